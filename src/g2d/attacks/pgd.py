@@ -1,0 +1,82 @@
+"""Projected gradient descent under the L-infinity norm, on one model or jointly on several.
+
+It proposes; whoever scores calls `project` again and judges with its own forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from g2d.errors import SettingsError
+
+Logits = Callable[[Tensor], Tensor]
+
+
+def project(
+    adversarial: Tensor, x: Tensor, eps: float, bounds: tuple[float, float] | None
+) -> Tensor:
+    """Clip to the L-infinity ball of radius `eps` around `x`, then to the data range."""
+    clipped = torch.minimum(torch.maximum(adversarial, x - eps), x + eps)
+    return clipped if bounds is None else clipped.clamp(*bounds)
+
+
+def pgd(
+    models: Logits | Sequence[Logits],
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    generator: torch.Generator,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    step_size: float | None = None,
+    batch: int = 500,
+) -> Tensor:
+    """Maximise the summed cross-entropy of `models` (Madry et al. 2018, equation 2.1).
+
+    Several models are attacked jointly: the ensemble attacker who holds every exposed generation.
+
+    Args:
+        models: one map from inputs (n, ...) to logits (n, classes), or several.
+        x: clean inputs, shape (n, ...). y: their labels, shape (n,).
+        eps: radius of the ball, in units of `x`.
+        steps: gradient steps, from a random start in the ball.
+        generator: source of the random start.
+        bounds: range of the data, or None where it has none.
+        step_size: units of `x` a step; default 2.5 · eps / steps, as in the paper.
+        batch: inputs at a time.
+
+    Returns:
+        Proposed inputs, shape of `x`, inside ball and range.
+
+    Raises:
+        SettingsError: eps is negative or larger than the data range, or no step is asked for.
+    """
+    if eps < 0 or (bounds is not None and eps > bounds[1] - bounds[0]):
+        raise SettingsError(f"eps must lie between 0 and the data range, not {eps}")
+    if steps < 1:
+        raise SettingsError(f"an attack takes at least one step, not {steps}")
+    ensemble = [models] if callable(models) else list(models)
+    size = 2.5 * eps / steps if step_size is None else step_size
+    parts = []
+    for clean, label in zip(x.split(batch), y.split(batch), strict=True):
+        noise = torch.rand(clean.shape, generator=generator, dtype=clean.dtype)
+        adversarial = project(clean + (2 * noise - 1) * eps, clean, eps, bounds)
+        for _ in range(steps):
+            adversarial.requires_grad_(True)
+            with torch.enable_grad():
+                loss = torch.stack(
+                    [
+                        F.cross_entropy(model(adversarial), label, reduction="sum")
+                        for model in ensemble
+                    ]
+                ).sum()
+            (gradient,) = torch.autograd.grad(loss, adversarial)
+            adversarial = adversarial.detach() + size * gradient.sign()
+            adversarial = project(adversarial, clean, eps, bounds)
+        parts.append(adversarial)
+    return torch.cat(parts) if parts else x.clone()

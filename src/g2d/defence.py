@@ -1,0 +1,503 @@
+"""A defended task from end to end: population, generator, generations; over one vault.
+
+This is the library's front door; the command line is a thin layer over it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from g2d.data import Split
+from g2d.engine import Engine, LocalEngine, SerialEngine
+from g2d.errors import G2DError, GenerationError, PopulationError, SettingsError, VaultError
+from g2d.generator import Exposure, GateResult, Generator, Reference, hidden_units, run_gates
+from g2d.population import (
+    TaskSource,
+    adopt_checkpoints,
+    build_population,
+    craft_pool,
+    resolve,
+    seed_of,
+    unpack_pool,
+)
+from g2d.rotation import Snapshot
+from g2d.settings import Settings, TaskSettings, build
+from g2d.tasks import Task, load_task
+from g2d.train import predict
+from g2d.vault import Vault
+from g2d.weights import check_state, digest, pack, unpack
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """An accepted generation: its number, its manifest and its parameters."""
+
+    number: int
+    manifest: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    task: Task
+
+    def model(self) -> nn.Module:
+        """Build the generation's model in evaluation mode, its parameters frozen."""
+        model = self.task.model(0)
+        model.load_state_dict(self.state)
+        return model.eval().requires_grad_(False)
+
+
+class Defence:
+    """One defended task over its vault. Use `build`, `create` or `open`; then `generate`.
+
+    A context manager: leaving it closes the vault. It is a `rotation.Source`, so `Rotor(defence)`
+    serves the live generation and rotates it.
+    """
+
+    def __init__(self, task: Task, source: TaskSource, vault: Vault, settings: Settings) -> None:
+        self.task, self.vault, self.settings = task, vault, settings
+        self._source = source
+        self._generator: Generator | None = None
+        self._chain = hidden_units(task)
+        self._model = task.model(0).eval().requires_grad_(False)
+        self._reference: Reference | None = None
+        self._exposures: dict[int, Exposure] = {}
+        self._states: dict[int, dict[str, Tensor]] = {}
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, task: Task | str, path: Path | str, settings: Settings | None = None
+    ) -> Defence:
+        """Make an empty vault for a task, or open the one that is there to go on with it.
+
+        Args:
+            task: a `Task`, a built-in name or `module:factory`.
+            settings: overrides; None takes the defaults that the task brings.
+
+        Raises:
+            TaskError, DataError, SettingsError: the task cannot be loaded.
+            VaultError: the folder holds something else, or a vault with other settings.
+        """
+        given = settings or Settings()
+        if isinstance(task, Task):
+            source: TaskSource = task
+            loaded = task
+            named = TaskSettings(name=task.name, eps=task.eps)
+        else:
+            named = TaskSettings(**(asdict(given.task) | {"name": task}))
+            source = (named.name, named.data, named.split_seed, named.eps)
+            loaded = resolve(source)
+        if settings is None:
+            tables = {key: dict(table) for key, table in loaded.settings.items()}
+            given = build(Settings, tables, f"settings of task {loaded.name!r}")
+        tables = {k: v for k, v in asdict(given).items() if k != "task"} | {"task": asdict(named)}
+        full = build(Settings, tables, "settings")
+        if Path(path).exists() and (Path(path) / "ledger.sqlite").exists():
+            vault = Vault.open(path, write=True)
+            there = Settings.from_toml(vault.settings_text, str(Path(path) / "task.toml"))
+            if settings is None:
+                full = there
+            elif (there.task, there.population) != (full.task, full.population):
+                vault.close()
+                raise VaultError(
+                    f"{path} was made with other task or population settings; use a new folder, "
+                    "or leave the settings out to go on with the vault's own"
+                )
+            vault.write_settings(full.to_toml())
+        else:
+            vault = Vault.create(path, full.to_toml())
+        return cls(loaded, source, vault, full)
+
+    @classmethod
+    def open(
+        cls, path: Path | str, task: Task | None = None, write: bool = True, data: str = ""
+    ) -> Defence:
+        """Open a vault; the task is loaded by the name that its settings give.
+
+        Args:
+            task: needed only if the vault was made from a `Task` object that has no name.
+            data: where the data lies now, if its folder has moved.
+        """
+        vault = Vault.open(path, write=write)
+        try:
+            settings = Settings.from_toml(vault.settings_text, str(Path(path) / "task.toml"))
+            s = settings.task
+            source: TaskSource = task or (s.name, data or s.data, s.split_seed, s.eps)
+            return cls(resolve(source), source, vault, settings)
+        except BaseException:
+            vault.close()
+            raise
+
+    @classmethod
+    def build(
+        cls,
+        task: Task | str,
+        path: Path | str,
+        settings: Settings | None = None,
+        engine: Engine | None = None,
+        progress: Progress = silent,
+    ) -> Defence:
+        """Make population and generator, or finish what an earlier run began; then open for use."""
+        defence = cls.create(task, path, settings)
+        try:
+            defence.populate(engine, progress)
+            defence.fit(progress)
+        except BaseException:
+            defence.close()
+            raise
+        return defence
+
+    def close(self) -> None:
+        """Close the vault."""
+        self.vault.close()
+
+    def __enter__(self) -> Defence:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- once: population and generator ----------------------------------------------------------
+
+    def populate(self, engine: Engine | None = None, progress: Progress = silent) -> None:
+        """Make the population, or what is missing of it. A local engine is used by default."""
+        settings = self.settings.population
+        if any(e.info.get("recipe") == "adopted" for e in self.vault.entries("member")):
+            return  # the user's own zoo is complete as it is
+        own = engine is None
+        engine = engine or default_engine(self._source, settings.workers)
+        try:
+            build_population(self._source, self.vault, settings, engine, progress)
+        finally:
+            if own:
+                engine.close()
+
+    def adopt(self, folder: Path | str, progress: Progress = silent) -> None:
+        """Take a folder of checkpoints that the user has as the population."""
+        if self.vault.entries("member"):
+            raise VaultError(f"{self.vault.path} has a population already; use a new folder")
+        adopt_checkpoints(self.task, self.vault, self.settings.population, Path(folder), progress)
+
+    def fit(self, progress: Progress = silent, again: bool = False) -> Generator:
+        """Fit the generator on the population, unless the vault holds it; expose the base.
+
+        Raises:
+            PopulationError: the vault has no population, or one of a single member.
+        """
+        entries = self.vault.entries("member")
+        if not entries:
+            raise PopulationError(
+                f"{self.vault.path} holds no population yet; run `g2d population` first"
+            )
+        identity = self._identity([e.files["weights"] for e in entries])
+        kept = self.vault.entry("generator")
+        if kept is None or again or kept.info.get("identity") != identity:
+            states = [unpack(self.vault.read(entry)) for entry in entries]
+            for entry, state in zip(entries, states, strict=True):
+                check_state(self._model.state_dict(), state, f"member {entry.index}")
+            generator = Generator.fit(
+                self.task,
+                states,
+                [int(entry.info["basin"]) for entry in entries],
+                self.settings.autoencoder,
+                self.settings.diffusion,
+                seed=seed_of(self.settings.population.seed, "fit"),
+                resistance=self._resistance(states) if len(entries) > 2 else None,
+                progress=progress,
+            )
+            self.vault.put(
+                "generator", 0, {"weights": generator.to_bytes()}, {"identity": identity}
+            )
+            self._generator = generator
+        self._expose_base()
+        return self.generator
+
+    @property
+    def generator(self) -> Generator:
+        """The fitted generator, read from the vault once."""
+        if self._generator is None:
+            entry = self.vault.entry("generator")
+            if entry is None:
+                raise VaultError(f"{self.vault.path} has no generator yet; run `g2d fit` first")
+            self._generator = Generator.from_bytes(self.vault.read(entry))
+        return self._generator
+
+    def _identity(self, digests: list[str]) -> str:
+        """What a generator depends on: members, settings of both fits, seed."""
+        what = {
+            "members": digests,
+            "autoencoder": asdict(self.settings.autoencoder),
+            "diffusion": asdict(self.settings.diffusion),
+            "seed": self.settings.population.seed,
+        }
+        return digest(json.dumps(what, sort_keys=True).encode())
+
+    def _resistance(self, states: list[dict[str, Tensor]]) -> Tensor:
+        """Error of member j on attacks crafted on member i, (K, K), on the train split."""
+        entries = self.vault.entries("member")
+        matrix = torch.zeros(len(states), len(states))
+        pools = [
+            unpack_pool(self.vault.read(entry, "attacks"), self.task.splits.train).take(
+                torch.arange(128) % int(entry.info.get("pool", 128))
+            )
+            for entry in entries
+        ]
+        x, y = torch.cat([p.x for p in pools]), torch.cat([p.y for p in pools])
+        for j, state in enumerate(states):
+            self._model.load_state_dict(state)
+            wrong = predict(self._model, x).argmax(1) != y
+            matrix[:, j] = wrong.float().view(len(pools), -1).mean(1)
+        return matrix
+
+    # --- generations -----------------------------------------------------------------------------
+
+    def _expose_base(self) -> None:
+        """Make the base generation 1: it is what has been deployed, so it is exposed first."""
+        if self.vault.live() is not None:
+            return
+        base = self.vault.entry("base")
+        assert base is not None, "a population has a base"
+        state = unpack(self.vault.read(base))
+        manifest = {"origin": "base", "gates": [], "exposed": [], "population": "", "generator": ""}
+        self._accept(state, manifest, seed_of(self.settings.population.seed, "base"), True)
+
+    def generate(
+        self,
+        count: int = 1,
+        *,
+        seed: int | None = None,
+        activate: bool = True,
+        progress: Progress = silent,
+        on_reject: Callable[[list[GateResult]], None] = lambda _: None,
+    ) -> list[Generation]:
+        """Make the next `count` generations; each joins the exposed set and is live in turn.
+
+        Args:
+            seed: for reproduction only. None draws 256 secret bits; the manifest holds their
+                commitment.
+            activate: False keeps a generation without making it live.
+            on_reject: called with the gate results of every rejected candidate.
+
+        Raises:
+            GenerationError: no candidate passed within `gates.attempts`; the live one stays.
+        """
+        made = []
+        for index in range(count):
+            secret = None if seed is None else seed_of(seed, "generation", self._issued())
+            made.append(
+                self._generate_one(
+                    secret,
+                    activate,
+                    on_reject,
+                    lambda done, total, i=index: progress(  # type: ignore[misc]
+                        "generating", i * total + done, count * total
+                    ),
+                )
+            )
+        return made
+
+    def _issued(self) -> int:
+        generations = self.vault.generations()
+        return generations[-1].number if generations else 0
+
+    def _generate_one(
+        self,
+        seed: int | None,
+        activate: bool,
+        on_reject: Callable[[list[GateResult]], None],
+        tick: Callable[[int, int], None],
+    ) -> Generation:
+        generator = self.generator
+        exposed = self.vault.exposures()
+        recent = [self.exposure(n) for n in self._remembered(exposed)]
+        closest: list[GateResult] = []
+        for attempt in range(self.settings.gates.attempts):
+            began, cpu = time.time(), time.process_time()
+            secret = secrets.token_bytes(32) if seed is None else seed.to_bytes(8, "big")
+            drawn = seed_of(secret, attempt)
+            source = torch.Generator().manual_seed(drawn)
+            v = generator.propose(self.task, recent, self.settings.guidance, source, tick)
+            state = generator.codec.decode(v)
+            results = self.judge(state, recent, exposed)
+            if all(result.passed for result in results):
+                manifest = {
+                    "origin": "generated",
+                    "gates": [asdict(result) for result in results],
+                    "exposed": [e.number for e in recent],
+                    "seed_commitment": hashlib.sha256(secret).hexdigest(),
+                    "attempt": attempt,
+                    "generator": self._digest_of("generator"),
+                    "began": began,
+                }
+                return self._accept(state, manifest, drawn, activate, cpu)
+            closest = results
+            on_reject(results)
+            reasons = [result.reason for result in results if not result.passed]
+            self.vault.reject({"attempt": attempt, "reasons": reasons, "at": began})
+        reasons_text = "; ".join(r.reason for r in closest if not r.passed)
+        raise GenerationError(
+            f"no candidate passed its gates in {self.settings.gates.attempts} attempts; the live "
+            f"generation stays. The last one failed because: {reasons_text}. Loosen [gates], or "
+            "raise polish_steps in [guidance]"
+        )
+
+    def _remembered(self, exposed: list[int]) -> list[int]:
+        memory = self.settings.guidance.memory
+        return exposed[len(exposed) - memory :] if len(exposed) > memory else exposed
+
+    def judge(
+        self, state: Mapping[str, Tensor], recent: list[Exposure], exposed: list[int]
+    ) -> list[GateResult]:
+        """Run every gate on a candidate's state dict."""
+        self._model.load_state_dict(state)
+        states = [self._state(number) for number in exposed]
+        return run_gates(
+            state, self._model, self.reference, recent, states, self._chain, self.settings.gates
+        )
+
+    @property
+    def reference(self) -> Reference:
+        """The base's correctness on the gate split."""
+        if self._reference is None:
+            split = self.task.splits.gate
+            base = self.vault.entry("base")
+            if base is None:
+                raise VaultError(f"{self.vault.path} has no base yet; run `g2d population` first")
+            self._model.load_state_dict(unpack(self.vault.read(base)))
+            correct = predict(self._model, split.x).argmax(1) == split.y
+            self._reference = Reference(split, correct, self.task.classes)
+        return self._reference
+
+    def _accept(
+        self,
+        state: Mapping[str, Tensor],
+        manifest: dict[str, Any],
+        seed: int,
+        activate: bool,
+        cpu: float | None = None,
+    ) -> Generation:
+        """Craft the generation's attacks, once, and commit weights, attacks and manifest."""
+        self._model.load_state_dict(state)
+        s, splits = self.settings, self.task.splits
+        own = seed_of(seed, "attacks")
+        guide, gi = craft_pool(
+            self.task, self._model, splits.guide, s.guidance.pool, s.guidance.pool_steps, own
+        )
+        gate, ki = craft_pool(
+            self.task, self._model, splits.gate, s.gates.pool, s.gates.pool_steps, own + 1
+        )
+        attacks = pack(
+            {"guide": guide.half(), "guide_index": gi, "gate": gate.half(), "gate_index": ki}
+        )
+        files = {"weights": pack(state), "attacks": attacks}
+        manifest = manifest | {
+            "task": self.task.name,
+            "population": self._population_digest(),
+            "settings": digest(self.settings.to_toml().encode()),
+        }
+        if cpu is not None:
+            manifest["cpu_seconds"] = round(time.process_time() - cpu, 3)
+        record = self.vault.accept(files, manifest, activate=activate)
+        return Generation(record.number, record.manifest, dict(state), self.task)
+
+    def _digest_of(self, kind: str) -> str:
+        entry = self.vault.entry(kind)
+        return entry.files["weights"] if entry else ""
+
+    def _population_digest(self) -> str:
+        digests = [entry.files["weights"] for entry in self.vault.entries("member")]
+        return digest("".join(digests).encode())
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def generation(self, number: int | None = None) -> Generation:
+        """Read a generation, the live one by default; its digest is verified."""
+        number = self.vault.live() if number is None else number
+        if number is None:
+            raise VaultError(f"{self.vault.path} has no generation yet; run `g2d fit` first")
+        record = self.vault.generation(number)
+        return Generation(number, record.manifest, self._state(number), self.task)
+
+    def _state(self, number: int) -> dict[str, Tensor]:
+        if number not in self._states:
+            self._states[number] = unpack(self.vault.read_generation(number))
+        return self._states[number]
+
+    def exposure(self, number: int) -> Exposure:
+        """Read an exposed generation with the attacks crafted on it."""
+        if number not in self._exposures:
+            pool = unpack(self.vault.read_generation(number, "attacks"), "attacks")
+            splits, dtype = self.task.splits, self.task.splits.guide.x.dtype
+            clean = splits.gate.take(pool["gate_index"])
+            self._exposures[number] = Exposure(
+                number,
+                self.generator.codec.encode(self._state(number)),
+                Split(pool["guide"].to(dtype), splits.guide.y[pool["guide_index"]]),
+                Split(pool["gate"].to(dtype), clean.y),
+                clean,
+            )
+            for old in sorted(self._exposures)[: -self.settings.guidance.memory or None]:
+                del self._exposures[old]
+        return self._exposures[number]
+
+    # --- rotation.Source -------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The live generation as an immutable snapshot."""
+        live = self.generation()
+        return Snapshot(live.number, _Inference(live.model()))
+
+    def advance(self) -> Snapshot:
+        """Make the next generation live and return its snapshot."""
+        (made,) = self.generate(1)
+        return Snapshot(made.number, _Inference(made.model()))
+
+
+class _Inference:
+    """A frozen model as a function without gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._model(x)
+
+
+def default_engine(source: TaskSource, workers: int) -> Engine:
+    """Worker processes where the task can travel to them, this process where it cannot."""
+    if isinstance(source, Task):
+        import pickle
+
+        try:
+            pickle.dumps(source.factory)
+            pickle.dumps((source.loss, source.augment))
+        except (pickle.PicklingError, AttributeError, TypeError):
+            return SerialEngine()
+        if getattr(source.factory, "__module__", "") == "__main__":
+            return SerialEngine()
+    return LocalEngine(workers)
+
+
+__all__ = ["Defence", "G2DError", "Generation", "SettingsError", "load_task"]

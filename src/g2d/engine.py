@@ -1,0 +1,113 @@
+"""Where jobs run: local worker processes (one thread each), or in this very process.
+
+An engine maps a picklable function over payloads and yields results as they finish. A cluster
+engine fits behind the same two methods. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, Protocol
+
+from g2d.errors import PopulationError
+
+Work = Callable[[Any], Any]
+
+
+class Engine(Protocol):
+    """Runs independent jobs; results come back in any order with their job's position."""
+
+    def run(self, work: Work, payloads: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield `(position, work(payload))` as jobs finish."""
+        ...
+
+    def close(self) -> None:
+        """Stop every worker now; jobs that are running are lost."""
+        ...
+
+
+class SerialEngine:
+    """Runs jobs one after the other in this process."""
+
+    def run(self, work: Work, payloads: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield `(position, work(payload))` in order."""
+        for position, payload in enumerate(payloads):
+            yield position, work(payload)
+
+    def close(self) -> None:
+        """Do nothing: there is no worker."""
+
+    def __enter__(self) -> SerialEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LocalEngine:
+    """Worker processes on this machine, one torch thread each.
+
+    Workers ignore Ctrl-C (the parent decides) and end by themselves within a second when the parent
+    has gone, whatever killed it.
+    """
+
+    def __init__(self, workers: int = 0) -> None:
+        count = workers or len(os.sched_getaffinity(0))
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(count, context, _start_worker, (os.getpid(),))
+
+    def run(self, work: Work, payloads: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield `(position, work(payload))` as jobs finish.
+
+        Raises:
+            PopulationError: a worker process died (killed, or out of memory).
+        """
+        futures = {self._pool.submit(work, payload): i for i, payload in enumerate(payloads)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise PopulationError(
+                "a worker process died (killed, or out of memory). What is complete is kept: run "
+                "the same command again, with fewer --workers if memory is short"
+            ) from error
+
+    def close(self) -> None:
+        """Kill the workers; jobs that are running are lost."""
+        processes = list((self._pool._processes or {}).values())
+        for process in processes:
+            process.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _start_worker(parent: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,47 @@
+"""What users can do wrong, and what the outside world can do to them: one root, no torch.
+
+Every message says what was given, what was expected and what to do. `assert` is for our own bugs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class G2DError(Exception):
+    """Root of every error that a user can cause or has to act on."""
+
+
+class SettingsError(G2DError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class DataError(G2DError):
+    """A data folder, file, shape or label is not what the task needs."""
+
+
+class TaskError(G2DError):
+    """A task cannot be found or does not fit its own data."""
+
+
+class CheckpointError(G2DError):
+    """A checkpoint is corrupt, foreign, of another architecture or not finite."""
+
+
+class PopulationError(G2DError):
+    """A population is too small or its members cannot be connected."""
+
+
+class GenerationError(G2DError):
+    """No candidate passed the gates; the live generation stays as it is."""
+
+
+class VaultError(G2DError):
+    """A vault cannot be opened, read or written; nothing was changed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {found[0]!r}?" if found else ""

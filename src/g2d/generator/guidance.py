@@ -1,0 +1,178 @@
+"""Repelling guidance: what moves a sample away from the attacks that exposed generations invite.
+
+During the last steps of the reverse process, on the finished latent, and at the end in full weight
+space, a candidate descends (DESIGN section 2)
+
+    CE(theta_gen on clean data) + mu * CE(theta_gen on stale attacks of the last W exposures)
+
+on the guide split alone. Attacks are crafted once, when a generation is accepted, and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from g2d.data import Split
+from g2d.generator.autoencoder import WeightAutoencoder
+from g2d.generator.diffusion import LatentDiffusion
+from g2d.settings import GuidanceSettings
+from g2d.tasks import Task
+from g2d.train import Batches, schedule
+from g2d.weights import Codec
+
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """A generation that has been live: its number, its vector (P,), its attacks on two splits."""
+
+    number: int
+    v: Tensor
+    guide: Split
+    gate: Split
+    gate_clean: Split
+
+
+class Repulsion:
+    """The guidance objective as a function of v, drawing fresh batches each call.
+
+    Attacks are drawn from exposures in proportion to softmax(running loss / temperature): what
+    still hurts is seen most.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        codec: Codec,
+        exposures: Sequence[Exposure],
+        settings: GuidanceSettings,
+        generator: torch.Generator,
+    ) -> None:
+        self.task, self.codec, self.settings = task, codec, settings
+        self.generator = generator
+        self.model: nn.Module = task.model(0).eval()
+        self.clean = Batches(task, task.splits.guide, settings.batch, generator)
+        recent = exposures[len(exposures) - settings.memory :] if settings.memory else ()
+        recent = recent if len(exposures) > settings.memory else exposures[: settings.memory]
+        self.pools = [e.guide for e in recent]
+        self.running = torch.full((len(self.pools),), 2.0)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """The objective at v (P,), differentiable."""
+        x, y = self.clean.draw()
+        if not self.pools or self.settings.mu == 0:
+            return self.task.loss(self._logits(v, x), y)
+        attacks, labels, of = self._draw_attacks()
+        logits = self._logits(v, torch.cat([x, attacks]))
+        clean = self.task.loss(logits[: len(x)], y)
+        stale = nn.functional.cross_entropy(logits[len(x) :], labels, reduction="none")
+        self._remember(stale.detach(), of)
+        return clean + self.settings.mu * stale.mean()
+
+    def _logits(self, v: Tensor, x: Tensor) -> Tensor:
+        return functional_call(self.model, self.codec.tensors(v), (x,))
+
+    def _draw_attacks(self) -> tuple[Tensor, Tensor, Tensor]:
+        share = torch.softmax(self.running / self.settings.temperature, 0)
+        count = self.settings.batch
+        of = torch.multinomial(share, count, replacement=True, generator=self.generator)
+        rank = torch.rand(count, generator=self.generator)
+        sizes = torch.tensor([len(pool) for pool in self.pools])
+        at = (rank * sizes[of]).long()
+        x = torch.stack([self.pools[e].x[i] for e, i in zip(of.tolist(), at.tolist(), strict=True)])
+        y = torch.stack([self.pools[e].y[i] for e, i in zip(of.tolist(), at.tolist(), strict=True)])
+        return x, y, of
+
+    def _remember(self, losses: Tensor, of: Tensor) -> None:
+        count = torch.bincount(of, minlength=len(self.running))
+        total = torch.zeros_like(self.running).index_add_(0, of, losses.float())
+        seen = count > 0
+        self.running[seen] = 0.8 * self.running[seen] + 0.2 * total[seen] / count[seen]
+
+
+def guided_sample(
+    autoencoder: WeightAutoencoder,
+    diffusion: LatentDiffusion,
+    objective: Repulsion,
+    generator: torch.Generator,
+    condition: Tensor | None = None,
+    tick: Tick = lambda *_: None,
+) -> Tensor:
+    """Draw one candidate: guided reverse process, guided latent, polish. Returns v, shape (P,)."""
+    s = objective.settings
+    total = s.reverse_steps + s.latent_steps + s.polish_steps
+    z = guided_reverse(autoencoder, diffusion, objective, generator, condition)
+    tick(s.reverse_steps, total)
+    z = guided_latent(autoencoder, objective, z)
+    tick(s.reverse_steps + s.latent_steps, total)
+    with torch.no_grad():
+        v = autoencoder.decode(z)
+    v = polish(objective, v)
+    tick(total, total)
+    return v
+
+
+def guided_reverse(
+    autoencoder: WeightAutoencoder,
+    diffusion: LatentDiffusion,
+    objective: Repulsion,
+    generator: torch.Generator,
+    condition: Tensor | None = None,
+) -> Tensor:
+    """The reverse process, its last `reverse_steps` steps guided through z_0's estimate.
+
+    A guided step moves z_t against the gradient of objective(f_dec(z_0(z_t))), scaled to the size
+    of the noise that the step removes, so that it cannot outrun the process.
+    """
+    s = objective.settings
+    steps = list(diffusion.reverse())
+    z_t = diffusion.start(1, generator)
+    for position, (t, before) in enumerate(steps):
+        guided = len(steps) - position <= s.reverse_steps
+        with torch.enable_grad():
+            z_in = z_t.detach().requires_grad_(guided)
+            epsilon = diffusion.epsilon(z_in, t, condition, 1.0)
+            z_0 = diffusion.clip(diffusion.noise.estimate(z_in, torch.tensor(t), epsilon))
+            if guided:
+                loss = objective(autoencoder.decode(z_0[0]))
+                (gradient,) = torch.autograd.grad(loss, z_in)
+        z_0 = z_0.detach()
+        if guided:
+            width = s.latent_rate * z_0.shape[-1] ** 0.5
+            z_0 = z_0 - width * gradient / gradient.norm().clamp_min(1e-12)
+        z_t = diffusion.step(z_t, z_0, t, before, generator)
+    return z_t[0].detach()
+
+
+def guided_latent(autoencoder: WeightAutoencoder, objective: Repulsion, z: Tensor) -> Tensor:
+    """Adam steps on a finished latent (d,), with a weak pull to the latent prior."""
+    s = objective.settings
+    z = z.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([z], s.latent_rate)
+    for _ in range(s.latent_steps):
+        with torch.enable_grad():
+            loss = objective(autoencoder.decode(z)) + s.prior * z.square().sum()
+        (z.grad,) = torch.autograd.grad(loss, z)
+        optimizer.step()
+    return z.detach()
+
+
+def polish(objective: Repulsion, v: Tensor) -> Tensor:
+    """Adam steps in full weight space from v (P,), their rate decayed linearly to zero."""
+    s = objective.settings
+    v = v.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([v], s.polish_rate)
+    for step in range(s.polish_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = s.polish_rate * schedule(step, s.polish_steps, 10)
+        with torch.enable_grad():
+            loss = objective(v)
+        (v.grad,) = torch.autograd.grad(loss, v)
+        optimizer.step()
+    return v.detach()

@@ -1,0 +1,315 @@
+"""The population of checkpoints: fork, diversify, resume; or adopt a zoo that the user has.
+
+A member is trained by a pure function of its job, so that any engine may run it and the same seed
+gives the same bytes whatever the number of workers. Members are made in waves: a `repelled` member
+trains on attacks crafted on random members of *earlier* waves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from g2d.attacks import pgd
+from g2d.data import Split
+from g2d.engine import Engine
+from g2d.errors import CheckpointError, PopulationError, VaultError
+from g2d.settings import PopulationSettings
+from g2d.tasks import Task, load_task
+from g2d.train import Batches, accuracy, clean_step, repelled_step, train
+from g2d.vault import Entry, Vault
+from g2d.weights import check_state, load_checkpoint, pack, unpack
+
+Progress = Callable[[str, int, int], None]
+TaskSource = Task | tuple[str, str, int, float]
+
+_WAVE = 6  # members a wave where there are fewer basins: enough to keep several workers busy
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one training needs; picklable."""
+
+    task: TaskSource
+    kind: str  # "base", "early" or "member"
+    index: int
+    basin: int
+    recipe: str
+    settings: PopulationSettings
+    start: bytes | None
+    pools: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished checkpoint: weights and attacks as safetensors bytes, and what was measured."""
+
+    weights: bytes
+    attacks: bytes
+    info: Mapping[str, Any]
+
+
+def resolve(source: TaskSource) -> Task:
+    """Return the task itself, loading it once per process where it is given by name."""
+    if isinstance(source, Task):
+        return source
+    if source not in _LOADED:
+        _LOADED.clear()
+        name, data, seed, eps = source
+        _LOADED[source] = load_task(name, data, seed, eps)
+    return _LOADED[source]
+
+
+_LOADED: dict[tuple[str, str, int, float], Task] = {}
+
+
+def seed_of(*parts: object) -> int:
+    """Derive an independent 63-bit seed from names and numbers."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def craft_pool(
+    task: Task, model: Callable[[Tensor], Tensor], split: Split, size: int, steps: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Craft attacks on one model from `size` random examples of a split.
+
+    Returns:
+        attacks of shape (size, ...) and the indices into the split that they were made from.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(len(split), generator=generator)[:size]
+    x, y = split.x[index], split.y[index]
+    attacks = pgd(model, x, y, eps=task.eps, steps=steps, generator=generator, bounds=task.bounds)
+    return attacks, index
+
+
+def pack_pool(attacks: Tensor, index: Tensor) -> bytes:
+    """Serialise a pool; half precision moves an input by at most 2^-12 of the unit range."""
+    return pack({"x": attacks.half(), "index": index})
+
+
+def unpack_pool(data: bytes, split: Split) -> Split:
+    """Read a pool back; labels come from the split that it was crafted on."""
+    pool = unpack(data, "attack pool")
+    return Split(pool["x"].to(split.x.dtype), split.y[pool["index"]])
+
+
+def run_job(job: Job) -> Trained:
+    """Train one checkpoint and craft its attacks; runs in a worker, a pure function of its job."""
+    task, s = resolve(job.task), job.settings
+    seed = seed_of(s.seed, job.kind, job.index)
+    model = task.model(seed)
+    if job.start is not None:
+        model.load_state_dict(unpack(job.start))
+    generator = torch.Generator().manual_seed(seed)
+    batches = Batches(task, task.splits.train, s.batch, generator)
+    pools = [unpack_pool(pool, task.splits.train) for pool in job.pools]
+    steps = {"base": s.base_steps, "early": s.early_steps}.get(job.kind, s.fork_steps)
+    if job.recipe == "seeds":
+        steps = s.base_steps
+    step = repelled_step(task, batches, pools) if pools else clean_step(task, batches)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
+        train(model, step, steps=steps, rate=s.rate)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    info = {
+        "index": job.index,
+        "basin": job.basin,
+        "recipe": job.recipe,
+        "accuracy": accuracy(model, task.splits.gate),
+    }
+    if job.kind == "early":
+        return Trained(pack(model.state_dict()), b"", info)
+    attacks, index = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
+    return Trained(pack(model.state_dict()), pack_pool(attacks, index), info)
+
+
+def build_population(
+    source: TaskSource,
+    vault: Vault,
+    settings: PopulationSettings,
+    engine: Engine,
+    progress: Progress = lambda *_: None,
+) -> list[Entry]:
+    """Make, or finish, the population of a vault; members that are complete are kept.
+
+    Raises:
+        PopulationError: training diverged or a worker died.
+        VaultError: the vault holds members that other settings made, or cannot be written.
+    """
+    builder = _Builder(source, vault, settings, engine, progress)
+    builder.check_settings()
+    builder.base_and_basins()
+    for first in range(0, settings.members, builder.wave):
+        builder.members(range(first, min(first + builder.wave, settings.members)))
+    return vault.entries("member")[: settings.members]
+
+
+class _Builder:
+    """The state of one population run."""
+
+    def __init__(
+        self,
+        source: TaskSource,
+        vault: Vault,
+        settings: PopulationSettings,
+        engine: Engine,
+        progress: Progress,
+    ) -> None:
+        self.source, self.vault, self.settings = source, vault, settings
+        self.engine, self.progress = engine, progress
+        self.wave = max(settings.basins, _WAVE)
+        self.fingerprint = _fingerprint(settings)
+
+    def check_settings(self) -> None:
+        for kind in ("base", "member"):
+            for entry in self.vault.entries(kind)[:1]:
+                if entry.info.get("settings") != self.fingerprint:
+                    raise VaultError(
+                        f"{self.vault.path} holds a population made with other settings "
+                        "(recipe, seed or training length); use a new folder, or the old settings"
+                    )
+
+    def base_and_basins(self) -> None:
+        forked = self.settings.recipe != "seeds"
+        jobs = [] if self.vault.entry("base") else [self._job("base", 0, 0)]
+        have = {entry.index for entry in self.vault.entries("early")}
+        if forked:
+            missing = set(range(self.settings.basins)) - have
+            jobs += [self._job("early", b, b) for b in sorted(missing)]
+        self._run(jobs, "early checkpoints", 1 + forked * self.settings.basins)
+
+    def members(self, indices: range) -> None:
+        have = {entry.index for entry in self.vault.entries("member")}
+        jobs = [self._job("member", k, k % self.settings.basins) for k in indices if k not in have]
+        self._run(jobs, "population", self.settings.members)
+
+    def _job(self, kind: str, index: int, basin: int) -> Job:
+        recipe = self.settings.recipe if kind == "member" else "seeds"
+        start: bytes | None = None
+        pools: tuple[bytes, ...] = ()
+        if kind == "member" and recipe != "seeds":
+            early = self.vault.entry("early", basin)
+            assert early is not None, "basins are made before members"
+            start = self.vault.read(early)
+        if kind == "member" and recipe == "repelled":
+            pools = self._pools(index)
+        if kind != "member":
+            recipe = kind
+        return Job(self.source, kind, index, basin, recipe, self.settings, start, pools)
+
+    def _pools(self, index: int) -> tuple[bytes, ...]:
+        """Attacks of random members of earlier waves; the base's always among them."""
+        earlier = index - index % self.wave
+        generator = torch.Generator().manual_seed(seed_of(self.settings.seed, "sources", index))
+        chosen = torch.randperm(earlier, generator=generator)[: max(0, self.settings.sources - 1)]
+        entries = [self.vault.entry("base"), *(self.vault.entry("member", int(i)) for i in chosen)]
+        return tuple(self.vault.read(entry, "attacks") for entry in entries if entry is not None)
+
+    def _run(self, jobs: Sequence[Job], stage: str, total: int) -> None:
+        done = total - len(jobs) if stage != "population" else len(self.vault.entries("member"))
+        self.progress(stage, done, total)
+        for position, trained in self.engine.run(run_job, jobs):
+            job = jobs[position]
+            files = {"weights": trained.weights}
+            if trained.attacks:
+                files["attacks"] = trained.attacks
+            info = dict(trained.info) | {"settings": self.fingerprint}
+            self.vault.put(job.kind, job.index, files, info)
+            done += 1
+            self.progress(stage, done, total)
+
+
+def _fingerprint(settings: PopulationSettings) -> str:
+    """What members depend on; the number of members and of workers may change later."""
+    fields = {k: v for k, v in asdict(settings).items() if k not in ("members", "workers")}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def adopt_checkpoints(
+    task: Task, vault: Vault, settings: PopulationSettings, folder: Path, progress: Progress
+) -> list[Entry]:
+    """Adopt a folder of checkpoints (.safetensors, .pt, .pth) as the population.
+
+    The checkpoint that is most accurate on the guide split becomes the base. Members share a basin
+    if the midpoint of their parameters keeps the accuracy (linear mode connectivity).
+
+    Raises:
+        PopulationError: fewer than two checkpoints; CheckpointError: one does not fit the model.
+    """
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".pt", ".pth"))
+    if len(files) < 2:
+        raise PopulationError(
+            f"{folder} holds {len(files)} checkpoint(s) (.safetensors, .pt, .pth); a population "
+            "needs at least two"
+        )
+    model = task.model(0).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    reference = model.state_dict()
+    reference = {name: tensor.clone() for name, tensor in reference.items()}
+    states: list[dict[str, Tensor]] = []
+    for path in files:
+        state = load_checkpoint(path)
+        check_state(reference, state, path.name)
+        states.append({n: state[n].to(t.dtype) for n, t in reference.items()})
+    scores = [_score(task, model, state) for state in states]
+    basins = _basins(task, model, states, scores)
+    best = max(range(len(files)), key=lambda i: scores[i])
+    for index in [best, *range(len(files))]:
+        kind = "base" if index == best and vault.entry("base") is None else "member"
+        model.load_state_dict(states[index])
+        seed = seed_of(settings.seed, "adopt", index)
+        pool = craft_pool(task, model, task.splits.train, settings.pool, settings.pool_steps, seed)
+        info = {
+            "index": index,
+            "basin": basins[index],
+            "recipe": "adopted",
+            "file": files[index].name,
+            "accuracy": accuracy(model, task.splits.gate),
+            "settings": "adopted",
+        }
+        weights = pack(model.state_dict())
+        number = 0 if kind == "base" else index
+        vault.put(kind, number, {"weights": weights, "attacks": pack_pool(*pool)}, info)
+        if kind == "member":
+            progress("adopting checkpoints", index + 1, len(files))
+    return vault.entries("member")
+
+
+def _score(task: Task, model: torch.nn.Module, state: Mapping[str, Tensor]) -> float:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"a checkpoint does not fit the model: {error}") from error
+    return accuracy(model, task.splits.guide)
+
+
+def _basins(
+    task: Task, model: torch.nn.Module, states: Sequence[Mapping[str, Tensor]], scores: list[float]
+) -> list[int]:
+    """Assign each state to the first basin whose founder it is linearly connected to."""
+    founders: list[int] = []
+    basins = []
+    for index, state in enumerate(states):
+        for basin, founder in enumerate(founders):
+            middle = {
+                n: (t + states[founder][n]) / 2 if t.is_floating_point() else t
+                for n, t in state.items()
+            }
+            barrier = min(scores[index], scores[founder]) - _score(task, model, middle)
+            if barrier <= 0.05:  # forks lose under a point, independent seeds 35 to 70 points
+                basins.append(basin)
+                break
+        else:
+            basins.append(len(founders))
+            founders.append(index)
+    return basins

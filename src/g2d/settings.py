@@ -1,0 +1,265 @@
+"""Every setting of a defence: frozen dataclasses, read from and written to one TOML file.
+
+An unknown key is an error that suggests the nearest name; a value out of range says what its range
+is. Knows no torch, so that the command line can read and check settings at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from g2d.errors import SettingsError, nearest
+
+T = TypeVar("T")
+
+
+def within(low: float, high: float, default: Any, doc: str) -> Any:
+    """Declare a numeric field with its closed range `[low, high]` and its one-line meaning."""
+    return field(default=default, metadata={"range": (low, high), "doc": doc})
+
+
+def one_of(choices: tuple[str, ...], default: str, doc: str) -> Any:
+    """Declare a text field that takes one of `choices`."""
+    return field(default=default, metadata={"choices": choices, "doc": doc})
+
+
+def free(default: Any, doc: str) -> Any:
+    """Declare a field that any value of its type suits."""
+    return field(default=default, metadata={"doc": doc})
+
+
+class Checked:
+    """A frozen dataclass that checks its own fields against their declared type and range."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            object.__setattr__(self, item.name, _checked(item, hints[item.name], value))
+
+
+@dataclass(frozen=True)
+class TaskSettings(Checked):
+    """What is defended: a built-in task or `module:factory`, its data and its attack budget."""
+
+    name: str = free("digits", "digits, mnist, cifar10 or your own 'module:factory'")
+    data: str = free("", "folder that holds the data (mnist, cifar10)")
+    eps: float = within(0.0, 1e6, 0.0, "attack budget, L-infinity norm; 0: the task's own")
+    split_seed: int = within(0, 2**31 - 1, 0, "seed of the train/guide/gate split")
+
+
+@dataclass(frozen=True)
+class PopulationSettings(Checked):
+    """How the population of checkpoints is made."""
+
+    recipe: str = one_of(("repelled", "forks", "seeds"), "repelled", "how members are trained")
+    members: int = within(2, 100_000, 48, "number of checkpoints")
+    basins: int = within(1, 1000, 6, "independent early checkpoints that members are forked from")
+    base_steps: int = within(1, 10**7, 3500, "optimiser steps of the base, the model to defend")
+    early_steps: int = within(1, 10**7, 1000, "optimiser steps of a basin's early checkpoint")
+    fork_steps: int = within(1, 10**7, 1600, "optimiser steps of a fork")
+    harden: float = within(
+        0.0, 1.0, 0.5, "FGSM budget of repelled forks, as a share of eps; 0: off"
+    )
+    batch: int = within(1, 10**6, 128, "examples a step (as many again of attacks, if repelled)")
+    rate: float = within(1e-8, 10.0, 3e-3, "Adam's peak learning rate; warm-up, then linear decay")
+    sources: int = within(0, 1000, 8, "earlier members whose attacks a repelled fork trains on")
+    pool: int = within(1, 10**7, 3000, "attacks crafted on each member")
+    pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
+    workers: int = within(0, 1024, 0, "worker processes, one thread each; 0: one per core")
+    seed: int = within(0, 2**31 - 1, 0, "seed of everything the population draws")
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings(Checked):
+    """The weight autoencoder (DESIGN section 2)."""
+
+    scope: tuple[str, ...] = free((), "name patterns of the tensors in scope; empty: all")
+    align: bool = free(False, "permute hidden units onto the first member before fitting")
+    latent: int = within(0, 100_000, 0, "latent dimensions; 0: one per direction of the population")
+    width: int = within(1, 65_536, 256, "hidden width of encoder and decoder")
+    sigma: float = within(0.0, 100.0, 0.1, "std of the noise on V, in units of a basin's spread")
+    rho: float = within(0.0, 100.0, 0.3, "std of the noise on Z (standardised latents)")
+    mixture: float = within(0.0, 100.0, 1.0, "width of basin mixtures to train on; 0: members only")
+    behaviour: float = within(0.0, 1e6, 1.0, "weight of the behavioural term")
+    steps: int = within(0, 10**7, 1500, "optimiser steps")
+    behaviour_every: int = within(1, 10**6, 5, "every how many steps the behavioural term is used")
+    batch: int = within(1, 10**6, 64, "members a step")
+    rate: float = within(1e-8, 10.0, 1e-3, "Adam's learning rate")
+
+
+@dataclass(frozen=True)
+class DiffusionSettings(Checked):
+    """The latent diffusion model (Ho et al. 2020; DESIGN section 2)."""
+
+    timesteps: int = within(2, 100_000, 1000, "T of the forward process")
+    schedule: str = one_of(("cosine", "linear"), "cosine", "shape of beta_t")
+    width: int = within(1, 65_536, 128, "hidden width of the denoiser")
+    depth: int = within(1, 64, 3, "residual blocks of the denoiser")
+    steps: int = within(1, 10**7, 4000, "optimiser steps")
+    batch: int = within(1, 10**6, 128, "latents a step")
+    rate: float = within(1e-8, 10.0, 1e-3, "Adam's peak learning rate")
+    ema: float = within(0.0, 0.999999, 0.999, "decay of the moving average of the weights")
+    distance: float = within(0.0, 1e6, 0.0, "lambda of the distance regulariser; 0: plain DDPM")
+    margin: float = within(0.0, 1e6, 1.0, "the regulariser's bound on relative L1 distance")
+    reference: str = one_of(("base", "exposed"), "base", "what the regulariser moves away from")
+    sampler: str = one_of(("ddim", "ddpm"), "ddim", "reverse process")
+    sampler_steps: int = within(1, 100_000, 25, "steps of the DDIM sampler")
+
+
+@dataclass(frozen=True)
+class GuidanceSettings(Checked):
+    """Repelling guidance: during the reverse process, after it, and in full weight space."""
+
+    memory: int = within(0, 1000, 16, "W: how many last exposed generations are repelled")
+    conditioned: bool = free(False, "condition the denoiser on the exposed set (amortised)")
+    pool: int = within(1, 10**7, 1500, "attacks crafted on each accepted generation")
+    pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
+    mu: float = within(0.0, 1e4, 2.0, "weight of the stale-attack term")
+    temperature: float = within(1e-3, 1e4, 0.5, "softmax temperature over exposures' losses")
+    batch: int = within(1, 10**6, 128, "clean examples a step, and as many attacks")
+    reverse_steps: int = within(0, 10_000, 5, "guided steps inside the reverse process")
+    latent_steps: int = within(0, 100_000, 40, "guided steps on the finished latent")
+    latent_rate: float = within(1e-8, 100.0, 0.15, "Adam's learning rate of the latent steps")
+    prior: float = within(0.0, 1e6, 1e-3, "weight of the pull back to the latent's start")
+    polish_steps: int = within(0, 10**6, 150, "Adam steps in full weight space")
+    polish_rate: float = within(1e-8, 10.0, 3e-3, "their peak learning rate, decayed to zero")
+
+
+@dataclass(frozen=True)
+class GateSettings(Checked):
+    """What a candidate must pass, all on the gate split (DESIGN section 3)."""
+
+    accuracy_drop: float = within(0.0, 1.0, 0.01, "accuracy that may be lost against the base")
+    class_drop: float = within(0.0, 1.0, 0.05, "accuracy that any one class may lose")
+    confidence: float = within(0.5, 0.9999, 0.95, "confidence of the accuracy bound")
+    distance: float = within(0.0, 1e6, 0.02, "least aligned relative L1 to each exposed generation")
+    stale_asr: float = within(0.0, 1.0, 0.5, "largest stale ASR of any remembered exposure")
+    pool: int = within(1, 10**6, 256, "gate-split attacks kept for each exposure")
+    pool_steps: int = within(1, 1000, 10, "PGD steps of those attacks")
+    attempts: int = within(1, 1000, 4, "candidates tried before generation is given up")
+
+
+@dataclass(frozen=True)
+class Settings(Checked):
+    """All settings of one vault."""
+
+    task: TaskSettings = field(default_factory=TaskSettings)
+    population: PopulationSettings = field(default_factory=PopulationSettings)
+    autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    gates: GateSettings = field(default_factory=GateSettings)
+
+    @classmethod
+    def from_toml(cls, text: str, where: str = "settings") -> Settings:
+        """Read settings from TOML text; `where` names the source in errors."""
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f"{where} is not valid TOML: {error}") from error
+        return build(cls, table, where)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Settings:
+        """Read settings from a TOML file."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read the settings file {path}: {error}") from error
+        return cls.from_toml(text, str(path))
+
+    def to_toml(self) -> str:
+        """Write every setting, so that `from_toml(s.to_toml()) == s`."""
+        lines: list[str] = []
+        for section in dataclasses.fields(self):
+            lines.append(f"[{section.name}]")
+            part = getattr(self, section.name)
+            for item in dataclasses.fields(part):
+                lines.append(f"{item.name} = {_toml(getattr(part, item.name))}")
+            lines.append("")
+        return "\n".join(lines)
+
+    def override(self, **changes: Any) -> Settings:
+        """Return a copy with `section__name=value` replaced; `None` values are left alone."""
+        tables: dict[str, dict[str, Any]] = {}
+        for key, value in changes.items():
+            if value is None:
+                continue
+            section, _, name = key.partition("__")
+            tables.setdefault(section, {})[name] = value
+        merged = _as_tables(self)
+        for section, table in tables.items():
+            merged.setdefault(section, {}).update(table)
+        return build(Settings, merged, "command line")
+
+
+def build(kind: type[T], table: dict[str, Any], where: str) -> T:
+    """Build a dataclass from a table, recursing into sections.
+
+    Raises:
+        SettingsError: a key is unknown (the nearest name is suggested) or a value does not fit.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise SettingsError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise SettingsError(f"{where}: {key!r} is a section, write [{key}]")
+            values[key] = build(hints[key], value, f"{where} [{key}]")
+        else:
+            values[key] = value
+    try:
+        return kind(**values)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from None
+
+
+def _checked(item: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
+    """Return `value` in the field's type; a TOML integer suits a float field, a list a tuple."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        value = tuple(value)
+        if not all(isinstance(part, str) for part in value):
+            raise SettingsError(f"{item.name} must be a list of texts, not {value!r}")
+    expected = typing.get_origin(kind) or kind
+    wrong_bool = isinstance(value, bool) and expected is not bool
+    if isinstance(expected, types.UnionType) or not isinstance(value, expected) or wrong_bool:
+        name = getattr(expected, "__name__", str(expected))
+        raise SettingsError(f"{item.name} must be {name}, not {value!r}")
+    if "range" in item.metadata:
+        low, high = item.metadata["range"]
+        if not low <= value <= high:
+            raise SettingsError(f"{item.name} must lie in [{low:g}, {high:g}], not {value!r}")
+    choices = item.metadata.get("choices")
+    if choices and value not in choices:
+        raise SettingsError(
+            f"{item.name} must be one of {', '.join(choices)}, not {value!r}."
+            + nearest(value, choices)
+        )
+    return value
+
+
+def _as_tables(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {name: dict(table) for name, table in dataclasses.asdict(settings).items()}
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(part) for part in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    return repr(value)

@@ -1,0 +1,564 @@
+"""The vault: the folder that holds one defended task, and the ledger that says what counts.
+
+Files are opaque bytes named by their SHA-256; what is inside them (safetensors) is decided
+elsewhere. Knows no torch and loads no pickle. `ledger.sqlite` is the source of truth: a file
+counts only once its row is committed, so a process killed at any moment leaves a vault that opens.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from shutil import disk_usage, rmtree
+from typing import Any, Self
+
+from g2d.errors import VaultError, nearest
+
+FORMAT = 1
+"""Version of the folder layout and the ledger's tables (`PRAGMA user_version`)."""
+
+_APPLICATION = 0x67326400  # "g2d\0": tells a ledger from any other SQLite file
+_LEDGER, _LOCK, _SETTINGS, _TEMP = "ledger.sqlite", "vault.lock", "task.toml", ".tmp-"
+_FOLDERS = {"base": "", "generator": "", "early": "early", "member": "population"}
+_SUBFOLDERS = ("early", "population", "generations")
+_NAME = re.compile(r"(?!v\d+$)[a-z][a-z0-9_]*")
+_OURS = re.compile(r"(base|generator|\d{6,})(\.v\d+)?(\.[a-z][a-z0-9_]*)?\.safetensors")
+_UNFINISHED = {_LOCK, _SETTINGS, _TEMP + _SETTINGS, *_SUBFOLDERS} | {
+    _LEDGER + end for end in ("", "-wal", "-shm", "-journal")
+}
+_TABLES = (
+    "CREATE TABLE entries (kind TEXT, position INTEGER, version INTEGER, files TEXT, info TEXT,"
+    " created REAL, PRIMARY KEY (kind, position))",
+    "CREATE TABLE generations (number INTEGER PRIMARY KEY, files TEXT, manifest TEXT,"
+    " created REAL)",
+    "CREATE TABLE exposures (number INTEGER PRIMARY KEY, created REAL)",
+    "CREATE TABLE rejections (id INTEGER PRIMARY KEY, info TEXT, created REAL)",
+    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA user_version = {FORMAT}",
+)
+_FULL = "the disk is full. Free some space and run it again; what was accepted is safe."
+_DENIED = "no access, or read-only. Give this user access, or copy it to a folder of yours."
+_CORRUPT = "the ledger is corrupt. Restore the vault from a backup."
+_OTHERWISE = "check the disk and run it again; what was accepted is safe."
+_ADVICE: dict[object, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, f"sqlite {sqlite3.SQLITE_FULL}"), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _DENIED),
+    **dict.fromkeys(
+        (f"sqlite {sqlite3.SQLITE_READONLY}", f"sqlite {sqlite3.SQLITE_CANTOPEN}"), _DENIED
+    ),
+    **dict.fromkeys(
+        (f"sqlite {sqlite3.SQLITE_CORRUPT}", f"sqlite {sqlite3.SQLITE_NOTADB}"), _CORRUPT
+    ),
+    f"sqlite {sqlite3.SQLITE_BUSY}": "another process holds the ledger. Run it again.",
+}
+_LOCKS: weakref.WeakSet[FileIO] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A base, early checkpoint, population member or generator: its files' digests and notes."""
+
+    kind: str
+    index: int
+    files: dict[str, str]
+    info: dict[str, Any]
+    created: float
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An accepted candidate; `manifest` is what manifest.json holds, number and digests too."""
+
+    number: int
+    files: dict[str, str]
+    manifest: dict[str, Any]
+    created: float
+
+
+class Vault:
+    """The folder of one defended task: one writer at a time, any number of readers.
+
+    Use `Vault.create` or `Vault.open`, as a context manager or with `close()`. Methods may be
+    called from several threads. Every failure is a `VaultError`, and leaves what was accepted.
+    """
+
+    def __init__(self, path: Path, ledger: sqlite3.Connection, lock: FileIO | None) -> None:
+        self.path = path
+        self._ledger = ledger
+        self._lock = lock
+        self._mutex = threading.RLock()
+
+    @classmethod
+    def create(cls, path: Path | str, settings_toml: str) -> Vault:
+        """Make a new vault in an absent or empty folder and open it for writing."""
+        path = Path(path).absolute()
+        with _explained(path, "written"):
+            if path.exists() and not _is_vacant(path):
+                raise VaultError(
+                    f"{path} is not an empty folder. Name one that is absent or empty."
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as undo:
+                lock = undo.enter_context(_lock(path))
+                vault = cls(path, _make_ledger(path, settings_toml), lock)
+                undo.pop_all()
+            return vault
+
+    @classmethod
+    def open(cls, path: Path | str, write: bool = False) -> Vault:
+        """Open a vault; `write=True` takes the writer's lock and removes what a kill left behind.
+
+        Raises:
+            VaultError: the folder is absent, not a vault, of a newer format, corrupt, or locked.
+        """
+        path = Path(path).absolute()
+        with _explained(path, "written" if write else "read"):
+            if not path.is_dir():
+                raise VaultError(f"there is no vault at {path}: no such folder. Check the path.")
+            if not (path / _LEDGER).is_file():
+                raise VaultError(f"{path} is not a vault: it holds no {_LEDGER}. Check the path.")
+            with ExitStack() as undo:
+                lock = undo.enter_context(_lock(path)) if write else None
+                ledger = _connect(path, "rw") if write else _connect_reader(path)
+                undo.callback(ledger.close)
+                _check(path, ledger)
+                vault = cls(path, ledger, lock)
+                if write:
+                    vault._tidy()
+                undo.pop_all()
+            return vault
+
+    def close(self) -> None:
+        """Close the ledger and let the next writer in."""
+        with self._mutex:
+            self._ledger.close()
+            if self._lock is not None:
+                self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def settings_text(self) -> str:
+        """The text of task.toml."""
+        try:
+            with _explained(self.path, "read"):
+                return (self.path / _SETTINGS).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise VaultError(f"{self.path / _SETTINGS} is not UTF-8 text: {error}") from error
+
+    def write_settings(self, text: str) -> None:
+        """Replace task.toml."""
+        with self._writing():
+            _write(self.path / _SETTINGS, text.encode())
+
+    def put(
+        self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]
+    ) -> Entry:
+        """Keep one entry, replacing the one of the same kind and index.
+
+        A replacement gets file names of its own (`000012.v2.safetensors`), so no kill can leave
+        the ledger pointing at other bytes. `index` of a base or a generator is 0.
+        """
+        if kind not in _FOLDERS:
+            raise VaultError(f"unknown kind {kind!r}, expected one of {', '.join(_FOLDERS)}.")
+        if index < 0 or (index and not _FOLDERS[kind]):
+            raise VaultError(f"index {index} does not fit a {kind}: expected 0 or, in lists, more.")
+        digests, notes = _digests(files), _to_json(info, "info")
+        with self._writing():
+            old = self.entry(kind, index)
+            version = old.version + 1 if old else 1
+            entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
+            for name, data in files.items():
+                _write(self._entry_path(entry, name), data)
+            row = (kind, index, version, _to_json(digests, "files"), notes, entry.created)
+            self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
+        if old:
+            self._try_tidy()
+        return entry
+
+    def entries(self, kind: str) -> list[Entry]:
+        """Return all entries of a kind, sorted by index."""
+        return self._entries("WHERE kind = ? ORDER BY position", kind)
+
+    def entry(self, kind: str, index: int = 0) -> Entry | None:
+        """Return one entry, or None."""
+        found = self._entries("WHERE kind = ? AND position = ?", kind, index)
+        return found[0] if found else None
+
+    def read(self, entry: Entry, name: str = "weights") -> bytes:
+        """Return a file's bytes once their SHA-256 equals the entry's digest."""
+        what = f"{entry.kind} {entry.index}"
+        digest = _digest_of(entry.files, name, what)
+        try:
+            return _read(self._entry_path(entry, name), digest, "run `g2d fit` to make it again")
+        except VaultError:
+            if self.entry(entry.kind, entry.index) != entry:
+                raise VaultError(f"{what} was replaced or deleted: list it again.") from None
+            raise
+
+    def delete(self, kind: str) -> None:
+        """Drop all entries of a kind: rows first, files after."""
+        with self._writing():
+            self._ledger.execute("DELETE FROM entries WHERE kind = ?", (kind,))
+        self._try_tidy()
+
+    def accept(
+        self, files: Mapping[str, bytes], manifest: Mapping[str, Any], activate: bool = False
+    ) -> Generation:
+        """Keep a candidate as the next generation and, if `activate`, expose it in the same commit.
+
+        number = highest ever issued + 1. `files` must hold "weights"; the vault itself adds
+        "number", "files" (digests) and "created" to the manifest, which must be strict JSON.
+        """
+        digests = _digests(files)
+        if "weights" not in files or "manifest" in files:
+            raise VaultError(f"a generation holds 'weights', not 'manifest'; given {list(files)}.")
+        if taken := {"number", "files", "created"} & manifest.keys():
+            raise VaultError(f"the vault itself writes these into a manifest: {sorted(taken)}.")
+        with self._writing():
+            number = 1 + (self._rows("SELECT max(number) FROM generations")[0][0] or 0)
+            created = time.time()
+            full = {**manifest, "number": number, "files": digests, "created": created}
+            text = _to_json(full, "manifest", allow_nan=False, indent=2)
+            contents = {f"{name}.safetensors": data for name, data in files.items()}
+            self._place(number, {**contents, "manifest.json": text.encode()})
+            row = (number, _to_json(digests, "files"), text, created)
+            self._ledger.execute("INSERT INTO generations VALUES (?, ?, ?, ?)", row)
+            if activate:
+                self._expose(number)
+        return Generation(number, digests, json.loads(text), created)
+
+    def generations(self) -> list[Generation]:
+        """Return every accepted generation, sorted by number."""
+        rows = self._rows("SELECT * FROM generations ORDER BY number")
+        return [Generation(n, json.loads(f), json.loads(m), created) for n, f, m, created in rows]
+
+    def generation(self, number: int) -> Generation:
+        """Return one generation; a number that was never accepted is a `VaultError`."""
+        rows = self._rows("SELECT * FROM generations WHERE number = ?", number)
+        if not rows:
+            last = self._rows("SELECT max(number) FROM generations")[0][0]
+            raise VaultError(f"{self.path} has no generation {number}; its last one is {last}.")
+        return Generation(number, json.loads(rows[0][1]), json.loads(rows[0][2]), rows[0][3])
+
+    def read_generation(self, number: int, name: str = "weights") -> bytes:
+        """Return a generation's file once its SHA-256 is right; "manifest" is manifest.json."""
+        folder = self._generation_path(number)
+        advice = "make the next one with `g2d generate`"
+        if name == "manifest":
+            rows = self._rows("SELECT manifest FROM generations WHERE number = ?", number)
+            if rows:
+                return _read(folder / "manifest.json", _sha256(rows[0][0].encode()), advice)
+        digest = _digest_of(self.generation(number).files, name, f"generation {number}")
+        return _read(folder / f"{name}.safetensors", digest, advice)
+
+    def activate(self, number: int) -> None:
+        """Append a generation to the exposure log; the live one again changes nothing.
+
+        Raises:
+            VaultError: the number is unknown, or lower than the live one (a replay).
+        """
+        with self._writing():
+            self.generation(number)
+            self._expose(number)
+
+    def live(self) -> int | None:
+        """Return the number of the live generation, None before the first."""
+        number: int | None = self._rows("SELECT max(number) FROM exposures")[0][0]
+        return number
+
+    def exposures(self) -> list[int]:
+        """Return every number that has been live, in order of first exposure."""
+        return [row[0] for row in self._rows("SELECT number FROM exposures ORDER BY number")]
+
+    def reject(self, info: Mapping[str, Any]) -> None:
+        """Log one rejected candidate with its reasons."""
+        row = (_to_json(info, "info"), time.time())
+        with self._writing():
+            self._ledger.execute("INSERT INTO rejections (info, created) VALUES (?, ?)", row)
+
+    def rejections(self) -> list[dict[str, Any]]:
+        """Return what every `reject` was given, in order."""
+        return [json.loads(r[0]) for r in self._rows("SELECT info FROM rejections ORDER BY id")]
+
+    def _expose(self, number: int) -> None:
+        live = self.live()
+        if live is not None and number < live:
+            raise VaultError(
+                f"replay refused: generation {number} is older than the live one, {live}."
+                " Numbers only rise; activate a newer one."
+            )
+        row = (number, time.time())
+        self._ledger.execute("INSERT OR IGNORE INTO exposures VALUES (?, ?)", row)
+
+    def _place(self, number: int, contents: Mapping[str, bytes]) -> None:
+        target = self._generation_path(number)
+        staged = target.with_name(_TEMP + target.name)
+        for leftover in (staged, target):  # neither has a row: `number` is not issued yet
+            if leftover.exists():
+                rmtree(leftover)
+        staged.mkdir(parents=True)
+        for name, data in contents.items():
+            _fill(staged / name, data)
+        _sync(staged)
+        staged.rename(target)
+        _sync(target.parent)
+
+    def _generation_path(self, number: int) -> Path:
+        return self.path / "generations" / f"{number:06d}"
+
+    def _entry_path(self, entry: Entry, name: str) -> Path:
+        folder = _FOLDERS[entry.kind]
+        stem = f"{entry.index:06d}" if folder else entry.kind
+        version = f".v{entry.version}" if entry.version > 1 else ""
+        suffix = "" if name == "weights" else f".{name}"
+        return self.path / folder / f"{stem}{version}{suffix}.safetensors"
+
+    def _entries(self, where: str, *values: object) -> list[Entry]:
+        rows = self._rows(f"SELECT * FROM entries {where}", *values)  # noqa: S608 (our own texts)
+        return [Entry(k, i, json.loads(f), json.loads(n), t, v) for k, i, v, f, n, t in rows]
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        with self._mutex, _explained(self.path, "read"):
+            if isinstance(self._ledger, _Frozen) and not self._ledger.in_transaction:
+                # It never shows changes: take a fresh one (`in_transaction` raises if closed).
+                self._ledger.close()
+                self._ledger = _connect_reader(self.path)
+            return self._ledger.execute(query, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Commit once at the end of the block; on any failure roll back and remove its files."""
+        if self._lock is None or self._lock.closed:
+            raise VaultError(f"{self.path} is not open for writing: use Vault.open(.., write=True)")
+        with self._mutex, _explained(self.path, "written"):
+            try:
+                self._ledger.execute("BEGIN IMMEDIATE")
+                yield
+                self._ledger.execute("COMMIT")
+            except BaseException:
+                if self._ledger.in_transaction:
+                    with suppress(sqlite3.Error):
+                        self._ledger.execute("ROLLBACK")
+                self._try_tidy()  # asks the ledger: Ctrl-C just after COMMIT must not lose files
+                raise
+
+    def _tidy(self) -> None:
+        """Make the folders; remove temporary files and whatever of ours has no row."""
+        known = {self._entry_path(e, name) for e in self._entries("") for name in e.files}
+        known |= {self._generation_path(n) for (n,) in self._rows("SELECT number FROM generations")}
+        for folder in ("", *_SUBFOLDERS):
+            (self.path / folder).mkdir(exist_ok=True)
+            pattern = re.compile(r"\d{6,}") if folder == "generations" else _OURS
+            for path in (self.path / folder).iterdir():
+                if path.name.startswith(_TEMP) or (
+                    pattern.fullmatch(path.name) and path not in known
+                ):
+                    rmtree(path) if path.is_dir() else path.unlink()
+        _sync(self.path)
+        with suppress(sqlite3.Error):  # a log that a full disk stopped gives its room back
+            self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _try_tidy(self) -> None:
+        with suppress(OSError, VaultError), self._mutex:  # else the next writer does it
+            self._tidy()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    for name in files:
+        if not _NAME.fullmatch(name):
+            raise VaultError(f"{name!r} does not fit a file: use a-z, 0-9, _ (and not v1, v2, ..).")
+    return {name: _sha256(data) for name, data in files.items()}
+
+
+def _digest_of(files: Mapping[str, str], name: str, what: str) -> str:
+    if name not in files:
+        raise VaultError(f"{what} has no file {name!r}.{nearest(name, files)}")
+    return files[name]
+
+
+def _to_json(value: Mapping[str, Any], what: str, **options: Any) -> str:
+    try:
+        return json.dumps(dict(value), sort_keys=True, **options)
+    except (TypeError, ValueError) as error:
+        raise VaultError(f"{what} does not fit JSON: {error}") from error
+
+
+def _read(path: Path, digest: str, advice: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise VaultError(f"{path} is missing: restore it from a backup, or {advice}.") from error
+    except OSError as error:
+        raise VaultError(_explain(path, "read", error)) from error
+    if _sha256(data) != digest:
+        raise VaultError(
+            f"{path} is corrupt (its SHA-256 is not the ledger's): restore it from a backup,"
+            f" or {advice}."
+        )
+    return data
+
+
+def _fill(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole, and on the medium, or not at all."""
+    temporary = path.with_name(_TEMP + path.name)
+    _fill(temporary, data)
+    temporary.rename(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> FileIO:
+    """Take the writer's lock. `flock`, so that a second `Vault` of this process is refused too."""
+    with ExitStack() as undo:
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = undo.enter_context(FileIO(descriptor, "r+"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid = file.read(10).decode(errors="replace").strip() or "unknown"
+            raise VaultError(
+                f"another g2d process (pid {pid}) is writing {path}: wait for it, or end it."
+            ) from error
+        os.pwrite(descriptor, f"{os.getpid():<10}\n".encode(), 0)
+        undo.pop_all()
+    _LOCKS.add(file)
+    return file
+
+
+def _release_in_child() -> None:
+    for file in list(_LOCKS):  # a forked worker that outlives us must not keep the lock
+        file.close()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+class _Frozen(sqlite3.Connection):
+    """A connection to a ledger that sqlite may neither lock nor share memory over."""
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Open the ledger with sqlite's `mode`: rwc, rw, ro, or ro&immutable=1 (frozen)."""
+    uri, kind = (path / _LEDGER).as_uri(), _Frozen if "immutable" in mode else sqlite3.Connection
+    ledger = sqlite3.connect(
+        f"{uri}?mode={mode}", 10, 0, None, check_same_thread=False, factory=kind, uri=True
+    )
+    try:
+        ledger.execute("PRAGMA synchronous = FULL")
+        ledger.execute("SELECT count(*) FROM sqlite_master")  # opens the files, replays the log
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def _connect_reader(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path, "ro")
+    except sqlite3.OperationalError:  # a WAL ledger needs a -shm file, and it cannot be made here
+        log = path / f"{_LEDGER}-wal"
+        if log.exists() and log.stat().st_size:
+            raise
+        return _connect(path, "ro&immutable=1")
+
+
+def _is_vacant(path: Path) -> bool:
+    """Whether a folder is empty, or holds only what a killed `create` may have left."""
+    inside = {item.name for item in path.iterdir()} if path.is_dir() else {"a file"}
+    deeper = any(any((path / name).iterdir()) for name in inside.intersection(_SUBFOLDERS))
+    return not inside or (_LOCK in inside and inside <= _UNFINISHED and not deeper)
+
+
+def _make_ledger(path: Path, settings_toml: str) -> sqlite3.Connection:
+    """Write everything else first: the vault exists once the ledger's tables are committed."""
+    ledger = _connect(path, "rwc")
+    try:
+        if ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise VaultError(f"{path} is a vault already. Open it, or name another folder.")
+        for folder in _SUBFOLDERS:
+            (path / folder).mkdir(exist_ok=True)
+        _write(path / _SETTINGS, settings_toml.encode())
+        ledger.execute("PRAGMA journal_mode = WAL")
+        for statement in ("BEGIN IMMEDIATE", *_TABLES, "COMMIT"):
+            ledger.execute(statement)
+        _sync(path.parent)
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def _check(path: Path, ledger: sqlite3.Connection) -> None:
+    """Raise a `VaultError` unless the ledger is ours, whole and of a format that we read."""
+    application = ledger.execute("PRAGMA application_id").fetchone()[0]
+    version = ledger.execute("PRAGMA user_version").fetchone()[0]
+    if application != _APPLICATION:
+        raise VaultError(
+            f"{path} is not a vault: its {_LEDGER} is empty or another program's. If creating it"
+            " was interrupted, create it again; else check the path or restore a backup."
+        )
+    if version > FORMAT:
+        raise VaultError(
+            f"{path} has vault format {version}, and this g2d reads format {FORMAT}:"
+            " upgrade g2d (pip install --upgrade g2d)."
+        )
+    verdict = ledger.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise VaultError(f"{path}: {_CORRUPT} ({verdict.splitlines()[-1]})")
+
+
+@contextmanager
+def _explained(path: Path, action: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise VaultError(_explain(path, action, error)) from error
+
+
+def _explain(path: Path, action: str, error: OSError | sqlite3.Error) -> str:
+    """Say in one line what the system refused and what to do about it."""
+    code: object = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, sqlite3.Error):
+        primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        code = f"sqlite {primary}"
+        if primary == sqlite3.SQLITE_IOERR and path.is_dir() and disk_usage(path).free < 1 << 16:
+            code = errno.ENOSPC  # what sqlite says when its -shm file does not fit
+    cause = " ".join(str(error).split())
+    return f"{path} cannot be {action} ({cause}): {_ADVICE.get(code, _OTHERWISE)}"
