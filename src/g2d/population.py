@@ -114,7 +114,9 @@ def run_job(job: Job) -> Trained:
     steps = {"base": s.base_steps, "early": s.early_steps}.get(job.kind, s.fork_steps)
     if job.recipe == "seeds":
         steps = s.base_steps
-    step = repelled_step(task, batches, pools) if pools else clean_step(task, batches)
+    step = clean_step(task, batches)
+    if s.recipe == "repelled" and job.kind != "base":
+        step = repelled_step(task, batches, pools, s.harden * task.eps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
         train(model, step, steps=steps, rate=s.rate)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from g2d.attacks import fgsm
 from g2d.data import Split
 from g2d.errors import PopulationError
 from g2d.tasks import Task
@@ -72,19 +73,30 @@ def clean_step(task: Task, batches: Batches) -> Step:
     return step
 
 
-def repelled_step(task: Task, batches: Batches, pools: Sequence[Split]) -> Step:
-    """Clean examples plus as many stale attacks, drawn evenly from every pool."""
-    if not pools:
-        return clean_step(task, batches)
-    share = max(1, batches.size // len(pools))
+def repelled_step(task: Task, batches: Batches, pools: Sequence[Split], harden: float) -> Step:
+    """Clean examples, as many stale attacks drawn evenly from every pool, and a little hardening.
+
+    Hardening is one-step adversarial training (`fgsm`) at the small budget `harden`, on half as
+    many examples and at half the weight. At eps / 2 it cost no clean accuracy on MNIST and lowered
+    the stale ASR between members; 0 leaves it out. One forward pass serves all parts.
+    """
+    share = max(1, batches.size // max(1, len(pools)))
 
     def step(model: nn.Module) -> Tensor:
         x, y = batches.draw()
-        loss = task.loss(model(x), y)
-        drawn = [_draw(pool, share, batches.generator) for pool in pools]
-        attacked = torch.cat([part[0] for part in drawn])
-        labels = torch.cat([part[1] for part in drawn])
-        return loss + task.loss(model(attacked), labels)
+        parts = [(x, y, 1.0)]
+        if pools:
+            drawn = [_draw(pool, share, batches.generator) for pool in pools]
+            parts.append((torch.cat([d[0] for d in drawn]), torch.cat([d[1] for d in drawn]), 1.0))
+        if harden > 0:
+            some = slice(0, max(1, len(x) // 2))
+            attacked = fgsm(
+                model, x[some], y[some], eps=harden, generator=batches.generator, bounds=task.bounds
+            )
+            parts.append((attacked, y[some], 0.5))
+        logits = model(torch.cat([part[0] for part in parts])).split([len(p[0]) for p in parts])
+        losses = [w * task.loss(z, y) for z, (_, y, w) in zip(logits, parts, strict=True)]
+        return torch.stack(losses).sum()
 
     return step
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import io
+import json
 import math
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from torch import Tensor
 from g2d.errors import CheckpointError, SettingsError, nearest
 
 State = Mapping[str, Tensor]
+
+_METADATA = "g2d"
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,14 @@ class Codec:
         return state
 
     def tensors(self, v: Tensor) -> dict[str, Tensor]:
-        """View `v` as named tensors that carry gradients, for `torch.func.functional_call`."""
+        """View `v` as named tensors that carry gradients, for `torch.func.functional_call`.
+
+        Batch norm's running statistics carry none: PyTorch does not differentiate by them.
+        """
         named: dict[str, Tensor] = dict(self.rest)
         for spec, part in zip(self.specs, self._parts(v), strict=True):
-            named[spec.name] = part.to(spec.dtype)
+            tensor = part.to(spec.dtype)
+            named[spec.name] = tensor.detach() if _is_statistic(spec.name) else tensor
         return named
 
     def _parts(self, v: Tensor) -> list[Tensor]:
@@ -131,6 +139,10 @@ class Codec:
         return cls(specs, rest)
 
 
+def _is_statistic(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] in ("running_mean", "running_var")
+
+
 def _in_scope(names: Sequence[str], scope: Sequence[str]) -> list[str]:
     if not scope:
         return list(names)
@@ -151,7 +163,9 @@ def _hint(names: Sequence[str]) -> str:
 def pack(tensors: State, metadata: Mapping[str, str] | None = None) -> bytes:
     """Serialise tensors as safetensors bytes; equal tensors give equal bytes."""
     plain = {name: tensors[name].detach().contiguous().clone() for name in sorted(tensors)}
-    return safetensors.torch.save(plain, dict(metadata) if metadata else None)
+    # One key: safetensors writes several in an order that changes from run to run.
+    header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+    return safetensors.torch.save(plain, header)
 
 
 def unpack(data: bytes, where: str = "checkpoint") -> dict[str, Tensor]:
@@ -168,11 +182,9 @@ def unpack(data: bytes, where: str = "checkpoint") -> dict[str, Tensor]:
 
 def unpack_metadata(data: bytes) -> dict[str, str]:
     """Read the metadata of safetensors bytes (as written by `pack`)."""
-    import json
-
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    return dict(header.get("__metadata__") or {})
+    return dict(json.loads((header.get("__metadata__") or {}).get(_METADATA, "{}")))
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -190,7 +202,9 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return unpack(data, str(path))
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickle protocols; the error says enough
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds pickled code or foreign objects; it was not executed and is refused. "

@@ -1,5 +1,5 @@
 """Attacks: each proposes adversarial inputs and never scores itself (STYLE, rule 1)."""
 
-from g2d.attacks.pgd import pgd, project
+from g2d.attacks.pgd import fgsm, pgd, project
 
-__all__ = ["pgd", "project"]
+__all__ = ["fgsm", "pgd", "project"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from g2d.errors import SettingsError
@@ -80,3 +80,28 @@ def pgd(
             adversarial = project(adversarial, clean, eps, bounds)
         parts.append(adversarial)
     return torch.cat(parts) if parts else x.clone()
+
+
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    generator: torch.Generator,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+) -> Tensor:
+    """One signed step of 1.25 eps from a random start (Wong et al. 2020, arXiv 2001.03994).
+
+    Made for training: cheap, crafted in evaluation mode so that batch norm does not learn from it.
+    Shapes as in `pgd`.
+    """
+    was_training = model.training
+    model.eval()
+    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+    start = project(x + (2 * noise - 1) * eps, x, eps, bounds).requires_grad_(True)
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(start), y, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, start)
+    model.train(was_training)
+    return project(start.detach() + 1.25 * eps * gradient.sign(), x, eps, bounds)

@@ -58,15 +58,19 @@ class Repulsion:
         self.generator = generator
         self.model: nn.Module = task.model(0).eval()
         self.clean = Batches(task, task.splits.guide, settings.batch, generator)
-        recent = exposures[len(exposures) - settings.memory :] if settings.memory else ()
-        recent = recent if len(exposures) > settings.memory else exposures[: settings.memory]
-        self.pools = [e.guide for e in recent]
-        self.running = torch.full((len(self.pools),), 2.0)
+        recent = list(exposures)[-settings.memory :] if settings.memory else []
+        self.sizes = torch.tensor([len(e.guide) for e in recent])
+        self.starts = self.sizes.cumsum(0) - self.sizes
+        if recent:
+            self.attacks = torch.cat([e.guide.x for e in recent])
+            self.labels = torch.cat([e.guide.y for e in recent])
+        # Every exposure starts as one that hurts, so that each is looked at early.
+        self.running = torch.full((len(recent),), 2.0)
 
     def __call__(self, v: Tensor) -> Tensor:
         """The objective at v (P,), differentiable."""
         x, y = self.clean.draw()
-        if not self.pools or self.settings.mu == 0:
+        if not len(self.running) or self.settings.mu == 0:
             return self.task.loss(self._logits(v, x), y)
         attacks, labels, of = self._draw_attacks()
         logits = self._logits(v, torch.cat([x, attacks]))
@@ -83,11 +87,8 @@ class Repulsion:
         count = self.settings.batch
         of = torch.multinomial(share, count, replacement=True, generator=self.generator)
         rank = torch.rand(count, generator=self.generator)
-        sizes = torch.tensor([len(pool) for pool in self.pools])
-        at = (rank * sizes[of]).long()
-        x = torch.stack([self.pools[e].x[i] for e, i in zip(of.tolist(), at.tolist(), strict=True)])
-        y = torch.stack([self.pools[e].y[i] for e, i in zip(of.tolist(), at.tolist(), strict=True)])
-        return x, y, of
+        at = self.starts[of] + (rank * self.sizes[of]).long()
+        return self.attacks[at], self.labels[at], of
 
     def _remember(self, losses: Tensor, of: Tensor) -> None:
         count = torch.bincount(of, minlength=len(self.running))
