@@ -117,9 +117,8 @@ def demo(
 ) -> None:
     """See the whole idea work on handwritten digits, in three minutes."""
     _calm_torch()
-    import importlib
+    from g2d.demo import run
 
-    run = importlib.import_module("g2d.demo").run
     began = time.monotonic()
     with _progress() as progress:
         summary = run(out=out, seed=seed, workers=workers or 0, progress=progress)
@@ -167,16 +166,10 @@ def population(
         "population__workers": workers,
     }
     defence, count = _prepare(vault, settings, flags)
-    with defence, _progress() as progress:
-        if from_checkpoints:
-            defence.adopt(from_checkpoints, progress)
-        else:
-            from g2d.engine import LocalEngine
-
-            with LocalEngine(count) as engine:
-                defence.populate(engine, progress)
-    with defence.vault.open(vault) as made:
-        _print_population(made, defence.settings)
+    with defence:
+        with _progress() as progress:
+            _populate(defence, from_checkpoints, count, progress)
+        _print_population(defence.vault, defence.settings)
     _print(f"Next: g2d fit {vault}")
 
 
@@ -345,10 +338,7 @@ def _prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[D
     _calm_torch()
     from g2d.defence import Defence
 
-    if there:
-        base = dataclasses.asdict(there)
-    else:
-        base = _task_defaults(asked)
+    base = dataclasses.asdict(there) if there else _task_defaults(asked)
     full = _layered(base, file).override(**flags)
     if full.task.data:
         full = full.override(task__data=str(Path(full.task.data).absolute()))
@@ -361,11 +351,21 @@ def _prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[D
     return Defence.create(full.task.name, path, full), workers
 
 
-def _task_defaults(asked: Settings) -> Mapping[str, Any]:
+def _populate(defence: Defence, zoo: Path | None, workers: int, progress: Progress) -> None:
+    from g2d.engine import LocalEngine
+
+    if zoo:
+        defence.adopt(zoo, progress)
+        return
+    with LocalEngine(workers) as engine:
+        defence.populate(engine, progress)
+
+
+def _task_defaults(asked: Settings) -> dict[str, Any]:
     from g2d.population import resolve
 
     task = asked.task
-    return resolve((task.name, task.data, task.split_seed, task.eps)).settings
+    return dict(resolve((task.name, task.data, task.split_seed, task.eps)).settings)
 
 
 def _layered(base: Mapping[str, Any], file: Path | None) -> Settings:
@@ -397,7 +397,8 @@ def _print_population(vault: Vault, settings: Settings) -> None:
             f" min {min(scores):.2%}, mean {sum(scores) / len(scores):.2%}, max {max(scores):.2%}"
         )
     _print(f"population   {text}")
-    _print(f"base         {f'accuracy {float(base.info["accuracy"]):.2%}' if base else 'none yet'}")
+    score = f"accuracy {float(base.info['accuracy']):.2%}" if base else "none yet"
+    _print(f"base         {score}")
 
 
 def _print_generations(vault: Vault, last: int) -> None:
@@ -408,7 +409,7 @@ def _print_generations(vault: Vault, last: int) -> None:
     for made in generations:
         state = "live" if made.number == live else "retired" if made.number in exposed else "kept"
         rejected = sum(before <= item.get("at", 0.0) < made.created for item in rejections)
-        rows.append(_row(made, state) | {"rejected before": str(rejected or "-")})
+        rows.append(_row(made, state) | {"rejected": str(rejected or "-")})
         before = made.created
     if len(rows) > last:
         _print(f"(the last {last}; see --last)")
@@ -425,15 +426,15 @@ def _row(made: Generation, state: str) -> dict[str, str]:
     return {
         "number": str(made.number),
         "state": state,
-        "made": _when(made.created),
-        **{title: measured.get(title, "-") for title, _ in list(_GATES.values())},
+        "made": _when(made.created, "%m-%d %H:%M"),
+        **{title: measured.get(title, "-") for title, _ in _GATES.values()},
         "CPU s": "-" if cpu is None else f"{cpu:.2f}",
     }
 
 
 _GATES = {
-    "accuracy": ("accuracy drop, bound", "{:.2%}"),
-    "class": ("worst class drop", "{:.2%}"),
+    "accuracy": ("accuracy drop", "{:.2%}"),
+    "class": ("class drop", "{:.2%}"),
     "distance": ("distance", "{:.4f}"),
     "stale_asr": ("stale ASR", "{:.2%}"),
 }
@@ -449,7 +450,8 @@ def _measures(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _commented(settings: Settings) -> str:
     """Write settings as TOML; each line ends with its field's meaning and range."""
-    lines, docs = [], {}
+    lines: list[str] = []
+    docs: dict[str, Mapping[Any, Any]] = {}
     for line in settings.to_toml().splitlines():
         if line.startswith("["):
             part = getattr(settings, line[1:-1])
@@ -457,7 +459,7 @@ def _commented(settings: Settings) -> str:
         about = docs.get(line.partition(" = ")[0], {})
         text = about.get("doc", "")
         if "range" in about:
-            text += " [{:g}, {:g}]".format(*about["range"])
+            text += " [{}, {}]".format(*about["range"])
         if "choices" in about:
             text += f" ({', '.join(about['choices'])})"
         lines.append(f"{line}  # {text}" if text else line)
@@ -471,14 +473,20 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE)
-    for title, value in rows[0].items():
-        words = isinstance(value, str) and not value[:1].isdigit() and value != "-"
-        table.add_column(Text(str(title)), justify="left" if words else "right")
-    for row in rows:
-        cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
-        table.add_row(*(Text(_printable(cell)) for cell in cells))
-    _console().print(table)
+    console = _console()
+    roomy = console.width >= 120
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, int(roomy)), show_edge=False)
+    cells = [
+        [_printable(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row.values()]
+        for row in rows
+    ]
+    for title, column in zip(rows[0], zip(*cells, strict=True), strict=True):
+        words = all(cell[:1].isalpha() for cell in column)
+        widest = min(max(map(len, column)), 12)  # only titles and long cells may wrap
+        table.add_column(Text(title), justify="left" if words else "right", min_width=widest)
+    for line in cells:
+        table.add_row(*map(Text, line))
+    console.print(table)
 
 
 def _print(text: str) -> None:
@@ -515,8 +523,8 @@ def _reason(error: G2DError | OSError) -> str:
     return f"{where}{error.strerror or error}"
 
 
-def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+def _when(seconds: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    return datetime.fromtimestamp(seconds).strftime(form)
 
 
 def _duration(seconds: float) -> str:
@@ -558,7 +566,8 @@ def _lines() -> Progress:
         tenth = 10 * done // total if total else 10
         if tenth > tenths.get(stage, -1):
             tenths[stage] = tenth
-            elapsed = time.monotonic() - began.setdefault(stage, time.monotonic())
+            now = time.monotonic()
+            elapsed = now - began.setdefault(stage, now)
             _say(f"{stage}: {done} of {total}" + (f", {_duration(elapsed)}" if elapsed else ""))
 
     return show_line

@@ -281,7 +281,7 @@ def evaluate(
     Raises:
         SettingsError: fewer than two generations have been live: there is nothing stale yet.
     """
-    task, trial = defence.task, Trial.of(defence.task, n, seed=seed)
+    trial = Trial.of(defence.task, n, seed=seed)
     numbers = defence.vault.exposures()
     if len(numbers) < 2:
         raise SettingsError(
@@ -301,9 +301,7 @@ def evaluate(
     rows += [*fresh_row, *table.stale(matrix, joint, last), table.adaptive(draws)]
     rows.append(table.white_box(matrix))
     tick(total, total)
-    return Evaluation(
-        tuple(rows), matrix, by_age(matrix), joint, clean, trial, retrain_seconds
-    )
+    return Evaluation(tuple(rows), matrix, by_age(matrix), joint, clean, trial, retrain_seconds)
 
 
 class _Table:

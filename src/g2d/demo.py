@@ -1,0 +1,402 @@
+"""The whole idea in one command, on scikit-learn's digits; and the summary of any vault.
+
+`run` builds a defence, rotates it ten times, has it judged and writes `report.html` and
+`summary.json`. How attacks are scored lives in `evaluate`, how a page looks in `report`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import g2d
+from g2d import report
+from g2d.defence import Defence, silent
+from g2d.engine import LocalEngine
+from g2d.errors import GenerationError
+from g2d.evaluate import Evaluation, Rate, Row, evaluate
+from g2d.generator import hidden_units
+from g2d.rotation import Rotor, Snapshot
+from g2d.settings import Settings, build
+from g2d.symmetry import aligned_distance
+from g2d.tasks import load_task
+from g2d.train import predict
+from g2d.weights import State, unpack
+
+Progress = Callable[[str, int, int], None]
+
+ROTATIONS = 10
+ROUNDS = 3  # times that a rotation whose every candidate was rejected is tried again
+
+# threat -> (what, meaning); {…} are filled from the row and the summary's numbers.
+_WORDS = {
+    "frozen": (
+        "No rotation: attack crafted on the deployed model",
+        "What a model that never changes faces: the attacker studied these very parameters.",
+    ),
+    "permutation": (
+        "Control: hidden units reordered",
+        "Other parameters, same function: must equal the line above. Distance alone is no defence.",
+    ),
+    "fresh seed": (
+        "Control: retrained from a fresh seed",
+        "The ordinary rival, attack from the network before it. {note}; a rotation took {cpu:.1f}.",
+    ),
+    "stale single": (
+        "Rotation: attack on one generation, scored on the next",
+        "The attacker stole the parameters just before the rotation.",
+    ),
+    "stale worst": (
+        "Rotation: the exposed generation that hurts the live one most",
+        "The attacker tries every leaked generation; this one ({note}) works best.",
+    ),
+    "stale joint": (
+        "Rotation: one attack against many exposed generations at once",
+        "The attacker kept {note}.",
+    ),
+    "owns generator": (
+        "NOT solved: attacker owns the generator too",
+        "Attack averaged over {note}: secrecy of the generator matters.",
+    ),
+    "white-box": (
+        "NOT solved: white-box, attacker reads the live parameters",
+        "Rotation does nothing here; only robust training helps. Also what freezing a generated "
+        "network would give.",
+    ),
+}
+
+
+def run(out: Path, seed: int = 0, workers: int = 0, progress: Progress = silent) -> dict[str, Any]:
+    """Build, rotate, judge and report on digits; goes on where an interrupted run stopped.
+
+    Args:
+        out: folder for `vault/`, `report.html` and `summary.json`. workers: 0 is one per core.
+
+    Raises:
+        G2DError: matplotlib or jinja2 is missing, the folder cannot be written, or it holds a
+            vault of other settings.
+    """
+    report.require()
+    out = Path(out)
+    clock = _Clock()
+    with _create(out / "vault", seed) as defence:
+        engine = LocalEngine(workers)
+        try:
+            defence.populate(engine, progress)
+        finally:
+            engine.close()
+        clock.lap("population")
+        defence.fit(progress)
+        clock.lap("generator")
+        _rotate(defence, seed, progress)
+        clock.lap("rotations")
+        progress("judging", 0, 1)
+        found = evaluate(defence, seed=seed, tick=lambda a, b: progress("judging", a, b))
+        clock.lap("evaluation")
+        summary = summarise(defence, found)
+    summary["seed"] = seed
+    clock.lap("summary")
+    summary["seconds"] = dict(clock.laps)
+    report.render(summary, out / "report.html")
+    clock.lap("report")
+    summary["seconds"] = dict(clock.laps) | {"total": round(sum(clock.laps.values()), 2)}
+    report.write(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    return summary
+
+
+class _Clock:
+    """Wall seconds by stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = round(now - self._began, 2)
+        self._began = now
+
+
+def _create(path: Path, seed: int) -> Defence:
+    """Open the demo's vault with the product's own settings for digits, and the run's seed."""
+    tables = {key: dict(table) for key, table in load_task("digits").settings.items()}
+    settings = build(Settings, tables, "settings of task 'digits'")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Defence.create("digits", path, settings.override(population__seed=seed))
+
+
+class _Seeded:
+    """A `rotation.Source` over a defence whose generations are reproducible.
+
+    Real rotations draw secret bits (`Rotor(defence)`); a demo must give the same table twice.
+    """
+
+    def __init__(self, defence: Defence, seed: int, progress: Progress) -> None:
+        self._defence, self._seed, self._progress = defence, seed, progress
+
+    def snapshot(self) -> Snapshot:
+        return self._defence.snapshot()
+
+    def advance(self) -> Snapshot:
+        for attempt in range(ROUNDS):
+            try:
+                self._defence.generate(1, seed=self._seed + attempt * 10**6)
+                break
+            except GenerationError:
+                if attempt == ROUNDS - 1:
+                    raise
+        return self._defence.snapshot()
+
+
+def _rotate(defence: Defence, seed: int, progress: Progress) -> None:
+    """Rotate a `Rotor` until ten generations have followed the base; ask it once each time."""
+    rotor = Rotor(_Seeded(defence, seed, progress))
+    probe = defence.task.splits.gate.x[:8]
+    done = len(defence.vault.exposures()) - 1
+    progress("rotations", done, ROTATIONS)
+    while done < ROTATIONS:
+        rotor.rotate()
+        rotor(probe)
+        done += 1
+        progress("rotations", done, ROTATIONS)
+
+
+def summarise(defence: Defence, found: Evaluation) -> dict[str, Any]:
+    """Gather all that a report shows of a judged vault, as plain JSON values."""
+    numbers = _numbers(defence, found)
+    rejections = _rejections(defence)
+    return {
+        "task": defence.task.name,
+        "headline": _headline(numbers, found),
+        "table": [_told(row, numbers) for row in found.rows],
+        "numbers": numbers,
+        "rows": [asdict(row) for row in found.rows],
+        "generations": _generations(defence, found),
+        "rejected": rejections,
+        "matrix": [
+            {"crafted": c, "scored": s, **asdict(rate)} for (c, s), rate in found.matrix.items()
+        ],
+        "age": [{"age": age, **asdict(rate)} for age, rate in found.age.items()],
+        "distances": _distances(defence),
+        "images": _images(defence, found),
+        "latents": _latents(defence),
+        "settings": asdict(defence.settings),
+        "settings_toml": defence.settings.to_toml(),
+        "digests": _digests(defence),
+        "versions": _versions(),
+        "hardware": _hardware(),
+    }
+
+
+def _percent(rate: Rate, interval: bool = True) -> str:
+    text = f"{100 * rate.value:.1f} %"
+    return f"{text} [{100 * rate.low:.1f}–{100 * rate.high:.1f}]" if interval else text
+
+
+def _told(row: Row, numbers: Mapping[str, float]) -> dict[str, str]:
+    what, meaning = _WORDS[row.threat]
+    return {
+        "what": what,
+        "clean accuracy": _percent(row.clean_accuracy, interval=False),
+        "attack success rate [95 % CI]": _percent(row.asr),
+        "meaning": meaning.format(note=row.note, cpu=numbers["rotation_cpu_seconds"]),
+    }
+
+
+def _numbers(defence: Defence, found: Evaluation) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for row in found.rows:
+        key = row.threat.replace(" ", "_").replace("-", "_")
+        numbers[f"{key}_asr"] = row.asr.value
+        numbers[f"{key}_asr_low"], numbers[f"{key}_asr_high"] = row.asr.low, row.asr.high
+        numbers[f"{key}_clean_accuracy"] = row.clean_accuracy.value
+    rotated = [rate.value for rate in list(found.clean_accuracy.values())[1:]]
+    numbers["clean_accuracy_worst"] = min(rotated)
+    cpu = [g.manifest["cpu_seconds"] for g in defence.vault.generations()[1:]]
+    numbers["rotation_cpu_seconds"] = sum(cpu) / len(cpu)
+    numbers["retrain_cpu_seconds"] = found.retrain_seconds
+    numbers["rotations"], numbers["rejected"] = len(cpu), len(defence.vault.rejections())
+    numbers["test_examples"], numbers["eps"] = len(found.trial.split), found.trial.eps
+    numbers["gate_examples"] = len(defence.task.splits.gate)
+    return numbers
+
+
+def _headline(n: Mapping[str, float], found: Evaluation) -> list[dict[str, str]]:
+    rows = {row.threat: row for row in found.rows}
+    single, joint, white = rows["stale single"], rows["stale joint"], rows["white-box"]
+    return [
+        {
+            "label": "The question",
+            "text": "An attacker has studied parameters that were live until the last rotation. "
+            "Do those attacks still work on the parameters that are live now?",
+        },
+        {
+            "label": "What rotation buys",
+            "text": f"An attack on the parameters that answer flips {_percent(rows['frozen'].asr)} "
+            f"of inputs on the frozen model and {_percent(white.asr)} on a generated one. After "
+            f"one rotation it flips {_percent(single.asr)}; crafted on {joint.note}, "
+            f"{_percent(joint.asr)}. Clean accuracy: "
+            f"{_percent(rows['frozen'].clean_accuracy, False)} before, "
+            f"{_percent(single.clean_accuracy, False)} after.",
+        },
+        {
+            "label": "What it does not",
+            "text": f"Whoever reads the live parameters still flips {_percent(white.asr)}, and "
+            f"whoever owns the generator {_percent(rows['owns generator'].asr)}. Rotation raises "
+            "the cost of reusing an attack; against these two only robust training helps.",
+        },
+    ]
+
+
+def _generations(defence: Defence, found: Evaluation) -> list[dict[str, Any]]:
+    listed = []
+    for record in defence.vault.generations():
+        if record.number not in found.clean_accuracy:
+            continue
+        m = record.manifest
+        listed.append(
+            {
+                "number": record.number,
+                "origin": m["origin"],
+                "clean_accuracy": asdict(found.clean_accuracy[record.number]),
+                "gates": m["gates"],
+                "attempts": m.get("attempt", 0) + 1,
+                "cpu_seconds": m.get("cpu_seconds"),
+                "weights": record.files["weights"],
+            }
+        )
+    return listed
+
+
+def _rejections(defence: Defence) -> list[dict[str, Any]]:
+    """Rejected candidates with the generation number that they were meant for."""
+    records = defence.vault.generations()
+    listed = []
+    for info in defence.vault.rejections():
+        after = [r.number for r in records if r.created >= info["at"]]
+        number = min(after, default=records[-1].number + 1)
+        listed.append({"for": number, "attempt": info["attempt"] + 1, "reasons": info["reasons"]})
+    return listed
+
+
+def _states(defence: Defence) -> dict[int, State]:
+    return {k: defence.generation(k).state for k in defence.vault.exposures()}
+
+
+def _distances(defence: Defence) -> dict[str, Any]:
+    """Aligned relative L1 distance of each generation to exposed ones and to the population."""
+    chain, states = hidden_units(defence.task), _states(defence)
+    members = [unpack(defence.vault.read(entry)) for entry in defence.vault.entries("member")]
+    numbers = sorted(states)
+    listed = []
+    for place, number in enumerate(numbers[1:], 1):
+        exposed = [aligned_distance(states[k], states[number], chain) for k in numbers[:place]]
+        near = min(aligned_distance(member, states[number], chain) for member in members)
+        listed.append(
+            {
+                "number": number,
+                "previous": exposed[-1],
+                "nearest_exposed": min(exposed),
+                "nearest_member": near,
+            }
+        )
+    return {
+        "aligned": bool(chain),
+        "limit": defence.settings.gates.distance,
+        "generations": listed,
+    }
+
+
+def _images(defence: Defence, found: Evaluation, count: int = 8) -> dict[str, Any]:
+    """The first test images that both networks get right, attacked; not chosen by outcome."""
+    split = found.trial.split
+    if split.x.dim() != 4 or split.x.shape[1] not in (1, 3) or defence.task.bounds is None:
+        return {"items": []}
+    crafted, live = defence.vault.exposures()[-2:]
+    models = {k: defence.generation(k).model() for k in (crafted, live)}
+    proposed = found.trial.craft(models[crafted], "single", crafted)
+    right = [predict(model, split.x).argmax(1) == split.y for model in models.values()]
+    chosen = (right[0] & right[1]).nonzero()[:count, 0]
+    said = {k: predict(model, proposed[chosen]).argmax(1).tolist() for k, model in models.items()}
+    items = [
+        {
+            "label": int(split.y[i]),
+            "exposed": said[crafted][place],
+            "live": said[live][place],
+            "clean": _pixels(split.x[i], defence.task.bounds),
+            "attacked": _pixels(proposed[i], defence.task.bounds),
+        }
+        for place, i in enumerate(chosen.tolist())
+    ]
+    return {"exposed": crafted, "live": live, "items": items}
+
+
+def _pixels(x: Tensor, bounds: tuple[float, float]) -> list[Any]:
+    """Rows of grey values or [r, g, b], 0 to 255, of an image (C, H, W)."""
+    low, high = bounds
+    bytes_ = ((x - low) / (high - low) * 255).round().clamp(0, 255).int()
+    return (bytes_[0] if len(bytes_) == 1 else bytes_.permute(1, 2, 0)).tolist()
+
+
+def _latents(defence: Defence) -> dict[str, Any]:
+    """Latents of population and generations on the population's two principal axes."""
+    generator, entries = defence.generator, defence.vault.entries("member")
+    states = [unpack(defence.vault.read(entry)) for entry in entries]
+    numbers = defence.vault.exposures()
+    with torch.no_grad():
+        made = [generator.codec.encode(s) for s in [*states, *_states(defence).values()]]
+        Z = generator.autoencoder.encode(torch.stack(made).float()).double()
+    centred = Z - Z[: len(states)].mean(0)
+    _, s, axes = torch.linalg.svd(centred[: len(states)], full_matrices=False)
+    # The sign of a principal axis is arbitrary: make its largest component positive.
+    signs = [float(axis[axis.abs().argmax()].sign()) for axis in axes[:2]]
+    xy = (centred @ axes[:2].T * torch.tensor(signs, dtype=torch.float64)).tolist()
+    basins = [int(entry.info["basin"]) for entry in entries]
+    return {
+        "explained": (s[:2].square() / s.square().sum()).tolist(),
+        "members": [{"x": x, "y": y, "basin": b} for (x, y), b in zip(xy, basins, strict=False)],
+        "generations": [
+            {"x": x, "y": y, "number": k}
+            for (x, y), k in zip(xy[len(states) :], numbers, strict=True)
+        ],
+    }
+
+
+def _digests(defence: Defence) -> dict[str, Any]:
+    records = defence.vault.generations()
+    return {
+        "population": records[-1].manifest["population"],
+        "generator": records[-1].manifest["generator"],
+        "generations": {str(r.number): r.files["weights"] for r in records},
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"g2d": g2d.__version__, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def _hardware() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return found
+    kilo = 1 if platform.system() == "Linux" else 1024  # macOS counts bytes
+    for name, who in (("main", resource.RUSAGE_SELF), ("worker", resource.RUSAGE_CHILDREN)):
+        peak = resource.getrusage(who).ru_maxrss
+        found[f"peak_memory_mb_{name}"] = round(peak / 1024 / kilo, 1)
+    return found
