@@ -309,7 +309,7 @@ def gates_by_name(defence, state, settings=None, exposures=(), exposed=()):
     model = defence.task.model(0).eval()
     model.load_state_dict(state)
     results = run_gates(
-        state, model, reference(defence), list(exposures), list(exposed), defence._chain,
+        state, model, reference(defence), list(exposures), dict(enumerate(exposed, 1)), defence._chain,
         settings or GateSettings(),
     )  # fmt: skip
     return {result.gate: result for result in results}

@@ -82,6 +82,9 @@ DataFolder = Annotated[
 Workers = Annotated[
     int | None, typer.Option(min=0, max=1024, help="Worker processes; 0: one per core.")
 ]
+Zoo = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Take the checkpoints that you have.")
+]
 
 
 def _version(asked: bool) -> None:
@@ -146,9 +149,7 @@ def population(
         float | None, typer.Option(help="Attack budget, L-infinity; 0: the task's own.")
     ] = None,
     workers: Workers = None,
-    from_checkpoints: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Take checkpoints that you have.")
-    ] = None,
+    from_checkpoints: Zoo = None,
 ) -> None:
     """Make a vault and train its population, or go on where an earlier run stopped."""
     if from_checkpoints and (members, recipe, basins) != (None, None, None):
@@ -407,7 +408,7 @@ def _print_generations(vault: Vault, last: int) -> None:
     _print(f"generations  {len(generations)}, live: {live or 'none yet'}")
     rows, before = [], 0.0
     for made in generations:
-        state = "live" if made.number == live else "retired" if made.number in exposed else "kept"
+        state = "live" if made.number == live else "past" if made.number in exposed else "kept"
         rejected = sum(before <= item.get("at", 0.0) < made.created for item in rejections)
         rows.append(_row(made, state) | {"rejected": str(rejected or "-")})
         before = made.created
@@ -433,7 +434,7 @@ def _row(made: Generation, state: str) -> dict[str, str]:
 
 
 _GATES = {
-    "accuracy": ("accuracy drop", "{:.2%}"),
+    "accuracy": ("accuracy drop bound", "{:.2%}"),
     "class": ("class drop", "{:.2%}"),
     "distance": ("distance", "{:.4f}"),
     "stale_asr": ("stale ASR", "{:.2%}"),

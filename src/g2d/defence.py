@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from g2d.data import Split
 from g2d.engine import Engine, LocalEngine, SerialEngine
-from g2d.errors import G2DError, GenerationError, PopulationError, SettingsError, VaultError
+from g2d.errors import GenerationError, PopulationError, VaultError
 from g2d.generator import Exposure, GateResult, Generator, Reference, hidden_units, run_gates
 from g2d.population import (
     TaskSource,
@@ -33,9 +34,9 @@ from g2d.population import (
 )
 from g2d.rotation import Snapshot
 from g2d.settings import Settings, TaskSettings, build
-from g2d.tasks import Task, load_task
-from g2d.train import predict
-from g2d.vault import Vault
+from g2d.tasks import Task
+from g2d.train import load_model, predict
+from g2d.vault import Entry, Vault
 from g2d.weights import check_state, digest, pack, unpack
 
 Progress = Callable[[str, int, int], None]
@@ -56,9 +57,7 @@ class Generation:
 
     def model(self) -> nn.Module:
         """Build the generation's model in evaluation mode, its parameters frozen."""
-        model = self.task.model(0)
-        model.load_state_dict(self.state)
-        return model.eval().requires_grad_(False)
+        return load_model(self.task, self.state)
 
 
 class Defence:
@@ -73,7 +72,6 @@ class Defence:
         self._source = source
         self._generator: Generator | None = None
         self._chain = hidden_units(task)
-        self._model = task.model(0).eval().requires_grad_(False)
         self._reference: Reference | None = None
         self._exposures: dict[int, Exposure] = {}
         self._states: dict[int, dict[str, Tensor]] = {}
@@ -94,34 +92,25 @@ class Defence:
             TaskError, DataError, SettingsError: the task cannot be loaded.
             VaultError: the folder holds something else, or a vault with other settings.
         """
-        given = settings or Settings()
-        if isinstance(task, Task):
-            source: TaskSource = task
-            loaded = task
-            named = TaskSettings(name=task.name, eps=task.eps)
-        else:
-            named = TaskSettings(**(asdict(given.task) | {"name": task}))
-            source = (named.name, named.data, named.split_seed, named.eps)
-            loaded = resolve(source)
-        if settings is None:
+        there = Settings() if settings is None else settings
+        known = Path(path, "task.toml")
+        if settings is None and known.is_file():
+            there = Settings.from_file(known)  # the folder of the data, above all
+        named, source = _named(task, there.task)
+        loaded = resolve(source)
+        if settings is None and not known.is_file():
             tables = {key: dict(table) for key, table in loaded.settings.items()}
-            given = build(Settings, tables, f"settings of task {loaded.name!r}")
-        tables = {k: v for k, v in asdict(given).items() if k != "task"} | {"task": asdict(named)}
-        full = build(Settings, tables, "settings")
-        if Path(path).exists() and (Path(path) / "ledger.sqlite").exists():
-            vault = Vault.open(path, write=True)
-            there = Settings.from_toml(vault.settings_text, str(Path(path) / "task.toml"))
-            if settings is None:
-                full = there
-            elif (there.task, there.population) != (full.task, full.population):
-                vault.close()
-                raise VaultError(
-                    f"{path} was made with other task or population settings; use a new folder, "
-                    "or leave the settings out to go on with the vault's own"
-                )
-            vault.write_settings(full.to_toml())
-        else:
-            vault = Vault.create(path, full.to_toml())
+            there = build(Settings, tables, f"settings of task {loaded.name!r}")
+        full = replace(there, task=named)
+        vault = _open_or_create(Path(path), full.to_toml())
+        kept = Settings.from_toml(vault.settings_text, str(known))
+        if not _compatible(kept, full):
+            vault.close()
+            raise VaultError(
+                f"{path} was made with other task or population settings; use a new folder, or "
+                "leave the settings out to go on with the vault's own"
+            )
+        vault.write_settings(full.to_toml())
         return cls(loaded, source, vault, full)
 
     @classmethod
@@ -183,8 +172,14 @@ class Defence:
     def populate(self, engine: Engine | None = None, progress: Progress = silent) -> None:
         """Make the population, or what is missing of it. A local engine is used by default."""
         settings = self.settings.population
-        if any(e.info.get("recipe") == "adopted" for e in self.vault.entries("member")):
-            return  # the user's own zoo is complete as it is
+        adopted = [e for e in self.vault.entries("member") if e.info.get("recipe") == "adopted"]
+        if adopted:
+            if len(adopted) < adopted[0].info["of"]:
+                raise PopulationError(
+                    f"only {len(adopted)} of {adopted[0].info['of']} checkpoints were adopted; run "
+                    "`g2d population` with --from-checkpoints again"
+                )
+            return
         own = engine is None
         engine = engine or default_engine(self._source, settings.workers)
         try:
@@ -194,8 +189,11 @@ class Defence:
                 engine.close()
 
     def adopt(self, folder: Path | str, progress: Progress = silent) -> None:
-        """Take a folder of checkpoints that the user has as the population."""
-        if self.vault.entries("member"):
+        """Take a folder of checkpoints that the user has as the population.
+
+        Members that an interrupted run has adopted already are adopted again, to the same bytes.
+        """
+        if any(e.info.get("recipe") != "adopted" for e in self.vault.entries("member")):
             raise VaultError(f"{self.vault.path} has a population already; use a new folder")
         adopt_checkpoints(self.task, self.vault, self.settings.population, Path(folder), progress)
 
@@ -205,7 +203,7 @@ class Defence:
         Raises:
             PopulationError: the vault has no population, or one of a single member.
         """
-        entries = self.vault.entries("member")
+        entries = fitted_members(self.vault.entries("member"), self.settings.autoencoder.newest)
         if not entries:
             raise PopulationError(
                 f"{self.vault.path} holds no population yet; run `g2d population` first"
@@ -215,7 +213,7 @@ class Defence:
         if kept is None or again or kept.info.get("identity") != identity:
             states = [unpack(self.vault.read(entry)) for entry in entries]
             for entry, state in zip(entries, states, strict=True):
-                check_state(self._model.state_dict(), state, f"member {entry.index}")
+                check_state(self.task.model(0).state_dict(), state, f"member {entry.index}")
             generator = Generator.fit(
                 self.task,
                 states,
@@ -223,7 +221,7 @@ class Defence:
                 self.settings.autoencoder,
                 self.settings.diffusion,
                 seed=seed_of(self.settings.population.seed, "fit"),
-                resistance=self._resistance(states) if len(entries) > 2 else None,
+                resistance=self._resistance(entries, states) if len(entries) > 2 else None,
                 progress=progress,
             )
             self.vault.put(
@@ -253,22 +251,17 @@ class Defence:
         }
         return digest(json.dumps(what, sort_keys=True).encode())
 
-    def _resistance(self, states: list[dict[str, Tensor]]) -> Tensor:
+    def _resistance(self, entries: list[Entry], states: list[dict[str, Tensor]]) -> Tensor:
         """Error of member j on attacks crafted on member i, (K, K), on the train split."""
-        entries = self.vault.entries("member")
-        matrix = torch.zeros(len(states), len(states))
         pools = [
-            unpack_pool(self.vault.read(entry, "attacks"), self.task.splits.train).take(
-                torch.arange(128) % int(entry.info.get("pool", 128))
-            )
+            unpack_pool(self.vault.read(entry, "attacks"), self.task.splits.train)
             for entry in entries
         ]
-        x, y = torch.cat([p.x for p in pools]), torch.cat([p.y for p in pools])
-        for j, state in enumerate(states):
-            self._model.load_state_dict(state)
-            wrong = predict(self._model, x).argmax(1) != y
-            matrix[:, j] = wrong.float().view(len(pools), -1).mean(1)
-        return matrix
+        each = min(128, *(len(pool) for pool in pools))
+        x = torch.cat([pool.x[:each] for pool in pools])
+        y = torch.cat([pool.y[:each] for pool in pools])
+        wrong = [predict(load_model(self.task, s), x).argmax(1) != y for s in states]
+        return torch.stack([w.float().view(len(pools), each).mean(1) for w in wrong], 1)
 
     # --- generations -----------------------------------------------------------------------------
 
@@ -370,10 +363,15 @@ class Defence:
         self, state: Mapping[str, Tensor], recent: list[Exposure], exposed: list[int]
     ) -> list[GateResult]:
         """Run every gate on a candidate's state dict."""
-        self._model.load_state_dict(state)
-        states = [self._state(number) for number in exposed]
+        states = {number: self._state(number) for number in exposed}
         return run_gates(
-            state, self._model, self.reference, recent, states, self._chain, self.settings.gates
+            state,
+            load_model(self.task, state),
+            self.reference,
+            recent,
+            states,
+            self._chain,
+            self.settings.gates,
         )
 
     @property
@@ -384,8 +382,8 @@ class Defence:
             base = self.vault.entry("base")
             if base is None:
                 raise VaultError(f"{self.vault.path} has no base yet; run `g2d population` first")
-            self._model.load_state_dict(unpack(self.vault.read(base)))
-            correct = predict(self._model, split.x).argmax(1) == split.y
+            model = load_model(self.task, unpack(self.vault.read(base)))
+            correct = predict(model, split.x).argmax(1) == split.y
             self._reference = Reference(split, correct, self.task.classes)
         return self._reference
 
@@ -398,14 +396,14 @@ class Defence:
         cpu: float | None = None,
     ) -> Generation:
         """Craft the generation's attacks, once, and commit weights, attacks and manifest."""
-        self._model.load_state_dict(state)
+        model = load_model(self.task, state)
         s, splits = self.settings, self.task.splits
         own = seed_of(seed, "attacks")
         guide, gi = craft_pool(
-            self.task, self._model, splits.guide, s.guidance.pool, s.guidance.pool_steps, own
+            self.task, model, splits.guide, s.guidance.pool, s.guidance.pool_steps, own
         )
         gate, ki = craft_pool(
-            self.task, self._model, splits.gate, s.gates.pool, s.gates.pool_steps, own + 1
+            self.task, model, splits.gate, s.gates.pool, s.gates.pool_steps, own + 1
         )
         attacks = pack(
             {"guide": guide.half(), "guide_index": gi, "gate": gate.half(), "gate_index": ki}
@@ -485,6 +483,53 @@ class _Inference:
         return self._model(x)
 
 
+def fitted_members(entries: list[Entry], newest: float) -> list[Entry]:
+    """The members that a generator is fitted on: of a repelled trunk, each basin's newest.
+
+    Early members of a trunk are less accurate and resist less; at least two of a basin are kept.
+    """
+    basins: dict[int, list[Entry]] = {}
+    for entry in entries:
+        basins.setdefault(int(entry.info["basin"]), []).append(entry)
+    kept: list[Entry] = []
+    for inside in basins.values():
+        repelled = all(entry.info["recipe"] == "repelled" for entry in inside)
+        count = max(2, math.ceil(newest * len(inside))) if repelled else len(inside)
+        kept += inside[-count:]
+    return sorted(kept, key=lambda entry: entry.index)
+
+
+def _named(task: Task | str, given: TaskSettings) -> tuple[TaskSettings, TaskSource]:
+    """The task's settings, and how a worker process gets at it."""
+    if isinstance(task, Task):
+        return TaskSettings(name=task.name, eps=task.eps), task
+    named = replace(given, name=task)
+    return named, (named.name, named.data, named.split_seed, named.eps)
+
+
+def _open_or_create(path: Path, settings_toml: str) -> Vault:
+    """Open the vault that is there, or make one; a folder that a kill left half made counts so."""
+    if not (path / "ledger.sqlite").exists():
+        return Vault.create(path, settings_toml)
+    try:
+        return Vault.open(path, write=True)
+    except VaultError as refused:
+        try:
+            return Vault.create(path, settings_toml)
+        except VaultError:
+            raise refused from None
+
+
+def _compatible(kept: Settings, given: Settings) -> bool:
+    """Whether a vault can go on: more members or other workers, a moved data folder are fine."""
+
+    def fixed(s: Settings) -> tuple[object, object]:
+        population = replace(s.population, members=2, workers=0)
+        return replace(s.task, data=""), population
+
+    return fixed(kept) == fixed(given)
+
+
 def default_engine(source: TaskSource, workers: int) -> Engine:
     """Worker processes where the task can travel to them, this process where it cannot."""
     if isinstance(source, Task):
@@ -500,4 +545,4 @@ def default_engine(source: TaskSource, workers: int) -> Engine:
     return LocalEngine(workers)
 
 
-__all__ = ["Defence", "G2DError", "Generation", "SettingsError", "load_task"]
+__all__ = ["Defence", "Generation"]

@@ -23,7 +23,7 @@ from g2d import report
 from g2d.defence import Defence, silent
 from g2d.engine import LocalEngine
 from g2d.errors import GenerationError
-from g2d.evaluate import Evaluation, Rate, Row, evaluate
+from g2d.evaluate import Evaluation, Row, evaluate
 from g2d.generator import hidden_units
 from g2d.rotation import Rotor, Snapshot
 from g2d.settings import Settings, build
@@ -51,6 +51,10 @@ _WORDS = {
         "Control: retrained from a fresh seed",
         "The ordinary rival, attack from the network before it. {note}; a rotation took {cpu:.1f}.",
     ),
+    "unguided": (
+        "Control: generated without guidance",
+        "Sampled from the same generator, but not steered away from attacks on the sample before.",
+    ),
     "stale single": (
         "Rotation: attack on one generation, scored on the next",
         "The attacker stole the parameters just before the rotation.",
@@ -61,11 +65,11 @@ _WORDS = {
     ),
     "stale joint": (
         "Rotation: one attack against many exposed generations at once",
-        "The attacker kept {note}.",
+        "The attacker kept {note} and attacks {target}.",
     ),
     "owns generator": (
         "NOT solved: attacker owns the generator too",
-        "Attack averaged over {note}: secrecy of the generator matters.",
+        "Attack averaged over {note}; a more patient attacker does better.",
     ),
     "white-box": (
         "NOT solved: white-box, attacker reads the live parameters",
@@ -197,18 +201,16 @@ def summarise(defence: Defence, found: Evaluation) -> dict[str, Any]:
     }
 
 
-def _percent(rate: Rate, interval: bool = True) -> str:
-    text = f"{100 * rate.value:.1f} %"
-    return f"{text} [{100 * rate.low:.1f}–{100 * rate.high:.1f}]" if interval else text
-
-
 def _told(row: Row, numbers: Mapping[str, float]) -> dict[str, str]:
-    what, meaning = _WORDS[row.threat]
+    (what, meaning), asr = _WORDS[row.threat], row.asr
     return {
         "what": what,
-        "clean accuracy": _percent(row.clean_accuracy, interval=False),
-        "attack success rate [95 % CI]": _percent(row.asr),
-        "meaning": meaning.format(note=row.note, cpu=numbers["rotation_cpu_seconds"]),
+        "clean accuracy": f"{100 * row.clean_accuracy.value:.1f}\u00a0%",
+        "attack success rate [95 % CI]": f"{100 * asr.value:.1f}\u00a0% "
+        f"[{100 * asr.low:.1f}–{100 * asr.high:.1f}]",
+        "meaning": meaning.format(
+            note=row.note, target=row.target, cpu=numbers["rotation_cpu_seconds"]
+        ),
     }
 
 
@@ -231,30 +233,26 @@ def _numbers(defence: Defence, found: Evaluation) -> dict[str, float]:
 
 
 def _headline(n: Mapping[str, float], found: Evaluation) -> list[dict[str, str]]:
-    rows = {row.threat: row for row in found.rows}
-    single, joint, white = rows["stale single"], rows["stale joint"], rows["white-box"]
-    return [
-        {
-            "label": "The question",
-            "text": "An attacker has studied parameters that were live until the last rotation. "
-            "Do those attacks still work on the parameters that are live now?",
-        },
-        {
-            "label": "What rotation buys",
-            "text": f"An attack on the parameters that answer flips {_percent(rows['frozen'].asr)} "
-            f"of inputs on the frozen model and {_percent(white.asr)} on a generated one. After "
-            f"one rotation it flips {_percent(single.asr)}; crafted on {joint.note}, "
-            f"{_percent(joint.asr)}. Clean accuracy: "
-            f"{_percent(rows['frozen'].clean_accuracy, False)} before, "
-            f"{_percent(single.clean_accuracy, False)} after.",
-        },
-        {
-            "label": "What it does not",
-            "text": f"Whoever reads the live parameters still flips {_percent(white.asr)}, and "
-            f"whoever owns the generator {_percent(rows['owns generator'].asr)}. Rotation raises "
-            "the cost of reusing an attack; against these two only robust training helps.",
-        },
-    ]
+    p = {key: f"{100 * value:.0f}\u00a0%" for key, value in n.items() if "_asr" in key}
+    known = next(row.note for row in found.rows if row.threat == "stale joint")
+    question = (
+        "An attacker has studied parameters that were live until the last rotation. Do those "
+        "attacks still work on the parameters that are live now?"
+    )
+    buys = (
+        f"On a model that never changes, attacks flip {p['frozen_asr']} of the images. Crafted on "
+        f"one generation and tried on the next, they flip {p['stale_single_asr']}; crafted on "
+        f"{known} together, {p['stale_joint_asr']}. Clean accuracy: "
+        f"{100 * n['frozen_clean_accuracy']:.1f}\u00a0% before, "
+        f"{100 * n['stale_single_clean_accuracy']:.1f}\u00a0% after."
+    )
+    lacks = (
+        f"Whoever reads the live parameters still flips {p['white_box_asr']} (what that gains on "
+        "the frozen model comes from training, not from rotation); whoever owns the generator "
+        f"flips {p['owns_generator_asr']}. Rotation raises the cost of reusing an attack, no more."
+    )
+    texts = {"The question": question, "What rotation buys": buys, "What it does not": lacks}
+    return [{"label": label, "text": text} for label, text in texts.items()]
 
 
 def _generations(defence: Defence, found: Evaluation) -> list[dict[str, Any]]:
@@ -321,7 +319,7 @@ def _images(defence: Defence, found: Evaluation, count: int = 8) -> dict[str, An
     split = found.trial.split
     if split.x.dim() != 4 or split.x.shape[1] not in (1, 3) or defence.task.bounds is None:
         return {"items": []}
-    crafted, live = defence.vault.exposures()[-2:]
+    crafted, *_, live = defence.vault.exposures()
     models = {k: defence.generation(k).model() for k in (crafted, live)}
     proposed = found.trial.craft(models[crafted], "single", crafted)
     right = [predict(model, split.x).argmax(1) == split.y for model in models.values()]

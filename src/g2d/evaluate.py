@@ -25,7 +25,7 @@ from g2d.population import Job, run_job, seed_of
 from g2d.settings import PopulationSettings
 from g2d.symmetry import permute
 from g2d.tasks import Task
-from g2d.train import Logits, predict
+from g2d.train import Logits, load_model, predict
 from g2d.weights import State, unpack
 
 Bounds = tuple[float, float] | None
@@ -241,13 +241,6 @@ def retrained(task: Task, settings: PopulationSettings, index: int) -> tuple[Log
     return load_model(task, unpack(weights)), time.process_time() - began
 
 
-def load_model(task: Task, state: State) -> Logits:
-    """Build a frozen model in evaluation mode from a state dict."""
-    model = task.model(0)
-    model.load_state_dict(state)
-    return model.eval().requires_grad_(False)
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Everything that one run of the judge found."""
@@ -295,11 +288,10 @@ def evaluate(
     table = _Table(defence, models, clean, trial)
     matrix = transfer(models, trial, lambda done, _: tick(done, total))
     joint = stale_joint(models, trial, last, lambda d, _: tick(len(models) + d, total))
-    rows = table.controls(matrix)
-    fresh_row, retrain_seconds = table.fresh(fresh)
+    retrainings, retrain_seconds = table.fresh(fresh)
+    rows = [*table.controls(matrix), *retrainings, table.unguided()]
     tick(total - 1, total)
-    rows += [*fresh_row, *table.stale(matrix, joint, last), table.adaptive(draws)]
-    rows.append(table.white_box(matrix))
+    rows += [*table.stale(matrix, joint, last), table.adaptive(draws), table.white_box(matrix)]
     tick(total, total)
     return Evaluation(tuple(rows), matrix, by_age(matrix), joint, clean, trial, retrain_seconds)
 
@@ -351,6 +343,19 @@ class _Table:
         note = f"{seconds:.1f} CPU s a network"
         return [self.row("fresh seed", f"{count} retrainings", clean, asr, note)], seconds
 
+    def unguided(self, count: int = 5) -> Row:
+        """A chain of plain samples of the generator: crafted on one, scored on the next."""
+        drawn = dict(enumerate(self._samples(count, "unguided")))
+        asr = by_age(transfer(drawn, self.trial))[1]
+        clean = pooled([accuracy_rate(model, self.trial.split) for model in drawn.values()])
+        return self.row("unguided", f"{count} samples", clean, asr)
+
+    def _samples(self, count: int, name: str) -> list[Logits]:
+        generator = self.defence.generator
+        source = torch.Generator().manual_seed(seed_of(self.trial.seed, name))
+        vectors = generator.sample(count, source)
+        return [load_model(self.defence.task, generator.codec.decode(v)) for v in vectors]
+
     def stale(self, matrix: Matrix, joint: Mapping[int, Rate], last: int) -> list[Row]:
         """The attacks that rotation is made against."""
         later, live = self.numbers[1:], self.numbers[-1]
@@ -362,18 +367,14 @@ class _Table:
         asr = matrix[worst, live]
         rows.append(self.row("stale worst", f"generation {live}", self.clean[live], asr, note))
         clean, asr = pooled([self.clean[k] for k in joint]), pooled(list(joint.values()))
-        note = f"the last {last} exposed, mean of {len(joint)}"
-        rows.append(self.row("stale joint", "the next generation", clean, asr, note))
+        target = f"the next generation, mean of {len(joint)}"
+        rows.append(self.row("stale joint", target, clean, asr, f"the last {last} exposed"))
         return rows
 
     def adaptive(self, draws: int) -> Row:
         """The attacker owns the generator: joint attack on unguided samples and all exposures."""
-        generator, task, live = self.defence.generator, self.defence.task, self.numbers[-1]
-        source = torch.Generator().manual_seed(seed_of(self.trial.seed, "adaptive"))
-        samples = generator.sample(draws, source)
-        drawn = [load_model(task, generator.codec.decode(v)) for v in samples]
-        exposed = [self.models[number] for number in self.numbers[:-1]]
-        proposed = self.trial.craft([*drawn, *exposed], "adaptive")
+        live, exposed = self.numbers[-1], [self.models[k] for k in self.numbers[:-1]]
+        proposed = self.trial.craft([*self._samples(draws, "adaptive"), *exposed], "adaptive")
         asr = self.trial.score(self.models[live], proposed)
         note = f"{draws} samples and {len(exposed)} exposed"
         return self.row("owns generator", f"generation {live}", self.clean[live], asr, note)

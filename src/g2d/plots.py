@@ -56,7 +56,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def _svg(
-    name: str, label: str, draw: Callable[[Any], None], size: tuple[float, float] = (5.6, 3.9)
+    name: str, label: str, draw: Callable[[Any], None], size: tuple[float, float] = (5.0, 3.6)
 ) -> str:
     """Draw into fresh axes and return inline SVG; `name` keeps its ids apart from other plots'."""
     import matplotlib
@@ -114,7 +114,7 @@ def _draw_age(axes: Any, data: Values, colours: Sequence[str]) -> None:
         100 * numbers["white_box_asr"],
         color=white_box,
         ls="--",
-        label="white-box on a generated one",
+        label="white-box",
     )
     axes.set_xticks(ages)
     axes.set_xlabel("rotations since the attack was crafted")
@@ -163,7 +163,7 @@ def heat_map(matrix: Sequence[Values]) -> str:
             spine.set_visible(False)
 
     label = f"Heat map of attack success rates among {len(numbers)} generations, in percent"
-    return _svg("heat", label, draw, (5.6, 4.6))
+    return _svg("heat", label, draw, (5.0, 4.3))
 
 
 def _draw_accuracy(axes: Any, generations: Sequence[Values], colours: Sequence[str]) -> None:
@@ -251,7 +251,7 @@ def latent_map(latents: Values) -> str:
         axes.set_ylabel(f"second ({second:.0f} %)")
 
     label = f"Map of {len(members)} population members and {len(path)} generations in latent space"
-    return _svg("latents", label, draw, (5.6, 4.6))
+    return _svg("latents", label, draw, (5.0, 4.3))
 
 
 def picture(pixels: Sequence[Any]) -> str:
@@ -266,30 +266,36 @@ def picture(pixels: Sequence[Any]) -> str:
 
 
 def hero(path: Path, data: Values) -> None:
-    """Draw the README's picture, 1600 x 700: accuracy stays, old attacks decay."""
+    """Draw the README's picture, 1600 x 700: accuracy stays, old attacks lose force."""
     import matplotlib
     from matplotlib.figure import Figure
 
     frozen, rotated, white_box, ink = "#c2410c", "#1d4ed8", "#7c3aed", "#1f2933"
     plain = {key: value for key, value in _STYLE.items() if value not in _COLOURS}
-    with matplotlib.rc_context(
-        plain | {"font.size": 13, "legend.fontsize": 12, "grid.color": "#e4e7eb"}
-    ):
+    plain |= {"font.size": 14, "legend.fontsize": 13, "grid.color": "#e4e7eb", "text.color": ink}
+    plain |= {f"figure.constrained_layout.{side}": 0.18 for side in ("w_pad", "h_pad")}
+    n, old = data["numbers"], next(entry for entry in data["age"] if entry["age"] == 1)
+    clean = [g["clean_accuracy"]["value"] for g in data["generations"]]
+    rotated_mean = sum(clean[1:]) / len(clean[1:])
+    titles = (
+        f"Accuracy: {100 * clean[0]:.0f} % → {100 * rotated_mean:.0f} %, "
+        f"{n['rotations']} rotations",
+        f"Attacks: {100 * n['frozen_asr']:.0f} % frozen, {100 * old['value']:.0f} % "
+        "after one rotation",
+    )
+    note = (
+        f"{data['task']}: {data['rows'][0]['attack']}, L∞ ε = {n['eps']:g}, "
+        f"{n['test_examples']} test images, 95 % intervals. "
+        f"White-box attacks on the live parameters still reach {100 * n['white_box_asr']:.0f} %."
+    )
+    with matplotlib.rc_context(plain):
         figure = Figure(figsize=(16, 7), dpi=100, layout="constrained", facecolor="white")
         left, right = figure.subplots(1, 2)
         _draw_accuracy(left, data["generations"], (frozen, rotated))
+        _percent_axis(left, "clean accuracy, %")  # the whole scale: flat must look flat
         _draw_age(right, data, (frozen, rotated, white_box))
-        n = data["numbers"]
-        titles = (
-            f"Fresh parameters, {n['rotations']} rotations: the accuracy stays",
-            "Attacks crafted on old parameters stop working",
-        )
         for axes, title in zip((left, right), titles, strict=True):
-            axes.set_title(title, loc="left", fontsize=18, fontweight="bold", color=ink, pad=44)
+            axes.set_title(title, loc="left", fontsize=20, fontweight="bold", pad=44)
             _legend_above(axes, 3)
-        note = (
-            f"{data['task']}: PGD-20, L∞ ε = {n['eps']:g}, {n['test_examples']} test images, "
-            "95 % intervals. White-box attacks on the live parameters keep working."
-        )
-        figure.supxlabel(note, fontsize=12, color="#52606d")
+        figure.supxlabel(note, fontsize=13, color="#52606d")
         figure.savefig(path, format="png", metadata={"Software": None})

@@ -59,18 +59,20 @@ class PopulationSettings(Checked):
     """How the population of checkpoints is made."""
 
     recipe: str = one_of(("repelled", "forks", "seeds"), "repelled", "how members are trained")
-    members: int = within(2, 100_000, 48, "number of checkpoints")
+    members: int = within(2, 100_000, 64, "number of checkpoints")
     basins: int = within(1, 1000, 6, "independent early checkpoints that members are forked from")
     base_steps: int = within(1, 10**7, 3500, "optimiser steps of the base, the model to defend")
     early_steps: int = within(1, 10**7, 1000, "optimiser steps of a basin's early checkpoint")
-    fork_steps: int = within(1, 10**7, 1600, "optimiser steps of a fork")
+    fork_steps: int = within(1, 10**7, 600, "optimiser steps of a fork")
     harden: float = within(
         0.0, 1.0, 0.5, "FGSM budget of repelled forks, as a share of eps; 0: off"
     )
     batch: int = within(1, 10**6, 128, "examples a step (as many again of attacks, if repelled)")
     rate: float = within(1e-8, 10.0, 3e-3, "Adam's peak learning rate; warm-up, then linear decay")
-    sources: int = within(0, 1000, 8, "earlier members whose attacks a repelled fork trains on")
-    pool: int = within(1, 10**7, 3000, "attacks crafted on each member")
+    trunk: bool = free(True, "repelled forks begin at their basin's latest member, not its first")
+    fork_rate: float = within(1e-8, 10.0, 2e-3, "Adam's peak learning rate of the forks")
+    sources: int = within(1, 1000, 12, "earlier members whose attacks a repelled fork trains on")
+    pool: int = within(1, 10**7, 2000, "attacks crafted on each member")
     pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
     workers: int = within(0, 1024, 0, "worker processes, one thread each; 0: one per core")
     seed: int = within(0, 2**31 - 1, 0, "seed of everything the population draws")
@@ -82,6 +84,7 @@ class AutoencoderSettings(Checked):
 
     scope: tuple[str, ...] = free((), "name patterns of the tensors in scope; empty: all")
     align: bool = free(False, "permute hidden units onto the first member before fitting")
+    newest: float = within(0.01, 1.0, 0.5, "share of each basin's repelled members to fit on")
     latent: int = within(0, 100_000, 0, "latent dimensions; 0: one per direction of the population")
     width: int = within(1, 65_536, 256, "hidden width of encoder and decoder")
     sigma: float = within(0.0, 100.0, 0.1, "std of the noise on V, in units of a basin's spread")
@@ -124,6 +127,7 @@ class GuidanceSettings(Checked):
     mu: float = within(0.0, 1e4, 2.0, "weight of the stale-attack term")
     temperature: float = within(1e-3, 1e4, 0.5, "softmax temperature over exposures' losses")
     batch: int = within(1, 10**6, 128, "clean examples a step, and as many attacks")
+    particles: int = within(1, 10_000, 32, "samples that start a candidate; the best goes on")
     reverse_steps: int = within(0, 10_000, 5, "guided steps inside the reverse process")
     latent_steps: int = within(0, 100_000, 40, "guided steps on the finished latent")
     latent_rate: float = within(1e-8, 100.0, 0.15, "Adam's learning rate of the latent steps")
@@ -261,5 +265,9 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(part) for part in value) + "]"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
+        return (
+            '"'
+            + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped)
+            + '"'
+        )
     return repr(value)

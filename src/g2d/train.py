@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,3 +115,10 @@ def predict(model: Logits, x: Tensor, batch: int = 2000) -> Tensor:
 def accuracy(model: Logits, split: Split) -> float:
     """Share of a split that the model classifies correctly."""
     return float((predict(model, split.x).argmax(1) == split.y).double().mean())
+
+
+def load_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build a task's model from a state dict, in evaluation mode, its parameters frozen."""
+    model = task.model(0)
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False)

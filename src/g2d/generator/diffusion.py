@@ -192,6 +192,13 @@ class LatentDiffusion(nn.Module):
         plain = self.denoiser(z_t, times)
         return plain + strength * (conditioned - plain)
 
+    def estimate(
+        self, z_t: Tensor, t: int, condition: Tensor | None = None, strength: float = 1.0
+    ) -> Tensor:
+        """The clipped estimate of z_0 from z_t (n, d) at time t."""
+        epsilon = self.epsilon(z_t, t, condition, strength)
+        return self.clip(self.noise.estimate(z_t, torch.tensor(t), epsilon))
+
     def start(self, count: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
         """z_T ~ N(0, temperature^2 I), shape (count, d)."""
         return temperature * torch.randn(count, self.latent, generator=generator)
@@ -236,8 +243,7 @@ class LatentDiffusion(nn.Module):
         """Draw latents (count, d) without guidance by data: one diffusion inference."""
         z_t = self.start(count, generator)
         for t, before in self.reverse():
-            epsilon = self.epsilon(z_t, t, condition, strength)
-            z_0 = self.clip(self.noise.estimate(z_t, torch.tensor(t), epsilon))
+            z_0 = self.estimate(z_t, t, condition, strength)
             z_t = self.step(z_t, z_0, t, before, generator)
         return z_t
 

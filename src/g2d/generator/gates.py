@@ -7,7 +7,7 @@ Every gate is always run: a rejected candidate gets every reason, not the first 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -47,7 +47,7 @@ def run_gates(
     model: Logits,
     reference: Reference,
     exposures: Sequence[Exposure],
-    exposed_states: Sequence[State],
+    exposed_states: Mapping[int, State],
     chain: Sequence[Coupling],
     settings: GateSettings,
 ) -> list[GateResult]:
@@ -55,7 +55,8 @@ def run_gates(
 
     Args:
         state: the candidate's state dict. model: its forward pass, in evaluation mode.
-        exposures: those whose attacks are remembered. exposed_states: every exposed generation's.
+        exposures: those whose attacks are remembered. exposed_states: every exposed generation's,
+            by number.
     """
     logits = predict(model, reference.split.x)
     results = [finite_gate(state, logits)]
@@ -107,17 +108,19 @@ def class_gate(correct: Tensor, reference: Reference, settings: GateSettings) ->
 
 
 def distance_gate(
-    state: State, exposed: Sequence[State], chain: Sequence[Coupling], settings: GateSettings
+    state: State, exposed: Mapping[int, State], chain: Sequence[Coupling], settings: GateSettings
 ) -> GateResult:
     """Aligned relative L1 distance to the nearest exposed generation."""
-    distances = [aligned_distance(other, state, chain) for other in exposed]
-    least = min(distances, default=math.inf)
+    distances = {n: aligned_distance(other, state, chain) for n, other in exposed.items()}
+    if not distances:
+        return GateResult("distance", True, 0.0, settings.distance)
+    number, least = min(distances.items(), key=lambda item: item[1])
     passed = least >= settings.distance
     reason = (
         ""
         if passed
-        else f"aligned distance {least:.4f} to exposed generation number "
-        f"{distances.index(least)} of the memory; at least {settings.distance:.4f} is required"
+        else f"aligned distance {least:.4f} to exposed generation {number}; at least "
+        f"{settings.distance:.4f} is required"
     )
     return GateResult("distance", passed, least, settings.distance, reason)
 

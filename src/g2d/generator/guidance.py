@@ -79,6 +79,22 @@ class Repulsion:
         self._remember(stale.detach(), of)
         return clean + self.settings.mu * stale.mean()
 
+    @torch.no_grad()
+    def best(self, autoencoder: WeightAutoencoder, z: Tensor) -> int:
+        """Which of the latents (n, d) has the lowest objective, all on the same batch."""
+        if len(z) == 1:
+            return 0
+        x, y = self.clean.draw()
+        losses = torch.zeros(len(z))
+        attacks, labels, _ = self._draw_attacks() if len(self.running) else (x[:0], y[:0], None)
+        for i, latent in enumerate(z):
+            logits = self._logits(autoencoder.decode(latent), torch.cat([x, attacks]))
+            losses[i] = self.task.loss(logits[: len(x)], y)
+            if len(attacks):
+                stale = nn.functional.cross_entropy(logits[len(x) :], labels)
+                losses[i] += self.settings.mu * stale
+        return int(losses.nan_to_num(torch.inf).argmin())
+
     def _logits(self, v: Tensor, x: Tensor) -> Tensor:
         return functional_call(self.model, self.codec.tensors(v), (x,))
 
@@ -128,25 +144,30 @@ def guided_reverse(
 ) -> Tensor:
     """The reverse process, its last `reverse_steps` steps guided through z_0's estimate.
 
-    A guided step moves z_t against the gradient of objective(f_dec(z_0(z_t))), scaled to the size
+    `particles` latents run the unguided part together; the one whose estimate has the lowest
+    objective goes on (32 cost a tenth of a second and saved about a point of stale ASR). A guided
+    step moves z_t against the gradient of objective(f_dec(z_0(z_t))), scaled to the size
     of the noise that the step removes, so that it cannot outrun the process.
     """
     s = objective.settings
     steps = list(diffusion.reverse())
-    z_t = diffusion.start(1, generator)
-    for position, (t, before) in enumerate(steps):
-        guided = len(steps) - position <= s.reverse_steps
+    free = max(0, len(steps) - s.reverse_steps)
+    z_t, z_0 = diffusion.start(s.particles, generator), None
+    crowd = None if condition is None else condition.expand(s.particles, -1)
+    for t, before in steps[:free]:
+        with torch.no_grad():
+            z_0 = diffusion.estimate(z_t, t, crowd)
+            z_t = diffusion.step(z_t, z_0, t, before, generator)
+    best = objective.best(autoencoder, z_t if z_0 is None else z_0)
+    z_t = z_t[best : best + 1]
+    for t, before in steps[free:]:
         with torch.enable_grad():
-            z_in = z_t.detach().requires_grad_(guided)
-            epsilon = diffusion.epsilon(z_in, t, condition, 1.0)
-            z_0 = diffusion.clip(diffusion.noise.estimate(z_in, torch.tensor(t), epsilon))
-            if guided:
-                loss = objective(autoencoder.decode(z_0[0]))
-                (gradient,) = torch.autograd.grad(loss, z_in)
-        z_0 = z_0.detach()
-        if guided:
-            width = s.latent_rate * z_0.shape[-1] ** 0.5
-            z_0 = z_0 - width * gradient / gradient.norm().clamp_min(1e-12)
+            z_in = z_t.detach().requires_grad_(True)
+            z_0 = diffusion.estimate(z_in, t, condition)
+            loss = objective(autoencoder.decode(z_0[0]))
+        (gradient,) = torch.autograd.grad(loss, z_in)
+        width = s.latent_rate * z_0.shape[-1] ** 0.5
+        z_0 = z_0.detach() - width * gradient / gradient.norm().clamp_min(1e-12)
         z_t = diffusion.step(z_t, z_0, t, before, generator)
     return z_t[0].detach()
 

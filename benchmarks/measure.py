@@ -1,0 +1,150 @@
+"""What the benchmarks measure of networks: attacks, distances, novelty; and the machine's name.
+
+Scores come from `g2d.evaluate`, on the test split alone; here they are only collected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+import g2d
+from g2d.data import Split
+from g2d.evaluate import Rate, Trial, accuracy_rate
+from g2d.symmetry import Coupling, align, balance, relative_l1
+from g2d.train import Logits, predict
+from g2d.weights import State
+
+
+def hardware() -> dict[str, Any]:
+    """The machine and the versions that a number was measured with."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            s.split(":", 1)[1].strip() for s in info.read_text().splitlines() if "model name" in s
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads per process": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "g2d": g2d.__version__,
+    }
+
+
+def stale(target: Logits, history: Sequence[Logits], trial: Trial, joint: Trial) -> dict[str, Any]:
+    """ASR on one target of attacks crafted on its predecessors, oldest first.
+
+    `last`: on the newest alone. `joint_8`, `joint_16`: on the newest 8 and 16 together, if there
+    are as many. `worst_16`: the largest of the single attacks on the newest 16.
+    """
+    found: dict[str, Any] = {}
+    newest = list(history)[-16:]
+    singles = [
+        trial.score(target, trial.craft(model, "single", place)).value
+        for place, model in enumerate(newest)
+    ]
+    found["last"], found["worst_16"] = singles[-1], max(singles)
+    for count in (8, 16):
+        if len(newest) >= count:
+            crafted = joint.craft(newest[-count:], "joint", count)
+            found[f"joint_{count}"] = joint.score(target, crafted).value
+    return found
+
+
+def white_box(target: Logits, trial: Trial) -> float:
+    """ASR of an attack crafted on the target itself."""
+    return trial.score(target, trial.craft(target, "white-box")).value
+
+
+class Distances:
+    """Aligned relative L1 distances to the members of a population, symmetries removed once."""
+
+    def __init__(self, members: Sequence[State], chain: Sequence[Coupling]) -> None:
+        self.chain = chain
+        self.members = [balance(m, chain) if chain else m for m in members]
+        self.leave_one_out = [
+            min(self._one(a, b) for j, b in enumerate(self.members) if j != i)
+            for i, a in enumerate(self.members)
+        ]
+
+    def _one(self, reference: State, state: State) -> float:
+        return relative_l1(reference, align(reference, state, self.chain))
+
+    def nearest(self, state: State) -> tuple[float, int]:
+        """Distance to the nearest member, and which it is."""
+        balanced = balance(state, self.chain) if self.chain else state
+        found = [self._one(member, balanced) for member in self.members]
+        least = min(found)
+        return least, found.index(least)
+
+    @property
+    def unit(self) -> float:
+        """The members' median distance to their own nearest member: tau counts in these."""
+        return statistics.median(self.leave_one_out)
+
+
+def wrong(model: Logits, split: Split) -> Tensor:
+    """Which examples a model misclassifies, (n,) bool."""
+    return predict(model, split.x).argmax(1) != split.y
+
+
+def mean_iou(errors: Sequence[Tensor]) -> float:
+    """Mean over pairs of |both wrong| / |either wrong|: 1 if all err on the same inputs."""
+    found = [
+        float((a & b).sum()) / max(1, int((a | b).sum()))
+        for i, a in enumerate(errors)
+        for b in errors[i + 1 :]
+    ]
+    return statistics.mean(found) if found else float("nan")
+
+
+def function_columns(
+    models: Sequence[Logits], nearest: Sequence[Logits], test: Split
+) -> dict[str, Any]:
+    """Accuracy, disagreement with the nearest member, overlap of errors; on the whole test split."""
+    clean = [accuracy_rate(model, test).value for model in models]
+    labels = [predict(model, test.x).argmax(1) for model in models]
+    other = [predict(model, test.x).argmax(1) for model in nearest]
+    apart = [float((a != b).double().mean()) for a, b in zip(labels, other, strict=True)]
+    return {
+        "clean_mean": statistics.mean(clean),
+        "clean_worst": min(clean),
+        "clean_each": clean,
+        "disagreement": statistics.mean(apart) if apart else None,
+        "iou_wrong": mean_iou([label != test.y for label in labels]),
+    }
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % t-interval over seeds."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean, mean, mean
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def save(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON so that a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.replace(path)
+
+
+__all__ = ["Rate", "Trial"]
