@@ -46,23 +46,27 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def stale(target: Logits, history: Sequence[Logits], trial: Trial, joint: Trial) -> dict[str, Any]:
+def stale(
+    target: Logits, history: Sequence[Logits], full: Trial, half: Trial, worst: bool
+) -> dict[str, Any]:
     """ASR on one target of attacks crafted on its predecessors, oldest first.
 
-    `last`: on the newest alone. `joint_8`, `joint_16`: on the newest 8 and 16 together, if there
-    are as many. `worst_16`: the largest of the single attacks on the newest 16.
+    `last`: on the newest alone, on all examples of `full`. On those of `half`: `joint_8` and
+    `joint_16`, on the newest 8 and 16 together, if there are as many; and with `worst` the largest
+    of the single attacks on the newest 16.
     """
     found: dict[str, Any] = {}
     newest = list(history)[-16:]
-    singles = [
-        trial.score(target, trial.craft(model, "single", place)).value
-        for place, model in enumerate(newest)
-    ]
-    found["last"], found["worst_16"] = singles[-1], max(singles)
+    found["last"] = full.score(target, full.craft(newest[-1], "single", 0)).value
+    if worst:
+        found["worst_16"] = max(
+            half.score(target, half.craft(model, "single", place)).value
+            for place, model in enumerate(newest)
+        )
     for count in (8, 16):
         if len(newest) >= count:
-            crafted = joint.craft(newest[-count:], "joint", count)
-            found[f"joint_{count}"] = joint.score(target, crafted).value
+            crafted = half.craft(newest[-count:], "joint", count)
+            found[f"joint_{count}"] = half.score(target, crafted).value
     return found
 
 
@@ -116,7 +120,7 @@ def mean_iou(errors: Sequence[Tensor]) -> float:
 def function_columns(
     models: Sequence[Logits], nearest: Sequence[Logits], test: Split
 ) -> dict[str, Any]:
-    """Accuracy, disagreement with the nearest member, overlap of errors; on the whole test split."""
+    """Accuracy, disagreement with the nearest member, overlap of errors; whole test split."""
     clean = [accuracy_rate(model, test).value for model in models]
     labels = [predict(model, test.x).argmax(1) for model in models]
     other = [predict(model, test.x).argmax(1) for model in nearest]

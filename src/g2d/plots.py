@@ -280,8 +280,7 @@ def hero(path: Path, data: Values) -> None:
     titles = (
         f"Accuracy: {100 * clean[0]:.0f} % → {100 * rotated_mean:.0f} %, "
         f"{n['rotations']} rotations",
-        f"Attacks: {100 * n['frozen_asr']:.0f} % frozen, {100 * old['value']:.0f} % "
-        "after one rotation",
+        f"Attacks: {100 * n['frozen_asr']:.0f} % frozen, {100 * old['value']:.0f} % rotated",
     )
     note = (
         f"{data['task']}: {data['rows'][0]['attack']}, L∞ ε = {n['eps']:g}, "

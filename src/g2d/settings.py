@@ -126,6 +126,7 @@ class GuidanceSettings(Checked):
     pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
     mu: float = within(0.0, 1e4, 2.0, "weight of the stale-attack term")
     temperature: float = within(1e-3, 1e4, 0.5, "softmax temperature over exposures' losses")
+    newest: float = within(0.0, 1e4, 4.0, "how much more often the newest exposure is drawn")
     batch: int = within(1, 10**6, 128, "clean examples a step, and as many attacks")
     particles: int = within(1, 10_000, 32, "samples that start a candidate; the best goes on")
     reverse_steps: int = within(0, 10_000, 5, "guided steps inside the reverse process")
@@ -133,7 +134,7 @@ class GuidanceSettings(Checked):
     latent_rate: float = within(1e-8, 100.0, 0.15, "Adam's learning rate of the latent steps")
     prior: float = within(0.0, 1e6, 1e-3, "weight of the pull back to the latent's start")
     polish_steps: int = within(0, 10**6, 150, "Adam steps in full weight space")
-    polish_rate: float = within(1e-8, 10.0, 3e-3, "their peak learning rate, decayed to zero")
+    polish_rate: float = within(1e-8, 10.0, 2e-3, "their peak learning rate, decayed to zero")
 
 
 @dataclass(frozen=True)

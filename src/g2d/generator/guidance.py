@@ -43,7 +43,7 @@ class Repulsion:
     """The guidance objective as a function of v, drawing fresh batches each call.
 
     Attacks are drawn from exposures in proportion to softmax(running loss / temperature): what
-    still hurts is seen most.
+    still hurts is seen most. The newest exposure, the likeliest to be reused, counts `newest` times.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Repulsion:
 
     def _draw_attacks(self) -> tuple[Tensor, Tensor, Tensor]:
         share = torch.softmax(self.running / self.settings.temperature, 0)
+        share[-1] *= self.settings.newest
         count = self.settings.batch
         of = torch.multinomial(share, count, replacement=True, generator=self.generator)
         rank = torch.rand(count, generator=self.generator)
