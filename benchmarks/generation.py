@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import time
@@ -28,8 +27,18 @@ import torch
 import g2d
 from g2d.evaluate import Trial
 from g2d.settings import Settings
-from g2d.weights import State
-from measure import Distances, function_columns, hardware, mean_iou, save, stale, white_box, wrong
+from g2d.weights import State, unpack
+from measure import (
+    Distances,
+    PeakMemory,
+    function_columns,
+    hardware,
+    mean_iou,
+    save,
+    stale,
+    white_box,
+    wrong,
+)
 from ways import Made, Workshop
 
 HISTORY = 16
@@ -62,15 +71,12 @@ class Seed:
         stages = {"population": self.defence.populate, "fit": self.defence.fit}
         for name, step in list(stages.items())[: 1 if only_population else 2]:
             began = time.perf_counter()
-            step(progress=plain_progress(self.seed))
+            with PeakMemory() as memory:
+                step(progress=plain_progress(self.seed))
             seconds = time.perf_counter() - began
             if f"{name}_seconds" not in self.record:
                 self.note(f"{name}_seconds", round(seconds, 1))
-        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        if "peak_mib" not in self.record:
-            both = here / 1024 + 2 * workers / 1024
-            self.note("peak_mib", {"parent": here / 1024, "worker": workers / 1024, "sum": both})
+                self.note(f"{name}_peak_mib", round(memory.mib))
 
     def prepare(self) -> None:
         """Models and distances that every row uses."""
@@ -90,6 +96,25 @@ class Seed:
                 "iou_wrong": mean_iou(errors), "leave_one_out_median": self.distances.unit,
                 "parameters": self.defence.generator.codec.size,
             })  # fmt: skip
+
+    def waves(self) -> None:
+        """How the population deepens: accuracy, stale and white-box ASR of each wave's members."""
+        if "waves" in self.record:
+            return
+        entries = self.defence.vault.entries("member")
+        basins, trial = self.settings.population.basins, self._trial(self.task.eps, 300)
+        found = []
+        for first in range(0, len(entries) - basins + 1, basins):
+            wave = entries[first : first + basins]
+            models = [self.shop.model(unpack(self.defence.vault.read(e))) for e in wave]
+            proposed = [trial.craft(model, "wave", i) for i, model in enumerate(models)]
+            rates = [[trial.score(model, x).value for x in proposed] for model in models]
+            own = [rates[i][i] for i in range(basins)]
+            others = [r for i, row in enumerate(rates) for j, r in enumerate(row) if i != j]
+            clean = function_columns(models, [], self.test)["clean_mean"]
+            found.append({"clean": clean, "stale": statistics.mean(others),
+                          "white_box": statistics.mean(own)})  # fmt: skip
+        self.note("waves", found)
 
     def _trial(self, eps: float, n: int) -> Trial:
         full = Trial.of(self.task, n, steps=20, seed=self.seed)
@@ -275,6 +300,7 @@ def main() -> None:
             run.defence.close()
             continue
         run.prepare()
+        run.waves()
         run.product()
         run.collapse()
         run.controls()

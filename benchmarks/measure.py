@@ -5,15 +5,18 @@ Scores come from `g2d.evaluate`, on the test split alone; here they are only col
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import statistics
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from scipy import stats
 from torch import Tensor
@@ -24,6 +27,32 @@ from g2d.evaluate import Rate, Trial, accuracy_rate
 from g2d.symmetry import Coupling, align, balance, relative_l1
 from g2d.train import Logits, predict
 from g2d.weights import State
+
+
+class PeakMemory:
+    """Peak proportional set size of this process and its workers, sampled every second."""
+
+    def __init__(self) -> None:
+        self.mib = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while not self._done.wait(1):
+            total = 0
+            for process in [own, *own.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            self.mib = max(self.mib, total / 2**20)
 
 
 def hardware() -> dict[str, Any]:

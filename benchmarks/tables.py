@@ -153,7 +153,7 @@ def targets(data: list[dict[str, Any]]) -> str:
         ["autoencoder + diffusion", "≤ 3 min",
          plain([d["fit_seconds"] / 60 for d in data], 1) + " min"],
         ["peak memory, parent + 2 workers", "≤ 2 GB",
-         plain([d["peak_mib"]["sum"] / 1024 for d in data], 2) + " GiB"],
+         plain([d.get("population_peak_mib", 0) / 1024 or None for d in data], 2) + " GiB"],
     ]  # fmt: skip
     return table(["what", "target", "reached"], lines)
 

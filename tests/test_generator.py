@@ -49,9 +49,7 @@ def test_span_standardises_within_basins():
     V, basins = members(K=30)
     c = Span.fit(V, basins).project(V)
     within = torch.cat([c[torch.tensor(basins) == b] for b in range(3)])
-    centred = torch.cat(
-        [p - p.mean(0) for p in (c[torch.tensor(basins) == b] for b in range(3))]
-    )
+    centred = torch.cat([p - p.mean(0) for p in (c[torch.tensor(basins) == b] for b in range(3))])
     assert len(within) == 30
     variance = centred.square().sum(0) / (30 - 3)
     assert int(((variance - 1).abs() < 1e-3).sum()) >= 27  # the rest separates the basins
@@ -116,14 +114,19 @@ def test_forward_process_equals_the_chain_of_single_steps():
     for t in range(30):
         beta = noise.beta[t]
         x = (1 - beta).sqrt() * x + beta.sqrt() * torch.randn(x.shape, generator=g)
-    at_once = noise.diffuse(torch.full((n, 1), 2.0), torch.full((n,), 29), torch.randn(n, 1, generator=g))
+    at_once = noise.diffuse(
+        torch.full((n, 1), 2.0), torch.full((n,), 29), torch.randn(n, 1, generator=g)
+    )
     assert abs(float(x.mean() - at_once.mean())) < 0.03
     assert abs(float(x.std() - at_once.std())) < 0.02
 
 
 def test_estimate_inverts_diffuse():
     noise = NoiseSchedule.make(100, "cosine")
-    z_0, epsilon = torch.randn(7, 3, generator=generator()), torch.randn(7, 3, generator=generator(1))
+    z_0, epsilon = (
+        torch.randn(7, 3, generator=generator()),
+        torch.randn(7, 3, generator=generator(1)),
+    )
     t = torch.arange(7) * 10
     z_t = noise.diffuse(z_0, t, epsilon)
     torch.testing.assert_close(noise.estimate(z_t, t, epsilon), z_0, atol=1e-4, rtol=1e-4)
@@ -202,7 +205,8 @@ def test_lambda_zero_is_the_plain_model_and_the_sign_increases_distance():
     silent = DistanceTerm(0.0, 1.0, lambda q: q, original)
     assert torch.equal(model.loss(z, generator(5), distance=silent), plain)
     active = DistanceTerm(0.1, 1.0, lambda q: q, original)
-    assert float(model.loss(z, generator(5), distance=active)) < float(plain)
+    closer = model.loss(z, generator(5), distance=active)
+    assert float(closer.detach()) < float(plain.detach())
     # Descending the term moves theta_gen away from theta_orig, never towards it.
     theta = (original + 0.1).requires_grad_(True)
     (gradient,) = torch.autograd.grad(active(theta, torch.ones(1)), theta)
@@ -269,7 +273,9 @@ def test_guidance_descends_its_own_objective(defence):
     settings = GuidanceSettings(batch=64, latent_steps=30, latent_rate=0.1, prior=0.0)
     objective = Repulsion(defence.task, codec, [e], settings, generator())
     z = defence.generator.autoencoder.encode(v)
-    before = sum(float(objective(defence.generator.autoencoder.decode(z))) for _ in range(10))
+    before = sum(
+        float(objective(defence.generator.autoencoder.decode(z)).detach()) for _ in range(10)
+    )
     after_z = guided_latent(defence.generator.autoencoder, objective, z)
     after = sum(float(objective(defence.generator.autoencoder.decode(after_z))) for _ in range(10))
     assert after < before
@@ -309,7 +315,8 @@ def gates_by_name(defence, state, settings=None, exposures=(), exposed=()):
     model = defence.task.model(0).eval()
     model.load_state_dict(state)
     results = run_gates(
-        state, model, reference(defence), list(exposures), dict(enumerate(exposed, 1)), defence._chain,
+        state, model, reference(defence), list(exposures), dict(enumerate(exposed, 1)),
+        defence._chain,
         settings or GateSettings(),
     )  # fmt: skip
     return {result.gate: result for result in results}

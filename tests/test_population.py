@@ -21,9 +21,7 @@ SOURCE = ("digits", "", 0, 0.0)
 
 def population(path: Path, settings: Settings, engine=None, **changes) -> dict[int, str]:
     changed = settings.override(**{f"population__{k}": v for k, v in changes.items()})
-    vault = (
-        Vault.open(path, write=True) if path.exists() else Vault.create(path, changed.to_toml())
-    )
+    vault = Vault.open(path, write=True) if path.exists() else Vault.create(path, changed.to_toml())
     with vault:
         entries = build_population(SOURCE, vault, changed.population, engine or SerialEngine())
         return {entry.index: entry.files["weights"] for entry in entries}
@@ -42,7 +40,7 @@ class Stopping(SerialEngine):
 
     def run(self, work, payloads):
         for position, result in super().run(work, payloads):
-            if position == 2 and len(payloads) > 3:
+            if position == 2:
                 raise KeyboardInterrupt
             yield position, result
 
@@ -85,7 +83,8 @@ def test_repelled_forks_resist_attacks_that_plain_forks_do_not(tmp_path, tiny_se
     errors = {}
     for recipe in ("forks", "repelled"):
         path = tmp_path / recipe
-        population(path, tiny_settings, recipe=recipe, members=2, fork_steps=400, pool=600)
+        population(path, tiny_settings, recipe=recipe, members=2, fork_steps=400, pool=600,
+            pool_steps=10)  # fmt: skip
         with Vault.open(path) as vault:
             base, member = vault.entry("base"), vault.entries("member")[0]
             models = []
@@ -108,9 +107,7 @@ def test_divergence_is_a_clear_error(digits):
 
 
 def test_pool_round_trip(digits):
-    attacks, index = craft_pool(
-        digits, digits.model(0).eval(), digits.splits.guide, 40, 2, seed=0
-    )
+    attacks, index = craft_pool(digits, digits.model(0).eval(), digits.splits.guide, 40, 2, seed=0)
     pool = unpack_pool(pack_pool(attacks, index), digits.splits.guide)
     assert float((pool.x - attacks).abs().max()) <= 2**-11
     assert torch.equal(pool.y, digits.splits.guide.y[index])

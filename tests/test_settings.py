@@ -14,7 +14,9 @@ def test_round_trip_of_defaults():
     assert Settings.from_toml(Settings().to_toml()) == Settings()
 
 
-@given(st.text(), st.lists(st.text(max_size=5), max_size=3), st.integers(2, 100), st.floats(1e-6, 9))
+@given(
+    st.text(), st.lists(st.text(max_size=5), max_size=3), st.integers(2, 100), st.floats(1e-6, 9)
+)
 def test_round_trip_of_any_text_and_number(name, scope, members, rate):
     if any("\ud800" <= c <= "\udfff" for c in name + "".join(scope)):
         return

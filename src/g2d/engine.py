@@ -6,13 +6,14 @@ engine fits behind the same two methods. It knows nothing of models.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Protocol
@@ -25,8 +26,8 @@ Work = Callable[[Any], Any]
 class Engine(Protocol):
     """Runs independent jobs; results come back in any order with their job's position."""
 
-    def run(self, work: Work, payloads: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield `(position, work(payload))` as jobs finish."""
+    def run(self, work: Work, payloads: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield `(position, work(payload))` as jobs finish; payloads are made when needed."""
         ...
 
     def close(self) -> None:
@@ -37,7 +38,7 @@ class Engine(Protocol):
 class SerialEngine:
     """Runs jobs one after the other in this process."""
 
-    def run(self, work: Work, payloads: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def run(self, work: Work, payloads: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Yield `(position, work(payload))` in order."""
         for position, payload in enumerate(payloads):
             yield position, work(payload)
@@ -60,20 +61,26 @@ class LocalEngine:
     """
 
     def __init__(self, workers: int = 0) -> None:
-        count = workers or len(os.sched_getaffinity(0))
+        self._count = workers or len(os.sched_getaffinity(0))
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(count, context, _start_worker, (os.getpid(),))
+        self._pool = ProcessPoolExecutor(self._count, context, _start_worker, (os.getpid(),))
 
-    def run(self, work: Work, payloads: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield `(position, work(payload))` as jobs finish.
+    def run(self, work: Work, payloads: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield `(position, work(payload))` as jobs finish; no more are in flight than workers.
 
         Raises:
             PopulationError: a worker process died (killed, or out of memory).
         """
-        futures = {self._pool.submit(work, payload): i for i, payload in enumerate(payloads)}
+        waiting = enumerate(payloads)
+        flying: dict[Future[Any], int] = {}
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while True:
+                for position, payload in itertools.islice(waiting, self._count - len(flying)):
+                    flying[self._pool.submit(work, payload)] = position
+                if not flying:
+                    return
+                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                    yield flying.pop(future), future.result()
         except BrokenProcessPool as error:
             raise PopulationError(
                 "a worker process died (killed, or out of memory). What is complete is kept: run "

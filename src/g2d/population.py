@@ -187,18 +187,16 @@ class _Builder:
 
     def base_and_basins(self) -> None:
         if self.vault.entry("base") is None:
-            self._run([self._job("base", 0, 0)], "base", 1)
+            self._run("base", [0], 1)
         if self.settings.recipe == "seeds":
             return
         have = {entry.index for entry in self.vault.entries("early")}
         missing = set(range(self.settings.basins)) - have
-        jobs = [self._job("early", b, b) for b in sorted(missing)]
-        self._run(jobs, "early checkpoints", self.settings.basins)
+        self._run("early", sorted(missing), self.settings.basins)
 
     def members(self, indices: range) -> None:
         have = {entry.index for entry in self.vault.entries("member")}
-        jobs = [self._job("member", k, k % self.settings.basins) for k in indices if k not in have]
-        self._run(jobs, "population", self.settings.members)
+        self._run("member", [k for k in indices if k not in have], self.settings.members)
 
     def _job(self, kind: str, index: int, basin: int) -> Job:
         recipe = self.settings.recipe
@@ -237,14 +235,16 @@ class _Builder:
         entries = [self.vault.entry("base"), *(recent[int(i)] for i in chosen)]
         return tuple(self.vault.read(entry, "attacks") for entry in entries if entry is not None)
 
-    def _run(self, jobs: Sequence[Job], stage: str, total: int) -> None:
-        done = total - len(jobs) if stage != "population" else len(self.vault.entries("member"))
+    def _run(self, kind: str, indices: Sequence[int], total: int) -> None:
+        stage = {"base": "base", "early": "early checkpoints", "member": "population"}[kind]
+        done = len(self.vault.entries(kind))
         self.progress(stage, done, total)
+        # Made one by one as workers get free: a job carries megabytes of attacks.
+        jobs = (self._job(kind, k, k % self.settings.basins) for k in indices)
         for position, trained in self.engine.run(run_job, jobs):
-            job = jobs[position]
             files = {"weights": trained.weights, "attacks": trained.attacks}
             info = dict(trained.info) | {"settings": self.fingerprint}
-            self.vault.put(job.kind, job.index, files, info)
+            self.vault.put(kind, indices[position], files, info)
             done += 1
             self.progress(stage, done, total)
 

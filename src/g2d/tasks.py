@@ -328,8 +328,19 @@ def _digits(data: str, seed: int) -> Task:
         raise TaskError(f"task 'digits' is embedded and reads no folder; drop --data {data}")
     # 790 train examples: an epoch is 7 steps, so the defaults made for MNIST would be 560 epochs.
     settings = {
-        "population": {"base_steps": 600, "early_steps": 150, "fork_steps": 300, "pool": 600},
-        "guidance": {"pool": 280},
+        "population": {
+            "members": 36,
+            "basins": 4,
+            "base_steps": 600,
+            "early_steps": 300,
+            "fork_steps": 200,
+            "batch": 64,
+            "pool": 600,
+        },
+        "autoencoder": {"steps": 600},
+        "diffusion": {"steps": 2000},
+        "guidance": {"pool": 280, "batch": 64},
+        "gates": {"accuracy_drop": 0.03, "class_drop": 0.12},
     }
     splits = load_digits(seed)
     return Task("digits", digits_cnn, splits, classes=10, eps=0.15, settings=settings)

@@ -175,7 +175,8 @@ def unpack(data: bytes, where: str = "checkpoint") -> dict[str, Tensor]:
         CheckpointError: the bytes are not a complete safetensors file.
     """
     try:
-        return safetensors.torch.load(data)
+        # Sorted: safetensors gives another order each time, and a codec's layout follows it.
+        return dict(sorted(safetensors.torch.load(data).items()))
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{where} is not a complete safetensors file: {error}") from error
 

@@ -43,7 +43,8 @@ class Repulsion:
     """The guidance objective as a function of v, drawing fresh batches each call.
 
     Attacks are drawn from exposures in proportion to softmax(running loss / temperature): what
-    still hurts is seen most. The newest exposure, the likeliest to be reused, counts `newest` times.
+    still hurts is seen most. The newest exposure, the likeliest to be reused, counts `newest`
+    times.
     """
 
     def __init__(

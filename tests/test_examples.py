@@ -1,0 +1,42 @@
+"""What the README and examples/ show must run as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_breast_cancer_example_rotates_a_users_own_model(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "breast_cancer.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [f"generation {n} is live" in done.stdout for n in (2, 3, 4)] == [True] * 3
+
+
+def test_example_is_about_twenty_lines():
+    text = (ROOT / "examples" / "breast_cancer.py").read_text()
+    code = [s for s in text.splitlines() if s.strip() and not s.startswith(("import", "from", '"'))]
+    assert len(code) <= 30
+
+
+def test_readme_names_exist():
+    """Every file, command and public name that the README mentions is there."""
+    import g2d
+    from g2d.cli import app
+
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"\]\(((?:docs|examples)/[^)#]+)\)", text):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"from g2d import ([\w, ]+)", text):
+        assert all(hasattr(g2d, part.strip()) for part in name.split(","))
+    known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    assert set(re.findall(r"^g2d (\w+)", text, re.MULTILINE)) <= known
