@@ -210,8 +210,8 @@ def test_lambda_zero_is_the_plain_model_and_the_sign_increases_distance():
     # Descending the term moves theta_gen away from theta_orig, never towards it.
     theta = (original + 0.1).requires_grad_(True)
     (gradient,) = torch.autograd.grad(active(theta, torch.ones(1)), theta)
-    moved = theta - gradient
-    assert float((moved - original).abs().sum()) > float((theta - original).abs().sum())
+    moved = (theta - gradient).detach()
+    assert float((moved - original).abs().sum()) > float((theta.detach() - original).abs().sum())
 
 
 def test_distance_term_has_the_margin_the_weight_and_the_nearest_reference():

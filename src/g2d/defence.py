@@ -347,7 +347,10 @@ class Defence:
             closest = results
             on_reject(results)
             reasons = [result.reason for result in results if not result.passed]
-            self.vault.reject({"attempt": attempt, "reasons": reasons, "at": began})
+            number = self._issued() + 1
+            self.vault.reject(
+                {"number": number, "attempt": attempt, "reasons": reasons, "at": began}
+            )
         reasons_text = "; ".join(r.reason for r in closest if not r.passed)
         raise GenerationError(
             f"no candidate passed its gates in {self.settings.gates.attempts} attempts; the live "

@@ -277,13 +277,10 @@ def _generations(defence: Defence, found: Evaluation) -> list[dict[str, Any]]:
 
 def _rejections(defence: Defence) -> list[dict[str, Any]]:
     """Rejected candidates with the generation number that they were meant for."""
-    records = defence.vault.generations()
-    listed = []
-    for info in defence.vault.rejections():
-        after = [r.number for r in records if r.created >= info["at"]]
-        number = min(after, default=records[-1].number + 1)
-        listed.append({"for": number, "attempt": info["attempt"] + 1, "reasons": info["reasons"]})
-    return listed
+    return [
+        {"for": info["number"], "attempt": info["attempt"] + 1, "reasons": info["reasons"]}
+        for info in defence.vault.rejections()
+    ]
 
 
 def _states(defence: Defence) -> dict[int, State]:
