@@ -150,7 +150,7 @@ class Seed:
             ]
             row[f"eps_{eps}"] = {k: statistics.mean(f[k] for f in found) for k in found[0]}
             row[f"eps_{eps}_each"] = found
-        sample = list(states)[-20:]
+        sample = list(states)[-40:]
         return row | self.shape(sample, states, judged)
 
     def shape(
@@ -181,19 +181,20 @@ class Seed:
 
     def controls(self) -> None:
         """Rows without a memory: 17 networks, the last attacked through the 16 before it."""
-        n = HISTORY + 1
+        n, many = HISTORY + 1, 40
         shop = self.shop
         self.row("frozen", lambda: self.measured([shop.base] * n, 0.0))
         ways: dict[str, tuple[Callable[[int], Made], int]] = {
             "pure permutation": (shop.permutation, n),
             "forks": (shop.forks, n),
             "independent seeds": (shop.seeds, 9),
-            "noise on a member": (shop.noise, n),
-            "interpolation": (shop.interpolation, n),
-            "soup": (shop.soup, n),
-            "Gaussian in latent space": (shop.gaussian, n),
-            "diffusion unguided": (shop.unguided, n),
-            "diffusion conditioned": (shop.conditioned, n),
+            "noise on a member": (shop.noise, many),
+            "interpolation": (shop.interpolation, many),
+            "soup": (shop.soup, many),
+            "Gaussian in latent space": (shop.gaussian, many),
+            "diffusion unguided": (shop.unguided, many),
+            "diffusion unguided, wide": (shop.wide, many),
+            "diffusion conditioned": (shop.conditioned, many),
             "diffusion guided": (shop.guided, n),
         }
         for name, (way, count) in ways.items():

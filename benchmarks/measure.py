@@ -153,7 +153,7 @@ def function_columns(
     clean = [accuracy_rate(model, test).value for model in models]
     labels = [predict(model, test.x).argmax(1) for model in models]
     other = [predict(model, test.x).argmax(1) for model in nearest]
-    apart = [float((a != b).double().mean()) for a, b in zip(labels, other, strict=True)]
+    apart = [float((a != b).double().mean()) for a, b in zip(labels, other, strict=False)]
     return {
         "clean_mean": statistics.mean(clean),
         "clean_worst": min(clean),

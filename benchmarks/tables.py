@@ -24,7 +24,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 ORDER = (
     "frozen", "pure permutation", "forks", "independent seeds", "retrained", "retrained fork",
     "noise on a member", "interpolation", "soup", "Gaussian in latent space",
-    "diffusion unguided", "diffusion conditioned", "diffusion guided", "guided + polish",
+    "diffusion unguided", "diffusion unguided, wide", "diffusion conditioned", "diffusion guided",
+    "guided + polish",
 )  # fmt: skip
 ATTACKS = ("last", "joint_8", "joint_16", "worst_16")
 
@@ -158,6 +159,19 @@ def targets(data: list[dict[str, Any]]) -> str:
     return table(["what", "target", "reached"], lines)
 
 
+def waves(data: list[dict[str, Any]]) -> str:
+    """Accuracy, stale and white-box ASR by wave."""
+    count = min(len(d["waves"]) for d in data)
+    lines = [
+        [label, *(percent([d["waves"][w][key] for d in data], digits) for w in range(count))]
+        for key, label, digits in (
+            ("clean", "clean accuracy, %", 2), ("stale", "stale ASR within the wave, %", 1),
+            ("white_box", "white-box ASR, %", 1),
+        )
+    ]  # fmt: skip
+    return table(["wave", *(str(w + 1) for w in range(count))], lines)
+
+
 def rig() -> str:
     """DeepWeightFlow's rig."""
     path = RESULTS / "deepweightflow.json"
@@ -217,7 +231,7 @@ def main() -> None:
     if data and all("guided + polish" in d["rows"] for d in data):
         made |= {
             "targets": targets(data), "attacks": attacks(data), "shapes": shapes(data),
-            "machine": machine(data),
+            "machine": machine(data), "waves": waves(data),
         }  # fmt: skip
     for page in (ROOT / "docs" / "benchmarks.md", ROOT / "README.md"):
         text = page.read_text(encoding="utf-8")

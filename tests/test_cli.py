@@ -528,8 +528,8 @@ def test_bars_on_a_terminal_and_no_colours_if_not_wanted():
 
 
 BARS = """
-from g2d import cli
-with cli._progress() as progress:
+from g2d.console import show_progress
+with show_progress() as progress:
     for done in range(201):
         progress("diffusion", done, 200)
 """

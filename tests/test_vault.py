@@ -518,13 +518,14 @@ def test_a_kill_at_every_step_leaves_all_or_nothing(tmp_path, action):
 
 def test_a_killed_create_can_be_repeated(folder):
     code = """
-import os, sys, g2d.vault as v
-real = v._write
+import os, sys, g2d.ledger
+from g2d.vault import Vault
+real = g2d.ledger.write_file
 def die(*arguments):
     real(*arguments)
     os.kill(os.getpid(), 9)
-v._write = die
-v.Vault.create(sys.argv[1], "first")
+g2d.ledger.write_file = die
+Vault.create(sys.argv[1], "first")
 """
     assert python(code, folder).returncode == -signal.SIGKILL
     with pytest.raises(VaultError, match="create it again"):

@@ -1,8 +1,7 @@
-"""The command line: thin commands over `Defence` and `Vault`, what they print, how they fail.
+"""The command line: thin commands over `Defence` and `Vault`, and how they fail.
 
-Imports lazily: `g2d --help` knows no torch. Results go to stdout; errors, and the progress lines
-that stand in for bars where stdout is no terminal, go to stderr. No decision about a defence is
-made here.
+Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`. No decision
+about a defence is made here.
 """
 
 from __future__ import annotations
@@ -13,26 +12,31 @@ import os
 import sys
 import time
 import traceback as tracebacks
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from g2d.console import (
+    Progress,
+    commented,
+    duration,
+    measures,
+    print_generations,
+    print_line,
+    print_population,
+    print_table,
+    say,
+    show_progress,
+    when,
+)
 from g2d.errors import G2DError, SettingsError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from g2d.defence import Defence
     from g2d.settings import Settings
-    from g2d.vault import Generation, Vault
-
-Progress = Callable[[str, int, int], None]
 
 _INTERRUPTED = "interrupted; what is complete is kept, run the same command again to go on"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -46,7 +50,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say(_INTERRUPTED)
+            say(_INTERRUPTED)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # What is still buffered must not fail once more when the interpreter ends.
@@ -55,8 +59,17 @@ class _Commands(TyperGroup):
         except (G2DError, OSError) as error:
             if ctx.params.get("traceback"):
                 tracebacks.print_exc()
-            _say(_reason(error), "error: ")
+            say(_reason(error), "error: ")
             raise typer.Exit(1) from None
+
+
+def _reason(error: G2DError | OSError) -> str:
+    if isinstance(error, G2DError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in _NO_ROOM:
+        return f"{where}the disk is full. Free some space and run the same command again."
+    return f"{where}{error.strerror or error}"
 
 
 app = typer.Typer(
@@ -123,12 +136,12 @@ def demo(
     from g2d.demo import run
 
     began = time.monotonic()
-    with _progress() as progress:
+    with show_progress() as progress:
         summary = run(out=out, seed=seed, workers=workers or 0, progress=progress)
-    _print_table(summary["table"])
-    _print(f"Report:  {out / 'report.html'}")
-    _print(f"Numbers: {out / 'summary.json'}")
-    _print(f"Done in {_duration(time.monotonic() - began)}.")
+    print_table(summary["table"])
+    print_line(f"Report:  {out / 'report.html'}")
+    print_line(f"Numbers: {out / 'summary.json'}")
+    print_line(f"Done in {duration(time.monotonic() - began)}.")
 
 
 @app.command()
@@ -168,10 +181,10 @@ def population(
     }
     defence, count = _prepare(vault, settings, flags)
     with defence:
-        with _progress() as progress:
+        with show_progress() as progress:
             _populate(defence, from_checkpoints, count, progress)
-        _print_population(defence.vault, defence.settings)
-    _print(f"Next: g2d fit {vault}")
+        print_population(defence.vault, defence.settings)
+    print_line(f"Next: g2d fit {vault}")
 
 
 @app.command()
@@ -181,15 +194,15 @@ def fit(
     data: DataFolder = None,
 ) -> None:
     """Fit the generator (autoencoder and latent diffusion) on the population."""
-    with _open(vault, data) as defence, _progress() as progress:
+    with _open(vault, data) as defence, show_progress() as progress:
         before = defence.vault.entry("generator")
         defence.fit(progress, again)
         fresh = defence.vault.entry("generator") != before
         live = defence.vault.live()
-    _print(
+    print_line(
         "The generator is fitted." if fresh else "The generator was there already (see --again)."
     )
-    _print(f"Generation {live} is live. Next: g2d generate {vault}")
+    print_line(f"Generation {live} is live. Next: g2d generate {vault}")
 
 
 @app.command()
@@ -205,7 +218,7 @@ def generate(
     data: DataFolder = None,
 ) -> None:
     """Generate the next parameters, judge them by the gates and make them live."""
-    with _open(vault, data) as defence, _progress() as progress:
+    with _open(vault, data) as defence, show_progress() as progress:
         for index in range(count):
             (made,) = defence.generate(
                 seed=seed,
@@ -213,17 +226,17 @@ def generate(
                 progress=lambda stage, done, total, i=index: progress(  # type: ignore[misc]
                     stage, i * total + done, count * total
                 ),
-                on_reject=lambda results: _print(
+                on_reject=lambda results: print_line(
                     "rejected: " + "; ".join(r.reason for r in results if not r.passed)
                 ),
             )
             state = "live" if activate else "kept, not live"
             parts = [
                 f"{title} {value} (limit {limit})"
-                for title, value, limit in _measures(made.manifest)
+                for title, value, limit in measures(made.manifest)
             ]
             parts.append(f"{made.manifest['cpu_seconds']:.2f} CPU s")
-            _print(f"generation {made.number} ({state}): " + ", ".join(parts))
+            print_line(f"generation {made.number} ({state}): " + ", ".join(parts))
 
 
 @app.command()
@@ -239,12 +252,16 @@ def show(
         settings = Settings.from_toml(opened.settings_text, str(opened.path / "task.toml"))
         task = settings.task
         budget = f"{task.eps:g}" if task.eps else "the task's own"
-        _print(f"vault        {opened.path}")
-        _print(f"task         {task.name}, eps {budget}" + (f", {task.data}" if task.data else ""))
-        _print_population(opened, settings)
+        print_line(f"vault        {opened.path}")
+        print_line(
+            f"task         {task.name}, eps {budget}" + (f", {task.data}" if task.data else "")
+        )
+        print_population(opened, settings)
         generator = opened.entry("generator")
-        _print(f"generator    {f'fitted {_when(generator.created)}' if generator else 'none yet'}")
-        _print_generations(opened, last)
+        print_line(
+            f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"
+        )
+        print_generations(opened, last)
 
 
 @app.command()
@@ -271,7 +288,7 @@ def export(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _print(
+    print_line(
         f"generation {number} is in {out}: model.load_state_dict(safetensors.torch.load_file(..))"
     )
 
@@ -292,9 +309,9 @@ def settings(
         raise typer.BadParameter("name a VAULT, or give --defaults")
     if vault is None:
         typer.echo("# Keep only the lines that you change: a task has its own values for others.")
-        typer.echo(_commented(Settings()))
+        typer.echo(commented(Settings()))
     else:
-        typer.echo(_commented(_vault_settings(vault)))
+        typer.echo(commented(_vault_settings(vault)))
 
 
 # --- opening -------------------------------------------------------------------------------------
@@ -379,196 +396,3 @@ def _layered(base: Mapping[str, Any], file: Path | None) -> Settings:
     for section, table in tomllib.loads(file.read_text("utf-8")).items() if file else ():
         tables.setdefault(section, {}).update(table)
     return build(Settings, tables, str(file or "settings"))
-
-
-# --- printing ------------------------------------------------------------------------------------
-
-
-def _print_population(vault: Vault, settings: Settings) -> None:
-    """Say what members there are, how accurate, and in how many basins."""
-    members, base = vault.entries("member"), vault.entry("base")
-    recipes = sorted({str(member.info.get("recipe")) for member in members})
-    wanted = len(members) if recipes == ["adopted"] else settings.population.members
-    text = f"{len(members)} of {wanted} members"
-    if members:
-        scores = [float(member.info["accuracy"]) for member in members]
-        basins = len({member.info["basin"] for member in members})
-        text += f" ({', '.join(recipes)}) in {basins} basin{'s' if basins > 1 else ''}, accuracy"
-        text += (
-            f" min {min(scores):.2%}, mean {sum(scores) / len(scores):.2%}, max {max(scores):.2%}"
-        )
-    _print(f"population   {text}")
-    score = f"accuracy {float(base.info['accuracy']):.2%}" if base else "none yet"
-    _print(f"base         {score}")
-
-
-def _print_generations(vault: Vault, last: int) -> None:
-    generations, live, exposed = vault.generations(), vault.live(), set(vault.exposures())
-    rejections = vault.rejections()
-    _print(f"generations  {len(generations)}, live: {live or 'none yet'}")
-    rows, before = [], 0.0
-    for made in generations:
-        state = "live" if made.number == live else "past" if made.number in exposed else "kept"
-        rejected = sum(before <= item.get("at", 0.0) < made.created for item in rejections)
-        rows.append(_row(made, state) | {"rejected": str(rejected or "-")})
-        before = made.created
-    if len(rows) > last:
-        _print(f"(the last {last}; see --last)")
-    _print_table(rows[-last:])
-    _print(f"rejected     {len(rejections)} candidates")
-    reasons = Counter(reason for item in rejections for reason in item.get("reasons", []))
-    for reason, times in list(reasons.items())[-5:]:
-        _print(f"  {reason}" + (f" ({times} times)" if times > 1 else ""))
-
-
-def _row(made: Generation, state: str) -> dict[str, str]:
-    measured = {title: value for title, value, _ in _measures(made.manifest)}
-    cpu = made.manifest.get("cpu_seconds")
-    return {
-        "number": str(made.number),
-        "state": state,
-        "made": _when(made.created, "%m-%d %H:%M"),
-        **{title: measured.get(title, "-") for title, _ in _GATES.values()},
-        "CPU s": "-" if cpu is None else f"{cpu:.2f}",
-    }
-
-
-_GATES = {
-    "accuracy": ("accuracy drop bound", "{:.2%}"),
-    "class": ("class drop", "{:.2%}"),
-    "distance": ("distance", "{:.4f}"),
-    "stale_asr": ("stale ASR", "{:.2%}"),
-}
-
-
-def _measures(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield title, value and limit of every gate of a manifest but the yes-or-no one."""
-    for gate in manifest.get("gates", []):
-        if gate["gate"] != "finite":
-            title, form = _GATES.get(gate["gate"], (gate["gate"], "{:g}"))
-            yield title, form.format(gate["value"]), form.format(gate["limit"])
-
-
-def _commented(settings: Settings) -> str:
-    """Write settings as TOML; each line ends with its field's meaning and range."""
-    lines: list[str] = []
-    docs: dict[str, Mapping[Any, Any]] = {}
-    for line in settings.to_toml().splitlines():
-        if line.startswith("["):
-            part = getattr(settings, line[1:-1])
-            docs = {item.name: item.metadata for item in dataclasses.fields(part)}
-        about = docs.get(line.partition(" = ")[0], {})
-        text = about.get("doc", "")
-        if "range" in about:
-            text += " [{}, {}]".format(*about["range"])
-        if "choices" in about:
-            text += f" ({', '.join(about['choices'])})"
-        lines.append(f"{line}  # {text}" if text else line)
-    return "\n".join(lines)
-
-
-def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    if not rows:
-        return
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    console = _console()
-    roomy = console.width >= 120
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, int(roomy)), show_edge=False)
-    cells = [
-        [_printable(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row.values()]
-        for row in rows
-    ]
-    for title, column in zip(rows[0], zip(*cells, strict=True), strict=True):
-        words = all(cell[:1].isalpha() for cell in column)
-        widest = min(max(map(len, column)), 12)  # only titles and long cells may wrap
-        table.add_column(Text(title), justify="left" if words else "right", min_width=widest)
-    for line in cells:
-        table.add_row(*map(Text, line))
-    console.print(table)
-
-
-def _print(text: str) -> None:
-    """Print one line of a result, however long."""
-    _console().print(_printable(text), soft_wrap=True, markup=False, highlight=False)
-
-
-def _say(text: str, head: str = "") -> None:
-    """Print one line on stderr."""
-    from rich.text import Text
-
-    line = Text.assemble((head, "bold red"), _printable(" ".join(text.split())))
-    _console(stderr=True).print(line, soft_wrap=True)
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, width=None if terminal else 200, force_terminal=terminal)
-
-
-def _printable(text: str) -> str:
-    """Drop control characters: a vault from elsewhere must not steer the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _reason(error: G2DError | OSError) -> str:
-    if isinstance(error, G2DError):
-        return str(error)
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in _NO_ROOM:
-        return f"{where}the disk is full. Free some space and run the same command again."
-    return f"{where}{error.strerror or error}"
-
-
-def _when(seconds: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    return datetime.fromtimestamp(seconds).strftime(form)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-# --- progress ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show `progress(stage, done, total)`: a bar for each stage, or lines where there is none."""
-    if not sys.stdout.isatty():
-        yield _lines()
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    text = TextColumn("{task.description}", markup=False)
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=_console()) as bars:
-        shown: dict[str, Any] = {}
-
-        def show_bar(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                shown[stage] = bars.add_task(stage, total=total)
-            bars.update(shown[stage], completed=done, total=total)
-
-        yield show_bar
-
-
-def _lines() -> Progress:
-    """Print a line when a stage begins, ends, or has gone on by a tenth."""
-    tenths: dict[str, int] = {}
-    began: dict[str, float] = {}
-
-    def show_line(stage: str, done: int, total: int) -> None:
-        tenth = 10 * done // total if total else 10
-        if tenth > tenths.get(stage, -1):
-            tenths[stage] = tenth
-            now = time.monotonic()
-            elapsed = now - began.setdefault(stage, now)
-            _say(f"{stage}: {done} of {total}" + (f", {_duration(elapsed)}" if elapsed else ""))
-
-    return show_line

@@ -11,15 +11,14 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from g2d.data import Split
+from g2d.archive import Archive, Generation
 from g2d.engine import Engine, LocalEngine, SerialEngine
 from g2d.errors import GenerationError, PopulationError, VaultError
 from g2d.generator import Exposure, GateResult, Generator, Reference, hidden_units, run_gates
@@ -27,7 +26,6 @@ from g2d.population import (
     TaskSource,
     adopt_checkpoints,
     build_population,
-    craft_pool,
     resolve,
     seed_of,
     unpack_pool,
@@ -37,27 +35,13 @@ from g2d.settings import Settings, TaskSettings, build
 from g2d.tasks import Task
 from g2d.train import load_model, predict
 from g2d.vault import Entry, Vault
-from g2d.weights import check_state, digest, pack, unpack
+from g2d.weights import check_state, digest, unpack
 
 Progress = Callable[[str, int, int], None]
 
 
 def silent(stage: str, done: int, total: int) -> None:
     """Report no progress."""
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """An accepted generation: its number, its manifest and its parameters."""
-
-    number: int
-    manifest: Mapping[str, Any]
-    state: Mapping[str, Tensor]
-    task: Task
-
-    def model(self) -> nn.Module:
-        """Build the generation's model in evaluation mode, its parameters frozen."""
-        return load_model(self.task, self.state)
 
 
 class Defence:
@@ -73,8 +57,7 @@ class Defence:
         self._generator: Generator | None = None
         self._chain = hidden_units(task)
         self._reference: Reference | None = None
-        self._exposures: dict[int, Exposure] = {}
-        self._states: dict[int, dict[str, Tensor]] = {}
+        self._archive = Archive(task, vault, settings)
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -272,8 +255,8 @@ class Defence:
         base = self.vault.entry("base")
         assert base is not None, "a population has a base"
         state = unpack(self.vault.read(base))
-        manifest = {"origin": "base", "gates": [], "exposed": [], "population": "", "generator": ""}
-        self._accept(state, manifest, seed_of(self.settings.population.seed, "base"), True)
+        manifest = {"origin": "base", "gates": [], "exposed": [], "generator": ""}
+        self._archive.accept(state, manifest, seed_of(self.settings.population.seed, "base"), True)
 
     def generate(
         self,
@@ -343,7 +326,7 @@ class Defence:
                     "generator": self._digest_of("generator"),
                     "began": began,
                 }
-                return self._accept(state, manifest, drawn, activate, cpu)
+                return self._archive.accept(state, manifest, drawn, activate, cpu)
             closest = results
             on_reject(results)
             reasons = [result.reason for result in results if not result.passed]
@@ -366,7 +349,7 @@ class Defence:
         self, state: Mapping[str, Tensor], recent: list[Exposure], exposed: list[int]
     ) -> list[GateResult]:
         """Run every gate on a candidate's state dict."""
-        states = {number: self._state(number) for number in exposed}
+        states = {number: self._archive.state(number) for number in exposed}
         return run_gates(
             state,
             load_model(self.task, state),
@@ -390,77 +373,19 @@ class Defence:
             self._reference = Reference(split, correct, self.task.classes)
         return self._reference
 
-    def _accept(
-        self,
-        state: Mapping[str, Tensor],
-        manifest: dict[str, Any],
-        seed: int,
-        activate: bool,
-        cpu: float | None = None,
-    ) -> Generation:
-        """Craft the generation's attacks, once, and commit weights, attacks and manifest."""
-        model = load_model(self.task, state)
-        s, splits = self.settings, self.task.splits
-        own = seed_of(seed, "attacks")
-        guide, gi = craft_pool(
-            self.task, model, splits.guide, s.guidance.pool, s.guidance.pool_steps, own
-        )
-        gate, ki = craft_pool(
-            self.task, model, splits.gate, s.gates.pool, s.gates.pool_steps, own + 1
-        )
-        attacks = pack(
-            {"guide": guide.half(), "guide_index": gi, "gate": gate.half(), "gate_index": ki}
-        )
-        files = {"weights": pack(state), "attacks": attacks}
-        manifest = manifest | {
-            "task": self.task.name,
-            "population": self._population_digest(),
-            "settings": digest(self.settings.to_toml().encode()),
-        }
-        if cpu is not None:
-            manifest["cpu_seconds"] = round(time.process_time() - cpu, 3)
-        record = self.vault.accept(files, manifest, activate=activate)
-        return Generation(record.number, record.manifest, dict(state), self.task)
-
     def _digest_of(self, kind: str) -> str:
         entry = self.vault.entry(kind)
         return entry.files["weights"] if entry else ""
-
-    def _population_digest(self) -> str:
-        digests = [entry.files["weights"] for entry in self.vault.entries("member")]
-        return digest("".join(digests).encode())
 
     # --- reading ---------------------------------------------------------------------------------
 
     def generation(self, number: int | None = None) -> Generation:
         """Read a generation, the live one by default; its digest is verified."""
-        number = self.vault.live() if number is None else number
-        if number is None:
-            raise VaultError(f"{self.vault.path} has no generation yet; run `g2d fit` first")
-        record = self.vault.generation(number)
-        return Generation(number, record.manifest, self._state(number), self.task)
-
-    def _state(self, number: int) -> dict[str, Tensor]:
-        if number not in self._states:
-            self._states[number] = unpack(self.vault.read_generation(number))
-        return self._states[number]
+        return self._archive.generation(number)
 
     def exposure(self, number: int) -> Exposure:
         """Read an exposed generation with the attacks crafted on it."""
-        if number not in self._exposures:
-            pool = unpack(self.vault.read_generation(number, "attacks"), "attacks")
-            splits, dtype = self.task.splits, self.task.splits.guide.x.dtype
-            clean = splits.gate.take(pool["gate_index"])
-            self._exposures[number] = Exposure(
-                number,
-                self.generator.codec.encode(self._state(number)),
-                Split(pool["guide"].to(dtype), splits.guide.y[pool["guide_index"]]),
-                Split(pool["gate"].to(dtype), clean.y),
-                clean,
-            )
-            for old in sorted(self._exposures)[: -self.settings.guidance.memory or None]:
-                del self._exposures[old]
-        return self._exposures[number]
+        return self._archive.exposure(number, self.generator.codec)
 
     # --- rotation.Source -------------------------------------------------------------------------
 

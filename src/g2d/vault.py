@@ -3,68 +3,51 @@
 Files are opaque bytes named by their SHA-256; what is inside them (safetensors) is decided
 elsewhere. Knows no torch and loads no pickle. `ledger.sqlite` is the source of truth: a file
 counts only once its row is committed, so a process killed at any moment leaves a vault that opens.
+How files and rows reach the disk is in `ledger`.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import hashlib
 import json
-import os
 import re
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from shutil import disk_usage, rmtree
+from shutil import rmtree
 from typing import Any, Self
 
 from g2d.errors import VaultError, nearest
+from g2d.ledger import (
+    FORMAT,
+    LEDGER,
+    SETTINGS,
+    SUBFOLDERS,
+    TEMP,
+    Frozen,
+    check_ledger,
+    connect,
+    connect_reader,
+    explained,
+    fill_file,
+    is_vacant,
+    make_ledger,
+    read_file,
+    sha256,
+    sync_folder,
+    take_lock,
+    write_file,
+)
 
-FORMAT = 1
-"""Version of the folder layout and the ledger's tables (`PRAGMA user_version`)."""
+__all__ = ["FORMAT", "Entry", "Generation", "Vault"]
 
-_APPLICATION = 0x67326400  # "g2d\0": tells a ledger from any other SQLite file
-_LEDGER, _LOCK, _SETTINGS, _TEMP = "ledger.sqlite", "vault.lock", "task.toml", ".tmp-"
 _FOLDERS = {"base": "", "generator": "", "early": "early", "member": "population"}
-_SUBFOLDERS = ("early", "population", "generations")
 _NAME = re.compile(r"(?!v\d+$)[a-z][a-z0-9_]*")
 _OURS = re.compile(r"(base|generator|\d{6,})(\.v\d+)?(\.[a-z][a-z0-9_]*)?\.safetensors")
-_UNFINISHED = {_LOCK, _SETTINGS, _TEMP + _SETTINGS, *_SUBFOLDERS} | {
-    _LEDGER + end for end in ("", "-wal", "-shm", "-journal")
-}
-_TABLES = (
-    "CREATE TABLE entries (kind TEXT, position INTEGER, version INTEGER, files TEXT, info TEXT,"
-    " created REAL, PRIMARY KEY (kind, position))",
-    "CREATE TABLE generations (number INTEGER PRIMARY KEY, files TEXT, manifest TEXT,"
-    " created REAL)",
-    "CREATE TABLE exposures (number INTEGER PRIMARY KEY, created REAL)",
-    "CREATE TABLE rejections (id INTEGER PRIMARY KEY, info TEXT, created REAL)",
-    f"PRAGMA application_id = {_APPLICATION}",
-    f"PRAGMA user_version = {FORMAT}",
-)
-_FULL = "the disk is full. Free some space and run it again; what was accepted is safe."
-_DENIED = "no access, or read-only. Give this user access, or copy it to a folder of yours."
-_CORRUPT = "the ledger is corrupt. Restore the vault from a backup."
-_OTHERWISE = "check the disk and run it again; what was accepted is safe."
-_ADVICE: dict[object, str] = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, f"sqlite {sqlite3.SQLITE_FULL}"), _FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _DENIED),
-    **dict.fromkeys(
-        (f"sqlite {sqlite3.SQLITE_READONLY}", f"sqlite {sqlite3.SQLITE_CANTOPEN}"), _DENIED
-    ),
-    **dict.fromkeys(
-        (f"sqlite {sqlite3.SQLITE_CORRUPT}", f"sqlite {sqlite3.SQLITE_NOTADB}"), _CORRUPT
-    ),
-    f"sqlite {sqlite3.SQLITE_BUSY}": "another process holds the ledger. Run it again.",
-}
-_LOCKS: weakref.WeakSet[FileIO] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -106,15 +89,15 @@ class Vault:
     def create(cls, path: Path | str, settings_toml: str) -> Vault:
         """Make a new vault in an absent or empty folder and open it for writing."""
         path = Path(path).absolute()
-        with _explained(path, "written"):
-            if path.exists() and not _is_vacant(path):
+        with explained(path, "written"):
+            if path.exists() and not is_vacant(path):
                 raise VaultError(
                     f"{path} is not an empty folder. Name one that is absent or empty."
                 )
             path.mkdir(parents=True, exist_ok=True)
             with ExitStack() as undo:
-                lock = undo.enter_context(_lock(path))
-                vault = cls(path, _make_ledger(path, settings_toml), lock)
+                lock = undo.enter_context(take_lock(path))
+                vault = cls(path, make_ledger(path, settings_toml), lock)
                 undo.pop_all()
             return vault
 
@@ -126,16 +109,16 @@ class Vault:
             VaultError: the folder is absent, not a vault, of a newer format, corrupt, or locked.
         """
         path = Path(path).absolute()
-        with _explained(path, "written" if write else "read"):
+        with explained(path, "written" if write else "read"):
             if not path.is_dir():
                 raise VaultError(f"there is no vault at {path}: no such folder. Check the path.")
-            if not (path / _LEDGER).is_file():
-                raise VaultError(f"{path} is not a vault: it holds no {_LEDGER}. Check the path.")
+            if not (path / LEDGER).is_file():
+                raise VaultError(f"{path} is not a vault: it holds no {LEDGER}. Check the path.")
             with ExitStack() as undo:
-                lock = undo.enter_context(_lock(path)) if write else None
-                ledger = _connect(path, "rw") if write else _connect_reader(path)
+                lock = undo.enter_context(take_lock(path)) if write else None
+                ledger = connect(path, "rw") if write else connect_reader(path)
                 undo.callback(ledger.close)
-                _check(path, ledger)
+                check_ledger(path, ledger)
                 vault = cls(path, ledger, lock)
                 if write:
                     vault._tidy()
@@ -159,15 +142,15 @@ class Vault:
     def settings_text(self) -> str:
         """The text of task.toml."""
         try:
-            with _explained(self.path, "read"):
-                return (self.path / _SETTINGS).read_text(encoding="utf-8")
+            with explained(self.path, "read"):
+                return (self.path / SETTINGS).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise VaultError(f"{self.path / _SETTINGS} is not UTF-8 text: {error}") from error
+            raise VaultError(f"{self.path / SETTINGS} is not UTF-8 text: {error}") from error
 
     def write_settings(self, text: str) -> None:
         """Replace task.toml."""
         with self._writing():
-            _write(self.path / _SETTINGS, text.encode())
+            write_file(self.path / SETTINGS, text.encode())
 
     def put(
         self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]
@@ -187,7 +170,7 @@ class Vault:
             version = old.version + 1 if old else 1
             entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
             for name, data in files.items():
-                _write(self._entry_path(entry, name), data)
+                write_file(self._entry_path(entry, name), data)
             row = (kind, index, version, _to_json(digests, "files"), notes, entry.created)
             self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
         if old:
@@ -208,7 +191,9 @@ class Vault:
         what = f"{entry.kind} {entry.index}"
         digest = _digest_of(entry.files, name, what)
         try:
-            return _read(self._entry_path(entry, name), digest, "run `g2d fit` to make it again")
+            return read_file(
+                self._entry_path(entry, name), digest, "run `g2d fit` to make it again"
+            )
         except VaultError:
             if self.entry(entry.kind, entry.index) != entry:
                 raise VaultError(f"{what} was replaced or deleted: list it again.") from None
@@ -266,9 +251,9 @@ class Vault:
         if name == "manifest":
             rows = self._rows("SELECT manifest FROM generations WHERE number = ?", number)
             if rows:
-                return _read(folder / "manifest.json", _sha256(rows[0][0].encode()), advice)
+                return read_file(folder / "manifest.json", sha256(rows[0][0].encode()), advice)
         digest = _digest_of(self.generation(number).files, name, f"generation {number}")
-        return _read(folder / f"{name}.safetensors", digest, advice)
+        return read_file(folder / f"{name}.safetensors", digest, advice)
 
     def activate(self, number: int) -> None:
         """Append a generation to the exposure log; the live one again changes nothing.
@@ -311,16 +296,16 @@ class Vault:
 
     def _place(self, number: int, contents: Mapping[str, bytes]) -> None:
         target = self._generation_path(number)
-        staged = target.with_name(_TEMP + target.name)
+        staged = target.with_name(TEMP + target.name)
         for leftover in (staged, target):  # neither has a row: `number` is not issued yet
             if leftover.exists():
                 rmtree(leftover)
         staged.mkdir(parents=True)
         for name, data in contents.items():
-            _fill(staged / name, data)
-        _sync(staged)
+            fill_file(staged / name, data)
+        sync_folder(staged)
         staged.rename(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
 
     def _generation_path(self, number: int) -> Path:
         return self.path / "generations" / f"{number:06d}"
@@ -337,11 +322,11 @@ class Vault:
         return [Entry(k, i, json.loads(f), json.loads(n), t, v) for k, i, v, f, n, t in rows]
 
     def _rows(self, query: str, *values: object) -> list[Any]:
-        with self._mutex, _explained(self.path, "read"):
-            if isinstance(self._ledger, _Frozen) and not self._ledger.in_transaction:
+        with self._mutex, explained(self.path, "read"):
+            if isinstance(self._ledger, Frozen) and not self._ledger.in_transaction:
                 # It never shows changes: take a fresh one (`in_transaction` raises if closed).
                 self._ledger.close()
-                self._ledger = _connect_reader(self.path)
+                self._ledger = connect_reader(self.path)
             return self._ledger.execute(query, values).fetchall()
 
     @contextmanager
@@ -349,7 +334,7 @@ class Vault:
         """Commit once at the end of the block; on any failure roll back and remove its files."""
         if self._lock is None or self._lock.closed:
             raise VaultError(f"{self.path} is not open for writing: use Vault.open(.., write=True)")
-        with self._mutex, _explained(self.path, "written"):
+        with self._mutex, explained(self.path, "written"):
             try:
                 self._ledger.execute("BEGIN IMMEDIATE")
                 yield
@@ -365,15 +350,15 @@ class Vault:
         """Make the folders; remove temporary files and whatever of ours has no row."""
         known = {self._entry_path(e, name) for e in self._entries("") for name in e.files}
         known |= {self._generation_path(n) for (n,) in self._rows("SELECT number FROM generations")}
-        for folder in ("", *_SUBFOLDERS):
+        for folder in ("", *SUBFOLDERS):
             (self.path / folder).mkdir(exist_ok=True)
             pattern = re.compile(r"\d{6,}") if folder == "generations" else _OURS
             for path in (self.path / folder).iterdir():
-                if path.name.startswith(_TEMP) or (
+                if path.name.startswith(TEMP) or (
                     pattern.fullmatch(path.name) and path not in known
                 ):
                     rmtree(path) if path.is_dir() else path.unlink()
-        _sync(self.path)
+        sync_folder(self.path)
         with suppress(sqlite3.Error):  # a log that a full disk stopped gives its room back
             self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -382,15 +367,11 @@ class Vault:
             self._tidy()
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
     for name in files:
         if not _NAME.fullmatch(name):
             raise VaultError(f"{name!r} does not fit a file: use a-z, 0-9, _ (and not v1, v2, ..).")
-    return {name: _sha256(data) for name, data in files.items()}
+    return {name: sha256(data) for name, data in files.items()}
 
 
 def _digest_of(files: Mapping[str, str], name: str, what: str) -> str:
@@ -404,161 +385,3 @@ def _to_json(value: Mapping[str, Any], what: str, **options: Any) -> str:
         return json.dumps(dict(value), sort_keys=True, **options)
     except (TypeError, ValueError) as error:
         raise VaultError(f"{what} does not fit JSON: {error}") from error
-
-
-def _read(path: Path, digest: str, advice: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise VaultError(f"{path} is missing: restore it from a backup, or {advice}.") from error
-    except OSError as error:
-        raise VaultError(_explain(path, "read", error)) from error
-    if _sha256(data) != digest:
-        raise VaultError(
-            f"{path} is corrupt (its SHA-256 is not the ledger's): restore it from a backup,"
-            f" or {advice}."
-        )
-    return data
-
-
-def _fill(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole, and on the medium, or not at all."""
-    temporary = path.with_name(_TEMP + path.name)
-    _fill(temporary, data)
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> FileIO:
-    """Take the writer's lock. `flock`, so that a second `Vault` of this process is refused too."""
-    with ExitStack() as undo:
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        file = undo.enter_context(FileIO(descriptor, "r+"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            pid = file.read(10).decode(errors="replace").strip() or "unknown"
-            raise VaultError(
-                f"another g2d process (pid {pid}) is writing {path}: wait for it, or end it."
-            ) from error
-        os.pwrite(descriptor, f"{os.getpid():<10}\n".encode(), 0)
-        undo.pop_all()
-    _LOCKS.add(file)
-    return file
-
-
-def _release_in_child() -> None:
-    for file in list(_LOCKS):  # a forked worker that outlives us must not keep the lock
-        file.close()
-
-
-os.register_at_fork(after_in_child=_release_in_child)
-
-
-class _Frozen(sqlite3.Connection):
-    """A connection to a ledger that sqlite may neither lock nor share memory over."""
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    """Open the ledger with sqlite's `mode`: rwc, rw, ro, or ro&immutable=1 (frozen)."""
-    uri, kind = (path / _LEDGER).as_uri(), _Frozen if "immutable" in mode else sqlite3.Connection
-    ledger = sqlite3.connect(
-        f"{uri}?mode={mode}", 10, 0, None, check_same_thread=False, factory=kind, uri=True
-    )
-    try:
-        ledger.execute("PRAGMA synchronous = FULL")
-        ledger.execute("SELECT count(*) FROM sqlite_master")  # opens the files, replays the log
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
-
-
-def _connect_reader(path: Path) -> sqlite3.Connection:
-    try:
-        return _connect(path, "ro")
-    except sqlite3.OperationalError:  # a WAL ledger needs a -shm file, and it cannot be made here
-        log = path / f"{_LEDGER}-wal"
-        if log.exists() and log.stat().st_size:
-            raise
-        return _connect(path, "ro&immutable=1")
-
-
-def _is_vacant(path: Path) -> bool:
-    """Whether a folder is empty, or holds only what a killed `create` may have left."""
-    inside = {item.name for item in path.iterdir()} if path.is_dir() else {"a file"}
-    deeper = any(any((path / name).iterdir()) for name in inside.intersection(_SUBFOLDERS))
-    return not inside or (_LOCK in inside and inside <= _UNFINISHED and not deeper)
-
-
-def _make_ledger(path: Path, settings_toml: str) -> sqlite3.Connection:
-    """Write everything else first: the vault exists once the ledger's tables are committed."""
-    ledger = _connect(path, "rwc")
-    try:
-        if ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise VaultError(f"{path} is a vault already. Open it, or name another folder.")
-        for folder in _SUBFOLDERS:
-            (path / folder).mkdir(exist_ok=True)
-        _write(path / _SETTINGS, settings_toml.encode())
-        ledger.execute("PRAGMA journal_mode = WAL")
-        for statement in ("BEGIN IMMEDIATE", *_TABLES, "COMMIT"):
-            ledger.execute(statement)
-        _sync(path.parent)
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
-
-
-def _check(path: Path, ledger: sqlite3.Connection) -> None:
-    """Raise a `VaultError` unless the ledger is ours, whole and of a format that we read."""
-    application = ledger.execute("PRAGMA application_id").fetchone()[0]
-    version = ledger.execute("PRAGMA user_version").fetchone()[0]
-    if application != _APPLICATION:
-        raise VaultError(
-            f"{path} is not a vault: its {_LEDGER} is empty or another program's. If creating it"
-            " was interrupted, create it again; else check the path or restore a backup."
-        )
-    if version > FORMAT:
-        raise VaultError(
-            f"{path} has vault format {version}, and this g2d reads format {FORMAT}:"
-            " upgrade g2d (pip install --upgrade g2d)."
-        )
-    verdict = ledger.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if verdict != "ok":
-        raise VaultError(f"{path}: {_CORRUPT} ({verdict.splitlines()[-1]})")
-
-
-@contextmanager
-def _explained(path: Path, action: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.Error) as error:
-        raise VaultError(_explain(path, action, error)) from error
-
-
-def _explain(path: Path, action: str, error: OSError | sqlite3.Error) -> str:
-    """Say in one line what the system refused and what to do about it."""
-    code: object = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, sqlite3.Error):
-        primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        code = f"sqlite {primary}"
-        if primary == sqlite3.SQLITE_IOERR and path.is_dir() and disk_usage(path).free < 1 << 16:
-            code = errno.ENOSPC  # what sqlite says when its -shm file does not fit
-    cause = " ".join(str(error).split())
-    return f"{path} cannot be {action} ({cause}): {_ADVICE.get(code, _OTHERWISE)}"

@@ -1,0 +1,114 @@
+"""Generations in the vault: read with their attacks, or accepted with attacks crafted for them.
+
+What makes a candidate, or lets it pass, does not live here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from g2d.data import Split
+from g2d.errors import VaultError
+from g2d.generator import Exposure
+from g2d.population import craft_pool, seed_of
+from g2d.settings import Settings
+from g2d.tasks import Task
+from g2d.train import load_model
+from g2d.vault import Vault
+from g2d.weights import Codec, digest, pack, unpack
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """An accepted generation: its number, its manifest and its parameters."""
+
+    number: int
+    manifest: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    task: Task
+
+    def model(self) -> nn.Module:
+        """Build the generation's model in evaluation mode, its parameters frozen."""
+        return load_model(self.task, self.state)
+
+
+class Archive:
+    """The generations of one vault. What is read is verified by digest, and kept in memory."""
+
+    def __init__(self, task: Task, vault: Vault, settings: Settings) -> None:
+        self.task, self.vault, self.settings = task, vault, settings
+        self._exposures: dict[int, Exposure] = {}
+        self._states: dict[int, dict[str, Tensor]] = {}
+
+    def generation(self, number: int | None = None) -> Generation:
+        """Read a generation, the live one by default.
+
+        Raises:
+            VaultError: there is none, or its files are not what the ledger says.
+        """
+        number = self.vault.live() if number is None else number
+        if number is None:
+            raise VaultError(f"{self.vault.path} has no generation yet; run `g2d fit` first")
+        record = self.vault.generation(number)
+        return Generation(number, record.manifest, self.state(number), self.task)
+
+    def state(self, number: int) -> dict[str, Tensor]:
+        """A generation's state dict."""
+        if number not in self._states:
+            self._states[number] = unpack(self.vault.read_generation(number))
+        return self._states[number]
+
+    def exposure(self, number: int, codec: Codec) -> Exposure:
+        """Read an exposed generation with the attacks crafted on it."""
+        if number in self._exposures:
+            return self._exposures[number]
+        pool = unpack(self.vault.read_generation(number, "attacks"), "attacks")
+        splits, dtype = self.task.splits, self.task.splits.guide.x.dtype
+        clean = splits.gate.take(pool["gate_index"])
+        exposure = Exposure(
+            number,
+            codec.encode(self.state(number)),
+            Split(pool["guide"].to(dtype), splits.guide.y[pool["guide_index"]]),
+            Split(pool["gate"].to(dtype), clean.y),
+            clean,
+        )
+        self._exposures[number] = exposure
+        for old in sorted(self._exposures)[: -max(1, self.settings.guidance.memory)]:
+            del self._exposures[old]  # attacks are megabytes; what is forgotten is read again
+        return exposure
+
+    def accept(
+        self, state: Mapping[str, Tensor], manifest: Mapping[str, Any], seed: int, activate: bool,
+        cpu: float | None = None,
+    ) -> Generation:  # fmt: skip
+        """Craft a generation's attacks, once, and commit weights, attacks and manifest.
+
+        Args:
+            seed: of the attacks. cpu: `time.process_time()` when its making began, for the record.
+        """
+        model, s, splits = load_model(self.task, state), self.settings, self.task.splits
+        own = seed_of(seed, "attacks")
+        guide, guide_index = craft_pool(
+            self.task, model, splits.guide, s.guidance.pool, s.guidance.pool_steps, own
+        )
+        gate, gate_index = craft_pool(
+            self.task, model, splits.gate, s.gates.pool, s.gates.pool_steps, own + 1
+        )
+        attacks = {"guide": guide.half(), "guide_index": guide_index}
+        attacks |= {"gate": gate.half(), "gate_index": gate_index}
+        members = [entry.files["weights"] for entry in self.vault.entries("member")]
+        full = dict(manifest) | {
+            "task": self.task.name,
+            "population": digest("".join(members).encode()),
+            "settings": digest(s.to_toml().encode()),
+        }
+        if cpu is not None:
+            full["cpu_seconds"] = round(time.process_time() - cpu, 3)
+        files = {"weights": pack(state), "attacks": pack(attacks)}
+        record = self.vault.accept(files, full, activate=activate)
+        return Generation(record.number, record.manifest, dict(state), self.task)

@@ -1,0 +1,227 @@
+"""What the vault asks of the disk: files written whole, one writer's lock, the SQLite ledger.
+
+Which entries and generations these hold is decided in `vault`. A file is written under another
+name, synced and renamed; a connection syncs every commit; a folder that cannot be written can still
+be read. What the system refuses becomes one line that says what to do. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import FileIO
+from pathlib import Path
+from shutil import disk_usage
+
+from g2d.errors import VaultError
+
+FORMAT = 1
+"""Version of the folder layout and the ledger's tables (`PRAGMA user_version`)."""
+
+_APPLICATION = 0x67326400  # "g2d\0": tells a ledger from any other SQLite file
+LEDGER, SETTINGS, TEMP = "ledger.sqlite", "task.toml", ".tmp-"
+SUBFOLDERS = ("early", "population", "generations")
+_LOCK = "vault.lock"
+_UNFINISHED = {_LOCK, SETTINGS, TEMP + SETTINGS, *SUBFOLDERS} | {
+    LEDGER + end for end in ("", "-wal", "-shm", "-journal")
+}
+_TABLES = (
+    "CREATE TABLE entries (kind TEXT, position INTEGER, version INTEGER, files TEXT, info TEXT,"
+    " created REAL, PRIMARY KEY (kind, position))",
+    "CREATE TABLE generations (number INTEGER PRIMARY KEY, files TEXT, manifest TEXT,"
+    " created REAL)",
+    "CREATE TABLE exposures (number INTEGER PRIMARY KEY, created REAL)",
+    "CREATE TABLE rejections (id INTEGER PRIMARY KEY, info TEXT, created REAL)",
+    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA user_version = {FORMAT}",
+)
+_FULL = "the disk is full. Free some space and run it again; what was accepted is safe."
+_DENIED = "no access, or read-only. Give this user access, or copy it to a folder of yours."
+_CORRUPT = "the ledger is corrupt. Restore the vault from a backup."
+_OTHERWISE = "check the disk and run it again; what was accepted is safe."
+_ADVICE: dict[object, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, f"sqlite {sqlite3.SQLITE_FULL}"), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _DENIED),
+    **dict.fromkeys(
+        (f"sqlite {sqlite3.SQLITE_READONLY}", f"sqlite {sqlite3.SQLITE_CANTOPEN}"), _DENIED
+    ),
+    **dict.fromkeys(
+        (f"sqlite {sqlite3.SQLITE_CORRUPT}", f"sqlite {sqlite3.SQLITE_NOTADB}"), _CORRUPT
+    ),
+    f"sqlite {sqlite3.SQLITE_BUSY}": "another process holds the ledger. Run it again.",
+}
+_LOCKS: weakref.WeakSet[FileIO] = weakref.WeakSet()
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_file(path: Path, digest: str, advice: str) -> bytes:
+    """Return a file's bytes once their SHA-256 equals `digest`; `advice` is what else to do."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise VaultError(f"{path} is missing: restore it from a backup, or {advice}.") from error
+    except OSError as error:
+        raise VaultError(_explain(path, "read", error)) from error
+    if sha256(data) != digest:
+        raise VaultError(
+            f"{path} is corrupt (its SHA-256 is not the ledger's): restore it from a backup,"
+            f" or {advice}."
+        )
+    return data
+
+
+def fill_file(path: Path, data: bytes) -> None:
+    """Write a file in place and onto the medium; a kill can leave half of it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole, and on the medium, or not at all."""
+    temporary = path.with_name(TEMP + path.name)
+    fill_file(temporary, data)
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's own entries, new or renamed, onto the medium."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def take_lock(path: Path) -> FileIO:
+    """Take the writer's lock. `flock`, so that a second `Vault` of this process is refused too."""
+    with ExitStack() as undo:
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = undo.enter_context(FileIO(descriptor, "r+"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid = file.read(10).decode(errors="replace").strip() or "unknown"
+            raise VaultError(
+                f"another g2d process (pid {pid}) is writing {path}: wait for it, or end it."
+            ) from error
+        os.pwrite(descriptor, f"{os.getpid():<10}\n".encode(), 0)
+        undo.pop_all()
+    _LOCKS.add(file)
+    return file
+
+
+def _release_in_child() -> None:
+    for file in list(_LOCKS):  # a forked worker that outlives us must not keep the lock
+        file.close()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+class Frozen(sqlite3.Connection):
+    """A connection to a ledger that sqlite may neither lock nor share memory over."""
+
+
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Open the ledger with sqlite's `mode`: rwc, rw, ro, or ro&immutable=1 (frozen)."""
+    uri, kind = (path / LEDGER).as_uri(), Frozen if "immutable" in mode else sqlite3.Connection
+    ledger = sqlite3.connect(
+        f"{uri}?mode={mode}", 10, 0, None, check_same_thread=False, factory=kind, uri=True
+    )
+    try:
+        ledger.execute("PRAGMA synchronous = FULL")
+        ledger.execute("SELECT count(*) FROM sqlite_master")  # opens the files, replays the log
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open the ledger for reading, frozen where sqlite cannot make the files it needs."""
+    try:
+        return connect(path, "ro")
+    except sqlite3.OperationalError:  # a WAL ledger needs a -shm file, and it cannot be made here
+        log = path / f"{LEDGER}-wal"
+        if log.exists() and log.stat().st_size:
+            raise
+        return connect(path, "ro&immutable=1")
+
+
+def is_vacant(path: Path) -> bool:
+    """Whether a folder is empty, or holds only what a killed `create` may have left."""
+    inside = {item.name for item in path.iterdir()} if path.is_dir() else {"a file"}
+    deeper = any(any((path / name).iterdir()) for name in inside.intersection(SUBFOLDERS))
+    return not inside or (_LOCK in inside and inside <= _UNFINISHED and not deeper)
+
+
+def make_ledger(path: Path, settings_toml: str) -> sqlite3.Connection:
+    """Write everything else first: the vault exists once the ledger's tables are committed."""
+    ledger = connect(path, "rwc")
+    try:
+        if ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise VaultError(f"{path} is a vault already. Open it, or name another folder.")
+        for folder in SUBFOLDERS:
+            (path / folder).mkdir(exist_ok=True)
+        write_file(path / SETTINGS, settings_toml.encode())
+        ledger.execute("PRAGMA journal_mode = WAL")
+        for statement in ("BEGIN IMMEDIATE", *_TABLES, "COMMIT"):
+            ledger.execute(statement)
+        sync_folder(path.parent)
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def check_ledger(path: Path, ledger: sqlite3.Connection) -> None:
+    """Raise a `VaultError` unless the ledger is ours, whole and of a format that we read."""
+    application = ledger.execute("PRAGMA application_id").fetchone()[0]
+    version = ledger.execute("PRAGMA user_version").fetchone()[0]
+    if application != _APPLICATION:
+        raise VaultError(
+            f"{path} is not a vault: its {LEDGER} is empty or another program's. If creating it"
+            " was interrupted, create it again; else check the path or restore a backup."
+        )
+    if version > FORMAT:
+        raise VaultError(
+            f"{path} has vault format {version}, and this g2d reads format {FORMAT}:"
+            " upgrade g2d (pip install --upgrade g2d)."
+        )
+    verdict = ledger.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise VaultError(f"{path}: {_CORRUPT} ({verdict.splitlines()[-1]})")
+
+
+@contextmanager
+def explained(path: Path, action: str) -> Iterator[None]:
+    """Turn whatever the disk or sqlite refuses in the block into one `VaultError`."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise VaultError(_explain(path, action, error)) from error
+
+
+def _explain(path: Path, action: str, error: OSError | sqlite3.Error) -> str:
+    """Say in one line what the system refused and what to do about it."""
+    code: object = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, sqlite3.Error):
+        primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        code = f"sqlite {primary}"
+        if primary == sqlite3.SQLITE_IOERR and path.is_dir() and disk_usage(path).free < 1 << 16:
+            code = errno.ENOSPC  # what sqlite says when its -shm file does not fit
+    cause = " ".join(str(error).split())
+    return f"{path} cannot be {action} ({cause}): {_ADVICE.get(code, _OTHERWISE)}"
