@@ -176,8 +176,8 @@ def summary(data: list[dict[str, Any]]) -> str:
         f"parameters, PGD-20 at ε = 0.2; [all rows](docs/benchmarks.md)):",
         "",
         f"- **Reuse stops paying.** An attack that flips {asr(frozen, 'last')} of inputs on a "
-        f"model that stays as it is flips {asr(guided, 'last')} when it was crafted on the generation "
-        f"before, {asr(guided, 'joint_16')} when it was crafted jointly on the last sixteen. Clean "
+        f"model that stays as it is flips {asr(guided, 'last')} if crafted on the generation "
+        f"before, {asr(guided, 'joint_16')} if crafted jointly on the last sixteen. Clean "
         f"accuracy changes by {100 * statistics.mean(change):+.2f} points, at worst "
         f"{100 * min(change):+.2f}.",
         f"- **Not all of that is rotation.** Members are hardened a little, so an attack on the "
