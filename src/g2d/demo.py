@@ -1,7 +1,8 @@
 """The whole idea in one command, on scikit-learn's digits; and the summary of any vault.
 
-`run` builds a defence, rotates it ten times, has it judged and writes `report.html` and
-`summary.json`. How attacks are scored lives in `evaluate`, how a page looks in `report`.
+`run` builds a defence, rotates it ten times, has it judged and writes `report.html`, `summary.json`
+and `picture.png` (the README's). How attacks are scored lives in `evaluate`, how a page looks in
+`report`.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def run(out: Path, seed: int = 0, workers: int = 0, progress: Progress = silent)
     clock.lap("summary")
     summary["seconds"] = dict(clock.laps)
     report.render(summary, out / "report.html")
+    report.save_hero(out / "picture.png", summary)
     clock.lap("report")
     summary["seconds"] = dict(clock.laps) | {"total": round(sum(clock.laps.values()), 2)}
     report.write(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
