@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import sqlite3
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 
 import g2d
 from g2d import cli
-from g2d.errors import G2DError
+from g2d.errors import G2DError, VaultError
 from g2d.vault import Vault
 
 SOURCES = str(Path(next(iter(g2d.__path__))).parent)
@@ -105,13 +106,15 @@ def edit_ledger(vault, *statements):
 def test_help_and_version_answer_at_once_and_without_torch():
     times = []
     for option in ("--help", "--version") * 3:
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with process(option) as running:
             out, err = running.communicate(timeout=60)
-        times.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # CPU time, not wall: on a busy machine the clock measures the neighbours.
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert (running.returncode, err) == (0, "")
         assert ("population" in out) == (option == "--help")
-    assert min(times) < 0.5  # 0.07 to 0.2 s on one core; the machine may be busy now and then
+    assert sorted(times)[2] < 0.5  # 0.07 to 0.2 s on one core
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["population", "--help"], ["--version"]])
@@ -271,7 +274,7 @@ def test_show_of_a_vault_without_a_population(tmp_path):
     Vault.create(tmp_path / "vault", "[task]\nname = 'my_module:my_task'\n").close()
     shown = succeed("show", tmp_path / "vault").stdout
     assert "my_module:my_task" in shown
-    assert "0 of 48 members" in shown
+    assert "0 of 64 members" in shown
     assert shown.count("none yet") == 3
 
 
@@ -337,7 +340,7 @@ def test_export_refuses_a_corrupt_generation(vault, tmp_path):
 def test_settings_are_printed_as_toml_that_reads_back(vault, tiny_settings):
     text = succeed("settings", "--defaults").stdout
     assert g2d.Settings.from_toml(text) == g2d.Settings()
-    assert "members = 48  # number of checkpoints [2, 100000]" in text
+    assert "members = 64  # number of checkpoints [2, 100000]" in text
     assert 'sampler = "ddim"  # reverse process (ddim, ddpm)' in text
     lines = [line for line in text.splitlines() if " = " in line]
     assert all("  # " in line for line in lines)
@@ -574,6 +577,9 @@ def test_ctrl_c_keeps_what_is_complete_and_the_same_command_goes_on(tmp_path):
 
 
 def members_of(vault):
-    if not (vault / "population").is_dir():
-        return 0
-    return len(list((vault / "population").glob("??????.safetensors")))
+    """How many are committed: a file appears a moment before its row."""
+    try:
+        with Vault.open(vault) as opened:
+            return len(opened.entries("member"))
+    except VaultError:
+        return 0  # not there yet, or being made
