@@ -10,6 +10,7 @@ Writes benchmarks/results/generation-mnist-seed*.json; `benchmarks/tables.py` ma
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -253,6 +254,18 @@ class Seed:
             merged[f"eps_{eps}_each"] = each
         return merged | {"steps": steps, "each": [r["clean_mean"] for r in rows]}
 
+    def sweep(self) -> None:
+        """White-box ASR of the last generation as eps grows: short of 100 % it is masked."""
+        if "sweep" in self.record:
+            return
+        model = self.defence.generation().model()
+        found = {}
+        for eps in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4):
+            trial = dataclasses.replace(self._trial(eps, 300), steps=40)
+            found[str(eps)] = white_box(model, trial)
+        patient = dataclasses.replace(self._trial(0.2, 300), steps=100)
+        self.note("sweep", {"white_box": found, "white_box_100_steps": white_box(model, patient)})
+
     def collapse(self) -> None:
         """300 unguided samples: how many fall under 90 %."""
 
@@ -305,6 +318,7 @@ def main() -> None:
         run.waves()
         run.product()
         run.collapse()
+        run.sweep()
         run.controls()
         run.defence.close()
 

@@ -204,6 +204,17 @@ def waves(data: list[dict[str, Any]]) -> str:
     return table(["wave", *(str(w + 1) for w in range(count))], lines)
 
 
+def sweep(data: list[dict[str, Any]]) -> str:
+    """White-box ASR of the last generation against eps."""
+    known = [d["sweep"] for d in data if "sweep" in d]
+    if not known:
+        return "Not measured yet."
+    budgets = list(known[0]["white_box"])
+    line = ["white-box ASR, %", *(percent([k["white_box"][e] for k in known]) for e in budgets)]
+    patient = percent([k["white_box_100_steps"] for k in known])
+    return table(["ε", *budgets], [line]) + f"\n\nAt ε = 0.2 with 100 steps: {patient} %."
+
+
 def rig() -> str:
     """DeepWeightFlow's rig."""
     path = RESULTS / "deepweightflow.json"
@@ -259,7 +270,7 @@ def machine(data: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Replace every table."""
     data = runs()
-    made = {"rig": rig(), "scale": scale()}
+    made = {"rig": rig(), "scale": scale(), "sweep": sweep(data)}
     if data and all("guided + polish" in d["rows"] for d in data):
         made |= {
             "targets": targets(data), "attacks": attacks(data), "shapes": shapes(data),

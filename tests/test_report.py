@@ -162,7 +162,9 @@ def test_a_task_without_images_and_rejections_is_reported_too(summary, tmp_path)
 def test_colour_images_are_drawn(summary, tmp_path):
     pixels = [[[255, 0, 0], [0, 255, 0]]]
     item = summary["images"]["items"][0] | {"clean": pixels, "attacked": pixels}
-    report.render(summary | {"images": summary["images"] | {"items": [item]}}, tmp_path / "r.html")
+    path = tmp_path / "r.html"
+    report.render(summary | {"images": summary["images"] | {"items": [item]}}, path)
+    assert "data:image/png" in path.read_text(encoding="utf-8")
 
 
 def test_the_picture_has_the_size_that_the_readme_wants(summary, tmp_path):

@@ -325,7 +325,8 @@ def test_a_forked_worker_does_not_keep_the_lock(vault):
     try:
         time.sleep(0.2)
         vault.close()
-        Vault.open(vault.path, write=True).close()
+        with Vault.open(vault.path, write=True) as again:
+            assert again.live() is None
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
