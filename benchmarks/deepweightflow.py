@@ -30,7 +30,7 @@ from g2d.evaluate import Trial
 from g2d.generator import Generator, hidden_units
 from g2d.settings import AutoencoderSettings, DiffusionSettings
 from g2d.train import accuracy, load_model
-from g2d.weights import State
+from g2d.weights import State, pack, unpack
 from measure import Distances, hardware, save
 
 NETWORKS, EPOCHS, SAMPLES = 100, 5, 300
@@ -66,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder of the MNIST idx files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--work", type=Path, default=Path("runs/deepweightflow"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     mnist = g2d.load_task("mnist", options.data)
@@ -75,8 +76,14 @@ def main() -> None:
         torch.cat([s.train.x, s.guide.x, s.gate.x]), torch.cat([s.train.y, s.guide.y, s.gate.y])
     )
     states = []
+    options.work.mkdir(parents=True, exist_ok=True)
     for seed in range(NETWORKS):
-        states.append(trained(task, whole, seed))
+        kept = options.work / f"{seed:03d}.safetensors"
+        if not kept.exists():
+            data = pack(trained(task, whole, seed))
+            kept.with_suffix(".tmp").write_bytes(data)
+            kept.with_suffix(".tmp").replace(kept)
+        states.append(unpack(kept.read_bytes()))
         if seed % 10 == 9:
             print(f"trained {seed + 1} of {NETWORKS}", flush=True)
     clean = [accuracy(load_model(task, state), s.test) for state in states]

@@ -13,6 +13,7 @@ import statistics
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,6 @@ class Distances:
     def __init__(self, members: Sequence[State], chain: Sequence[Coupling]) -> None:
         self.chain = chain
         self.members = [balance(m, chain) if chain else m for m in members]
-        self.leave_one_out = [
-            min(self._one(a, b) for j, b in enumerate(self.members) if j != i)
-            for i, a in enumerate(self.members)
-        ]
 
     def _one(self, reference: State, state: State) -> float:
         return relative_l1(reference, align(reference, state, self.chain))
@@ -125,10 +122,13 @@ class Distances:
         least = min(found)
         return least, found.index(least)
 
-    @property
+    @cached_property
     def unit(self) -> float:
         """The members' median distance to their own nearest member: tau counts in these."""
-        return statistics.median(self.leave_one_out)
+        return statistics.median(
+            min(self._one(a, b) for j, b in enumerate(self.members) if j != i)
+            for i, a in enumerate(self.members)
+        )
 
 
 def wrong(model: Logits, split: Split) -> Tensor:

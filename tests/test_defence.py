@@ -106,6 +106,50 @@ def test_a_population_of_one_is_refused(tmp_path, tiny_vault):
             defence.fit()
 
 
+def test_other_data_for_the_same_vault_are_refused(tiny_vault, tmp_path):
+    shutil.copytree(tiny_vault, tmp_path / "v")
+    with pytest.raises(g2d.G2DError, match="leak between splits"):
+        g2d.Defence.open(tmp_path / "v", task=g2d.load_task("digits", seed=1))
+
+
+def test_a_kept_generation_is_judged_again_before_it_is_live(defence):
+    (kept,) = defence.generate(seed=1, activate=False)
+    assert defence.vault.live() == 1
+    assert defence.activate(kept.number).number == 2
+    assert defence.vault.live() == 2
+    (late,) = defence.generate(seed=2, activate=False)
+    strict = dataclasses.replace(defence.settings.gates, distance=1e6)
+    defence.settings = dataclasses.replace(defence.settings, gates=strict)
+    with pytest.raises(GenerationError, match="no longer passes"):
+        defence.activate(late.number)
+    assert defence.vault.live() == 2
+
+
+def test_a_secret_fills_the_whole_state_of_the_generator():
+    from g2d.defence import scramble
+
+    def drawn(secret):
+        g = torch.Generator().manual_seed(0)
+        scramble(g, secret)
+        return torch.randn(8, generator=g)
+
+    assert torch.equal(drawn(b"a"), drawn(b"a"))
+    assert not torch.equal(drawn(b"a"), drawn(b"b"))
+    # What `manual_seed` alone would give: the upper half of a 64-bit seed is lost.
+    low, high = (torch.Generator().manual_seed(s) for s in (5, 5 + 2**40))
+    assert torch.equal(torch.rand(3, generator=low), torch.rand(3, generator=high))
+
+
+def test_a_number_that_was_given_up_is_drawn_anew_under_the_same_seed(defence):
+    settings = defence.settings
+    strict = dataclasses.replace(settings.gates, distance=1e6, attempts=1)
+    defence.settings = dataclasses.replace(settings, gates=strict)
+    before = defence._secret(3, 2)
+    with pytest.raises(GenerationError):
+        defence.generate(seed=3)
+    assert defence._secret(3, 2) != before
+
+
 def test_other_settings_for_the_same_vault_are_refused(tiny_vault, tmp_path, tiny_settings):
     shutil.copytree(tiny_vault, tmp_path / "v")
     with pytest.raises(VaultError, match="other task or population settings"):

@@ -355,6 +355,24 @@ def test_every_reason_is_given(defence):
     assert "NaN" in gates_by_name(defence, state, exposed=exposed)["finite"].reason
 
 
+def test_parameters_that_are_not_finite_fail_every_gate_that_can_tell(defence):
+    base = defence.generation().state
+    state = {k: torch.full_like(v, float("nan")) for k, v in base.items()}
+    results = gates_by_name(defence, state, exposed=[base])
+    assert not results["finite"].passed
+    assert not results["distance"].passed
+    assert not results["accuracy"].passed
+
+
+def test_members_that_differ_out_of_scope_are_refused(digits, tiny_settings, defence):
+    from g2d.weights import unpack
+
+    states = [unpack(defence.vault.read(e)) for e in defence.vault.entries("member")]
+    settings = dataclasses.replace(tiny_settings.autoencoder, scope=("7.*",))
+    with pytest.raises(PopulationError, match="out of scope"):
+        Generator.fit(digits, states, [0, 1, 0, 1], settings, tiny_settings.diffusion, seed=0)
+
+
 def test_stale_gate_fails_where_attacks_still_work(defence):
     state = defence.generation().state
     e = defence.exposure(1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from g2d.data import Split
 from g2d.errors import VaultError
 from g2d.generator import Exposure
-from g2d.population import craft_pool, seed_of
+from g2d.population import compact, craft_pool, seed_of
 from g2d.settings import Settings
 from g2d.tasks import Task
 from g2d.train import load_model
@@ -61,6 +61,8 @@ class Archive:
         """A generation's state dict."""
         if number not in self._states:
             self._states[number] = unpack(self.vault.read_generation(number))
+            for old in sorted(self._states)[: -self.settings.gates.history - 1]:
+                del self._states[old]
         return self._states[number]
 
     def exposure(self, number: int, codec: Codec) -> Exposure:
@@ -99,8 +101,8 @@ class Archive:
         gate, gate_index = craft_pool(
             self.task, model, splits.gate, s.gates.pool, s.gates.pool_steps, own + 1
         )
-        attacks = {"guide": guide.half(), "guide_index": guide_index}
-        attacks |= {"gate": gate.half(), "gate_index": gate_index}
+        attacks = {"guide": compact(guide, self.task), "guide_index": guide_index}
+        attacks |= {"gate": compact(gate, self.task), "gate_index": gate_index}
         members = [entry.files["weights"] for entry in self.vault.entries("member")]
         full = dict(manifest) | {
             "task": self.task.name,

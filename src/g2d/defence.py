@@ -15,12 +15,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from g2d.archive import Archive, Generation
 from g2d.engine import Engine, LocalEngine, SerialEngine
-from g2d.errors import GenerationError, PopulationError, VaultError
+from g2d.errors import DataError, GenerationError, PopulationError, VaultError
 from g2d.generator import Exposure, GateResult, Generator, Reference, hidden_units, run_gates
 from g2d.population import (
     TaskSource,
@@ -58,6 +59,7 @@ class Defence:
         self._chain = hidden_units(task)
         self._reference: Reference | None = None
         self._archive = Archive(task, vault, settings)
+        self._check_data()
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -86,15 +88,18 @@ class Defence:
             there = build(Settings, tables, f"settings of task {loaded.name!r}")
         full = replace(there, task=named)
         vault = _open_or_create(Path(path), full.to_toml())
-        kept = Settings.from_toml(vault.settings_text, str(known))
-        if not _compatible(kept, full):
+        try:
+            kept = Settings.from_toml(vault.settings_text, str(known))
+            if not _compatible(kept, full):
+                raise VaultError(
+                    f"{path} was made with other task or population settings; use a new folder, or "
+                    "leave the settings out to go on with the vault's own"
+                )
+            vault.write_settings(full.to_toml())
+            return cls(loaded, source, vault, full)
+        except BaseException:
             vault.close()
-            raise VaultError(
-                f"{path} was made with other task or population settings; use a new folder, or "
-                "leave the settings out to go on with the vault's own"
-            )
-        vault.write_settings(full.to_toml())
-        return cls(loaded, source, vault, full)
+            raise
 
     @classmethod
     def open(
@@ -135,6 +140,17 @@ class Defence:
             raise
         return defence
 
+    def _check_data(self) -> None:
+        """Refuse other data than the vault's: its attacks point into splits by index."""
+        base = self.vault.entry("base")
+        known = base.info.get("data") if base else None
+        if known is not None and known != data_digest(self.task):
+            raise DataError(
+                f"the data of task {self.task.name!r} is not what {self.vault.path} was made with "
+                "(other files, order or split seed): examples would leak between splits. Point "
+                "--data at the original, or use a new vault"
+            )
+
     def close(self) -> None:
         """Close the vault."""
         self.vault.close()
@@ -166,7 +182,15 @@ class Defence:
         own = engine is None
         engine = engine or default_engine(self._source, settings.workers)
         try:
-            build_population(self._source, self.vault, settings, engine, progress)
+            build_population(
+                self._source,
+                self.vault,
+                settings,
+                engine,
+                progress,
+                self.settings.autoencoder.scope,
+                {"data": data_digest(self.task)},
+            )
         finally:
             if own:
                 engine.close()
@@ -205,6 +229,7 @@ class Defence:
                 self.settings.diffusion,
                 seed=seed_of(self.settings.population.seed, "fit"),
                 resistance=self._resistance(entries, states) if len(entries) > 2 else None,
+                base=self._base(),
                 progress=progress,
             )
             self.vault.put(
@@ -252,9 +277,7 @@ class Defence:
         """Make the base generation 1: it is what has been deployed, so it is exposed first."""
         if self.vault.live() is not None:
             return
-        base = self.vault.entry("base")
-        assert base is not None, "a population has a base"
-        state = unpack(self.vault.read(base))
+        state = self._base()
         manifest = {"origin": "base", "gates": [], "exposed": [], "generator": ""}
         self._archive.accept(state, manifest, seed_of(self.settings.population.seed, "base"), True)
 
@@ -278,24 +301,36 @@ class Defence:
         Raises:
             GenerationError: no candidate passed within `gates.attempts`; the live one stays.
         """
-        made = []
-        for index in range(count):
-            secret = None if seed is None else seed_of(seed, "generation", self._issued())
-            made.append(
-                self._generate_one(
-                    secret,
-                    activate,
-                    on_reject,
-                    lambda done, total, i=index: progress(  # type: ignore[misc]
-                        "generating", i * total + done, count * total
-                    ),
-                )
+        return [
+            self._generate_one(
+                seed,
+                activate,
+                on_reject,
+                lambda done, total, i=index: progress(  # type: ignore[misc]
+                    "generating", i * total + done, count * total
+                ),
             )
-        return made
+            for index in range(count)
+        ]
 
-    def _issued(self) -> int:
-        generations = self.vault.generations()
-        return generations[-1].number if generations else 0
+    def activate(self, number: int) -> Generation:
+        """Make a kept generation live, once it passes the gates against what is exposed *now*.
+
+        Raises:
+            GenerationError: a gate fails: it was judged before others were exposed.
+            VaultError: it is unknown, or older than the live one (a replay).
+        """
+        kept = self.generation(number)
+        exposed = [n for n in self.vault.exposures() if n != number]
+        recent = [self.exposure(n) for n in self._remembered(exposed)]
+        failed = [r.reason for r in self.judge(kept.state, recent, exposed) if not r.passed]
+        if failed:
+            raise GenerationError(
+                f"generation {number} no longer passes its gates: {'; '.join(failed)}. Make a new "
+                "one with `g2d generate`"
+            )
+        self.vault.activate(number)
+        return kept
 
     def _generate_one(
         self,
@@ -304,15 +339,17 @@ class Defence:
         on_reject: Callable[[list[GateResult]], None],
         tick: Callable[[int, int], None],
     ) -> Generation:
-        generator = self.generator
+        generator, number = self.generator, self.vault.last_number() + 1
         exposed = self.vault.exposures()
         recent = [self.exposure(n) for n in self._remembered(exposed)]
-        closest: list[GateResult] = []
+        reasons: list[str] = []
+        cpu = time.process_time()  # rejected candidates are part of an accepted one's cost
         for attempt in range(self.settings.gates.attempts):
-            began, cpu = time.time(), time.process_time()
-            secret = secrets.token_bytes(32) if seed is None else seed.to_bytes(8, "big")
+            began, secret = time.time(), self._secret(seed, number)
             drawn = seed_of(secret, attempt)
             source = torch.Generator().manual_seed(drawn)
+            if seed is None:
+                scramble(source, secret)
             v = generator.propose(self.task, recent, self.settings.guidance, source, tick)
             state = generator.codec.decode(v)
             results = self.judge(state, recent, exposed)
@@ -327,19 +364,28 @@ class Defence:
                     "began": began,
                 }
                 return self._archive.accept(state, manifest, drawn, activate, cpu)
-            closest = results
             on_reject(results)
             reasons = [result.reason for result in results if not result.passed]
-            number = self._issued() + 1
             self.vault.reject(
                 {"number": number, "attempt": attempt, "reasons": reasons, "at": began}
             )
-        reasons_text = "; ".join(r.reason for r in closest if not r.passed)
         raise GenerationError(
             f"no candidate passed its gates in {self.settings.gates.attempts} attempts; the live "
-            f"generation stays. The last one failed because: {reasons_text}. Loosen [gates], or "
-            "raise polish_steps in [guidance]"
+            f"generation stays. The last one failed because: {'; '.join(reasons)}. Loosen [gates], "
+            "or raise polish_steps in [guidance]"
         )
+
+    def _secret(self, seed: int | None, number: int) -> bytes:
+        """What a candidate is drawn from: 256 fresh bits, or for reproduction a given seed.
+
+        A number that was given up before is drawn anew, not the same candidates again.
+        """
+        if seed is None:
+            return secrets.token_bytes(32)
+        attempts = self.settings.gates.attempts
+        given_up = sum(r.get("number") == number for r in self.vault.rejections()) // attempts
+        parts = (seed, "generation", number - 1, *([given_up] if given_up else []))
+        return seed_of(*parts).to_bytes(8, "big")
 
     def _remembered(self, exposed: list[int]) -> list[int]:
         memory = self.settings.guidance.memory
@@ -349,7 +395,8 @@ class Defence:
         self, state: Mapping[str, Tensor], recent: list[Exposure], exposed: list[int]
     ) -> list[GateResult]:
         """Run every gate on a candidate's state dict."""
-        states = {number: self._archive.state(number) for number in exposed}
+        counted = exposed[-self.settings.gates.history :]
+        states = {number: self._archive.state(number) for number in counted}
         return run_gates(
             state,
             load_model(self.task, state),
@@ -365,13 +412,16 @@ class Defence:
         """The base's correctness on the gate split."""
         if self._reference is None:
             split = self.task.splits.gate
-            base = self.vault.entry("base")
-            if base is None:
-                raise VaultError(f"{self.vault.path} has no base yet; run `g2d population` first")
-            model = load_model(self.task, unpack(self.vault.read(base)))
+            model = load_model(self.task, self._base())
             correct = predict(model, split.x).argmax(1) == split.y
             self._reference = Reference(split, correct, self.task.classes)
         return self._reference
+
+    def _base(self) -> dict[str, Tensor]:
+        base = self.vault.entry("base")
+        if base is None:
+            raise VaultError(f"{self.vault.path} has no base yet; run `g2d population` first")
+        return unpack(self.vault.read(base))
 
     def _digest_of(self, kind: str) -> str:
         entry = self.vault.entry(kind)
@@ -398,6 +448,28 @@ class Defence:
         """Make the next generation live and return its snapshot."""
         (made,) = self.generate(1)
         return Snapshot(made.number, _Inference(made.model()))
+
+
+def scramble(generator: torch.Generator, secret: bytes) -> None:
+    """Fill a generator's whole state (Mersenne twister, 624 words) from a secret.
+
+    `manual_seed` uses 32 bits of its seed: an attacker who owns everything else could try them all.
+    """
+    state = generator.get_state()
+    words = np.frombuffer(hashlib.shake_256(secret).digest(624 * 4), np.uint32).astype(np.uint64)
+    raw = state.numpy().copy()
+    raw[24 : 24 + 624 * 8] = words.view(np.uint8)  # after seed, left, seeded and next
+    generator.set_state(torch.from_numpy(raw))
+
+
+def data_digest(task: Task) -> str:
+    """SHA-256 of a task's splits: what ties a vault to its data."""
+    sha = hashlib.sha256()
+    for name in ("train", "guide", "gate", "test"):
+        split = getattr(task.splits, name)
+        for tensor in (split.x, split.y):
+            sha.update(np.ascontiguousarray(tensor.numpy()).data)
+    return sha.hexdigest()
 
 
 class _Inference:

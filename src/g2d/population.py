@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from g2d.settings import PopulationSettings
 from g2d.tasks import Task, load_task
 from g2d.train import Batches, accuracy, clean_step, repelled_step, train
 from g2d.vault import Entry, Vault
-from g2d.weights import check_state, load_checkpoint, pack, unpack
+from g2d.weights import State, check_state, load_checkpoint, pack, unpack
 
 Progress = Callable[[str, int, int], None]
 TaskSource = Task | tuple[str, str, int, float]
@@ -47,6 +48,7 @@ class Job:
     settings: PopulationSettings
     start: bytes | None
     pools: tuple[bytes, ...]
+    scope: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,19 @@ def craft_pool(
     return attacks, index
 
 
-def pack_pool(attacks: Tensor, index: Tensor) -> bytes:
-    """Serialise a pool; half precision moves an input by at most 2^-12 of the unit range."""
-    return pack({"x": attacks.half(), "index": index})
+def compact(attacks: Tensor, task: Task) -> Tensor:
+    """Halve the bytes of a pool where that moves an input by less than a hundredth of eps.
+
+    Unbounded data, and data whose values are large beside eps, keep their precision: rounded, their
+    attacks would leave the ball or vanish.
+    """
+    fine = task.bounds is not None and max(map(abs, task.bounds)) * 2**-11 < task.eps / 100
+    return attacks.half() if fine else attacks
+
+
+def pack_pool(attacks: Tensor, index: Tensor, task: Task) -> bytes:
+    """Serialise a pool: attacks and the indices of the examples that they were made from."""
+    return pack({"x": compact(attacks, task), "index": index})
 
 
 def unpack_pool(data: bytes, split: Split) -> Split:
@@ -108,8 +120,11 @@ def run_job(job: Job) -> Trained:
     task, s = resolve(job.task), job.settings
     seed = seed_of(s.seed, job.kind, job.index)
     model = task.model(seed)
+    kept: dict[str, Tensor] = {}
     if job.start is not None:
-        model.load_state_dict(unpack(job.start))
+        start = unpack(job.start)
+        model.load_state_dict(start)
+        kept = freeze(model, start, job.scope)
     generator = torch.Generator().manual_seed(seed)
     batches = Batches(task, task.splits.train, s.batch, generator)
     pools = [unpack_pool(pool, task.splits.train) for pool in job.pools]
@@ -126,8 +141,9 @@ def run_job(job: Job) -> Trained:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
         train(model, step, steps=steps, rate=rate)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.load_state_dict(kept, strict=False)  # batch norm's statistics move without a gradient
+    model.requires_grad_(False)
+    state = model.state_dict()
     info = {
         "index": job.index,
         "basin": job.basin,
@@ -135,7 +151,20 @@ def run_job(job: Job) -> Trained:
         "accuracy": accuracy(model, task.splits.gate),
     }
     attacks, index = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
-    return Trained(pack(model.state_dict()), pack_pool(attacks, index), info)
+    return Trained(pack(state), pack_pool(attacks, index, task), info)
+
+
+def freeze(model: torch.nn.Module, start: State, scope: tuple[str, ...]) -> dict[str, Tensor]:
+    """Freeze what lies outside a scope; return those tensors. An empty scope freezes nothing.
+
+    Members must agree outside the scope: the generator takes those tensors from one of them.
+    """
+    if not scope:
+        return {}
+    outside = {n: t for n, t in start.items() if not any(fnmatch(n, p) for p in scope)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in outside)
+    return outside
 
 
 def build_population(
@@ -144,14 +173,19 @@ def build_population(
     settings: PopulationSettings,
     engine: Engine,
     progress: Progress = lambda *_: None,
+    scope: tuple[str, ...] = (),
+    note: Mapping[str, Any] | None = None,
 ) -> list[Entry]:
     """Make, or finish, the population of a vault; members that are complete are kept.
+
+    With a `scope` (name patterns), everything outside it stays as it is in the base, and basins
+    begin at the base too. `note` is kept with the base.
 
     Raises:
         PopulationError: training diverged or a worker died.
         VaultError: the vault holds members that other settings made, or cannot be written.
     """
-    builder = _Builder(source, vault, settings, engine, progress)
+    builder = _Builder(source, vault, settings, engine, progress, scope, note or {})
     builder.check_settings()
     builder.base_and_basins()
     for first in range(0, settings.members, builder.wave):
@@ -169,8 +203,11 @@ class _Builder:
         settings: PopulationSettings,
         engine: Engine,
         progress: Progress,
+        scope: tuple[str, ...],
+        note: Mapping[str, Any],
     ) -> None:
-        self.source, self.vault, self.settings = source, vault, settings
+        self.source, self.vault, self.settings, self.scope = source, vault, settings, scope
+        self.note = note
         self.engine, self.progress = engine, progress
         self.wave = max(settings.basins, _WAVE)
         self.fingerprint = _fingerprint(settings)
@@ -209,9 +246,13 @@ class _Builder:
             base = self.vault.entry("base")
             assert base is not None, "the base is made first"
             pools = (self.vault.read(base, "attacks"),)
+        if kind != "base" and start is None and self.scope:
+            base = self.vault.entry("base")
+            assert base is not None, "the base is made first"
+            start = self.vault.read(base)
         if kind == "base":
             recipe = "base"
-        return Job(self.source, kind, index, basin, recipe, self.settings, start, pools)
+        return Job(self.source, kind, index, basin, recipe, self.settings, start, pools, self.scope)
 
     def _start(self, index: int, basin: int) -> bytes:
         """Where a fork begins: its basin's early checkpoint, or with `trunk` its latest member."""
@@ -243,6 +284,8 @@ class _Builder:
         for position, trained in self.engine.run(run_job, jobs):
             files = {"weights": trained.weights, "attacks": trained.attacks}
             info = dict(trained.info) | {"settings": self.fingerprint}
+            if kind == "base":
+                info |= self.note
             self.vault.put(kind, indices[position], files, info)
             done += 1
             self.progress(stage, done, total)
@@ -300,7 +343,7 @@ def adopt_checkpoints(
         }
         weights = pack(model.state_dict())
         number = 0 if kind == "base" else index
-        vault.put(kind, number, {"weights": weights, "attacks": pack_pool(*pool)}, info)
+        vault.put(kind, number, {"weights": weights, "attacks": pack_pool(*pool, task)}, info)
         if kind == "member":
             progress("adopting checkpoints", index + 1, len(files))
     return vault.entries("member")

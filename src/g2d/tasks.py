@@ -340,7 +340,7 @@ def _digits(data: str, seed: int) -> Task:
         "autoencoder": {"steps": 600},
         "diffusion": {"steps": 2000},
         "guidance": {"pool": 280, "batch": 64},
-        "gates": {"accuracy_drop": 0.03, "class_drop": 0.12},
+        "gates": {"accuracy_drop": 0.03, "class_drop": 0.12, "stale_asr": 0.6},
     }
     splits = load_digits(seed)
     return Task("digits", digits_cnn, splits, classes=10, eps=0.15, settings=settings)

@@ -42,6 +42,9 @@ def train(model: nn.Module, step: Step, *, steps: int, rate: float) -> nn.Module
             raise PopulationError(
                 f"training diverged at step {index} (loss {float(loss.detach())}); lower the rate"
             )
+    finite = all(bool(torch.isfinite(p).all()) for p in parameters)
+    if not finite:
+        raise PopulationError("training ended in parameters that are not finite; lower the rate")
     return model.eval()
 
 

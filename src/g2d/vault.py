@@ -236,6 +236,11 @@ class Vault:
         rows = self._rows("SELECT * FROM generations ORDER BY number")
         return [Generation(n, json.loads(f), json.loads(m), created) for n, f, m, created in rows]
 
+    def last_number(self) -> int:
+        """Return the highest number ever issued, 0 before the first generation."""
+        number: int = self._rows("SELECT max(number) FROM generations")[0][0] or 0
+        return number
+
     def generation(self, number: int) -> Generation:
         """Return one generation; a number that was never accepted is a `VaultError`."""
         rows = self._rows("SELECT * FROM generations WHERE number = ?", number)

@@ -5,9 +5,8 @@
 
 Its outer layers are linear: the span of the K members holds all that a population says, and an
 orthonormal basis of it costs K^2 P once. So the squared error in R^P is computed exactly in the
-K - 1 coordinates, and 10^7 parameters fit in the memory of the members. What the basis cannot
-express is learnt by the inner residual networks and, in P dimensions, by a low-rank residual that
-the behavioural term alone trains (it may leave the affine hull of the members).
+K - 1 coordinates, and 10^7 parameters fit in the memory of the members. The inner residual networks
+are trained in those coordinates; what they decode stays in the affine hull of the members.
 """
 
 from __future__ import annotations

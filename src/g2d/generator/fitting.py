@@ -25,12 +25,14 @@ Tick = Callable[[int, int], None]
 class Members:
     """A population as the fits see it: coordinates (K, r), basins (K,), and who resists whom.
 
-    `resistance[i, j]` is the error of member j on attacks crafted on member i, or None if unknown.
+    `resistance[i, j]` is the error of member j on attacks crafted on member i, or None if unknown;
+    `base` (P,) the original parameters.
     """
 
     coordinates: Tensor
     basins: Tensor
     resistance: Tensor | None = None
+    base: Tensor | None = None
 
 
 def fit_autoencoder(
@@ -173,9 +175,10 @@ def distance_term(
     if settings.distance == 0:
         return None
     with torch.no_grad():
-        first = members.coordinates[:1]
-        chosen = first if settings.reference == "base" else members.coordinates
-        references = autoencoder.span.lift(chosen)
+        if settings.reference == "base" and members.base is not None:
+            references = members.base.unsqueeze(0)
+        else:
+            references = autoencoder.span.lift(members.coordinates)
     return DistanceTerm(settings.distance, settings.margin, autoencoder.decode, references)
 
 

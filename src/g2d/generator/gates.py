@@ -111,6 +111,9 @@ def distance_gate(
     state: State, exposed: Mapping[int, State], chain: Sequence[Coupling], settings: GateSettings
 ) -> GateResult:
     """Aligned relative L1 distance to the nearest exposed generation."""
+    if not all(bool(torch.isfinite(t).all()) for t in state.values() if t.is_floating_point()):
+        reason = "the distance of parameters that are not finite cannot be measured"
+        return GateResult("distance", False, 0.0, settings.distance, reason)
     distances = {n: aligned_distance(other, state, chain) for n, other in exposed.items()}
     if not distances:
         return GateResult("distance", True, 0.0, settings.distance)

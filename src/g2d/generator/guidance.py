@@ -148,8 +148,8 @@ def guided_reverse(
 
     `particles` latents run the unguided part together; the one whose estimate has the lowest
     objective goes on (32 cost a tenth of a second and saved about a point of stale ASR). A guided
-    step moves z_t against the gradient of objective(f_dec(z_0(z_t))), scaled to the size
-    of the noise that the step removes, so that it cannot outrun the process.
+    step moves z_t against the gradient of objective(f_dec(z_0(z_t))), its length
+    fixed at latent_rate * sqrt(d).
     """
     s = objective.settings
     steps = list(diffusion.reverse())

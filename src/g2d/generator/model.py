@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from g2d.errors import CheckpointError, GenerationError, PopulationError
+from g2d.errors import CheckpointError, PopulationError
 from g2d.generator.autoencoder import Span, WeightAutoencoder
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.fitting import Members, fit_autoencoder, fit_diffusion
@@ -44,6 +44,7 @@ class Generator:
         *,
         seed: int,
         resistance: Tensor | None = None,
+        base: State | None = None,
         progress: Progress = lambda *_: None,
     ) -> Generator:
         """Fit codec, autoencoder and diffusion model on a population.
@@ -53,6 +54,7 @@ class Generator:
             seed: the same seed gives the same generator, byte for byte, on the same machine.
             resistance: (K, K), error of member j on attacks crafted on member i; lets the
                 denoiser be conditioned on exposed sets.
+            base: what the distance regulariser moves away from (the first member, if None).
 
         Raises:
             PopulationError: fewer than two members, or all equal.
@@ -67,6 +69,7 @@ class Generator:
             states = [states[0], *(align(states[0], state, chain) for state in states[1:])]
         generator = torch.Generator().manual_seed(seed)
         codec = Codec.fit(states, autoencoder.scope)
+        _check_rest(codec, states)
         V = torch.stack([codec.encode(state) for state in states]).float()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -74,7 +77,8 @@ class Generator:
             coder = WeightAutoencoder(span, autoencoder.latent, autoencoder.width)
             latent = LatentDiffusion(coder.latent, diffusion)
         with torch.no_grad():
-            members = Members(span.project(V), torch.as_tensor(list(basins)), resistance)
+            origin = codec.encode(base or states[0]).float()
+            members = Members(span.project(V), torch.as_tensor(list(basins)), resistance, origin)
         del V
         fit_autoencoder(
             coder, members, codec, task, autoencoder, generator,
@@ -114,19 +118,15 @@ class Generator:
     ) -> Tensor:
         """Draw one candidate (P,) that repels the attacks of the exposures in memory.
 
-        Raises:
-            GenerationError: the candidate is not finite (a rate in the settings is too high).
+        A candidate whose guidance diverged is not finite; the gates say so.
         """
         objective = Repulsion(task, self.codec, exposures, settings, generator)
         condition = None
         if settings.conditioned and exposures:
             condition = self.condition(torch.stack([e.v for e in exposures]))
-        v = guided_sample(self.autoencoder, self.diffusion, objective, generator, condition, tick)
-        if not bool(torch.isfinite(v).all()):
-            raise GenerationError(
-                "guidance diverged; lower latent_rate or polish_rate in [guidance]"
-            )
-        return v
+        return guided_sample(
+            self.autoencoder, self.diffusion, objective, generator, condition, tick
+        )
 
     def to_bytes(self) -> bytes:
         """Serialise as safetensors; the settings travel in its metadata."""
@@ -177,6 +177,16 @@ class Generator:
         return cls(
             codec, coder.requires_grad_(False), diffusion.requires_grad_(False), coder_settings
         )
+
+
+def _check_rest(codec: Codec, states: Sequence[State]) -> None:
+    """Outside the scope all members must agree, or a generation would be pieced together."""
+    for name, tensor in codec.rest.items():
+        if tensor.is_floating_point() and any(not torch.equal(s[name], tensor) for s in states):
+            raise PopulationError(
+                f"members differ in {name!r}, which is out of scope; widen [autoencoder] scope, or "
+                "make a population with that scope"
+            )
 
 
 def hidden_units(task: Task) -> tuple[Coupling, ...]:
