@@ -92,7 +92,7 @@ def main() -> None:
     generator = Generator.fit(
         task, states, list(range(NETWORKS)),
         AutoencoderSettings(align=True, mixture=0.0, sigma=0.05, rho=0.05, steps=500),
-        DiffusionSettings(sampler_steps=20), seed=0,
+        DiffusionSettings(steps=4000, sampler_steps=20), seed=0,
     )  # fmt: skip
     fit = time.process_time() - began
     g = torch.Generator().manual_seed(1)

@@ -210,8 +210,12 @@ class Seed:
                 self.defence.generate(missing, seed=self.seed)
                 print(f"[seed {self.seed}] chain {target} of {CHAIN}", flush=True)
         self.row("guided + polish", self._chain_row)
-        self.row("retrained", lambda: self._rivals(fork=False))
-        self.row("retrained fork", lambda: self._rivals(fork=True))
+        p = self.settings.population
+        self.row("retrained", lambda: self._rivals(p.base_steps))
+        self.row("retrained fork", lambda: self._rivals(p.fork_steps, fork=True))
+        # The rival must not be dearer than it needs to be, nor go without what members have.
+        self.row("retrained, 938 steps", lambda: self._rivals(938, count=1))
+        self.row("retrained, hardened", lambda: self._rivals(p.base_steps, count=1, harden=True))
 
     def _chain_row(self) -> dict[str, Any]:
         numbers = list(range(1, CHAIN + 2))
@@ -231,16 +235,16 @@ class Seed:
             "cpu_seconds_each": spent,
         }  # fmt: skip
 
-    def _rivals(self, fork: bool) -> dict[str, Any]:
+    def _rivals(
+        self, steps: int, fork: bool = False, count: int = 2, harden: bool = False
+    ) -> dict[str, Any]:
         """Retraining on the pools of the chain's last 16 generations; the same attacks judge."""
         numbers = self.defence.vault.exposures()[-HISTORY - 1 : -1]
         history = [self.defence.generation(n).state for n in numbers]
         exposures = [self.defence.exposure(n) for n in numbers]
-        p = self.settings.population
-        steps = p.fork_steps if fork else p.base_steps
         rows = []
-        for index in range(2):
-            states, cpu = self.shop.retrained(exposures, fork, index, steps)
+        for index in range(count):
+            states, cpu = self.shop.retrained(exposures, fork, index, steps, harden)
             rows.append(self.measured([*history, *states], cpu))
             rows[-1] |= self.shape(states, [*history, *states], [])
         merged = rows[0] | {

@@ -138,7 +138,7 @@ class Workshop:
         fit_diffusion(diffusion, coder, members, settings, d.settings.diffusion, g, lambda *_: None)
         began = time.process_time()
         with torch.no_grad():
-            states = self.decoded(coder.decode(diffusion.sample(count, g)))
+            states = self.decoded(coder.settle(diffusion.sample(count, g)))
         return states, (time.process_time() - began) / count
 
     def seeds(self, count: int) -> Made:
@@ -207,7 +207,9 @@ class Workshop:
             states += self.decoded(self.generator.sample(1, g, exposed))
         return states, (time.process_time() - began) / count
 
-    def retrained(self, exposures: list[Exposure], fork: bool, index: int, steps: int) -> Made:
+    def retrained(
+        self, exposures: list[Exposure], fork: bool, index: int, steps: int, harden: bool = False
+    ) -> Made:
         """Train on clean data and on the same exposures' attacks: the honest rival.
 
         A fresh seed, or a fork of the base; the optimiser, batch, augmentation and learning rate
@@ -223,7 +225,8 @@ class Workshop:
             torch.cat([splits.train.x, splits.guide.x]), torch.cat([splits.train.y, splits.guide.y])
         )
         batches = Batches(self.task, clean, s.batch, self.source(f"retrained {fork} {index}"))
-        step = repelled_step(self.task, batches, [e.guide for e in exposures], 0.0)
+        budget = s.harden * self.task.eps if harden else 0.0
+        step = repelled_step(self.task, batches, [e.guide for e in exposures], budget)
         train(model, step, steps=steps, rate=s.rate)
         state = {n: t.detach().clone() for n, t in model.state_dict().items()}
         self.expose(state, 10**6 + index, self.defence.settings.guidance)  # its share of attacks

@@ -432,3 +432,18 @@ def test_fit_and_proposal_are_the_same_bytes_for_the_same_seed(digits, tiny_sett
         for _ in range(2)
     ]
     assert fitted[0] == fitted[1]
+
+
+def test_settled_samples_lie_in_a_basin():
+    V, basins = members(K=12)
+    span = Span.fit(V, basins)
+    coder = WeightAutoencoder(span, 0, 16, 3)
+    c = span.project(V)
+    coder.standardise(c)
+    coder.learn_basins(c, torch.tensor(basins))
+    assert int(coder.between.sum()) == 2  # three basins differ along two axes
+    torch.testing.assert_close(coder.settle(coder.encode(V)), V, atol=1e-3, rtol=1e-3)
+    halfway = coder.encode((V[0] + V[1]) / 2).unsqueeze(0)  # members of two basins
+    settled = span.project(coder.settle(halfway)[0])
+    off = (settled[coder.between] - coder.centres[:, coder.between]).norm(dim=1)
+    assert float(off.min()) < 1e-3

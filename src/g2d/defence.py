@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from g2d.archive import Archive, Generation
 from g2d.engine import Engine, LocalEngine, SerialEngine
 from g2d.errors import DataError, GenerationError, PopulationError, VaultError
-from g2d.generator import Exposure, GateResult, Generator, Reference, hidden_units, run_gates
+from g2d.generator import (
+    FORMAT,
+    Exposure,
+    GateResult,
+    Generator,
+    Reference,
+    hidden_units,
+    run_gates,
+)
 from g2d.population import (
     TaskSource,
     adopt_checkpoints,
@@ -252,6 +260,7 @@ class Defence:
     def _identity(self, digests: list[str]) -> str:
         """What a generator depends on: members, settings of both fits, seed."""
         what = {
+            "format": FORMAT,
             "members": digests,
             "autoencoder": asdict(self.settings.autoencoder),
             "diffusion": asdict(self.settings.diffusion),

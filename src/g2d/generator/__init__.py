@@ -2,9 +2,10 @@
 
 from g2d.generator.gates import GateResult, Reference, run_gates, stale_asr
 from g2d.generator.guidance import Exposure
-from g2d.generator.model import Generator, hidden_units
+from g2d.generator.model import FORMAT, Generator, hidden_units
 
 __all__ = [
+    "FORMAT",
     "Exposure",
     "GateResult",
     "Generator",

@@ -111,8 +111,10 @@ class WeightAutoencoder(nn.Module):
     spread: Tensor
     shift: Tensor
     scale: Tensor
+    centres: Tensor
+    between: Tensor
 
-    def __init__(self, span: Span, latent: int, width: int) -> None:
+    def __init__(self, span: Span, latent: int, width: int, basins: int = 1) -> None:
         super().__init__()
         self.register_buffer("mean", span.mean)
         self.register_buffer("basis", span.basis)
@@ -121,6 +123,8 @@ class WeightAutoencoder(nn.Module):
         self.latent = min(latent or rank, rank)
         self.register_buffer("shift", torch.zeros(self.latent))
         self.register_buffer("scale", torch.ones(self.latent))
+        self.register_buffer("centres", torch.zeros(basins, rank))
+        self.register_buffer("between", torch.zeros(rank, dtype=torch.bool))
         self.encoder = Residual(rank, width)
         self.decoder = Residual(rank, width)
 
@@ -146,6 +150,29 @@ class WeightAutoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """f_dec without noise: vectors (…, P) of latents (…, d)."""
         return self.span.lift(self.decode_coordinates(z))
+
+    @torch.no_grad()
+    def learn_basins(self, c: Tensor, basins: Tensor) -> None:
+        """Note the basins' centres, and along which axes basins differ but their members do not.
+
+        Args:
+            c: members' coordinates (K, r). basins: the basin of each, (K,).
+        """
+        inside = [c[basins == b] for b in basins.unique()]
+        self.centres.copy_(torch.stack([part.mean(0) for part in inside]))
+        within = torch.cat([part - part.mean(0) for part in inside]).abs().amax(0)
+        self.between.copy_(within < 1e-3)
+
+    @torch.no_grad()
+    def settle(self, z: Tensor) -> Tensor:
+        """Decode latents (n, d) to vectors (n, P) that lie in a basin, not between two.
+
+        Along the axes in which basins differ and their members do not, the nearest basin's value
+        is taken. Without it about one unguided sample in seventy fell between basins, under 90 %.
+        """
+        c = self.decode_coordinates(z)
+        nearest = torch.cdist(c[:, self.between], self.centres[:, self.between]).argmin(1)
+        return self.span.lift(torch.where(self.between, self.centres[nearest], c))
 
     @torch.no_grad()
     def standardise(self, c: Tensor) -> None:

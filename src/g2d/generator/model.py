@@ -20,7 +20,7 @@ from g2d.symmetry import Coupling, align, couplings
 from g2d.tasks import Task
 from g2d.weights import Codec, State, pack, unpack, unpack_metadata
 
-FORMAT = "g2d-generator-1"
+FORMAT = "g2d-generator-2"
 Progress = Callable[[str, int, int], None]
 
 
@@ -74,11 +74,13 @@ class Generator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             span = Span.fit(V, basins)
-            coder = WeightAutoencoder(span, autoencoder.latent, autoencoder.width)
+            count = len(set(basins))
+            coder = WeightAutoencoder(span, autoencoder.latent, autoencoder.width, count)
             latent = LatentDiffusion(coder.latent, diffusion)
         with torch.no_grad():
             origin = codec.encode(base or states[0]).float()
             members = Members(span.project(V), torch.as_tensor(list(basins)), resistance, origin)
+            coder.learn_basins(members.coordinates, members.basins)
         del V
         fit_autoencoder(
             coder, members, codec, task, autoencoder, generator,
@@ -100,7 +102,7 @@ class Generator:
             exposed: vectors (m, P) of the exposed set to condition on, or None.
         """
         condition = None if exposed is None else self.condition(exposed).expand(count, -1)
-        return self.autoencoder.decode(self.diffusion.sample(count, generator, condition))
+        return self.autoencoder.settle(self.diffusion.sample(count, generator, condition))
 
     @torch.no_grad()
     def condition(self, exposed: Tensor) -> Tensor:
@@ -170,7 +172,9 @@ class Generator:
         codec = Codec.restore(json.loads(metadata["codec"]), parts["rest"])
         state = parts["autoencoder"]
         span = Span(state["mean"], state["basis"], state["spread"])
-        coder = WeightAutoencoder(span, len(state["shift"]), coder_settings.width)
+        coder = WeightAutoencoder(
+            span, len(state["shift"]), coder_settings.width, len(state["centres"])
+        )
         coder.load_state_dict(state)
         diffusion = LatentDiffusion(coder.latent, diffusion_settings)
         diffusion.load_state_dict(parts["diffusion"])
