@@ -267,6 +267,17 @@ def test_demo_prints_the_table_and_where_the_report_is(monkeypatch, tmp_path):
     assert "judging: 1 of 1" in result.stderr
 
 
+def test_a_kept_generation_is_activated_later(tiny_vault, tmp_path):
+    vault = tmp_path / "vault"
+    shutil.copytree(tiny_vault, vault)
+    succeed("generate", vault, "--keep", "--seed", "1")
+    with Vault.open(vault) as opened:
+        assert opened.live() == 1
+    assert "Generation 2 is live." in succeed("activate", vault, "2").stdout
+    assert "replay" in fail("activate", vault, "1")
+    assert "no generation 9" in fail("activate", vault, "9")
+
+
 # -- reading -------------------------------------------------------------------------------------
 
 

@@ -240,6 +240,18 @@ def generate(
 
 
 @app.command()
+def activate(
+    vault: VaultPath,
+    number: Annotated[int, typer.Argument(min=1, help="A generation that was kept.")],
+    data: DataFolder = None,
+) -> None:
+    """Make a kept generation live, if it still passes its gates against what is exposed now."""
+    with _open(vault, data) as defence:
+        defence.activate(number)
+    print_line(f"Generation {number} is live.")
+
+
+@app.command()
 def show(
     vault: VaultPath,
     last: Annotated[int, typer.Option(min=1, help="How many generations to list.")] = 20,
