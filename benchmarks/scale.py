@@ -90,8 +90,8 @@ def measure(size: str, data: str) -> dict[str, object]:
 
     began = time.process_time()
     generator = Generator.fit(
-        task, states, [0] * CHECKPOINTS, AutoencoderSettings(behaviour=0.0), DiffusionSettings(),
-        seed=0, progress=progress,
+        task, states, [0] * CHECKPOINTS, AutoencoderSettings(behaviour=0.0, steps=500),
+        DiffusionSettings(steps=3000), seed=0, progress=progress,
     )  # fmt: skip
     marks["fit"] = time.process_time() - began
     marks["diffusion"] = stages["diffusion"] - stages["autoencoder"]

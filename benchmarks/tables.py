@@ -64,6 +64,13 @@ def rows_of(data: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [d["rows"][name] for d in data if name in d["rows"]]
 
 
+def named(name: str, rows: Sequence[Any], data: Sequence[Any]) -> str:
+    """A row's name, with the number of seeds where not all have it."""
+    if len(rows) == len(data):
+        return name
+    return f"{name} ({len(rows)} seed{'s' * (len(rows) > 1)})"
+
+
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     out = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -77,7 +84,7 @@ def attacks(data: list[dict[str, Any]]) -> str:
         rows = rows_of(data, name)
         if not rows:
             continue
-        line = [name, percent([r["clean_mean"] for r in rows], 2)]
+        line = [named(name, rows, data), percent([r["clean_mean"] for r in rows], 2)]
         line.append(f"{100 * min(r['clean_worst'] for r in rows):.2f}")
         strong, weak = ([r[f"eps_{eps}"] for r in rows] for eps in (0.2, 0.1))
         line += [percent([s.get(key) for s in strong]) for key in ATTACKS]
@@ -107,7 +114,7 @@ def shapes(data: list[dict[str, Any]]) -> str:
         ]
         novelty = " / ".join(percent([r["novelty"][t] for r in rows], 0) for t in ("1", "2", "3"))
         lines.append([
-            name, plain([r["member_distance"] for r in rows], 3),
+            named(name, rows, data), plain([r["member_distance"] for r in rows], 3),
             plain([r["exposed_distance"] for r in rows], 3), novelty,
             percent([r["disagreement"] for r in rows], 2),
             plain([r["iou_wrong"] for r in rows], 2), plain(cost, 2),
