@@ -115,8 +115,10 @@ def run(out: Path, seed: int = 0, workers: int = 0, progress: Progress = silent)
     report.save_hero(out / "picture.png", summary)
     clock.lap("report")
     summary["seconds"] = dict(clock.laps) | {"total": round(sum(clock.laps.values()), 2)}
-    report.write(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    return summary
+    text = json.dumps(summary, indent=1, allow_nan=False)
+    report.write(out / "summary.json", text + "\n")
+    kept: dict[str, Any] = json.loads(text)  # what is returned is what was written
+    return kept
 
 
 class _Clock:
