@@ -39,6 +39,9 @@ def percent(values: Sequence[float | None], digits: int = 1) -> str:
     mean, _, high = interval(known)
     if len(known) == 1:
         return f"{100 * mean:.{digits}f}"
+    if len(known) == 2:  # a t-interval of two is wider than the scale
+        low, high = sorted(known)
+        return f"{100 * mean:.{digits}f} ({100 * low:.{digits}f}–{100 * high:.{digits}f})"
     return f"{100 * mean:.{digits}f} ± {100 * (high - mean):.{digits}f}"
 
 
@@ -57,6 +60,15 @@ def one_of(shares: Sequence[float]) -> str:
     """A share as `1/n`."""
     mean = statistics.mean(shares) if shares else 0.0
     return f"1/{1 / mean:.3g}" if mean > 0 else "–"
+
+
+def shares(data: list[dict[str, Any]], name: str, of: str) -> list[float]:
+    """CPU time of one way as a share of another's, for every seed that has both."""
+    return [
+        d["rows"][name]["cpu_seconds"] / d["rows"][of]["cpu_seconds"]
+        for d in data
+        if name in d["rows"] and of in d["rows"]
+    ]
 
 
 def rows_of(data: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -107,11 +119,7 @@ def shapes(data: list[dict[str, Any]]) -> str:
         if not rows:
             continue
         cost = [r["cpu_seconds"] for r in rows]
-        share = [
-            d["rows"][name]["cpu_seconds"] / d["rows"]["retrained"]["cpu_seconds"]
-            for d in data
-            if name in d["rows"] and "retrained" in d["rows"]
-        ]
+        share = shares(data, name, "retrained")
         novelty = " / ".join(percent([r["novelty"][t] for r in rows], 0) for t in ("1", "2", "3"))
         lines.append([
             named(name, rows, data), plain([r["member_distance"] for r in rows], 3),
@@ -136,7 +144,7 @@ def targets(data: list[dict[str, Any]]) -> str:
     accuracies = [[a - b for a in g["clean_each"]] for g, b in zip(guided, base, strict=True)]
     strong = [g["eps_0.2"] for g in guided]
     rival = [r["eps_0.2"] for r in rivals]
-    share = [g["cpu_seconds"] / r["cpu_seconds"] for g, r in zip(guided, rivals, strict=True)]
+    share = shares(data, "guided + polish", "retrained")
     collapse = rows_of(data, "collapse")
     count = sum(len(a) for a in accuracies)
     lines = [
@@ -162,7 +170,7 @@ def targets(data: list[dict[str, Any]]) -> str:
         ["autoencoder + diffusion", "≤ 3 min",
          plain([d["fit_seconds"] / 60 for d in data], 1) + " min"],
         ["peak memory, parent + 2 workers", "≤ 2 GB",
-         plain([d.get("population_peak_mib", 0) / 1024 or None for d in data], 2) + " GiB"],
+         plain([d.get("population_peak_mib", 0) * 2**20 / 1e9 or None for d in data], 2) + " GB"],
     ]  # fmt: skip
     return table(["what", "target", "reached"], lines)
 
@@ -174,10 +182,10 @@ def summary(data: list[dict[str, Any]]) -> str:
     )
     base = [d["base"]["clean_mean"] for d in data]
     change = [a - b for g, b in zip(guided, base, strict=True) for a in g["clean_each"]]
-    share = [g["cpu_seconds"] / r["cpu_seconds"] for g, r in zip(guided, rivals, strict=True)]
+    share = shares(data, "guided + polish", "retrained")
 
     fork = rows_of(data, "retrained fork")
-    ratio = [g["cpu_seconds"] / r["cpu_seconds"] for g, r in zip(guided, fork, strict=True)]
+    ratio = shares(data, "guided + polish", "retrained fork")
     quick = (
         f"a 600-step fork of the base is the cheaper rival: {one_of(ratio)}, "
         f"{100 * statistics.mean(r['eps_0.2']['joint_16'] for r in fork):.0f} % jointly."
