@@ -8,6 +8,7 @@ Each table stands between `<!-- name -->` and `<!-- /name -->` and is replaced i
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 import sys
@@ -47,7 +48,7 @@ def percent(values: Sequence[float | None], digits: int = 1) -> str:
 
 def plain(values: Sequence[float | None], digits: int) -> str:
     """Mean over seeds of a plain number."""
-    known = [v for v in values if v is not None]
+    known = [v for v in values if v is not None and not math.isnan(v)]
     return f"{statistics.mean(known):.{digits}f}" if known else "–"
 
 
@@ -59,7 +60,9 @@ def runs() -> list[dict[str, Any]]:
 def one_of(shares: Sequence[float]) -> str:
     """A share as `1/n`."""
     mean = statistics.mean(shares) if shares else 0.0
-    return f"1/{1 / mean:.3g}" if mean > 0 else "–"
+    if mean <= 0:
+        return "–"
+    return f"1/{1 / mean:.3g}" if mean > 1e-3 else "< 1/1000"
 
 
 def shares(data: list[dict[str, Any]], name: str, of: str) -> list[float]:
