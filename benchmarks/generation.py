@@ -188,6 +188,8 @@ class Seed:
         self.row("frozen", lambda: self.measured([shop.base] * 2, 0.0))
         ways: dict[str, tuple[Callable[[int], Made], int]] = {
             "pure permutation": (shop.permutation, 2),
+            "forks": (shop.forks, n),
+            "independent seeds": (shop.seeds, 9),
             "noise on a member": (shop.noise, many),
             "interpolation": (shop.interpolation, many),
             "soup": (shop.soup, many),
@@ -197,8 +199,6 @@ class Seed:
             "diffusion conditioned": (shop.conditioned, many),
             "diffusion guided": (shop.guided, n),
         }
-        if self.seed == 0:  # ten minutes of training that differ little between seeds
-            ways |= {"forks": (shop.forks, n), "independent seeds": (shop.seeds, 9)}
         for name, (way, count) in ways.items():
             self.row(name, lambda way=way, count=count: self.measured(*way(count)))  # type: ignore[misc]
 
