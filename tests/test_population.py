@@ -169,6 +169,7 @@ def test_adopting_a_zoo(tmp_path, tiny_vault, tiny_settings):
         entries = defence.vault.entries("member")
         assert len(entries) == len(states)
         assert [e.info["basin"] for e in entries] == [0, 1, 0, 1]  # found, not told
+        assert defence.vault.entry("base").info["data"]  # the zoo is tied to its data too
         defence.fit()
         assert defence.generation().number == 1
 

@@ -210,7 +210,14 @@ class Defence:
         """
         if any(e.info.get("recipe") != "adopted" for e in self.vault.entries("member")):
             raise VaultError(f"{self.vault.path} has a population already; use a new folder")
-        adopt_checkpoints(self.task, self.vault, self.settings.population, Path(folder), progress)
+        adopt_checkpoints(
+            self.task,
+            self.vault,
+            self.settings.population,
+            Path(folder),
+            progress,
+            {"data": data_digest(self.task)},
+        )
 
     def fit(self, progress: Progress = silent, again: bool = False) -> Generator:
         """Fit the generator on the population, unless the vault holds it; expose the base.

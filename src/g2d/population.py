@@ -298,7 +298,12 @@ def _fingerprint(settings: PopulationSettings) -> str:
 
 
 def adopt_checkpoints(
-    task: Task, vault: Vault, settings: PopulationSettings, folder: Path, progress: Progress
+    task: Task,
+    vault: Vault,
+    settings: PopulationSettings,
+    folder: Path,
+    progress: Progress,
+    note: Mapping[str, Any] | None = None,
 ) -> list[Entry]:
     """Adopt a folder of checkpoints (.safetensors, .pt, .pth) as the population.
 
@@ -340,7 +345,7 @@ def adopt_checkpoints(
             "of": len(files),
             "accuracy": accuracy(model, task.splits.gate),
             "settings": "adopted",
-        }
+        } | (dict(note or {}) if kind == "base" else {})
         weights = pack(model.state_dict())
         number = 0 if kind == "base" else index
         vault.put(kind, number, {"weights": weights, "attacks": pack_pool(*pool, task)}, info)
