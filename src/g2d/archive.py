@@ -16,6 +16,7 @@ from g2d.data import Split
 from g2d.errors import VaultError
 from g2d.generator import Exposure
 from g2d.population import compact, craft_pool, seed_of
+from g2d.protect.signing import SigningKey, sign_generation
 from g2d.settings import Settings
 from g2d.tasks import Task
 from g2d.train import load_model
@@ -88,7 +89,7 @@ class Archive:
         self, state: Mapping[str, Tensor], manifest: Mapping[str, Any], seed: int, activate: bool,
         cpu: float | None = None,
     ) -> Generation:  # fmt: skip
-        """Craft a generation's attacks, once, and commit weights, attacks and manifest.
+        """Craft a generation's attacks, once, and commit weights, attacks and manifest, signed.
 
         Args:
             seed: of the attacks. cpu: `time.process_time()` when its making began, for the record.
@@ -112,5 +113,21 @@ class Archive:
         if cpu is not None:
             full["cpu_seconds"] = round(time.process_time() - cpu, 3)
         files = {"weights": pack(state), "attacks": pack(attacks)}
-        record = self.vault.accept(files, full, activate=activate)
+        key = self.signing_key()
+        if key is None:
+            record = self.vault.accept(files, full, activate)
+        else:
+            lifetime = s.signing.lifetime
+            record = sign_generation(
+                self.vault, files, full, key, lifetime=lifetime, activate=activate
+            )
         return Generation(record.number, record.manifest, dict(state), self.task)
+
+    def signing_key(self) -> SigningKey | None:
+        """Read the key that the settings name; None if generations are not signed.
+
+        Raises:
+            KeyFileError: it cannot be used; an unsigned generation is not made in its place.
+        """
+        path = self.settings.signing.key
+        return SigningKey.read(path) if path else None

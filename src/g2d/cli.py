@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from g2d import cli_keys
 from g2d.console import (
     Progress,
     commented,
@@ -82,6 +83,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(cli_keys.app)
 
 
 def main() -> None:
@@ -312,6 +316,63 @@ def report(
     pages.write(folder / "table.md", pages.markdown(results))
     print_line(f"{folder / 'report.html'}")
     print_line(f"{folder / 'table.md'}")
+
+
+@app.command()
+def serve(
+    vault: VaultPath,
+    every: Annotated[
+        str, typer.Option(metavar="TIME", help="Rotate every 60s, 5m, 1h ..; 0: on demand only.")
+    ] = "0",
+    jitter: Annotated[float, typer.Option(help="Share of it by which waits vary.")] = 0.1,
+    queries: Annotated[int, typer.Option(help="Rotate after so many inputs; 0: off.")] = 0,
+    host: Annotated[str, typer.Option(help="Address; anything but loopback is exposed.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8000,
+    name: Annotated[str, typer.Option(help="The model's name in addresses.")] = "g2d",
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Public key: serve signed ones only.")
+    ] = None,
+    served: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Remembers the highest number, outside the vault."),
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Admin token, mode 600; else $G2D_ADMIN_TOKEN."),
+    ] = None,
+    tls_cert: Annotated[str, typer.Option(metavar="FILE", help="Certificate.")] = "",
+    tls_key: Annotated[str, typer.Option(metavar="FILE", help="Its private key.")] = "",
+    rate: Annotated[float, typer.Option(help="Inputs of one client a second; 0: any.")] = 0.0,
+    burst: Annotated[float, typer.Option(help="How many of them at once.")] = 1000.0,
+    max_batch: Annotated[int, typer.Option(help="Inputs of one request.")] = 256,
+    max_body: Annotated[int, typer.Option(help="Bytes of one request.")] = 8 << 20,
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="For one request.")] = "10s",
+    check_every: Annotated[
+        str, typer.Option(metavar="TIME", help="Check the weights in memory; 0: never.")
+    ] = "500ms",
+    data: DataFolder = None,
+) -> None:
+    """Serve the live generation over HTTP (Open Inference Protocol v2), and rotate it."""
+    from g2d.service.options import Options, read_token, require, seconds
+
+    options = Options(
+        host=host, port=port, name=name, every=seconds(every), jitter=jitter, queries=queries,
+        check_every=seconds(check_every), max_batch=max_batch, max_body=max_body, rate=rate,
+        burst=burst, timeout=seconds(timeout), tls_cert=tls_cert, tls_key=tls_key,
+    )  # fmt: skip
+    token = read_token(admin_token_file)
+    _vault_settings(vault)
+    require()
+    from g2d.service import server
+
+    bound = server.listen(options)
+    _calm_torch()
+    where = "" if data is None else str(data.absolute())
+    server.serve(
+        vault, options, bound=bound, token=token, key=key, served=served, data=where, say=say
+    )
 
 
 @app.command()

@@ -355,6 +355,7 @@ class Defence:
         on_reject: Callable[[list[GateResult]], None],
         tick: Callable[[int, int], None],
     ) -> Generation:
+        self._archive.signing_key()  # a key that cannot be read fails before the work, not after
         generator, number = self.generator, self.vault.last_number() + 1
         exposed = self.vault.exposures()
         recent = [self.exposure(n) for n in self._remembered(exposed)]

@@ -41,6 +41,31 @@ class VaultError(G2DError):
     """A vault cannot be opened, read or written; nothing was changed."""
 
 
+class RefusedError(VaultError):
+    """A generation is not what a trusted key signed, or may not be served now; the live one stays.
+
+    Attributes:
+        reason: one of `g2d.protect.signing.REASONS`. number: the generation's.
+    """
+
+    def __init__(self, message: str, reason: str = "", number: int = 0) -> None:
+        super().__init__(message)
+        self.reason, self.number = reason, number
+
+    def record(self) -> dict[str, object]:
+        """Return what a structured log keeps of it."""
+        return {
+            "event": "generation_refused",
+            "generation": self.number,
+            "reason": self.reason,
+            "detail": str(self),
+        }
+
+
+class KeyFileError(G2DError):
+    """A key file is absent, of another kind, or open to others."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

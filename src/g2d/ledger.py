@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import sqlite3
 import weakref
 from collections.abc import Iterator
@@ -40,6 +41,10 @@ _TABLES = (
     "CREATE TABLE rejections (id INTEGER PRIMARY KEY, info TEXT, created REAL)",
     f"PRAGMA application_id = {_APPLICATION}",
     f"PRAGMA user_version = {FORMAT}",
+)
+_IDENTITY = (
+    "CREATE TABLE IF NOT EXISTS identity (id TEXT)",
+    "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT * FROM identity)",
 )
 _FULL = "the disk is full. Free some space and run it again; what was accepted is safe."
 _DENIED = "no access, or read-only. Give this user access, or copy it to a folder of yours."
@@ -178,13 +183,30 @@ def make_ledger(path: Path, settings_toml: str) -> sqlite3.Connection:
             (path / folder).mkdir(exist_ok=True)
         write_file(path / SETTINGS, settings_toml.encode())
         ledger.execute("PRAGMA journal_mode = WAL")
-        for statement in ("BEGIN IMMEDIATE", *_TABLES, "COMMIT"):
+        ledger.execute("BEGIN IMMEDIATE")
+        for statement in _TABLES:
             ledger.execute(statement)
+        _add_identity(ledger)
+        ledger.execute("COMMIT")
         sync_folder(path.parent)
     except BaseException:
         ledger.close()
         raise
     return ledger
+
+
+def give_identity(ledger: sqlite3.Connection) -> None:
+    """Draw the id of a vault that was made before vaults had one."""
+    if not ledger.execute("SELECT 1 FROM sqlite_master WHERE name = 'identity'").fetchall():
+        ledger.execute("BEGIN IMMEDIATE")
+        _add_identity(ledger)
+        ledger.execute("COMMIT")
+
+
+def _add_identity(ledger: sqlite3.Connection) -> None:
+    make, fill = _IDENTITY
+    ledger.execute(make)
+    ledger.execute(fill, (secrets.token_hex(16),))
 
 
 def check_ledger(path: Path, ledger: sqlite3.Connection) -> None:

@@ -153,6 +153,14 @@ class GateSettings(Checked):
 
 
 @dataclass(frozen=True)
+class SigningSettings(Checked):
+    """How accepted generations are signed, on the generating side."""
+
+    key: str = free("", "file of the private key that signs generations; empty: unsigned")
+    lifetime: float = within(1e-6, 36_500.0, 30.0, "days until a signed generation expires")
+
+
+@dataclass(frozen=True)
 class Settings(Checked):
     """All settings of one vault."""
 
@@ -162,6 +170,7 @@ class Settings(Checked):
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     gates: GateSettings = field(default_factory=GateSettings)
+    signing: SigningSettings = field(default_factory=SigningSettings)
 
     @classmethod
     def from_toml(cls, text: str, where: str = "settings") -> Settings:

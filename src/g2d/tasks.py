@@ -362,6 +362,39 @@ BUILTIN: Mapping[str, Callable[[str, int], Task]] = {
 }
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """What answering needs of a task, without its data.
+
+    Attributes:
+        factory: builds the untrained module. shape, dtype: of one input. classes: of the logits.
+    """
+
+    factory: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    classes: int
+
+
+_BLUEPRINTS: Mapping[str, Blueprint] = {
+    "digits": Blueprint(digits_cnn, (1, 8, 8), torch.float32, 10),
+    "mnist": Blueprint(mnist_cnn, (1, 28, 28), torch.float32, 10),
+    "cifar10": Blueprint(resnet18, (3, 32, 32), torch.float32, 10),
+}
+
+
+def blueprint(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Blueprint:
+    """Return a task's blueprint; a built-in task's data is not read (digits' costs a second).
+
+    Takes and raises what `load_task` does.
+    """
+    if name in _BLUEPRINTS:
+        return _BLUEPRINTS[name]
+    task = load_task(name, data, seed, eps)
+    x = task.splits.guide.x
+    return Blueprint(task.factory, tuple(x.shape[1:]), x.dtype, task.classes)
+
+
 def load_task(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Task:
     """Return a built-in task, or the user's own from "module:callable".
 

@@ -13,7 +13,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -34,6 +34,7 @@ from g2d.ledger import (
     connect_reader,
     explained,
     fill_file,
+    give_identity,
     is_vacant,
     make_ledger,
     read_file,
@@ -43,7 +44,10 @@ from g2d.ledger import (
     write_file,
 )
 
-__all__ = ["FORMAT", "Entry", "Generation", "Vault"]
+__all__ = ["FORMAT", "SIGNATURE", "Entry", "Generation", "Vault"]
+
+SIGNATURE = "manifest.sig"
+"""File beside manifest.json that holds its signature, if the generation was signed."""
 
 _FOLDERS = {"base": "", "generator": "", "early": "early", "member": "population"}
 _NAME = re.compile(r"(?!v\d+$)[a-z][a-z0-9_]*")
@@ -121,6 +125,7 @@ class Vault:
                 check_ledger(path, ledger)
                 vault = cls(path, ledger, lock)
                 if write:
+                    give_identity(ledger)
                     vault._tidy()
                 undo.pop_all()
             return vault
@@ -146,6 +151,12 @@ class Vault:
                 return (self.path / SETTINGS).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise VaultError(f"{self.path / SETTINGS} is not UTF-8 text: {error}") from error
+
+    @property
+    def identity(self) -> str:
+        """Random id made with the vault, 32 digits; "" in an old one not yet opened for writing."""
+        known = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'identity'")
+        return str(self._rows("SELECT id FROM identity")[0][0]) if known else ""
 
     def write_settings(self, text: str) -> None:
         """Replace task.toml."""
@@ -206,12 +217,17 @@ class Vault:
         self._try_tidy()
 
     def accept(
-        self, files: Mapping[str, bytes], manifest: Mapping[str, Any], activate: bool = False
+        self,
+        files: Mapping[str, bytes],
+        manifest: Mapping[str, Any],
+        activate: bool = False,
+        sign: Callable[[bytes], bytes] | None = None,
     ) -> Generation:
         """Keep a candidate as the next generation and, if `activate`, expose it in the same commit.
 
         number = highest ever issued + 1. `files` must hold "weights"; the vault itself adds
-        "number", "files" (digests) and "created" to the manifest, which must be strict JSON.
+        "number", "files" (digests) and "created" to the manifest, which must be strict JSON. What
+        `sign` makes of the bytes of manifest.json is placed beside it before the row is committed.
         """
         digests = _digests(files)
         if "weights" not in files or "manifest" in files:
@@ -224,7 +240,10 @@ class Vault:
             full = {**manifest, "number": number, "files": digests, "created": created}
             text = _to_json(full, "manifest", allow_nan=False, indent=2)
             contents = {f"{name}.safetensors": data for name, data in files.items()}
-            self._place(number, {**contents, "manifest.json": text.encode()})
+            contents["manifest.json"] = text.encode()
+            if sign:
+                contents[SIGNATURE] = sign(contents["manifest.json"])
+            self._place(number, contents)
             row = (number, _to_json(digests, "files"), text, created)
             self._ledger.execute("INSERT INTO generations VALUES (?, ?, ?, ?)", row)
             if activate:

@@ -1,0 +1,178 @@
+"""What happened: structured log lines, counters, the history of rotations, live events.
+
+Everything that rotation, limits and integrity checks tell goes through one `Board`. It keeps facts
+of ours alone: no input, no token, no header.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from g2d.service.metrics import Metrics
+
+_KEPT = 200  # rotations, alarms and rejected candidates that the status shows
+_LISTENERS = 64
+_SPAN = 1.0  # seconds before and after a swap whose latencies stand for "before" and "after"
+_NEAR = 0.1  # seconds on either side of a swap that stand for "during"
+_WARNINGS = frozenset({"alarm", "refused", "failed", "wrong_token", "exposed", "broken"})
+
+
+class Log:
+    """Writes one JSON object a line; the default is stderr."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stderr
+        self._writing = threading.Lock()
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        """Write one line; a log that cannot be written must not stop the service."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        level = "warning" if event in _WARNINGS else "info"
+        line = json.dumps({"at": at, "level": level, "event": event, **facts}, default=str)
+        try:
+            with self._writing:
+                self._out.write(line + "\n")
+                self._out.flush()
+        except (OSError, ValueError):
+            pass
+
+
+class Board:
+    """Takes every event, once, from any thread; keeps what `/status` shows; feeds `/events`.
+
+    Args:
+        describe: facts about a generation for the history, by its number (`Shelf.describe`).
+    """
+
+    def __init__(
+        self, metrics: Metrics, log: Log, describe: Callable[[int], Mapping[str, Any]]
+    ) -> None:
+        self._metrics, self._log, self._describe = metrics, log, describe
+        self._mutex = threading.Lock()
+        self._history: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+        self._alarms: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+        self._rejected: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+        self._spares: dict[int, dict[str, float]] = {}
+        self._listeners: dict[asyncio.Queue[bytes | None], asyncio.AbstractEventLoop] = {}
+        self._closed = False
+
+    def tell(self, event: str, facts: dict[str, Any]) -> None:
+        """Log, count, keep and publish an event."""
+        record = {"time": time.time(), **facts}
+        with self._mutex:
+            self._keep(event, record)
+        self._log(event, **facts)
+        self._publish(event, record)
+
+    def remember(self, numbers: list[int]) -> None:
+        """Begin the history with generations that were live before this service."""
+        found = [self._described(number) for number in numbers[-20:]]
+        with self._mutex:
+            self._history.extendleft(reversed(found))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the history of rotations, alarms and rejected candidates, newest last."""
+        with self._mutex:
+            history, alarms = list(self._history), list(self._alarms)
+            rejected = list(self._rejected)
+        shown = [self._with_latencies(record) for record in history]
+        return {"history": shown, "alarms": alarms, "rejected": rejected}
+
+    # --- listeners -------------------------------------------------------------------------------
+
+    def listen(self) -> asyncio.Queue[bytes | None] | None:
+        """Open a queue of server-sent events for the running loop; None: too many listen.
+
+        A listener that does not keep up misses events, never memory. None in the queue: the end.
+        """
+        with self._mutex:
+            if len(self._listeners) >= _LISTENERS or self._closed:
+                return None
+            listener: asyncio.Queue[bytes | None] = asyncio.Queue(256)
+            self._listeners[listener] = asyncio.get_running_loop()
+            return listener
+
+    def leave(self, listener: asyncio.Queue[bytes | None]) -> None:
+        """Close a queue."""
+        with self._mutex:
+            self._listeners.pop(listener, None)
+
+    def close(self) -> None:
+        """End every stream of events."""
+        self._closed = True
+        self._send(None)
+
+    def _publish(self, event: str, record: Mapping[str, Any]) -> None:
+        data = json.dumps(record, default=str)
+        self._send(f"event: {event}\ndata: {data}\n\n".encode())
+
+    def _send(self, message: bytes | None) -> None:
+        with self._mutex:
+            listeners = list(self._listeners.items())
+        for listener, loop in listeners:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_put, listener, message)
+
+    # --- keeping ---------------------------------------------------------------------------------
+
+    def _keep(self, event: str, record: dict[str, Any]) -> None:
+        metrics = self._metrics
+        if event == "spare":
+            self._spares = {record["generation"]: record["seconds"]}
+        elif event == "swap":
+            metrics.swaps.inc()
+            made = self._spares.pop(record["generation"], {})
+            own = {"seconds": {**made, "swap": record["seconds"]}, "clock": time.perf_counter()}
+            self._history.append(self._described(record["generation"]) | record | own)
+        elif event == "rejected":
+            for gate in record["gates"]:
+                metrics.rejected.labels(gate["gate"]).inc()
+            self._rejected.append(record)
+        elif event == "refused":
+            metrics.refused.labels(record["reason"]).inc()
+            self._alarms.append({"kind": "refused", **record})
+        elif event == "failed":
+            metrics.failures.inc()
+            self._alarms.append({"kind": "generator", **record})
+        elif event == "alarm":
+            metrics.alarms.labels(record["kind"]).inc()
+            self._alarms.append(record)
+        elif event == "wrong_token":
+            metrics.wrong_tokens.inc()
+
+    def _described(self, number: int) -> dict[str, Any]:
+        return {"generation": number, **self._describe(number)}
+
+    def _with_latencies(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Add latency quantiles before, during and after a swap; once complete they are kept."""
+        at = record.get("clock")
+        if at is None:
+            return record
+        take = self._metrics.latencies.quantiles
+        latency = {
+            "before": take(at - _NEAR - _SPAN, at - _NEAR),
+            "during": take(at - _NEAR, at + _NEAR),
+            "after": take(at + _NEAR, at + _NEAR + _SPAN),
+        }
+        if time.perf_counter() > at + _NEAR + _SPAN:
+            record["latency"] = latency
+            del record["clock"]
+        return {key: value for key, value in record.items() if key != "clock"} | {
+            "latency": latency
+        }
+
+
+def _put(listener: asyncio.Queue[bytes | None], message: bytes | None) -> None:
+    if listener.full():
+        if message is not None:
+            return
+        listener.get_nowait()
+    listener.put_nowait(message)

@@ -1,0 +1,107 @@
+"""What an operator may choose when serving: frozen, checked, no secret among them."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from g2d.errors import G2DError, SettingsError
+from g2d.settings import Checked, free, within
+
+TOKEN_VARIABLE = "G2D_ADMIN_TOKEN"  # noqa: S105 (its name, not a token)
+_SPAN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d)?", re.ASCII)
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LEAST_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Options(Checked):
+    """How a vault is served. Times are seconds, sizes bytes; 0 turns a trigger or a rate off."""
+
+    host: str = free("127.0.0.1", "address to bind to")
+    port: int = within(0, 65_535, 8000, "port to bind to; 0: any free one")
+    name: str = free("g2d", "name of the model in addresses")
+    every: float = within(0.0, 3.2e7, 0.0, "mean time between rotations")
+    jitter: float = within(0.0, 0.9, 0.1, "share of `every` by which each wait is drawn, in secret")
+    queries: int = within(0, 10**12, 0, "rotate after so many inputs")
+    check_every: float = within(0.0, 3600.0, 0.5, "time between integrity checks of the weights")
+    max_batch: int = within(1, 65_536, 256, "inputs of one request, and of one batch")
+    max_body: int = within(1024, 1 << 31, 8 << 20, "bytes of a request's body")
+    max_waiting: int = within(1, 10**7, 4096, "inputs that may wait before requests are refused")
+    rate: float = within(0.0, 1e9, 0.0, "requests and inputs of one client in a second")
+    burst: float = within(1.0, 1e9, 1000.0, "how many of them may come at once")
+    timeout: float = within(0.01, 3600.0, 10.0, "time for a request to arrive and be answered")
+    drain: float = within(0.0, 3600.0, 10.0, "time for answers under way when the service ends")
+    patience: float = within(
+        1.0, 86_400.0, 900.0, "time a candidate may take before it is given up"
+    )
+    tls_cert: str = free("", "certificate file")
+    tls_key: str = free("", "its private key file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
+            raise SettingsError(
+                f"the model's name is {self.name!r}, expected up to 64 letters, digits, . _ or -"
+            )
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise SettingsError("TLS needs both files: give --tls-cert and --tls-key")
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others than this machine can connect."""
+        try:
+            return not ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host != "localhost"
+
+
+def require() -> None:
+    """Raise a `G2DError` unless everything of the extra `serve` is installed."""
+    for name in ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise G2DError(f"serving needs {name}: pip install 'g2d[serve]'")
+
+
+def seconds(text: str) -> float:
+    """Read a time span: "60s", "500ms", "5m", "1h", "1d", or a bare number of seconds.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    found = _SPAN.fullmatch(text.strip())
+    if not found:
+        raise SettingsError(f"{text!r} is no time span: write 60s, 500ms, 5m, 1h or 1d")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+def read_token(file: Path | None) -> bytes | None:
+    """Read the admin token from a file, or else from the environment; None: there is none.
+
+    Raises:
+        SettingsError: the file cannot be read or is open to others, or the token is too short.
+    """
+    if file is None:
+        text, where = os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE
+        if not text:
+            return None
+    else:
+        where = str(file)
+        try:
+            if stat.S_IMODE(file.stat().st_mode) & 0o077:
+                raise SettingsError(f"{file} is open to others: run `chmod 600 {file}` first")
+            text = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read the admin token in {file}: {error}") from error
+    token = text.strip().encode()
+    if len(token) < _LEAST_TOKEN or not token.isascii() or b" " in token:
+        raise SettingsError(
+            f"the admin token in {where} is too weak: expected {_LEAST_TOKEN} or more ASCII"
+            " characters without spaces, such as `openssl rand -hex 32` prints"
+        )
+    return token

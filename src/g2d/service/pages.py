@@ -1,0 +1,141 @@
+"""Everything but inference: status, live events, metrics, admin calls and the OpenAPI page.
+
+FastAPI's one room; imported after the service is ready, for its import costs a third of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+
+from g2d import __version__
+from g2d.errors import G2DError
+from g2d.service.metrics import CONTENT_TYPE_LATEST
+from g2d.service.openapi import merge
+from g2d.service.protocol import RequestError
+
+if TYPE_CHECKING:
+    from g2d.service.app import Service
+
+_BEAT = 15.0  # seconds between the comments that keep a silent stream of events open
+
+
+def build(service: Service) -> FastAPI:
+    """Build the application for everything but `/v2`."""
+    app = FastAPI(
+        title="G2D",
+        version=__version__,
+        description="Inference whose parameters rotate: Open Inference Protocol v2.",
+    )
+    _add_reading(app, service)
+    _add_admin(app, service)
+
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> Response:
+        return JSONResponse({"error": error.text}, error.status)
+
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = merge(plain(), service.model, service.options)
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]
+    described()  # in this thread, which has time, not in the first request for it
+    return app
+
+
+def _add_reading(app: FastAPI, service: Service) -> None:
+    @app.get("/status", tags=["status"])
+    async def status() -> JSONResponse:
+        """What is live, what comes next, and what happened."""
+        return JSONResponse(service.status())
+
+    @app.get("/metrics", tags=["status"], response_class=Response)
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/events", tags=["status"], response_class=StreamingResponse)
+    async def events() -> Response:
+        """Server-sent events: `status` first, then what happens as it happens."""
+        listener = service.board.listen()
+        if listener is None:
+            raise RequestError(503, "too many listen already, or the service is ending")
+        return StreamingResponse(
+            _stream(service, listener),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+
+async def _stream(service: Service, listener: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+    try:
+        status = JSONResponse(service.status()).body
+        yield b"event: status\ndata: " + bytes(status) + b"\n\n"
+        while True:
+            try:
+                async with asyncio.timeout(_BEAT):
+                    message = await listener.get()
+            except TimeoutError:
+                message = b": beat\n\n"
+            if message is None:
+                return
+            yield message
+    finally:
+        service.board.leave(listener)
+
+
+def _add_admin(app: FastAPI, service: Service) -> None:
+    described = HTTPBearer(auto_error=False, description="The admin token.")
+
+    async def admitted(request: Request) -> None:
+        client = request.client.host if request.client else ""
+        if not service.guard.open:
+            raise RequestError(403, "admin calls are off: start the service with an admin token")
+        if not service.guard.admits(request.headers.get("authorization", "").encode()):
+            facts = {"client": client, "call": request.url.path}
+            service.board.tell("wrong_token", facts)
+            raise RequestError(401, "the admin token is missing or wrong")
+        service.board.tell("admin", {"client": client, "call": request.url.path})
+
+    needed = [Depends(described), Depends(admitted)]
+
+    @app.post("/admin/rotate", tags=["admin"], dependencies=needed,
+              responses={202: {}, 401: {}, 403: {}, 409: {}})  # fmt: skip
+    async def rotate() -> JSONResponse:
+        """Rotate as soon as a spare is ready. 202: not within the timeout; 409: refused, why."""
+        return await _rotated(service.rotation.request(), service)
+
+    @app.post("/admin/pause", tags=["admin"], dependencies=needed,
+              responses={401: {}, 403: {}})  # fmt: skip
+    async def pause() -> JSONResponse:
+        """Suspend rotation; what falls due meanwhile waits."""
+        service.rotation.pause()
+        return JSONResponse({"paused": True})
+
+    @app.post("/admin/resume", tags=["admin"], dependencies=needed,
+              responses={401: {}, 403: {}})  # fmt: skip
+    async def resume() -> JSONResponse:
+        """Go on with rotation."""
+        service.rotation.pause(False)
+        return JSONResponse({"paused": False})
+
+
+async def _rotated(asked: Future[int], service: Service) -> JSONResponse:
+    try:
+        async with asyncio.timeout(service.options.timeout):
+            number = await asyncio.shield(asyncio.wrap_future(asked))
+    except TimeoutError:
+        facts = {"pending": True, "live": service.rotation.live}
+        return JSONResponse(facts, 202)
+    except G2DError as error:
+        raise RequestError(409, str(error)) from None
+    return JSONResponse({"generation": number})

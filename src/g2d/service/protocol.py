@@ -1,0 +1,208 @@
+"""Open Inference Protocol v2: bodies to arrays and back, JSON and the binary tensor extension.
+
+Pure functions over bytes and numpy, no HTTP and no torch. What does not fit is a `RequestError`
+that says what was expected. Source: KServe, "Open Inference Protocol", and Triton's "Binary Tensor
+Data Extension".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+HEADER_LENGTH = b"inference-header-content-length"
+_JSON = b"application/json"
+_OCTETS = b"application/octet-stream"
+_INPUT, _OUTPUT = "input", "logits"
+_SHARED = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+DATATYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "int64": "INT64"}
+
+
+class RequestError(Exception):
+    """A request that gets no answer: the HTTP status and one line that says why."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is served under a name: one input's shape and dtype (numpy's), how many classes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    classes: int
+
+    @property
+    def datatype(self) -> str:
+        """The protocol's word for the input's dtype."""
+        return DATATYPES[self.dtype]
+
+    def metadata(self, number: int) -> dict[str, Any]:
+        """Describe the model; its one version is the live generation."""
+        return {
+            "name": self.name,
+            "versions": [str(number)],
+            "platform": "g2d_pytorch",
+            "inputs": [
+                {"name": _INPUT, "datatype": self.datatype, "shape": [-1, *self.shape]},
+            ],
+            "outputs": [{"name": _OUTPUT, "datatype": "FP32", "shape": [-1, self.classes]}],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A request's inputs, shape (n, ...), and how it wants the answer."""
+
+    x: Array
+    id: str | None
+    binary: bool
+
+
+def parse(body: bytes, header_length: bytes | None, model: Model, most: int) -> Query:
+    """Read the body of an infer request.
+
+    Args:
+        header_length: value of Inference-Header-Content-Length, None without that header.
+        most: inputs that one request may hold.
+
+    Raises:
+        RequestError: 400, or 413 for too many inputs.
+    """
+    head, tail = _split(body, header_length)
+    try:
+        request = orjson.loads(head)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(400, f"the body is not JSON: {error}") from None
+    _expect(isinstance(request, dict), "the body must be a JSON object")
+    identifier = request.get("id")
+    _expect(identifier is None or isinstance(identifier, str), "id must be a text")
+    inputs = request.get("inputs")
+    _expect(isinstance(inputs, list) and len(inputs) == 1, "inputs must be a list of one tensor")
+    _expect(isinstance(inputs[0], dict), "inputs[0] must be an object")
+    x = _tensor(inputs[0], tail, model, most)
+    return Query(x, identifier, _wants_binary(request))
+
+
+def answer(query: Query, model: Model, logits: Array, number: int) -> tuple[bytes, list[Any]]:
+    """Write the answer of one generation: the body and its headers."""
+    output: dict[str, Any] = {"name": _OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
+    whole = {
+        "model_name": model.name,
+        "model_version": str(number),
+        "parameters": {"generation": number},
+        "outputs": [output],
+    }
+    if query.id is not None:
+        whole["id"] = query.id
+    if not query.binary:
+        output["data"] = logits.ravel()
+        head = orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)
+        return head, [(b"content-type", _JSON), (b"content-length", b"%d" % len(head))]
+    tail = logits.astype("<f4", copy=False).tobytes()
+    output["parameters"] = {"binary_data_size": len(tail)}
+    head = orjson.dumps(whole)
+    return head + tail, [
+        (b"content-type", _OCTETS),
+        (HEADER_LENGTH, b"%d" % len(head)),
+        (b"content-length", b"%d" % (len(head) + len(tail))),
+    ]
+
+
+def _expect(right: bool, text: str) -> None:
+    if not right:
+        raise RequestError(400, text)
+
+
+def _split(body: bytes, header_length: bytes | None) -> tuple[bytes, bytes]:
+    """Cut a body into its JSON and what follows it."""
+    if header_length is None:
+        return body, b""
+    right = header_length.isdigit() and len(header_length) < 12 and int(header_length) <= len(body)
+    _expect(right, "Inference-Header-Content-Length must be the length of the JSON in the body")
+    return body[: int(header_length)], body[int(header_length) :]
+
+
+def _tensor(given: dict[str, Any], tail: bytes, model: Model, most: int) -> Array:
+    """Read the one input tensor, from its JSON or from the bytes behind it."""
+    _expect(given.get("name") == _INPUT, f"the input's name is {_INPUT!r}")
+    _expect(given.get("datatype") == model.datatype, f"the input's datatype is {model.datatype}")
+    shape = _shape(given.get("shape"), model, most)
+    parameters = given.get("parameters", {})
+    _expect(isinstance(parameters, dict), "parameters must be an object")
+    _expect(not any(name in parameters for name in _SHARED), "shared memory is not offered")
+    size = parameters.get("binary_data_size")
+    if size is None:
+        _expect(not tail, "bytes follow the JSON, and binary_data_size does not say what they are")
+        x = _from_json(given.get("data"), shape, model.dtype)
+    else:
+        _expect("data" not in given, "a tensor has data or binary_data_size, not both")
+        dtype = np.dtype(model.dtype).newbyteorder("<")
+        right = math.prod(shape) * dtype.itemsize
+        _expect(
+            type(size) is int and size == right == len(tail),
+            f"a binary tensor of shape {list(shape)} has {right} bytes behind the JSON, here"
+            f" {len(tail)}",
+        )
+        x = np.frombuffer(tail, dtype).astype(model.dtype).reshape(shape)
+    if x.dtype.kind == "f":
+        _expect(bool(np.isfinite(x).all()), f"every value must be a finite {model.datatype}")
+    return x
+
+
+def _shape(given: Any, model: Model, most: int) -> tuple[int, ...]:
+    right = (
+        isinstance(given, list)
+        and all(type(side) is int for side in given)
+        and tuple(given[1:]) == model.shape
+        and given[0] >= 1
+    )
+    _expect(right, f"the input's shape is [n, {', '.join(map(str, model.shape))}], n at least 1")
+    if given[0] > most:
+        raise RequestError(413, f"a request may hold {most} inputs, not {given[0]}; send several")
+    return tuple(given)
+
+
+def _from_json(data: Any, shape: tuple[int, ...], dtype: str) -> Array:
+    """Take data flat or nested as the shape is."""
+    _expect(isinstance(data, list), "data must be a list, flat or nested as the shape")
+    try:
+        found = np.asarray(data)
+    except (ValueError, OverflowError):
+        raise RequestError(400, "data must be numbers, flat or nested as the shape") from None
+    _expect(found.dtype.kind in "iuf", "data must be numbers, flat or nested as the shape")
+    fits = found.shape in ((math.prod(shape),), shape)
+    _expect(fits, f"data must hold {math.prod(shape)} numbers, flat or nested as the shape")
+    if np.dtype(dtype).kind == "i":
+        _expect(found.dtype.kind in "iu", "data must be whole numbers")
+    with np.errstate(over="ignore"):  # too large for the dtype: not finite, which is refused
+        return found.astype(dtype).reshape(shape)
+
+
+def _wants_binary(request: dict[str, Any]) -> bool:
+    """Whether the answer's tensor is wanted in binary; checks the outputs that are asked for."""
+    parameters = request.get("parameters", {})
+    _expect(isinstance(parameters, dict), "parameters must be an object")
+    wanted = parameters.get("binary_data_output", False)
+    outputs = request.get("outputs", [])
+    right = isinstance(outputs, list) and len(outputs) <= 1
+    _expect(right, f"outputs may name {_OUTPUT!r} alone")
+    for output in outputs:
+        _expect(isinstance(output, dict) and output.get("name") == _OUTPUT,
+                f"the one output is {_OUTPUT!r}")  # fmt: skip
+        own = output.get("parameters", {})
+        _expect(isinstance(own, dict), "an output's parameters must be an object")
+        unknown = own.get("classification") or any(name in own for name in _SHARED)
+        _expect(not unknown, "classification and shared memory are not offered")
+        wanted = own.get("binary_data", wanted)
+    _expect(isinstance(wanted, bool), "binary_data and binary_data_output must be true or false")
+    return bool(wanted)

@@ -1,0 +1,189 @@
+"""The reading side of a vault: verify a generation, load it, make it ready to answer.
+
+The one room of torch in the service. Reads only; the worker (`spare`) writes. A built-in task's
+model is built without its data, which would cost a second of every start.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from g2d.errors import CheckpointError, RefusedError, VaultError
+from g2d.files import write_bytes
+from g2d.protect.integrity import Watch
+from g2d.rotation import Snapshot
+from g2d.service.protocol import DATATYPES, Model
+from g2d.settings import Settings
+from g2d.tasks import blueprint
+from g2d.vault import Vault
+from g2d.weights import unpack
+
+if TYPE_CHECKING:
+    from g2d.protect.signing import VerifyKey
+
+Array = NDArray[Any]
+_SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
+
+
+class VaultShelf:
+    """Generations of one vault as snapshots; a `rotation.Shelf`. Safe to use from many threads.
+
+    Args:
+        key: verifies what is served; None: digests of the ledger alone are. served: a file outside
+            the vault that remembers the highest number served, so that a vault which was put back
+            is refused; None: the ledger alone remembers.
+
+    Raises:
+        G2DError: the vault or the task cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        vault: Path,
+        name: str,
+        data: str = "",
+        key: VerifyKey | None = None,
+        served: Path | None = None,
+    ) -> None:
+        self._vault, self._key, self._served = Vault.open(vault), key, served
+        self._building = threading.Lock()  # a factory draws from torch's one global generator
+        settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
+        s = settings.task
+        self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
+        shape, dtype = self._blueprint.shape, str(self._blueprint.dtype).removeprefix("torch.")
+        if dtype not in DATATYPES:
+            raise VaultError(f"inputs are {dtype}; serving takes {', '.join(DATATYPES)}.")
+        self.model = Model(name, shape, dtype, self._blueprint.classes)
+        base = self._vault.entry("base")
+        self.base_accuracy = float(base.info["accuracy"]) if base else None
+
+    def close(self) -> None:
+        """Close the vault."""
+        self._vault.close()
+
+    def live(self) -> int:
+        """Return the number that was committed last."""
+        number = self._vault.live()
+        if number is None:
+            raise VaultError(f"{self._vault.path} has no generation yet; run `g2d fit` first.")
+        return number
+
+    def first(self) -> tuple[Snapshot, str]:
+        """Load what was live last; also a warning, "" if there is none.
+
+        An expired generation is served, with a warning, until the next one: better than nothing.
+
+        Raises:
+            VaultError: it is refused for any other reason, or older than one served before.
+        """
+        number = self.live()
+        if number < (floor := self._floor()):
+            raise RefusedError(
+                f"the vault's live generation is {number}, and {self._served} says that {floor} has"
+                " been served: the vault was put back. Restore the newer one, or make generations"
+                " beyond it",
+                "replay",
+                number,
+            )
+        try:
+            return self.load(number, number - 1), ""
+        except RefusedError as error:
+            if error.reason != "expired":
+                raise
+            created = float(self._vault.generation(number).created)
+            return self._load(number, number - 1, created), str(error)
+
+    def load(self, number: int, after: int) -> Snapshot:
+        """Verify and load a generation newer than `after`; its first forward pass is made.
+
+        Raises:
+            VaultError: it is refused, unreadable or does not fit the task.
+        """
+        return self._load(number, after, time.time())
+
+    def verify(self, number: int, after: int) -> None:
+        """Raise a `VaultError` unless the generation may be live now."""
+        self._weights(number, after, time.time())
+
+    def served(self, number: int) -> None:
+        """Remember a number as served, outside the vault."""
+        if self._served is not None:
+            write_bytes(self._served, json.dumps({"served": number}).encode())
+
+    def describe(self, number: int) -> Mapping[str, Any]:
+        """Facts about a generation for the history: gates, times, cost."""
+        try:
+            manifest = self._vault.generation(number).manifest
+        except VaultError:
+            return {}
+        facts = {key: manifest[key] for key in _SHOWN if key in manifest}
+        values = {gate["gate"]: gate["value"] for gate in manifest.get("gates", [])}
+        if self.base_accuracy is not None and "accuracy" in values:
+            # The gate's value is a bound on what is lost against the base: 95 % sure of this much.
+            facts["accuracy"] = self.base_accuracy - values["accuracy"]
+        return facts | {"distance": values.get("distance")}
+
+    def exposures(self) -> list[int]:
+        """Return every number that has been live."""
+        return self._vault.exposures()
+
+    def _weights(self, number: int, after: int, now: float) -> bytes:
+        if self._key is None:
+            if number <= after:
+                raise RefusedError(f"generation {number} is not above {after}", "replay", number)
+            return self._vault.read_generation(number)
+        from g2d.protect.signing import verify_generation
+
+        return verify_generation(self._vault, number, self._key, after=after, now=now).weights
+
+    def _load(self, number: int, after: int, now: float) -> Snapshot:
+        weights = self._weights(number, after, now)
+        with self._building:
+            model = self._blueprint.factory()
+        try:
+            state = unpack(weights)
+            model.load_state_dict(state)
+            watch = Watch(model.eval().requires_grad_(False), state)
+        except (RuntimeError, CheckpointError) as error:
+            raise VaultError(
+                f"generation {number} does not fit the task's model: {' '.join(str(error).split())}"
+            ) from error
+        if changed := watch.check():
+            raise VaultError(f"generation {number} changed while it was loaded: {changed}.")
+        predict = _Inference(model)
+        logits = predict(np.zeros((1, *self.model.shape), self.model.dtype))
+        if logits.shape != (1, self.model.classes):
+            raise VaultError(f"generation {number} gives {logits.shape}, not (1, classes).")
+        return Snapshot(number, predict, watch.check, watch.interval)
+
+    def _floor(self) -> int:
+        if self._served is None or not self._served.exists():
+            return 0
+        try:
+            return int(json.loads(self._served.read_text("utf-8"))["served"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise VaultError(
+                f"{self._served} is not what `g2d serve` wrote ({error}): look why. Delete it only"
+                " if you are sure which generation was served last."
+            ) from error
+
+
+class _Inference:
+    """A frozen model as a function of arrays."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @torch.inference_mode()
+    def __call__(self, x: Array) -> Array:
+        return np.asarray(self._model(torch.from_numpy(x)).numpy())

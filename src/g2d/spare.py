@@ -1,0 +1,258 @@
+"""The warm spare: a worker process at low priority that makes, gates, keeps and commits.
+
+The worker holds the vault's writer's lock and, where generations are signed, is the only one that
+reads the private key; the serving side only reads. They speak JSON lines over the worker's stdin
+and stdout. Without its parent the worker ends. What is live is decided in `rotation`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from g2d.errors import G2DError, GenerationError
+
+if TYPE_CHECKING:
+    from g2d.defence import Defence
+    from g2d.generator import GateResult
+
+NICE = 10
+"""The worker's niceness: a tenth of what the service gets, if both want a whole core.
+
+At 19 (a seventieth) a saturated machine of two cores made no generation within a minute.
+"""
+
+Facts = Mapping[str, Any]
+
+
+class Worker:
+    """A worker process as a `rotation.Workshop`; started when needed, again after it has died.
+
+    Args:
+        vault: its folder. data: where the task's data lies; "": as the vault says. tell: called
+            with "rejected" and the candidate's failed gates. patience: seconds that a candidate may
+            take before the worker counts as hung and is killed.
+    """
+
+    def __init__(
+        self,
+        vault: Path,
+        data: str = "",
+        tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
+        patience: float = 900.0,
+    ) -> None:
+        self._arguments = [str(vault), data]
+        self._tell, self._patience = tell, patience
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said: IO[bytes] | None = None
+        self._closed = False
+        self._starting = threading.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id, None before it is needed."""
+        return self._process.pid if self._process else None
+
+    def make(self, after: int) -> int:
+        """Make and keep the next generation above `after`, or judge anew one that is kept.
+
+        Raises:
+            GenerationError: no candidate passed, the vault cannot be written, the worker died or
+                was too slow.
+        """
+        return self._ask({"do": "make", "after": after})
+
+    def commit(self, number: int) -> None:
+        """Log a kept generation as live.
+
+        Raises:
+            GenerationError: it was not logged, or, if the worker died, perhaps it was.
+        """
+        self._ask({"do": "commit", "number": number})
+
+    def close(self) -> None:
+        """End the worker; what it has kept and committed stays."""
+        with self._starting:
+            self._closed = True
+            self._end()
+
+    def _ask(self, what: Facts) -> int:
+        process = self._running()
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(what).encode() + b"\n")
+            process.stdin.flush()
+            answer = self._listen(process)
+        except (OSError, ValueError):  # ValueError: what it said is no JSON, or a closed pipe
+            raise self._died(process) from None
+        if "failed" in answer:
+            raise GenerationError(str(answer["failed"]))
+        return int(answer["done"])
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """Read lines until the one that answers; rejected candidates are told on the way."""
+        assert process.stdout is not None
+        until = time.monotonic() + self._patience
+        while True:
+            waited = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
+            if not waited[0]:
+                process.kill()
+                raise GenerationError(
+                    f"the worker took more than {self._patience:g} s and was ended; allow it more"
+                    " time, or fewer steps in [guidance]"
+                )
+            line = process.stdout.readline()
+            if not line:
+                raise self._died(process)
+            answer: dict[str, Any] = json.loads(line)
+            if "rejected" not in answer:
+                return answer
+            self._tell("rejected", answer["rejected"])
+            until = time.monotonic() + self._patience  # each candidate has its own time
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        with self._starting:
+            if self._closed:
+                raise GenerationError("the worker is closed")
+            if self._process is None or self._process.poll() is not None:
+                self._end()
+                self._said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "g2d.spare", *self._arguments],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
+                    bufsize=0, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    process_group=0,  # Ctrl-C in a terminal is for the service alone
+                )  # fmt: skip
+                with suppress(ProcessLookupError):
+                    os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
+            return self._process
+
+    def _died(self, process: subprocess.Popen[bytes]) -> GenerationError:
+        process.kill()
+        code = process.wait()
+        said = ""
+        with suppress(OSError, ValueError):
+            if self._said is not None:
+                self._said.seek(0)
+                said = " ".join(self._said.read()[-400:].decode(errors="replace").split())
+        tail = f" Its last words: {said}" if said else ""
+        return GenerationError(
+            f"the worker that makes the spare died (exit code {code}); a new one is started.{tail}"
+        )
+
+    def _end(self) -> None:
+        """End the worker, if there is one, and close what was open to it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, self._said):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+            self._said = None
+
+
+# --- in the worker process -----------------------------------------------------------------------
+
+
+def work(vault: str, data: str) -> None:
+    """Do what the parent asks, until it has gone; every failure is an answer."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_orders, args=(orders,), daemon=True).start()
+
+    def answer(**facts: Any) -> None:
+        out.write(json.dumps(facts) + "\n")
+
+    first = orders.get()
+    try:
+        import torch
+
+        from g2d.defence import Defence
+
+        torch.set_num_threads(1)
+        defence = Defence.open(vault, data=data)
+    except Exception as error:
+        answer(failed=_words(error))
+        return
+    with defence:
+        order = first
+        while True:
+            try:
+                answer(done=_obey(defence, order, lambda facts: answer(rejected=facts)))
+            except Exception as error:
+                answer(failed=_words(error))
+            order = orders.get()
+
+
+def _read_orders(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in sys.stdin.buffer:
+        orders.put(json.loads(line))
+    os._exit(0)  # the parent has gone, whatever killed it; what is half done has no row
+
+
+def _obey(defence: Defence, order: Facts, reject: Callable[[Facts], None]) -> int:
+    if order["do"] == "commit":
+        defence.vault.activate(int(order["number"]))
+        return int(order["number"])
+    kept = _kept(defence, int(order["after"]), reject)
+    if kept is not None:
+        return kept
+    number = defence.vault.last_number() + 1
+    (made,) = defence.generate(
+        activate=False, on_reject=lambda results: reject(_failed(number, results))
+    )
+    return made.number
+
+
+def _kept(defence: Defence, after: int, reject: Callable[[Facts], None]) -> int | None:
+    """The oldest generation above `after` that is kept and passes its gates as of now.
+
+    A spare that a killed service left, or one made ahead with `g2d generate --keep`.
+    """
+    exposed = defence.vault.exposures()
+    memory = defence.settings.guidance.memory
+    recent = [defence.exposure(n) for n in exposed[max(0, len(exposed) - memory) :]]
+    for number in range(after + 1, defence.vault.last_number() + 1):
+        results = defence.judge(defence.generation(number).state, recent, exposed)
+        if all(result.passed for result in results):
+            return number
+        reject(_failed(number, results))
+    return None
+
+
+def _failed(number: int, results: list[GateResult]) -> dict[str, Any]:
+    failed = [
+        {key: _finite(value) for key, value in asdict(result).items()}
+        for result in results
+        if not result.passed
+    ]
+    return {"generation": number, "gates": failed}
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which a bad candidate may well measure, are no JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, G2DError) else f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], sys.argv[2])

@@ -1,0 +1,151 @@
+"""Stand-ins for the vault and the worker: a generation's every logit is its own number."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+
+from g2d.errors import GenerationError, RefusedError
+from g2d.rotation import Backoff, Live, Rotation, Snapshot, Triggers
+from g2d.service.app import Service
+from g2d.service.batcher import Batcher
+from g2d.service.events import Board, Log
+from g2d.service.limits import Guard
+from g2d.service.metrics import Metrics
+from g2d.service.options import Options
+from g2d.service.protocol import Model
+
+MODEL = Model("g2d", (1, 2, 2), "float32", 3)
+TOKEN = "an admin token of the tests"
+FAST = Backoff(first=0.02, most=0.1)
+
+
+def numbered(number: int) -> Snapshot:
+    def predict(x: np.ndarray) -> np.ndarray:
+        if (x == 666).any():
+            raise ValueError("secret input")
+        logits = np.full((len(x), 3), number, np.float32)
+        return logits * np.float32(np.inf) if (x > 1e30).any() else logits
+
+    return Snapshot(number, predict)
+
+
+class Fake:
+    """Workshop and shelf at once; `fails` and `refuses` say what goes wrong, once each."""
+
+    def __init__(self, live: int = 1) -> None:
+        self.committed, self.last, self.made = live, live, 0
+        self.fails: list[Exception] = []
+        self.refuses: list[str] = []
+        self.commit_fails: list[tuple[bool, Exception]] = []
+        self.seconds = 0.0
+        self.afters: list[int] = []
+        self.closed = threading.Event()
+
+    def make(self, after: int) -> int:
+        self.afters.append(after)
+        if self.closed.wait(self.seconds):
+            raise GenerationError("closed")
+        if self.fails:
+            raise self.fails.pop(0)
+        self.made += 1
+        self.last = max(self.last, after) + 1
+        return self.last
+
+    def commit(self, number: int) -> None:
+        if self.commit_fails:
+            happened, error = self.commit_fails.pop(0)
+            self.committed = number if happened else self.committed
+            raise error
+        self.committed = number
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def live(self) -> int:
+        return self.committed
+
+    def load(self, number: int, after: int) -> Snapshot:
+        assert number > after
+        if self.refuses:
+            raise RefusedError("it is not what was signed", self.refuses.pop(0), number)
+        return numbered(number)
+
+    def verify(self, number: int, after: int) -> None:
+        assert number > after
+
+
+class Harness:
+    """A whole service over stand-ins; `client()` talks to it without a socket."""
+
+    def __init__(
+        self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN
+    ) -> None:
+        from g2d.service.pages import build
+
+        self.fake, self.live, self.log = Fake(), Live(numbered(1)), io.StringIO()
+        self.options = options or Options()
+        self.rotation = Rotation(
+            self.live, self.fake, self.fake, triggers or Triggers(), self._tell, backoff=FAST
+        )
+        self.metrics = Metrics(self.rotation.status)
+        self.board = Board(self.metrics, Log(self.log), lambda number: {"gates": []})
+        batcher = Batcher(
+            self.live, self.options.max_batch, self.options.max_waiting, self.rotation.count
+        )
+        self.service = Service(
+            MODEL, self.options, self.rotation, batcher, self.metrics, self.board,
+            Guard(token.encode() if token else None), build,
+        )  # fmt: skip
+
+    def _tell(self, event: str, facts: dict) -> None:
+        self.board.tell(event, facts)
+
+    @contextlib.asynccontextmanager
+    async def client(self):
+        said: asyncio.Queue = asyncio.Queue()
+        heard: asyncio.Queue = asyncio.Queue()
+        life = asyncio.ensure_future(self.service({"type": "lifespan"}, said.get, heard.put))
+        said.put_nowait({})
+        await heard.get()
+        transport = httpx.ASGITransport(self.service)
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://g2d") as client:
+                yield client
+        finally:
+            self.board.close()
+            said.put_nowait({})
+            await life
+
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+
+@contextlib.contextmanager
+def running(rotation: Rotation) -> Iterator[None]:
+    rotation.start()
+    try:
+        yield
+    finally:
+        rotation.stop()
+
+
+def wait_for(what, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def body(rows: int = 1, **changes) -> dict:
+    tensor = {"name": "input", "shape": [rows, 1, 2, 2], "datatype": "FP32",
+              "data": [0.5] * 4 * rows}  # fmt: skip
+    return {"inputs": [tensor | changes]}
