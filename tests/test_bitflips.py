@@ -22,9 +22,10 @@ from g2d.attacks.bitflip import (
 )
 from g2d.data import Split
 from g2d.errors import SettingsError
+from g2d.evaluate import wilson
 from g2d.redteam.room import Chain, Network, Room, Site
 from g2d.redteam.rows import Status
-from g2d.redteam.threats import bitflips
+from g2d.redteam.threats import bitflips, flipbench
 from g2d.train import Batches, accuracy, clean_step, train
 from g2d.weights import digest, pack
 
@@ -169,6 +170,7 @@ def test_the_family_tells_found_transferred_hardened_random_and_healed(site):
     assert len({(c.name, c.chain) for c in cases}) == len(cases)
     rows = {(c.name, c.chain): bitflips.run(c, room) for c in cases}
     own, after = rows["search", "frozen"][:2]
+    assert "one network: the interval is over images alone" in own.note
     assert own.value == after.value  # the same network: nothing is rotated
     assert own.value is not None
     assert own.value.value > 0.2
@@ -179,6 +181,7 @@ def test_the_family_tells_found_transferred_hardened_random_and_healed(site):
     assert "2.5 CPU s" in healed.note
     for row in (row for found in rows.values() for row in found):
         assert row.status is Status.OK
+        assert row.value.low <= row.value.value <= row.value.high
         assert row.metric == "accuracy lost"
         assert row.eps is None
         assert 0 <= row.harm <= 1
@@ -190,8 +193,62 @@ def test_one_generation_alone_is_said_not_to_be_measured(site):
     room = Room(alone)
     for case in bitflips.plan(alone):
         rows = bitflips.run(case, room)
-        expected = Status.OK if case.name in ("search", "random") else Status.NOT_MEASURED
+        if case.name == "search":
+            own, following = rows
+            assert own.status is Status.OK
+            assert following.status is Status.NOT_MEASURED
+            assert following.threat == "the same flips on the next network"
+            assert "no next one" in following.note
+            continue
+        expected = Status.OK if case.name == "random" else Status.NOT_MEASURED
         assert {row.status for row in rows} == {expected}
+
+
+def test_transferred_rows_apply_every_flip_and_tell_the_fewer_beside(site):
+    case = next(c for c in bitflips.plan(site) if (c.name, c.chain) == ("search", "generated"))
+    case = dataclasses.replace(case, options=(("most", 12), ("batch", 128), ("exposed", 1),
+                                              ("later", 2)))  # fmt: skip
+    rows = bitflips.run(case, Room(site))
+    assert [row.threat for row in rows] == [
+        "flips on the network they were found on",
+        "the same flips on the next network",
+        "the same flips two and more networks later",
+    ]
+    for row in rows:
+        assert row.value.value == row.extra["lost_after_all_flips"]
+        assert 0 <= row.extra["lost_after_enough_flips"] <= 1
+        assert len(row.extra["networks"]) == row.scored == 1
+    assert rows[1].extra["curve"][-1]["flips"] == rows[1].extra["flips_used"][0]
+    assert rows[2].extra["networks"][0]["found_on"] == "0"
+    assert rows[2].extra["networks"][0]["label"] == "2"
+
+
+def test_intervals_cover_the_choice_of_networks_and_are_no_narrower_than_wilson():
+    generators = [generator(1), generator(1)]
+    hits = torch.zeros(2, 1000)
+    hits[0, :50], hits[1, :900] = 1, 1
+    low, high = flipbench.bootstrap(hits.double(), [["a", "b"]], generators[0])
+    assert (low, high) == flipbench.bootstrap(hits.double(), [["a", "b"]], generators[1])
+    assert low < 0.06
+    assert high > 0.89
+    same = torch.zeros(2, 1000, dtype=torch.double)
+    same[:, :500] = 1
+    low, high = flipbench.bootstrap(same, [["a", "b"]], generator(1))
+    assert (low, high) == pytest.approx(wilson(500, 1000), abs=0.005)
+
+
+def test_rows_of_several_networks_get_wider_intervals_than_images_alone(site):
+    case = next(c for c in bitflips.plan(site) if (c.name, c.chain) == ("search", "generated"))
+    bench = flipbench.Bench(case, Room(site))
+    one, two, three = site.chains["generated"].networks
+    hits = torch.zeros(2, 100, dtype=torch.bool)
+    hits[1, :90] = True
+    rate = bench.mean("x", [(None, two), (None, three)], hits)
+    assert (rate.value, rate.n) == (0.45, 100)
+    assert rate.low == 0.0
+    assert rate.high > 0.8
+    equal = bench.mean("x", [(one, one)] * 2, torch.zeros(2, 100, dtype=torch.bool))
+    assert (equal.low, equal.high) == wilson(0, 100)
 
 
 def test_nothing_is_planned_for_chains_that_are_not_there(site):

@@ -59,7 +59,9 @@ def test_the_whole_demo(tmp_path):
     assert all(row["what"] in page for row in summary["table"])
     assert [g["number"] for g in summary["generations"]] == list(range(1, 12))
     assert len({tuple(row) for row in summary["table"]}) == 1
-    assert {"population", "autoencoder", "diffusion", "rotations", "judging"} <= set(stages)
+    wanted = {"population", "autoencoder", "diffusion", "rotations", "networks", "attacks"}
+    assert wanted <= set(stages)
+    assert {row["status"] for row in summary["red_team"]} <= {"ok", "not measured"}
 
     n = summary["numbers"]
     assert n["permutation_asr"] == pytest.approx(n["frozen_asr"], abs=0.01)

@@ -12,7 +12,7 @@ import g2d
 from g2d.engine import SerialEngine
 from g2d.errors import G2DError, GenerationError, SettingsError
 from g2d.evaluate import accuracy_rate, share
-from g2d.redteam import attack, room, runner
+from g2d.redteam import attack, chains, room, runner
 from g2d.redteam.cabinet import Cabinet, _closure, code_version, key_of
 from g2d.redteam.room import Case, Chain, Network
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
@@ -103,7 +103,9 @@ def test_rows_carry_what_the_schema_says(vault, tricks):
     assert sizes["frozen"] == 1
     assert sizes["retrained"] == 2
     assert sizes["draws"] > 0
-    assert results["summary"]["task"] == "digits"
+    assert sizes["rival"] == sizes["unrotated"] == 1
+    assert "attacker" not in sizes  # only what the chosen families read is made
+    assert results["summary"] is None  # the overview belongs to the whole matrix
 
 
 def test_a_second_run_reuses_every_row(vault, tricks):
@@ -113,8 +115,8 @@ def test_a_second_run_reuses_every_row(vault, tricks):
     again = run(vault, progress=lambda *step: stages.append(step))
     assert tricks.ran == []
     assert again["rows"] == first["rows"]
-    assert again["reused"] == again["cases"] == 3
-    assert ("networks", 13, 13) in stages
+    assert again["reused"] == again["cases"] == 2
+    assert ("networks", 11, 11) in stages
 
 
 def test_other_settings_or_networks_are_other_rows(vault, tricks):
@@ -157,7 +159,8 @@ def test_an_interrupted_run_goes_on(vault, tricks):
     before = list(tricks.ran)
     results = run(vault)
     assert results["reused"] == 1
-    assert len(before) + len(tricks.ran) <= 3
+    assert before == ["score"]
+    assert tricks.ran == ["score", "breaks"]
 
 
 def test_changed_networks_are_refused(vault, tricks):
@@ -179,6 +182,51 @@ def test_changed_networks_are_refused(vault, tricks):
     (row,) = [row for row in results["rows"] if row["target"] == "soup"]
     assert row["status"] == "failed"
     assert "has changed" in row["note"]
+
+
+def test_a_changed_model_or_range_is_another_task(vault, tricks, monkeypatch):
+    run(vault)
+    tricks.ran.clear()
+    real = chains.task_identity
+    monkeypatch.setattr(
+        runner, "task_identity", lambda defence: real(defence) | {"function": "another"}
+    )
+    run(vault)
+    assert sorted(tricks.ran) == ["breaks", "score"]
+
+
+def test_a_task_is_told_apart_by_what_its_model_computes(vault, monkeypatch):
+    with g2d.Defence.open(vault) as defence:
+        before = chains.task_identity(defence)
+        assert before == chains.task_identity(defence)
+        monkeypatch.setattr(
+            chains, "predict", lambda model, x: 2 * torch.ones(len(x), defence.task.classes)
+        )
+        after = chains.task_identity(defence)
+    assert {name for name in before if before[name] != after[name]} == {"function"}
+
+
+def test_the_same_process_sees_new_generations(vault):
+    with SerialEngine() as engine:
+        attack(vault, threats=["universal"], quick=True, engine=engine)
+        with g2d.Defence.open(vault) as defence:
+            generate(defence, 1)
+        results = attack(vault, threats=["universal"], quick=True, engine=engine)
+    assert {row["status"] for row in results["rows"]} == {"ok"}
+    assert results["chains"]["generated"]["networks"] == 5
+
+
+def test_probabilities_are_detected_and_said(vault, tricks, monkeypatch):
+    load = room.load_model
+    monkeypatch.setattr(
+        room,
+        "load_model",
+        lambda task, state: torch.nn.Sequential(load(task, state), torch.nn.Softmax(1)),
+    )
+    room._room.cache_clear()
+    results = run(vault, seed=3)
+    room._room.cache_clear()
+    assert all("probabilities, not logits" in row["note"] for row in results["rows"])
 
 
 @pytest.mark.parametrize(
@@ -299,8 +347,26 @@ def test_adaptive_draws_fold_into_the_best(tmp_path):
     assert len(folded) == 2
     assert folded[0].value.value == 0.31
     assert [point["draws"] for point in folded[0].extra["curve"]] == [1, 10, 50]
-    assert "no longer help" in folded[0].note
+    assert "no longer help, within the interval" in folded[0].note
     assert "still rising" in merge([row(1, 10), row(10, 90)])[0].note
+
+
+def test_adaptive_rows_say_where_knowing_more_wins_less():
+    from g2d.redteam.threats.adaptive import merge
+
+    def row(attacker, draws, wins):
+        extra = {"attacker": attacker, "draws": draws}
+        return Row("adaptive", "t", "generated", "EOT", share(wins, 100), note="n", extra=extra)
+
+    samples, proposals, everything, recipe = merge(
+        [row("samples", 50, 40), row("proposals", 16, 38), row("everything", 60, 10),
+         row("recipe", 3, 1)]
+    )  # fmt: skip
+    assert "knows more" not in samples.note
+    assert proposals.note.startswith("n; knows more than whoever owns the generator (40.0 %)")
+    assert proposals.note.endswith("wins less (within the interval): averages over fewer networks")
+    assert everything.note.endswith("yet wins less: averaging over more networks weakens each")
+    assert recipe.note == "n"
 
 
 def test_adaptive_runs_on_a_tiny_vault(vault):
@@ -308,6 +374,11 @@ def test_adaptive_runs_on_a_tiny_vault(vault):
     by = {(row["extra"].get("attacker"), row["target"]): row for row in results["rows"]}
     assert by["samples", "generated"]["scored"] == results["chains"]["draws"]["networks"]
     assert by["own generator", "generated"]["status"] == "ok"
+    losses = {row["attack"].partition("steps of ")[2] for row in results["rows"]
+              if row["extra"].get("attacker") == "everything"}  # fmt: skip
+    assert losses == {"4, cross-entropy loss", "4, probability loss"}
+    assert "known networks, 1 of them" in by["recipe", "frozen"]["attack"]
+    assert by["recipe", "frozen"]["gradient_steps"] == 10
     # A permutation is the same function: what works on the frozen model works on it.
     frozen, permuted = by["recipe", "frozen"], by["recipe", "permuted"]
     assert abs(frozen["value"]["value"] - permuted["value"]["value"]) < 0.02
@@ -329,6 +400,26 @@ def test_eot_averages_over_draws():
         eot_pgd(lambda: nets, x, y, eps=2, steps=1, generator=torch.Generator())
     with pytest.raises(SettingsError, match="one step"):
         eot_pgd(lambda: nets, x, y, eps=0.1, steps=0, generator=torch.Generator())
+    with pytest.raises(SettingsError, match="loss"):
+        eot_pgd(lambda: nets, x, y, eps=0.1, steps=1, generator=torch.Generator(), loss="hinge")
+
+
+def test_eot_maximises_the_probability_of_an_error():
+    from g2d.attacks.eot import eot_pgd
+
+    # One network errs already, and its cross-entropy is the steeper one; the other can be made to.
+    nets = [
+        lambda z, a=a, b=b: torch.stack([a * z[:, 0] + b, 0 * z[:, 0]], 1)
+        for a, b in ((30, -40), (-10, 5.5))
+    ]
+    x, y, wins = torch.full((4, 2), 0.5), torch.zeros(4, dtype=torch.long), {}
+    for loss in ("cross-entropy", "probability"):
+        made = eot_pgd(
+            lambda: nets, x, y, eps=0.1, steps=20, generator=torch.Generator().manual_seed(0),
+            loss=loss,
+        )  # fmt: skip
+        wins[loss] = sum(float((net(made)[:, 0] < 0).float().mean()) for net in nets)
+    assert wins == {"cross-entropy": 1, "probability": 2}
 
 
 def test_services_are_attacked_by_families_that_can(exposed):

@@ -14,6 +14,7 @@ from g2d.evaluate import share
 from g2d.redteam.room import Chain, Network, Room, Site
 from g2d.redteam.rows import Row, Status, not_measured
 from g2d.redteam.threats import family
+from g2d.redteam.threats import universal as universal_family
 from g2d.redteam.threats.whitebox import budgets
 from g2d.tasks import Task
 from g2d.weights import digest, pack
@@ -180,8 +181,31 @@ def test_a_fixed_chain_shows_no_defence(name, site, room):
                 if name == "stale":
                     assert row.value.value > 0.4
                     assert row.value == row.worst
-                else:
+                elif case.name == "fitted":
                     assert row.value.value == row.extra["white_box"]["value"]
+
+
+def test_what_is_fitted_beats_patterns_and_is_kept_by_data_of_its_own(site, room):
+    rows = {c.name: family("universal").run(c, room)[0]
+            for c in cases("universal", site, chain="frozen")}  # fmt: skip
+    fitted, pattern = rows["fitted"], rows["pattern"]
+    assert pattern.threat.startswith("universal, nothing fitted")
+    assert pattern.gradient_steps == 0
+    assert pattern.extra["kept"].startswith(("constant", "random signs"))
+    assert fitted.value.value > pattern.value.value
+    assert fitted.extra["kept"].startswith("fitted from")
+    fit = universal_family._Fit(cases("universal", site, chain="frozen")[0], room)
+    guide = site.source.splits.guide
+    assert len(fit.own) + len(fit.held) == len(guide)
+    both = {x.numpy().tobytes() for x in fit.own.x} & {x.numpy().tobytes() for x in fit.held.x}
+    assert len(both) <= len(guide) - len({x.numpy().tobytes() for x in guide.x})
+
+
+def test_a_transferred_perturbation_that_beats_the_own_one_is_told(site, room):
+    case = cases("universal", site, chain="generated", name="fitted")[0]
+    note = universal_family._remark(case, room, share(1, 10), share(2, 10), 1, "x")
+    assert "this one, transferred, beats it (20.0 %)" in note
+    assert "beats" not in universal_family._remark(case, room, share(2, 10), share(2, 10), 1, "x")
 
 
 def test_joint_attacks_know_more_networks_and_say_when_the_chain_is_short(site, room):
@@ -216,9 +240,49 @@ def test_age_zero_is_the_crafted_network_itself(site, room):
 
 def test_hindsight_picks_the_worst_exposed_network(site, room):
     (case,) = cases("stale", site, chain="generated", name="worst")
-    (row,) = family("stale").run(case, room)
+    row = family("stale").run(case, room)[0]
     assert row.value.value == max(point["value"] for point in row.extra["each"])
     assert len(row.extra["each"]) == 5
+
+
+def test_tries_count_an_image_that_any_stored_attack_flips(site, room):
+    (case,) = cases("stale", site, chain="generated", name="worst")
+    single, tries = family("stale").run(case, room)
+    assert tries.threat == "stale, best of 5 tries"
+    assert (tries.queries, tries.gradient_steps, tries.scored) == (5, 100, 1)
+    # Six networks: both rows read the first five and are scored on the last.
+    assert single.value.value < tries.value.value <= 1
+    assert tries.value.value <= sum(point["value"] for point in single.extra["each"])
+    long = Chain("generated", site.chains["generated"].networks * 4)
+    many = dataclasses.replace(site, chains={"generated": long})
+    _, tries = family("stale").run(case, Room(many))
+    assert (tries.queries, tries.scored) == (5, 11)
+    assert tries.worst.value >= tries.value.value
+
+
+def test_what_would_follow_next_meets_attacks_on_the_vaults_last_generations(site):
+    vault = site.chains["generated"].networks
+    chains = {
+        "generated": Chain("generated", vault[:4]),
+        "unrotated": Chain("unrotated", vault[3:4], fixed=True),
+        "rival": Chain("rival", vault[4:5]),
+        "draws": Chain("draws", vault[5:] * 20),
+    }
+    fresh = dataclasses.replace(site, chains=chains)
+    room = Room(fresh)
+    for name, scored in (("rival", 1), ("draws", 11)):
+        planned = cases("stale", fresh, chain=name)
+        assert {case.reads for case in planned} == {(name, "generated")}
+        assert [(c.number("k"), c.option("attack")) for c in planned] == [(1, "apgd"), (4, "apgd")]
+        single, joint = (family("stale").run(case, room)[0] for case in planned)
+        assert (single.threat, joint.threat) == ("stale, single", "stale, joint over the last 4")
+        assert {single.scored, joint.scored} == {scored}
+        assert "what would follow next" in joint.note
+        assert "the chain is 4 networks long" in joint.note
+    (case,) = cases("stale", fresh, chain="unrotated", name="transfer")[:1]
+    assert family("stale").run(case, room)[0].value.value > 0.4
+    alone = dataclasses.replace(site, chains={"rival": chains["rival"]})
+    assert cases("stale", alone) == []
 
 
 def test_one_network_has_nothing_stale(site):

@@ -9,8 +9,9 @@ import torch
 import g2d
 from g2d.attacks.poisoning import poisoned, poisoned_task, trigger
 from g2d.errors import DataError, SettingsError
+from g2d.evaluate import share
 from g2d.redteam.room import Chain, Network, Room, Site
-from g2d.redteam.rows import Status
+from g2d.redteam.rows import Row, Status
 from g2d.redteam.threats import poisoning
 from g2d.weights import digest
 
@@ -131,3 +132,33 @@ def test_data_without_images_is_not_measured(site, digits):
 
 def test_nothing_is_planned_without_generations(site):
     assert poisoning.plan(dataclasses.replace(site, chains={})) == []
+
+
+@pytest.mark.parametrize(
+    ("carrying", "passed", "others", "clean", "measured"),
+    [
+        (12, 0, 8, 8, True),  # the gates tell them apart
+        (9, 0, 8, 8, False),  # too few
+        (12, 0, 8, 0, False),  # everything is rejected
+        (12, 3, 8, 2, False),
+        (12, 0, 0, 0, False),  # nothing to compare with
+        (12, 12, 8, 8, True),  # nothing is stopped: that speaks for itself
+    ],
+)
+def test_gates_stop_a_backdoor_only_if_they_pass_what_has_none(
+    carrying, passed, others, clean, measured
+):
+    bad = carrying + others - passed - clean
+    failed = [[] for _ in range(passed + clean)] + [["accuracy"]] * bad
+    extra = {"candidates": carrying + others, "carrying": carrying, "failed": failed}
+    value = share(passed, carrying)
+    row = Row("poisoning", "t", "generated", "BadNets", value, metric=poisoning.PASSED,
+              harm=value.value, extra=extra)  # fmt: skip
+    (merged,) = poisoning.merge([row])
+    assert (merged.status is Status.OK) == measured
+    if measured:
+        assert merged == row
+    else:
+        assert (merged.value, merged.harm) == (None, None)
+        assert f"{passed} of {carrying} with it pass, {clean} of {others} without" in merged.note
+    assert poisoning.merge([merged]) == [merged]

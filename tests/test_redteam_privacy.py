@@ -9,8 +9,9 @@ import torch
 import g2d
 from g2d.attacks.inference import halves, likelihood_ratio, logit_confidence, matched
 from g2d.errors import SettingsError
+from g2d.evaluate import share
 from g2d.redteam.room import Chain, Network, Room, Site
-from g2d.redteam.rows import Status
+from g2d.redteam.rows import Row, Status
 from g2d.redteam.threats import privacy
 from g2d.weights import digest, pack
 
@@ -171,3 +172,33 @@ def test_inversion_of_unbounded_data_is_not_measured(site):
 
 def test_nothing_is_planned_without_generations(site):
     assert privacy.plan(dataclasses.replace(site, chains={})) == []
+
+
+def lira(target: str, hits: int, metric: str = "TPR at 1 % FPR") -> Row:
+    known = {"metric": metric, "harm": 0.1}
+    return Row(
+        "privacy", "membership", target, "LiRA online, 16 shadows", share(hits, 1000), **known
+    )
+
+
+def test_without_power_in_the_positive_control_membership_harms_nobody_and_says_so():
+    weak = privacy.merge([lira("generated", 50), lira("a shadow", 15)])
+    assert [row.harm for row in weak] == [None, None]
+    assert all(row.note.startswith("no power: the positive control is at chance") for row in weak)
+    assert weak[0].value == share(50, 1000)
+    strong = [lira("generated", 50), lira("a shadow", 60)]
+    assert privacy.merge(strong) == strong
+    (alone,) = privacy.merge([lira("generated", 50, "TPR at 0.1 % FPR")])
+    assert alone.harm is None
+    assert "not measured" in alone.note
+    other = dataclasses.replace(lira("generated", 50), attack="ART")
+    assert privacy.merge([other]) == [other]
+
+
+def test_an_inversion_has_as_many_trials_as_classes():
+    row = Row("privacy", "a class", "frozen", "ART MIFace", share(15, 30),
+              metric="class recognised", extra={"starts": 3})  # fmt: skip
+    (merged,) = privacy.merge([row])
+    assert merged.value == share(5, 10)
+    assert merged.extra["images"] == 30
+    assert privacy.merge([merged]) == [merged]

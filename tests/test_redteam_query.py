@@ -227,7 +227,13 @@ def test_rows_of_a_quick_run_are_complete(site):
         curve = [point["value"] for point in row.extra["curve"]]
         assert curve == sorted(curve)
         assert row.value.value == curve[-1]
-        assert row.extra["durable"]["value"] <= row.value.value
+        finds = round(row.value.value * row.value.n)
+        kept = row.extra["durable_of_all"]
+        assert (row.extra["durable"] or {"n": 0})["n"] == finds
+        assert kept["n"] == row.value.n
+        assert kept["value"] <= row.value.value
+        if finds:
+            assert row.extra["durable"]["value"] * finds == pytest.approx(kept["value"] * kept["n"])
         assert row.clean_accuracy.value > 0.8, "the untrained first network is never met"
         assert row.queries == row.extra["curve"][-1]["queries"]
         json.dumps(row.as_json(query.IDENTIFIERS))
@@ -311,12 +317,60 @@ def test_a_service_of_another_task_or_nobody_is_told(site, serve):
         assert row.queries == 0
 
 
-def test_tabular_data_are_not_measured_by_query_attacks(site):
+def test_a_stale_start_is_the_first_question_and_stays_in_the_ball():
+    x, y = torch.full((2, 1, 4, 4), 0.5), torch.tensor([0, 0])
+    api = Scripted([5.0, 6.0, 4.0])
+    start = x + torch.tensor([0.07, 0.9])[:, None, None, None]
+    clock_square(api, x, y, eps=0.1, budget=3, generator=source(0), start=start)
+    assert torch.allclose(api.asked[0].flatten(1).amax(1), torch.tensor([0.57, 0.6]))
+
+
+def test_searches_on_generations_and_controls_are_equally_long_and_broad(site):
+    cases = query.plan(dataclasses.replace(site, quick=False))
+    for name in ("square", "square-clock", "hop-skip-jump"):
+        sizes = {(c.number("images"), c.number("budget")) for c in cases if c.name == name}
+        assert len(sizes) == 1
+    assert [c.number("budget") for c in cases if c.name == "square-long"] == [10_000]
+
+
+def test_a_long_search_is_read_at_its_end_with_and_without_a_slow_clock(site):
+    room = Room(dataclasses.replace(site, quick=False))
+    case = next(c for c in query.plan(room.site) if c.name == "square-long")
+    options = (("images", 20), ("budget", 40), ("at", 40), ("periods", "0"))
+    never, slow = query.run(dataclasses.replace(case, options=options), room)
+    assert (never.value, never.queries) == (slow.value, 40)
+    assert (never.target, slow.extra["every"]) == ("generated, no rotation", 10_000)
+
+
+def test_a_stale_start_uses_only_what_was_exposed(site):
+    room = Room(site)
+    case = next(c for c in query.plan(site) if c.name == "square-stale")
+    attackers = query._Attackers(case, room)
+    assert attackers._exposed(0) == site.chains["generated"].networks[:1]
+    assert attackers._exposed(2) == site.chains["generated"].networks[:3]
+    rows = attackers.rows()
+    assert {row.threat for row in rows} == {
+        "API, scores; knows the clock and holds exposed generations"
+    }
+    assert all(row.extra["curve"][0]["queries"] == 1 for row in rows)
+
+
+def test_tabular_data_are_measured_by_our_query_attack_alone(site, tmp_path):
     splits = g2d.load_task("digits").splits
     flat = [Split(s.x.flatten(1), s.y) for s in (splits.train, splits.guide, splits.gate)]
     test = Split(splits.test.x.flatten(1), splits.test.y)
     task = g2d.Task("flat", lambda: nn.Linear(64, 10), g2d.Splits(*flat, test), classes=10, eps=0.1)
-    room = Room(dataclasses.replace(site, source=task))
-    (row,) = query.run(query.plan(site)[0], room)
+    networks = []
+    for seed in range(3):
+        data = pack(task.model(seed).state_dict())
+        (tmp_path / str(seed)).write_bytes(data)
+        networks.append(Network(str(tmp_path / str(seed)), digest(data)))
+    chains = {"generated": Chain("generated", tuple(networks))}
+    own = dataclasses.replace(site, source=task, chains=chains)
+    cases = {case.name: case for case in query.plan(own)}
+    (row,) = query.run(cases["square"], Room(own))
     assert row.status is Status.NOT_MEASURED
     assert "images" in row.note
+    for name in ("square-clock", "square-stale"):
+        rows = query.run(cases[name], Room(own))
+        assert all(row.status is Status.OK and row.value.n for row in rows)

@@ -54,13 +54,6 @@ class Tags(HTMLParser):
             self.images.append(values.get("alt"))
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    report.render(whole()["summary"], path)
-    return path.read_text(encoding="utf-8")
-
-
 def drawn(results, folder):
     path = folder / "redteam.html"
     report.render_results(results, path)
@@ -108,32 +101,13 @@ def colours_resolve(page):
 
 
 @pytest.mark.parametrize("holds", [self_contained, ids_resolve, colours_resolve])
-def test_pages_are_self_contained_and_whole(page, redteam_page, holds):
-    holds(page)
+def test_the_page_is_self_contained_and_whole(redteam_page, holds):
     holds(redteam_page)
-
-
-def test_the_page_holds_every_part(page):
-    tags = parse(page)
-    assert tags.tags.count("svg") == 5
-    assert page.count('role="img" aria-label=') == 5
-    assert tags.tags.count("caption") == tags.tags.count("table") == 3
-    assert tags.tags.count("figcaption") == tags.tags.count("figure") == 5
-    assert tags.images == ["test image of class 7", "the same image, attacked"]
-    for text in ("text 0", "text 2", "too near", "p" * 64, "name = &#34;digits", "PGD-20"):
-        assert text in page
-    assert "No rotation &lt;&amp;&gt;" in page
-
-
-def test_the_same_summary_gives_the_same_page(summary, page, tmp_path):
-    report.render(summary, tmp_path / "again.html")
-    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
 def test_a_task_without_images_and_rejections_is_reported_too(summary, tmp_path):
     less = summary | {"images": {"items": []}, "rejected": []}
-    report.render(less, tmp_path / "r.html")
-    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    text = drawn(whole() | {"summary": less}, tmp_path)
     assert "<img" not in text
     assert "No candidate was rejected" in text
 
@@ -141,9 +115,8 @@ def test_a_task_without_images_and_rejections_is_reported_too(summary, tmp_path)
 def test_colour_images_are_drawn(summary, tmp_path):
     pixels = [[[255, 0, 0], [0, 255, 0]]]
     item = summary["images"]["items"][0] | {"clean": pixels, "attacked": pixels}
-    path = tmp_path / "r.html"
-    report.render(summary | {"images": summary["images"] | {"items": [item]}}, path)
-    assert "data:image/png" in path.read_text(encoding="utf-8")
+    less = summary | {"images": summary["images"] | {"items": [item]}}
+    assert "data:image/png" in drawn(whole() | {"summary": less}, tmp_path)
 
 
 def test_the_picture_has_the_size_that_the_readme_wants(summary, tmp_path):
@@ -153,11 +126,11 @@ def test_the_picture_has_the_size_that_the_readme_wants(summary, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
-def test_a_missing_library_is_told_with_what_to_install(summary, tmp_path, monkeypatch, missing):
+def test_a_missing_library_is_told_with_what_to_install(tmp_path, monkeypatch, missing):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == missing else real(n))
     with pytest.raises(G2DError, match=rf"{missing}.*pip install 'g2d\[report\]'"):
-        report.render(summary, tmp_path / "r.html")
+        report.render_results(whole(), tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 
@@ -266,8 +239,10 @@ def test_the_answer_is_made_of_the_rows_numbers(results):
     said = {label: text.replace("\u00a0", " ") for label, text in told(results).items()}
     buys, lacks = said["What rotation buys"], said["What it does not"]
     assert "(joint over the last 5 exposed generations) flip 35 % of the examples" in buys
-    assert "95 % on a model that never changes; 45 % if every rotation retrains" in buys
-    assert "72 % without rotation, 48 % with one every 500 queries (24 % outlive" in buys
+    assert "95 % on the undefended model that never changes; 45 % if every rotation" in buys
+    assert (
+        "72 % without rotation, 48 % with one every 500 queries (24 % of the finds outlive" in buys
+    )
     assert "cost a generation 80 % of the examples cost the next one 1 %" in buys
     assert "still flips 80 % on average and 85 % of the worst generation; 90 % of the" in lacks
     assert "Whoever owns the generator flips 55 % (frozen model: 92 %)" in lacks
@@ -275,6 +250,8 @@ def test_the_answer_is_made_of_the_rows_numbers(results):
 
 def test_rotation_that_does_not_help_is_not_sold(results):
     """Equal or higher rates move to the third box, or are called no gain."""
+    stale = picked(results, family="stale")
+    results["rows"] += [row | {"target": "unrotated"} for row in stale if row["target"] == "frozen"]
     for row in picked(results, family="stale") + picked(results, family="query"):
         row["value"] = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 100}
         row["harm"] = 0.7
@@ -371,7 +348,8 @@ def test_curves_are_drawn_for_every_family_that_has_them(redteam_page):
     assert labels[-1] == "frozen, no rotation"
     assert query["controls"][0]["title"].endswith("noise")
     stale = next(group for group in groups if group["family"] == "stale")["panels"][0]
-    assert [line["label"] for line in stale["lines"]] == list(redplots.TARGETS)
+    drawn = {row["target"] for row in results["rows"] if row["family"] == "stale"}
+    assert [line["label"] for line in stale["lines"]] == [t for t in redplots.TARGETS if t in drawn]
     assert parse(redteam_page).tags.count("svg") == 5 + 8 + 2
 
 
@@ -449,14 +427,15 @@ def test_the_schema_names_every_field(results):
 
 def test_bit_flips_that_reach_the_unseen_are_not_hidden(results):
     row = picked(results, family="bit-flips", target="generated")[1]
-    row["extra"]["lost_after_all_flips"] = 0.4
+    later = row | {"threat": "the same flips two and more networks later"}
+    later["value"] = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100}
     joint = row | {"threat": "flips found jointly on the last 2, on unseen networks"}
     joint["value"] = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 100}
     kept = row | {"threat": "the same flips on the next network: stored in secret order"}
     kept["value"] = {"value": 0.0, "low": 0.0, "high": 0.1, "n": 100}
-    results["rows"] = [kept, *results["rows"], joint]
+    results["rows"] = [kept, *results["rows"], joint, later]
     said = {label: text.replace("\u00a0", " ") for label, text in told(results).items()}
-    assert "cost the next one 1 %, and 40 % if the attacker goes on" in said["What rotation buys"]
+    assert "cost the next one 1 % and later ones 40 %." in said["What rotation buys"]
     assert "on several at once cost unseen ones 70 %." in said["What it does not"]
 
 

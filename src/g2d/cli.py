@@ -6,6 +6,7 @@ about a defence is made here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -55,14 +56,23 @@ class _Commands(TyperGroup):
             say(_INTERRUPTED)
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # What is still buffered must not fail once more when the interpreter ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             raise typer.Exit(1) from None
         except (G2DError, OSError) as error:
             if ctx.params.get("traceback"):
                 tracebacks.print_exc()
+            with contextlib.suppress(ValueError):  # a closed stdout has nothing left to fail
+                try:
+                    sys.stdout.flush()
+                except OSError:
+                    _drop_output()
             say(_reason(error), "error: ")
             raise typer.Exit(1) from None
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: it must not fail once more as the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reason(error: G2DError | OSError) -> str:

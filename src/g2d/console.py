@@ -56,7 +56,7 @@ def _console(stderr: bool = False) -> Console:
 
 def _printable(text: str) -> str:
     """Drop control characters: a vault from elsewhere must not steer the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return "".join(c if c.isprintable() else "?" for c in text.replace("\u00a0", " "))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

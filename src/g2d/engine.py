@@ -63,6 +63,7 @@ class LocalEngine:
     def __init__(self, workers: int = 0) -> None:
         self._count = workers or len(os.sched_getaffinity(0))
         context = multiprocessing.get_context("spawn")
+        self._flying: dict[Future[Any], int] = {}
         self._pool = ProcessPoolExecutor(self._count, context, _start_worker, (os.getpid(),))
 
     def run(self, work: Work, payloads: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -73,6 +74,7 @@ class LocalEngine:
         """
         waiting = enumerate(payloads)
         flying: dict[Future[Any], int] = {}
+        self._flying = flying
         try:
             while True:
                 for position, payload in itertools.islice(waiting, self._count - len(flying)):
@@ -88,7 +90,10 @@ class LocalEngine:
             ) from error
 
     def close(self) -> None:
-        """Kill the workers; jobs that are running are lost."""
+        """Stop the workers; jobs that are running are lost, and their workers killed."""
+        if not any(not future.done() for future in self._flying):
+            self._pool.shutdown(wait=True)  # in peace, so that libraries in workers can tidy up
+            return
         processes = list((self._pool._processes or {}).values())
         for process in processes:
             process.kill()

@@ -18,13 +18,17 @@ Values = Mapping[str, Any]
 # Columns of the threat matrix: the target's chain of networks, and what it is.
 TARGETS = {
     "generated": "The defence: every rotation makes a generated network live.",
-    "frozen": "No rotation: the model that was deployed first, for ever.",
-    "retrained": "Rival: every rotation makes a network live that was trained from a fresh seed.",
+    "unrotated": "The live generation, never rotated again: what training gives without rotation.",
+    "frozen": "No rotation: the undefended model that was deployed first, for ever.",
+    "retrained": "Rival: every rotation plainly trains a network from a fresh seed.",
     "soup": "Rival: every rotation makes a mean of population members live.",
     "noise": "Rival: every rotation makes a noisy copy of known parameters live.",
     "permuted": "Control: hidden units reordered, the same function; must equal frozen.",
+    "draws": "What would be live next: fresh proposals, against the same attacks as the rival.",
+    "rival": "Rival: what would be live next if it were retrained on the same exposed attacks.",
 }
 ELSEWHERE = "other"
+NAMES = {"soup": "soups of members", "noise": "members with noise"}
 OK = "ok"
 _SHORT = {"not measured": "n/m"}
 
@@ -329,7 +333,7 @@ def _labels(rows: Sequence[Values], by: Sequence[str]) -> list[str]:
 def _looks(rows: Sequence[Values]) -> list[int]:
     """A target's line looks the same in all panels; its further lines take what is left."""
     chains, order = [chain_of(row) for row in rows], [*TARGETS, ELSEWHERE]
-    known = {chain: order.index(chain) for chain in chains}
+    known = {chain: order.index(chain) % _MOST for chain in chains}
     left = iter(look for look in range(_MOST) if look not in known.values())
     return [
         known[chain] if chain not in chains[:place] else next(left)

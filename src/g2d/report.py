@@ -45,16 +45,6 @@ def require() -> None:
         )
 
 
-def render(summary: Values, path: Path) -> None:
-    """Write the page of a summary (`g2d.demo.summarise`); nothing in it is loaded from outside.
-
-    Raises:
-        G2DError: matplotlib or jinja2 is missing, or the file cannot be written.
-    """
-    require()
-    write(path, _page("report.html", **_summary(summary)))
-
-
 def render_results(results: Values, path: Path) -> None:
     """Write the page of a red team's `results.json`; nothing in it is loaded from outside.
 
@@ -166,17 +156,34 @@ def _stale(lines: Sequence[Line]) -> str:
         return ""
     told = f"Attacks made on exposed parameters ({line.threat}) flip {_points(ours['value'])} of "
     told += "the examples on later generations"
+    if stayed := _beside(line, "unrotated", lines):
+        told += f"; {_points(stayed['value'])} on the live generation, had it stayed"
+        told += "" if redplots.against(ours, stayed) < 0 else " (no gain beyond chance)"
     if frozen := _beside(line, "frozen", lines):
-        told += f", {_points(frozen['value'])} on a model that never changes"
-        told += "" if redplots.against(ours, frozen) < 0 else " (no gain beyond chance)"
+        told += f"; {_points(frozen['value'])} on the undefended model that never changes"
     if retrained := _beside(line, "retrained", lines):
-        told += f"; {_points(retrained['value'])} if every rotation retrains instead"
+        told += f"; {_points(retrained['value'])} if every rotation plainly retrains"
+    if (rival := line.best("rival")) and (fresh := line.best("draws")):
+        told += f". Retrained on the same attacks: {_points(rival['value'])}, where fresh proposals"
+        told += f" stand at {_points(fresh['value'])}"
     most = _strongest(lines, "stale") or line
     if _value(most) > _value(line):
         told += (
             f". The most successful try ({most.threat}): {_points((_asr(most) or ours)['value'])}"
         )
-    return f"{told}."
+    return f"{told}.{_free(lines)}"
+
+
+def _free(lines: Sequence[Line]) -> str:
+    """How the defence does against rivals that cost nothing: soups and noised members."""
+    told = ""
+    for rival in redplots.rivals(lines):
+        if rival["name"] in ("soup", "noise"):
+            total = rival["less"] + rival["alike"] + len(rival["more"])
+            worse = total - rival["less"]
+            told += f" Against {redplots.NAMES[rival['name']]}, which cost nothing, it does no "
+            told += f"better in {worse} of {total} lines of the matrix."
+    return told
 
 
 def _query(lines: Sequence[Line]) -> tuple[str, bool]:
@@ -195,7 +202,7 @@ def _query(lines: Sequence[Line]) -> tuple[str, bool]:
         (row for row in same if row in ticking), key=lambda row: row["extra"]["every"], reverse=True
     ):
         durable = row["extra"].get("durable")
-        kept = f" ({_points(durable)} outlive the next one)" if durable else ""
+        kept = f" ({_points(durable)} of the finds outlive the next one)" if durable else ""
         period = f"{row['extra']['every']:,}"
         told.append(f"{_points(row['value'])} with one every {period} queries{kept}")
     won = still is not None and redplots.against(best, still) >= 0
@@ -207,7 +214,7 @@ def _bit_flips(lines: Sequence[Line]) -> tuple[str, str]:
     """What flips found on one generation do to the next, and what those found on several do."""
     found: dict[str, Values] = {}
     for line in (x for x in lines if x.family == "bit-flips" and ":" not in x.threat):
-        for words in ("found on", "next network", "jointly"):
+        for words in ("found on", "next network", "more networks later", "jointly"):
             if words in line.threat and (row := line.best("generated")):
                 found.setdefault(words, row)
     if not {"found on", "next network"} <= set(found):
@@ -215,8 +222,8 @@ def _bit_flips(lines: Sequence[Line]) -> tuple[str, str]:
     following = found["next network"]
     told = f"Bit flips that cost a generation {_points(found['found on']['value'])} of the "
     told += f"examples cost the next one {_points(following['value'])}"
-    if (every := following["extra"].get("lost_after_all_flips")) is not None:
-        told += f", and {_points({'value': every})} if the attacker goes on flipping"
+    if later := found.get("more networks later"):
+        told += f" and later ones {_points(later['value'])}"
     joint = found.get("jointly")
     if joint is None or joint["value"]["low"] <= following["value"]["high"]:
         return f"{told}.", ""

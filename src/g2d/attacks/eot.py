@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from g2d.attacks.pgd import Logits, project
+from g2d.attacks.pgd import Logits, check_budget, project
 from g2d.errors import SettingsError
+
+LOSSES = ("cross-entropy", "probability")
 
 
 def eot_pgd(
@@ -25,8 +27,9 @@ def eot_pgd(
     generator: torch.Generator,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     decay: float = 0.75,
+    loss: str = "cross-entropy",
 ) -> Tensor:
-    """Maximise the expected cross-entropy of a random network (Athalye et al. 2018, section 3.1).
+    """Maximise the expected loss of a random network (Athalye et al. 2018, section 3.1).
 
     Every step draws networks anew and follows the sign of their mean gradient, accumulated with
     `decay` (MI-FGSM, arXiv 1710.06081: with few draws a step the momentum averages over steps too).
@@ -36,24 +39,27 @@ def eot_pgd(
         draw: returns the networks of one step, each a map from (n, ...) to logits (n, classes).
         x: clean inputs (n, ...), all attacked at once. y: their labels (n,).
         eps: radius of the L-infinity ball, in units of `x`. steps: gradient steps.
+        loss: "cross-entropy", or "probability": the expected probability of an error, less the
+            mean softmax probability of the true class. A network that already errs then counts no
+            more, while its cross-entropy would go on growing.
 
     Returns:
         Proposed inputs, shape of `x`, inside ball and range.
 
     Raises:
-        SettingsError: eps is negative or larger than the data range, or no step is asked for.
+        SettingsError: eps is negative or larger than the data range, no step is asked for, or the
+            loss is unknown.
     """
-    if eps < 0 or (bounds is not None and eps > bounds[1] - bounds[0]):
-        raise SettingsError(f"eps must lie between 0 and the data range, not {eps}")
-    if steps < 1:
-        raise SettingsError(f"an attack takes at least one step, not {steps}")
+    check_budget(eps, steps, bounds)
+    if loss not in LOSSES:
+        raise SettingsError(f"the loss is one of {', '.join(LOSSES)}, not {loss!r}")
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
     adversarial = project(x + (2 * noise - 1) * eps, x, eps, bounds)
     momentum = torch.zeros_like(x)
     for step in range(steps):
         gradient = torch.zeros_like(x)
         for model in draw():
-            gradient += _gradient(model, adversarial, y)
+            gradient += _gradient(model, adversarial, y, loss)
         scale = gradient.abs().flatten(1).mean(1).clamp_min(1e-30)
         momentum = decay * momentum + gradient / scale.view(-1, *[1] * (x.dim() - 1))
         size = eps / 4 * (1 - step / steps)
@@ -61,11 +67,17 @@ def eot_pgd(
     return adversarial
 
 
-def _gradient(model: Logits, x: Tensor, y: Tensor, batch: int = 500) -> Tensor:
+def _gradient(model: Logits, x: Tensor, y: Tensor, loss: str, batch: int = 500) -> Tensor:
     parts = []
     for part, label in zip(x.split(batch), y.split(batch), strict=True):
         inputs = part.detach().requires_grad_(True)
         with torch.enable_grad():
-            loss = F.cross_entropy(model(inputs), label, reduction="sum")
-        parts.append(torch.autograd.grad(loss, inputs)[0])
+            total = _loss(model(inputs), label, loss)
+        parts.append(torch.autograd.grad(total, inputs)[0])
     return torch.cat(parts)
+
+
+def _loss(logits: Tensor, y: Tensor, loss: str) -> Tensor:
+    if loss == "probability":
+        return -logits.softmax(1).gather(1, y.view(-1, 1)).sum()
+    return F.cross_entropy(logits, y, reduction="sum")

@@ -83,8 +83,8 @@ def _normal(phi: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.where(chosen, phi, 0.0).sum(0) / count
     squares = torch.where(chosen, (phi - mean).square(), 0.0).sum()
     free = (count - 1).clamp_min(0).sum()
-    # One value for each point leaves no spread to measure; the spread over points is the nearest.
-    pooled = squares / free if int(free) else phi[chosen].var()
+    # One value for each point leaves no spread to measure; that over all is the nearest.
+    pooled = squares / free if int(free) else phi.var()
     return mean, pooled.clamp_min(1e-12)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from g2d.attacks.art import black_box, quiet
-from g2d.attacks.pgd import check_budget
+from g2d.attacks.pgd import check_budget, project
 
 Api = Callable[[Tensor, Tensor], Tensor]
 """Maps inputs (m, ...) and their lanes (m,) to scores (m, classes); may raise `SpentError`."""
@@ -52,6 +52,7 @@ def clock_square(
     bounds: tuple[float, float] | None = (0.0, 1.0),
     every: int | None = None,
     share: float = 0.8,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Random search over squares (Andriushchenko et al. 2020, arXiv 1912.00049) that knows a clock.
 
@@ -65,6 +66,7 @@ def clock_square(
         eps: radius of the ball, in units of `x`. budget: queries an image.
         every: queries of a lane between two rotations, None: none that the attacker knows of.
         share: share of the pixels that the first square covers.
+        start: points to begin at, shape of `x`, clipped to ball and range; None: random stripes.
 
     Returns:
         The best point of every image, shape of `x`, inside ball and range.
@@ -74,7 +76,9 @@ def clock_square(
     """
     check_budget(eps, 1, bounds)
     shape, x = x.shape, x if x.dim() == 4 else x.reshape(len(x), 1, 1, -1)
-    best = _inside(x + eps * _signs((len(x), x.shape[1], 1, x.shape[3]), generator), bounds)
+    if start is None:
+        start = x + eps * _signs((len(x), x.shape[1], 1, x.shape[3]), generator)
+    best = project(start.reshape(x.shape), x, eps, bounds)
     loss = torch.full((len(x),), math.inf, dtype=x.dtype)
     active = torch.arange(len(x))
     period = min(every or budget, budget)

@@ -26,6 +26,8 @@ def universal(
     generator: torch.Generator,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     batch: int = 64,
+    start: Tensor | None = None,
+    drawn: int | None = None,
 ) -> Tensor:
     """Fit one perturbation that many inputs share (Moosavi-Dezfooli et al. 2017, arXiv 1610.08401).
 
@@ -39,6 +41,9 @@ def universal(
         steps: gradient steps, each on `batch` inputs drawn at random.
         generator: draws the batches.
         bounds: range of the data, or None where it has none.
+        start: where the ascent begins, shape of one input; at nothing, if None.
+        drawn: models that each step draws at random (all of them, if None or fewer), so that many
+            networks cost no more than a few.
 
     Returns:
         The perturbation, shape of one input; add it to any input and project.
@@ -51,14 +56,18 @@ def universal(
     if not len(x):
         raise SettingsError("a universal perturbation is fitted on at least one input")
     ensemble = [models] if callable(models) else list(models)
-    delta = torch.zeros_like(x[:1])
+    delta = torch.zeros_like(x[:1]) if start is None else start[None].clamp(-eps, eps)
     for step in range(steps):
         index = torch.randint(len(x), (batch,), generator=generator)
+        used = ensemble
+        if drawn is not None and drawn < len(ensemble):
+            order = torch.randperm(len(ensemble), generator=generator)[:drawn].tolist()
+            used = [ensemble[place] for place in order]
         delta.requires_grad_(True)
         with torch.enable_grad():
             shifted = x[index] + delta
             shifted = shifted if bounds is None else shifted.clamp(*bounds)
-            losses = [F.cross_entropy(m(shifted), y[index], reduction="none") for m in ensemble]
+            losses = [F.cross_entropy(m(shifted), y[index], reduction="none") for m in used]
             loss = torch.stack(losses).clamp_max(CAP).sum()
         (gradient,) = torch.autograd.grad(loss, delta)
         size = 0.2 * eps * (1 - step / steps)

@@ -1,8 +1,8 @@
 """The red team: every threat of DESIGN section 6, attacked by established code, judged by ours.
 
-`plan` says what is to be done, `run` does it row by row and goes on where it stopped. Attacks
-(`g2d.attacks`) propose; families (`g2d.redteam.threats`) set them against targets and have the
-framework score them. How results are told does not live here.
+`attack` runs it row by row and goes on where it stopped. Attacks (`g2d.attacks`) propose; families
+(`g2d.redteam.threats`) set them against targets and have the framework score them. How results are
+told does not live here.
 """
 
 from g2d.redteam.rows import Row, Status

@@ -6,15 +6,18 @@ Every network is a file in the run's folder, named after what decides it.
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from g2d.data import Split
 from g2d.defence import Defence, data_digest, fitted_members
 from g2d.engine import Engine
 from g2d.files import make_folder, write_bytes
@@ -23,6 +26,7 @@ from g2d.population import Job, run_job, seed_of
 from g2d.redteam.cabinet import code_version, key_of
 from g2d.redteam.room import Chain, Network, Room, Site, enter
 from g2d.symmetry import permute
+from g2d.train import Batches, load_model, predict, repelled_step, train
 from g2d.weights import State, digest, pack, unpack
 
 Progress = Callable[[str, int, int], None]
@@ -38,11 +42,12 @@ class Sizes:
     retrained: int = 6
     draws: int = 100
     attacker: int = 16  # the attacker's own draws
+    rival: int = 3
 
     @classmethod
     def of(cls, quick: bool) -> Sizes:
         """Full, or a smoke test."""
-        return cls(8, 3, 2, 8, 3) if quick else cls()
+        return cls(8, 3, 2, 8, 3, 1) if quick else cls()
 
 
 def build_chains(
@@ -74,9 +79,13 @@ def build_chains(
             networks = shelf.find_or_make(name, _identity(defence, site, name), make)
             if networks:
                 chains[name] = Chain(name, networks, fixed=fixed, note=note)
+    if len(chains["generated"].networks) > 1:
+        live = chains["generated"].networks[-1:]
+        note = "the live generation, never rotated again"
+        chains["unrotated"] = Chain("unrotated", live, fixed=True, note=note)
     jobs = {"retrained": sizes.retrained}
     if defence.vault.entry("generator") is not None:
-        jobs |= {"draws": sizes.draws, "attacker": sizes.attacker}
+        jobs |= {"draws": sizes.draws, "attacker": sizes.attacker, "rival": sizes.rival}
     wanted = {name: count for name, count in jobs.items() if name in names}
     # A worker needs the settings, not the chains.
     bare = replace(site, chains={})
@@ -89,24 +98,48 @@ _NOTES = {
     "retrained": "fresh seeds, the recipe of the base",
     "draws": "proposals for the next generation that passed the gates; nobody has seen them",
     "attacker": "the attacker's own proposals for the next generation",
+    "rival": "fresh seeds, trained on clean data and on the attacks that guide the next generation",
 }
 
 
 def _identity(defence: Defence, site: Site, name: str) -> str:
     vault = defence.vault
     generator = vault.entry("generator")
-    own = name in ("draws", "attacker")
+    own = name in ("draws", "attacker", "rival")
     return key_of(
         name=name,
         members=[e.files["weights"] for e in vault.entries("member")],
         base=[e.files["weights"] for e in vault.entries("base")],
         generator=generator.files["weights"] if own and generator else "",
         exposed=[vault.generation(k).files["weights"] for k in vault.exposures()] if own else [],
-        data=data_digest(defence.task),
-        settings=defence.settings.to_toml(),
+        task=task_identity(defence),
+        settings=asdict(defence.settings) | {"task": ""},
         seed=site.seed,
         code=code_version("g2d.redteam.chains"),
     )
+
+
+def task_identity(defence: Defence) -> dict[str, Any]:
+    """What a task is, as far as results go: data, bounds, the function of its model, its source.
+
+    The model's function is that of the base on a few inputs; the source is that of the module that
+    the factory comes from (built-in tasks are part of the code version anyway).
+    """
+    task, base = defence.task, defence.vault.entry("base")
+    assert base is not None  # a vault with generations has a base
+    model = load_model(task, unpack(defence.vault.read(base)))
+    logits = predict(model, task.splits.gate.x[:16])
+    try:
+        source = inspect.getsource(inspect.getmodule(task.factory) or task.factory)
+    except (OSError, TypeError):
+        source = ""
+    return {
+        "data": data_digest(task),
+        "bounds": task.bounds,
+        "classes": task.classes,
+        "function": digest(pack({"logits": logits})),
+        "source": digest(source.encode()),
+    }
 
 
 def _generated(defence: Defence) -> Chain:
@@ -207,7 +240,7 @@ def _made_by_jobs(
     orders = []
     for name, count in wanted.items():
         missing = [i for i in range(count) if not shelf.known(name, keys[name], i)]
-        each = _DRAWS if name != "retrained" else 1
+        each = 1 if name in ("retrained", "rival") else _DRAWS
         orders += [
             _Order(site, keys[name], name, tuple(missing[i : i + each]))
             for i in range(0, len(missing), each)
@@ -235,7 +268,9 @@ def make(order: _Order) -> list[tuple[bytes, float]]:
     made = []
     for index in order.indices:
         began = time.process_time()
-        if order.name == "retrained":
+        if order.name == "rival":
+            data = pack(_rival(room, index))
+        elif order.name == "retrained":
             job = Job(
                 room.site.source, "member", 10**6 + index, 0, "seeds",
                 room.site.settings.population, None, (),
@@ -246,6 +281,24 @@ def make(order: _Order) -> list[tuple[bytes, float]]:
             data = b"" if drawn is None else pack(drawn)
         made.append((data, time.process_time() - began))
     return made
+
+
+def _rival(room: Room, index: int) -> State:
+    """Retrain from a fresh seed on clean data and on the attacks of the last exposed generations.
+
+    What a rotation by retraining with the same knowledge would give; as many steps as the base.
+    """
+    defence, splits = room.defence, room.task.splits
+    s, memory = room.site.settings.population, room.site.settings.guidance.memory
+    exposed = defence.vault.exposures()
+    pools = [defence.exposure(number).guide for number in exposed[-memory:]] if memory else []
+    clean = Split(
+        torch.cat([splits.train.x, splits.guide.x]), torch.cat([splits.train.y, splits.guide.y])
+    )
+    batches = Batches(room.task, clean, s.batch, room.source("rival", index))
+    model = room.task.model(room.seed("rival", index))
+    train(model, repelled_step(room.task, batches, pools, 0.0), steps=s.base_steps, rate=s.rate)
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def _draw(room: Room, name: str, index: int) -> State | None:

@@ -20,6 +20,7 @@ from g2d.errors import CheckpointError
 from g2d.evaluate import Rate, accuracy_rate, attack_rate, pooled
 from g2d.population import TaskSource, resolve, seed_of
 from g2d.redteam.rows import Row
+from g2d.redteam.targets import as_logits, check_logits
 from g2d.settings import Settings
 from g2d.tasks import Task
 from g2d.train import Logits, load_model
@@ -126,6 +127,7 @@ class Room:
         self._examples = self.task.splits.test.sample(site.n, generator)
         self._models: dict[str, nn.Module] = {}
         self._defence: Defence | None = None
+        self.remark = ""  # what readers of every row must know of the task's models
 
     @property
     def eps(self) -> float:
@@ -189,7 +191,9 @@ class Room:
         if network.digest not in self._models:
             if len(self._models) >= 256:
                 self._models.clear()
-            self._models[network.digest] = load_model(self.task, self.state(network))
+            model = load_model(self.task, self.state(network))
+            self.remark = check_logits(model, self.task.splits.gate.x[:64])
+            self._models[network.digest] = as_logits(model) if self.remark else model
         return self._models[network.digest]
 
     def models(self, networks: Sequence[Network]) -> list[nn.Module]:
@@ -215,6 +219,8 @@ class Room:
     def row(self, case: Case, threat: str, attack: str, value: Rate | None, **more: object) -> Row:
         """A row of a case; `target` is the chain's name unless given."""
         known: dict[str, object] = {"target": case.chain, "seed": self.site.seed, "eps": self.eps}
+        if self.remark:
+            known["note"] = "; ".join(filter(None, (str(more.pop("note", "")), self.remark)))
         return Row(
             family=case.family,
             threat=threat,

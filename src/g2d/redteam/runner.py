@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from g2d.attacks.art import require
-from g2d.defence import Defence, data_digest, silent
+from g2d.defence import Defence, silent
 from g2d.engine import Engine, LocalEngine
 from g2d.errors import SettingsError
 from g2d.evaluate import Rate, evaluate
 from g2d.files import write_bytes
 from g2d.redteam.cabinet import Cabinet, code_version, key_of
-from g2d.redteam.chains import build_chains
+from g2d.redteam.chains import build_chains, task_identity
 from g2d.redteam.room import Case, Site, enter
 from g2d.redteam.rows import VERSIONS, Row, Status
-from g2d.redteam.threats import FAMILIES, family
+from g2d.redteam.threats import CHAINS, FAMILIES, family
 from g2d.results import FORMAT
 from g2d.summary import hardware, summarise, versions
 
@@ -129,8 +129,9 @@ class _Run:
         self.progress, self.chosen, self.service = progress, chosen, service
         self.began, self.reused, self.failed = time.perf_counter(), 0, False
         self.cabinet = Cabinet(folder / "rows")
+        self.identity = task_identity(defence)
         if service is None:
-            names = {"soup", "noise", "permuted", "retrained", "draws", "attacker"}
+            names = set[str]().union(*(CHAINS[name] for name in chosen))
             chains = build_chains(defence, site, folder / "networks", engine, names, progress)
             site = replace(site, chains=chains)
         self.site = site
@@ -155,7 +156,8 @@ class _Run:
                 cases += module.plan_service(self.site, self.service.url, self.service.model)
             else:
                 raise SettingsError(f"{name!r} cannot be tried on a service, only on a vault")
-        if self.service is None and len(self.defence.vault.exposures()) > 1:
+        whole = self.service is None and set(self.chosen) == set(FAMILIES)
+        if whole and len(self.defence.vault.exposures()) > 1:
             reads, cost = ("generated",), 60.0
             cases.append(Case(OVERVIEW, OVERVIEW, "generated", (), reads, True, cost))
         # Long work first: what is left at the end is short, and both workers stay busy.
@@ -180,19 +182,24 @@ class _Run:
         return found
 
     def _payloads(self, cases: Iterable[Case]) -> Iterable[tuple[Site, str, Case]]:
-        everything = key_of(site=self._outline(), chains=list(self.site.chains))
+        networks = {name: [n.digest for n in c.networks] for name, c in self.site.chains.items()}
+        everything = key_of(
+            site=self._outline(), chains=networks, vault=self._vault(),
+            settings=asdict(self.defence.settings),
+        )  # fmt: skip
         return [(self.site, everything, case) for case in cases]
 
     def _outline(self) -> dict[str, Any]:
         site = self.site
         return {
-            "task": self.defence.task.name, "data": data_digest(self.defence.task), "n": site.n,
+            "task": self.defence.task.name, "identity": self.identity, "n": site.n,
             "eps": site.eps, "seed": site.seed, "quick": site.quick, "vault": site.vault,
         }  # fmt: skip
 
     def _key(self, case: Case) -> str:
         chains = self.site.chains
         reads = sorted({case.chain, *case.reads} & set(chains))
+        settings = asdict(self.defence.settings) | {"task": ""}
         outline = {k: v for k, v in self._outline().items() if k != "vault"}
         own = "summary" if case.family == OVERVIEW else f"redteam.threats.{FAMILIES[case.family]}"
         return key_of(
@@ -200,7 +207,7 @@ class _Run:
             site=outline,
             networks={name: [n.digest for n in chains[name].networks] for name in reads},
             vault=self._vault() if case.generator else "",
-            settings=self.defence.settings.to_toml() if case.generator else "",
+            settings=settings if case.generator else settings["population"],
             code=code_version(f"g2d.{own}"),
         )
 
@@ -299,8 +306,10 @@ def work(payload: tuple[Site, str, Case]) -> dict[str, Any]:
     try:
         room = enter(site, key)
         if case.family == OVERVIEW:
-            n = min(site.n, 500)
-            judged = evaluate(room.defence, n=n, seed=site.seed, eps=site.eps, latest=15)
+            n, fresh = (400, 2) if site.quick else (250, 0)  # in full, "retrained" is a chain
+            judged = evaluate(
+                room.defence, n=min(n, site.n), seed=site.seed, eps=site.eps, latest=15, fresh=fresh
+            )
             summary, rows = summarise(room.defence, judged), []
         else:
             rows = family(case.family).run(case, room)

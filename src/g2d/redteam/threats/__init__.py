@@ -27,6 +27,22 @@ FAMILIES = {
 }
 
 
+CONTROLS = {"retrained", "soup", "noise", "permuted"}
+# Chains that a family reads beside the generated, the frozen and the unrotated, which cost nothing.
+CHAINS = {
+    "white-box": CONTROLS,
+    "stale": CONTROLS | {"draws", "rival"},
+    "adaptive": CONTROLS | {"draws", "attacker"},
+    "query": CONTROLS | {"draws"},
+    "extraction": CONTROLS | {"draws"},
+    "privacy": CONTROLS | {"draws"},
+    "poisoning": set[str](),
+    "bit-flips": CONTROLS,
+    "universal": CONTROLS,
+    "sanity": set[str](),
+}
+
+
 class Family(Protocol):
     """What a family's module offers.
 

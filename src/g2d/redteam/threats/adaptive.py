@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from g2d.attacks.eot import eot_pgd
+from g2d.attacks.eot import LOSSES, eot_pgd
 from g2d.defence import Defence
 from g2d.engine import SerialEngine
 from g2d.errors import G2DError
@@ -27,7 +27,8 @@ IDENTIFIERS = Identifiers(
     owasp="ML01:2023 Input Manipulation Attack",
 )
 
-_EOT = "EOT over fresh samples"
+Options = tuple[tuple[str, int | float | str], ...]
+_ORDER = ("own generator", "samples", "proposals", "everything")  # who knows more comes later
 _WORDS = {
     "samples": "owns the generator: averages over its unguided samples, fresh at every step",
     "proposals": "owns generator, exposed set and procedure: averages over guided proposals",
@@ -38,22 +39,25 @@ _WORDS = {
 
 
 def plan(site: Site) -> list[Case]:
-    """One case for each number of draws a step, and one for each other attacker."""
-    n, steps = (60, 10) if site.quick else (500, 30)
-    base = (("n", n), ("steps", steps))
+    """One case for each number of draws a step, and for each other attacker and loss."""
+    n, steps = (60, 10) if site.quick else (300, 30)
+    base: Options = (("n", n), ("steps", steps))
     cases = []
     if "draws" in site.chains:
         for draws in (1, 5) if site.quick else (1, 10, 50, 100):
-            options = (*base, ("draws", draws))
-            cost = 0.03 * draws * steps
+            options: Options = (*base, ("draws", draws))
+            cost = 0.02 * draws * steps
             cases.append(Case("adaptive", "samples", "generated", options, ("draws",), True, cost))
-        for name, cost in (("proposals", 20.0), ("everything", 60.0), ("own generator", 150.0)):
-            options = (*base, ("draws", 3 if site.quick else 20))
-            reads = ("draws", "attacker", "generated")
-            cases.append(Case("adaptive", name, "generated", options, reads, True, cost))
+        last = (*base, ("draws", 3 if site.quick else 20))
+        reads = ("draws", "attacker", "generated")
+        cases.append(Case("adaptive", "own generator", "generated", last, reads, True, 100.0))
+        for name, cost in (("proposals", 20.0), ("everything", 60.0)):
+            for loss in LOSSES:
+                options = (*last, ("loss", loss))
+                cases.append(Case("adaptive", name, "generated", options, reads, True, cost))
     for name in ("frozen", "permuted", "retrained", "soup", "noise"):
         if name in site.chains:
-            options = (*base, ("draws", 3 if site.quick else 10))
+            options = (*base, ("draws", 3 if site.quick else 10), ("loss", LOSSES[0]))
             cases.append(Case("adaptive", "recipe", name, options, (name,), cost=10.0))
     return cases
 
@@ -61,45 +65,82 @@ def plan(site: Site) -> list[Case]:
 def run(case: Case, room: Room) -> list[Row]:
     """Craft by EOT, score on networks that the attacker has never seen."""
     examples, draws = room.examples(case.number("n")), case.number("draws")
-    draw: Draw | None
     if case.name == "recipe":
         known, unseen = room.chain(case.chain).split(draws, 100)
-        draw, note = _all_of(room.models(known)), f"{len(known)} networks known"
+        what = _Knowledge(_all_of(room.models(known)), f"known networks, {len(known)} of them")
     else:
         unseen = room.chain("draws").networks
-        draw, note = _attackers(case, room, draws)
-    if draw is None:
-        return [not_measured("adaptive", _WORDS[case.name], case.chain, _EOT, note)]
-    steps = case.number("steps")
+        what = _attackers(case, room, draws)
+    if what.draw is None:
+        return [
+            not_measured(
+                "adaptive", _WORDS[case.name], case.chain, f"EOT over {what.pool}", what.note
+            )
+        ]
+    steps, loss, sizes = case.number("steps"), str(case.option("loss", "")), list[int]()
     proposed = eot_pgd(
-        draw, examples.x, examples.y, eps=room.eps, steps=steps,
+        _counted(what.draw, sizes), examples.x, examples.y, eps=room.eps, steps=steps,
         generator=room.source("adaptive", case.name, draws), bounds=room.bounds,
+        loss=loss or LOSSES[0],
     )  # fmt: skip
     mean, worst, clean = room.score_all(room.models(unseen), proposed, examples)
+    label = f"EOT over {what.pool}, {steps} steps of {max(sizes)}"
     row = room.row(
-        case, _WORDS[case.name], f"{_EOT}, {steps} steps of {draws} draws", mean, worst=worst,
-        clean_accuracy=clean, scored=len(unseen), gradient_steps=steps * draws, note=note,
-        extra={"attacker": case.name, "draws": draws},
+        case, _WORDS[case.name], f"{label}, {loss} loss" if loss else f"{label} draws", mean,
+        worst=worst, clean_accuracy=clean, scored=len(unseen), gradient_steps=sum(sizes),
+        note=what.note, extra={"attacker": case.name, "draws": max(sizes)},
     )  # fmt: skip
     return [row]
 
 
 def merge(rows: Sequence[Row]) -> list[Row]:
-    """Fold the numbers of draws into one row: the most successful one, with the curve."""
+    """Fold the numbers of draws into one row: the most successful one, with the curve.
+
+    Rows of attackers who know more than a more successful one say so.
+    """
     swept = [row for row in rows if row.extra.get("attacker") == "samples" and row.value]
     rest = [row for row in rows if row not in swept]
     if not swept:
-        return rest
+        return _remarked(rest, rest)
     curve = sorted(
         ({"draws": row.extra["draws"], **_plain(row.value)} for row in swept if row.value),
         key=lambda point: point["draws"],
     )
     best = max(swept, key=lambda row: row.value.value if row.value else 0.0)
-    flat = _flat(curve)
     note = f"best of {', '.join(str(p['draws']) for p in curve)} draws a step; " + (
-        "more draws no longer help" if flat else "still rising with more draws"
+        "more draws no longer help, within the interval"
+        if _flat(curve)
+        else "still rising with more draws"
     )
-    return [replace(best, note=note, extra={"attacker": "samples", "curve": curve}), *rest]
+    folded = replace(best, note=note, extra={"attacker": "samples", "curve": curve})
+    return _remarked([folded, *rest], [best, *rest])
+
+
+def _remarked(rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
+    """Add to each row's note where one who knows less wins more; `compared` hold the draws."""
+    known = [row for row in compared if row.value and row.extra.get("attacker") in _ORDER]
+    remarks = [_remark(row, known) if row in known else "" for row in compared]
+    return [
+        replace(row, note="; ".join(words for words in (row.note, remark) if words))
+        for row, remark in zip(rows, remarks, strict=True)
+    ]
+
+
+def _remark(row: Row, known: Sequence[Row]) -> str:
+    """What a reader must know of a row that wins less than one of an attacker who knows less."""
+    assert row.value is not None
+    place = _ORDER.index(row.extra["attacker"])
+    fewer = [other for other in known if _ORDER.index(other.extra["attacker"]) < place]
+    best = max(fewer, key=lambda other: other.value.value if other.value else 0.0, default=None)
+    if best is None or best.value is None or best.value.value <= row.value.value:
+        return ""
+    more = row.extra["draws"] > best.extra["draws"]
+    chance = best.value.value <= row.value.high
+    return (
+        f"knows more than whoever {_WORDS[best.extra['attacker']].partition(':')[0]} "
+        f"({100 * best.value.value:.1f} %), yet wins less{' (within the interval)' * chance}: "
+        + ("averaging over more networks weakens each" if more else "averages over fewer networks")
+    )
 
 
 def _flat(curve: Sequence[dict[str, float]]) -> bool:
@@ -115,27 +156,52 @@ def _plain(rate: Rate | None) -> dict[str, float]:
 Draw = Callable[[], Sequence[Logits]]
 
 
-def _attackers(case: Case, room: Room, draws: int) -> tuple[Draw | None, str]:
+@dataclass(frozen=True)
+class _Knowledge:
+    """What an attacker draws from at each step (None: nothing, `note` says why), in words too."""
+
+    draw: Draw | None
+    pool: str = "fresh samples"
+    note: str = ""
+
+
+def _attackers(case: Case, room: Room, draws: int) -> _Knowledge:
     """What the attacker draws from at each step, and what a reader must know of it."""
     source = room.source("adaptive", case.name, "networks", draws)
     if case.name == "samples":
-        return _samples(room, room.defence.generator, draws, source), ""
+        return _Knowledge(_samples(room, room.defence.generator, draws, source))
     if case.name == "own generator":
         try:
             generator, note = _own_generator(room)
         except G2DError as error:
-            return None, f"the attacker's own generator could not be fitted: {error}"
-        return _samples(room, generator, draws, source), note
+            why = f"the attacker's own generator could not be fitted: {error}"
+            return _Knowledge(None, note=why)
+        return _Knowledge(_samples(room, generator, draws, source), note=note)
     own = room.site.chains.get("attacker")
     if own is None:
-        return None, "no proposal of the attacker passed the gates"
+        return _Knowledge(None, "own proposals", "no proposal of the attacker passed the gates")
     guided = room.models(own.networks)
     if case.name == "proposals":
-        return _some_of(guided, draws, source), f"a pool of {len(guided)} own proposals"
+        pool = f"a pool of {len(guided)} own proposals"
+        return _Knowledge(_some_of(guided, draws, source), pool)
     exposed = room.models(_last(room.chain("generated").networks, 20))
     fresh = _samples(room, room.defence.generator, max(1, draws // 2), source)
-    note = f"{len(guided)} own proposals, {len(exposed)} exposed generations and fresh samples"
-    return (lambda: [*_pick([*guided, *exposed], draws, source), *fresh()]), note
+    pool = f"a pool of {len(guided)} own proposals and {len(exposed)} exposed generations, "
+    return _Knowledge(
+        lambda: [*_pick([*guided, *exposed], draws, source), *fresh()],
+        f"{pool}and {max(1, draws // 2)} fresh samples a step",
+    )
+
+
+def _counted(draw: Draw, sizes: list[int]) -> Draw:
+    """Draw, and note how many networks came."""
+
+    def counted() -> Sequence[Logits]:
+        models = draw()
+        sizes.append(len(models))
+        return models
+
+    return counted
 
 
 def _last(networks: Sequence[Network], count: int) -> Sequence[Network]:
@@ -172,14 +238,14 @@ def _own_generator(room: Room) -> tuple[Generator, str]:
     """
     settings = room.site.settings
     p, quick = settings.population, room.site.quick
-    reduce = 10 if quick else 3
+    reduce = 10 if quick else 6
     mine = settings.override(
         population__seed=(p.seed + 7_919) % 2**31,
-        population__members=min(p.members, 4 if quick else 9),
-        population__basins=min(p.basins, 2 if quick else 3),
+        population__members=min(p.members, 4 if quick else 8),
+        population__basins=min(p.basins, 2),
         population__base_steps=max(1, p.base_steps // reduce),
-        population__early_steps=max(1, p.early_steps // (reduce - 1)),
-        population__fork_steps=max(1, p.fork_steps // (reduce // 2)),
+        population__early_steps=max(1, p.early_steps // 2),
+        population__fork_steps=max(1, p.fork_steps // (4 if quick else 2)),
         autoencoder__steps=settings.autoencoder.steps // reduce,
         diffusion__steps=max(1, settings.diffusion.steps // reduce),
     )
@@ -190,4 +256,4 @@ def _own_generator(room: Room) -> tuple[Generator, str]:
         path = Path(folder) / "vault"
         with Defence.build(task, path, mine, engine=engine) as theirs:
             count = len(theirs.vault.entries("member"))
-            return theirs.generator, f"a population of {count}, trained a third as long"
+            return theirs.generator, f"a population of {count}, of shorter trainings and fits"

@@ -8,30 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 
-import torch
-from torch import Tensor
-from torch.func import functional_call
-
-from g2d.attacks.bitflip import (
-    Flip,
-    Quantised,
-    flipped,
-    in_ranges,
-    progressive_bit_search,
-    quantise,
-    random_flips,
-)
+from g2d.attacks.bitflip import Flip, quantise, random_flips
 from g2d.errors import SettingsError
-from g2d.evaluate import Rate, pooled, share
-from g2d.generator import hidden_units
 from g2d.redteam.room import Case, Chain, Network, Room, Site
-from g2d.redteam.rows import Identifiers, Row, not_measured
-from g2d.symmetry import Coupling, balance, permute
-from g2d.train import predict
-from g2d.weights import State
+from g2d.redteam.rows import Identifiers, Row
+from g2d.redteam.threats.flipbench import RESAMPLES, Bench, Curve, Pair, points, unmeasured
+from g2d.redteam.threats.fliphardened import hardened
 
 TITLE = "Bit flips in the stored weights"
 QUESTION = "Do the bits that ruin one generation ruin the next one too?"
@@ -41,17 +24,17 @@ IDENTIFIERS = Identifiers(
     owasp="nearest: ML10:2023 Model Poisoning",
 )
 
-METRIC = "accuracy lost"
-_CONTROLS = ("frozen", "permuted", "retrained", "soup", "noise")
+_CONTROLS = ("frozen", "unrotated", "permuted", "retrained", "soup", "noise")
 # CPU seconds of one exposed network: 50 iterations of the search, and the curves on 1,000 images.
-_SEARCH = 3.5
+_SEARCH = 1.5
 
 
 def plan(site: Site) -> list[Case]:
     """Search on every chain; on the generations also jointly, hardened, at random and healed."""
     most, batch = (12, 128) if site.quick else (50, 256)
-    exposed, later, draws = (1, 1, 5) if site.quick else (3, 3, 10)
-    shared = (("most", most), ("batch", batch))
+    exposed, later, draws = (1, 1, 5) if site.quick else (3, 11, 10)
+    read = 1 if site.quick else 6  # generations whose successors are flipped
+    shared = (("most", most), ("batch", batch), ("resamples", RESAMPLES))
     cases = []
 
     def add(name: str, chain: str, searches: float, **options: int) -> None:
@@ -60,13 +43,13 @@ def plan(site: Site) -> list[Case]:
 
     for name in ("generated", *_CONTROLS):
         if name in site.chains:
-            count = exposed if name == "generated" else min(2, exposed)
+            count = read if name == "generated" else exposed
             searches = 1 if site.chains[name].fixed else count
             add("search", name, searches, exposed=count, later=later)
-    for name in {"generated", "frozen"} & set(site.chains):
+    for name in {"generated", "frozen", "unrotated"} & set(site.chains):
         add("random", name, 1, draws=2 * draws)
     if "generated" in site.chains:
-        add("joint", "generated", 2, exposed=2 if site.quick else 5, later=later)
+        add("joint", "generated", 6, exposed=2 if site.quick else 5, later=later)
         add("hardened", "generated", 2 * exposed, exposed=exposed, later=1, draws=draws)
         add("healing", "generated", 1)
     return sorted(cases, key=lambda case: (case.name, case.chain))
@@ -74,122 +57,27 @@ def plan(site: Site) -> list[Case]:
 
 def run(case: Case, room: Room) -> list[Row]:
     """Run one case."""
-    bench = _Bench(case, room)
+    bench = Bench(case, room)
     chain = room.chain(case.chain)
     try:
         quantise(room.state(chain.networks[0]))
     except SettingsError as error:
-        return [_unmeasured(case, "bit flips", str(error))]
-    parts: dict[str, Callable[[_Bench, Chain], list[Row]]] = {
+        return [unmeasured(case, "bit flips", str(error))]
+    parts: dict[str, Callable[[Bench, Chain], list[Row]]] = {
         "search": _search,
         "random": _random,
         "joint": _joint,
-        "hardened": _hardened,
+        "hardened": hardened,
         "healing": _healing,
     }
     return parts[case.name](bench, chain)
 
 
 @dataclass(frozen=True)
-class Curve:
-    """What was right before any flip, and after each one: (n,) bool each."""
-
-    before: Tensor
-    after: tuple[Tensor, ...]
-
-    def lost(self, flips: int) -> Rate:
-        """Share of all examples that were right before and are wrong after the first `flips`."""
-        wrong = self.before & ~self.after[min(flips, len(self.after) - 1)]
-        return share(int(wrong.sum()), len(wrong))
-
-    def accuracy(self, flips: int) -> float:
-        """Accuracy after the first `flips`."""
-        return float(self.after[min(flips, len(self.after) - 1)].double().mean())
-
-
-class _Bench:
-    """Where flips are searched (a batch of the guide split) and judged (the test examples)."""
-
-    def __init__(self, case: Case, room: Room) -> None:
-        self.case, self.room = case, room
-        self.split = room.examples()
-        self.model = room.task.model(0).eval()
-        source = room.source("bit flips", "batch")
-        self.batch = room.task.splits.guide.sample(case.number("batch"), source)
-        # What a constant answer gets; at least 1 / classes.
-        counts = torch.bincount(self.split.y, minlength=room.task.classes)
-        self.chance = float(counts.max()) / len(self.split)
-
-    def stored(self, network: Network) -> Quantised:
-        return quantise(self.room.state(network))
-
-    def search(self, *networks: Quantised) -> list[Flip]:
-        return progressive_bit_search(
-            self.model, networks, self.batch, most=self.case.number("most")
-        )
-
-    def right(self, state: State) -> Tensor:
-        """Which test examples a state classifies correctly, (n,) bool."""
-        logits = predict(lambda x: functional_call(self.model, dict(state), (x,)), self.split.x)
-        return logits.argmax(1) == self.split.y
-
-    def curve(self, stored: Quantised, flips: Sequence[Flip]) -> Curve:
-        """Judge every prefix of a list of flips."""
-        after = [self.right(flipped(stored, flips[:i]).state()) for i in range(len(flips) + 1)]
-        return Curve(after[0], tuple(after))
-
-    def ends(self, stored: Quantised, flips: Sequence[Flip]) -> Curve:
-        """Judge before and after all flips alone."""
-        before = self.right(stored.state())
-        return Curve(before, (self.right(flipped(stored, flips).state()),))
-
-    def count(self, stored: Quantised, flips: Sequence[Flip]) -> int:
-        """How many of the flips bring a network to chance; all of them where they do not."""
-        for many in range(len(flips)):
-            if self.at_chance(self.right(flipped(stored, flips[:many]).state())):
-                return many
-        return len(flips)
-
-    def at_chance(self, right: Tensor) -> bool:
-        """Whether accuracy is within a point of what a constant answer gets."""
-        return float(right.double().mean()) <= self.chance + 0.01
-
-    def row(self, threat: str, curves: Sequence[Curve], at: Sequence[int], **more: object) -> Row:
-        """A row of the mean loss over networks, each after its own number of flips."""
-        lost = [curve.lost(flips) for curve, flips in zip(curves, at, strict=True)]
-        clean = pooled([share(int(c.before.sum()), len(c.before)) for c in curves])
-        mean = pooled(lost)
-        most = self.case.number("most")
-        known: dict[str, object] = {
-            "eps": None,
-            "metric": METRIC,
-            "worst": max(lost, key=lambda rate: rate.value),
-            "clean_accuracy": clean,
-            "harm": min(1.0, max(0.0, mean.value / max(1e-9, clean.value - self.chance))),
-            "scored": len(curves),
-            "gradient_steps": most,
-        }
-        attack = str(more.pop("attack", f"progressive bit search, {most} flips at most"))
-        return self.room.row(self.case, threat, attack, mean, **(known | more))
-
-
-def _points(curves: Sequence[Curve]) -> list[dict[str, float]]:
-    """Mean accuracy against flips, as plain values."""
-    longest = max(len(curve.after) for curve in curves)
-    return [
-        {"flips": i, "value": sum(c.accuracy(i) for c in curves) / len(curves)}
-        for i in range(longest)
-    ]
-
-
-def _unmeasured(case: Case, threat: str, why: str) -> Row:
-    return not_measured(case.family, threat, case.chain, "progressive bit search", why)
-
-
-@dataclass(frozen=True)
 class _Found:
-    """Flips found on one network, what they do to it, and how many are used against others."""
+    """Flips found on one network, what they do to it, and how many of them ruin it."""
 
+    network: Network
     flips: list[Flip]
     curve: Curve
     at: int
@@ -197,7 +85,7 @@ class _Found:
     following: tuple[Network, ...]
 
 
-def _find(bench: _Bench, exposed: Sequence[Network], later: Sequence[Network]) -> list[_Found]:
+def _find(bench: Bench, exposed: Sequence[Network], later: Sequence[Network]) -> list[_Found]:
     """Search on every exposed network; each with those that were live after it."""
     found = []
     for place, network in enumerate(exposed):
@@ -206,63 +94,110 @@ def _find(bench: _Bench, exposed: Sequence[Network], later: Sequence[Network]) -
         curve = bench.curve(stored, flips)
         fallen = [i for i, right in enumerate(curve.after) if bench.at_chance(right)]
         at = fallen[0] if fallen else len(flips)
-        found.append(_Found(flips, curve, at, bool(fallen), (*exposed[place + 1 :], *later)))
+        found.append(
+            _Found(network, flips, curve, at, bool(fallen), (*exposed[place + 1 :], *later))
+        )
     return found
 
 
-def _search(bench: _Bench, chain: Chain) -> list[Row]:
-    """Flips found on t: on t itself, on t + 1, and on those after it."""
+def _search(bench: Bench, chain: Chain) -> list[Row]:
+    """Flips found on t: on t itself, on t + 1, and on those after it; all flips of the list."""
     exposed, later = chain.split(bench.case.number("exposed"), bench.case.number("later"))
-    found = _find(bench, exposed, later)
-    bits, own = [one.at for one in found], [one.curve for one in found]
-    known = {"flips_used": bits, "reached": [one.reached for one in found], "chance": bench.chance}
-    note = f"{', '.join(map(str, bits))} flips"
+    alone = len(chain.networks) < 2 and not chain.fixed
+    found = _find(bench, exposed, () if alone else later)
+    note = f"{', '.join(str(one.at) for one in found)} of {_lengths(found)} flips"
     note += (
         " bring it to chance"
         if all(one.reached for one in found)
         else "; chance is not always reached"
     )
-    rows = [bench.row("flips on the network they were found on", own, bits, note=note,
-                      extra=known | {"curve": _points(own)})]  # fmt: skip
+    own = [(one, one.network) for one in found]
+    rows = [_row(bench, "flips on the network they were found on", own, note,
+                 [one.curve for one in found])]  # fmt: skip
     # Of a fixed chain all are next: copies of one function, none of which comes after another.
     near = [(one, n) for one in found for n in one.following[: None if chain.fixed else 1]]
-    curves = [bench.curve(bench.stored(network), one.flips) for one, network in near]
-    every = pooled([curve.lost(10**6) for curve in curves]).value
-    note = f"as many flips as ruin the first; after all of them {every:.1%} is lost"
-    extra = known | {"curve": _points(curves), "lost_after_all_flips": every}
-    rows.append(bench.row("the same flips on the next network", curves, [o.at for o, _ in near],
-                          note=f"{note}{_NOTES.get(chain.name, '')}", extra=extra))  # fmt: skip
+    name = "the same flips on the next network"
+    if near:
+        curves = [bench.curve(bench.stored(network), one.flips) for one, network in near]
+        note = f"all flips of the list{_NOTES.get(chain.name, '')}"
+        rows.append(_row(bench, name, near, note, curves))
+    else:
+        why = f"{chain.name} holds one network: there is no next one; generate more"
+        rows.append(unmeasured(bench.case, name, why))
     far = [(o, n) for o in found for n in o.following[1:] if not chain.fixed]
     if far:
-        curves = [bench.ends(bench.stored(n), o.flips[: o.at]) for o, n in far]
+        curves = [bench.sparse(bench.stored(n), o.flips, o.at) for o, n in far]
         name = "the same flips two and more networks later"
-        rows.append(bench.row(name, curves, [1] * len(curves)))
+        rows.append(_row(bench, name, far, "all flips of the list", curves, whole=False))
     return rows
+
+
+def _lengths(found: Sequence[_Found]) -> str:
+    return ", ".join(str(len(one.flips)) for one in found)
+
+
+def _row(
+    bench: Bench,
+    threat: str,
+    hit: Sequence[tuple[_Found, Network]],
+    note: str,
+    curves: Sequence[Curve],
+    whole: bool = True,
+) -> Row:
+    """All flips of each list; beside it what is lost where the searched network has fallen.
+
+    Args:
+        whole: the curves hold every prefix; otherwise nothing, enough and all.
+    """
+    pairs: list[Pair] = [(one.network, network) for one, network in hit]
+    every = [len(one.flips) if whole else 2 for one, _ in hit]
+    enough = [one.at if whole else 1 for one, _ in hit]
+    after = bench.average(curves, every)
+    fewer = bench.average(curves, enough)
+    found = list({id(one): one for one, _ in hit}.values())
+    extra = {
+        "flips_used": [len(one.flips) for one in found],
+        "flips_enough": [one.at for one in found],
+        "reached": [one.reached for one in found],
+        "chance": bench.chance,
+        "lost_after_all_flips": after,
+        "lost_after_enough_flips": fewer,
+    }
+    if whole:
+        extra["curve"] = points(curves)
+    note = (
+        f"{note}; after all of them {after:.1%} is lost, after as many as ruin the network they "
+        f"were found on {fewer:.1%}"
+    )
+    return bench.row(threat, pairs, curves, every, note=note, extra=extra)
 
 
 _NOTES = {
     "permuted": ". Permutation moves the positions and leaves the function as it is",
     "frozen": ". The same network: nothing is rotated",
+    "unrotated": ". The same network: nothing is rotated any more",
 }
 
 
-def _joint(bench: _Bench, chain: Chain) -> list[Row]:
+def _joint(bench: Bench, chain: Chain) -> list[Row]:
     """Positions that hurt several exposed networks at once, flipped in later ones."""
     exposed, later = chain.split(bench.case.number("exposed"), bench.case.number("later"))
     if len(exposed) < 2:
-        return [_unmeasured(bench.case, "flips found jointly", "only one network was exposed")]
+        return [unmeasured(bench.case, "flips found jointly", "only one network was exposed")]
     flips = bench.search(*[bench.stored(network) for network in exposed])
     curves = [bench.curve(bench.stored(network), flips) for network in later]
     note = "all flips are used: the attacker cannot see when the unseen network has fallen"
     return [bench.row(
-        f"flips found jointly on the last {len(exposed)}, on unseen networks", curves,
-        [len(flips)] * len(curves), note=note, extra={"curve": _points(curves)},
+        f"flips found jointly on the last {len(exposed)}, on unseen networks",
+        [(None, network) for network in later], curves,
+        [len(flips)] * len(curves), note=note, extra={"curve": points(curves)},
     )]  # fmt: skip
 
 
-def _random(bench: _Bench, chain: Chain) -> list[Row]:
+def _random(bench: Bench, chain: Chain) -> list[Row]:
     """As many flips as the search uses, at random: of any bit, and of sign bits alone."""
-    stored = bench.stored(chain.networks[-1])
+    live = chain.networks[-1]
+    stored = bench.stored(live)
     flips = bench.search(stored)
     count, draws = max(1, bench.count(stored, flips)), bench.case.number("draws")
     rows = []
@@ -272,16 +207,16 @@ def _random(bench: _Bench, chain: Chain) -> list[Row]:
             bench.ends(stored, random_flips(stored, count, source, bit)) for _ in range(draws)
         ]
         note = f"control: {count} flips, as many as the search needs; {draws} draws"
-        rows.append(bench.row(name, curves, [1] * draws, attack=f"{count} flips, drawn evenly",
-                              gradient_steps=0, note=note))  # fmt: skip
+        rows.append(bench.row(name, [(live, live)] * draws, curves, [1] * draws, note=note,
+                              attack=f"{count} flips, drawn evenly", gradient_steps=0))  # fmt: skip
     return rows
 
 
-def _healing(bench: _Bench, chain: Chain) -> list[Row]:
+def _healing(bench: Bench, chain: Chain) -> list[Row]:
     """Flips in the live network's memory, and what the next rotation leaves of them."""
     threat = "flips in memory, after the next rotation"
     if len(chain.networks) < 2:
-        return [_unmeasured(bench.case, threat, "nothing has been rotated yet")]
+        return [unmeasured(bench.case, threat, "nothing has been rotated yet")]
     live, following = chain.networks[-2:]
     (found,) = _find(bench, [live], [following])
     curve, at = found.curve, found.at
@@ -300,100 +235,5 @@ def _healing(bench: _Bench, chain: Chain) -> list[Row]:
         f"rotation {extra['accuracy_after_rotation']:.1%}. Making the next one takes {seconds}; "
         "rotated every T seconds, a flip lives T/2 plus that in the mean"
     )
-    return [bench.row(threat, [Curve(curve.before, (healed,))], [0], note=note, extra=extra)]
-
-
-# --- what a defender could add -------------------------------------------------------------------
-
-
-def _hardened(bench: _Bench, chain: Chain) -> list[Row]:
-    """The next network, kept in ways that hide or blunt positions at little cost in function.
-
-    The attacker searches on a network kept in the same way; secrets are drawn anew for each.
-    """
-    if len(chain.networks) < 2:
-        return [_unmeasured(bench.case, "hardened generations", "only one network was exposed")]
-    secrets = _Secrets(bench, hidden_units(bench.room.task), bench.room.source("bits", "secrets"))
-    units, reordered, shuffled = secrets.units, secrets.reordered, secrets.shuffled
-    plain, same = _aimed(bench, chain, dict), "exactly the same function"
-    if units:
-        balanced = _aimed(bench, chain, lambda state: balance(state, units))
-        in_range, clipped = partial(reordered, ranges=True), _aimed(bench, chain, _clipped)
-        rows = [
-            _kept(bench, "secretly reordered units", plain, reordered, same),
-            _kept(bench, "balanced and secretly reordered units", balanced, reordered, same),
-            _kept(bench, "reordered units, weights kept in their range", plain, in_range, same),
-            _kept(bench, "weights clipped at 3 deviations, reordered", clipped, reordered,
-                  "clipping costs the accuracy shown"),
-        ]  # fmt: skip
-    else:
-        why = "the model is no plain chain of hidden units"
-        rows = [_unmeasured(bench.case, "secretly reordered units", why)]
-    stored = f"{same}; protects what is stored, not a copy put in order for computing"
-    return [
-        *rows,
-        _kept(bench, "weights stored in a secret order", plain, shuffled, stored),
-        _kept(bench, "bits stored in a secret order", plain, partial(shuffled, bit=None), stored),
-    ]
-
-
-@dataclass(frozen=True)
-class _Secrets:
-    """Orders that a defender draws anew for every network."""
-
-    bench: _Bench
-    units: tuple[Coupling, ...]
-    source: torch.Generator
-
-    def reordered(self, flips: Sequence[Flip], state: State, ranges: bool = False) -> Curve:
-        """Flip a network whose hidden units are in another order: the same function."""
-        orders = [torch.randperm(layer.units, generator=self.source) for layer in self.units]
-        target = quantise(permute(state, self.units, orders))
-        hit = flipped(target, flips)
-        after = in_ranges(hit, target) if ranges else hit.state()
-        return Curve(self.bench.right(target.state()), (self.bench.right(after),))
-
-    def shuffled(self, flips: Sequence[Flip], state: State, bit: int | None = 7) -> Curve:
-        """Flip a network stored in a secret order: what was aimed at falls anywhere."""
-        target = quantise(state)
-        return self.bench.ends(target, random_flips(target, len(flips), self.source, bit))
-
-
-def _aimed(
-    bench: _Bench, chain: Chain, prepare: Callable[[State], State]
-) -> list[tuple[list[Flip], State]]:
-    """Flips that ruin each exposed network, kept in some way, and the next one, kept likewise."""
-    exposed, later = chain.split(bench.case.number("exposed"), 1)
-    aimed = []
-    for network, following in pairwise((*exposed, *later)):
-        stored = quantise(prepare(bench.room.state(network)))
-        flips = bench.search(stored)
-        aimed.append((flips[: bench.count(stored, flips)], prepare(bench.room.state(following))))
-    return aimed
-
-
-def _kept(
-    bench: _Bench,
-    name: str,
-    aimed: Sequence[tuple[list[Flip], State]],
-    hit: Callable[[Sequence[Flip], State], Curve],
-    note: str,
-) -> Row:
-    """A row of one way to keep networks, over several draws of its secret."""
-    draws = bench.case.number("draws")
-    curves = [hit(flips, state) for flips, state in aimed for _ in range(draws)]
-    return bench.row(
-        f"the same flips on the next network: {name}", curves, [1] * len(curves),
-        note=f"{note}; {draws} draws of the secret for each",
-        extra={"flips_used": [len(flips) for flips, _ in aimed]},
-    )  # fmt: skip
-
-
-def _clipped(state: State) -> State:
-    """Weights cut off at three standard deviations of their tensor: a sign bit is worth less."""
-    return {
-        name: tensor.clamp(-3 * float(tensor.std()), 3 * float(tensor.std()))
-        if tensor.is_floating_point() and tensor.dim() >= 2
-        else tensor
-        for name, tensor in state.items()
-    }
+    pair, kept = (live, following), Curve(curve.before, (healed,))
+    return [bench.row(threat, [pair], [kept], [0], note=note, extra=extra)]

@@ -1,12 +1,11 @@
 """Poisoning: a trigger in the training data, or one poisoned member in the population.
 
 "Trigger success" is the share of test images of other classes that the trigger sends to the
-attacker's class. Populations are made small and anew for this, in a temporary vault.
+attacker's class. Populations are made small and anew for this; no vault is written.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,14 +14,12 @@ from torch import Tensor
 
 from g2d.attacks.poisoning import poisoned, poisoned_task, trigger
 from g2d.data import Split
-from g2d.defence import Defence
-from g2d.engine import SerialEngine
 from g2d.evaluate import Rate, accuracy_rate, pooled, share
-from g2d.generator import Exposure, GateResult, Generator
-from g2d.population import freeze
+from g2d.generator import Exposure, GateResult, Generator, Reference, hidden_units, run_gates
+from g2d.population import Job, craft_pool, freeze, run_job
 from g2d.redteam.room import Case, Room, Site
-from g2d.redteam.rows import Identifiers, Row, not_measured
-from g2d.settings import GuidanceSettings
+from g2d.redteam.rows import Identifiers, Row, Status, not_measured
+from g2d.settings import GuidanceSettings, Settings
 from g2d.tasks import Task
 from g2d.train import Batches, Logits, clean_step, load_model, predict, train
 from g2d.weights import State, unpack
@@ -39,11 +36,12 @@ METRIC = "trigger success"
 PASSED = "passed the gates"
 _TARGET = 0  # the class that the trigger leads to
 _INSIDER = 0.3  # an insider poisons as much as needed: with 0.1 the trigger worked on 13 %
+_LEAST = 10  # candidates that carry the backdoor: fewer say nothing about the gates
 _NO_GATE = "no gate looks for a backdoor: they see clean accuracy, distance and stale attacks"
 
-_FULL = (("base", 1500), ("early", 1200), ("fork", 300), ("members", 4), ("pool", 400),
+_FULL = (("base", 1400), ("fork", 300), ("members", 4), ("pool", 400),
          ("autoencoder", 150), ("diffusion", 1500), ("guided", 3), ("unguided", 5))  # fmt: skip
-_QUICK = (("base", 150), ("early", 40), ("fork", 40), ("members", 3), ("pool", 64),
+_QUICK = (("base", 150), ("fork", 40), ("members", 3), ("pool", 64),
           ("autoencoder", 30), ("diffusion", 150), ("guided", 1), ("unguided", 2))  # fmt: skip
 
 
@@ -57,9 +55,9 @@ def plan(site: Site) -> list[Case]:
         for percent in ((5,) if site.quick else (1, 5))
     ]
     one = (
-        (("members", 4), ("tuning", 60), *_QUICK[5:7], ("guided", 1), ("unguided", 4))
+        (("members", 4), ("tuning", 60), *_QUICK[4:6], ("guided", 1), ("unguided", 4))
         if site.quick
-        else (("members", 16), ("tuning", 600), *_FULL[5:7], ("guided", 5), ("unguided", 20))
+        else (("members", 16), ("tuning", 600), *_FULL[4:6], ("guided", 5), ("unguided", 20))
     )
     reads = tuple(name for name in ("frozen",) if name in site.chains)
     return [*cases, Case("poisoning", "member", "generated", one, reads, True, 40)]
@@ -80,6 +78,29 @@ def _threat(case: Case) -> str:
     return f"a trigger in {case.number('percent')} % of the training data"
 
 
+def merge(rows: Sequence[Row]) -> list[Row]:
+    """Withdraw verdicts of the gates on too few carriers, or that need no backdoor to fall."""
+    return [_stopped(row) for row in rows]
+
+
+def _stopped(row: Row) -> Row:
+    # That most carriers passed stays: it speaks against the gates, whatever happens to others.
+    if row.metric != PASSED or row.value is None or row.status != Status.OK:
+        return row
+    carrying, failed = int(row.extra["carrying"]), row.extra["failed"]
+    passed = round(row.value.value * carrying)
+    free, clean = len(failed) - carrying, sum(not names for names in failed) - passed
+    vacuous = clean * carrying <= passed * free and 2 * passed <= carrying
+    if carrying >= _LEAST and not vacuous:
+        return row
+    why = "candidates without the backdoor pass at no higher rate"
+    if carrying < _LEAST:
+        why = f"fewer than {_LEAST} candidates carry the backdoor"
+    counts = f"{passed} of {carrying} with it pass, {clean} of {free} without it"
+    return replace(row, value=None, harm=None, status=Status.NOT_MEASURED,
+                   note=f"{why}: {counts}; {_NO_GATE}")  # fmt: skip
+
+
 class _Judge:
     """What the trigger does to networks, on the test examples."""
 
@@ -98,13 +119,10 @@ class _Judge:
         """Mean and worst trigger success of several networks."""
         rates = [self.success(model) for model in models]
         known: dict[str, object] = {
-            "eps": None,
-            "metric": METRIC,
+            "eps": None, "metric": METRIC, "scored": len(models), "harm": pooled(rates).value,
             "worst": max(rates, key=lambda rate: rate.value),
             "clean_accuracy": pooled([accuracy_rate(model, self.split) for model in models]),
-            "harm": pooled(rates).value,
-            "scored": len(models),
-        }
+        }  # fmt: skip
         threat = f"{_threat(self.case)}: {part}"
         return self.room.row(self.case, threat, _ATTACK, pooled(rates), **(known | more))
 
@@ -114,14 +132,17 @@ class _Judge:
         threat = f"{_threat(self.case)}: do the gates stop it"
         extra = {"candidates": len(candidates), "carrying": len(carrying),
                  "failed": [c.failed for c in candidates]}  # fmt: skip
+        others = [c for c in candidates if c not in carrying]
+        rejected = sum(bool(c.failed) for c in others)
+        note = f"{_NO_GATE}; of {len(others)} candidates without it {rejected} are rejected too"
         if not carrying:
-            why = f"none of {len(candidates)} candidates carries the backdoor; {_NO_GATE}"
+            why = f"no candidate carries the backdoor; {note}"
             return not_measured(self.case.family, threat, self.case.chain, _ATTACK, why,
                                 metric=PASSED, extra=extra, seed=self.room.site.seed)  # fmt: skip
         value = share(sum(not c.failed for c in carrying), len(carrying))
         return self.room.row(
             self.case, threat, _ATTACK, value, eps=None, metric=PASSED, harm=value.value,
-            scored=len(carrying), note=_NO_GATE, extra=extra,
+            scored=len(carrying), note=note, extra=extra,
         )  # fmt: skip
 
 
@@ -174,40 +195,70 @@ def _data(case: Case, room: Room) -> list[Row]:
     source = room.source("poisoning", "data", percent)
     task = poisoned_task(room.task, percent / 100, _TARGET, source)
     s = room.site.settings.override(
-        population__members=case.number("members"), population__basins=1,
-        population__base_steps=case.number("base"), population__early_steps=case.number("early"),
-        population__fork_steps=case.number("fork"), population__pool=case.number("pool"),
-        population__seed=room.seed("poisoning", percent), population__sources=4,
-        guidance__pool=case.number("pool"), autoencoder__newest=1.0,
-        autoencoder__steps=case.number("autoencoder"), diffusion__steps=case.number("diffusion"),
+        population__base_steps=case.number("base"), population__fork_steps=case.number("fork"),
+        population__pool=case.number("pool"), population__seed=room.seed("poisoning", percent),
+        guidance__pool=case.number("pool"), autoencoder__steps=case.number("autoencoder"),
+        diffusion__steps=case.number("diffusion"),
     )  # fmt: skip
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Defence.build(task, f"{folder}/vault", s, SerialEngine()) as defence,
-    ):
-        return _stages(case, room, judge, defence)
-
-
-def _stages(case: Case, room: Room, judge: _Judge, defence: Defence) -> list[Row]:
-    """Rows of one poisoned population: its base, its members, what is generated, the gates."""
-    task, percent, generator = defence.task, case.number("percent"), defence.generator
-    recent, base = [defence.exposure(1)], defence.generation(1).state
-    members: list[State] = [
-        unpack(defence.vault.read(entry)) for entry in defence.vault.entries("member")
-    ]
+    base, *members = _population(task, s, case.number("members"))
+    generator = Generator.fit(
+        task, members, [0] * len(members), s.autoencoder, s.diffusion,
+        seed=room.seed("poisoning", "fit", percent), base=base,
+    )  # fmt: skip
+    exposure = _exposed(task, s, base, generator)
+    model = load_model(task, base)
+    split, chain = task.splits.gate, hidden_units(task)
+    known = Reference(split, predict(model, split.x).argmax(1) == split.y, task.classes)
 
     def gates(state: State) -> list[GateResult]:
-        return defence.judge(state, recent, [1])
+        candidate = load_model(task, state)
+        return run_gates(state, candidate, known, [exposure], {1: base}, chain, s.gates)
 
+    return _stages(case, room, judge, task, (base, members), generator, exposure, gates)
+
+
+def _population(task: Task, settings: Settings, count: int) -> list[State]:
+    """A base and its members, by the vault's recipe; forks begin at the base.
+
+    In a vault they begin at early checkpoints and deepen over many waves. So short, those had not
+    learnt the trigger at all; from the base on, members start with it: the attacker's better case.
+    """
+    s = settings.population
+    base = run_job(Job(task, "base", 0, 0, "base", s, None, ()))
+    start = None if s.recipe == "seeds" else base.weights
+    made = [base]
+    for index in range(count):
+        pools = tuple(one.attacks for one in made) if s.recipe == "repelled" else ()
+        scope = settings.autoencoder.scope
+        made.append(run_job(Job(task, "member", index, 0, s.recipe, s, start, pools, scope)))
+    return [unpack(one.weights) for one in made]
+
+
+def _exposed(task: Task, settings: Settings, base: State, generator: Generator) -> Exposure:
+    """The base as it would be kept once live: with the attacks crafted on it."""
+    s, model, splits = settings, load_model(task, base), task.splits
+    guide, at = craft_pool(task, model, splits.guide, s.guidance.pool, s.guidance.pool_steps, 1)
+    gate, where = craft_pool(task, model, splits.gate, s.gates.pool, s.gates.pool_steps, 2)
+    clean = splits.gate.take(where)
+    vector = generator.codec.encode(base)
+    return Exposure(1, vector, Split(guide, splits.guide.y[at]), Split(gate, clean.y), clean)
+
+
+def _stages(
+    case: Case, room: Room, judge: _Judge, task: Task, population: tuple[State, list[State]],
+    generator: Generator, exposure: Exposure, gates: Gates,
+) -> list[Row]:  # fmt: skip
+    """Rows of one poisoned population: its base, its members, what is generated, the gates."""
+    percent, (base, members) = case.number("percent"), population
     free = _judged(task, _sample(generator, room, case.number("unguided"), percent), gates)
-    guided = _propose(generator, task, recent, room, case.number("guided"), "guided", percent)
-    moved = _judged(task, guided, gates)
     both = poisoned_task(
         room.task, percent / 100, _TARGET, room.source("poisoning", "both", percent), guide=True
     )
-    count = min(3, case.number("guided"))
-    wider = _judged(task, _propose(generator, both, recent, room, count, "both", percent), gates)
-    small = f"a population of {len(members)}, made for this with few steps"
+    moved, wider = (
+        _judged(t, _propose(generator, t, [exposure], room, case.number("guided"), name), gates)
+        for t, name in ((task, f"guided {percent}"), (both, f"both {percent}"))
+    )
+    small = f"{len(members)} members forked from the poisoned base, made for this with few steps"
     retrained = _train(task, room, case.number("base"), "retrained", percent)
     noise = _noised(base, room.source("poisoning", "noise", percent))
     return [

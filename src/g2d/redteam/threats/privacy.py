@@ -6,7 +6,7 @@ Members are train examples; non-members are test examples, which no target has e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,18 @@ from g2d.attacks.inference import (
 from g2d.data import Split
 from g2d.evaluate import Rate, share
 from g2d.redteam.room import Case, Network, Room, Site
-from g2d.redteam.rows import Identifiers, Row, not_measured
+from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.tasks import Task
 from g2d.train import Batches, clean_step, predict, train
 
 TITLE = "Membership and reconstruction of training data"
 QUESTION = "Do more generations tell more about the training data than one network does?"
 IDENTIFIERS = Identifiers(
-    atlas="AML.T0024.000 Infer Training Data Membership; AML.T0024.001 Invert AI Model",
-    nist="NISTAML.033 Membership Inference; NISTAML.032 Reconstruction",
+    atlas=(
+        "AML.T0024.000 Exfiltration via AI Inference API: Infer Training Data Membership; "
+        "AML.T0024.001 Exfiltration via AI Inference API: Invert AI Model"
+    ),
+    nist="NISTAML.033 Membership Inference; NISTAML.032 Data Reconstruction",
     owasp="ML04:2023 Membership Inference Attack; ML03:2023 Model Inversion Attack",
 )
 
@@ -39,6 +42,7 @@ _CONTROLS = ("frozen", "retrained", "soup", "noise")
 _RATES = (0.01, 0.001)
 _LEAST_SHADOWS = {0.01: 8, 0.001: 16}
 _LEVELS = (0.25, 0.5, 0.75)  # even greys that an inversion climbs from, as shares of the range
+_LIRA, _SHADOW, _RECOGNISED = "LiRA", "a shadow", "class recognised"
 _GRID = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -50,7 +54,7 @@ def plan(site: Site) -> list[Case]:
     options = (
         (("members", 200), ("others", 200), ("shadows", 2), ("steps", 60))
         if site.quick
-        else (("members", 5000), ("others", 10_000), ("shadows", 16), ("steps", 800))
+        else (("members", 5000), ("others", 10_000), ("shadows", 16), ("steps", 600))
     )
     cases = [Case("privacy", "membership", "generated", options, tuple(present), cost=140)]
     inversion = ("steps", 10 if site.quick else 40)
@@ -78,6 +82,43 @@ def run(case: Case, room: Room) -> list[Row]:
     return _membership(case, room) if case.name == "membership" else _inversion(case, room)
 
 
+def merge(rows: Sequence[Row]) -> list[Row]:
+    """Say where LiRA had no power, and count an inversion's classes rather than its starts."""
+    return [_per_class(_with_power(row, rows)) for row in rows]
+
+
+def _with_power(row: Row, rows: Sequence[Row]) -> Row:
+    """Take the harm from a row of LiRA whose positive control does not show that it works."""
+    if not row.attack.startswith(_LIRA) or row.status != Status.OK:
+        return row
+    known, rates = (row.attack, row.metric), {_metric(rate): rate for rate in _RATES}
+    control = [r.value for r in rows if r.target == _SHADOW and (r.attack, r.metric) == known]
+    found = control[0] if control else None
+    if found is not None and found.low > rates[row.metric]:
+        return row
+    why = "no power: the positive control is at chance"
+    if found is None:
+        why = "power unknown: the positive control is not measured"
+    return replace(row, harm=None, note=f"{why}; {row.note}")
+
+
+def _metric(rate: float) -> str:
+    return f"TPR at {100 * rate:g} % FPR"
+
+
+def _per_class(row: Row) -> Row:
+    """Starts that climb to one class are no trials of their own: as many trials as classes."""
+    value, starts = row.value, int(row.extra.get("starts", 1))
+    if row.metric != _RECOGNISED or value is None or "images" in row.extra:
+        return row
+    classes = value.n // starts
+    note = (
+        f"{row.note}; mean over {starts} starts a class, the interval is that of {classes} classes"
+    )
+    extra = {**row.extra, "images": value.n}
+    return replace(row, value=share(value.value * classes, classes), note=note, extra=extra)
+
+
 def _networks(room: Room, chain: str, count: int) -> tuple[Network, ...]:
     """The last `count` networks of a chain, or fewer; generations are filled up with draws."""
     networks = room.chain(chain).networks[-count:]
@@ -100,11 +141,6 @@ class Points:
 
     split: Split
     members: int
-
-    @property
-    def others(self) -> int:
-        """How many are no members."""
-        return len(self.split) - self.members
 
 
 def why_not(others: int, rate: float, shadows: int) -> str:
@@ -130,12 +166,8 @@ def true_positives(scores: Tensor, members: int, rate: float) -> Rate:
     """
     outside = scores[members:].sort(descending=True).values
     allowed = int(rate * len(outside) + 1e-9)
-    above = (
-        scores[:members] > outside[allowed]
-        if allowed < len(outside)
-        else scores[:members] > -torch.inf
-    )
-    return share(int(above.sum()), members)
+    least = outside[allowed] if allowed < len(outside) else -torch.inf
+    return share(int((scores[:members] > least).sum()), members)
 
 
 def area(scores: Tensor, members: int) -> float:
@@ -201,16 +233,10 @@ class _Lira:
         others = len(scores) - members
         rows = []
         for rate in rates:
-            extra = {
-                "auc": area(scores, members),
-                "roc": [
-                    {"false": x, "true": true_positives(scores, members, x).value} for x in _GRID
-                ],
-                "members": members,
-                "others": others,
-                "shadows": self.shadows,
-            }
-            metric = f"TPR at {100 * rate:g} % FPR"
+            roc = [{"false": x, "true": true_positives(scores, members, x).value} for x in _GRID]
+            extra = {"auc": area(scores, members), "roc": roc, "members": members,
+                     "others": others, "shadows": self.shadows}  # fmt: skip
+            metric = _metric(rate)
             known = {"eps": None, "metric": metric, "extra": extra} | more
             why = why_not(others, rate, self.shadows)
             if why:
@@ -230,7 +256,7 @@ class _Lira:
 def _membership(case: Case, room: Room) -> list[Row]:
     """LiRA on every chain, on a held-out shadow, and ART's attack as a second opinion."""
     lira = _Lira(case, room)
-    points, attack = lira.points, f"LiRA online, {lira.shadows} shadows"
+    points, attack = lira.points, f"{_LIRA} online, {lira.shadows} shadows"
     rows, logits = [], {}
     for name in ("generated", *_CONTROLS):
         if name not in room.site.chains:
@@ -269,7 +295,7 @@ def _held_out(lira: _Lira, attack: str) -> list[Row]:
     scores = lira.score(lira.spare_logits)[order]
     note = "positive control: a further shadow, trained as the attack's own shadows are"
     return lira.rows(scores, int(lira.spare.sum()), _RATES, "membership in a held-out shadow",
-                     attack, note, target="a shadow", queries=1)  # fmt: skip
+                     attack, note, target=_SHADOW, queries=1)  # fmt: skip
 
 
 def _second_opinion(lira: _Lira, logits: dict[str, list[Tensor]]) -> list[Row]:
@@ -354,7 +380,7 @@ def _judged(
         f"{other:.2f}; chance recognises {1 / classes:.0%}"
     )
     return room.row(
-        case, threat, attack, value, eps=None, metric="class recognised", harm=value.value,
+        case, threat, attack, value, eps=None, metric=_RECOGNISED, harm=value.value,
         scored=used, gradient_steps=case.number("steps"), note=note,
         extra={"correlation": own, "correlation_other_classes": other, "starts": levels},
     )  # fmt: skip

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from g2d.attacks import project
+from g2d.attacks import pgd, project
 from g2d.attacks.query import art_square, clock_square, hop_skip_jump
 from g2d.data import Split
 from g2d.evaluate import Rate, accuracy_rate, pooled, share
@@ -22,37 +23,48 @@ from g2d.redteam.targets import Lanes, Service, TargetError, by_count, by_target
 from g2d.train import predict
 
 TITLE = "Query attacks on the API"
-QUESTION = (
-    "How often does an attacker who only sees answers win, and does the find outlive rotation?"
-)
+QUESTION = "How often does who only sees answers win, and do the finds outlive a rotation?"
 IDENTIFIERS = Identifiers(
     atlas="AML.T0043.001 Craft Adversarial Data: Black-Box Optimization",
     nist="NISTAML.025 Black-box Evasion",
     owasp="ML01:2023 Input Manipulation Attack",
 )
 
-BUDGETS = (10, 30, 100, 300, 1_000, 2_000, 5_000, 10_000)
+BUDGETS = (1, 10, 30, 100, 300, 1_000, 2_000, 5_000, 10_000)
 _GENERATED = 10  # live generations that attackers meet; fresh draws follow when they are used up
 _STARTS = 5  # attackers arrive at so many different times, so that no one network decides
 _SHORT = 100  # under a clock this fast: fewer images and queries, as most time goes into its calls
 _FEW = 40
+_EXPOSED = 20  # generations before the live one that a stale start is crafted on
+_STEPS = 20
 _ATTACKS = {
     "square": ("Square (ART)", "API, scores; does not know the clock"),
     "square-clock": ("Square (ours)", "API, scores; knows the clock"),
+    "square-long": ("Square (ours, long search)", "API, scores; knows the clock"),
+    "square-stale": (
+        "Square (ours, stale start)",
+        "API, scores; knows the clock and holds exposed generations",
+    ),
     "hop-skip-jump": ("HopSkipJump (ART)", "API, labels; does not know the clock"),
 }
+_SQUARES = ("square", "square-clock")
 
 
 def plan(site: Site) -> list[Case]:
-    """Three attacks on the vault's generations, the two Squares on every control."""
+    """Every attack on the vault's generations, the two Squares on every control.
+
+    Searches are equally long: one planned for more shrinks its squares later, so wins later.
+    """
     cases = []
     for chain, periods, names in (
-        ("generated", "0 1000 100", tuple(_ATTACKS)),
-        ("frozen", "0", tuple(_ATTACKS)),
-        ("permuted", "1000", ("square", "square-clock")),
-        ("retrained", "0 1000", ("square", "square-clock")),
-        ("soup", "0 1000", ("square", "square-clock")),
-        ("noise", "0 1000", ("square", "square-clock")),
+        ("generated", "0 1000 100", (*_SQUARES, "hop-skip-jump")),
+        ("generated", "0 1000", ("square-stale",)),
+        ("generated", "0", ("square-long",)),
+        ("frozen", "0", (*_SQUARES, "hop-skip-jump")),
+        ("permuted", "1000", _SQUARES),
+        ("retrained", "0 1000", _SQUARES),
+        ("soup", "0 1000", _SQUARES),
+        ("noise", "0 1000", _SQUARES),
     ):
         if chain in site.chains and site.chains[chain].networks:
             cases += [_case(site, chain, name, periods) for name in names]
@@ -60,21 +72,22 @@ def plan(site: Site) -> list[Case]:
 
 
 def _is_quick(case: Case) -> bool:
-    return case.chain == "generated" or (case.chain == "frozen" and case.name != "hop-skip-jump")
+    if case.chain == "generated":
+        return case.name != "square-long"
+    return case.chain == "frozen" and case.name != "hop-skip-jump"
 
 
 def _case(site: Site, chain: str, name: str, periods: str) -> Case:
     generated, labels = chain == "generated", name == "hop-skip-jump"
     reads = (chain, "draws") if generated and "draws" in site.chains else (chain,)
-    images, budget = 80 if generated else 40, 10_000 if generated else 5_000
-    images = 32 if labels else images
+    images, budget = (60, 10_000) if name == "square-long" else (30 if labels else 80, 5_000)
     if site.quick:
         images, budget = (8, 200) if labels else (24, 300)
         periods = "0 100" if generated else "0"
     options = (
-        ("images", images), ("budget", budget), ("at", min(5_000, budget)), ("periods", periods),
+        ("images", images), ("budget", budget), ("at", budget), ("periods", periods),
     )  # fmt: skip
-    cost = images * budget / (16_000 if labels else 50_000) * len(periods.split())
+    cost = images * budget / (16_000 if labels else 40_000) * len(periods.split())
     return Case("query", name, chain, options, reads, cost=1.0 if chain == "frozen" else cost)
 
 
@@ -84,14 +97,14 @@ def plan_service(site: Site, url: str, model: str) -> list[Case]:
     options = (
         ("url", url), ("model", model), ("images", images), ("budget", budget), ("at", budget),
     )  # fmt: skip
-    names = ("square", "square-clock")
-    return [Case("query", name, "service", options, cost=images * budget / 2_000) for name in names]
+    cost = images * budget / 2_000
+    return [Case("query", name, "service", options, cost=cost) for name in _SQUARES]
 
 
 def run(case: Case, room: Room) -> list[Row]:
     """Attack a chain once for every period of its clock, or a live service."""
     label, threat = _label(case), _ATTACKS[case.name][1]
-    why = _unfit(room)
+    why = _unfit(case, room)
     if why:
         return [not_measured("query", threat, case.chain, label, why, seed=room.site.seed)]
     if case.option("url"):
@@ -99,10 +112,13 @@ def run(case: Case, room: Room) -> list[Row]:
     return _Attackers(case, room).rows()
 
 
-def _unfit(room: Room) -> str:
+def _unfit(case: Case, room: Room) -> str:
+    """Why ART's attacks do not apply; ours asks for neither images nor a range."""
+    if case.name not in ("square", "hop-skip-jump"):
+        return ""
     shape = tuple(room.examples(1).x.shape[1:])
     if len(shape) != 3 or min(shape[1:]) < 3:
-        return f"Square and HopSkipJump are set up for images (channels, H, W), not for {shape}"
+        return f"ART's attacks are set up for images (channels, H, W), not for {shape}"
     return "" if room.bounds else "these attacks need the range of the data, and it has none"
 
 
@@ -110,24 +126,28 @@ def _label(case: Case) -> str:
     return f"{_ATTACKS[case.name][0]}, {case.number('at'):,} queries"
 
 
-def _launch(case: Case, room: Room, lanes: Lanes, every: int | None) -> None:
+def _launch(
+    case: Case, room: Room, lanes: Lanes, every: int | None, begin: Tensor | None = None
+) -> None:
     """Let the attack search; what it won stands in the log."""
     x, y = lanes.split.x, lanes.split.y
     bounds, classes = room.bounds, room.task.classes
-    assert bounds is not None, "checked before"
     seed = room.seed("query", case.name, every)
     if case.name == "square":
+        assert bounds is not None, "checked before"
         art_square(
             lanes, x, y,
             eps=room.eps, budget=lanes.budget, seed=seed, bounds=bounds, classes=classes,
         )  # fmt: skip
     elif case.name == "hop-skip-jump":
+        assert bounds is not None, "checked before"
         hop_skip_jump(lanes, x, y, seed=seed, bounds=bounds, classes=classes)
     else:
         generator = torch.Generator().manual_seed(seed)
         clock_square(
             lanes, x, y,
             eps=room.eps, budget=lanes.budget, generator=generator, bounds=bounds, every=every,
+            start=begin,
         )  # fmt: skip
 
 
@@ -156,16 +176,19 @@ class _Attackers:
         start = torch.arange(len(self.examples)) % starts
         right = self._right(self.examples, start)
         self.split, self.start = self.examples.take(right), start[right]
+        self.begin = self._stale() if case.name == "square-stale" else None
 
     def _networks(self) -> Sequence[Network]:
         """The networks that attackers meet, in their order."""
         chain = self.room.chain(self.case.chain)
-        networks = chain.networks
+        networks = own = chain.networks
         if chain.name == "generated":
             # The first may be the base, which nothing generated.
-            networks = (networks[1:] or networks)[-_GENERATED:]
+            networks = own = (networks[1:] or networks)[-_GENERATED:]
             if "draws" in self.room.site.chains:
                 networks += self.room.chain("draws").networks
+        # Networks that were live, so exposed, when the first attacker comes.
+        self.before = len(chain.networks) - len(own)
         longest = max(self._turns(every) for every in self.periods) + 1
         return networks[: longest + _STARTS]
 
@@ -181,10 +204,36 @@ class _Attackers:
         )
         return (scores.argmax(1) == split.y).nonzero()[:, 0]
 
+    def _exposed(self, start: int) -> Sequence[Network]:
+        """The last generations before the one that is live when an attacker comes."""
+        return self.room.chain(self.case.chain).networks[: self.before + start][-_EXPOSED:]
+
+    def _stale(self) -> Tensor | None:
+        """Proposals of a joint attack on what was exposed when each attacker comes."""
+        begin, room = self.split.x.clone(), self.room
+        for start in self.start.unique().tolist():
+            if not self._exposed(start):
+                return None
+            own = (self.start == start).nonzero()[:, 0]
+            begin[own] = pgd(
+                room.models(self._exposed(start)), self.split.x[own], self.split.y[own],
+                eps=room.eps, steps=_STEPS, bounds=room.bounds,
+                generator=room.source("query", "stale", start),
+            )  # fmt: skip
+        return begin
+
+    def _why(self) -> str:
+        """Why there is nothing to measure, or ""."""
+        if not len(self.split):
+            return "no image is classified correctly to begin with"
+        if self.case.name == "square-stale" and self.begin is None:
+            return "no generation is exposed yet; rotate first"
+        return ""
+
     def rows(self) -> list[Row]:
         """A row for every clock."""
-        if not len(self.split):
-            why = "no image is classified correctly to begin with"
+        why = self._why()
+        if why:
             return [self._no_row(every, why) for every in self.periods]
         logs: dict[int, Lanes] = {}
         rows = []
@@ -196,7 +245,7 @@ class _Attackers:
             logs[every] = self._attack(every)
             rows.append(self._row(every, logs[every], logs.get(0)))
         full = self.case.chain == "generated" and not self.room.site.quick
-        if full and 0 in logs and len(self.models) > 1:
+        if full and self.begin is None and 0 in logs and len(self.models) > 1:
             rows.append(self._row(10_000, logs[0], logs[0]))
         return rows
 
@@ -210,7 +259,8 @@ class _Attackers:
             budget=self.at if short else self.case.number("budget"),
             bounds=self.room.bounds,
         )
-        _launch(self.case, self.room, lanes, every or None)
+        begin = None if self.begin is None else self.begin[:few]
+        _launch(self.case, self.room, lanes, every or None, begin)
         return lanes
 
     def _target(self, every: int) -> str:
@@ -224,16 +274,18 @@ class _Attackers:
     def _row(self, every: int, lanes: Lanes, never: Lanes | None) -> Row:
         value = lanes.asr(self.at)
         met = self._met(every, lanes)
-        extra = {
+        extra: dict[str, Any] = self._durable(every, lanes) | {
             "curve": _curve(lanes),
-            "durable": asdict(self._durable(every, lanes)),
             "unattacked": asdict(self._unattacked(met)),
             "every": every or None,
             "spent": round(float(lanes.spent.double().mean()), 1),
         }
         notes = ["budget and clock count the queries of one image"]
-        if self.case.name != "hop-skip-jump" and lanes.budget > self.at:
-            notes.append(f"the search is planned for {lanes.budget:,} queries")
+        steps = None
+        if self.begin is not None:
+            known = [len(self._exposed(start)) for start in self.start.unique().tolist()]
+            steps = _STEPS * max(known)
+            notes.append(f"begins at PGD-{_STEPS}, jointly on up to {max(known)} exposed networks")
         if bool(self.start.any()):
             notes.append(f"attackers begin at {int(self.start.max()) + 1} different networks")
         if never is not None and every:
@@ -246,15 +298,13 @@ class _Attackers:
         return self.room.row(
             self.case, _ATTACKS[self.case.name][1], _label(self.case), value,
             target=self._target(every), clean_accuracy=clean, scored=len(models),
-            queries=self.at, note="; ".join(notes), extra=extra,
+            queries=self.at, gradient_steps=steps, note="; ".join(notes), extra=extra,
         )  # fmt: skip
 
     def _caveats(self, every: int) -> list[str]:
         if not every:
             return []
-        notes = [
-            "durable: the first find, sent again after the next rotation; going on might harden it"
-        ]
+        notes = ["durable: share of first finds that work again after the next rotation, as sent"]
         if self.fixed:
             notes.append("the same function after every rotation")
         if every == 10_000:
@@ -269,20 +319,23 @@ class _Attackers:
         start = self.start[: len(lanes.split)]
         return (start[:, None] + torch.arange(turns)) % len(self.models)
 
-    def _durable(self, every: int, lanes: Lanes) -> Rate:
-        """Share of lanes whose find also fools the network after the next rotation.
+    def _durable(self, every: int, lanes: Lanes) -> dict[str, Any]:
+        """How many of the finds also fool the network after the next rotation, and of all lanes.
 
-        Without a rotation every find goes on working.
+        Without a rotation every find goes on working; without a find there is no such share.
         """
         won = lanes.won(self.at)
-        if not every or not bool(won.any()):
-            return share(int(won.sum()), len(won))
         chosen = won.nonzero()[:, 0]
-        found = project(lanes.found, lanes.split.x, self.room.eps, self.room.bounds)
-        following = by_count(self.models, None, lanes.network + 1)
-        scores, _ = following(found[chosen], chosen, torch.ones_like(chosen))
-        fooled = scores.argmax(1) != lanes.split.y[chosen]
-        return share(int(fooled.sum()), len(won))
+        kept = len(chosen)
+        if every and kept:
+            found = project(lanes.found, lanes.split.x, self.room.eps, self.room.bounds)
+            following = by_count(self.models, None, lanes.network + 1)
+            scores, _ = following(found[chosen], chosen, torch.ones_like(chosen))
+            kept = int((scores.argmax(1) != lanes.split.y[chosen]).sum())
+        return {
+            "durable": asdict(share(kept, len(chosen))) if len(chosen) else None,
+            "durable_of_all": asdict(share(kept, len(won))),
+        }
 
     def _unattacked(self, met: Tensor) -> Rate:
         """Share of lanes whose clean image some network that they meet gets wrong by itself."""

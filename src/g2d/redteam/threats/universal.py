@@ -1,16 +1,20 @@
 """Universal perturbations: one change for all inputs, fitted on past networks, used on later ones.
 
-The attacker fits on data of their own (the guide split); the test examples only score.
+The attacker fits on one part of data of their own (the guide split) and keeps what does best on
+another part; the test examples only score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from g2d.attacks import project, universal
-from g2d.redteam.room import Case, Network, Room, Site
+from g2d.data import Split
+from g2d.evaluate import Rate
+from g2d.redteam.room import Case, Chain, Network, Room, Site
 from g2d.redteam.rows import Identifiers, Row, not_measured
 
 TITLE = "Universal perturbation"
@@ -21,55 +25,101 @@ IDENTIFIERS = Identifiers(
     owasp="ML01:2023 Input Manipulation Attack",
 )
 
-CHAINS = ("generated", "frozen", "retrained", "soup", "noise", "permuted")
+CHAINS = ("generated", "frozen", "unrotated", "retrained", "soup", "noise", "permuted")
+PATTERNS = ("generated", "frozen", "unrotated")
 LATER = 11
 EXPOSED = 10
 BATCH = 64
+DRAWN = 2  # networks that a step draws: all of ten would cost five times as much
+RESTARTS = 2
+RANDOM = 4  # patterns of random signs, beside the two constants
+HELD = 500  # guide examples that nothing is fitted on
 
 
 def plan(site: Site) -> list[Case]:
-    """A case for each chain and number of exposed networks."""
+    """A case for each chain and number of exposed networks; patterns that nobody fitted beside."""
     cases = []
     for name in CHAINS:
         chain = site.chains.get(name)
         if chain is None:
             continue
         most = 1 if chain.fixed else max(1, len(chain.networks) - 1)
+        n, steps = (100, 50) if site.quick else (1000 if name == "generated" else 500, 600)
         for k in sorted({1, min(EXPOSED, most)}):
-            n, steps = (100, 50) if site.quick else (1000 if name == "generated" else 500, 150)
-            options = (("k", k), ("n", n), ("steps", steps), ("later", LATER))
-            cost = 1 + (k + 1) * steps * BATCH * 55e-6
+            # What is fitted on the scored network itself; on a fixed chain that is this fit.
+            own = int(name == "generated" or (name == "retrained" and k == 1))
+            options = (("k", k), ("n", n), ("steps", steps), ("later", LATER),
+                       ("restarts", RESTARTS), ("drawn", DRAWN), ("own", own))  # fmt: skip
+            cost = 1 + RESTARTS * (min(k, DRAWN) + own) * steps * BATCH * 60e-6
             cases.append(Case("universal", "fitted", name, options, (name,), cost=cost))
+        if name in PATTERNS:
+            known = (("k", 1), ("n", n), ("later", LATER), ("patterns", 2 + RANDOM))
+            cases.append(Case("universal", "pattern", name, known, (name,), cost=1))
     return cases
 
 
 def run(case: Case, room: Room) -> list[Row]:
     """Fit on the exposed networks, score on the later ones; and on the scored one itself."""
-    chain, k, steps = room.chain(case.chain), case.number("k"), case.number("steps")
+    chain, k = room.chain(case.chain), case.number("k")
     threat = f"universal, fitted on the last {k}" if k > 1 else "universal, fitted on one"
-    attack = f"signed ascent, {steps} batches of {BATCH}"
+    attack = f"signed ascent, {case.number('steps')} batches of {BATCH}, best of {RESTARTS}"
+    if case.name == "pattern":
+        threat = "universal, nothing fitted: constant or random pattern, best on guide data"
+        attack = f"best of +eps, -eps and {RANDOM} patterns of random signs"
     if len(chain.networks) < 2 and not chain.fixed:
         why = f"{case.chain} holds one network: nothing is stale yet; generate more"
         return [not_measured("universal", threat, case.chain, attack, why)]
-    exposed, later = chain.split(k, case.number("later"))
+    return [(_pattern if case.name == "pattern" else _fitted)(case, room, chain, threat, attack)]
+
+
+def _fitted(case: Case, room: Room, chain: Chain, threat: str, attack: str) -> Row:
+    exposed, later = chain.split(case.number("k"), case.number("later"))
     split = room.examples(case.number("n"))
-    delta = _fit(exposed, room, steps)
+    fit = _Fit(case, room)
+    name, delta = fit.best(exposed)
     proposed = project(split.x + delta, split.x, room.eps, room.bounds)
     mean, worst, clean = room.score_all(room.models(later), proposed, split)
-    own = room.model(later[-1])
-    known = project(split.x + _fit(later[-1:], room, steps), split.x, room.eps, room.bounds)
-    white = room.score(own, known, split)
-    row = room.row(
+    last = room.model(later[-1])
+    same = room.score(last, proposed, split)
+    white: Rate | None = same if chain.fixed else None
+    if case.number("own"):
+        known = project(split.x + fit.best(later[-1:])[1], split.x, room.eps, room.bounds)
+        white = room.score(last, known, split)
+    extra: dict[str, object] = {"kept": name}
+    if white is not None:
+        extra["white_box"] = {"value": white.value, "low": white.low, "high": white.high}
+    steps = case.number("steps") * case.number("restarts")
+    return room.row(
         case, threat, attack, mean, worst=worst, clean_accuracy=clean, scored=len(later),
-        gradient_steps=steps * len(exposed),
-        note=_remark(case, room, white.value, len(exposed)),
-        extra={"white_box": {"value": white.value, "low": white.low, "high": white.high}},
+        gradient_steps=steps * min(len(exposed), case.number("drawn")),
+        note=_remark(case, room, white, same, len(exposed), name), extra=extra,
     )  # fmt: skip
-    return [row]
 
 
-def _remark(case: Case, room: Room, white_box: float, exposed: int) -> str:
-    words = [f"{100 * white_box:.1f} % where it is fitted on the scored network itself"]
+def _pattern(case: Case, room: Room, chain: Chain, threat: str, attack: str) -> Row:
+    """What a pattern does that no gradient has seen."""
+    exposed, later = chain.split(case.number("k"), case.number("later"))
+    split = room.examples(case.number("n"))
+    name, delta = _Fit(case, room).chosen(exposed, _patterns(room))
+    proposed = project(split.x + delta, split.x, room.eps, room.bounds)
+    mean, worst, clean = room.score_all(room.models(later), proposed, split)
+    return room.row(
+        case, threat, attack, mean, worst=worst, clean_accuracy=clean, scored=len(later),
+        gradient_steps=0, note=f"kept: {name}", extra={"kept": name},
+    )  # fmt: skip
+
+
+def _remark(case: Case, room: Room, white: Rate | None, same: Rate, exposed: int, name: str) -> str:
+    words = [f"kept: {name}"]
+    if white is not None:
+        words.append(f"{100 * white.value:.1f} % where it is fitted on the scored network itself")
+    if white is not None and same.value > white.value:
+        words.append(
+            f"on that network this one, transferred, beats it ({100 * same.value:.1f} %): what is "
+            "fitted there is no upper bound"
+        )
+    if case.number("drawn") < exposed:
+        words.append(f"each step draws {case.number('drawn')} of the {exposed} networks")
     if case.number("n") < room.site.n:
         words.append(f"{case.number('n')} images")
     if 1 < exposed < EXPOSED:
@@ -79,10 +129,50 @@ def _remark(case: Case, room: Room, white_box: float, exposed: int) -> str:
     return "; ".join(words)
 
 
-def _fit(networks: Sequence[Network], room: Room, steps: int) -> Tensor:
-    """Fit a perturbation on the attacker's own data."""
-    own = room.task.splits.guide
-    return universal(
-        room.models(networks), own.x, own.y, eps=room.eps, steps=steps, batch=BATCH,
-        generator=room.source("universal", len(networks)), bounds=room.bounds,
-    )  # fmt: skip
+def _patterns(room: Room) -> dict[str, Tensor]:
+    """Perturbations that need no network: both constants, and random signs."""
+    one = torch.full_like(room.task.splits.guide.x[0], room.eps)
+    source = room.source("universal", "patterns")
+    found = {"constant +eps": one, "constant -eps": -one}
+    for number in range(RANDOM):
+        signs = torch.randint(2, one.shape, generator=source) * 2 - 1
+        found[f"random signs {number + 1}"] = one * signs
+    return found
+
+
+class _Fit:
+    """The attacker's own data: one part to fit on, another to choose by."""
+
+    def __init__(self, case: Case, room: Room) -> None:
+        self.case, self.room = case, room
+        guide = room.task.splits.guide
+        mixed = guide.sample(len(guide), room.source("universal", "guide"))
+        held = max(1, min(HELD, len(mixed) // 4))
+        self.held = mixed.take(range(held))
+        self.own: Split = mixed.take(range(held, len(mixed))) if len(mixed) > 1 else mixed
+
+    def chosen(
+        self, networks: Sequence[Network], candidates: dict[str, Tensor]
+    ) -> tuple[str, Tensor]:
+        """The candidate that flips most held-out examples of these networks."""
+
+        def flipped(delta: Tensor) -> float:
+            models = self.room.models(networks)
+            return self.room.score_all(models, self.held.x + delta, self.held)[0].value
+
+        return max(candidates.items(), key=lambda item: flipped(item[1]))
+
+    def best(self, networks: Sequence[Network]) -> tuple[str, Tensor]:
+        """Fit from nothing and from the best pattern; keep the best of all, patterns included."""
+        name, pattern = self.chosen(networks, _patterns(self.room))
+        found = {name: pattern}
+        for restart in range(self.case.number("restarts")):
+            start = pattern if restart % 2 else None
+            begun = f"fitted from {name}" if restart % 2 else "fitted from nothing"
+            found[begun] = universal(
+                self.room.models(networks), self.own.x, self.own.y, eps=self.room.eps,
+                steps=self.case.number("steps"), batch=BATCH, bounds=self.room.bounds,
+                generator=self.room.source("universal", len(networks), restart),
+                start=start, drawn=self.case.number("drawn"),
+            )  # fmt: skip
+        return self.chosen(networks, found)

@@ -32,7 +32,7 @@ MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 def plan(site: Site) -> list[Case]:
     """One case of AutoAttack for each network, and one sweep for the live and the frozen one."""
     judged = {"generated": 1, "frozen": 1} if site.quick else {"generated": 10, **CONTROLS}
-    n, steps = (24, 20) if site.quick else (250, 100)
+    n, steps = (24, 20) if site.quick else (150, 100)
     cases = []
     for name, wanted in judged.items():
         chain = site.chains.get(name)
@@ -41,7 +41,7 @@ def plan(site: Site) -> list[Case]:
         count = len(chain.networks)
         for number in range(count - min(wanted, count), count):
             options = (("number", number), ("n", n))
-            cases.append(Case("white-box", "autoattack", name, options, (name,), cost=38.0))
+            cases.append(Case("white-box", "autoattack", name, options, (name,), cost=29.0))
     for name in ("generated", "frozen"):
         if name in site.chains:
             options = (("n", n), ("steps", steps))
