@@ -14,7 +14,8 @@ import httpx
 import numpy as np
 
 from g2d.errors import GenerationError, RefusedError
-from g2d.rotation import Backoff, Live, Rotation, Snapshot, Triggers
+from g2d.rotation import Live, Snapshot
+from g2d.schedule import Backoff, Rotation, Triggers
 from g2d.service.app import Service
 from g2d.service.batcher import Batcher
 from g2d.service.events import Board, Log

@@ -12,7 +12,8 @@ import weakref
 import pytest
 
 from g2d.errors import GenerationError, VaultError
-from g2d.rotation import Backoff, Live, Rotation, Snapshot, Triggers
+from g2d.rotation import Live, Snapshot
+from g2d.schedule import Backoff, Rotation, Triggers
 from stand_ins import FAST, Fake, numbered, running, wait_for
 
 
@@ -223,7 +224,7 @@ def test_whatever_is_raised_the_thread_lives_on():
 
 
 def test_a_rotation_that_is_overdue_is_one_alarm(monkeypatch):
-    monkeypatch.setattr("g2d.rotation.GRACE", 0.05)
+    monkeypatch.setattr("g2d.schedule.GRACE", 0.05)
     fake, told = Fake(), []
     fake.seconds = 60
     _, r = rotation(fake, Triggers(every=0.05), told)

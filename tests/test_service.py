@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from g2d.errors import GenerationError, SettingsError
-from g2d.rotation import Triggers
+from g2d.schedule import Triggers
 from g2d.service.limits import Buckets, Guard
 from g2d.service.metrics import Latencies
 from g2d.service.options import Options, read_token, seconds

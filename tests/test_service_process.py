@@ -190,6 +190,42 @@ def test_sigterm_answers_what_is_under_way_and_takes_no_more(vault, x, tmp_path)
     assert set(codes) == {1}  # every answer that came was good: `infer` checks the status
 
 
+def test_a_head_that_never_ends_is_ended(vault, x, tmp_path):
+    """Slow loris: nothing sent, a head that trickles, blank lines on an idle connection."""
+    import socket
+
+    with Process(vault, "--timeout", "1s", log=tmp_path / "log") as served:
+        host, _, port = served.address.removeprefix("http://").rpartition(":")
+
+        def talk(first: bytes, then: bytes, until: float = 8.0) -> tuple[bytes, float]:
+            began, heard = time.monotonic(), b""
+            with socket.create_connection((host, int(port)), timeout=0.2) as wire:
+                wire.sendall(first)
+                while time.monotonic() - began < until:
+                    with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+                        part = wire.recv(65536)
+                        heard += part
+                        if not part:
+                            break
+                    with contextlib.suppress(OSError):
+                        wire.sendall(then)
+            return heard, time.monotonic() - began
+
+        live = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+        for first, then in ((b"", b""), (b"GET /v2 HTTP/1.1\r\n", b"a: b\r\n"), (live, b"\r\n")):
+            heard, took = talk(first, then)
+            assert heard.endswith(b"content-length: 0\r\n\r\n"), heard
+            assert b"408" in heard
+            assert 0.8 < took < 5
+        heard, _ = talk(b"GET /v2 HTTP/1.1\r\n", b"a: " + b"b" * 60_000 + b"\r\n")
+        assert b"431" in heard
+        refused = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 300000\r\n\r\n"
+        heard, _ = talk(refused, bytes(20_000), 0.9)
+        assert heard.startswith(b"HTTP/1.1 404")
+        assert b"431" not in heard
+        assert served.infer(x)[0] == 1
+
+
 @pytest.mark.slow
 def test_kill_storm_under_load(vault, x, tmp_path):
     """SIGKILL of service or worker at random moments: the last committed generation comes back."""
@@ -303,7 +339,7 @@ def shelf(vault):
 
 
 def test_a_flipped_bit_is_found_and_healed_from_the_vault(vault, shelf, x):
-    from g2d.rotation import Rotation, Triggers
+    from g2d.schedule import Rotation, Triggers
     from g2d.service.integrity import Monitor
     from g2d.service.metrics import Metrics
     from stand_ins import Fake
@@ -336,6 +372,8 @@ def test_weights_that_do_not_fit_or_are_corrupt_are_refused(vault, shelf):
     file.write_bytes(data)
     with pytest.raises(VaultError, match="corrupt"):
         shelf.first()
+    with pytest.raises(VaultError, match="corrupt"):
+        shelf.again(1)
     with pytest.raises(RefusedError, match="not above"):
         shelf.load(1, 1)
 
@@ -370,16 +408,18 @@ def test_a_vault_that_was_put_back_is_refused(vault, tmp_path):
     shelf.close()
 
 
-def test_with_a_key_only_what_was_signed_is_served(vault, tmp_path):
+def test_with_a_key_only_what_was_signed_is_served(vault, tmp_path, monkeypatch):
     from g2d.service.shelf import VaultShelf
 
     key = SigningKey.generate()
     key.write(tmp_path / "k.key")
-    shelf = VaultShelf(vault, "g2d", key=key.public)
+    monkeypatch.setattr(
+        "g2d.service.shelf.blueprint", lambda *_: pytest.fail("imported unverified")
+    )
     with pytest.raises(RefusedError) as refused:
-        shelf.first()
+        VaultShelf(vault, "g2d", key=key.public)
     assert refused.value.reason == "unsigned"
-    shelf.close()
+    monkeypatch.undo()
     with Vault.open(vault, write=True) as opened:
         settings = Settings.from_toml(opened.settings_text)
         signing = {"signing__key": str(tmp_path / "k.key"), "signing__lifetime": 1e-5}
@@ -392,6 +432,7 @@ def test_with_a_key_only_what_was_signed_is_served(vault, tmp_path):
     snapshot, warning = shelf.first()  # expired: nothing better to serve, and it says so
     assert snapshot.number == 2
     assert "expired" in warning
+    assert shelf.again(2).number == 2  # a flipped bit in it can still be healed
     with pytest.raises(RefusedError):
         shelf.verify(2, 1)
     signature = vault / "generations" / "000002" / "manifest.sig"

@@ -2,7 +2,7 @@
 
 The worker holds the vault's writer's lock and, where generations are signed, is the only one that
 reads the private key; the serving side only reads. They speak JSON lines over the worker's stdin
-and stdout. Without its parent the worker ends. What is live is decided in `rotation`.
+and stdout. Without its parent the worker ends. When to swap is decided in `schedule`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Facts = Mapping[str, Any]
 
 
 class Worker:
-    """A worker process as a `rotation.Workshop`; started when needed, again after it has died.
+    """A worker process as a `schedule.Workshop`; started when needed, again after it has died.
 
     Args:
         vault: its folder. data: where the task's data lies; "": as the vault says. tell: called

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from g2d.rotation import Rotation
+from g2d.schedule import Rotation
 from g2d.service.batcher import Batcher, BrokenError, BusyError, NotFiniteError
 from g2d.service.events import Board
 from g2d.service.limits import Buckets, Guard

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from g2d.errors import G2DError
-from g2d.rotation import Live, Rotation, Snapshot
+from g2d.rotation import Live, Snapshot
+from g2d.schedule import Rotation
 from g2d.service.metrics import Metrics
 from g2d.service.shelf import VaultShelf
 
@@ -49,7 +50,7 @@ class Monitor:
         what = f"generation {number} changed in memory: {', '.join(changed[:5])}"
         try:
             # A fresh copy and one assignment: no answer mixes healed tensors with damaged ones.
-            healed = self._live.heal(self._shelf.load(number, number - 1))
+            healed = self._live.heal(self._shelf.again(number))
             outcome = "healed from the vault" if healed else "it is not live any more"
         except G2DError as error:
             outcome = f"NOT healed: {error}"

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from g2d.errors import G2DError, SettingsError
-from g2d.rotation import Live, Rotation, Triggers
+from g2d.rotation import Live
+from g2d.schedule import Rotation, Triggers
 from g2d.service.app import Asgi, Service
 from g2d.service.batcher import Batcher
+from g2d.service.connection import within
 from g2d.service.events import Board, Log
 from g2d.service.limits import Guard
 from g2d.service.metrics import Metrics
@@ -184,8 +186,8 @@ def _public(key: Path | None) -> Any:
 
 def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> None:
     config = uvicorn.Config(
-        service, http="httptools", loop="uvloop", ws="none", lifespan="on", log_config=None,
-        access_log=False, server_header=False, date_header=False, proxy_headers=False,
+        service, http=within(options.timeout), loop="uvloop", ws="none", lifespan="on",
+        log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
         limit_concurrency=2000, backlog=_BACKLOG,
         ssl_certfile=options.tls_cert or None, ssl_keyfile=options.tls_key or None,

@@ -36,7 +36,7 @@ _SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
 
 
 class VaultShelf:
-    """Generations of one vault as snapshots; a `rotation.Shelf`. Safe to use from many threads.
+    """Generations of one vault as snapshots; a `schedule.Shelf`. Safe to use from many threads.
 
     Args:
         key: verifies what is served; None: digests of the ledger alone are. served: a file outside
@@ -57,6 +57,7 @@ class VaultShelf:
     ) -> None:
         self._vault, self._key, self._served = Vault.open(vault), key, served
         self._building = threading.Lock()  # a factory draws from torch's one global generator
+        self._live_weights(self._not_put_back(self.live()))  # before code that it names is imported
         settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
         s = settings.task
         self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
@@ -86,22 +87,17 @@ class VaultShelf:
         Raises:
             VaultError: it is refused for any other reason, or older than one served before.
         """
-        number = self.live()
-        if number < (floor := self._floor()):
-            raise RefusedError(
-                f"the vault's live generation is {number}, and {self._served} says that {floor} has"
-                " been served: the vault was put back. Restore the newer one, or make generations"
-                " beyond it",
-                "replay",
-                number,
-            )
-        try:
-            return self.load(number, number - 1), ""
-        except RefusedError as error:
-            if error.reason != "expired":
-                raise
-            created = float(self._vault.generation(number).created)
-            return self._load(number, number - 1, created), str(error)
+        number = self._not_put_back(self.live())
+        weights, warning = self._live_weights(number)
+        return self._build(number, weights), warning
+
+    def again(self, number: int) -> Snapshot:
+        """Load anew what is live already, to heal it; even if its time has ended meanwhile.
+
+        Raises:
+            VaultError: the vault's copy is not what was signed, or cannot be read.
+        """
+        return self._build(number, self._live_weights(number)[0])
 
     def load(self, number: int, after: int) -> Snapshot:
         """Verify and load a generation newer than `after`; its first forward pass is made.
@@ -109,7 +105,7 @@ class VaultShelf:
         Raises:
             VaultError: it is refused, unreadable or does not fit the task.
         """
-        return self._load(number, after, time.time())
+        return self._build(number, self._weights(number, after, time.time()))
 
     def verify(self, number: int, after: int) -> None:
         """Raise a `VaultError` unless the generation may be live now."""
@@ -146,8 +142,17 @@ class VaultShelf:
 
         return verify_generation(self._vault, number, self._key, after=after, now=now).weights
 
-    def _load(self, number: int, after: int, now: float) -> Snapshot:
-        weights = self._weights(number, after, now)
+    def _live_weights(self, number: int) -> tuple[bytes, str]:
+        """Verify what is live; expired is a warning alone, for there is nothing better yet."""
+        try:
+            return self._weights(number, number - 1, time.time()), ""
+        except RefusedError as error:
+            if error.reason != "expired":
+                raise
+            created = float(self._vault.generation(number).created)
+            return self._weights(number, number - 1, created), str(error)
+
+    def _build(self, number: int, weights: bytes) -> Snapshot:
         with self._building:
             model = self._blueprint.factory()
         try:
@@ -165,6 +170,17 @@ class VaultShelf:
         if logits.shape != (1, self.model.classes):
             raise VaultError(f"generation {number} gives {logits.shape}, not (1, classes).")
         return Snapshot(number, predict, watch.check, watch.interval)
+
+    def _not_put_back(self, number: int) -> int:
+        if number < (floor := self._floor()):
+            raise RefusedError(
+                f"the vault's live generation is {number}, and {self._served} says that {floor} has"
+                " been served: the vault was put back. Restore the newer one, or make generations"
+                " beyond it",
+                "replay",
+                number,
+            )
+        return number
 
     def _floor(self) -> int:
         if self._served is None or not self._served.exists():
