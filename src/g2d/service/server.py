@@ -187,7 +187,8 @@ def _public(key: Path | None) -> Any:
 def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> None:
     config = uvicorn.Config(
         service, http=within(options.timeout), loop="uvloop", ws="none", lifespan="on",
-        log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
+        log_config=None, access_log=False, server_header=False, date_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
         limit_concurrency=2000, backlog=_BACKLOG,
         ssl_certfile=options.tls_cert or None, ssl_keyfile=options.tls_key or None,

@@ -65,8 +65,6 @@ class VaultShelf:
         if dtype not in DATATYPES:
             raise VaultError(f"inputs are {dtype}; serving takes {', '.join(DATATYPES)}.")
         self.model = Model(name, shape, dtype, self._blueprint.classes)
-        base = self._vault.entry("base")
-        self.base_accuracy = float(base.info["accuracy"]) if base else None
 
     def close(self) -> None:
         """Close the vault."""
@@ -123,11 +121,12 @@ class VaultShelf:
         except VaultError:
             return {}
         facts = {key: manifest[key] for key in _SHOWN if key in manifest}
-        values = {gate["gate"]: gate["value"] for gate in manifest.get("gates", [])}
-        if self.base_accuracy is not None and "accuracy" in values:
-            # The gate's value is a bound on what is lost against the base: 95 % sure of this much.
-            facts["accuracy"] = self.base_accuracy - values["accuracy"]
-        return facts | {"distance": values.get("distance")}
+        figures = manifest.get("figures", {})
+        return facts | {
+            "accuracy": figures.get("clean_accuracy"),
+            "robust": figures.get("robust_accuracy"),
+            "distance": figures.get("distance"),
+        }
 
     def exposures(self) -> list[int]:
         """Return every number that has been live."""
