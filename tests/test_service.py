@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import random
 
 import numpy as np
@@ -103,6 +104,7 @@ def test_a_batch_is_what_waits_and_only_a_bad_input_fails():
 
     def watched(x):
         sizes.append(len(x))
+        time.sleep(0.01)  # meanwhile others wait: the next batch is theirs
         return plain(x)
 
     object.__setattr__(harness.live.snapshot, "predict", watched)
