@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 import random
+import time
 
 import numpy as np
 import pytest
