@@ -288,7 +288,8 @@ def test_a_phone_scrolls_one_way_and_both_schemes_are_readable(made, tmp_path):
 
 
 CONTRAST = """() => {
-  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3)
+    .map((c) => (colour.startsWith("color(srgb") ? Number(c) : c / 255))
     .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = (node) => {

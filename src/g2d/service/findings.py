@@ -17,7 +17,8 @@ from g2d.results import read_results
 
 Values = Mapping[str, Any]
 _LOOK = 10.0  # seconds between looks at the file
-_BESIDE = ("generated", "frozen", "retrained")  # chains that the page sets side by side
+_BESIDE = ("generated", "unrotated", "frozen", "retrained", "soup", "noise")  # side by side
+_STILL = "no rotation"  # the clock of a target that is no moving one
 
 
 class Findings:
@@ -91,13 +92,19 @@ def _row(row: Values) -> dict[str, Any]:
 
 
 def _best(lines: Sequence[Line], titles: Values) -> list[dict[str, Any]]:
-    """The line of each family that wins most from the generated chain (or whatever was met)."""
+    """The line of each family that wins most from the generated chain while it rotates.
+
+    And, if that was not tried on a frozen model, the one that wins most among those that were.
+    """
     found = []
     for family, title in titles.items():
         own = [line for line in lines if line.family == family and _harm(line) >= 0]
-        if own:
-            line = max(own, key=_harm)
-            found.append({"title": title, "name": line.name, "cells": _cells(line)})
+        own = [line for line in own if line.clock != _STILL] or own
+        beside = [line for line in own if line.best("frozen")]
+        best = [max(some, key=_harm) for some in (own, beside) if some]
+        if len(best) == 2 and best[0] is best[1]:
+            best.pop()
+        found += [{"title": title, "name": x.name, "cells": _cells(x)} for x in best]
     return found
 
 
@@ -108,4 +115,5 @@ def _harm(line: Line) -> float:
 
 
 def _cells(line: Line) -> dict[str, Any]:
-    return {name: row["value"] for name in _BESIDE if (row := line.best(name)) is not None}
+    rows = {name: line.best(name) for name in _BESIDE}
+    return {name: row["value"] | {"harm": row["harm"]} for name, row in rows.items() if row}

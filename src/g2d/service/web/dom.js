@@ -27,7 +27,8 @@ const percent = (value, digits = 1) =>
 function short(value) {
   if (!isNumber(value)) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 0.001 || size >= 1e5)) return value.toExponential(1);
+  if (size !== 0 && (size < 0.00005 || size >= 1e5)) return value.toExponential(1);
+  if (size < 0.001) return String(Number(value.toFixed(4)));
   return String(Number(value.toPrecision(3)));
 }
 

@@ -2,7 +2,7 @@
 const PATIENCE = 12; // seconds of silence after which a stream counts as dead; it beats every 2 s
 const KEPT = 200;
 let state = null, source = null, heard = 0, waits = 1, token = "", redteam = null, redteamSeen;
-let announced = 0, reread = 0;
+let announced = -Infinity, speaking = 0, reread = 0;
 
 const since = () => performance.now() / 1000 - state.at; // seconds since the last tick
 
@@ -123,11 +123,15 @@ function drawAll(first) {
   drawRejected();
 }
 
-/** Tell a screen reader, but not more often than it can speak. */
+/** Tell a screen reader, but not more often than it can speak: then the latest is told. */
 function announce(text, urgent = false) {
-  const now = performance.now();
-  if (!urgent && now - announced < 10000) return;
-  announced = now;
+  const wait = urgent ? 0 : announced + 10000 - performance.now();
+  clearTimeout(speaking);
+  if (wait > 0) {
+    speaking = setTimeout(announce, wait, text, true);
+    return;
+  }
+  announced = performance.now();
   $("news").replaceChildren(el("span", {}, text));
 }
 

@@ -1,6 +1,8 @@
 // The last red team's matrix: the attacker's best of each family, and every row.
 const rate = (r) => `${percent(r.value)} [${(100 * r.low).toFixed(1)}–${(100 * r.high).toFixed(1)}]`;
 
+const CHAINS = ["generated", "unrotated", "frozen", "retrained", "soup", "noise"];
+
 function ranges(numbers) {
   const parts = [];
   for (const n of numbers) {
@@ -11,10 +13,16 @@ function ranges(numbers) {
   return parts.map(([a, b]) => (a === b ? `${a}` : `${a}–${b}`)).join(", ");
 }
 
+/** A cell of the matrix; the stronger its colour, the worse for the defender. */
 function bestCell(found) {
-  if (!found) return "–";
-  return el("span", {}, percent(found.value), el("small", {},
-    ` [${(100 * found.low).toFixed(1)}–${(100 * found.high).toFixed(1)}], n = ${found.n}`));
+  if (!found) return ["–", "none"];
+  const whole = (share) => (100 * share).toFixed(0);
+  const cell = el("span", {}, `${whole(found.value)} %`, el("small", {},
+    ` ${whole(found.low)}–${whole(found.high)}, n = ${found.n}`));
+  if (!isNumber(found.harm)) return [cell, ""];
+  const harm = Math.min(1, Math.max(0, found.harm));
+  cell.style.setProperty("--h", harm);
+  return [cell, "heat"];
 }
 
 function banners(found) {
@@ -58,11 +66,13 @@ function drawRedteam(found, live) {
 }
 
 function bestTable(best) {
-  const columns = ["generated", "frozen", "retrained"];
-  return table("cards red", "The attacker’s best line of each family against the generated chain, and the"
-    + " same line against a model that never changes and against retraining. Attack success rate unless"
-    + " said otherwise; 95 % intervals.", ["threat", ...columns], best.map((line) => [
-    [el("span", {}, line.name, el("small", {}, line.title)), "threat"],
+  const columns = CHAINS.filter((name) => best.some((line) => line.cells[name]));
+  const titles = best.map((line, i) => (line.title === best[i - 1]?.title ? "" : line.title));
+  return table("cards red", "What the attacker wins, in percent with the 95 % interval: attack success"
+    + " rate unless the line says otherwise. Of each family the line that wins most from the generated"
+    + " chain, and the one that wins most among those tried on a frozen model too. Frozen never changes;"
+    + " retrained, soup and noise are rivals.", ["threat", ...columns], best.map((line, i) => [
+    [el("span", {}, titles[i] ? el("small", {}, titles[i]) : null, line.name), "threat"],
     ...columns.map((name) => bestCell(line.cells[name]))]));
 }
 

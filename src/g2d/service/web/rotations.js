@@ -52,11 +52,12 @@ const NAMES = { schedule: "schedule", demand: "on demand", queries: "queries ans
 function why(record) {
   const reasons = list(record.reasons).map((reason) => NAMES[reason] ?? String(reason));
   if (reasons.length) return reasons.join(", ");
-  return record.origin === "base" ? "first deployment" : "before this start";
+  return record.origin === "base" ? "first deployment" : "–";
 }
 
 function summaryLine(record, live) {
-  const part = (label, ...content) => el("span", {}, el("span", { class: "label" }, label), ...content);
+  const part = (label, ...content) =>
+    el("span", { class: label.split(" ")[0] }, el("span", { class: "label" }, `${label} `), ...content);
   const gates = list(record.gates);
   const passed = gates.filter((gate) => gate.passed).length;
   const times = SPANS.map((when) => p99(record, when));
@@ -64,13 +65,13 @@ function summaryLine(record, live) {
     part("generation", el("b", {}, String(record.generation)),
       live ? el("span", { class: "now" }, "live") : null),
     part("live since", isNumber(record.time) ? moment(record.time) : "before this start"),
-    el("span", { class: "why" }, el("span", { class: "label" }, "why"), why(record)),
+    part("why", why(record)),
     part("accuracy", percent(record.accuracy)),
     part("distance", short(record.distance)),
     part("gates", gates.length ? `${passed} of ${gates.length} ` : "–",
       gates.length ? mark(passed === gates.length) : null),
     part("p99 before, during, after",
-      times.some(isNumber) ? times.map(span).join(" · ") : "–"));
+      times.some(isNumber) ? times.map(span).join(" · ") : el("span", { class: "none" }, "–")));
 }
 
 function rotationItem(record, live, open, fresh) {
