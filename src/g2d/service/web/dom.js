@@ -35,11 +35,12 @@ function short(value) {
 /** A duration in words, as precise as it is short. */
 function span(seconds) {
   if (!isNumber(seconds)) return "–";
+  if (seconds < 0.00005) return "< 0.1 ms";
   if (seconds < 0.9995) {
     const ms = 1000 * seconds;
     return `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms`;
   }
-  return seconds < 9.95 ? `${seconds.toFixed(1)} s` : clock(seconds);
+  return seconds < 9.95 ? `${Number(seconds.toFixed(1))} s` : clock(seconds).replace(/ 0 \w+$/, "");
 }
 
 /** A duration in whole seconds, for what ticks. */

@@ -76,6 +76,7 @@ function drawAlarms() {
     moment(alarm.time), el("span", { class: "kind" }, title(alarm)), String(alarm.text ?? ""));
   const few = el("ul", { class: "list" }, ...alarms.slice(0, 4).map(item));
   const opened = $("alarm-list").querySelector("details")?.open;
+  const focused = $("alarm-list").contains(document.activeElement);
   const more = alarms.length > 4
     ? el("details", opened ? { class: "more", open: "" } : { class: "more" },
       el("summary", {}, `${alarms.length - 4} earlier`),
@@ -83,6 +84,7 @@ function drawAlarms() {
     : null;
   $("alarm-list").replaceChildren(...(alarms.length ? [few, more].filter(Boolean)
     : [empty("None since this service started.")]));
+  if (focused) $("alarm-list").querySelector("summary")?.focus();
 }
 
 function title(alarm) {
@@ -138,7 +140,9 @@ function announce(text, urgent = false) {
 async function readRedteam() {
   redteamSeen = state.redteam;
   try {
-    redteam = state.redteam === null ? null : await (await fetch("/redteam", { cache: "no-store" })).json();
+    const answer = await fetch("/redteam", { cache: "no-store" });
+    if (!answer.ok) throw new Error(answer.statusText);
+    redteam = await answer.json();
   } catch {
     redteamSeen = undefined; // the next tick tries again
     return;
@@ -175,7 +179,7 @@ const HEARD = {
     drawNow();
     drawClocks();
     drawHistory();
-    if (redteam) drawRedteam(redteam, record.generation);
+    drawLater(redteam, record.generation);
     announce(`Generation ${record.generation} is live.`);
   },
   spare(record) {
@@ -223,9 +227,9 @@ function listen() {
     const first = state === null;
     take(JSON.parse(event.data));
     [waits, heard] = [1, performance.now() / 1000];
-    link(true, "live");
+    link(true, "connected");
     drawAll(first);
-    if (redteam || redteamSeen === null) drawRedteam(redteam, state.rotation.generation);
+    drawLater(redteam, state.rotation.generation);
   });
   for (const [name, act] of Object.entries(HEARD)) {
     own.addEventListener(name, (event) => {

@@ -48,14 +48,13 @@ function drawRedteam(found, live) {
     return;
   }
   const at = Date.parse(found.created) / 1000;
-  const later = live > Math.max(...found.generations, 0)
-    ? ` Generation ${live}, live now, is not among them.` : "";
   const what = found.generations.length
     ? `on ${found.generations.length === 1 ? "generation" : "generations"} ${ranges(found.generations)}`
     : `on ${found.service ?? "no generation"}`;
   const about = el("p", { class: "note" }, `${found.task}, measured `, moment(at),
-    ` (${clock(Date.now() / 1000 - at)} ago) ${what}: at most ${counted(found.n, "test example")}, ε = ${short(found.eps)}. `,
-    el("strong", {}, "It says nothing about generations that came later."), later);
+    ` ${what}: at most ${counted(found.n, "test example")}, ε = ${short(found.eps)}. `,
+    el("strong", {}, "It says nothing about generations that came later."), " ",
+    el("span", { id: "later" }));
   const open = document.querySelector("#redteam details")?.open;
   const more = el("details", open ? { class: "more", open: "" } : { class: "more" },
     el("summary", {}, `All ${counted(found.rows.length, "row")}`));
@@ -63,6 +62,14 @@ function drawRedteam(found, live) {
   more.addEventListener("toggle", fill);
   fill();
   $("redteam-body").replaceChildren(about, ...banners(found), bestTable(found.best), more);
+  drawLater(found, live);
+}
+
+/** Say whether the live generation was attacked at all. */
+function drawLater(found, live) {
+  if (!found?.rows) return;
+  write("later", live > Math.max(...found.generations, 0)
+    ? `Generation ${live}, live now, is not among them.` : "");
 }
 
 function bestTable(best) {

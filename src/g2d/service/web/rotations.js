@@ -10,10 +10,11 @@ const p99 = (record, when) => record.latency?.[when]?.p99;
 /** Whether a gate's value must be at most, or at least, its limit: as its verdict shows. */
 const sign = (gate) => (gate.passed === gate.value <= gate.limit ? "≤" : "≥");
 
-function gatesTable(gates) {
+function gatesTable(record) {
+  const gates = list(record.gates);
   if (!gates.length) {
-    return el("div", {}, el("h4", {}, "Gates"), el("p", { class: "note" },
-      "None: it was deployed, not generated."));
+    return el("div", {}, el("h4", {}, "Gates"), el("p", { class: "small" },
+      record.origin === "base" ? "None: it was deployed first, not generated." : "Not known."));
   }
   return table("", "Gates", ["gate", "measured", "limit", "verdict"], gates.map((gate) => [
     String(gate.gate), [short(gate.value), "number"],
@@ -23,7 +24,7 @@ function gatesTable(gates) {
 function latencyTable(latency) {
   const found = SPANS.some((when) => latency?.[when]);
   if (!found) {
-    return el("div", {}, el("h4", {}, "Latency around the swap"), el("p", { class: "note" },
+    return el("div", {}, el("h4", {}, "Latency around the swap"), el("p", { class: "small" },
       latency ? "Nobody asked in that second." : "Not known: it went live before this start."));
   }
   const row = (name, key, show) =>
@@ -36,9 +37,6 @@ function latencyTable(latency) {
 function factsList(record) {
   const { make, load, swap } = record.seconds ?? {};
   const facts = [
-    ["why", why(record)],
-    ...(isNumber(record.accuracy) ? [["accuracy", percent(record.accuracy, 2)]] : []),
-    ...(isNumber(record.distance) ? [["distance", short(record.distance)]] : []),
     ...tookPart("made and gated in", make), ...tookPart("loaded and verified in", load),
     ...tookPart("committed and swapped in", swap),
     ...(isNumber(record.attempt) ? [["candidates", String(record.attempt + 1)]] : []),
@@ -55,6 +53,18 @@ function why(record) {
   return record.origin === "base" ? "first deployment" : "–";
 }
 
+const none = () => el("span", { class: "none" }, "–");
+
+/** Three durations in the unit of the longest one. */
+function trio(times) {
+  const seconds = times.some((value) => value >= 1);
+  const shown = times.map((value) => {
+    if (!isNumber(value)) return "–";
+    return seconds ? value.toFixed(2) : (1000 * value).toPrecision(value < 0.1 ? 2 : 3);
+  });
+  return `${shown.join(" → ")} ${seconds ? "s" : "ms"}`;
+}
+
 function summaryLine(record, live) {
   const part = (label, ...content) =>
     el("span", { class: label.split(" ")[0] }, el("span", { class: "label" }, `${label} `), ...content);
@@ -65,18 +75,17 @@ function summaryLine(record, live) {
     part("generation", el("b", {}, String(record.generation)),
       live ? el("span", { class: "now" }, "live") : null),
     part("live since", isNumber(record.time) ? moment(record.time) : "before this start"),
-    part("why", why(record)),
-    part("accuracy", percent(record.accuracy)),
-    part("distance", short(record.distance)),
-    part("gates", gates.length ? `${passed} of ${gates.length} ` : "–",
+    part("why", why(record) === "–" ? none() : why(record)),
+    part("accuracy", isNumber(record.accuracy) ? percent(record.accuracy) : none()),
+    part("distance", isNumber(record.distance) ? short(record.distance) : none()),
+    part("gates", gates.length ? `${passed} of ${gates.length} ` : none(),
       gates.length ? mark(passed === gates.length) : null),
-    part("p99 before, during, after",
-      times.some(isNumber) ? times.map(span).join(" · ") : el("span", { class: "none" }, "–")));
+    part("p99", times.some(isNumber) ? trio(times) : none()));
 }
 
 function rotationItem(record, live, open, fresh) {
   const details = el("details", open ? { open: "" } : {}, summaryLine(record, live),
-    el("div", { class: "inside" }, factsList(record), gatesTable(list(record.gates)),
+    el("div", { class: "inside" }, factsList(record), gatesTable(record),
       latencyTable(record.latency)));
   return el("li", fresh ? { class: "fresh" } : {}, details);
 }
