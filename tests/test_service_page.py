@@ -19,6 +19,7 @@ from g2d.rotation import Triggers
 from g2d.service.findings import Findings, compact
 from g2d.service.options import Options
 from stand_ins import TOKEN, Harness, body, wait_for
+from test_service_process import Process
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn")
@@ -391,3 +392,21 @@ def test_findings_keep_the_attackers_best():
     assert all(row["value"] is None or 0 <= row["value"]["value"] <= 1 for row in found["rows"])
     for line in found["best"]:
         assert line["cells"]["generated"]["n"] > 0
+
+
+def test_a_real_service_has_the_page_and_its_vaults_findings(tiny_vault, tmp_path):
+    vault = Path(shutil.copytree(tiny_vault, tmp_path / "vault"))
+    (vault / "redteam").mkdir()
+    shutil.copy(RESULTS, vault / "redteam" / "results.json")
+    with Process(vault, log=tmp_path / "log") as served:
+        with urllib.request.urlopen(served.address + "/", timeout=30) as answer:
+            assert b"Live generation" in answer.read()
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+        assert served.ask("/redteam")[1]["rows"]
+        status = served.ask("/status")[1]
+        assert status["redteam"]
+        assert status["traffic"]["answers"] == 0
+        (base,) = status["history"]
+        assert base["origin"] == "base"
+        assert served.ask("/redoc")[0] == 404

@@ -96,17 +96,16 @@ class Board:
         return {"history": shown, "alarms": alarms, "rejected": rejected}
 
     def latencies(self) -> list[dict[str, Any]]:
-        """Return latencies around the swaps of the last seconds, for who knows the rest."""
-        since = time.time() - _RECENT
+        """Return complete latencies around the last seconds' swaps, for who knows the rest."""
+        since, complete = time.time() - _RECENT, time.perf_counter() - _NEAR - _SPAN
         with self._mutex:
             last = [self._history[-i - 1] for i in range(min(_MOST, len(self._history)))]
-        recent = [record for record in last if record.get("time", 0.0) >= since]
-        shown = [self._with_latencies(record) for record in recent]
-        return [
-            {"generation": record["generation"], "latency": record["latency"]}
-            for record in shown
-            if "latency" in record
-        ]
+        told = []
+        for record in last:
+            if record.get("time", 0.0) >= since and record.get("clock", 0.0) < complete:
+                latency = self._with_latencies(record)["latency"]
+                told.append({"generation": record["generation"], "latency": latency})
+        return told
 
     # --- listeners -------------------------------------------------------------------------------
 

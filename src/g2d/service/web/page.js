@@ -109,8 +109,9 @@ function drawRejected() {
 function drawHistory(first = false) {
   const swaps = state.history.length > 1 || state.history.some((r) => r.reasons);
   $("no-rotations").hidden = swaps;
+  const planned = state.rotation.every || state.rotation.queries;
   write("no-rotations", "No rotation yet. The next generation goes live "
-    + (state.rotation.every ? "by the schedule, or press “Rotate now”." : "when you press “Rotate now”."));
+    + (planned ? "when it is due, or when you press “Rotate now”." : "when you press “Rotate now”."));
   document.querySelector(".labels").hidden = $("timeline-note").hidden = !state.history.length;
   drawTimeline(state.history, state.rotation.generation, first);
   drawChart(state.history);

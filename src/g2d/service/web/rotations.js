@@ -21,11 +21,13 @@ function gatesTable(record) {
     [`${sign(gate)} ${short(gate.limit)}`, "number"], mark(gate.passed)]));
 }
 
-function latencyTable(latency) {
+function latencyTable({ latency, time }) {
   const found = SPANS.some((when) => latency?.[when]);
   if (!found) {
     return el("div", {}, el("h4", {}, "Latency around the swap"), el("p", { class: "small" },
-      latency ? "Nobody asked in that second." : "Not known: it went live before this start."));
+      latency ? "Nobody asked at that time."
+        : isNumber(time) ? "Known a second or two after the swap."
+          : "Not known: it went live before this start."));
   }
   const row = (name, key, show) =>
     [name, ...SPANS.map((when) => [latency[when] ? show(latency[when][key]) : "–", "number"])];
@@ -86,7 +88,7 @@ function summaryLine(record, live) {
 function rotationItem(record, live, open, fresh) {
   const details = el("details", open ? { open: "" } : {}, summaryLine(record, live),
     el("div", { class: "inside" }, factsList(record), gatesTable(record),
-      latencyTable(record.latency)));
+      latencyTable(record)));
   return el("li", fresh ? { class: "fresh" } : {}, details);
 }
 
