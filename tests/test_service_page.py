@@ -191,23 +191,37 @@ def test_rotating_asks_for_the_token_and_says_what_was_refused(made):
 
 
 @needs_chromium
-@pytest.mark.parametrize(
-    ("made", "said"),
-    [
-        ({"token": ""}, "Refused: admin calls are off"),
-        ({"options": Options(timeout=0.3)}, "no spare was ready in time"),
-    ],
-    indirect=["made"],
-)
-def test_calls_that_cannot_be_done_say_why(made, said):
-    if made.harness.service.guard.open:  # a spare that takes for ever
-        made.harness.fake.seconds = 100.0
-        made.rotate()
+@pytest.mark.parametrize("made", [{"token": ""}], indirect=True)
+def test_without_a_token_admin_calls_are_off_and_it_says_so(made):
     shown = made.open()
     shown.click("#rotate")
-    if made.harness.service.guard.open:
-        enter(shown, TOKEN)
-    expect(shown, "#said", said)
+    expect(shown, "#said", "Refused: admin calls are off")
+
+
+@needs_chromium
+@pytest.mark.parametrize("made", [{"options": Options(timeout=0.3)}], indirect=True)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_rotation_that_waits_for_its_spare_says_how_it_ended(made, fails):
+    fake, may, plain = made.harness.fake, threading.Event(), made.harness.fake.make
+
+    def slow(after: int) -> int:
+        assert may.wait(60)
+        if fails:
+            raise GenerationError("no candidate passed")
+        return plain(after)
+
+    wait_for(lambda: made.harness.rotation.status()["spare"] == 2)
+    fake.make = slow
+    made.rotate()
+    shown = made.open()
+    expect(shown, "#spare", "being made")
+    shown.click("#rotate")
+    enter(shown, TOKEN)
+    expect(shown, "#said", "Not yet: no spare was ready in time")
+    expect(shown, "#schedule", "due: on demand")
+    may.set()
+    expect(shown, "#said", "Refused: no candidate passed" if fails else "Generation 3 is live")
+    fake.make = plain
 
 
 @needs_chromium

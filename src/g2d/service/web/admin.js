@@ -1,5 +1,6 @@
 // Admin calls. The token lives in `token`, a variable of this page, and nowhere else.
 let wanted = null; // the call that the dialog is open for
+let pending = false; // a rotation was asked for and its answer is still to come
 
 const CALLS = {
   rotate: { path: "/admin/rotate", doing: "Rotating…", text: "Rotating needs the admin token." },
@@ -30,10 +31,19 @@ async function send(call) {
 }
 
 function tell(call, { status, body, error }) {
+  const done = status === 202 && state.rotation.generation > body.live; // in the meantime
+  if (done) [status, body] = [200, state.rotation];
+  pending = status === 202;
   if (status === 200 && call === "rotate") say(`Generation ${body.generation} is live.`);
   else if (status === 200) say(call === "pause" ? "Rotation is paused." : "Rotation goes on.");
   else if (status === 202) say("Not yet: no spare was ready in time. It rotates as soon as one is.");
   else say(`Refused: ${error}`, true);
+}
+
+/** Say how a rotation that was put off has ended. */
+function settle(text, bad = false) {
+  if (pending) say(text, bad);
+  pending = false;
 }
 
 /** Make a call; ask for the token where there is none, or where it was wrong. */

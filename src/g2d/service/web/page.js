@@ -182,6 +182,7 @@ const HEARD = {
     drawHistory();
     drawLater(redteam, record.generation);
     announce(`Generation ${record.generation} is live.`);
+    settle(`Generation ${record.generation} is live.`);
   },
   spare(record) {
     state.rotation.spare = record.generation;
@@ -202,6 +203,7 @@ for (const name of ["alarm", "refused", "failed"]) {
     drawAlarms();
     drawNow();
     announce(`Alarm, ${title(record)}: ${record.text}`, true);
+    if (name !== "alarm") settle(`Refused: ${record.text}`, true);
   };
 }
 
