@@ -192,11 +192,21 @@ def test_admin_calls_need_the_token():
         assert "paused" in refused.json()["error"]
         assert (await client.post("/admin/resume", headers=ADMIN)).json() == {"paused": False}
         assert (await client.get("/admin/rotate", headers=ADMIN)).status_code == 405
+        alarm = {"kind": "drift", "text": "inputs are not what they were"}
+        assert (await client.post("/admin/alarm", json=alarm)).status_code == 401
+        kind = alarm | {"kind": "of my own"}
+        assert (await client.post("/admin/alarm", json=kind, headers=ADMIN)).status_code == 422
+        quiet = alarm | {"rotate": False}
+        assert (await client.post("/admin/alarm", json=quiet, headers=ADMIN)).json() == {"live": 2}
+        assert harness.rotation.live == 2
+        assert (await client.post("/admin/alarm", json=alarm, headers=ADMIN)).status_code == 200
+        while harness.rotation.live == 2:
+            await asyncio.sleep(0.01)
 
     run(harness, work)
     wrong = [line for line in harness.lines() if line["event"] == "wrong_token"]
-    assert len(wrong) == 15
-    assert b"g2d_wrong_tokens_total 15.0" in harness.metrics.render()
+    assert len(wrong) == 16
+    assert b"g2d_wrong_tokens_total 16.0" in harness.metrics.render()
     assert TOKEN not in harness.log.getvalue()
 
 
@@ -315,7 +325,7 @@ def test_the_description_names_every_call():
         for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/{name}",
                      "/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/infer",
                      "/v2/models/{name}/infer", "/status", "/events", "/metrics",
-                     "/admin/rotate", "/admin/pause", "/admin/resume"):  # fmt: skip
+                     "/admin/rotate", "/admin/pause", "/admin/resume", "/admin/alarm"):  # fmt: skip
             assert path in schema["paths"], path
         assert schema["paths"]["/admin/rotate"]["post"]["security"]
         assert (await client.get("/docs")).status_code == 200

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from g2d.errors import GenerationError
-from g2d.rotation import Triggers
+from g2d.schedule import Triggers
 from g2d.service.findings import Findings, compact
 from g2d.service.options import Options
 from stand_ins import TOKEN, Harness, body, wait_for

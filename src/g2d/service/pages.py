@@ -1,6 +1,6 @@
-"""Everything but inference: status, live events, metrics, admin calls, the pages.
+"""Everything but inference: status, live events, metrics, the pages; `admin` adds its calls.
 
-FastAPI's one room; imported after the service is ready, for its import costs a third of a second.
+FastAPI's room; imported after the service is ready, for its import costs a third of a second.
 """
 
 from __future__ import annotations
@@ -8,16 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.security import HTTPBearer
 
 from g2d import __version__
-from g2d.errors import G2DError
+from g2d.service.admin import add_admin
 from g2d.service.events import to_json
 from g2d.service.findings import Findings
 from g2d.service.metrics import CONTENT_TYPE_LATEST
@@ -46,7 +44,7 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
     )
     add_pages(app)
     _add_reading(app, service, Findings(results))
-    _add_admin(app, service)
+    add_admin(app, service)
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
@@ -134,51 +132,3 @@ async def _stream(
                 beat = loop.time() + _BEAT
     finally:
         service.board.leave(listener)
-
-
-def _add_admin(app: FastAPI, service: Service) -> None:
-    described = HTTPBearer(auto_error=False, description="The admin token.")
-
-    async def admitted(request: Request) -> None:
-        client = request.client.host if request.client else ""
-        if not service.guard.open:
-            raise RequestError(403, "admin calls are off: start the service with an admin token")
-        if not service.guard.admits(request.headers.get("authorization", "").encode()):
-            facts = {"client": client, "call": request.url.path}
-            service.board.tell("wrong_token", facts)
-            raise RequestError(401, "the admin token is missing or wrong")
-        service.board.tell("admin", {"client": client, "call": request.url.path})
-
-    needed = [Depends(described), Depends(admitted)]
-
-    @app.post("/admin/rotate", tags=["admin"], dependencies=needed,
-              responses={202: {}, 401: {}, 403: {}, 409: {}})  # fmt: skip
-    async def rotate() -> JSONResponse:
-        """Rotate as soon as a spare is ready. 202: not within the timeout; 409: refused, why."""
-        return await _rotated(service.rotation.request(), service)
-
-    @app.post("/admin/pause", tags=["admin"], dependencies=needed,
-              responses={401: {}, 403: {}})  # fmt: skip
-    async def pause() -> JSONResponse:
-        """Suspend rotation; what falls due meanwhile waits."""
-        service.rotation.pause()
-        return JSONResponse({"paused": True})
-
-    @app.post("/admin/resume", tags=["admin"], dependencies=needed,
-              responses={401: {}, 403: {}})  # fmt: skip
-    async def resume() -> JSONResponse:
-        """Go on with rotation."""
-        service.rotation.pause(False)
-        return JSONResponse({"paused": False})
-
-
-async def _rotated(asked: Future[int], service: Service) -> JSONResponse:
-    try:
-        async with asyncio.timeout(service.options.timeout):
-            number = await asyncio.shield(asyncio.wrap_future(asked))
-    except TimeoutError:
-        facts = {"pending": True, "live": service.rotation.live}
-        return JSONResponse(facts, 202)
-    except G2DError as error:
-        raise RequestError(409, str(error)) from None
-    return JSONResponse({"generation": number})
