@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from serving_load import Load, infer_request, inputs, logits_of
 from serving_process import TINY, Server, bootstrap, make_vault, record, save
 
@@ -288,7 +289,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
         "0", str(bad + slow["sent"] - slow["answered"] - slow["dropped"]),
     ])  # fmt: skip
     labels = {"rotating": "p99 while rotating / p99 steady, ms",
-              "made ahead": "the same, generations made ahead: no making on the two cores"}  # fmt: skip
+              "made ahead": "the same, generations made ahead of time"}  # fmt: skip
     for name, label in labels.items():
         r = result["latency"][name]
         found.append([

@@ -5,7 +5,8 @@
 uvloop and httptools, one API process and one worker on the CPU, the body
 passed on as bytes and read by orjson in the worker, the answer passed back as bytes. MAX_BATCH 1 is
 its plain loop, more its batching with a timeout of 1 ms (with 0 its worker spins on a whole core).
-QUEUE: fast (ZeroMQ, `fast_queue`) or plain. On two cores its two processes share them with the load.
+QUEUE: fast (ZeroMQ, `fast_queue`) or plain. On two cores its two
+processes share them with the load.
 """
 
 import sys

@@ -185,10 +185,16 @@ async def _drive(
     loop, clients = asyncio.get_running_loop(), []
     threading.Thread(target=_await_end, args=(plan,), daemon=True).start()
     for place in range(connections):
-        _, client = await loop.create_connection(
-            lambda place=place: _Client(request, plan, place), "127.0.0.1", port
-        )
+        try:
+            _, client = await loop.create_connection(
+                lambda place=place: _Client(request, plan, place), "127.0.0.1", port
+            )
+        except OSError:  # the server has just been killed
+            found["dropped"] += 1
+            continue
         clients.append(client)
+    if not clients:
+        return found
     await asyncio.wait([client.done for client in clients], timeout=seconds + 30)
     found["dropped"] += sum(not client.done.done() for client in clients)
     return found

@@ -128,12 +128,12 @@ class Server:
         self, vault: Path, log: Path, *options: str, port: int = 0,
         command: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
-        self.port, self.log, self._out = port or free_port(), log, log.open("w")
+        self.port, self.log, self.out = port or free_port(), log, log.open("w")
         ours = [sys.executable, "-m", "g2d", "serve", str(vault), "--port", str(self.port)]
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
             [*command, str(self.port)] if command else [*ours, *options],
-            stderr=self._out, stdout=subprocess.DEVNULL, start_new_session=True,
+            stderr=self.out, stdout=subprocess.DEVNULL, start_new_session=True,
             env=os.environ | {"G2D_ADMIN_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
@@ -200,11 +200,11 @@ class Server:
         """SIGTERM; return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(30)
-        self._out.close()
+        self.out.close()
         return code
 
     def kill(self) -> None:
         """SIGKILL to the whole session; its worker ends as it finds itself alone."""
         self.signal(signal.SIGKILL)
         self.process.wait()
-        self._out.close()
+        self.out.close()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from serving_load import Load, infer_request, inputs
 from serving_process import QUICK, Server, make_vault, record, save
 
