@@ -29,13 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_process import QUICK, ROOT, make_key, make_vault, record, save
-
 import g2d
 from g2d.errors import VaultError
 from g2d.protect.signing import SigningKey, VerifyKey
 from g2d.service.shelf import VaultShelf
 from g2d.vault import SIGNATURE
+from serving_process import QUICK, ROOT, make_key, make_vault, record, save
 
 sys.path.insert(0, str(ROOT / "tests"))
 from damages import DAMAGES, restore, with_ledger_in_step
@@ -243,19 +242,19 @@ def others(scene: Scene, public: Path, folder: Path) -> dict[str, str]:
 def prepared(folder: Path) -> tuple[Scene, Path]:
     """Two vaults of one key: 2 live, 3 and 4 kept."""
     private, public = make_key(folder)
-    vault, other = folder / "vault", folder / "other"
+    vault, other, identities = folder / "vault", folder / "other", {}
     for path in (vault, other):
         make_vault(path, QUICK, private)
         with g2d.Defence.open(path) as defence:
             defence.generate()
             defence.generate(2, activate=False)
-            identity = defence.vault.identity if path == vault else ""
-            first = identity or first
+            identities[path] = defence.vault.identity
     connection = sqlite3.connect(vault / "ledger.sqlite")
     connection.execute("PRAGMA synchronous = OFF")  # thousands of commits
     rows = connection.execute("SELECT * FROM generations").fetchall()
     kept = {p: p.read_bytes() for p in (vault / "generations").rglob("*.*")}
-    return Scene(vault, other, SigningKey.read(private), connection, kept, rows, first), public
+    key, identity = SigningKey.read(private), identities[vault]
+    return Scene(vault, other, key, connection, kept, rows, identity), public
 
 
 def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
