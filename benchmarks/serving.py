@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +141,33 @@ def latency(server: Server, a: argparse.Namespace, rate: float) -> dict[str, Any
         time.sleep(a.seconds / a.turns)
         edges[name].append((began, time.perf_counter()))
     server.ask("/admin/pause", "POST")
-    after, found = server.rotation()["generation"], load.finish(early=True)
+    found = load.finish(early=True)
     at, took = np.array(found["latencies"]).T
+    swaps = [e for e in server.events("swap") if e["generation"] > before]
     parts = {name: [took[(at >= begin) & (at < end)] for begin, end in spans]
              for name, spans in edges.items()}  # fmt: skip
-    took_ms = [event["seconds"]["make"] for event in server.events("spare")]
-    return ratios(parts) | {
-        "rate": rate, "rotations": after - before, "rotating_seconds": a.seconds,
-        "make_s": float(np.median(took_ms)) if took_ms else None,
-        "swap_ms": 1e3 * float(np.median([e["seconds"] for e in server.events("swap")])),
-        "late": len(server.events("failed")) + len(server.events("refused")),
+    turning = np.any([(at >= begin) & (at < end) for begin, end in edges["rotating"]], 0)
+    make_s = [event["seconds"]["make"] for event in server.events("spare")]
+    return ratios(parts) | near(at[turning], took[turning], swaps) | {
+        "rate": rate, "rotations": len(swaps), "rotating_seconds": a.seconds,
+        "make_s": float(np.median(make_s)),
+        "swap_ms": 1e3 * float(np.median([e["seconds"] for e in swaps])),
+        "not_made": len(server.events("failed")) + len(server.events("refused")),
+        "rejected": len(server.events("rejected")),
         "sent": found["sent"], "answered": len(at), "answers": found["answers"],
         **{key: found[key] for key in ("failed", "dropped", "out_of_order")},
     }  # fmt: skip
+
+
+def near(at: np.ndarray, took: np.ndarray, swaps: list[dict[str, Any]]) -> dict[str, Any]:
+    """The p99 while rotating in two parts: within 50 ms of a swap, and all other answers."""
+    offset = time.time() - time.perf_counter()  # the log tells the time of day
+    times = [datetime.fromisoformat(swap["at"]).timestamp() - offset for swap in swaps]
+    close = np.any([np.abs(at - moment) < 0.05 for moment in times], 0)
+    return {
+        name: {"answers": int(mask.sum()), "p99_ms": 1e3 * float(np.percentile(took[mask], 99))}
+        for name, mask in (("near_a_swap", close), ("apart_from_swaps", ~close))
+    }
 
 
 def ratios(parts: dict[str, list[np.ndarray]]) -> dict[str, Any]:
@@ -313,9 +327,6 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 def show(found: list[list[str]]) -> None:
     print("| what | target | reached |\n|---|---|---|")
     print("\n".join("| " + " | ".join(row) + " |" for row in found))
-
-
-Rows = Callable[[dict[str, Any]], list[list[str]]]
 
 
 def main() -> None:
