@@ -68,6 +68,17 @@ def test_manifest_binds_everything(defence):
     assert set(base) == {"clean_accuracy", "robust_accuracy"}  # no gate has judged it
 
 
+def test_generations_are_read_in_any_order_whatever_is_kept_in_memory(defence):
+    settings = defence.settings.override(gates__history=1)
+    defence.vault.write_settings(settings.to_toml())
+    path = defence.vault.path
+    defence.close()
+    with g2d.Defence.open(path) as opened:
+        opened.generate(3, seed=1)
+        for number in (4, 3, 2, 1, 2, 4, 1):
+            assert opened.generation(number).number == number
+
+
 def test_a_generation_is_read_back_as_it_was_made(defence):
     (made,) = defence.generate(seed=1)
     again = defence.generation(2)

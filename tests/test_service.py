@@ -69,6 +69,8 @@ def test_wrong_addresses_and_methods(method, path, status):
         response = await client.request(method, path, json=body() if method == "POST" else None)
         assert response.status_code == status
         assert response.json()
+        if status == 405:  # RFC 9110: says what is allowed
+            assert response.headers["allow"] == ("POST" if path == INFER else "GET")
 
     run(Harness(), work)
 

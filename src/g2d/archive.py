@@ -60,11 +60,12 @@ class Archive:
 
     def state(self, number: int) -> dict[str, Tensor]:
         """A generation's state dict."""
-        if number not in self._states:
-            self._states[number] = unpack(self.vault.read_generation(number))
+        found = self._states.get(number)
+        if found is None:
+            found = self._states[number] = unpack(self.vault.read_generation(number))
             for old in sorted(self._states)[: -self.settings.gates.history - 1]:
-                del self._states[old]
-        return self._states[number]
+                del self._states[old]  # perhaps this very one, which is older than what is kept
+        return found
 
     def exposure(self, number: int, codec: Codec) -> Exposure:
         """Read an exposed generation with the attacks crafted on it."""

@@ -227,7 +227,8 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
 
 def _allow(scope: Scope, method: str) -> None:
     if scope["method"] != method:
-        raise RequestError(405, f"this address takes {method}")
+        text = f"this address takes {method}"
+        raise RequestError(405, text, (b"allow", method.encode()))
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
@@ -237,7 +238,7 @@ async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> No
 
 async def _refuse(send: Send, refusal: RequestError) -> None:
     body = orjson.dumps({"error": refusal.text})
-    headers = [_JSON, (b"content-length", b"%d" % len(body))]
+    headers = [_JSON, (b"content-length", b"%d" % len(body)), *refusal.headers]
     if refusal.status in (429, 503):
         headers.append((b"retry-after", b"1"))
     if refusal.status in (408, 413, 415):  # the rest of the body may never be read
