@@ -57,14 +57,22 @@ class VaultShelf:
     ) -> None:
         self._vault, self._key, self._served = Vault.open(vault), key, served
         self._building = threading.Lock()  # a factory draws from torch's one global generator
-        self._live_weights(self._not_put_back(self.live()))  # before code that it names is imported
-        settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
-        s = settings.task
-        self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
+        try:
+            # First, for the settings name code to import.
+            self._live_weights(self._not_put_back(self.live()))
+            settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
+            s = settings.task
+            self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
+            self.model = self._described(name)
+        except BaseException:
+            self._vault.close()
+            raise
+
+    def _described(self, name: str) -> Model:
         shape, dtype = self._blueprint.shape, str(self._blueprint.dtype).removeprefix("torch.")
         if dtype not in DATATYPES:
             raise VaultError(f"inputs are {dtype}; serving takes {', '.join(DATATYPES)}.")
-        self.model = Model(name, shape, dtype, self._blueprint.classes)
+        return Model(name, shape, dtype, self._blueprint.classes)
 
     def close(self) -> None:
         """Close the vault."""
