@@ -212,6 +212,27 @@ def test_admin_calls_need_the_token():
     assert TOKEN not in harness.log.getvalue()
 
 
+def test_bodies_for_the_pages_are_bounded_too():
+    harness = Harness(Options(timeout=0.2))
+    large = b'{"kind": "drift", "text": "' + b"x" * 70_000 + b'"}'
+
+    async def endless():
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    async def work(client):
+        kind = {"content-type": "application/json"} | ADMIN
+        for content in (large, endless()):
+            began = time.monotonic()
+            sent = client.post("/admin/alarm", content=content, headers=kind)
+            assert (await sent).status_code in (400, 422)
+            assert time.monotonic() - began < 5
+        assert harness.rotation.live == 1
+
+    run(harness, work)
+
+
 def test_without_a_token_admin_calls_are_off():
     async def work(client):
         for headers in ({}, ADMIN, {"authorization": "Bearer "}):

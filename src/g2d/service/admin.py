@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from g2d.errors import G2DError
 from g2d.service.protocol import RequestError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class Alarm(BaseModel):
     """What a monitor has seen. The kinds are few, for each is a label of a metric."""
 
+    model_config = ConfigDict(strict=True, extra="forbid")
     kind: Literal["drift", "integrity", "query_attack", "other"]
     text: str = Field(max_length=500)
     rotate: bool = True
@@ -66,7 +67,7 @@ def add_admin(app: FastAPI, service: Service) -> None:
         return JSONResponse({"paused": False})
 
     @app.post("/admin/alarm", tags=["admin"], dependencies=needed,
-              responses={401: {}, 403: {}})  # fmt: skip
+              responses={400: {}, 401: {}, 403: {}})  # fmt: skip
     async def alarm(told: Alarm) -> JSONResponse:
         """Take an alarm from a monitor of yours, show it, and rotate away unless told not to."""
         service.rotation.alarm(told.kind, told.text, told.rotate)
