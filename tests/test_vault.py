@@ -220,6 +220,7 @@ def test_replay_is_refused_and_numbers_only_rise(vault):
     assert (vault.live(), vault.exposures()) == (3, [1, 3])
     vault.activate(4)
     assert vault.exposures() == [1, 3, 4]
+    assert vault.exposures(2) == [3, 4]
 
 
 def test_rejections_are_kept_in_order(vault):

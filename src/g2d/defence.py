@@ -337,7 +337,7 @@ class Defence:
             VaultError: it is unknown, or older than the live one (a replay).
         """
         kept = self.generation(number)
-        exposed = [n for n in self.vault.exposures() if n != number]
+        exposed = [n for n in self.exposed() if n != number]
         recent = [self.exposure(n) for n in self._remembered(exposed)]
         failed = [r.reason for r in self.judge(kept.state, recent, exposed) if not r.passed]
         if failed:
@@ -357,7 +357,7 @@ class Defence:
     ) -> Generation:
         self._archive.signing_key()  # a key that cannot be read fails before the work, not after
         generator, number = self.generator, self.vault.last_number() + 1
-        exposed = self.vault.exposures()
+        exposed = self.exposed()
         recent = [self.exposure(n) for n in self._remembered(exposed)]
         reasons: list[str] = []
         cpu = time.process_time()  # rejected candidates are part of an accepted one's cost
@@ -403,6 +403,11 @@ class Defence:
         given_up = sum(r.get("number") == number for r in self.vault.rejections()) // attempts
         parts = (seed, "generation", number - 1, *([given_up] if given_up else []))
         return seed_of(*parts).to_bytes(8, "big")
+
+    def exposed(self) -> list[int]:
+        """Return the last exposed generations, as many as gates and guidance count."""
+        s = self.settings
+        return self.vault.exposures(max(s.gates.history, s.guidance.memory) + 1)
 
     def _remembered(self, exposed: list[int]) -> list[int]:
         memory = self.settings.guidance.memory

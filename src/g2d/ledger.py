@@ -148,6 +148,7 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     )
     try:
         ledger.execute("PRAGMA synchronous = FULL")
+        ledger.execute("PRAGMA cache_size = -256")  # KiB: a long life's ledger must not fill memory
         ledger.execute("SELECT count(*) FROM sqlite_master")  # opens the files, replays the log
     except BaseException:
         ledger.close()

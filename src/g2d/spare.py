@@ -228,7 +228,7 @@ def _kept(
     A spare that a killed service left, or one made ahead with `g2d generate --keep`. One that has
     failed joins `failed` and is judged no more: exposures only grow.
     """
-    exposed = defence.vault.exposures()
+    exposed = defence.exposed()
     memory = defence.settings.guidance.memory
     recent = [defence.exposure(n) for n in exposed[max(0, len(exposed) - memory) :]]
     for number in sorted(set(range(after + 1, defence.vault.last_number() + 1)) - failed):

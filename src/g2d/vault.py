@@ -298,9 +298,10 @@ class Vault:
         number: int | None = self._rows("SELECT max(number) FROM exposures")[0][0]
         return number
 
-    def exposures(self) -> list[int]:
-        """Return every number that has been live, in order of first exposure."""
-        return [row[0] for row in self._rows("SELECT number FROM exposures ORDER BY number")]
+    def exposures(self, last: int = -1) -> list[int]:
+        """Return the numbers that have been live in order of first exposure, or the `last` ones."""
+        query = "SELECT number FROM exposures ORDER BY number DESC LIMIT ?"
+        return [row[0] for row in self._rows(query, last)][::-1]
 
     def reject(self, info: Mapping[str, Any]) -> None:
         """Log one rejected candidate with its reasons."""

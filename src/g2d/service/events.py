@@ -83,7 +83,7 @@ class Board:
 
     def remember(self, numbers: list[int]) -> None:
         """Begin the history with generations that were live before this service."""
-        found = [self._described(number) for number in numbers[-20:]]
+        found = [self._described(number) for number in numbers]
         with self._mutex:
             self._history.extendleft(reversed(found))
 
