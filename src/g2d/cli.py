@@ -15,7 +15,7 @@ import time
 import traceback as tracebacks
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -109,6 +109,13 @@ DataFolder = Annotated[
 ]
 Workers = Annotated[
     int | None, typer.Option(min=0, max=1024, help="Worker processes; 0: one per core.")
+]
+EngineName = Annotated[
+    Literal["local", "ray"], typer.Option(help="Worker processes here, or a Ray cluster.")
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(metavar="ADDRESS", help="HOST:PORT or auto; else $RAY_ADDRESS, or a local one."),
 ]
 Zoo = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Take the checkpoints that you have.")
@@ -363,6 +370,12 @@ def serve(
         str, typer.Option(metavar="TIME", help="Check the weights in memory; 0: never.")
     ] = "500ms",
     data: DataFolder = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
+    replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: how many.")] = 2,
+    lease: Annotated[
+        str, typer.Option(metavar="TIME", help="A replica's; 0: by --every, 10s at most.")
+    ] = "0",
 ) -> None:
     """Serve the live generation over HTTP (Open Inference Protocol v2), and rotate it."""
     from g2d.service.options import Options, read_token, require, seconds
@@ -375,14 +388,25 @@ def serve(
     token = read_token(admin_token_file)
     _vault_settings(vault)
     require()
+    parts: dict[str, Any] = {
+        "token": token, "key": key, "served": served, "say": say,
+        "data": "" if data is None else str(data.absolute()),
+    }  # fmt: skip
     from g2d.service import server
 
+    if engine == "ray":
+        from g2d.cluster.joining import require as require_ray
+
+        require_ray(extra=True)
+        parts |= {"replicas": replicas, "address": ray_address, "lease": seconds(lease)}
+        bound = server.listen(options)
+        from g2d.cluster import deployment
+
+        deployment.serve(vault, options, bound=bound, **parts)
+        return
     bound = server.listen(options)
     _calm_torch()
-    where = "" if data is None else str(data.absolute())
-    server.serve(
-        vault, options, bound=bound, token=token, key=key, served=served, data=where, say=say
-    )
+    server.serve(vault, options, bound=bound, **parts)
 
 
 @app.command()

@@ -1,0 +1,76 @@
+"""Joining a Ray cluster, or starting one of this machine; Ray is imported here when asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from g2d.errors import G2DError
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end must not start a cluster of its own
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_REACH = 5.0  # seconds to reach a cluster's address; Ray itself would try for a minute
+
+
+def require(extra: bool = False) -> None:
+    """Raise a `G2DError` unless Ray is installed; `extra`: with what serving needs."""
+    for name in ("ray", *(("aiohttp",) if extra else ())):
+        if importlib.util.find_spec(name) is None:
+            raise G2DError(f"--engine ray needs {name}: pip install 'g2d[ray]'")
+
+
+@contextmanager
+def joined(address: str = "", cpus: int = 0) -> Iterator[bool]:
+    """Be part of a cluster for the block; True: it is of this machine alone, and ends with it.
+
+    Args:
+        address: HOST:PORT or "auto"; "" takes $RAY_ADDRESS, and without it a cluster of this
+            machine is started, on loopback, without dashboard. cpus: of that one; 0: all.
+
+    Raises:
+        G2DError: Ray is not installed, or no cluster answers at the address.
+    """
+    require()
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    own = address in ("", "local")
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if own:
+            cpus = cpus or len(os.sched_getaffinity(0))
+            ray.init("local", num_cpus=cpus, include_dashboard=False,
+                     _node_ip_address="127.0.0.1", **options)  # fmt: skip
+        else:
+            _reach(address)
+            ray.init(address, **options)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        what = "cannot be started" if own else f"does not answer at {address}"
+        told = " ".join(str(error).split())[:300]
+        advice = "free some memory" if own else "start one with `ray start --head`"
+        raise G2DError(f"a Ray cluster {what} ({told}); {advice}, or check the address") from error
+    try:
+        yield own
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    if "://" in address:
+        raise G2DError(
+            f"{address} is a Ray Client's address; run g2d on a node of the cluster, and give"
+            " HOST:PORT or auto"
+        )
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _REACH).close()
