@@ -22,7 +22,6 @@ from typer.core import TyperGroup
 
 from g2d import cli_keys
 from g2d.console import (
-    Progress,
     commented,
     duration,
     measures,
@@ -38,7 +37,9 @@ from g2d.console import (
 from g2d.errors import G2DError, SettingsError
 
 if TYPE_CHECKING:
+    from g2d.cluster.ray_engine import RayEngine
     from g2d.defence import Defence
+    from g2d.engine import LocalEngine
     from g2d.settings import Settings
 
 _INTERRUPTED = "interrupted; what is complete is kept, run the same command again to go on"
@@ -184,6 +185,8 @@ def population(
         float | None, typer.Option(help="Attack budget, L-infinity; 0: the task's own.")
     ] = None,
     workers: Workers = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
     from_checkpoints: Zoo = None,
 ) -> None:
     """Make a vault and train its population, or go on where an earlier run stopped."""
@@ -204,7 +207,11 @@ def population(
     defence, count = _prepare(vault, settings, flags)
     with defence:
         with show_progress() as progress:
-            _populate(defence, from_checkpoints, count, progress)
+            if from_checkpoints:
+                defence.adopt(from_checkpoints, progress)
+            else:
+                with _engine(engine, ray_address, count) as jobs:
+                    defence.populate(jobs, progress)
         print_population(defence.vault, defence.settings)
     print_line(f"Next: g2d fit {vault}")
 
@@ -294,6 +301,8 @@ def attack(
         str | None, typer.Option(metavar="URL", help="Attack a live service of the task instead.")
     ] = None,
     model: Annotated[str, typer.Option(help="The service's model name.")] = "g2d",
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
 ) -> None:
     """Attack a vault with everything the field has, beside controls; then run `g2d report`.
 
@@ -304,11 +313,11 @@ def attack(
     from g2d import redteam
 
     live = redteam.Service(service, model) if service else None
-    with show_progress() as progress:
+    with _engine(engine, ray_address, workers or 0) as jobs, show_progress() as progress:
         results = redteam.attack(
             vault, threats=threat or (), quick=quick, eps=eps, n=n, seed=seed, out=out,
             data="" if data is None else str(data.absolute()), service=live,
-            workers=workers or 0, progress=progress,
+            engine=jobs, progress=progress,
         )  # fmt: skip
     print_attacks(results)
     print_line(f"results      {redteam.results_path(vault, out)}")
@@ -539,14 +548,14 @@ def _prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[D
     return Defence.create(full.task.name, path, full), workers
 
 
-def _populate(defence: Defence, zoo: Path | None, workers: int, progress: Progress) -> None:
+def _engine(name: str, address: str, workers: int) -> LocalEngine | RayEngine:
+    if name == "ray":
+        from g2d.cluster.ray_engine import RayEngine
+
+        return RayEngine(address, workers)
     from g2d.engine import LocalEngine
 
-    if zoo:
-        defence.adopt(zoo, progress)
-        return
-    with LocalEngine(workers) as engine:
-        defence.populate(engine, progress)
+    return LocalEngine(workers)
 
 
 def _task_defaults(asked: Settings) -> dict[str, Any]:

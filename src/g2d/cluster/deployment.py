@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -141,6 +140,7 @@ def serve(
     post = Post(options, terms, Guard(token), data, trusted)
     with joined(address) as own, _until_signal() as ended:
         actor, number = _coordinator(plan)
+        relay = _Relay(options.name, log)
         try:
             try:
                 _deploy(options, port, replicas, post, own)
@@ -149,9 +149,9 @@ def serve(
                 _warn(options, token, key, log, say)
                 log("start", generation=number, address=where, pid=os.getpid(), replicas=replicas,
                     lease=terms.lease)  # fmt: skip
-                _relay(options.name, log, ended)
+                relay.follow(ended)
             finally:
-                _end(actor)
+                _end(actor, relay)
         except RayError as error:
             raise G2DError(f"Ray gave up: {' '.join(str(error).split())[-400:]}") from error
     log("stop")
@@ -213,30 +213,49 @@ def _deploy(options: Options, port: int, replicas: int, post: Post, own: bool) -
         raise G2DError(f"the replicas could not be started: {told}") from error
 
 
-def _relay(name: str, log: Log, ended: threading.Event) -> None:
-    """Write what the coordinator tells, like a service of one machine, until the end."""
-    line, term, sequence = RayLine(actor_name(name)), "", -1
-    while not ended.is_set():
-        asked = line.send("watch", Hello("", term, sequence))
-        while not asked.done() and not ended.wait(0.1):
-            pass
-        if not asked.done():
-            return
+class _Relay:
+    """Writes what the coordinator tells, like a service of one machine."""
+
+    def __init__(self, name: str, log: Log) -> None:
+        self._line, self._log = RayLine(actor_name(name)), log
+        self._term, self._sequence = "", -1
+
+    def follow(self, ended: threading.Event) -> None:
+        """Write what happens until the end."""
+        while not ended.is_set():
+            asked = self._ask()
+            while not asked.done() and not ended.wait(0.1):
+                pass
+            if asked.done() and not self._write(asked):
+                ended.wait(1.0)
+
+    def last(self) -> None:
+        """Write what was told since."""
+        asked = self._ask()
+        with suppress(TimeoutError, AwayError, RayError):
+            asked.result(5.0)
+            self._write(asked)
+
+    def _ask(self) -> Future[Any]:
+        return self._line.send("watch", Hello("", self._term, self._sequence))
+
+    def _write(self, asked: Future[Any]) -> bool:
         if (error := asked.exception()) is not None:
-            log("alarm", kind="coordinator", text=" ".join(str(error).split())[-300:])
-            line = RayLine(actor_name(name))
-            ended.wait(1.0)
-            continue
+            text = " ".join(str(error).split())[-300:]
+            self._log("alarm", kind="coordinator", text=text)
+            return False
         news: News = asked.result()
-        term, sequence = news.term, news.sequence
+        self._term, self._sequence = news.term, news.sequence
         for event, facts in news.events:
-            log(event, **{key: value for key, value in facts.items() if key != "time"})
+            self._log(event, **{key: value for key, value in facts.items() if key != "time"})
+        return True
 
 
-def _end(actor: Any) -> None:
+def _end(actor: Any, relay: _Relay) -> None:
     """Stop rotation, let answers under way go out, and end the replicas."""
     with suppress(RayError, GetTimeoutError):
         ray.get(actor.stop.remote(), timeout=20.0)
+    relay.last()
     with suppress(Exception):  # whatever Serve says, the cluster or at least our part of it ends
         ray_serve.shutdown()
     ray.kill(actor)
