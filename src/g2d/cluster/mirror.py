@@ -90,6 +90,8 @@ class Mirror(Vault):
         number = parcel.number
         try:
             manifest = json.loads(parcel.manifest) if parcel.digest == digest else {}
+            if manifest["number"] != number:
+                raise ValueError
             row: tuple[Any, ...] = (
                 number, json.dumps(manifest["files"]), parcel.manifest.decode(),
                 float(manifest["created"]),

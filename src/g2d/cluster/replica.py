@@ -83,13 +83,14 @@ class Link:
         self._loading = 0
         self.status: Mapping[str, Any] = {}
         self.tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None
-        self._mirror, self.shelf, news = self._begin()
+        asked, news = self._begin()
         first, _ = self.shelf.first()
         self.live = Live(first)
         self._spares = {first.number: first}
         self._since = time.monotonic()
         self.follower = Follower(post.terms, first.number)
         self.follower.loaded = first.number
+        self.follower.hear(news.live.number, 0, asked)
         self.status = news.status
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
@@ -124,11 +125,12 @@ class Link:
 
     # --- the first contact -----------------------------------------------------------------------
 
-    def _begin(self) -> tuple[Mirror, MirrorShelf, News]:
+    def _begin(self) -> tuple[float, News]:
         """Ask the coordinator before anything else: what a replica had before does not count."""
         until = time.monotonic() + _PATIENCE
         while True:
             try:
+                asked = time.monotonic()
                 news = self._line.watch(Hello(""), self._post.terms.lease)
                 mirror = Mirror.make(self._line.origin())
                 break
@@ -145,7 +147,8 @@ class Link:
         except BaseException:
             mirror.remove()
             raise
-        return mirror, shelf, news
+        self._mirror, self.shelf = mirror, shelf
+        return asked, news
 
     # --- the link's threads ----------------------------------------------------------------------
 
