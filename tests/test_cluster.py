@@ -252,7 +252,7 @@ class Script:
         if self.away:
             raise AwayError("away")
         spare = self.announced(self.spare) if self.spare else None
-        return News("t", 0, self.announced(self.live), spare)
+        return News("t", 0, 0, self.announced(self.live), spare)
 
     def announced(self, number: int) -> Announced:
         return Announced(number, self.parcels[number].digest, number)

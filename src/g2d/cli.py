@@ -401,18 +401,17 @@ def serve(
         "token": token, "key": key, "served": served, "say": say,
         "data": "" if data is None else str(data.absolute()),
     }  # fmt: skip
-    from g2d.service import server
-
     if engine == "ray":
         from g2d.cluster.joining import require as require_ray
 
         require_ray(extra=True)
         parts |= {"replicas": replicas, "address": ray_address, "lease": seconds(lease)}
-        bound = server.listen(options)
         from g2d.cluster import deployment
 
-        deployment.serve(vault, options, bound=bound, **parts)
+        deployment.serve(vault, options, **parts)
         return
+    from g2d.service import server
+
     bound = server.listen(options)
     _calm_torch()
     server.serve(vault, options, bound=bound, **parts)

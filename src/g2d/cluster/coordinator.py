@@ -8,6 +8,7 @@ crash a new one reads the ledger and goes on. Knows no Ray; `deployment` makes a
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import threading
 import time
@@ -31,6 +32,9 @@ from g2d.spare import Worker
 from g2d.vault import Vault
 
 _KEPT = 512  # events that a replica which was away may still hear
+_QUIET = frozenset({"replica", "rolled out"})  # for the operator; a thousand replicas' joining
+# would wake a thousand polls each time
+_STATUS = 0.25  # seconds that a status is good for: every poll carries it
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Coordinator:
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._stopping = plan, False
-        self._term, self._sequence = secrets.token_hex(8), 0
+        self._term, self._sequence, self._happened = secrets.token_hex(8), 0, 0
+        self._status: tuple[float, dict[str, Any]] = (-math.inf, {})
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
         self._events: deque[tuple[int, str, dict[str, Any]]] = deque(maxlen=_KEPT)
@@ -190,10 +195,13 @@ class Coordinator:
                 self._shelf.served(facts["generation"])
             except G2DError as error:
                 self._tell("alarm", {"kind": "served", "text": str(error)})
+        loud = event not in _QUIET
         with self._mutex:
-            self._sequence += 1
-            self._events.append((self._sequence, event, {"time": time.time(), **facts}))
-        self._wake()
+            self._sequence += loud
+            self._happened += 1
+            self._events.append((self._happened, event, {"time": time.time(), **facts}))
+        if loud:
+            self._wake()
 
     def _bump(self) -> None:
         with self._mutex:
@@ -206,15 +214,28 @@ class Coordinator:
             loop.call_soon_threadsafe(self._news.set)
 
     def _tidings(self, hello: Hello) -> News:
-        status = self._rotation.status()
-        status["cluster"] = {"lease": self._plan.terms.lease, **self._roster.summary()}
+        known = hello.event if hello.term == self._term else 0
         with self._mutex:
             live = self._announced[self._live.number]
             spare = max(self._announced.values(), key=lambda announced: announced.number)
-            since = hello.sequence if hello.term == self._term else -1
-            events = tuple((event, facts) for n, event, facts in self._events if n > since)
+            events = tuple(
+                (event, facts)
+                for n, event, facts in self._events
+                if n > known and not (hello.replica and event in _QUIET)
+            )
             ahead = spare if spare.number > live.number else None
-            return News(self._term, self._sequence, live, ahead, events, status)
+            sequence, event = self._sequence, self._happened
+        return News(self._term, sequence, event, live, ahead, events, self._summary())
+
+    def _summary(self) -> dict[str, Any]:
+        """The status, made anew if it is too old or tells of another generation."""
+        at, status = self._status
+        number, now = self._live.number, time.monotonic()
+        if now > at + _STATUS or status["generation"] != number:
+            status = self._rotation.status()
+            status["cluster"] = {"lease": self._plan.terms.lease, **self._roster.summary()}
+            self._status = now, status
+        return status
 
     def _watch_lateness(self) -> None:
         while not self._stopping:

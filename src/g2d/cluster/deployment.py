@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,15 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from g2d.cluster.coordinator import Coordinator, Plan
-from g2d.cluster.joining import joined
+from g2d.cluster.joining import found, joined
 from g2d.cluster.lease import Announced, Hello, News, Terms
 from g2d.cluster.mirror import Origin, Parcel
 from g2d.cluster.replica import AwayError, Leased, Post, assemble
-from g2d.errors import G2DError
+from g2d.errors import G2DError, SettingsError
 from g2d.service.events import Log
 from g2d.service.limits import Guard
 from g2d.service.options import Options
-from g2d.service.server import _public, _warn, _where
+from g2d.service.server import _public, _warn, listen
 
 _SPACE = "g2d"  # the namespace of our actors
 _POLLS = 100_000  # calls that may wait at the coordinator: one for each replica, and some
@@ -111,7 +111,6 @@ def serve(
     vault: Path,
     options: Options,
     *,
-    bound: socket.socket,
     replicas: int = 2,
     address: str = "",
     lease: float = 0.0,
@@ -124,16 +123,13 @@ def serve(
     """Serve a vault from many replicas until SIGTERM or Ctrl-C; the coordinator runs on this node.
 
     Args:
-        bound: from `server.listen`; Ray's proxy binds its port instead. replicas: how many.
-            address: see `joining.joined`. lease: seconds; 0: chosen from `options.every`. Others
-            as in `server.serve`.
+        replicas: how many. address: see `joining.joined`. lease: seconds; 0: chosen from
+            `options.every`. Others as in `server.serve`.
 
     Raises:
         G2DError: there is nothing that may be served, no cluster, or no room in it.
     """
-    log, where = Log(), _where(bound)
-    port = bound.getsockname()[1]
-    bound.close()
+    log, options = Log(), _with_port(options, found(address))
     terms, trusted = Terms.of(options.every, lease), _public(key)
     plan = Plan(vault.absolute(), options, terms, data, trusted,
                 served.absolute() if served else None)  # fmt: skip
@@ -143,8 +139,10 @@ def serve(
         relay = _Relay(options.name, log)
         try:
             try:
-                _deploy(options, port, replicas, post, own)
-                where = f"{'https' if options.tls_cert else 'http'}://{where}"
+                _deploy(options, replicas, post, own, say)
+                ended.raises = False
+                scheme = "https" if options.tls_cert else "http"
+                where = f"{scheme}://{options.host}:{options.port}"
                 say(f"generation {number} is live at {where}/v2/models/{options.name}")
                 _warn(options, token, key, log, say)
                 log("start", generation=number, address=where, pid=os.getpid(), replicas=replicas,
@@ -187,14 +185,32 @@ def _coordinator(plan: Plan) -> tuple[Any, int]:
     return actor, number
 
 
-def _deploy(options: Options, port: int, replicas: int, post: Post, own: bool) -> None:
+def _with_port(options: Options, address: str) -> Options:
+    """Settle the port: on this machine a free one, said before anything is started if it is not.
+
+    In a cluster the proxies of an earlier run may hold it already, and go on.
+    """
+    if address and not options.port:
+        raise SettingsError("in a cluster the port must be the same on all nodes: give --port")
+    if not address:
+        with listen(options) as bound:
+            return replace(options, port=bound.getsockname()[1])
+    return options
+
+
+def _deploy(
+    options: Options, replicas: int, post: Post, own: bool, say: Callable[[str], None]
+) -> None:
     cpus = 1.0
+    free = float(ray.available_resources().get("CPU", 0.0))
+    if not own and free < replicas:
+        say(f"waiting for {replicas} CPUs, of which the cluster has {free:g} free")
     if own:  # all of this machine's cores are shared out: replicas that wait need none
         cores = float(ray.cluster_resources().get("CPU", 1.0))
         cpus = min(1.0, max(0.01, round((cores - _SHARE) / replicas - 0.005, 2)))
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     http = {
-        "host": options.host, "port": port, "keep_alive_timeout_s": 30,
+        "host": options.host, "port": options.port, "keep_alive_timeout_s": 30,
         "request_timeout_s": options.timeout + 5.0,
         "ssl_certfile": options.tls_cert or None, "ssl_keyfile": options.tls_key or None,
     }  # fmt: skip
@@ -218,7 +234,7 @@ class _Relay:
 
     def __init__(self, name: str, log: Log) -> None:
         self._line, self._log = RayLine(actor_name(name)), log
-        self._term, self._sequence = "", -1
+        self._term, self._sequence, self._event = "", -1, 0
 
     def follow(self, ended: threading.Event) -> None:
         """Write what happens until the end."""
@@ -237,7 +253,7 @@ class _Relay:
             self._write(asked)
 
     def _ask(self) -> Future[Any]:
-        return self._line.send("watch", Hello("", self._term, self._sequence))
+        return self._line.send("watch", Hello("", self._term, self._sequence, self._event))
 
     def _write(self, asked: Future[Any]) -> bool:
         if (error := asked.exception()) is not None:
@@ -245,7 +261,7 @@ class _Relay:
             self._log("alarm", kind="coordinator", text=text)
             return False
         news: News = asked.result()
-        self._term, self._sequence = news.term, news.sequence
+        self._term, self._sequence, self._event = news.term, news.sequence, news.event
         for event, facts in news.events:
             self._log(event, **{key: value for key, value in facts.items() if key != "time"})
         return True
@@ -261,12 +277,25 @@ def _end(actor: Any, relay: _Relay) -> None:
     ray.kill(actor)
 
 
+class _Ended(threading.Event):
+    """Set by a signal; while `raises`, a signal also interrupts what is waited for."""
+
+    raises = True
+
+    def hear(self, *_: object) -> None:
+        """Take a signal."""
+        self.set()
+        if self.raises:
+            self.raises = False
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def _until_signal() -> Iterator[threading.Event]:
+def _until_signal() -> Iterator[_Ended]:
     """An event that SIGTERM and Ctrl-C set, instead of what Ray makes of them."""
-    ended = threading.Event()
+    ended = _Ended()
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: ended.set()) for number in numbers]
+    before = [signal.signal(number, ended.hear) for number in numbers]
     try:
         yield ended
     finally:

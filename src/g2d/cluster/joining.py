@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,21 @@ _REACH = 5.0  # seconds to reach a cluster's address; Ray itself would try for a
 
 
 def require(extra: bool = False) -> None:
-    """Raise a `G2DError` unless Ray is installed; `extra`: with what serving needs."""
+    """Raise a `G2DError` unless Ray is installed; `extra`: with what serving needs.
+
+    Also sets what Ray reads from the environment as it is imported: call it before that.
+    """
     for name in ("ray", *(("aiohttp",) if extra else ())):
         if importlib.util.find_spec(name) is None:
             raise G2DError(f"--engine ray needs {name}: pip install 'g2d[ray]'")
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+
+
+def found(address: str) -> str:
+    """Return the address of the cluster to join; "": one of this machine is to be started."""
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    return "" if address == "local" else address
 
 
 @contextmanager
@@ -39,12 +51,14 @@ def joined(address: str = "", cpus: int = 0) -> Iterator[bool]:
         G2DError: Ray is not installed, or no cluster answers at the address.
     """
     require()
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    own = address in ("", "local")
+    address = found(address)
+    own = not address
     import ray
 
+    if own and "RAY_AUTH_MODE" not in os.environ:
+        # Ray listens on every address: who knows no token must not run code here. It asks for one
+        # by default; drawn for this cluster alone, for Ray would keep one in the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if own:
@@ -57,8 +71,12 @@ def joined(address: str = "", cpus: int = 0) -> Iterator[bool]:
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         what = "cannot be started" if own else f"does not answer at {address}"
         told = " ".join(str(error).split())[:300]
-        advice = "free some memory" if own else "start one with `ray start --head`"
-        raise G2DError(f"a Ray cluster {what} ({told}); {advice}, or check the address") from error
+        advice = (
+            "is there memory for it, and the address right?" if own else "start one with `ray start"
+            " --head`, check the address, and if it asks for a token set RAY_AUTH_MODE=token and"
+            " RAY_AUTH_TOKEN_PATH"
+        )  # fmt: skip
+        raise G2DError(f"a Ray cluster {what} ({told}); {advice}") from error
     try:
         yield own
     finally:

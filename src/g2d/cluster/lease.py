@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from g2d.errors import SettingsError
+
 LEAST_LEASE, MOST_LEASE = 2.0, 10.0
 """Seconds of a lease that is chosen from the rotation period."""
+LEAST_GIVEN = 0.5
+"""Seconds of a lease that an operator may choose."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,23 @@ class Terms:
     retry: float = MOST_LEASE / 20
     prepare: float = MOST_LEASE / 2
 
+    @property
+    def patience(self) -> float:
+        """How long a replica waits for a poll: half a lease, so that one may be lost."""
+        return 2.0 * self.beat
+
     @classmethod
     def of(cls, every: float, lease: float = 0.0) -> Terms:
         """Choose terms for a rotation period (0: on demand): a lease is at most half of it.
 
         Waiting for the slowest (half a lease) and the lease of one that hears nothing then end
         within the period. Below a period of 4 s the lease stays 2 s: choose a longer period.
+
+        Raises:
+            SettingsError: a lease was given that polls over a network cannot renew in time.
         """
+        if lease and lease < LEAST_GIVEN:
+            raise SettingsError(f"the lease is {lease:g} s, expected {LEAST_GIVEN:g} s or more")
         lease = lease or (min(MOST_LEASE, max(LEAST_LEASE, every / 2)) if every else MOST_LEASE)
         return cls(lease, lease / 4, lease / 20, lease / 2)
 
@@ -45,14 +59,15 @@ class Hello:
     """What a replica says with each poll.
 
     Attributes:
-        term, sequence: of the news that it heard last. loaded: its warm spare. refused: why it
-            took an announced generation not, by number. inputs: answered since its last poll that
-            was heard.
+        term, sequence, event: of the news that it heard last. loaded: its warm spare. refused: why
+            it took an announced generation not, by number. inputs: answered since its last poll
+            that was heard.
     """
 
     replica: str
     term: str = ""
     sequence: int = -1
+    event: int = 0
     live: int = 0
     loaded: int = 0
     refused: Mapping[int, str] = field(default_factory=dict)
@@ -74,11 +89,13 @@ class News:
     """What the coordinator answers: what is live, what will be, what happened since.
 
     Attributes:
-        term: names this coordinator's life; sequence numbers begin anew with it.
+        term: names this coordinator's life; the numbers begin anew with it. sequence: of what
+            ends a poll at once. event: of the last event.
     """
 
     term: str
     sequence: int
+    event: int
     live: Announced
     spare: Announced | None = None
     events: tuple[tuple[str, Mapping[str, Any]], ...] = ()

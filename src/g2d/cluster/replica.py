@@ -79,8 +79,8 @@ class Link:
     def __init__(self, line: Line, post: Post, name: str) -> None:
         self._line, self._post, self._name = line, post, name
         self._mutex, self._ending = threading.Lock(), threading.Event()
-        self._term, self._sequence, self._inputs = "", -1, 0
-        self._loading = 0
+        self._term, self._sequence, self._event, self._inputs = "", -1, 0, 0
+        self._loading, self._took = 0, 0.0
         self.status: Mapping[str, Any] = {}
         self.tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None
         asked, news = self._begin()
@@ -131,7 +131,7 @@ class Link:
         while True:
             try:
                 asked = time.monotonic()
-                news = self._line.watch(Hello(""), self._post.terms.lease)
+                news = self._line.watch(Hello(""), self._post.terms.patience)
                 mirror = Mirror.make(self._line.origin())
                 break
             except AwayError as error:
@@ -156,7 +156,7 @@ class Link:
         while not self._ending.is_set():
             asked, inputs = time.monotonic(), self._inputs
             try:
-                news = self._line.watch(self._hello(inputs), self._post.terms.lease)
+                news = self._line.watch(self._hello(inputs), self._post.terms.patience)
             except AwayError:
                 self._ending.wait(self._post.terms.retry)
                 continue
@@ -166,9 +166,11 @@ class Link:
 
     def _hello(self, inputs: int = 0) -> Hello:
         follower = self.follower
-        about = {"pid": os.getpid(), "node": socket.gethostname()}
-        return Hello(self._name, self._term, self._sequence, self.live.number, follower.loaded,
-                     dict(follower.refused), inputs, about)  # fmt: skip
+        about = {"pid": os.getpid(), "node": socket.gethostname(), "load_seconds": self._took}
+        return Hello(
+            self._name, self._term, self._sequence, self._event, self.live.number,
+            follower.loaded, dict(follower.refused), inputs, about,
+        )  # fmt: skip
 
     def _hear(self, news: News, asked: float) -> None:
         spare = news.spare.number if news.spare else 0
@@ -182,17 +184,19 @@ class Link:
         if load:
             announced = news.live if wanted == news.live.number else cast(Announced, news.spare)
             threading.Thread(target=self._load, args=(announced,), daemon=True).start()
-        self._term, self._sequence, self.status = news.term, news.sequence, news.status
+        self._term, self._sequence, self._event = news.term, news.sequence, news.event
+        self.status = news.status
         for event, facts in news.events:
             self.tell(event, dict(facts))
 
     def _load(self, announced: Announced) -> None:
         """Fetch, verify and load what is announced; swap if it is live by then."""
-        number = announced.number
+        number, began = announced.number, time.monotonic()
         try:
             parcel = self._line.fetch(announced, _PATIENCE)
             self._mirror.take(parcel, announced.digest)
             snapshot = self.shelf.load(number, self.live.number)
+            self._took = time.monotonic() - began
             with self._mutex:
                 self._spares[number] = snapshot
                 self.follower.load(number)

@@ -40,6 +40,7 @@ class Roster:
         self._changed = threading.Condition()
         self._seen: dict[str, _Seen] = {}
         self._rolling: tuple[int, float] | None = None
+        self._swept = float("-inf")
 
     def greet(self, hello: Hello) -> None:
         """Note what a replica says of itself."""
@@ -61,6 +62,17 @@ class Roster:
             self._seen.pop(replica, None)
             self._changed.notify_all()
 
+    def pending(self, number: int) -> list[str]:
+        """Name the replicas that are still to load a generation, or to refuse it."""
+        with self._changed:
+            self._forget(self._clock())
+            return [
+                name
+                for name, seen in self._seen.items()
+                if max(seen.hello.loaded, seen.hello.live) < number
+                and number not in seen.hello.refused
+            ]
+
     def await_loaded(self, number: int, stopping: Callable[[], bool]) -> None:
         """Wait until no replica is still loading a generation, at most `terms.prepare` seconds.
 
@@ -70,10 +82,10 @@ class Roster:
         """
         until = self._clock() + self._terms.prepare
         with self._changed:
-            while self._pending(number) and self._clock() < until and not stopping():
+            while self.pending(number) and self._clock() < until and not stopping():
                 self._changed.wait(min(0.5, max(0.0, until - self._clock())))
             there = [seen.hello for seen in self._seen.values()]
-            late = self._pending(number)
+            late = self.pending(number)
             refused = {hello.replica: hello.refused[number] for hello in there
                        if number in hello.refused}  # fmt: skip
         if refused and len(refused) == len(there):
@@ -128,16 +140,11 @@ class Roster:
     # --- the caller holds the lock ---------------------------------------------------------------
 
     def _forget(self, now: float) -> None:
+        if now < self._swept + self._terms.beat / 4:  # a thousand replicas poll often
+            return
+        self._swept = now
         oldest = now - self._terms.lease - self._terms.beat
         self._seen = {name: seen for name, seen in self._seen.items() if seen.at >= oldest}
-
-    def _pending(self, number: int) -> list[str]:
-        self._forget(self._clock())
-        return [
-            name
-            for name, seen in self._seen.items()
-            if max(seen.hello.loaded, seen.hello.live) < number and number not in seen.hello.refused
-        ]
 
     def _settled(self, now: float) -> dict[str, Any] | None:
         if self._rolling is None:
