@@ -5,7 +5,7 @@
 A SIMULATION: `Follower`, `Terms` and `Roster` of `g2d.cluster` run in simulated time; network,
 loads and absences are drawn. With --vault, how long a replica loads, and how many polls a
 coordinator answers in a second, are measured first on `g2d serve --engine ray` on this machine;
-without, what benchmarks/results/rollout.json holds is used. Writes that file; prints the table.
+without, what benchmarks/results/rollout.json holds is used. Writes that file, and the table in docs/cluster.md.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from g2d.cluster.rollout import Roster
 from measure import hardware, interval, save
 
 OUT = Path(__file__).parent / "results" / "rollout.json"
+PAGE = Path(__file__).parents[1] / "docs" / "cluster.md"
 TOKEN = "benchmarks-of-the-rollout"
 
 
@@ -442,6 +443,8 @@ def main() -> None:
     for row in results["cases"]:
         row["lease"] = None if row["lease"] == math.inf else row["lease"]
     save(OUT, results)
+    text, marks = PAGE.read_text(), r"(<!-- rollout -->\n).*(<!-- /rollout -->)"
+    PAGE.write_text(re.sub(marks, lambda m: m[1] + table(results) + "\n" + m[2], text, flags=re.S))
     print(table(results))
 
 
