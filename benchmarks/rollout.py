@@ -5,7 +5,8 @@
 A SIMULATION: `Follower`, `Terms` and `Roster` of `g2d.cluster` run in simulated time; network,
 loads and absences are drawn. With --vault, how long a replica loads, and how many polls a
 coordinator answers in a second, are measured first on `g2d serve --engine ray` on this machine;
-without, what benchmarks/results/rollout.json holds is used. Writes that file, and the table in docs/cluster.md.
+without, what benchmarks/results/rollout.json holds is used. Writes that file, and the table in
+docs/cluster.md.
 """
 
 from __future__ import annotations
