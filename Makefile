@@ -35,7 +35,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) '.[report,attacks]'
+	$(INSTALL) '.[report,attacks,serve,signing]'
 	touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python

@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import serving_tables
 from measure import interval
 
 ROOT = Path(__file__).parents[1]
@@ -282,7 +283,7 @@ def machine(data: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Replace every table."""
     data = runs()
-    made = {"rig": rig(), "scale": scale(), "sweep": sweep(data)}
+    made = {"rig": rig(), "scale": scale(), "sweep": sweep(data)} | serving_tables.made()
     if data and all("guided + polish" in d["rows"] for d in data):
         made |= {
             "targets": targets(data), "attacks": attacks(data), "shapes": shapes(data),

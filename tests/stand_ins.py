@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -88,8 +89,9 @@ class Harness:
     """A whole service over stand-ins; `client()` talks to it without a socket."""
 
     def __init__(
-        self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN
-    ) -> None:
+        self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN,
+        results: Path | None = None,
+    ) -> None:  # fmt: skip
         from g2d.service.pages import build
 
         self.fake, self.live, self.log = Fake(), Live(numbered(1)), io.StringIO()
@@ -98,13 +100,16 @@ class Harness:
             self.live, self.fake, self.fake, triggers or Triggers(), self._tell, backoff=FAST
         )
         self.metrics = Metrics(self.rotation.status)
-        self.board = Board(self.metrics, Log(self.log), lambda number: {"gates": []})
+        self.facts: dict[int, dict] = {}  # what `describe` knows of a generation beyond no gates
+        self.board = Board(
+            self.metrics, Log(self.log), lambda number: {"gates": []} | self.facts.get(number, {})
+        )
         batcher = Batcher(
             self.live, self.options.max_batch, self.options.max_waiting, self.rotation.count
         )
         self.service = Service(
             MODEL, self.options, self.rotation, batcher, self.metrics, self.board,
-            Guard(token.encode() if token else None), build,
+            Guard(token.encode() if token else None), lambda made: build(made, results),
         )  # fmt: skip
 
     def _tell(self, event: str, facts: dict) -> None:

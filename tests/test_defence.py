@@ -56,6 +56,27 @@ def test_manifest_binds_everything(defence):
         "finite", "accuracy", "class", "distance", "stale_asr",
     }  # fmt: skip
     assert on_disk["generator"] == defence.vault.entry("generator").files["weights"]
+    gates = {gate["gate"]: gate["value"] for gate in on_disk["gates"]}
+    split, figures = defence.task.splits.gate, on_disk["figures"]
+    right = made.model()(split.x).argmax(1) == split.y
+    assert figures["clean_accuracy"] == pytest.approx(float(right.double().mean()), abs=1e-6)
+    assert 0 <= figures["robust_accuracy"] < figures["clean_accuracy"]
+    assert {n: figures[n] for n in ("stale_asr", "distance")} == {
+        "stale_asr": gates["stale_asr"], "distance": gates["distance"],
+    }  # fmt: skip
+    base = defence.generation(1).manifest["figures"]
+    assert set(base) == {"clean_accuracy", "robust_accuracy"}  # no gate has judged it
+
+
+def test_generations_are_read_in_any_order_whatever_is_kept_in_memory(defence):
+    settings = defence.settings.override(gates__history=1)
+    defence.vault.write_settings(settings.to_toml())
+    path = defence.vault.path
+    defence.close()
+    with g2d.Defence.open(path) as opened:
+        opened.generate(3, seed=1)
+        for number in (4, 3, 2, 1, 2, 4, 1):
+            assert opened.generation(number).number == number
 
 
 def test_a_generation_is_read_back_as_it_was_made(defence):

@@ -39,4 +39,5 @@ def test_readme_names_exist():
     for name in re.findall(r"from g2d import ([\w, ]+)", text):
         assert all(hasattr(g2d, part.strip()) for part in name.split(","))
     known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    known |= {group.typer_instance.info.name for group in app.registered_groups}
     assert set(re.findall(r"^g2d (\w+)", text, re.MULTILINE)) <= known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -68,6 +69,8 @@ def test_wrong_addresses_and_methods(method, path, status):
         response = await client.request(method, path, json=body() if method == "POST" else None)
         assert response.status_code == status
         assert response.json()
+        if status == 405:  # RFC 9110: says what is allowed
+            assert response.headers["allow"] == ("POST" if path == INFER else "GET")
 
     run(Harness(), work)
 
@@ -103,6 +106,7 @@ def test_a_batch_is_what_waits_and_only_a_bad_input_fails():
 
     def watched(x):
         sizes.append(len(x))
+        time.sleep(0.01)  # meanwhile others wait: the next batch is theirs
         return plain(x)
 
     object.__setattr__(harness.live.snapshot, "predict", watched)
@@ -190,12 +194,43 @@ def test_admin_calls_need_the_token():
         assert "paused" in refused.json()["error"]
         assert (await client.post("/admin/resume", headers=ADMIN)).json() == {"paused": False}
         assert (await client.get("/admin/rotate", headers=ADMIN)).status_code == 405
+        alarm = {"kind": "drift", "text": "inputs are not what they were"}
+        assert (await client.post("/admin/alarm", json=alarm)).status_code == 401
+        kind = alarm | {"kind": "of my own"}
+        assert (await client.post("/admin/alarm", json=kind, headers=ADMIN)).status_code == 422
+        quiet = alarm | {"rotate": False}
+        assert (await client.post("/admin/alarm", json=quiet, headers=ADMIN)).json() == {"live": 2}
+        assert harness.rotation.live == 2
+        assert (await client.post("/admin/alarm", json=alarm, headers=ADMIN)).status_code == 200
+        while harness.rotation.live == 2:
+            await asyncio.sleep(0.01)
 
     run(harness, work)
     wrong = [line for line in harness.lines() if line["event"] == "wrong_token"]
-    assert len(wrong) == 15
-    assert b"g2d_wrong_tokens_total 15.0" in harness.metrics.render()
+    assert len(wrong) == 16
+    assert b"g2d_wrong_tokens_total 16.0" in harness.metrics.render()
     assert TOKEN not in harness.log.getvalue()
+
+
+def test_bodies_for_the_pages_are_bounded_too():
+    harness = Harness(Options(timeout=0.2))
+    large = b'{"kind": "drift", "text": "' + b"x" * 70_000 + b'"}'
+
+    async def endless():
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    async def work(client):
+        kind = {"content-type": "application/json"} | ADMIN
+        for content in (large, endless()):
+            began = time.monotonic()
+            sent = client.post("/admin/alarm", content=content, headers=kind)
+            assert (await sent).status_code in (400, 422)
+            assert time.monotonic() - began < 5
+        assert harness.rotation.live == 1
+
+    run(harness, work)
 
 
 def test_without_a_token_admin_calls_are_off():
@@ -313,7 +348,7 @@ def test_the_description_names_every_call():
         for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/{name}",
                      "/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/infer",
                      "/v2/models/{name}/infer", "/status", "/events", "/metrics",
-                     "/admin/rotate", "/admin/pause", "/admin/resume"):  # fmt: skip
+                     "/admin/rotate", "/admin/pause", "/admin/resume", "/admin/alarm"):  # fmt: skip
             assert path in schema["paths"], path
         assert schema["paths"]["/admin/rotate"]["post"]["security"]
         assert (await client.get("/docs")).status_code == 200

@@ -6,7 +6,7 @@ What makes a candidate, or lets it pass, does not live here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from g2d.population import compact, craft_pool, seed_of
 from g2d.protect.signing import SigningKey, sign_generation
 from g2d.settings import Settings
 from g2d.tasks import Task
-from g2d.train import load_model
+from g2d.train import Logits, load_model, predict
 from g2d.vault import Vault
 from g2d.weights import Codec, digest, pack, unpack
 
@@ -60,11 +60,12 @@ class Archive:
 
     def state(self, number: int) -> dict[str, Tensor]:
         """A generation's state dict."""
-        if number not in self._states:
-            self._states[number] = unpack(self.vault.read_generation(number))
+        found = self._states.get(number)
+        if found is None:
+            found = self._states[number] = unpack(self.vault.read_generation(number))
             for old in sorted(self._states)[: -self.settings.gates.history - 1]:
-                del self._states[old]
-        return self._states[number]
+                del self._states[old]  # perhaps this very one, which is older than what is kept
+        return found
 
     def exposure(self, number: int, codec: Codec) -> Exposure:
         """Read an exposed generation with the attacks crafted on it."""
@@ -110,6 +111,7 @@ class Archive:
             "population": digest("".join(members).encode()),
             "settings": digest(s.to_toml().encode()),
         }
+        full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
         if cpu is not None:
             full["cpu_seconds"] = round(time.process_time() - cpu, 3)
         files = {"weights": pack(state), "attacks": pack(attacks)}
@@ -122,6 +124,25 @@ class Archive:
                 self.vault, files, full, key, lifetime=lifetime, activate=activate
             )
         return Generation(record.number, record.manifest, dict(state), self.task)
+
+    def _figures(
+        self, model: Logits, attacks: Tensor, index: Tensor, gates: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """What a generation is worth, measured on the gate split, for its manifest.
+
+        Returns:
+            clean_accuracy; robust_accuracy on the attacks that are kept with it, crafted on this
+            very model by cheap PGD (an upper bound, no more); and worst stale ASR and least aligned
+            distance, where its gates measured them.
+        """
+        split, measured = self.task.splits.gate, {g["gate"]: g["value"] for g in gates}
+        clean = predict(model, split.x).argmax(1) == split.y
+        robust = predict(model, attacks).argmax(1) == split.y[index]
+        figures = {
+            "clean_accuracy": round(float(clean.double().mean()), 6),
+            "robust_accuracy": round(float(robust.double().mean()), 6),
+        }
+        return figures | {n: measured[n] for n in ("stale_asr", "distance") if n in measured}
 
     def signing_key(self) -> SigningKey | None:
         """Read the key that the settings name; None if generations are not signed.

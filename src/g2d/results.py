@@ -11,6 +11,11 @@ from g2d.errors import G2DError
 FORMAT = "g2d-redteam-1"
 
 
+def results_path(vault: Path | str, out: Path | str | None = None) -> Path:
+    """Where a vault's `results.json` lies."""
+    return (Path(out) if out else Path(vault) / "redteam") / "results.json"
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """Read the results of a red team.
 

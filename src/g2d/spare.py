@@ -191,10 +191,10 @@ def work(vault: str, data: str) -> None:
         answer(failed=_words(error))
         return
     with defence:
-        order = first
+        order, failed = first, set[int]()
         while True:
             try:
-                answer(done=_obey(defence, order, lambda facts: answer(rejected=facts)))
+                answer(done=_obey(defence, order, lambda facts: answer(rejected=facts), failed))
             except Exception as error:
                 answer(failed=_words(error))
             order = orders.get()
@@ -206,11 +206,11 @@ def _read_orders(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
     os._exit(0)  # the parent has gone, whatever killed it; what is half done has no row
 
 
-def _obey(defence: Defence, order: Facts, reject: Callable[[Facts], None]) -> int:
+def _obey(defence: Defence, order: Facts, reject: Callable[[Facts], None], failed: set[int]) -> int:
     if order["do"] == "commit":
         defence.vault.activate(int(order["number"]))
         return int(order["number"])
-    kept = _kept(defence, int(order["after"]), reject)
+    kept = _kept(defence, int(order["after"]), reject, failed)
     if kept is not None:
         return kept
     number = defence.vault.last_number() + 1
@@ -220,18 +220,22 @@ def _obey(defence: Defence, order: Facts, reject: Callable[[Facts], None]) -> in
     return made.number
 
 
-def _kept(defence: Defence, after: int, reject: Callable[[Facts], None]) -> int | None:
+def _kept(
+    defence: Defence, after: int, reject: Callable[[Facts], None], failed: set[int]
+) -> int | None:
     """The oldest generation above `after` that is kept and passes its gates as of now.
 
-    A spare that a killed service left, or one made ahead with `g2d generate --keep`.
+    A spare that a killed service left, or one made ahead with `g2d generate --keep`. One that has
+    failed joins `failed` and is judged no more: exposures only grow.
     """
     exposed = defence.vault.exposures()
     memory = defence.settings.guidance.memory
     recent = [defence.exposure(n) for n in exposed[max(0, len(exposed) - memory) :]]
-    for number in range(after + 1, defence.vault.last_number() + 1):
+    for number in sorted(set(range(after + 1, defence.vault.last_number() + 1)) - failed):
         results = defence.judge(defence.generation(number).state, recent, exposed)
         if all(result.passed for result in results):
             return number
+        failed.add(number)
         reject(_failed(number, results))
     return None
 

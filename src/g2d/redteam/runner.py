@@ -26,7 +26,7 @@ from g2d.redteam.chains import build_chains, task_identity
 from g2d.redteam.room import Case, Site, enter
 from g2d.redteam.rows import VERSIONS, Row, Status
 from g2d.redteam.threats import CHAINS, FAMILIES, family
-from g2d.results import FORMAT
+from g2d.results import FORMAT, results_path
 from g2d.summary import hardware, summarise, versions
 
 Progress = Callable[[str, int, int], None]
@@ -39,11 +39,6 @@ class Service:
 
     url: str
     model: str
-
-
-def results_path(vault: Path | str, out: Path | str | None = None) -> Path:
-    """Where a vault's `results.json` lies."""
-    return (Path(out) if out else Path(vault) / "redteam") / "results.json"
 
 
 def attack(

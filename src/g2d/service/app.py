@@ -107,7 +107,7 @@ class Service:
             return
         assert self._pages is not None
         pages = await asyncio.shield(self._pages)
-        await pages(scope, receive, send)
+        await pages(scope, _Bounded(receive, self.options.timeout), send)
 
     async def _v2(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
         path: str = scope["path"]
@@ -218,6 +218,29 @@ class Service:
         return number
 
 
+class _Bounded:
+    """What the pages receive: a body that is large or late counts as a client that has gone.
+
+    Their framework would read it to its end, and before it looks at the token.
+    """
+
+    def __init__(self, receive: Receive, seconds: float, most: int = 65_536) -> None:
+        self._receive, self._left, self._whole = receive, most, False
+        self._until = asyncio.get_running_loop().time() + seconds
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        if self._whole:  # a stream of events waits here for its client's end
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        self._left -= len(message.get("body", b""))
+        self._whole = not message.get("more_body")
+        return message if self._left >= 0 else {"type": "http.disconnect"}
+
+
 def _header(scope: Scope, name: bytes) -> bytes | None:
     for key, value in scope["headers"]:
         if key == name:
@@ -227,7 +250,8 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
 
 def _allow(scope: Scope, method: str) -> None:
     if scope["method"] != method:
-        raise RequestError(405, f"this address takes {method}")
+        text = f"this address takes {method}"
+        raise RequestError(405, text, (b"allow", method.encode()))
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
@@ -237,7 +261,7 @@ async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> No
 
 async def _refuse(send: Send, refusal: RequestError) -> None:
     body = orjson.dumps({"error": refusal.text})
-    headers = [_JSON, (b"content-length", b"%d" % len(body))]
+    headers = [_JSON, (b"content-length", b"%d" % len(body)), *refusal.headers]
     if refusal.status in (429, 503):
         headers.append((b"retry-after", b"1"))
     if refusal.status in (408, 413, 415):  # the rest of the body may never be read

@@ -7,7 +7,6 @@ of ours alone: no input, no token, no header.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import threading
 import time
@@ -16,13 +15,23 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+import orjson
+
 from g2d.service.metrics import Metrics
 
 _KEPT = 200  # rotations, alarms and rejected candidates that the status shows
 _LISTENERS = 64
 _SPAN = 1.0  # seconds before and after a swap whose latencies stand for "before" and "after"
 _NEAR = 0.1  # seconds on either side of a swap that stand for "during"
+_RECENT, _MOST = 5.0, 8  # seconds, and swaps, whose latencies may still be news
+_PRIVATE = frozenset({"client", "clock"})  # for the log, not for whoever listens
 _WARNINGS = frozenset({"alarm", "refused", "failed", "wrong_token", "exposed", "broken"})
+
+
+def to_json(value: Any) -> bytes:
+    """Write JSON that every reader takes: what is not finite becomes null."""
+    options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+    return orjson.dumps(value, default=str, option=options)
 
 
 class Log:
@@ -36,7 +45,7 @@ class Log:
         """Write one line; a log that cannot be written must not stop the service."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         level = "warning" if event in _WARNINGS else "info"
-        line = json.dumps({"at": at, "level": level, "event": event, **facts}, default=str)
+        line = to_json({"at": at, "level": level, "event": event, **facts}).decode()
         try:
             with self._writing:
                 self._out.write(line + "\n")
@@ -68,9 +77,9 @@ class Board:
         """Log, count, keep and publish an event."""
         record = {"time": time.time(), **facts}
         with self._mutex:
-            self._keep(event, record)
+            shown = self._keep(event, record)
         self._log(event, **facts)
-        self._publish(event, record)
+        self._publish(event, shown)
 
     def remember(self, numbers: list[int]) -> None:
         """Begin the history with generations that were live before this service."""
@@ -85,6 +94,18 @@ class Board:
             rejected = list(self._rejected)
         shown = [self._with_latencies(record) for record in history]
         return {"history": shown, "alarms": alarms, "rejected": rejected}
+
+    def latencies(self) -> list[dict[str, Any]]:
+        """Return complete latencies around the last seconds' swaps, for who knows the rest."""
+        since, complete = time.time() - _RECENT, time.perf_counter() - _NEAR - _SPAN
+        with self._mutex:
+            last = [self._history[-i - 1] for i in range(min(_MOST, len(self._history)))]
+        told = []
+        for record in last:
+            if record.get("time", 0.0) >= since and record.get("clock", 0.0) < complete:
+                latency = self._with_latencies(record)["latency"]
+                told.append({"generation": record["generation"], "latency": latency})
+        return told
 
     # --- listeners -------------------------------------------------------------------------------
 
@@ -111,8 +132,8 @@ class Board:
         self._send(None)
 
     def _publish(self, event: str, record: Mapping[str, Any]) -> None:
-        data = json.dumps(record, default=str)
-        self._send(f"event: {event}\ndata: {data}\n\n".encode())
+        told = {key: value for key, value in record.items() if key not in _PRIVATE}
+        self._send(b"event: %b\ndata: %b\n\n" % (event.encode(), to_json(told)))
 
     def _send(self, message: bytes | None) -> None:
         with self._mutex:
@@ -123,7 +144,8 @@ class Board:
 
     # --- keeping ---------------------------------------------------------------------------------
 
-    def _keep(self, event: str, record: dict[str, Any]) -> None:
+    def _keep(self, event: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Count and keep an event; return it as it is kept."""
         metrics = self._metrics
         if event == "spare":
             self._spares = {record["generation"]: record["seconds"]}
@@ -131,22 +153,26 @@ class Board:
             metrics.swaps.inc()
             made = self._spares.pop(record["generation"], {})
             own = {"seconds": {**made, "swap": record["seconds"]}, "clock": time.perf_counter()}
-            self._history.append(self._described(record["generation"]) | record | own)
+            record = self._described(record["generation"]) | record | own
+            self._history.append(record)
         elif event == "rejected":
             for gate in record["gates"]:
                 metrics.rejected.labels(gate["gate"]).inc()
             self._rejected.append(record)
         elif event == "refused":
             metrics.refused.labels(record["reason"]).inc()
-            self._alarms.append({"kind": "refused", **record})
+            record = {"kind": "refused", **record}
+            self._alarms.append(record)
         elif event == "failed":
             metrics.failures.inc()
-            self._alarms.append({"kind": "generator", **record})
+            record = {"kind": "generator", **record}
+            self._alarms.append(record)
         elif event == "alarm":
             metrics.alarms.labels(record["kind"]).inc()
             self._alarms.append(record)
         elif event == "wrong_token":
             metrics.wrong_tokens.inc()
+        return record
 
     def _described(self, number: int) -> dict[str, Any]:
         return {"generation": number, **self._describe(number)}

@@ -48,6 +48,16 @@ class Latencies:
         named = {name: float(value) for name, value in zip(_QUANTILES, values, strict=True)}
         return named | {"answers": len(inside)}
 
+    def recent(self, seconds: float) -> dict[str, Any]:
+        """Count all answers, and say how many a second, and how quick, in the last seconds."""
+        now = time.perf_counter()
+        found = self.quantiles(now - seconds, now) or dict.fromkeys(("answers", *_QUANTILES), 0)
+        # Where more came than are remembered, the oldest one says since when.
+        kept = min(seconds, now - float(self._at.min())) if found["answers"] else seconds
+        rate = found["answers"] / max(kept, 1e-9)
+        quick = {name: found[name] if found["answers"] else None for name in ("p50", "p99")}
+        return {"answers": self._next, "per_second": rate, **quick}
+
 
 class Metrics:
     """Counters of one service. Labels hold words of ours alone, never what a client sent.
@@ -96,6 +106,14 @@ class Metrics:
         self._ok.inc()
         self.inputs.inc(inputs)
 
+    def traffic(self) -> dict[str, Any]:
+        """Say what was answered since the start and in the last 5 seconds, for the page."""
+        return self.latencies.recent(5.0) | {
+            "in_flight": _value(self.in_flight),
+            "wrong_tokens": _value(self.wrong_tokens),
+            "limited": _value(self.limited),
+        }
+
     def render(self) -> bytes:
         """Write everything in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -103,3 +121,7 @@ class Metrics:
     def _gauge(self, name: str, text: str, status: Callable[[], dict[str, Any]], key: str) -> None:
         gauge = Gauge(name, text, registry=self.registry)
         gauge.set_function(lambda: float(status()[key]))
+
+
+def _value(metric: Counter | Gauge) -> int:
+    return int(next(iter(metric.collect())).samples[0].value)

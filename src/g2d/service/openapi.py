@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from g2d.service.options import Options
@@ -67,7 +68,8 @@ def _infer(model: Model, options: Options) -> Schema:
         "tags": _TAG,
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _request(model, options.max_batch)},
+            "content": {"application/json": {"schema": _request(model, options.max_batch),
+                                             "example": _example(model)},
                         "application/octet-stream": {"schema": {"format": "binary"}}},
         },
         "responses": {
@@ -93,18 +95,26 @@ def _request(model: Model, most: int) -> Schema:
             "datatype": {"const": model.datatype},
             "shape": {"type": "array", "prefixItems": shape, "minItems": len(shape),
                       "maxItems": len(shape)},
+            # How many the shape asks for is more than JSON Schema can say.
             "data": {"type": "array", "description": "Numbers, flat or nested as the shape.",
-                     "items": {}},
+                     "minItems": 1, "items": {"type": ["number", "array"]}},
         },
     }  # fmt: skip
     return {
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": "string"},
+            "id": {"type": ["string", "null"]},
             "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
         },
     }
+
+
+def _example(model: Model) -> Schema:
+    """One input of zeros."""
+    data = [0] * math.prod(model.shape)
+    tensor = {"name": "input", "shape": [1, *model.shape], "datatype": model.datatype, "data": data}
+    return {"inputs": [tensor]}
 
 
 def _answer(model: Model) -> Schema:

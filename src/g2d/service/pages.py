@@ -1,40 +1,50 @@
-"""Everything but inference: status, live events, metrics, admin calls and the OpenAPI page.
+"""Everything but inference: status, live events, metrics, the pages; `admin` adds its calls.
 
-FastAPI's one room; imported after the service is ready, for its import costs a third of a second.
+FastAPI's room; imported after the service is ready, for its import costs a third of a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.security import HTTPBearer
 
 from g2d import __version__
-from g2d.errors import G2DError
+from g2d.service.admin import add_admin
+from g2d.service.events import to_json
+from g2d.service.findings import Findings
 from g2d.service.metrics import CONTENT_TYPE_LATEST
 from g2d.service.openapi import merge
+from g2d.service.page import add_pages
 from g2d.service.protocol import RequestError
 
 if TYPE_CHECKING:
     from g2d.service.app import Service
 
-_BEAT = 15.0  # seconds between the comments that keep a silent stream of events open
+_BEAT = 2.0  # seconds between the ticks of a stream of events; they keep it open, too
 
 
-def build(service: Service) -> FastAPI:
-    """Build the application for everything but `/v2`."""
+def build(service: Service, results: Path | None = None) -> FastAPI:
+    """Build the application for everything but `/v2`.
+
+    Args:
+        results: what `g2d attack` wrote or will write, for the page.
+    """
     app = FastAPI(
         title="G2D",
         version=__version__,
         description="Inference whose parameters rotate: Open Inference Protocol v2.",
+        docs_url=None,
+        redoc_url=None,
     )
-    _add_reading(app, service)
-    _add_admin(app, service)
+    add_pages(app)
+    _add_reading(app, service, Findings(results))
+    add_admin(app, service)
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
@@ -52,11 +62,16 @@ def build(service: Service) -> FastAPI:
     return app
 
 
-def _add_reading(app: FastAPI, service: Service) -> None:
+def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
     @app.get("/status", tags=["status"])
-    async def status() -> JSONResponse:
+    async def status() -> Response:
         """What is live, what comes next, and what happened."""
-        return JSONResponse(service.status())
+        return _json(_whole(service, findings))
+
+    @app.get("/redteam", tags=["status"])
+    def redteam() -> Response:  # no coroutine: it may read a megabyte
+        """What the last `g2d attack` on this vault found; null: nothing yet."""
+        return _json(findings.read())
 
     @app.get("/metrics", tags=["status"], response_class=Response)
     async def metrics() -> Response:
@@ -65,77 +80,55 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 
     @app.get("/events", tags=["status"], response_class=StreamingResponse)
     async def events() -> Response:
-        """Server-sent events: `status` first, then what happens as it happens."""
+        """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds."""
         listener = service.board.listen()
         if listener is None:
             raise RequestError(503, "too many listen already, or the service is ending")
         return StreamingResponse(
-            _stream(service, listener),
+            _stream(service, findings, listener),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
 
 
-async def _stream(service: Service, listener: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+def _json(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")
+
+
+def _whole(service: Service, findings: Findings) -> dict[str, Any]:
+    return service.status() | _moment(service, findings)
+
+
+def _moment(service: Service, findings: Findings) -> dict[str, Any]:
+    """What changes all the time, in few bytes."""
+    return {
+        "now": time.time(),
+        "rotation": service.rotation.status(),
+        "traffic": service.metrics.traffic(),
+        "admin": service.guard.open,
+        "redteam": findings.version(),
+    }
+
+
+async def _stream(
+    service: Service, findings: Findings, listener: asyncio.Queue[bytes | None]
+) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
     try:
-        status = JSONResponse(service.status()).body
-        yield b"event: status\ndata: " + bytes(status) + b"\n\n"
+        yield b"event: status\ndata: %b\n\n" % to_json(_whole(service, findings))
+        beat = loop.time() + _BEAT
         while True:
             try:
-                async with asyncio.timeout(_BEAT):
+                async with asyncio.timeout_at(beat):
                     message = await listener.get()
+                if message is None:
+                    return
+                yield message
             except TimeoutError:
-                message = b": beat\n\n"
-            if message is None:
-                return
-            yield message
+                pass
+            if loop.time() >= beat:  # also where events never cease
+                tick = _moment(service, findings) | {"latencies": service.board.latencies()}
+                yield b"event: tick\ndata: %b\n\n" % to_json(tick)
+                beat = loop.time() + _BEAT
     finally:
         service.board.leave(listener)
-
-
-def _add_admin(app: FastAPI, service: Service) -> None:
-    described = HTTPBearer(auto_error=False, description="The admin token.")
-
-    async def admitted(request: Request) -> None:
-        client = request.client.host if request.client else ""
-        if not service.guard.open:
-            raise RequestError(403, "admin calls are off: start the service with an admin token")
-        if not service.guard.admits(request.headers.get("authorization", "").encode()):
-            facts = {"client": client, "call": request.url.path}
-            service.board.tell("wrong_token", facts)
-            raise RequestError(401, "the admin token is missing or wrong")
-        service.board.tell("admin", {"client": client, "call": request.url.path})
-
-    needed = [Depends(described), Depends(admitted)]
-
-    @app.post("/admin/rotate", tags=["admin"], dependencies=needed,
-              responses={202: {}, 401: {}, 403: {}, 409: {}})  # fmt: skip
-    async def rotate() -> JSONResponse:
-        """Rotate as soon as a spare is ready. 202: not within the timeout; 409: refused, why."""
-        return await _rotated(service.rotation.request(), service)
-
-    @app.post("/admin/pause", tags=["admin"], dependencies=needed,
-              responses={401: {}, 403: {}})  # fmt: skip
-    async def pause() -> JSONResponse:
-        """Suspend rotation; what falls due meanwhile waits."""
-        service.rotation.pause()
-        return JSONResponse({"paused": True})
-
-    @app.post("/admin/resume", tags=["admin"], dependencies=needed,
-              responses={401: {}, 403: {}})  # fmt: skip
-    async def resume() -> JSONResponse:
-        """Go on with rotation."""
-        service.rotation.pause(False)
-        return JSONResponse({"paused": False})
-
-
-async def _rotated(asked: Future[int], service: Service) -> JSONResponse:
-    try:
-        async with asyncio.timeout(service.options.timeout):
-            number = await asyncio.shield(asyncio.wrap_future(asked))
-    except TimeoutError:
-        facts = {"pending": True, "live": service.rotation.live}
-        return JSONResponse(facts, 202)
-    except G2DError as error:
-        raise RequestError(409, str(error)) from None
-    return JSONResponse({"generation": number})

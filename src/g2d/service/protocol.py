@@ -25,11 +25,14 @@ DATATYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "int64": "
 
 
 class RequestError(Exception):
-    """A request that gets no answer: the HTTP status and one line that says why."""
+    """A request that gets no answer: the HTTP status and one line that says why.
 
-    def __init__(self, status: int, text: str) -> None:
+    `headers` belong to the status: with 405, which method is allowed.
+    """
+
+    def __init__(self, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(text)
-        self.status, self.text = status, text
+        self.status, self.text, self.headers = status, text, headers
 
 
 @dataclass(frozen=True)

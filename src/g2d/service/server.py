@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -159,14 +160,16 @@ def _assemble(
     if warning:
         rotation.alarm("expired", warning)
     batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
-    service = Service(shelf.model, options, rotation, batcher, metrics, board, Guard(token), _pages)
+    service = Service(shelf.model, options, rotation, batcher, metrics, board, Guard(token),
+                      partial(_pages, vault))  # fmt: skip
     return service, Monitor(live, shelf, rotation, metrics, options.check_every)
 
 
-def _pages(service: Service) -> Asgi:
+def _pages(vault: Path, service: Service) -> Asgi:
+    from g2d.results import results_path
     from g2d.service.pages import build
 
-    return build(service)
+    return build(service, results_path(vault))
 
 
 def _remember(shelf: VaultShelf, number: int, board: Board) -> None:
@@ -187,7 +190,8 @@ def _public(key: Path | None) -> Any:
 def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> None:
     config = uvicorn.Config(
         service, http=within(options.timeout), loop="uvloop", ws="none", lifespan="on",
-        log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
+        log_config=None, access_log=False, server_header=False, date_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
         limit_concurrency=2000, backlog=_BACKLOG,
         ssl_certfile=options.tls_cert or None, ssl_keyfile=options.tls_key or None,

@@ -57,16 +57,22 @@ class VaultShelf:
     ) -> None:
         self._vault, self._key, self._served = Vault.open(vault), key, served
         self._building = threading.Lock()  # a factory draws from torch's one global generator
-        self._live_weights(self._not_put_back(self.live()))  # before code that it names is imported
-        settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
-        s = settings.task
-        self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
+        try:
+            # First, for the settings name code to import.
+            self._live_weights(self._not_put_back(self.live()))
+            settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
+            s = settings.task
+            self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
+            self.model = self._described(name)
+        except BaseException:
+            self._vault.close()
+            raise
+
+    def _described(self, name: str) -> Model:
         shape, dtype = self._blueprint.shape, str(self._blueprint.dtype).removeprefix("torch.")
         if dtype not in DATATYPES:
             raise VaultError(f"inputs are {dtype}; serving takes {', '.join(DATATYPES)}.")
-        self.model = Model(name, shape, dtype, self._blueprint.classes)
-        base = self._vault.entry("base")
-        self.base_accuracy = float(base.info["accuracy"]) if base else None
+        return Model(name, shape, dtype, self._blueprint.classes)
 
     def close(self) -> None:
         """Close the vault."""
@@ -123,11 +129,12 @@ class VaultShelf:
         except VaultError:
             return {}
         facts = {key: manifest[key] for key in _SHOWN if key in manifest}
-        values = {gate["gate"]: gate["value"] for gate in manifest.get("gates", [])}
-        if self.base_accuracy is not None and "accuracy" in values:
-            # The gate's value is a bound on what is lost against the base: 95 % sure of this much.
-            facts["accuracy"] = self.base_accuracy - values["accuracy"]
-        return facts | {"distance": values.get("distance")}
+        figures = manifest.get("figures", {})
+        return facts | {
+            "accuracy": figures.get("clean_accuracy"),
+            "robust": figures.get("robust_accuracy"),
+            "distance": figures.get("distance"),
+        }
 
     def exposures(self) -> list[int]:
         """Return every number that has been live."""

@@ -1,0 +1,99 @@
+"""Tables of docs/benchmarks.md's section on serving, from the JSON of its five scripts.
+
+`tables.py` puts them in their places; what has not been measured says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import fuzz
+import kills
+import serving
+import soak
+import tampering
+from serving_process import RESULTS
+
+Result = dict[str, Any]
+SCRIPTS: dict[str, Callable[[Result], list[list[str]]]] = {
+    "serving": serving.rows, "soak": soak.rows, "kills": kills.rows, "tampering": tampering.rows,
+    "fuzz": fuzz.rows,
+}  # fmt: skip
+
+
+def results() -> dict[str, Result]:
+    """What has been measured, by script."""
+    paths = {name: RESULTS / f"{name}.json" for name in SCRIPTS}
+    return {name: json.loads(p.read_text("utf-8")) for name, p in paths.items() if p.is_file()}
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |"
+                     for line in (header, ["---"] * len(header), *lines))  # fmt: skip
+
+
+def targets(found: dict[str, Result]) -> str:
+    """The issue's targets beside what was reached, every script's rows."""
+    lines = []
+    for name, rows in SCRIPTS.items():
+        lines += rows(found[name]) if name in found else [[name, "–", "not measured yet"]]
+    return table(["what", "target", "reached"], lines)
+
+
+def speeds(result: Result) -> str:
+    """Answers a second and CPU time of each, by body and server."""
+    lines = []
+    for body, row in result["throughput"].items():
+        line = [body]
+        for name in ("g2d", "plain", "litserve"):
+            line.append(f"{row['median'][name]:,.0f} ({row['cpu_us'][name]:.0f})")
+        lines.append([*line, row["litserve"].removeprefix("litserve ")])
+    header = ["body, inputs", "G2D", "plain FastAPI", "LitServe", "LitServe's batch, queue"]
+    return table(header, lines)
+
+
+def latencies(result: Result) -> str:
+    """Percentiles while rotation is paused and while it runs."""
+    keys = ("p50_ms", "p90_ms", "p99_ms", "p99.9_ms", "max_ms")
+    lines = []
+    for name, row in result["latency"].items():
+        for state in ("steady", "rotating"):
+            lines.append([f"{name}: {state}", *(f"{row[state][key]:.2f}" for key in keys), "", ""])
+        parts = [f"{row[part]['p99_ms']:.2f}" for part in ("near_a_swap", "apart_from_swaps")]
+        lines[-1][-2:] = [" / ".join(parts), f"{row['make_s']:.2f} / {row['swap_ms'] / 1e3:.4f}"]
+    header = [
+        "run",
+        "p50, ms",
+        "p90",
+        "p99",
+        "p99.9",
+        "worst",
+        "p99 within 50 ms of a swap / of the rest",
+        "s to make / to verify, commit, swap",
+    ]
+    return table(header, lines)
+
+
+def machine(found: dict[str, Result]) -> str:
+    """Where and when each was measured."""
+    lines = []
+    for name, r in found.items():
+        h, v = r["hardware"], r["versions"]
+        load = " / ".join(f"{part:.1f}" for part in h["load"])
+        lines.append(
+            f"- {name}: {r['date'][:16]}, {h['cpu']}, {h['cpu_count']} cores, load before it"
+            f" {load}, Python {v['python']}, torch {v['torch']}, g2d {v['g2d']}"
+        )
+    return "\n".join(lines) or "Not measured yet."
+
+
+def made() -> dict[str, str]:
+    """Every table by the name of its mark."""
+    found = results()
+    whole = {"serving-targets": targets(found), "serving-machine": machine(found)}
+    for name, make in (("serving-speed", speeds), ("serving-latency", latencies)):
+        whole[name] = make(found["serving"]) if "serving" in found else "Not measured yet."
+    return whole
