@@ -93,6 +93,20 @@ def test_a_refused_spare_is_not_fetched_again_unless_it_is_live():
     assert follower.may_answer(0.3)
 
 
+def test_a_spare_that_was_given_up_does_not_bar_an_older_one():
+    """A coordinator that starts again may judge anew what is kept, and take a lower number."""
+    follower = Follower(Terms(), 1)
+    assert follower.hear(1, 5, 0.0) == 5
+    follower.load(5)
+    assert follower.hear(1, 4, 0.1) == 4
+    follower.load(4)
+    assert follower.hear(4, 0, 0.2) == 0
+    assert follower.may_answer(0.3)
+    made, _ = roster(Terms())
+    made.greet(Hello("a", live=1, loaded=5))
+    assert made.pending(4) == ["a"]
+
+
 # --- the rollout ---------------------------------------------------------------------------------
 
 

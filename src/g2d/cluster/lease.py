@@ -136,12 +136,12 @@ class Follower:
         self._advance()
         if self.live < live:
             return live
-        wanted = spare > max(live, self.loaded) and spare not in self.refused
+        wanted = spare > live and spare != self.loaded and spare not in self.refused
         return spare if wanted else 0
 
     def load(self, number: int) -> None:
-        """Note a warm spare that is verified and ready."""
-        self.loaded = max(self.loaded, number)
+        """Note a warm spare that is verified and ready, instead of one that was given up."""
+        self.loaded = number
         self.refused.pop(number, None)
         self._advance()
 

@@ -161,8 +161,12 @@ class Link:
                 self._ending.wait(self._post.terms.retry)
                 continue
             self._inputs -= inputs
-            if not self._ending.is_set():
-                self._hear(news, asked)
+            try:
+                if not self._ending.is_set():
+                    self._hear(news, asked)
+            except Exception as error:  # a link that ends would leave the replica refusing for good
+                self.tell("alarm", {"kind": "link", "text": f"{type(error).__name__}: {error}"})
+                self._ending.wait(self._post.terms.retry)
 
     def _hello(self, inputs: int = 0) -> Hello:
         follower = self.follower

@@ -69,7 +69,8 @@ class Roster:
             return [
                 name
                 for name, seen in self._seen.items()
-                if max(seen.hello.loaded, seen.hello.live) < number
+                if seen.hello.loaded != number
+                and seen.hello.live < number
                 and number not in seen.hello.refused
             ]
 
