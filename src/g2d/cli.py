@@ -15,14 +15,13 @@ import time
 import traceback as tracebacks
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from g2d import cli_keys
 from g2d.console import (
-    Progress,
     commented,
     duration,
     measures,
@@ -38,7 +37,9 @@ from g2d.console import (
 from g2d.errors import G2DError, SettingsError
 
 if TYPE_CHECKING:
+    from g2d.cluster.ray_engine import RayEngine
     from g2d.defence import Defence
+    from g2d.engine import LocalEngine
     from g2d.settings import Settings
 
 _INTERRUPTED = "interrupted; what is complete is kept, run the same command again to go on"
@@ -110,6 +111,13 @@ DataFolder = Annotated[
 Workers = Annotated[
     int | None, typer.Option(min=0, max=1024, help="Worker processes; 0: one per core.")
 ]
+EngineName = Annotated[
+    Literal["local", "ray"], typer.Option(help="Worker processes here, or a Ray cluster.")
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(metavar="ADDRESS", help="HOST:PORT or auto; else $RAY_ADDRESS, or a local one."),
+]
 Zoo = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Take the checkpoints that you have.")
 ]
@@ -177,6 +185,8 @@ def population(
         float | None, typer.Option(help="Attack budget, L-infinity; 0: the task's own.")
     ] = None,
     workers: Workers = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
     from_checkpoints: Zoo = None,
 ) -> None:
     """Make a vault and train its population, or go on where an earlier run stopped."""
@@ -197,7 +207,11 @@ def population(
     defence, count = _prepare(vault, settings, flags)
     with defence:
         with show_progress() as progress:
-            _populate(defence, from_checkpoints, count, progress)
+            if from_checkpoints:
+                defence.adopt(from_checkpoints, progress)
+            else:
+                with _engine(engine, ray_address, count) as jobs:
+                    defence.populate(jobs, progress)
         print_population(defence.vault, defence.settings)
     print_line(f"Next: g2d fit {vault}")
 
@@ -287,6 +301,8 @@ def attack(
         str | None, typer.Option(metavar="URL", help="Attack a live service of the task instead.")
     ] = None,
     model: Annotated[str, typer.Option(help="The service's model name.")] = "g2d",
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
 ) -> None:
     """Attack a vault with everything the field has, beside controls; then run `g2d report`.
 
@@ -297,11 +313,11 @@ def attack(
     from g2d import redteam
 
     live = redteam.Service(service, model) if service else None
-    with show_progress() as progress:
+    with _engine(engine, ray_address, workers or 0) as jobs, show_progress() as progress:
         results = redteam.attack(
             vault, threats=threat or (), quick=quick, eps=eps, n=n, seed=seed, out=out,
             data="" if data is None else str(data.absolute()), service=live,
-            workers=workers or 0, progress=progress,
+            engine=jobs, progress=progress,
         )  # fmt: skip
     print_attacks(results)
     print_line(f"results      {redteam.results_path(vault, out)}")
@@ -363,6 +379,12 @@ def serve(
         str, typer.Option(metavar="TIME", help="Check the weights in memory; 0: never.")
     ] = "500ms",
     data: DataFolder = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
+    replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: how many.")] = 2,
+    lease: Annotated[
+        str, typer.Option(metavar="TIME", help="A replica's; 0: by --every, 10s at most.")
+    ] = "0",
 ) -> None:
     """Serve the live generation over HTTP (Open Inference Protocol v2), and rotate it."""
     from g2d.service.options import Options, read_token, require, seconds
@@ -375,14 +397,24 @@ def serve(
     token = read_token(admin_token_file)
     _vault_settings(vault)
     require()
+    parts: dict[str, Any] = {
+        "token": token, "key": key, "served": served, "say": say,
+        "data": "" if data is None else str(data.absolute()),
+    }  # fmt: skip
+    if engine == "ray":
+        from g2d.cluster.joining import require as require_ray
+
+        require_ray(extra=True)
+        parts |= {"replicas": replicas, "address": ray_address, "lease": seconds(lease)}
+        from g2d.cluster import deployment
+
+        deployment.serve(vault, options, **parts)
+        return
     from g2d.service import server
 
     bound = server.listen(options)
     _calm_torch()
-    where = "" if data is None else str(data.absolute())
-    server.serve(
-        vault, options, bound=bound, token=token, key=key, served=served, data=where, say=say
-    )
+    server.serve(vault, options, bound=bound, **parts)
 
 
 @app.command()
@@ -515,14 +547,14 @@ def _prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[D
     return Defence.create(full.task.name, path, full), workers
 
 
-def _populate(defence: Defence, zoo: Path | None, workers: int, progress: Progress) -> None:
+def _engine(name: str, address: str, workers: int) -> LocalEngine | RayEngine:
+    if name == "ray":
+        from g2d.cluster.ray_engine import RayEngine
+
+        return RayEngine(address, workers)
     from g2d.engine import LocalEngine
 
-    if zoo:
-        defence.adopt(zoo, progress)
-        return
-    with LocalEngine(workers) as engine:
-        defence.populate(engine, progress)
+    return LocalEngine(workers)
 
 
 def _task_defaults(asked: Settings) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -110,13 +110,20 @@ class Verified:
 
 
 def verify_generation(
-    vault: Vault, number: int, key: VerifyKey, *, after: int, now: float
+    vault: Vault,
+    number: int,
+    key: VerifyKey,
+    *,
+    after: int,
+    now: float,
+    files: Collection[str] = (),
 ) -> Verified:
     """Verify signature, identity, number, times and every file of a generation; change nothing.
 
     Args:
         after: the highest number that has been served; 0 at the very first start.
         now: seconds since 1970.
+        files: which to read, "weights" among them; all that were signed by default.
 
     Raises:
         RefusedError: with `.reason`, one of `REASONS`, and `.number`.
@@ -136,6 +143,8 @@ def verify_generation(
     _check_ledger(vault, number, signed)
     weights = b""
     for name, digest in signed["files"].items():
+        if files and name not in files:
+            continue
         data = _read_signed(folder, name, number, signed["sizes"][name], digest)
         weights = data if name == "weights" else weights
     return Verified(number, signed, weights, signer, float(signed["expires"]))
