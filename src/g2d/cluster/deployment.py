@@ -31,7 +31,7 @@ from g2d.errors import G2DError, SettingsError
 from g2d.service.events import Log
 from g2d.service.limits import Guard
 from g2d.service.options import Options
-from g2d.service.server import _public, _warn, listen
+from g2d.service.server import listen, read_public_key, warn
 
 _SPACE = "g2d"  # the namespace of our actors
 _POLLS = 100_000  # calls that may wait at the coordinator: one for each replica, and some
@@ -130,7 +130,7 @@ def serve(
         G2DError: there is nothing that may be served, no cluster, or no room in it.
     """
     log, options = Log(), _with_port(options, found(address))
-    terms, trusted = Terms.of(options.every, lease), _public(key)
+    terms, trusted = Terms.of(options.every, lease), read_public_key(key)
     plan = Plan(vault.absolute(), options, terms, data, trusted,
                 served.absolute() if served else None)  # fmt: skip
     post = Post(options, terms, Guard(token), data, trusted)
@@ -144,7 +144,7 @@ def serve(
                 scheme = "https" if options.tls_cert else "http"
                 where = f"{scheme}://{options.host}:{options.port}"
                 say(f"generation {number} is live at {where}/v2/models/{options.name}")
-                _warn(options, token, key, log, say)
+                warn(options, token, key, log, say)
                 log("start", generation=number, address=where, pid=os.getpid(), replicas=replicas,
                     lease=terms.lease)  # fmt: skip
                 relay.follow(ended)

@@ -118,13 +118,13 @@ def serve(
     from g2d.service.shelf import VaultShelf
 
     log = Log()
-    shelf = VaultShelf(vault, options.name, data, _public(key), served)
+    shelf = VaultShelf(vault, options.name, data, read_public_key(key), served)
     sys.setswitchinterval(_SWITCH)
     service, monitor = _assemble(shelf, vault, data, options, token, log)
     bound.listen(_BACKLOG)  # who reads the next line may connect at once
     address = f"{'https' if options.tls_cert else 'http'}://{_where(bound)}"
     say(f"generation {service.rotation.live} is live at {address}/v2/models/{options.name}")
-    _warn(options, token, key, log, say)
+    warn(options, token, key, log, say)
     log("start", generation=service.rotation.live, address=address, pid=os.getpid())
     gc.freeze()  # what is loaded stays: collecting it again would stop answers for 50 ms
     monitor.start()
@@ -179,7 +179,8 @@ def _remember(shelf: VaultShelf, number: int, board: Board) -> None:
         board.tell("alarm", {"kind": "served", "text": str(error)})
 
 
-def _public(key: Path | None) -> Any:
+def read_public_key(key: Path | None) -> Any:
+    """Read what `--key` names; None if it names nothing."""
     if key is None:
         return None
     from g2d.protect.signing import VerifyKey
@@ -215,7 +216,7 @@ def _where(bound: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _warn(
+def warn(
     options: Options, token: bytes | None, key: Path | None, log: Log, say: Callable[[str], None]
 ) -> None:
     """Say loudly what an operator may not have meant."""
