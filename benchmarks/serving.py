@@ -10,7 +10,8 @@ Load comes from a second process over loopback, with keep-alive. Three questions
   latency     p99 while rotating every second against p99 while paused, at a fixed rate, in turns.
               Headline: the worker makes each generation on the same machine, at low priority. The
               same again with generations made ahead (`g2d generate --keep`), which it only judges
-              and commits (its distance gate open): the difference is what making them costs
+              and commits (its gates on distance and stale ASR open): the difference is what
+              making them costs
   right       failed, dropped, mixed or out-of-order answers: every distinct answer of a generation
               is compared with that generation's own logits
 Intervals are bootstraps over turns. Writes results/serving.json and prints a table. `--vault` takes
@@ -164,12 +165,16 @@ def latency(server: Server, a: argparse.Namespace, rate: float) -> dict[str, Any
 
 def near(at: np.ndarray, took: np.ndarray, swaps: list[dict[str, Any]]) -> dict[str, Any]:
     """The p99 while rotating in two parts: within 50 ms of a swap, and all other answers."""
+    if not swaps:
+        raise SystemExit("nothing rotated: the worker made no spare in time; see the vault's gates")
     offset = time.time() - time.perf_counter()  # the log tells the time of day
     times = [datetime.fromisoformat(swap["at"]).timestamp() - offset for swap in swaps]
     close = np.any([np.abs(at - moment) < 0.05 for moment in times], 0)
+    parts = {"near_a_swap": took[close], "apart_from_swaps": took[~close]}
     return {
-        name: {"answers": int(mask.sum()), "p99_ms": 1e3 * float(np.percentile(took[mask], 99))}
-        for name, mask in (("near_a_swap", close), ("apart_from_swaps", ~close))
+        name: {"answers": len(part), "p99_ms": 1e3 * float(np.percentile(part, 99))}
+        for name, part in parts.items()
+        if len(part)
     }
 
 
@@ -228,8 +233,9 @@ def prepare(a: argparse.Namespace, folder: Path) -> dict[str, Path]:
         make_vault(vault, TINY)
     shutil.copytree(vault, ahead)
     with Vault.open(ahead, write=True) as opened:
-        # What is made ahead is not guided away from each other, and that gate would refuse most.
-        settings = Settings.from_toml(opened.settings_text).override(gates__distance=0.0)
+        # What is made ahead is not guided away from each other: those gates would refuse most.
+        settings = Settings.from_toml(opened.settings_text)
+        settings = settings.override(gates__distance=0.0, gates__stale_asr=1.0)
         opened.write_settings(settings.to_toml())
     count = str(round(1.3 * a.seconds / a.every) + 2 * a.turns + 5)
     command = [sys.executable, "-m", "g2d", "generate", str(ahead), "--keep", "-n", count]
