@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 from malformed import KINDS, SLOW, Case
-from serving import mixed
+from serving_answers import judge
 from serving_load import answer_of, ask_once, infer_request, inputs
 from serving_process import ROOT, TINY, TOKEN, Server, make_vault, record, save
 
@@ -129,7 +129,7 @@ def good(port: int, vault: Path) -> bool:
             if not answer.startswith(b"HTTP/1.1 200"):
                 return False
             number, data = answer_of(answer)
-            if mixed(vault, inputs(count), {str(number): [data]})[0]:
+            if judge(vault, [inputs(count)], {(number, 0, data)}).wrong:
                 return False
     return True
 

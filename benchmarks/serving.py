@@ -1,19 +1,21 @@
 """What serving costs, and what rotation under load costs: throughput, p99, wrong answers.
 
-    python benchmarks/serving.py                                       # 25 minutes
+    python benchmarks/serving.py                                       # 30 minutes
     python benchmarks/serving.py --seconds 6 --turns 2 --throughput 1  # 2 minutes, a try
 
 Load comes from a second process over loopback, with keep-alive. Three questions, in one run:
-  throughput  the service, rotation paused, against the same model behind plain FastAPI + uvicorn
-              and behind LitServe (the better of its settings for each body), closed loop, in turns;
-              whoever has no turn is stopped. JSON and binary bodies of 1 and of 16 inputs
+  throughput  the service, rotation paused, against the same model behind FastAPI + uvicorn (as fast
+              as that goes, and as most write it: serving_plain.py) and behind LitServe (the better
+              of its settings for each body: serving_litserve.py), closed loop, in turns; whoever
+              has no turn is stopped. JSON and binary bodies of 1 and of 16 inputs
   latency     p99 while rotating every second against p99 while paused, at a fixed rate, in turns.
               Headline: the worker makes each generation on the same machine, at low priority. The
               same again with generations made ahead (`g2d generate --keep`), which it only judges
               and commits (its gates on distance and stale ASR open): the difference is what
               making them costs
-  right       failed, dropped, mixed or out-of-order answers: every distinct answer of a generation
-              is compared with that generation's own logits
+  right       failed, dropped, wrong or out-of-order answers: connections send different inputs in
+              turn, and every distinct answer is compared with its generation's own logits on its
+              own input
 Intervals are bootstraps over turns. Writes results/serving.json and prints a table. `--vault` takes
 a digits vault; without one a tiny one is made.
 """
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,13 +40,16 @@ import numpy as np
 from g2d.errors import VaultError
 from g2d.settings import Settings
 from g2d.vault import Vault
-from serving_load import Load, infer_request, inputs, logits_of
+from serving_answers import judge
+from serving_load import Load, bodies, infer_requests
 from serving_process import TINY, Server, bootstrap, make_vault, record, save
 
 HERE = Path(__file__).resolve().parent
 LITSERVE = {"litserve 1": ("1", "fast"), "litserve 64": ("64", "fast"),
             "litserve 1, plain queue": ("1", "plain"),
             "litserve 64, plain queue": ("64", "plain")}  # fmt: skip
+RIVALS = {"fastapi": "FastAPI + uvicorn, orjson", "plain": "FastAPI + uvicorn, as most write it",
+          "litserve": "LitServe"}  # fmt: skip
 BODIES = {f"{kind}, {count}": (count, kind == "binary")
           for count in (1, 16) for kind in ("JSON", "binary")}  # fmt: skip
 
@@ -51,12 +57,14 @@ BODIES = {f"{kind}, {count}": (count, kind == "binary")
 # --- throughput ----------------------------------------------------------------------------------
 
 
-def turn(server: Server, request: bytes, seconds: float, a: argparse.Namespace) -> dict[str, Any]:
+def turn(
+    server: Server, requests: list[bytes], seconds: float, a: argparse.Namespace
+) -> dict[str, Any]:
     """One server's turn: answers a second, its CPU seconds for each, its distinct answers."""
     server.signal(signal.SIGCONT)
-    Load(server.port, request, 0.2, a.connections).finish()  # it may have been stopped for long
+    Load(server.port, requests, 0.2, a.connections).finish()  # it may have been stopped for long
     before = server.cpu()
-    found = Load(server.port, request, seconds, a.connections).finish()
+    found = Load(server.port, requests, seconds, a.connections).finish()
     used = server.cpu() - before
     server.signal(signal.SIGSTOP)
     assert not found["failed"] + found["dropped"], found
@@ -70,17 +78,17 @@ def throughput(servers: dict[str, Server], a: argparse.Namespace) -> dict[str, A
     for server in servers.values():
         server.signal(signal.SIGSTOP)
     for body, (count, binary) in BODIES.items():
-        request = infer_request(inputs(count), binary)
-        tried = {name: turn(servers[name], request, min(3.0, a.throughput), a)["rate"]
+        requests = infer_requests(count, binary)
+        tried = {name: turn(servers[name], requests, min(3.0, a.throughput), a)["rate"]
                  for name in LITSERVE}  # fmt: skip
         best = max(tried, key=lambda name: tried[name])
-        names = {"g2d": "g2d", "plain": "plain", "litserve": best}
+        names = {"g2d": "g2d", "fastapi": "fastapi", "plain": "plain", "litserve": best}
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for place in range(a.turns):
             for name in sorted(names, reverse=bool(place % 2)):
-                turns[name].append(turn(servers[names[name]], request, a.throughput, a))
+                turns[name].append(turn(servers[names[name]], requests, a.throughput, a))
         found[body] = compared(turns) | {"litserve_tried": tried, "litserve": best}
-        found[body]["answers"] = merged([t["answers"] for t in turns["g2d"]])
+        found[body]["answers"] = set().union(*(t["answers"] for t in turns["g2d"]))
         print(body, {name: round(v) for name, v in found[body]["median"].items()}, flush=True)
     for server in servers.values():
         server.signal(signal.SIGCONT)
@@ -91,7 +99,7 @@ def compared(turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians over turns, and the ratios of G2D's to each rival's with their intervals."""
     rates = {name: np.array([t["rate"] for t in each]) for name, each in turns.items()}
     ratios = {}
-    for rival in ("plain", "litserve"):
+    for rival in ("fastapi", "plain", "litserve"):
 
         def ratio(places: np.ndarray, rival: str = rival) -> float:
             return float(np.median(rates["g2d"][places]) / np.median(rates[rival][places]))
@@ -105,15 +113,6 @@ def compared(turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                    for name, each in turns.items()},
         "ratios": ratios,
     }  # fmt: skip
-
-
-def merged(found: list[dict[str, list[str]]]) -> dict[str, list[str]]:
-    """Distinct answers by generation, of several turns together."""
-    together: dict[str, set[str]] = {}
-    for answers in found:
-        for number, texts in answers.items():
-            together.setdefault(number, set()).update(texts)
-    return {number: sorted(texts) for number, texts in together.items()}
 
 
 # --- latency -------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ def latency(server: Server, a: argparse.Namespace, rate: float) -> dict[str, Any
     """Latencies while rotation is paused and while it runs, in turns, at a fixed rate."""
     pause(server)
     before = server.rotation()["generation"]
-    load = Load(server.port, infer_request(inputs(1)), 20 * a.seconds + 600, a.connections, rate)
+    load = Load(server.port, infer_requests(), 20 * a.seconds + 600, a.connections, rate)
     time.sleep(1.5)
     edges: dict[str, list[tuple[float, float]]] = {"steady": [], "rotating": []}
     for place in range(2 * a.turns):
@@ -200,27 +199,6 @@ def ratios(parts: dict[str, list[np.ndarray]]) -> dict[str, Any]:
     }
 
 
-# --- right ---------------------------------------------------------------------------------------
-
-
-def mixed(vault: Path, x: np.ndarray, answers: dict[str, list[str]]) -> tuple[int, int]:
-    """Distinct answers that are not their generation's own logits; and how many were compared."""
-    import torch
-
-    import g2d
-
-    wrong = compared = 0
-    with g2d.Defence.open(vault, write=False) as defence, torch.no_grad():
-        for number, variants in answers.items():
-            right = defence.generation(int(number)).model()(torch.from_numpy(x)).numpy().ravel()
-            for text in variants:
-                data = logits_of(text)
-                same = data.shape == right.shape and np.allclose(data, right, rtol=1e-4, atol=1e-4)
-                wrong += not same
-                compared += 1
-    return wrong, compared
-
-
 # --- the run -------------------------------------------------------------------------------------
 
 
@@ -245,7 +223,8 @@ def prepare(a: argparse.Namespace, folder: Path) -> dict[str, Path]:
 
 def speeds(a: argparse.Namespace, vault: Path, folder: Path) -> dict[str, Any]:
     """The throughput question, with all servers of it."""
-    commands = {"plain": ["serving_plain.py", str(vault)]}
+    commands = {name: ["serving_plain.py", str(vault), kind]
+                for name, kind in (("fastapi", "fast"), ("plain", "plain"))}  # fmt: skip
     commands |= {name: ["serving_litserve.py", str(vault), *o] for name, o in LITSERVE.items()}
     servers: dict[str, Server] = {}
     try:
@@ -278,8 +257,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     result = record(a) | {"throughput": speeds(a, vaults["rotating"], folder), "latency": {}}
     for body, row in result["throughput"].items():
         count = BODIES[body][0]
-        wrong = mixed(vaults["rotating"], inputs(count), row.pop("answers"))
-        row["mixed"], row["compared"] = wrong
+        row.update(asdict(judge(vaults["rotating"], bodies(count), row.pop("answers"))))
     rate = a.load * result["throughput"]["JSON, 1"]["median"]["g2d"]
     for name, vault in vaults.items():
         wait_to_write(vault)
@@ -291,7 +269,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         finally:
             if server.process.poll() is None:
                 server.kill()
-        slow["mixed"], slow["compared"] = mixed(vault, inputs(1), slow.pop("answers"))
+        slow |= asdict(judge(vault, bodies(), slow.pop("answers")))
         result["latency"][name] = slow
     result["hardware"]["load_after"] = os.getloadavg()
     return result
@@ -305,11 +283,12 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
     found = []
     slow = result["latency"]["rotating"]
-    bad = sum(slow[key] for key in ("failed", "dropped", "mixed", "out_of_order"))
+    bad = sum(slow[key] for key in ("failed", "dropped", "wrong", "out_of_order"))
     found.append([
         f"rotation every {result['arguments']['every']:g} s for {slow['rotating_seconds']:.0f} s"
         f" under load ({slow['rotations']} rotations, {slow['answered']:,} answers at"
-        f" {slow['rate']:.0f}/s): failed, dropped, mixed or out-of-order answers",
+        f" {slow['rate']:.0f}/s, {slow['compared']:,} distinct ones compared): failed, dropped,"
+        " wrong (mixed or another's) or out-of-order answers",
         "0", str(bad + slow["sent"] - slow["answered"] - slow["dropped"]),
     ])  # fmt: skip
     labels = {"rotating": "p99 while rotating / p99 steady, ms",
@@ -317,18 +296,17 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     for name, label in labels.items():
         r = result["latency"][name]
         found.append([
-            label, "≤ 1.2" if name == "rotating" else "–",
+            f"{label} ({r['rotations']} rotations)", "≤ 1.2" if name == "rotating" else "–",
             f"{r['rotating']['p99_ms']:.2f} / {r['steady']['p99_ms']:.2f} = {r['p99_ratio']:.2f}"
             f" {span(r['interval'])}",
         ])  # fmt: skip
-    for rival, label, target in (
-        ("plain", "plain FastAPI + uvicorn", "≥ 0.95"), ("litserve", "LitServe", "≥ 1.0"),
-    ):  # fmt: skip
+    for rivals, target in (("fastapi", "plain"), "≥ 0.95"), (("litserve",), "≥ 1.0"):
         for body, r in result["throughput"].items():
+            rival = max(rivals, key=lambda name, r=r: r["median"][name])
             one = r["ratios"][rival]
             found.append([
-                f"answers/s against {label}, {body} input{'s' * (body[-2:] != ' 1')}", target,
-                f"{r['median']['g2d']:.0f} / {r['median'][rival]:.0f} = {one['ratio']:.2f}"
+                f"answers/s against {RIVALS[rival]}, {body} input{'s' * (body[-2:] != ' 1')}",
+                target, f"{r['median']['g2d']:.0f} / {r['median'][rival]:.0f} = {one['ratio']:.2f}"
                 f" {span(one['interval'])}",
             ])  # fmt: skip
     return found

@@ -2,11 +2,12 @@
 
     python benchmarks/serving_litserve.py VAULT MAX_BATCH QUEUE PORT
 
-uvloop and httptools, one API process and one worker on the CPU, the body
-passed on as bytes and read by orjson in the worker, the answer passed back as bytes. MAX_BATCH 1 is
-its plain loop, more its batching with a timeout of 1 ms (with 0 its worker spins on a whole core).
-QUEUE: fast (ZeroMQ, `fast_queue`) or plain. On two cores its two
-processes share them with the load.
+uvloop and httptools, no access log, one API process and one worker on the CPU, torch with one
+thread. The body is passed on as bytes and read in the worker by orjson, np.asarray and
+torch.from_numpy; the answer is written there by orjson and passed back as bytes. MAX_BATCH 1 is its
+plain loop, more its batching with a timeout of 1 ms (with 0 its worker spins on a whole core).
+QUEUE: fast (ZeroMQ, `fast_queue`) or plain. On two cores its two processes share them with the
+load.
 """
 
 import sys
@@ -17,7 +18,7 @@ import orjson
 import torch
 from fastapi import Depends, Request, Response
 
-from serving_plain import LENGTH, PATH, binary, live, split, tensor_of, whole
+from serving_plain import LENGTH, PATH, binary, in_json, live, split, tensor_of
 
 
 async def raw(request: Request) -> tuple[bytes, str | None]:
@@ -46,11 +47,7 @@ class Single(ls.LitAPI):
 
     def encode_response(self, output: Any) -> Response:
         logits, wish = output
-        if wish:
-            return binary(logits, self.number)
-        told = whole(logits, self.number)
-        told["outputs"][0]["data"] = logits.flatten().tolist()
-        return Response(orjson.dumps(told), media_type="application/json")
+        return binary(logits, self.number) if wish else in_json(logits, self.number)
 
 
 class Batched(Single):

@@ -1,7 +1,10 @@
 """Requests of the serving benchmarks, and load: a process of its own over loopback, keep-alive.
 
-asyncio and uvloop, one request under way for each connection. The load says every distinct answer
-that it got, by generation. The server is `serving_process`'s.
+asyncio and uvloop, one request under way for each connection. Every connection sends the requests
+in turn and begins at another one, so that at any moment different inputs are under way and an
+answer that reached the wrong client shows. The load says every distinct answer that it got, with
+its request's place and its generation; `serving_answers` compares. The server is
+`serving_process`'s.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from typing import Any
 import numpy as np
 
 SHAPE = (1, 8, 8)  # of one input of the task digits
+MANY = 16  # different bodies of a load
+Answers = set[tuple[int, int, str]]  # generation, which request, the data
 PATH = "/v2/models/g2d/infer"
 GENERATION = re.compile(rb'"generation":(\d+)')
 DATA = re.compile(rb'"data":\[([^\]]*)\]')
@@ -30,10 +35,20 @@ JSON_LENGTH = re.compile(rb"\r\ninference-header-content-length: (\d+)")
 # --- requests ------------------------------------------------------------------------------------
 
 
-def inputs(count: int) -> np.ndarray:
-    """Inputs of the benchmark, (count, 1, 8, 8): the same in every run."""
-    x = np.random.default_rng(0).random((count, *SHAPE))
+def inputs(count: int, which: int = 0) -> np.ndarray:
+    """Inputs of a request, (count, 1, 8, 8): others for each `which`, the same in every run."""
+    x = np.random.default_rng(which).random((count, *SHAPE))
     return np.round(x, 4).astype(np.float32)
+
+
+def bodies(count: int = 1) -> list[np.ndarray]:
+    """The different inputs of a load's requests."""
+    return [inputs(count, which) for which in range(MANY)]
+
+
+def infer_requests(count: int = 1, binary: bool = False) -> list[bytes]:
+    """A load's requests, of the inputs that `bodies` gives."""
+    return [infer_request(x, binary) for x in bodies(count)]
 
 
 def infer_request(x: np.ndarray, binary: bool = False) -> bytes:
@@ -103,6 +118,7 @@ def whole(answer: bytes) -> int | None:
 class _Plan:
     """What all connections share: when to end, seconds between requests (0: closed loop)."""
 
+    requests: list[bytes]
     until: float
     gap: float
     seed: int
@@ -110,10 +126,11 @@ class _Plan:
 
 
 class _Client(asyncio.Protocol):
-    """One keep-alive connection: sends the request again as soon as, or when, it may."""
+    """One keep-alive connection: sends the next request as soon as, or when, it may."""
 
-    def __init__(self, request: bytes, plan: _Plan, place: int) -> None:
-        self.request, self.plan, self.place = request, plan, place
+    def __init__(self, plan: _Plan, place: int) -> None:
+        self.plan, self.place = plan, place
+        self.which = place % len(plan.requests)
         self.buffer, self.need, self.last = b"", None, 0
         self.done = asyncio.get_running_loop().create_future()
 
@@ -139,7 +156,7 @@ class _Client(asyncio.Protocol):
         # Open loop: latency counts from when the request was due, not from when it could be sent.
         self.began = self.due if self.plan.gap else time.perf_counter()
         self.plan.found["sent"] += 1
-        self.transport.write(self.request)
+        self.transport.write(self.plan.requests[self.which])
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -149,6 +166,7 @@ class _Client(asyncio.Protocol):
             return
         now = time.perf_counter()
         self.take(self.buffer[: self.need], now)
+        self.which = (self.which + 1) % len(self.plan.requests)
         self.buffer, self.need = self.buffer[self.need :], None
         self.due = self.due + self.plan.gap if self.plan.gap else now
         self.schedule()
@@ -162,7 +180,7 @@ class _Client(asyncio.Protocol):
         number, data = answer_of(answer)
         found["out_of_order"] += number < self.last
         self.last = number
-        found["answers"].setdefault(number, set()).add(data)
+        found["answers"].add((number, self.which, data))
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.done.done():
@@ -176,18 +194,18 @@ class _Client(asyncio.Protocol):
 
 
 async def _drive(
-    port: int, request: bytes, seconds: float, connections: int, rate: float, seed: int
+    port: int, requests: list[bytes], seconds: float, connections: int, rate: float, seed: int
 ) -> dict[str, Any]:
     found = {"sent": 0, "failed": 0, "dropped": 0, "out_of_order": 0, "latencies": [],
-             "answers": {}}  # fmt: skip
+             "answers": set()}  # fmt: skip
     gap = connections / rate if rate else 0.0
-    plan = _Plan(time.perf_counter() + seconds, gap, seed, found)
+    plan = _Plan(requests, time.perf_counter() + seconds, gap, seed, found)
     loop, clients = asyncio.get_running_loop(), []
     threading.Thread(target=_await_end, args=(plan,), daemon=True).start()
     for place in range(connections):
         try:
             _, client = await loop.create_connection(
-                lambda place=place: _Client(request, plan, place), "127.0.0.1", port
+                lambda place=place: _Client(plan, place), "127.0.0.1", port
             )
         except OSError:  # the server has just been killed
             found["dropped"] += 1
@@ -210,15 +228,16 @@ class Load:
     """A running load. Args: rate: requests a second of all connections; 0: as fast as answered."""
 
     def __init__(
-        self, port: int, request: bytes, seconds: float, connections: int, rate: float = 0.0,
+        self, port: int, requests: list[bytes], seconds: float, connections: int, rate: float = 0.0,
         seed: int = 0,
     ) -> None:  # fmt: skip
-        numbers = (port, len(request), seconds, connections, rate, seed)
+        sizes = ",".join(str(len(request)) for request in requests)
+        numbers = (port, sizes, seconds, connections, rate, seed)
         self._process = subprocess.Popen(
             [sys.executable, __file__, *map(str, numbers)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        self._process.stdin.write(request)
+        self._process.stdin.write(b"".join(requests))
         self._process.stdin.flush()
 
     def finish(self, early: bool = False) -> dict[str, Any]:
@@ -227,6 +246,7 @@ class Load:
             self._process.stdin.close()
         found = json.loads(self._process.stdout.read())
         assert self._process.wait() == 0
+        found["answers"] = {(number, which, data) for number, which, data in found["answers"]}
         self._process.stdin.close()
         self._process.stdout.close()
         return found
@@ -235,11 +255,11 @@ class Load:
 def _main() -> None:
     import uvloop
 
-    port, size, seconds, connections, rate, seed = sys.argv[1:]
-    request = sys.stdin.buffer.read(int(size))
-    driven = _drive(int(port), request, float(seconds), int(connections), float(rate), int(seed))
+    port, sizes, seconds, connections, rate, seed = sys.argv[1:]
+    requests = [sys.stdin.buffer.read(int(size)) for size in sizes.split(",")]
+    driven = _drive(int(port), requests, float(seconds), int(connections), float(rate), int(seed))
     found = uvloop.run(driven)
-    found["answers"] = {number: sorted(texts) for number, texts in found["answers"].items()}
+    found["answers"] = sorted(found["answers"])
     json.dump(found, sys.stdout)
     sys.stdout.flush()
     os._exit(0)  # the thread that waits for the pipe may still read it

@@ -46,12 +46,13 @@ def targets(found: dict[str, Result]) -> str:
 def speeds(result: Result) -> str:
     """Answers a second and CPU time of each, by body and server."""
     lines = []
+    names = ("g2d", *serving.RIVALS)
     for body, row in result["throughput"].items():
         line = [body]
-        for name in ("g2d", "plain", "litserve"):
+        for name in names:
             line.append(f"{row['median'][name]:,.0f} ({row['cpu_us'][name]:.0f})")
         lines.append([*line, row["litserve"].removeprefix("litserve ")])
-    header = ["body, inputs", "G2D", "plain FastAPI", "LitServe", "LitServe's batch, queue"]
+    header = ["body, inputs", "G2D", *serving.RIVALS.values(), "LitServe's batch, queue"]
     return table(header, lines)
 
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from serving_load import Load, infer_request, inputs
+from serving_answers import judge
+from serving_load import Load, bodies, infer_requests
 from serving_process import QUICK, Server, make_vault, record, save
 
 KEYS = ("rss_mb", "uss_mb", "fds", "threads")
@@ -90,7 +92,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     server = Server(vault, folder / "log", "--every", a.every)
     try:
         server.ready()
-        load = Load(server.port, infer_request(inputs(1)), 60 * a.minutes + 300, 2, a.load)
+        load = Load(server.port, infer_requests(), 60 * a.minutes + 300, 2, a.load)
         result |= soak(server, a)
         found = load.finish(early=True)
         result["failures"] = len(server.events("failed")) + len(server.events("refused"))
@@ -101,6 +103,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
             server.kill()
     result["disk"].append(disk(vault))
     result["answered"] = len(found["latencies"])
+    result |= asdict(judge(vault, bodies(), found["answers"]))
     result |= {key: found[key] for key in ("failed", "dropped", "out_of_order")}
     for who in ("service", "worker"):
         result[f"{who}_growth"] = grown(result["samples"], who)
@@ -128,9 +131,12 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
         "disk that each rotation takes (nothing is deleted)", "–",
         f"{each:.0f} kB; ledger {after['ledger_mb']:.0f} MB at the end",
     ])  # fmt: skip
-    bad = result["failed"] + result["dropped"] + result["out_of_order"]
-    found.append([f"failed, dropped or out-of-order answers of {result['answered']:,} meanwhile",
-                  "0", str(bad)])  # fmt: skip
+    bad = sum(result[key] for key in ("failed", "dropped", "wrong", "out_of_order"))
+    found.append([
+        f"failed, dropped, wrong (mixed or another's) or out-of-order answers of"
+        f" {result['answered']:,} meanwhile; generations not made or refused",
+        "0; 0", f"{bad}; {result['failures']}",
+    ])  # fmt: skip
     return found
 
 
