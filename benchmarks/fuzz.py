@@ -7,8 +7,8 @@ A real `g2d serve --timeout 2s` of a small vault. First schemathesis reads /open
 all its checks but positive_data_acceptance (see schemathesis.toml) with the admin's token, without
 /events, whose answer never ends. Then seeded malformed requests (`malformed`) on sockets of their
 own: every one has to be answered or closed within --patience seconds, without a 5xx; between them
-good requests have to be answered rightly. Resident memory of the service: after a warm-up
-of the same kind, after every tenth, and at the end. Writes results/fuzz.json.
+good requests have to be answered rightly. Resident memory of the service: after a warm-up of the
+same kind, after every tenth, at the end, and its peak. Writes results/fuzz.json.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ async def send(port: int, case: Case, patience: float) -> str:
     found = b""
     try:
         async with asyncio.timeout(patience):
+            if case.unread:
+                return await ignored(writer, case)
             for part, wait in case.parts:
                 writer.write(part)
                 await writer.drain()
@@ -88,6 +90,16 @@ async def send(port: int, case: Case, patience: float) -> str:
         writer.close()
     statuses = [status.decode() for status in STATUS.findall(found)]
     return "+".join(statuses) or "closed"
+
+
+async def ignored(writer: asyncio.StreamWriter, case: Case) -> str:
+    """Send all of a case and read nothing: what is answered piles up at the other side."""
+    writer.transport.pause_reading()
+    for part, _ in case.parts:
+        writer.write(part)
+    await asyncio.sleep(case.unread)
+    writer.transport.abort()
+    return "not read"
 
 
 async def storm(port: int, cases: list[Case], a: argparse.Namespace) -> Counter[tuple[str, str]]:
@@ -140,6 +152,12 @@ def memory(server: Server) -> float:
     return psutil.Process(server.process.pid).memory_info().rss / 1e6
 
 
+def peak(server: Server) -> float:
+    """The most resident memory in MB that the service has had since it started."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+
+
 def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     vault = make_vault(folder / "vault", TINY)
     result = record(a)
@@ -149,19 +167,22 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         result["schemathesis"] = described(server.port, a, folder)
         server.ask("/admin/resume", "POST")
         asyncio.run(storm(server.port, drawn(a.cases // 10, a.seed + 1), a))  # warm-up
-        rss, right = [memory(server)], 0
+        rss, right, peaks = [memory(server)], 0, [peak(server)]
         outcomes: Counter[tuple[str, str]] = Counter()
         for part in range(10):
             cases = drawn(a.cases // 10, a.seed + 2 + part)
             outcomes += asyncio.run(storm(server.port, cases, a))
             right += good(server.port, vault)
             rss.append(memory(server))
-            print(f"{outcomes.total()} requests, {rss[-1]:.1f} MB", flush=True)
+            peaks.append(peak(server))
+            print(f"{outcomes.total()} requests, {rss[-1]:.1f} MB, peak {peaks[-1]:.1f} MB",
+                  flush=True)  # fmt: skip
         chance = random.Random(a.seed)
         cases = [make(chance) for make in SLOW.values() for _ in range(a.slow)]
         outcomes += asyncio.run(storm(server.port, cases, argparse.Namespace(
             connections=len(cases), patience=a.patience)))  # fmt: skip
         result |= {"rss_mb": rss, "after_mb": memory(server), "right": right,
+                   "peak_mb": [*peaks, peak(server)],
                    "outcomes": tabled(outcomes), "broken": len(server.events("broken")),
                    "errors": len(server.events("server"))}  # fmt: skip
         right_after = good(server.port, vault)
@@ -198,8 +219,11 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
          " complaints", "0", "; ".join(told["complaints"]) or ("0" if not told["exit"] else "!")],
         [f"{result['requests']:,} malformed requests: 5xx / hang", "0 / 0",
          f"{result['server_errors']} / {result['hangs']}{which}"],
-        ["resident memory of the service before and after, MB", "flat",
-         f"{before:.1f} → {after:.1f} ({100 * (after / before - 1):+.1f} %)"],
+        ["resident memory of the service after a warm-up and after all, MB; its peak", "flat",
+         f"{before:.1f} → {after:.1f} ({100 * (after / before - 1):+.1f} %);"
+         f" {result['peak_mb'][-1]:.1f}"],
+        ["errors that the service logged: of a generation's model / of the server", "0 / 0",
+         f"{result['broken']} / {result['errors']}"],
         ["good requests among them and afterwards answered rightly", "all",
          f"{result['right']} of 10 rounds; afterwards: {'yes' if result['right_after'] else 'no'}"],
     ]  # fmt: skip

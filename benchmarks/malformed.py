@@ -25,13 +25,15 @@ class Case:
     """What is sent, piece by piece, each with seconds to wait after it.
 
     Attributes:
-        ends: the sender closes its side afterwards. answers: how many it waits for.
+        ends: the sender closes its side afterwards. answers: how many it waits for. unread: seconds
+            that it waits without reading anything, and goes; 0: it reads.
     """
 
     kind: str
     parts: tuple[tuple[bytes, float], ...]
     ends: bool = False
     answers: int = 1
+    unread: float = 0.0
 
 
 def _request(body: bytes, extra: str = "", length: int | None = None, path: str = PATH) -> bytes:
@@ -126,6 +128,25 @@ def deep_json(chance: random.Random) -> Case:
     return _one("nested JSON", _request(body))
 
 
+def texts(chance: random.Random) -> Case:
+    """Many short texts and a long one: as an array of texts each would be as wide as that one."""
+    shape = chance.choice(([1, 1, 8, 8], [16, 1, 8, 8], [16, 1, 8, 8], [1001, 1, 1, 1], [1001]))
+    count = math.prod(shape) + chance.choice((0, 0, 0, -1, 1, 900))
+    data = ["1"] * count
+    data[chance.randrange(count)] = chance.choice("1x") * chance.choice((1000, 100_000, 1_000_000))
+    kind = chance.choice(("FP32", "FP32", "BYTES", "INT64"))
+    return _one("texts for numbers", _request(_good(data=data, shape=shape, datatype=kind)))
+
+
+def many_values(chance: random.Random) -> Case:
+    """Up to a million values of any kind for a shape of few."""
+    value = chance.choice(("0", "1.5", "null", '""', "[]", "[0]", "{}", "1e400", "true"))
+    data = "[" + ",".join([value] * chance.choice((65, 10_000, 300_000, 1_000_000))) + "]"
+    shape = chance.choice(([1, 1, 8, 8], [1, 1, 8, 8], [0, 1, 8, 8], [1] * 1000, [2**31] * 4))
+    body = _good(data="here", shape=shape).replace(b'"here"', data.encode())
+    return _one("many values for a small shape", _request(body))
+
+
 def wrong_lengths(chance: random.Random) -> Case:
     """A content-length that is not the body's; the sender closes its side then."""
     body = _good()
@@ -182,6 +203,36 @@ def garbage(chance: random.Random) -> Case:
     return _one("HTTP garbage", line, ends=True)
 
 
+def hosts(chance: random.Random) -> Case:
+    """Host, Origin and their like: absent, twice, or of any bytes; at the pages and at admin."""
+    junk = chance.choice((b"", b"\xff\xfe", b"a" * 8000, b"localhost:99999", b"[::1", b"null",
+                          b"http://evil.example", b"localhost\x00", b"a, b", b"%0d%0aset-cookie: a",
+                          chance.randbytes(30).translate(None, b"\r\n")))  # fmt: skip
+    names = [
+        b"host",
+        b"origin",
+        b"referer",
+        b"x-forwarded-for",
+        b"authorization",
+        b"sec-fetch-site",
+    ]
+    lines = [name + b": " + junk for name in chance.choices(names, k=chance.randrange(5))]
+    line = chance.choice(
+        (
+            b"GET /",
+            b"GET /metrics",
+            b"GET /status",
+            b"GET /docs",
+            b"POST /admin/rotate",
+            b"POST /admin/pause",
+            b"POST " + PATH.encode(),
+        )
+    )
+    size = b"content-length: 0"
+    data = b"\r\n".join([line + b" HTTP/1.1", *lines, size, b"", b""])
+    return _one("wrong hosts and origins", data, ends=True)
+
+
 def addresses(chance: random.Random) -> Case:
     """Addresses and methods that there are not, with bodies."""
     piece = chance.choice(("..", "%2e%2e", "%00", "a" * 5000, "g2d", "infer", "%ff", "versions/-1",
@@ -199,6 +250,13 @@ def pipelined(chance: random.Random) -> Case:
     return _one("pipelined", b"".join(bodies[:5]) + bodies[5][:cut], answers=5)
 
 
+def unread(chance: random.Random) -> Case:
+    """Requests in one piece whose answers nobody reads; the sender goes then."""
+    path = chance.choice(("/", "/metrics", "/docs", "/openapi.json", "/status", "/v2/models/g2d"))
+    one = f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
+    return _one("pipelined, never read", one * chance.choice((20, 200, 2000)), unread=0.5)
+
+
 def gone(chance: random.Random) -> Case:
     """The sender closes before the answer can come."""
     data = _request(_good())
@@ -209,7 +267,8 @@ KINDS: dict[str, Callable[[random.Random], Case]] = {
     make.__name__: make
     for make in (
         random_bytes, truncated_json, mutated_json, wrong_values, huge_numbers, deep_json,
-        wrong_lengths, no_length, binary_header, chunked, garbage, addresses, pipelined, gone,
+        texts, many_values, wrong_lengths, no_length, binary_header, chunked, garbage, hosts,
+        addresses, pipelined, unread, gone,
     )
 }  # fmt: skip
 
