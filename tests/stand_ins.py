@@ -1,4 +1,4 @@
-"""Stand-ins for the vault and the worker: a generation's every logit is its own number."""
+"""Stand-ins for the vault and the worker: see `numbered` for what their generations answer."""
 
 from __future__ import annotations
 
@@ -31,11 +31,15 @@ FAST = Backoff(first=0.02, most=0.1)
 
 
 def numbered(number: int) -> Snapshot:
+    """Its every logit is its number times twice the input's mean: its number, for `body()`."""
+
     def predict(x: np.ndarray) -> np.ndarray:
         if (x == 666).any():
             raise ValueError("secret input")
-        logits = np.full((len(x), 3), number, np.float32)
-        return logits * np.float32(np.inf) if (x > 1e30).any() else logits
+        with np.errstate(all="ignore"):  # inputs may be anything
+            twice = 2 * x.reshape(len(x), -1).mean(1, dtype=np.float64, keepdims=True)
+            logits = np.repeat(np.float32(number * twice), 3, axis=1)
+            return logits * np.float32(np.inf) if (x > 1e30).any() else logits
 
     return Snapshot(number, predict)
 
