@@ -219,7 +219,8 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
          " complaints", "0", "; ".join(told["complaints"]) or ("0" if not told["exit"] else "!")],
         [f"{result['requests']:,} malformed requests: 5xx / hang", "0 / 0",
          f"{result['server_errors']} / {result['hangs']}{which}"],
-        ["resident memory of the service after a warm-up and after all, MB; its peak", "flat",
+        ["resident memory of the service after a warm-up and after all, MB; its peak",
+         "flat; no bomb",
          f"{before:.1f} → {after:.1f} ({100 * (after / before - 1):+.1f} %);"
          f" {result['peak_mb'][-1]:.1f}"],
         ["errors that the service logged: of a generation's model / of the server", "0 / 0",

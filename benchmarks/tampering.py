@@ -1,6 +1,6 @@
 """Tampered generations against the serving side: is every one of them refused?
 
-    python benchmarks/tampering.py               # 2,400 mutations, two minutes
+    python benchmarks/tampering.py               # 2,400 mutations, four minutes
     python benchmarks/tampering.py --cases 240   # a try
 
 A vault of digits, signed with a key of `g2d keys new`; generation 2 is live, 4 is the next one. It
@@ -8,8 +8,9 @@ is read as the running service reads it: one `VaultShelf` with the public key, o
 seeded mutation meets it in one of two ways, in turn: tampered before the spare is loaded (`load`
 has to refuse), or after (`verify`, just before the swap, has to, and the spare in memory has to be
 unharmed). The mutations of files are those of tests/damages.py, half of them with the ledger
-forged to match. Every hundredth case is a control: untouched, it has to load. Writes
-results/tampering.json.
+forged to match. Every hundredth case is a control: untouched, it has to load. The gates are open
+(`serving_process.QUICK`): only refusals are judged. After that, `recovery`: a real `g2d serve` has
+to go on rotating over damage on disk. Writes results/tampering.json.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import g2d
+import recovery
 from g2d.errors import VaultError
 from g2d.protect.signing import SigningKey, VerifyKey
 from g2d.service.shelf import VaultShelf
@@ -239,9 +241,8 @@ def others(scene: Scene, public: Path, folder: Path) -> dict[str, str]:
     return found
 
 
-def prepared(folder: Path) -> tuple[Scene, Path]:
+def prepared(folder: Path, private: Path) -> Scene:
     """Two vaults of one key: 2 live, 3 and 4 kept."""
-    private, public = make_key(folder)
     vault, other, identities = folder / "vault", folder / "other", {}
     for path in (vault, other):
         make_vault(path, QUICK, private)
@@ -254,11 +255,12 @@ def prepared(folder: Path) -> tuple[Scene, Path]:
     rows = connection.execute("SELECT * FROM generations").fetchall()
     kept = {p: p.read_bytes() for p in (vault / "generations").rglob("*.*")}
     key, identity = SigningKey.read(private), identities[vault]
-    return Scene(vault, other, key, connection, kept, rows, identity), public
+    return Scene(vault, other, key, connection, kept, rows, identity)
 
 
 def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    scene, public = prepared(folder)
+    private, public = make_key(folder)
+    scene = prepared(folder, private)
     began = time.time()
     with closing(VaultShelf(scene.vault, "g2d", key=VerifyKey.read(public))) as shelf:
         found = storm(scene, shelf, a)
@@ -269,6 +271,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return record(a) | found | {
         "cases": every.total(), "accepted": every["accepted"], "crashes": crashes,
         "histogram": dict(every.most_common()), "seconds": time.time() - began,
+        "recovery": recovery.recovery(private, public, folder / "recovery"),
     }  # fmt: skip
 
 
@@ -282,6 +285,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
          f"{100 * refused / result['cases']:.6g} %"],
         ["loaded spares harmed / live generation moved / untouched ones refused", "0 / 0 / 0",
          " / ".join(map(str, wrong))],
+        *recovery.rows(result["recovery"]),
     ]  # fmt: skip
 
 
