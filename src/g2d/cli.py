@@ -376,7 +376,10 @@ def serve(
     max_body: Annotated[int, typer.Option(help="Bytes of one request.")] = 8 << 20,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="For one request.")] = "10s",
     check_every: Annotated[
-        str, typer.Option(metavar="TIME", help="Check the weights in memory; 0: never.")
+        str,
+        typer.Option(
+            metavar="TIME", help="Check the weights in memory, twice a second at most; 0: never."
+        ),
     ] = "500ms",
     data: DataFolder = None,
     engine: EngineName = "local",
