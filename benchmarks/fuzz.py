@@ -183,10 +183,14 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
             connections=len(cases), patience=a.patience)))  # fmt: skip
         result |= {"rss_mb": rss, "after_mb": memory(server), "right": right,
                    "peak_mb": [*peaks, peak(server)],
-                   "outcomes": tabled(outcomes), "broken": len(server.events("broken")),
-                   "errors": len(server.events("server"))}  # fmt: skip
+                   "outcomes": tabled(outcomes)}  # fmt: skip
         right_after = good(server.port, vault)
         result["right_after"] = right_after and server.stop() == 0
+        result |= {
+            "broken": server.count("broken"),
+            "errors": server.count("server", "error"),
+            "exceptions": [e for e in server.events("server") if "error" in e][:20],
+        }
     finally:
         if server.process.poll() is None:
             server.kill()
@@ -223,7 +227,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
          "flat; no bomb",
          f"{before:.1f} → {after:.1f} ({100 * (after / before - 1):+.1f} %);"
          f" {result['peak_mb'][-1]:.1f}"],
-        ["errors that the service logged: of a generation's model / of the server", "0 / 0",
+        ["exceptions that the service logged: of a generation's model / of the server", "0 / 0",
          f"{result['broken']} / {result['errors']}"],
         ["good requests among them and afterwards answered rightly", "all",
          f"{result['right']} of 10 rounds; afterwards: {'yes' if result['right_after'] else 'no'}"],

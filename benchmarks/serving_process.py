@@ -175,12 +175,20 @@ class Server:
             return None
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Lines of its log that tell of one event; at least its start must be there."""
+        """Lines of its log that tell of one event; at least its start is there, and no line lost.
+
+        Of events that any client can cause some are held back: a later one says how many.
+        """
         lines = self.log.read_text().splitlines()
         told = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         # Nothing found would read as nothing wrong, were the log written in another way.
         assert any(line["event"] == "start" for line in told), f"{self.log} has no start"
+        assert not any("dropped" in line for line in told if line["event"] == "log"), self.log
         return [line for line in told if line["event"] == name]
+
+    def count(self, name: str, key: str = "event") -> int:
+        """How many events there were that have `key`, those held back after them included."""
+        return sum(1 + e.get("held_back", 0) for e in self.events(name) if key in e)
 
     def cpu(self) -> float:
         """CPU seconds so far of it and its children."""

@@ -95,9 +95,9 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         load = Load(server.port, infer_requests(), 60 * a.minutes + 300, 2, a.load)
         result |= soak(server, a)
         found = load.finish(early=True)
+        assert server.stop() == 0, "SIGTERM must drain and exit 0"
         result["failures"] = len(server.events("failed")) + len(server.events("refused"))
         result["log_mb"] = server.log.stat().st_size / 1e6
-        assert server.stop() == 0, "SIGTERM must drain and exit 0"
     finally:
         if server.process.poll() is None:
             server.kill()
