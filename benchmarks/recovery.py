@@ -1,8 +1,8 @@
 """Damage on disk to a kept or an exposed generation: does a real `g2d serve` still rotate?
 
 `tampering` runs this after its storm. A signed vault of digits, 1 and 2 exposed, 3 and 4 kept; the
-gates count the exposed generations and the generator is guided away from them, so that the worker
-reads all four. For each damage a copy of the vault is served with `--key` and its worker, a
+gates count eight earlier generations and the generator remembers four, so that the worker reads
+them all. For each damage a copy of the vault is served with `--key` and its worker, a
 rotation every half second: generation 5, made after the damage, has to be live within PATIENCE,
 the damaged one may never be swapped in, and the log has to name it.
 """
