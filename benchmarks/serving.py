@@ -283,11 +283,12 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
     found = []
     slow = result["latency"]["rotating"]
+    due = slow["rotating_seconds"] / result["arguments"]["every"]
     bad = sum(slow[key] for key in ("failed", "dropped", "wrong", "out_of_order"))
     found.append([
         f"rotation every {result['arguments']['every']:g} s for {slow['rotating_seconds']:.0f} s"
-        f" under load ({slow['rotations']} rotations, {slow['answered']:,} answers at"
-        f" {slow['rate']:.0f}/s, {slow['compared']:,} distinct ones compared): failed, dropped,"
+        f" under load ({slow['rotations']} rotations of {due:.0f} due, {slow['answered']:,} answers"
+        f" at {slow['rate']:.0f}/s, {slow['compared']:,} distinct ones compared): failed, dropped,"
         " wrong (mixed or another's) or out-of-order answers",
         "0", str(bad + slow["sent"] - slow["answered"] - slow["dropped"]),
     ])  # fmt: skip

@@ -48,11 +48,12 @@ def conditions(found: dict[str, Result]) -> str:
     given = found.get("serving", {}).get("arguments", {}).get("vault")
     own = "of the vault given with `--vault`" if given else "of a tiny vault made for it"
     return (
-        f"`serving.py` rotates generations {own}, by that vault's gates. Soak, kills and tampering"
-        " use a vault that makes a generation in 25 ms, so that thousands fit into an hour: nothing"
-        " is guided, every quality gate is open, and each generation is compared with the one before"
-        " it alone (where damage is healed over: with eight). They judge serving, committing and"
-        " refusing, and say nothing about how good or how different those generations are."
+        f"`serving.py` rotates generations {own}, by that vault's gates. Soak, kills and"
+        " tampering use a vault that makes a generation in 25 ms, so that thousands fit into an"
+        " hour: nothing is guided, every quality gate is open, and each generation is compared with"
+        " the one before it alone (where a service has to go on over damage: with eight). They"
+        " judge serving, committing and refusing, and say nothing about how good or how different"
+        " those generations are."
     )
 
 
