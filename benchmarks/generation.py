@@ -82,7 +82,7 @@ class Seed:
     def prepare(self) -> None:
         """Models and distances that every row uses."""
         self.shop = Workshop(self.defence, self.seed)
-        self.distances = Distances(self.shop.members, self.defence._chain)
+        self.distances = Distances(self.shop.members, self.defence._judge.chain)
         self.member_models = [self.shop.model(state) for state in self.shop.members]
         base = self.shop.model(self.shop.base)
         self.test = self.task.splits.test
@@ -170,7 +170,7 @@ class Seed:
             )
             for tau in (1, 2, 3)
         }
-        exposed = Distances(list(states)[-HISTORY - 1 : -1], self.defence._chain)
+        exposed = Distances(list(states)[-HISTORY - 1 : -1], self.defence._judge.chain)
         return columns | {
             "member_distance": statistics.mean(d for d, _ in near),
             "member_distance_each": [d for d, _ in near],

@@ -61,7 +61,7 @@ class Workshop:
 
     def permutation(self, count: int) -> Made:
         """The base with its hidden units in random order: the same function."""
-        g, chain = self.source("permutation"), self.defence._chain
+        g, chain = self.source("permutation"), self.defence._judge.chain
         return _timed(
             count,
             lambda: permute(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import g2d
-from g2d.engine import SerialEngine
+from g2d.engine import LocalEngine, SerialEngine
 from g2d.errors import GenerationError, VaultError
 from g2d.rotation import Rotor, Snapshot
 
@@ -108,6 +108,28 @@ def test_no_passing_candidate_leaves_the_live_one(defence):
     assert all(r["reasons"] for r in rejected)
 
 
+def test_candidates_on_an_engine_are_those_made_alone(tiny_vault, tmp_path):
+    """The first in order that passes, though all are made: same seed, same generation."""
+    found, rejected = [], []
+    for name, engine in (("alone", None), ("engine", LocalEngine(2))):
+        shutil.copytree(tiny_vault, tmp_path / name)
+        with g2d.Defence.open(tmp_path / name) as defence:
+            (first,) = defence.generate(seed=3, activate=False)
+            gates = {g["gate"]: g["value"] for g in first.manifest["gates"]}
+            # Only what lies farther away than that one passes: some candidates fail, some do not.
+            settings = defence.settings.override(gates__distance=gates["distance"] * 1.0001,
+                                                 gates__attempts=6)  # fmt: skip
+            strict = g2d.Defence(defence.task, defence.source, defence.vault, settings)
+            seen: list = []
+            (made,) = strict.generate(seed=4, engine=engine, on_reject=seen.append)
+            found.append((made.manifest["attempt"], made.manifest["files"]["weights"]))
+            rejected.append([[r.value for r in results] for results in seen])
+            assert len(seen) == made.manifest["attempt"] == len(defence.vault.rejections())
+    engine.close()
+    assert found[0] == found[1]
+    assert rejected[0] == rejected[1]
+
+
 def test_generating_without_a_generator_says_what_to_do(tmp_path, tiny_settings):
     with g2d.Defence.create("digits", tmp_path / "v", tiny_settings) as defence:
         with pytest.raises(VaultError, match="g2d fit"):
@@ -147,7 +169,7 @@ def test_a_kept_generation_is_judged_again_before_it_is_live(defence):
 
 
 def test_a_secret_fills_the_whole_state_of_the_generator():
-    from g2d.defence import scramble
+    from g2d.candidates import scramble
 
     def drawn(secret):
         g = torch.Generator().manual_seed(0)
@@ -165,10 +187,10 @@ def test_a_number_that_was_given_up_is_drawn_anew_under_the_same_seed(defence):
     settings = defence.settings
     strict = dataclasses.replace(settings.gates, distance=1e6, attempts=1)
     defence.settings = dataclasses.replace(settings, gates=strict)
-    before = defence._secret(3, 2)
+    before = defence._draws(3, 2)
     with pytest.raises(GenerationError):
         defence.generate(seed=3)
-    assert defence._secret(3, 2) != before
+    assert defence._draws(3, 2) != before
 
 
 def test_other_settings_for_the_same_vault_are_refused(tiny_vault, tmp_path, tiny_settings):

@@ -316,7 +316,7 @@ def gates_by_name(defence, state, settings=None, exposures=(), exposed=()):
     model.load_state_dict(state)
     results = run_gates(
         state, model, reference(defence), list(exposures), dict(enumerate(exposed, 1)),
-        defence._chain,
+        defence._judge.chain,
         settings or GateSettings(),
     )  # fmt: skip
     return {result.gate: result for result in results}
@@ -337,8 +337,8 @@ def test_a_permuted_copy_fails_the_distance_gate(defence):
     from g2d.symmetry import permute
 
     state = defence.generation().state
-    orders = [torch.arange(c.units).flip(0) for c in defence._chain]
-    moved = permute(state, defence._chain, orders)
+    orders = [torch.arange(c.units).flip(0) for c in defence._judge.chain]
+    moved = permute(state, defence._judge.chain, orders)
     assert not gates_by_name(defence, moved, exposed=[state])["distance"].passed
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback as tracebacks
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -164,6 +165,7 @@ def demo(
     print_table(summary["table"])
     print_line(f"Report:  {out / 'report.html'}")
     print_line(f"Numbers: {out / 'summary.json'}")
+    print_line(f"Next:    g2d serve {out / 'vault'} --every 60s")
     print_line(f"Done in {duration(time.monotonic() - began)}.")
 
 
@@ -245,13 +247,25 @@ def generate(
         bool, typer.Option("--activate/--no-activate", " /--keep", help="Make each one live.")
     ] = True,
     data: DataFolder = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
 ) -> None:
-    """Generate the next parameters, judge them by the gates and make them live."""
-    with _open(vault, data) as defence, show_progress() as progress:
+    """Generate the next parameters, judge them by the gates and make them live.
+
+    With `--engine ray` all of a generation's candidates are made at once, as tasks.
+    """
+    with ExitStack() as stack:
+        defence = stack.enter_context(_open(vault, data))
+        jobs: LocalEngine | RayEngine | None = None
+        if engine != "local":
+            jobs = _engine(engine, ray_address, 0)
+            stack.enter_context(jobs)
+        progress = stack.enter_context(show_progress())
         for index in range(count):
             (made,) = defence.generate(
                 seed=seed,
                 activate=activate,
+                engine=jobs,
                 progress=lambda stage, done, total, i=index: progress(  # type: ignore[misc]
                     stage, i * total + done, count * total
                 ),

@@ -10,16 +10,18 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from g2d.archive import Archive, Generation
+from g2d.candidates import Candidate, Draw, Job, Judge, make, make_many
 from g2d.engine import Engine, LocalEngine, SerialEngine
 from g2d.errors import (
     CheckpointError,
@@ -35,8 +37,6 @@ from g2d.generator import (
     GateResult,
     Generator,
     Reference,
-    hidden_units,
-    run_gates,
 )
 from g2d.population import (
     TaskSource,
@@ -71,8 +71,7 @@ class Defence:
         self.task, self.vault, self.settings = task, vault, settings
         self.source = source
         self._generator: Generator | None = None
-        self._chain = hidden_units(task)
-        self._reference: Reference | None = None
+        self._judging: Judge | None = None
         self._archive = Archive(task, vault, settings)
         self.on_damage: Callable[[int, str], None] | None = None
         """Called once for each exposed generation that cannot be read, which then counts no more;
@@ -327,6 +326,7 @@ class Defence:
         activate: bool = True,
         progress: Progress = silent,
         on_reject: Callable[[list[GateResult]], None] = lambda _: None,
+        engine: Engine | None = None,
     ) -> list[Generation]:
         """Make the next `count` generations; each joins the exposed set and is live in turn.
 
@@ -335,6 +335,8 @@ class Defence:
                 commitment.
             activate: False keeps a generation without making it live.
             on_reject: called with the gate results of every rejected candidate.
+            engine: makes a generation's candidates all at once, where it runs; the first in order
+                that passes is taken, as if each had been made after the last. None: one by one.
 
         Raises:
             GenerationError: no candidate passed within `gates.attempts`; the live one stays.
@@ -347,6 +349,7 @@ class Defence:
                 lambda done, total, i=index: progress(  # type: ignore[misc]
                     "generating", i * total + done, count * total
                 ),
+                engine,
             )
             for index in range(count)
         ]
@@ -376,55 +379,76 @@ class Defence:
         activate: bool,
         on_reject: Callable[[list[GateResult]], None],
         tick: Callable[[int, int], None],
+        engine: Engine | None,
     ) -> Generation:
         self._archive.signing_key()  # a key that cannot be read fails before the work, not after
-        generator, number = self.generator, self.vault.last_number() + 1
-        exposed = self.exposed()
+        number, exposed = self.vault.last_number() + 1, self.exposed()
         recent = [self.exposure(n) for n in self._remembered(exposed)]
         reasons: list[str] = []
-        cpu = time.process_time()  # rejected candidates are part of an accepted one's cost
-        for attempt in range(self.settings.gates.attempts):
-            began, secret = time.time(), self._secret(seed, number)
-            drawn = seed_of(secret, attempt)
-            source = torch.Generator().manual_seed(drawn)
-            if seed is None:
-                scramble(source, secret)
-            v = generator.propose(self.task, recent, self.settings.guidance, source, tick)
-            state = generator.codec.decode(v)
-            results = self.judge(state, recent, exposed)
-            if all(result.passed for result in results):
-                manifest = {
-                    "origin": "generated",
-                    "gates": [asdict(result) for result in results],
-                    "exposed": [e.number for e in recent],
-                    "seed_commitment": hashlib.sha256(secret).hexdigest(),
-                    "attempt": attempt,
-                    "generator": self._digest_of("generator"),
-                    "began": began,
-                }
-                return self._archive.accept(state, manifest, drawn, activate, cpu)
-            on_reject(results)
-            reasons = [result.reason for result in results if not result.passed]
-            self.vault.reject(
-                {"number": number, "attempt": attempt, "reasons": reasons, "at": began}
-            )
+        spent = 0.0  # rejected candidates are part of an accepted one's cost
+        draws = self._draws(seed, number)
+        for candidate in self._candidates(draws, recent, exposed, tick, engine):
+            spent += candidate.cpu
+            if candidate.passed:
+                manifest = self._manifest(candidate, recent)
+                cpu = time.process_time() - spent
+                return self._archive.accept(
+                    candidate.state, manifest, candidate.draw.seed, activate, cpu
+                )
+            on_reject(candidate.results)
+            reasons = [result.reason for result in candidate.results if not result.passed]
+            attempt, at = candidate.draw.attempt, candidate.began
+            self.vault.reject({"number": number, "attempt": attempt, "reasons": reasons, "at": at})
         raise GenerationError(
             f"no candidate passed its gates in {self.settings.gates.attempts} attempts; the live "
             f"generation stays. The last one failed because: {'; '.join(reasons)}. Loosen [gates], "
             "or raise polish_steps in [guidance]"
         )
 
-    def _secret(self, seed: int | None, number: int) -> bytes:
-        """What a candidate is drawn from: 256 fresh bits, or for reproduction a given seed.
+    def _candidates(
+        self,
+        draws: list[Draw],
+        recent: list[Exposure],
+        exposed: list[int],
+        tick: Callable[[int, int], None],
+        engine: Engine | None,
+    ) -> Iterator[Candidate]:
+        """Yield candidates in order: one after the other here, or all at once on an engine."""
+        generator, states = self.generator, self._counted(exposed)
+        if engine is None:
+            own = self.task, self.settings, generator, self._judge
+            yield from (make(*own, recent, states, draw, tick) for draw in draws)
+            return
+        kept = {kind: self.vault.entry(kind) for kind in ("generator", "base")}
+        stored = {kind: self.vault.read(entry) for kind, entry in kept.items() if entry}
+        job = Job(self.source, self.settings, **stored, recent=tuple(recent), states=states,
+                  draw=draws[0])  # fmt: skip
+        yield from make_many(engine, job, draws)
+
+    def _manifest(self, candidate: Candidate, recent: list[Exposure]) -> dict[str, Any]:
+        return {
+            "origin": "generated",
+            "gates": [asdict(result) for result in candidate.results],
+            "exposed": [e.number for e in recent],
+            "seed_commitment": hashlib.sha256(candidate.draw.secret).hexdigest(),
+            "attempt": candidate.draw.attempt,
+            "generator": self._digest_of("generator"),
+            "began": candidate.began,
+        }
+
+    def _draws(self, seed: int | None, number: int) -> list[Draw]:
+        """What the candidates are drawn from: 256 fresh bits each, or for reproduction a seed.
 
         A number that was given up before is drawn anew, not the same candidates again.
         """
+        attempts = range(self.settings.gates.attempts)
         if seed is None:
-            return secrets.token_bytes(32)
-        attempts = self.settings.gates.attempts
-        given_up = sum(r.get("number") == number for r in self.vault.rejections()) // attempts
+            return [Draw(attempt, secrets.token_bytes(32), True) for attempt in attempts]
+        before = sum(r.get("number") == number for r in self.vault.rejections())
+        given_up = before // len(attempts)
         parts = (seed, "generation", number - 1, *([given_up] if given_up else []))
-        return seed_of(*parts).to_bytes(8, "big")
+        secret = seed_of(*parts).to_bytes(8, "big")
+        return [Draw(attempt, secret, False) for attempt in attempts]
 
     def exposed(self) -> list[int]:
         """Return the last exposed generations, as many as gates and guidance count."""
@@ -462,27 +486,23 @@ class Defence:
         self, state: Mapping[str, Tensor], recent: list[Exposure], exposed: list[int]
     ) -> list[GateResult]:
         """Run every gate on a candidate's state dict."""
+        return self._judge(state, recent, self._counted(exposed), self.settings.gates)
+
+    def _counted(self, exposed: list[int]) -> dict[int, dict[str, Tensor]]:
+        """The states of the exposed generations that the distance gate counts."""
         counted = exposed[-self.settings.gates.history :]
-        states = {number: self._archive.state(number) for number in counted}
-        return run_gates(
-            state,
-            load_model(self.task, state),
-            self.reference,
-            recent,
-            states,
-            self._chain,
-            self.settings.gates,
-        )
+        return {number: self._archive.state(number) for number in counted}
+
+    @property
+    def _judge(self) -> Judge:
+        if self._judging is None:
+            self._judging = Judge(self.task, self._base())
+        return self._judging
 
     @property
     def reference(self) -> Reference:
         """The base's correctness on the gate split."""
-        if self._reference is None:
-            split = self.task.splits.gate
-            model = load_model(self.task, self._base())
-            correct = predict(model, split.x).argmax(1) == split.y
-            self._reference = Reference(split, correct, self.task.classes)
-        return self._reference
+        return self._judge.reference
 
     def _base(self) -> dict[str, Tensor]:
         base = self.vault.entry("base")
@@ -515,18 +535,6 @@ class Defence:
         """Make the next generation live and return its snapshot."""
         (made,) = self.generate(1)
         return Snapshot(made.number, _Inference(made.model()))
-
-
-def scramble(generator: torch.Generator, secret: bytes) -> None:
-    """Fill a generator's whole state (Mersenne twister, 624 words) from a secret.
-
-    `manual_seed` uses 32 bits of its seed: an attacker who owns everything else could try them all.
-    """
-    state = generator.get_state()
-    words = np.frombuffer(hashlib.shake_256(secret).digest(624 * 4), np.uint32).astype(np.uint64)
-    raw = state.numpy().copy()
-    raw[24 : 24 + 624 * 8] = words.view(np.uint8)  # after seed, left, seeded and next
-    generator.set_state(torch.from_numpy(raw))
 
 
 def data_digest(task: Task) -> str:
