@@ -105,10 +105,37 @@ def machine(found: dict[str, Result]) -> str:
     return "\n".join(lines) or "Not measured yet."
 
 
+def readme(found: dict[str, Result]) -> str:
+    """README's lines: what serving costs, in one paragraph."""
+    if found.keys() != SCRIPTS.keys():
+        return "Not measured yet."
+    s, slow = found["serving"], found["serving"]["latency"]["rotating"]
+    first = s["throughput"]["JSON, 1"]
+    ratio = {name: first["ratios"][name]["ratio"] for name in ("fastapi", "litserve")}
+    bad = sum(slow[key] for key in ("failed", "dropped", "wrong", "out_of_order"))
+    k, soak_, t = found["kills"], found["soak"], found["tampering"]
+    growth = [100 * soak_[f"{who}_growth"]["rss_mb"]["growth"] for who in ("service", "worker")]
+    return (
+        f"On two cores shared with worker and load: {slow['rotations']} rotations in"
+        f" {slow['rotating_seconds']:.0f} s under {slow['rate']:,.0f} requests a second, {bad} of"
+        f" {slow['answered']:,} answers failed, dropped, wrong or out of order; p99"
+        f" {slow['rotating']['p99_ms']:.1f} ms while rotating, {slow['steady']['p99_ms']:.1f}"
+        f" before ({slow['p99_ratio']:.2f} times). Throughput {ratio['fastapi']:.1f} times that of"
+        f" FastAPI and {ratio['litserve']:.1f} times LitServe's for the same small model."
+        f" {k['last_committed']} of {k['kills']} SIGKILLs came back on the last committed"
+        f" generation, in {k['restart_s']['p50']:.1f} s (worst {k['restart_s']['max']:.1f});"
+        f" {soak_['rotations']:,} rotations grew memory by {growth[0]:.1f} % (service) and"
+        f" {growth[1]:.1f} % (worker); all but {t['accepted'] + t['crashes']} of {t['cases']:,}"
+        " tampered generations were refused. [All rows, what they mean, where it falls"
+        " short](docs/benchmarks.md#serving)."
+    )
+
+
 def made() -> dict[str, str]:
     """Every table by the name of its mark."""
     found = results()
     whole = {"serving-targets": targets(found), "serving-machine": machine(found)}
+    whole["serving"] = readme(found)
     for name, make in (("serving-speed", speeds), ("serving-latency", latencies)):
         whole[name] = make(found["serving"]) if "serving" in found else "Not measured yet."
     return whole
