@@ -15,7 +15,7 @@ from g2d.schedule import Triggers
 from g2d.service.limits import Buckets, Guard
 from g2d.service.metrics import Latencies
 from g2d.service.options import Options, read_token, seconds
-from stand_ins import TOKEN, Harness, body, wait_for
+from stand_ins import MODEL, TOKEN, Harness, body, wait_for
 
 INFER = "/v2/models/g2d/infer"
 ADMIN = {"authorization": f"Bearer {TOKEN}"}
@@ -147,6 +147,51 @@ def test_limits_of_size_and_rate():
 
     run(harness, work)
     assert b"g2d_rate_limited_total 1.0" in harness.metrics.render()
+
+
+def test_what_memory_does_not_suffice_for_is_413(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    async def work(client):
+        monkeypatch.setattr("g2d.service.app.parse", full)
+        assert (await client.post(INFER, json=body())).status_code == 413
+
+    run(Harness(), work)
+
+
+def test_large_bodies_are_parsed_beside_the_loop(monkeypatch):
+    import threading
+
+    from g2d.service import app
+
+    names, plain = [], app.parse
+
+    def watched(*arguments):
+        names.append(threading.current_thread() is threading.main_thread())
+        return plain(*arguments)
+
+    monkeypatch.setattr("g2d.service.app.parse", watched)
+
+    async def work(client):
+        for space in (0, 70_000):
+            content = json.dumps(body()).encode() + b" " * space
+            assert (await client.post(INFER, content=content)).status_code == 200
+
+    run(Harness(Options(max_body=100_000)), work)
+    assert names == [True, False]
+
+
+def test_the_largest_body_is_what_the_task_needs_unless_told():
+    async def sizes(client):
+        largest = MODEL.largest(256)
+        for size, status in ((largest, 200), (largest + 1, 413)):
+            content = json.dumps(body()).encode().ljust(size)
+            assert (await client.post(INFER, content=content)).status_code == status
+
+    run(Harness(), sizes)
+    with pytest.raises(SettingsError, match="max_body"):
+        Options(max_body=3)
 
 
 def test_a_body_that_never_comes_and_a_model_that_never_answers_time_out():

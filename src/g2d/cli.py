@@ -373,7 +373,7 @@ def serve(
     rate: Annotated[float, typer.Option(help="Inputs of one client a second; 0: any.")] = 0.0,
     burst: Annotated[float, typer.Option(help="How many of them at once.")] = 1000.0,
     max_batch: Annotated[int, typer.Option(help="Inputs of one request.")] = 256,
-    max_body: Annotated[int, typer.Option(help="Bytes of one request.")] = 8 << 20,
+    max_body: Annotated[int, typer.Option(help="Bytes of one; 0: as its inputs need.")] = 0,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="For one request.")] = "10s",
     check_every: Annotated[
         str, typer.Option(metavar="TIME", help="Check the weights in memory; 0: never.")

@@ -21,7 +21,7 @@ from g2d.service.events import Board
 from g2d.service.limits import Buckets, Guard
 from g2d.service.metrics import Metrics
 from g2d.service.options import Options
-from g2d.service.protocol import HEADER_LENGTH, Model, RequestError, answer, parse
+from g2d.service.protocol import HEADER_LENGTH, LARGE, Model, Query, RequestError, answer, parse
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -54,6 +54,7 @@ class Service:
     ) -> None:
         self.model, self.options, self.rotation = model, options, rotation
         self.metrics, self.board, self.guard = metrics, board, guard
+        self.max_body = options.max_body or model.largest(options.max_batch)
         self.draining = False
         self._batcher, self._make_pages = batcher, pages
         self._buckets = Buckets(options.rate, options.burst)
@@ -156,7 +157,7 @@ class Service:
             async with asyncio.timeout(self.options.timeout):
                 length = _header(scope, HEADER_LENGTH)
                 body = await self._body(scope, receive)
-                query = parse(body, length, self.model, self.options.max_batch)
+                query = await self._parse(body, length)
                 self._charge(scope, len(query.x) - 1.0)
                 logits, number = await self._batcher.submit(query.x)
         except TimeoutError:
@@ -180,9 +181,18 @@ class Service:
         await _respond(send, 200, content, headers)
         self.metrics.answered(began, len(query.x))
 
+    async def _parse(self, body: bytes, length: bytes | None) -> Query:
+        """Read a body; a large one on another thread, so that others are answered meanwhile."""
+        try:
+            if len(body) <= LARGE:
+                return parse(body, length, self.model, self.options.max_batch)
+            return await asyncio.to_thread(parse, body, length, self.model, self.options.max_batch)
+        except MemoryError:
+            raise RequestError(413, "memory does not suffice; send fewer inputs") from None
+
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """Read a body of bounded size; most come in one message."""
-        most = self.options.max_body
+        most = self.max_body
         too_large = RequestError(413, f"the body is larger than {most} bytes; send fewer inputs")
         if _header(scope, b"content-encoding") not in (None, b"identity"):
             raise RequestError(415, "compressed bodies are not taken; send them as they are")

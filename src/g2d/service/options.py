@@ -31,7 +31,7 @@ class Options(Checked):
     queries: int = within(0, 10**12, 0, "rotate after so many inputs")
     check_every: float = within(0.0, 3600.0, 0.5, "time between integrity checks of the weights")
     max_batch: int = within(1, 65_536, 256, "inputs of one request, and of one batch")
-    max_body: int = within(1024, 1 << 31, 8 << 20, "bytes of a request's body")
+    max_body: int = within(0, 1 << 31, 0, "bytes of a request's body; 0: by the task's inputs")
     max_waiting: int = within(1, 10**7, 4096, "inputs that may wait before requests are refused")
     rate: float = within(0.0, 1e9, 0.0, "requests and inputs of one client in a second")
     burst: float = within(1.0, 1e9, 1000.0, "how many of them may come at once")
@@ -48,6 +48,10 @@ class Options(Checked):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
             raise SettingsError(
                 f"the model's name is {self.name!r}, expected up to 64 letters, digits, . _ or -"
+            )
+        if 0 < self.max_body < 1024:
+            raise SettingsError(
+                f"max_body is {self.max_body}, expected 1024 bytes or more, or 0: as the task needs"
             )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("TLS needs both files: give --tls-cert and --tls-key")
