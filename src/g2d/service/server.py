@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from g2d.service.shelf import VaultShelf
 
 _BACKLOG = 2048
+_CONNECTIONS, _FILES = 2000, 100  # at once; descriptors besides: the vault, the worker, libraries
 _SWITCH = 5e-4  # seconds that a thread may keep the interpreter; Python's 5 ms is a late answer
 
 
@@ -62,6 +64,24 @@ def listen(options: Options) -> socket.socket:
         ) from error
     bound.set_inheritable(False)
     return bound
+
+
+def connections(log: Callable[..., None]) -> int:
+    """Return how many connections there may be; make room for file descriptors if there is little.
+
+    Without one left the service could not even open its vault.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _CONNECTIONS + _FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return _CONNECTIONS
+    found = max(16, soft - _FILES)
+    text = f"of {soft} file descriptors {found} are for connections: raise `ulimit -n` to {needed}"
+    log("few_descriptors", text=text)
+    return found
 
 
 class _Lines(logging.Handler):
@@ -194,7 +214,7 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
         log_config=None, access_log=False, server_header=False, date_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
-        limit_concurrency=2000, backlog=_BACKLOG,
+        limit_concurrency=connections(log), backlog=_BACKLOG,
         ssl_certfile=options.tls_cert or None, ssl_keyfile=options.tls_key or None,
     )  # fmt: skip
 
