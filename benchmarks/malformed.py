@@ -137,7 +137,7 @@ def no_length(chance: random.Random) -> Case:
     """A content-length that is no number, or two of them."""
     text = chance.choice(("-1", "+5", "abc", "", "5, 6", "0x10", "9" * 40, "1e3", " ", "5\r\n"
                           "content-length: 7", "5\r\ntransfer-encoding: chunked"))  # fmt: skip
-    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {text}\r\n\r\n"
+    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {text}\r\n\r\n"
     return _one("malformed content-length", head.encode() + _good(), ends=True)
 
 
@@ -163,7 +163,7 @@ def chunked(chance: random.Random) -> Case:
         parts.append((sizes % len(piece)).encode() + b"\r\n" + piece + b"\r\n")
     whole = b"".join(parts) + chance.choice((b"0\r\n\r\n", b"0\r\n", b"", b"0\r\nx: y\r\n\r\n"))
     cut = chance.choice((len(whole), chance.randrange(len(whole))))
-    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     return _one("chunked, cut or wrong", head.encode() + whole[:cut], ends=True)
 
 
@@ -173,11 +173,11 @@ def garbage(chance: random.Random) -> Case:
         chance.randbytes(chance.randint(1, 500)), b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + chance.randbytes(200),
         b"GET / HTTP/1.1\r\nhost\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n",
-        b"GET /" + b"a" * chance.choice((100, 9000, 70_000)) + b" HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 200_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * chance.choice((100, 9000, 70_000)) + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 200_000 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 5000 + b"\r\n", b"\r\n" * 500, b"PRI * HTTP/2.0\r\n"
-        b"\r\nSM\r\n\r\n", b"GET /v2/%00%ff/\x80 HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"GET http://[::1 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"\r\nSM\r\n\r\n", b"GET /v2/%00%ff/\x80 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET http://[::1 HTTP/1.1\r\nhost: localhost\r\n\r\n",
     ))  # fmt: skip
     return _one("HTTP garbage", line, ends=True)
 

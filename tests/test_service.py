@@ -221,6 +221,53 @@ def test_a_body_that_never_comes_and_a_model_that_never_answers_time_out():
     run(harness, work)
 
 
+@pytest.mark.parametrize(
+    ("options", "host", "origin", "status"),
+    [
+        ({}, "localhost", None, 200),
+        ({}, "LocalHost:8000", None, 200),
+        ({}, "127.0.0.1:1", None, 200),
+        ({}, "[::1]:8000", "http://[::1]:8000", 200),
+        ({}, "", None, 200),  # no browser sends none
+        ({}, "attacker.example:8000", None, 421),
+        ({}, "localhost.attacker.example", None, 421),
+        ({}, "localhost@x", None, 421),
+        ({}, "attacker.example", "http://attacker.example", 421),
+        ({}, "localhost:8000", "http://localhost:8000", 200),
+        ({}, "localhost:8000", "http://localhost:9000", 403),
+        ({}, "localhost:8000", "https://attacker.example", 403),
+        ({}, "localhost:8000", "null", 403),
+        ({"host": "127.1.2.3"}, "127.1.2.3:8000", None, 200),
+        ({"allow_host": ("Models.Example",)}, "models.example", "https://models.example", 200),
+        ({"allow_host": ("models.example",)}, "localhost:8000", "https://models.example", 200),
+        ({"allow_host": ("models.example",)}, "other.example", None, 421),
+        ({"host": "0.0.0.0"}, "any.example", "https://any.example", 200),
+        ({"host": "0.0.0.0"}, "any.example", "https://other.example", 403),
+        ({"host": "0.0.0.0", "allow_host": ("a.example",)}, "b.example", None, 421),
+    ],
+)
+def test_other_peoples_pages_reach_nothing(options, host, origin, status):
+    """DNS rebinding: a page of another name, which resolves here; and blind cross-site queries."""
+    harness = Harness(Options(**options), hosts=())
+    headers = {"host": host} | ({"origin": origin} if origin else {})
+
+    async def work(client):
+        for _ in range(2):
+            for path in ("/v2/health/live", "/status", "/metrics"):
+                assert (await client.get(path, headers=headers)).status_code == status
+            found = await client.post(INFER, json=body(), headers=headers)
+            assert found.status_code == status
+            assert status == 200 or "--allow-host" in found.json()["error"] or status == 403
+
+    run(harness, work)
+
+
+@pytest.mark.parametrize("name", ["a b", "https://a", "a:1", "", "*"])
+def test_hosts_that_are_allowed_are_names(name):
+    with pytest.raises(SettingsError, match="allow_host"):
+        Options(allow_host=(name,))
+
+
 def test_admin_calls_need_the_token():
     harness = Harness()
 

@@ -212,7 +212,7 @@ def test_a_head_that_never_ends_is_ended(vault, x, tmp_path):
                         wire.sendall(then)
             return heard, time.monotonic() - began
 
-        live = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+        live = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
         for first, then in ((b"", b""), (b"GET /v2 HTTP/1.1\r\n", b"a: b\r\n"), (live, b"\r\n")):
             heard, took = talk(first, then)
             assert heard.endswith(b"content-length: 0\r\n\r\n"), heard
@@ -220,7 +220,7 @@ def test_a_head_that_never_ends_is_ended(vault, x, tmp_path):
             assert 0.8 < took < 5
         heard, _ = talk(b"GET /v2 HTTP/1.1\r\n", b"a: " + b"b" * 60_000 + b"\r\n")
         assert b"431" in heard
-        refused = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 300000\r\n\r\n"
+        refused = b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 300000\r\n\r\n"
         heard, _ = talk(refused, bytes(20_000), 0.9)
         assert heard.startswith(b"HTTP/1.1 404")
         assert b"431" not in heard

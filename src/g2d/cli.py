@@ -356,6 +356,10 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Also a name of this service (a proxy's); repeatable."),
+    ] = None,
     name: Annotated[str, typer.Option(help="The model's name in addresses.")] = "g2d",
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Public key: serve signed ones only.")
@@ -393,6 +397,7 @@ def serve(
         host=host, port=port, name=name, every=seconds(every), jitter=jitter, queries=queries,
         check_every=seconds(check_every), max_batch=max_batch, max_body=max_body, rate=rate,
         burst=burst, timeout=seconds(timeout), tls_cert=tls_cert, tls_key=tls_key,
+        allow_host=tuple(allow_host or ()),
     )  # fmt: skip
     token = read_token(admin_token_file)
     _vault_settings(vault)

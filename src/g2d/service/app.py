@@ -18,6 +18,7 @@ import orjson
 from g2d.schedule import Rotation
 from g2d.service.batcher import Batcher, BrokenError, BusyError, NotFiniteError
 from g2d.service.events import Board
+from g2d.service.hosts import Hosts
 from g2d.service.limits import Buckets, Guard
 from g2d.service.metrics import Metrics
 from g2d.service.options import Options
@@ -57,6 +58,7 @@ class Service:
         self.max_body = options.max_body or model.largest(options.max_batch)
         self.draining = False
         self._batcher, self._make_pages = batcher, pages
+        self._hosts = Hosts(options)
         self._buckets = Buckets(options.rate, options.burst)
         self._pages: asyncio.Future[Asgi] | None = None
 
@@ -97,6 +99,7 @@ class Service:
         call = "infer" if path.endswith("/infer") else "other"
         began = time.perf_counter()
         try:
+            self._hosts.check(scope["headers"])
             if path not in _FREE:
                 self._charge(scope, 1.0)
             if path == "/v2" or path.startswith("/v2/"):

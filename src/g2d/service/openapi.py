@@ -38,7 +38,7 @@ def _get(
     good = {"description": "Yes"} if body is None else _json("The answer", body)
     # A health probe's refusal has no body, a model's has.
     responses = {"200": good} | {status: {"description": "No"} for status in failing}
-    responses |= {status: _json("Why not", _ERROR) for status in ("405", "429")}
+    responses |= {status: _json("Why not", _ERROR) for status in ("403", "405", "421", "429")}
     return {
         "get": {
             "summary": summary, "tags": _TAG, "parameters": parameters or [],
@@ -79,7 +79,7 @@ def _infer(model: Model, options: Options) -> Schema:
                             "application/octet-stream": {"schema": {"format": "binary"}}},
             },
             **{status: _json("Refused", _ERROR)
-               for status in ("400", "404", "405", "408", "413", "415", "422", "429", "503")},
+               for status in ("400", "403", "404", "405", "408", "413", "415", "421", "422", "429", "503")},
         },
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ from g2d.settings import Checked, free, within
 
 TOKEN_VARIABLE = "G2D_ADMIN_TOKEN"  # noqa: S105 (its name, not a token)
 _SPAN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d)?", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LEAST_TOKEN = 16
 
@@ -40,6 +41,7 @@ class Options(Checked):
     patience: float = within(
         1.0, 86_400.0, 900.0, "time a candidate may take before it is given up"
     )
+    allow_host: tuple[str, ...] = free((), "names that a Host header may be, besides loopback's")
     tls_cert: str = free("", "certificate file")
     tls_key: str = free("", "its private key file")
 
@@ -53,6 +55,11 @@ class Options(Checked):
             raise SettingsError(
                 f"max_body is {self.max_body}, expected 1024 bytes or more, or 0: as the task needs"
             )
+        for name in self.allow_host:
+            if not _HOST.fullmatch(name):
+                raise SettingsError(
+                    f"allow_host is {name!r}, expected a host's name without scheme and port"
+                )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("TLS needs both files: give --tls-cert and --tls-key")
 
