@@ -20,8 +20,9 @@ from g2d.rotation import Live, Snapshot
 from g2d.schedule import Backoff, Rotation, Triggers
 from g2d.service.app import Service
 from g2d.service.batcher import Batcher
-from g2d.service.events import Board, Log
+from g2d.service.events import Board
 from g2d.service.limits import Guard
+from g2d.service.log import Log
 from g2d.service.metrics import Metrics
 from g2d.service.options import Options
 from g2d.service.protocol import Model

@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 
-from g2d.errors import GenerationError, VaultError
+from g2d.errors import GenerationError, UnavailableError, VaultError
 from g2d.rotation import Live, Snapshot
 from g2d.schedule import Backoff, Rotation, Triggers
 from stand_ins import FAST, Fake, numbered, running, wait_for
@@ -181,6 +181,55 @@ def test_a_refused_generation_is_never_offered_again():
     assert refused["reason"] == "digest"
     assert live.number >= 3
     assert fake.afters[:2] == [1, 2]
+
+
+def test_what_only_cannot_be_read_now_is_tried_again():
+    """No free descriptor says nothing about the generation: it is not given up."""
+    fake, told = Fake(), []
+    load, missed = fake.load, [UnavailableError("too many open files")]
+
+    def busy(number: int, after: int) -> Snapshot:
+        if missed:
+            raise missed.pop()
+        return load(number, after)
+
+    fake.load = busy
+    live, r = rotation(fake, Triggers(every=0.01), told)
+    with running(r):
+        wait_for(lambda: live.number > 1)
+    assert fake.afters[:2] == [1, 1]
+    assert not events(told, "refused")
+    assert events(told, "failed")[0]["text"] == "too many open files"
+
+
+def test_a_number_is_told_as_committed_before_it_answers():
+    fake, live_then = Fake(), []
+    live = Live(numbered(1))
+
+    def tell(event: str, facts: dict) -> None:
+        if event == "committed":
+            live_then.append((facts["generation"], live.number))
+
+    r = Rotation(live, fake, fake, Triggers(), tell, backoff=FAST)
+    with running(r):
+        assert r.request().result(5) == 2
+    assert live_then == [(2, 1)]
+
+
+def test_telling_that_fails_does_not_end_rotation():
+    fake = Fake()
+    fake.fails = [GenerationError("none")]
+    live, raised = Live(numbered(1)), []
+
+    def tell(event: str, _facts: dict) -> None:
+        if event == "failed":
+            raised.append(event)
+            raise TypeError("cannot be told")
+
+    r = Rotation(live, fake, fake, Triggers(every=0.01), tell, backoff=FAST)
+    with running(r):
+        wait_for(lambda: live.number > 1)
+    assert raised
 
 
 def test_a_spare_that_changed_in_memory_is_not_swapped_in():

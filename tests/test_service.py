@@ -299,7 +299,7 @@ def test_admin_calls_need_the_token():
 
     run(harness, work)
     wrong = [line for line in harness.lines() if line["event"] == "wrong_token"]
-    assert len(wrong) == 16
+    assert len(wrong) == 5  # of one second: the rest is counted
     assert b"g2d_wrong_tokens_total 16.0" in harness.metrics.render()
     assert TOKEN not in harness.log.getvalue()
 

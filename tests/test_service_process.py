@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -332,6 +333,52 @@ def test_rejected_candidates_are_told_with_their_gates(vault):
     assert {gate["gate"] for gate in told[0][1]["gates"]} == {"distance"}
 
 
+def test_what_cannot_be_read_does_not_hold_up_what_can_be_made(vault):
+    """A damaged spare is told as refused; damaged exposed ones count no more, with an alarm."""
+    with g2d.Defence.open(vault) as defence:
+        defence.generate(2)
+        defence.generate(activate=False)  # 4: left by a service that was killed
+    for number, name in ((4, "weights"), (2, "weights"), (3, "attacks")):
+        file = vault / "generations" / f"{number:06d}" / f"{name}.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-3] ^= 1
+        file.write_bytes(data)
+    told: list[tuple[str, dict]] = []
+    worker = Worker(vault, tell=lambda event, facts: told.append((event, facts)))
+    try:
+        assert worker.make(3) == 5
+        assert worker.make(5) == 6
+    finally:
+        worker.close()
+    (refused,) = [facts for event, facts in told if event == "refused"]
+    assert (refused["generation"], refused["reason"]) == (4, "unreadable")
+    alarms = [facts["text"] for event, facts in told if event == "alarm"]
+    assert len(alarms) == 2
+    assert all(any(f"generation {number} no more" in text for text in alarms) for number in (2, 3))
+
+
+def test_a_worker_loads_no_other_task_and_knows_no_admin_token(vault, tmp_path, monkeypatch):
+    """Whoever can write the vault must not run code beside the signing key."""
+    monkeypatch.setenv("G2D_ADMIN_TOKEN", TOKEN)
+    proof = tmp_path / "proof"
+    (tmp_path / "evil.py").write_text(f"open({str(proof)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{tmp_path}")
+    worker = Worker(vault, task="digits")
+    try:
+        assert worker.make(1) == 2
+        assert "G2D_ADMIN_TOKEN" not in psutil.Process(worker.pid).environ()
+        os.kill(worker.pid, signal.SIGKILL)
+        settings = (vault / "task.toml").read_text()
+        (vault / "task.toml").write_text(settings.replace('"digits"', '"evil:task"'))
+        for _ in range(2):
+            with pytest.raises(GenerationError, match=r"died|names 'evil:task' now"):
+                worker.make(2)
+    finally:
+        worker.close()
+    assert not proof.exists()
+
+
 # --- the shelf -----------------------------------------------------------------------------------
 
 
@@ -371,6 +418,33 @@ def test_a_flipped_bit_is_found_and_healed_from_the_vault(vault, shelf, x):
     assert rotation.status()["due"] == ["alarm: integrity"]
 
 
+def test_a_watch_goes_on_whatever_is_wrong_and_tells_what_expires(vault, shelf):
+    from dataclasses import replace
+
+    from g2d.schedule import Rotation, Triggers
+    from g2d.service.integrity import Monitor
+    from g2d.service.metrics import Metrics
+    from stand_ins import Fake
+
+    first, _warning = shelf.first()
+    live, told = Live(replace(first, expires=time.time() + 0.2)), []
+    rotation = Rotation(live, Fake(), Fake(), Triggers(), lambda e, f: told.append(f))
+    monitor = Monitor(live, shelf, rotation, Metrics(rotation.status), every=0.05)
+    ledger = sqlite3.connect(vault / "ledger.sqlite")
+    with ledger:
+        ledger.execute("UPDATE generations SET manifest = 'not json', files = 'nor this'")
+    ledger.close()
+    weights = next(iter(first.predict._model.parameters()))
+    weights.view(torch.int32).view(-1)[3] ^= 1 << 30
+    monitor.start()
+    try:
+        wait_for(lambda: sum("NOT healed" in f["text"] for f in told) > 1, 10)
+        wait_for(lambda: any(f["kind"] == "expired" for f in told), 10)
+    finally:
+        monitor.stop()
+    assert sum(f["kind"] == "expired" for f in told) == 1
+
+
 def test_weights_that_do_not_fit_or_are_corrupt_are_refused(vault, shelf):
     file = vault / "generations" / "000001" / "weights.safetensors"
     data = bytearray(file.read_bytes())
@@ -408,9 +482,12 @@ def test_a_vault_that_was_put_back_is_refused(vault, tmp_path):
     with pytest.raises(RefusedError, match="put back") as refused:
         shelf.first()
     assert refused.value.reason == "replay"
-    memory.write_text("{}")
-    with pytest.raises(VaultError, match="look why"):
-        shelf.first()
+    for damaged in ("{}", '{"served": Infinity}', "[]", ""):
+        memory.write_text(damaged)
+        with pytest.raises(VaultError, match="look why"):
+            shelf.first()
+    with pytest.raises(VaultError, match="lies in the vault"):
+        VaultShelf(vault, "g2d", served=vault / "served.json")
     shelf.close()
 
 
@@ -439,6 +516,12 @@ def test_with_a_key_only_what_was_signed_is_served(vault, tmp_path, monkeypatch)
     assert snapshot.number == 2
     assert "expired" in warning
     assert shelf.again(2).number == 2  # a flipped bit in it can still be healed
+    with monkeypatch.context() as clock:
+        clock.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
+        snapshot, warning = shelf.first()
+        assert (snapshot.number, "future" in warning) == (2, True)
+        with pytest.raises(RefusedError):
+            shelf.load(2, 1)
     with pytest.raises(RefusedError):
         shelf.verify(2, 1)
     signature = vault / "generations" / "000002" / "manifest.sig"

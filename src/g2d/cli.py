@@ -380,7 +380,10 @@ def serve(
     max_body: Annotated[int, typer.Option(help="Bytes of one; 0: as its inputs need.")] = 0,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="For one request.")] = "10s",
     check_every: Annotated[
-        str, typer.Option(metavar="TIME", help="Check the weights in memory; 0: never.")
+        str,
+        typer.Option(
+            metavar="TIME", help="Check the weights in memory, twice a second at most; 0: never."
+        ),
     ] = "500ms",
     data: DataFolder = None,
     engine: EngineName = "local",

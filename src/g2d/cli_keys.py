@@ -103,7 +103,14 @@ def trust(
 
     if not force:
         _refuse_existing(out)
+    elif _is_private(out):
+        raise KeyFileError(f"{out} is a private key, which is not overwritten; name another file")
     found = [read_public(path) for path in keys]
+    if not vault and len({frozenset(each.vaults) for each in found}) > 1:
+        raise KeyFileError(
+            "these files are bound to different vaults, and together each key would be trusted for"
+            " all of them: name the vaults with --vault, or keep a file for each"
+        )
     vaults = {identity for each in found for identity in each.vaults}
     for path in vault or ():
         with Vault.open(path) as opened:
@@ -117,6 +124,10 @@ def trust(
     for identity in sorted(vaults):
         print_line(f"vault        {identity}")
     print_line(f"{out} trusts {len(together.keys)} keys, for {len(vaults) or 'all'} vaults.")
+
+
+def _is_private(path: Path) -> bool:
+    return path.is_file() and b"PRIVATE KEY" in path.read_bytes()[:4096]
 
 
 def _refuse_existing(*paths: Path) -> None:

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from g2d.archive import Archive, Generation
 from g2d.engine import Engine, LocalEngine, SerialEngine
-from g2d.errors import DataError, GenerationError, PopulationError, VaultError
+from g2d.errors import (
+    CheckpointError,
+    DataError,
+    GenerationError,
+    PopulationError,
+    UnavailableError,
+    VaultError,
+)
 from g2d.generator import (
     FORMAT,
     Exposure,
@@ -67,6 +74,10 @@ class Defence:
         self._chain = hidden_units(task)
         self._reference: Reference | None = None
         self._archive = Archive(task, vault, settings)
+        self.on_damage: Callable[[int, str], None] | None = None
+        """Called once for each exposed generation that cannot be read, which then counts no more;
+        None: that is an error."""
+        self._damaged: set[int] = set()
         self._check_data()
 
     # --- opening ---------------------------------------------------------------------------------
@@ -111,18 +122,29 @@ class Defence:
 
     @classmethod
     def open(
-        cls, path: Path | str, task: Task | None = None, write: bool = True, data: str = ""
+        cls,
+        path: Path | str,
+        task: Task | None = None,
+        write: bool = True,
+        data: str = "",
+        named: str = "",
     ) -> Defence:
         """Open a vault; the task is loaded by the name that its settings give.
 
         Args:
             task: needed only if the vault was made from a `Task` object that has no name.
             data: where the data lies now, if its folder has moved.
+            named: the task that it has to be; loading another's module would run its code.
         """
         vault = Vault.open(path, write=write)
         try:
             settings = Settings.from_toml(vault.settings_text, str(Path(path) / "task.toml"))
             s = settings.task
+            if named and s.name != named:
+                raise VaultError(
+                    f"{path} was of task {named!r} and names {s.name!r} now: nothing of it is"
+                    " loaded. Look who changed task.toml, and put it back."
+                )
             source: TaskSource = task or (s.name, data or s.data, s.split_seed, s.eps)
             return cls(resolve(source), source, vault, settings)
         except BaseException:
@@ -407,7 +429,30 @@ class Defence:
     def exposed(self) -> list[int]:
         """Return the last exposed generations, as many as gates and guidance count."""
         s = self.settings
-        return self.vault.exposures(max(s.gates.history, s.guidance.memory) + 1)
+        numbers = self.vault.exposures(max(s.gates.history, s.guidance.memory) + 1)
+        if self.on_damage is None:
+            return numbers
+        sound: list[int] = []
+        for number in reversed(numbers):
+            if self._is_sound(number, attacks=len(sound) < s.guidance.memory):
+                sound.insert(0, number)
+        return sound
+
+    def _is_sound(self, number: int, attacks: bool) -> bool:
+        """Whether an exposed generation can be read, with its attacks; one that cannot is told."""
+        try:
+            if attacks:
+                self.exposure(number)
+            else:
+                self._archive.state(number)
+        except UnavailableError:
+            raise
+        except (VaultError, CheckpointError, KeyError) as error:
+            if number not in self._damaged and self.on_damage is not None:
+                self.on_damage(number, str(error))
+            self._damaged.add(number)
+            return False
+        return True
 
     def _remembered(self, exposed: list[int]) -> list[int]:
         memory = self.settings.guidance.memory

@@ -62,6 +62,10 @@ class RefusedError(VaultError):
         }
 
 
+class UnavailableError(VaultError):
+    """A file cannot be read at this moment (no free descriptor or memory); it may be sound."""
+
+
 class KeyFileError(G2DError):
     """A key file is absent, of another kind, or open to others."""
 

@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from shutil import disk_usage
 
-from g2d.errors import VaultError
+from g2d.errors import UnavailableError, VaultError
 
 FORMAT = 1
 """Version of the folder layout and the ledger's tables (`PRAGMA user_version`)."""
@@ -46,6 +46,8 @@ _IDENTITY = (
     "CREATE TABLE IF NOT EXISTS identity (id TEXT)",
     "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT * FROM identity)",
 )
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
+"""What may be over in a moment, and says nothing about the file."""
 _FULL = "the disk is full. Free some space and run it again; what was accepted is safe."
 _DENIED = "no access, or read-only. Give this user access, or copy it to a folder of yours."
 _CORRUPT = "the ledger is corrupt. Restore the vault from a backup."
@@ -76,7 +78,8 @@ def read_file(path: Path, digest: str, advice: str) -> bytes:
     except FileNotFoundError as error:
         raise VaultError(f"{path} is missing: restore it from a backup, or {advice}.") from error
     except OSError as error:
-        raise VaultError(_explain(path, "read", error)) from error
+        kind = UnavailableError if error.errno in PASSING else VaultError
+        raise kind(_explain(path, "read", error)) from error
     if sha256(data) != digest:
         raise VaultError(
             f"{path} is corrupt (its SHA-256 is not the ledger's): restore it from a backup,"

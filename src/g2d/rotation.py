@@ -6,6 +6,7 @@ for one's own code; when a service swaps, from a warm spare, is decided in `sche
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ class Snapshot:
 
     Attributes:
         check: names what has changed in its memory since it was loaded; None: nothing watches it.
-        interval: seconds between checks that keep their cost small.
+        interval: seconds between checks that keep their cost small. expires: when it should not be
+            live any more, in seconds since 1970.
     """
 
     number: int
     predict: Callable[[Any], Any]
     check: Callable[[], list[str]] | None = None
     interval: float = 0.5
+    expires: float = math.inf
 
 
 class Source(Protocol):

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from g2d.errors import G2DError, GenerationError, VaultError
+from g2d.errors import G2DError, GenerationError, UnavailableError, VaultError
 from g2d.rotation import Live, Snapshot
 
 
@@ -94,7 +94,8 @@ class Rotation:
 
     Args:
         tell: called with an event's name and facts, from any thread: spare, swap, refused, failed,
-            alarm, paused, resumed. chance: draws jitter; the default is secret.
+            alarm, paused, resumed; committed: in the ledger, and what answers next. chance: draws
+            jitter; the default is secret.
     """
 
     def __init__(
@@ -229,7 +230,10 @@ class Rotation:
                 if self._await_due():
                     self._rotate(self._spare)
             except Exception as error:  # whatever happens here, the live generation goes on
-                self._fail(error)
+                try:
+                    self._fail(error)
+                except Exception:  # and so does this thread, even if telling fails
+                    time.sleep(self._backoff.first)
 
     def _prepare(self) -> Snapshot:
         began, live = time.monotonic(), self._live.number
@@ -237,8 +241,8 @@ class Rotation:
         made = time.monotonic()
         try:
             spare = self._shelf.load(number, live)
-        except VaultError:
-            self._refused = number
+        except VaultError as error:
+            self._refuse(number, error)
             raise
         took = {"make": made - began, "load": time.monotonic() - made}
         self._tell("spare", {"generation": number, "seconds": took})
@@ -267,10 +271,11 @@ class Rotation:
                     f"generation {spare.number} changed in memory ({', '.join(changed)}) before it"
                     " was live: look for faulty memory. It will be made anew."
                 )
-        except VaultError:
-            self._refused = spare.number
+        except VaultError as error:
+            self._refuse(spare.number, error)
             raise
         self._commit(spare.number)
+        self._tell("committed", {"generation": spare.number})
         with self._wake:
             self._live.swap(spare)
             reasons, self._due = sorted(self._due), []
@@ -283,6 +288,11 @@ class Rotation:
         self._tell("swap", facts | {"seconds": self._since - began})
         for future in asked:
             _resolve(future, spare.number)
+
+    def _refuse(self, number: int, error: VaultError) -> None:
+        """Never offer a generation again, unless it is the machine that could not read it."""
+        if not isinstance(error, UnavailableError):
+            self._refused = number
 
     def _commit(self, number: int) -> None:
         """Commit, and find out whether it happened if the worker died over it."""
@@ -301,7 +311,7 @@ class Rotation:
             self._failures += 1
             wait = self._backoff.seconds(self._failures, self._chance)
         text = str(error) if isinstance(error, G2DError) else f"{type(error).__name__}: {error}"
-        refused = isinstance(error, VaultError)
+        refused = isinstance(error, VaultError) and not isinstance(error, UnavailableError)
         reason = getattr(error, "reason", "unreadable" if refused else "none made")
         facts = {"reason": str(reason), "text": text, "live": self._live.number}
         self._tell("refused" if refused else "failed", facts | {"retry": wait})

@@ -23,7 +23,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from g2d.errors import G2DError, GenerationError
+from g2d.errors import (
+    CheckpointError,
+    G2DError,
+    GenerationError,
+    UnavailableError,
+    VaultError,
+)
 
 if TYPE_CHECKING:
     from g2d.defence import Defence
@@ -43,8 +49,11 @@ class Worker:
 
     Args:
         vault: its folder. data: where the task's data lies; "": as the vault says. tell: called
-            with "rejected" and the candidate's failed gates. patience: seconds that a candidate may
-            take before the worker counts as hung and is killed.
+            with "rejected" and a candidate's failed gates, "refused" and a kept generation that
+            cannot be read, or "alarm" and an exposed one. patience: seconds that a candidate may
+            take before the worker counts as hung and is killed. task: the name that the vault's
+            settings gave when the live generation was verified; with another the worker loads
+            nothing, for that would run its code beside the signing key.
     """
 
     def __init__(
@@ -53,8 +62,9 @@ class Worker:
         data: str = "",
         tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
         patience: float = 900.0,
+        task: str = "",
     ) -> None:
-        self._arguments = [str(vault), data]
+        self._arguments = [str(vault), data, task]
         self._tell, self._patience = tell, patience
         self._process: subprocess.Popen[bytes] | None = None
         self._said: IO[bytes] | None = None
@@ -118,9 +128,9 @@ class Worker:
             if not line:
                 raise self._died(process)
             answer: dict[str, Any] = json.loads(line)
-            if "rejected" not in answer:
+            if "told" not in answer:
                 return answer
-            self._tell("rejected", answer["rejected"])
+            self._tell(answer["told"], answer["facts"])
             until = time.monotonic() + self._patience  # each candidate has its own time
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -133,7 +143,7 @@ class Worker:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "g2d.spare", *self._arguments],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
-                    bufsize=0, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    bufsize=0, env=_environment(),
                     process_group=0,  # Ctrl-C in a terminal is for the service alone
                 )  # fmt: skip
                 with suppress(ProcessLookupError):
@@ -166,10 +176,16 @@ class Worker:
             self._said = None
 
 
+def _environment() -> dict[str, str]:
+    """The worker's: one thread, and nothing of what admits an admin."""
+    kept = {name: value for name, value in os.environ.items() if name != "G2D_ADMIN_TOKEN"}
+    return kept | {"OMP_NUM_THREADS": "1"}
+
+
 # --- in the worker process -----------------------------------------------------------------------
 
 
-def work(vault: str, data: str) -> None:
+def work(vault: str, data: str, task: str) -> None:
     """Do what the parent asks, until it has gone; every failure is an answer."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
@@ -179,6 +195,13 @@ def work(vault: str, data: str) -> None:
     def answer(**facts: Any) -> None:
         out.write(json.dumps(facts) + "\n")
 
+    def tell(event: str, facts: Facts) -> None:
+        answer(told=event, facts=facts)
+
+    def damaged(number: int, text: str) -> None:
+        tell("alarm", {"kind": "vault", "text": f"gates and guidance count generation {number} no"
+                       f" more: {text}"})  # fmt: skip
+
     first = orders.get()
     try:
         import torch
@@ -186,7 +209,8 @@ def work(vault: str, data: str) -> None:
         from g2d.defence import Defence
 
         torch.set_num_threads(1)
-        defence = Defence.open(vault, data=data)
+        defence = Defence.open(vault, data=data, named=task)
+        defence.on_damage = damaged
     except Exception as error:
         answer(failed=_words(error))
         return
@@ -194,7 +218,7 @@ def work(vault: str, data: str) -> None:
         order, failed = first, set[int]()
         while True:
             try:
-                answer(done=_obey(defence, order, lambda facts: answer(rejected=facts), failed))
+                answer(done=_obey(defence, order, tell, failed))
             except Exception as error:
                 answer(failed=_words(error))
             order = orders.get()
@@ -206,37 +230,48 @@ def _read_orders(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
     os._exit(0)  # the parent has gone, whatever killed it; what is half done has no row
 
 
-def _obey(defence: Defence, order: Facts, reject: Callable[[Facts], None], failed: set[int]) -> int:
+def _obey(
+    defence: Defence, order: Facts, tell: Callable[[str, Facts], None], failed: set[int]
+) -> int:
     if order["do"] == "commit":
         defence.vault.activate(int(order["number"]))
         return int(order["number"])
-    kept = _kept(defence, int(order["after"]), reject, failed)
+    kept = _kept(defence, int(order["after"]), tell, failed)
     if kept is not None:
         return kept
     number = defence.vault.last_number() + 1
     (made,) = defence.generate(
-        activate=False, on_reject=lambda results: reject(_failed(number, results))
+        activate=False, on_reject=lambda results: tell("rejected", _failed(number, results))
     )
     return made.number
 
 
 def _kept(
-    defence: Defence, after: int, reject: Callable[[Facts], None], failed: set[int]
+    defence: Defence, after: int, tell: Callable[[str, Facts], None], failed: set[int]
 ) -> int | None:
     """The oldest generation above `after` that is kept and passes its gates as of now.
 
     A spare that a killed service left, or one made ahead with `g2d generate --keep`. One that has
-    failed joins `failed` and is judged no more: exposures only grow.
+    failed joins `failed` and is judged no more: exposures only grow. One that cannot be read does
+    too: it must not hold up those that can be made.
     """
     exposed = defence.exposed()
     memory = defence.settings.guidance.memory
     recent = [defence.exposure(n) for n in exposed[max(0, len(exposed) - memory) :]]
     for number in sorted(set(range(after + 1, defence.vault.last_number() + 1)) - failed):
-        results = defence.judge(defence.generation(number).state, recent, exposed)
+        try:
+            state = defence.generation(number).state
+        except UnavailableError:
+            raise
+        except (VaultError, CheckpointError) as error:
+            failed.add(number)
+            tell("refused", {"generation": number, "reason": "unreadable", "text": str(error)})
+            continue
+        results = defence.judge(state, recent, exposed)
         if all(result.passed for result in results):
             return number
         failed.add(number)
-        reject(_failed(number, results))
+        tell("rejected", _failed(number, results))
     return None
 
 
@@ -259,4 +294,4 @@ def _words(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], sys.argv[2])
+    work(*sys.argv[1:4])

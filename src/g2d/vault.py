@@ -266,7 +266,13 @@ class Vault:
         if not rows:
             last = self._rows("SELECT max(number) FROM generations")[0][0]
             raise VaultError(f"{self.path} has no generation {number}; its last one is {last}.")
-        return Generation(number, json.loads(rows[0][1]), json.loads(rows[0][2]), rows[0][3])
+        try:
+            return Generation(number, json.loads(rows[0][1]), json.loads(rows[0][2]), rows[0][3])
+        except (ValueError, TypeError) as error:
+            raise VaultError(
+                f"{self.path}: the ledger's row of generation {number} is damaged ({error});"
+                " restore the vault from a backup, or make the next one with `g2d generate`."
+            ) from error
 
     def read_generation(self, number: int, name: str = "weights") -> bytes:
         """Return a generation's file once its SHA-256 is right; "manifest" is manifest.json."""

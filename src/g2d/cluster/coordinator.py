@@ -24,7 +24,8 @@ from g2d.errors import G2DError
 from g2d.protect.keys import VerifyKey
 from g2d.rotation import Live
 from g2d.schedule import Rotation, Triggers
-from g2d.service.events import Board, Log
+from g2d.service.events import Board
+from g2d.service.log import Log
 from g2d.service.metrics import Metrics
 from g2d.service.options import Options
 from g2d.service.shelf import VaultShelf
@@ -92,7 +93,7 @@ class Coordinator:
         self._shelf, self._live = shelf, Live(first)
         self._origin = origin(self._reader)
         rollout = RolloutShelf(shelf, self._roster, self._announce, lambda: self._stopping)
-        worker = Worker(plan.vault, plan.data, self._tell, options.patience)
+        worker = Worker(plan.vault, plan.data, self._tell, options.patience, shelf.task)
         triggers = Triggers(options.every, options.jitter, options.queries)
         self._rotation = Rotation(self._live, worker, rollout, triggers, self._tell)
         self._board = Board(Metrics(self._rotation.status), Log(), shelf.describe)
@@ -191,6 +192,7 @@ class Coordinator:
             board.tell(event, facts)
         if event == "swap":
             self._roster.roll(facts["generation"])
+        if event == "committed":
             try:
                 self._shelf.served(facts["generation"])
             except G2DError as error:

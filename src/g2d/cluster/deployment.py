@@ -28,8 +28,8 @@ from g2d.cluster.lease import Announced, Hello, News, Terms
 from g2d.cluster.mirror import Origin, Parcel
 from g2d.cluster.replica import AwayError, Leased, Post, assemble
 from g2d.errors import G2DError, SettingsError
-from g2d.service.events import Log
 from g2d.service.limits import Guard
+from g2d.service.log import Log
 from g2d.service.options import Options
 from g2d.service.server import listen, read_public_key, warn
 
@@ -153,6 +153,7 @@ def serve(
         except RayError as error:
             raise G2DError(f"Ray gave up: {' '.join(str(error).split())[-400:]}") from error
     log("stop")
+    log.close()
 
 
 def actor_name(model: str) -> str:

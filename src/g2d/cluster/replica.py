@@ -25,9 +25,10 @@ from g2d.rotation import Live
 from g2d.schedule import Rotation
 from g2d.service.app import Asgi, Receive, Scope, Send, Service
 from g2d.service.batcher import Batcher
-from g2d.service.events import Board, Log
+from g2d.service.events import Board
 from g2d.service.integrity import Monitor
 from g2d.service.limits import Guard
+from g2d.service.log import Log
 from g2d.service.metrics import Metrics
 from g2d.service.options import Options
 from g2d.service.protocol import RequestError

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from g2d.errors import G2DError, RefusedError, VaultError
+from g2d.errors import G2DError, RefusedError, UnavailableError, VaultError
+from g2d.ledger import PASSING
 from g2d.protect.keys import SigningKey, VerifyKey, default_key, open_plain
 from g2d.settings import Settings
 from g2d.vault import SIGNATURE, Generation, Vault
@@ -200,9 +201,8 @@ def _check_ledger(vault: Vault, number: int, signed: Mapping[str, Any]) -> None:
     try:
         row = vault.generation(number)
     except VaultError as error:
-        raise _refused(number, "absent", str(error)) from error
-    except (ValueError, TypeError):
-        raise _refused(number, "ledger", "its row in the ledger is not JSON") from None
+        damaged = "damaged" in str(error)
+        raise _refused(number, "ledger" if damaged else "absent", str(error)) from error
     if row.manifest != signed or row.files != signed["files"] or row.created != signed["created"]:
         raise _refused(number, "ledger", "its row in the ledger says something else")
 
@@ -219,8 +219,7 @@ def _read_signed(folder: Path, name: str, number: int, size: int, digest: str) -
                 if name == "weights":
                     kept += part
     except OSError as error:
-        text = f"{path} cannot be read: {error.strerror}"
-        raise _refused(number, "digest", text) from error
+        raise _unread(path, number, "digest", error) from error
     if sha.hexdigest() != digest:
         raise _refused(number, "digest", f"{path} is not the file that was signed")
     return bytes(kept)
@@ -231,7 +230,13 @@ def _read(path: Path, number: int, reason: Reason) -> bytes:
         with open_plain(path) as file:
             return file.read(_MOST) or b""
     except OSError as error:
-        raise _refused(number, reason, f"{path} cannot be read: {error.strerror}") from error
+        raise _unread(path, number, reason, error) from error
+
+
+def _unread(path: Path, number: int, reason: Reason, error: OSError) -> VaultError:
+    """A refusal, unless the failure says nothing about the file."""
+    text = f"{path} cannot be read: {error.strerror}"
+    return UnavailableError(text) if error.errno in PASSING else _refused(number, reason, text)
 
 
 def _refused(number: int, reason: Reason, detail: str) -> RefusedError:

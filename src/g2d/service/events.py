@@ -1,4 +1,4 @@
-"""What happened: structured log lines, counters, the history of rotations, live events.
+"""What happened: counters, the history of rotations, live events; `log` writes the lines.
 
 Everything that rotation, limits and integrity checks tell goes through one `Board`. It keeps facts
 of ours alone: no input, no token, no header.
@@ -7,16 +7,13 @@ of ours alone: no input, no token, no header.
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any
 
-import orjson
-
+from g2d.service.log import Log, to_json
 from g2d.service.metrics import Metrics
 
 _KEPT = 200  # rotations, alarms and rejected candidates that the status shows
@@ -25,33 +22,6 @@ _SPAN = 1.0  # seconds before and after a swap whose latencies stand for "before
 _NEAR = 0.1  # seconds on either side of a swap that stand for "during"
 _RECENT, _MOST = 5.0, 8  # seconds, and swaps, whose latencies may still be news
 _PRIVATE = frozenset({"client", "clock"})  # for the log, not for whoever listens
-_WARNINGS = frozenset({"alarm", "refused", "failed", "wrong_token", "exposed", "broken"})
-
-
-def to_json(value: Any) -> bytes:
-    """Write JSON that every reader takes: what is not finite becomes null."""
-    options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
-    return orjson.dumps(value, default=str, option=options)
-
-
-class Log:
-    """Writes one JSON object a line; the default is stderr."""
-
-    def __init__(self, out: TextIO | None = None) -> None:
-        self._out = out or sys.stderr
-        self._writing = threading.Lock()
-
-    def __call__(self, event: str, **facts: Any) -> None:
-        """Write one line; a log that cannot be written must not stop the service."""
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        level = "warning" if event in _WARNINGS else "info"
-        line = to_json({"at": at, "level": level, "event": event, **facts}).decode()
-        try:
-            with self._writing:
-                self._out.write(line + "\n")
-                self._out.flush()
-        except (OSError, ValueError):
-            pass
 
 
 class Board:

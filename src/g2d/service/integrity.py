@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from g2d.errors import G2DError
 from g2d.rotation import Live, Snapshot
 from g2d.schedule import Rotation
 from g2d.service.metrics import Metrics
 from g2d.service.shelf import VaultShelf
+
+_LOOK = 0.5  # seconds between looks at rotation and expiry
 
 
 class Monitor:
@@ -23,7 +26,7 @@ class Monitor:
     ) -> None:
         self._live, self._shelf, self._rotation = live, shelf, rotation
         self._metrics, self._every = metrics, every
-        self._ending = threading.Event()
+        self._ending, self._expired = threading.Event(), 0
         self._thread = threading.Thread(target=self._run, name="integrity", daemon=True)
 
     def start(self) -> None:
@@ -52,12 +55,31 @@ class Monitor:
             # A fresh copy and one assignment: no answer mixes healed tensors with damaged ones.
             healed = self._live.heal(self._shelf.again(number))
             outcome = "healed from the vault" if healed else "it is not live any more"
-        except G2DError as error:
-            outcome = f"NOT healed: {error}"
+        except Exception as error:  # whatever is wrong with the vault, it must be told
+            text = str(error) if isinstance(error, G2DError) else type(error).__name__
+            outcome = f"NOT healed: {text}"
         self._rotation.alarm("integrity", f"{what}; {outcome}")
 
     def _run(self) -> None:
-        while not self._ending.wait(max(self._every, self._live.snapshot.interval)):
-            if self._every:
-                self.check()
-            self._rotation.watch()
+        due = time.monotonic() + self._wait()
+        while not self._ending.wait(min(_LOOK, self._wait())):
+            try:
+                if self._every and time.monotonic() >= due:
+                    due = time.monotonic() + self._wait()
+                    self.check()
+                self._rotation.watch()
+                self._watch_expiry()
+            except Exception as error:  # a watch that ends in silence is worse than none
+                text = f"the watch failed ({type(error).__name__}) and goes on"
+                self._rotation.alarm("integrity", text, rotate=False)
+
+    def _wait(self) -> float:
+        """Seconds between checks: never so few that hashing costs over 1 % of a core."""
+        return max(self._every, self._live.snapshot.interval)
+
+    def _watch_expiry(self) -> None:
+        snapshot = self._live.snapshot
+        if time.time() >= snapshot.expires and snapshot.number != self._expired:
+            self._expired = snapshot.number
+            text = f"generation {snapshot.number} has expired while it is live"
+            self._rotation.alarm("expired", text)

@@ -16,8 +16,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from g2d import __version__
 from g2d.service.admin import add_admin
-from g2d.service.events import to_json
 from g2d.service.findings import Findings
+from g2d.service.log import to_json
 from g2d.service.metrics import CONTENT_TYPE_LATEST
 from g2d.service.openapi import merge
 from g2d.service.page import add_pages

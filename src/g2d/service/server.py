@@ -25,8 +25,9 @@ from g2d.schedule import Rotation, Triggers
 from g2d.service.app import Asgi, Service
 from g2d.service.batcher import Batcher
 from g2d.service.connection import within
-from g2d.service.events import Board, Log
+from g2d.service.events import Board
 from g2d.service.limits import Guard
+from g2d.service.log import Log
 from g2d.service.metrics import Metrics
 from g2d.service.options import Options
 from g2d.spare import Worker
@@ -155,6 +156,7 @@ def serve(
         service.rotation.stop()
         shelf.close()
     log("stop", generation=service.rotation.live)
+    log.close()
 
 
 def _assemble(
@@ -168,11 +170,11 @@ def _assemble(
     triggers = Triggers(options.every, options.jitter, options.queries)
 
     def tell(event: str, facts: dict[str, Any]) -> None:
-        if event == "swap":
+        if event == "committed":  # before it answers: a kill in between must not forget it
             _remember(shelf, facts["generation"], board)
         board.tell(event, facts)
 
-    worker = Worker(vault, data, tell, options.patience)
+    worker = Worker(vault, data, tell, options.patience, shelf.task)
     rotation = Rotation(live, worker, shelf, triggers, tell)
     metrics = Metrics(rotation.status)
     board = Board(metrics, log, shelf.describe)

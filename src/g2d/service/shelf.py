@@ -7,9 +7,11 @@ model is built without its data, which would cost a second of every start.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,15 @@ Array = NDArray[Any]
 _SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
 
 
+@dataclass(frozen=True)
+class _Sound:
+    """Verified weights; if they were signed, the task's name that was signed with them."""
+
+    weights: bytes
+    task: str | None = None
+    expires: float = math.inf
+
+
 class VaultShelf:
     """Generations of one vault as snapshots; a `schedule.Shelf`. Safe to use from many threads.
 
@@ -43,9 +54,14 @@ class VaultShelf:
             the vault that remembers the highest number served, so that a vault which was put back
             is refused; None: the ledger alone remembers.
 
+    Attributes:
+        task: name of the task; where generations are signed, what was signed.
+
     Raises:
-        G2DError: the vault or the task cannot be loaded.
+        G2DError: the vault or the task cannot be loaded, or what is live is not sound.
     """
+
+    _files: tuple[str, ...] = ()  # which of a generation's files are verified; (): all
 
     def __init__(
         self,
@@ -58,10 +74,13 @@ class VaultShelf:
         self._vault, self._key, self._served = Vault.open(vault), key, served
         self._building = threading.Lock()  # a factory draws from torch's one global generator
         try:
-            # First, for the settings name code to import.
-            self._live_weights(self._not_put_back(self.live()))
+            self._check_place(vault)
             settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
-            s = settings.task
+            s, self.task = settings.task, settings.task.name
+            # Before the task is loaded, for that imports code: what was signed must name it.
+            sound, _ = self._verify_live(self._not_put_back(self.live()))
+            if sound.task is not None and sound.task != s.name:
+                raise VaultError(f"{vault / 'task.toml'} changed while it was read: look why.")
             self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
             self.model = self._described(name)
         except BaseException:
@@ -94,8 +113,8 @@ class VaultShelf:
             VaultError: it is refused for any other reason, or older than one served before.
         """
         number = self._not_put_back(self.live())
-        weights, warning = self._live_weights(number)
-        return self._build(number, weights), warning
+        sound, warning = self._verify_live(number)
+        return self._build(number, sound), warning
 
     def again(self, number: int) -> Snapshot:
         """Load anew what is live already, to heal it; even if its time has ended meanwhile.
@@ -103,7 +122,7 @@ class VaultShelf:
         Raises:
             VaultError: the vault's copy is not what was signed, or cannot be read.
         """
-        return self._build(number, self._live_weights(number)[0])
+        return self._build(number, self._verify_live(number)[0])
 
     def load(self, number: int, after: int) -> Snapshot:
         """Verify and load a generation newer than `after`; its first forward pass is made.
@@ -111,11 +130,11 @@ class VaultShelf:
         Raises:
             VaultError: it is refused, unreadable or does not fit the task.
         """
-        return self._build(number, self._weights(number, after, time.time()))
+        return self._build(number, self._verify(number, after, time.time()))
 
     def verify(self, number: int, after: int) -> None:
         """Raise a `VaultError` unless the generation may be live now."""
-        self._weights(number, after, time.time())
+        self._verify(number, after, time.time())
 
     def served(self, number: int) -> None:
         """Remember a number as served, outside the vault."""
@@ -140,30 +159,36 @@ class VaultShelf:
         """Return the last numbers that have been live."""
         return self._vault.exposures(20)
 
-    def _weights(self, number: int, after: int, now: float) -> bytes:
+    def _verify(self, number: int, after: int, now: float) -> _Sound:
         if self._key is None:
             if number <= after:
                 raise RefusedError(f"generation {number} is not above {after}", "replay", number)
-            return self._vault.read_generation(number)
+            return _Sound(self._vault.read_generation(number))
         from g2d.protect.signing import verify_generation
 
-        return verify_generation(self._vault, number, self._key, after=after, now=now).weights
+        found = verify_generation(
+            self._vault, number, self._key, after=after, now=now, files=self._files
+        )
+        return _Sound(found.weights, str(found.manifest["source"]), found.expires)
 
-    def _live_weights(self, number: int) -> tuple[bytes, str]:
-        """Verify what is live; expired is a warning alone, for there is nothing better yet."""
+    def _verify_live(self, number: int) -> tuple[_Sound, str]:
+        """Verify what is live. Its times are a warning alone: there is nothing better yet.
+
+        It was in time when it became live; since then it expired, or the clock was put back.
+        """
         try:
-            return self._weights(number, number - 1, time.time()), ""
+            return self._verify(number, number - 1, time.time()), ""
         except RefusedError as error:
-            if error.reason != "expired":
+            if error.reason not in ("expired", "future"):
                 raise
             created = float(self._vault.generation(number).created)
-            return self._weights(number, number - 1, created), str(error)
+            return self._verify(number, number - 1, created), str(error)
 
-    def _build(self, number: int, weights: bytes) -> Snapshot:
+    def _build(self, number: int, sound: _Sound) -> Snapshot:
         with self._building:
             model = self._blueprint.factory()
         try:
-            state = unpack(weights)
+            state = unpack(sound.weights)
             model.load_state_dict(state)
             watch = Watch(model.eval().requires_grad_(False), state)
         except (RuntimeError, CheckpointError) as error:
@@ -176,7 +201,14 @@ class VaultShelf:
         logits = predict(np.zeros((1, *self.model.shape), self.model.dtype))
         if logits.shape != (1, self.model.classes):
             raise VaultError(f"generation {number} gives {logits.shape}, not (1, classes).")
-        return Snapshot(number, predict, watch.check, watch.interval)
+        return Snapshot(number, predict, watch.check, watch.interval, sound.expires)
+
+    def _check_place(self, vault: Path) -> None:
+        if self._served and self._served.absolute().resolve().is_relative_to(vault.resolve()):
+            raise VaultError(
+                f"{self._served} lies in the vault, and would be put back with it: name a --served"
+                " file outside"
+            )
 
     def _not_put_back(self, number: int) -> int:
         if number < (floor := self._floor()):
@@ -194,7 +226,7 @@ class VaultShelf:
             return 0
         try:
             return int(json.loads(self._served.read_text("utf-8"))["served"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise VaultError(
                 f"{self._served} is not what `g2d serve` wrote ({error}): look why. Delete it only"
                 " if you are sure which generation was served last."
