@@ -173,7 +173,8 @@ def garbage(chance: random.Random) -> Case:
         chance.randbytes(chance.randint(1, 500)), b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + chance.randbytes(200),
         b"GET / HTTP/1.1\r\nhost\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n",
-        b"GET /" + b"a" * chance.choice((100, 9000, 70_000)) + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET /" + b"a" * chance.choice((100, 9000, 70_000))
+        + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 200_000 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 5000 + b"\r\n", b"\r\n" * 500, b"PRI * HTTP/2.0\r\n"
         b"\r\nSM\r\n\r\n", b"GET /v2/%00%ff/\x80 HTTP/1.1\r\nhost: localhost\r\n\r\n",

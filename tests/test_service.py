@@ -419,6 +419,70 @@ def test_events_begin_with_the_status_and_follow_what_happens():
     run(harness, work)
 
 
+def test_many_listeners_of_one_address_shut_nobody_else_out():
+    harness = Harness()
+
+    async def work(client):
+        board = harness.board
+        assert all(board.listen("192.0.2.1") for _ in range(8))
+        assert board.listen("192.0.2.1") is None
+        assert all(board.listen(f"192.0.2.{n}") for n in range(2, 58))
+        assert board.listen("192.0.2.99") is None
+        assert (await client.get("/events")).status_code == 503
+        wrong = await client.get("/events", headers={"authorization": f"Bearer {TOKEN}x"})
+        assert wrong.status_code == 401
+        asked = asyncio.ensure_future(client.get("/events", headers=ADMIN))
+        await asyncio.to_thread(wait_for, lambda: len(board._listeners) == 65)
+        board.close()
+        assert (await asked).status_code == 200
+
+    run(harness, work)
+    assert b"g2d_wrong_tokens_total 1.0" in harness.metrics.render()
+
+
+def test_an_alarm_is_checked_by_us_and_after_the_token():
+    harness = Harness()
+    kind = {"content-type": "application/json"}
+    quiet = {"kind": "drift", "text": "t", "rotate": False}
+
+    async def work(client):
+        for bad in (b"", b"{", b'{"kind": NaN}', b"\xff", b"x" * 70_000):
+            sent = client.post("/admin/alarm", content=bad, headers=kind)
+            assert (await sent).status_code == 401
+        secret = "sesame"
+        for content, word in (
+            (b"", "JSON"), (b"{", "JSON"), (b"\xff", "JSON"), (b"[]", "object"),
+            (b'{"kind": NaN, "text": "t"}', "kind"), (b'{"kind": "drift"}', "text"),
+            (b'{"kind": "drift", "text": "\\ud800"}', "JSON"),
+            (json.dumps(quiet | {"kind": secret}).encode(), "kind"),
+            (json.dumps(quiet | {"text": [secret]}).encode(), "text"),
+            (json.dumps(quiet | {secret: float("nan")}).encode(), "member"),
+            (json.dumps(quiet | {"rotate": "yes"}).encode(), "rotate"),
+        ):  # fmt: skip
+            answer = await client.post("/admin/alarm", content=content, headers=kind | ADMIN)
+            assert answer.status_code == 422, content
+            assert set(answer.json()) == {"error"}
+            assert word in answer.json()["error"]
+            assert secret not in answer.text
+        answer = await client.post("/admin/alarm", json=quiet | {"text": "é😀"}, headers=ADMIN)
+        assert answer.status_code == 200
+        assert (await client.get("/status")).json()["alarms"][-1]["text"] == "é😀"
+
+    run(harness, work)
+    assert b"g2d_wrong_tokens_total 5.0" in harness.metrics.render()
+
+
+def test_an_ipv6_network_is_one_client():
+    buckets = Buckets(rate=1.0, burst=1.0)
+    assert buckets.take("2001:db8::1", now=0.0) == 0
+    assert buckets.take("2001:db8::ffff:2", now=0.0) > 0
+    assert buckets.take("2001:db8:0:1::1", now=0.0) == 0
+    assert buckets.take("fe80::1%eth0", now=0.0) == 0
+    for v4 in ("192.0.2.1", "192.0.2.2", "::ffff:192.0.2.3", "::ffff:192.0.2.4", ""):
+        assert buckets.take(v4, now=0.0) == 0
+    assert buckets.take("::ffff:192.0.2.1", now=0.0) > 0
+
+
 def test_a_listener_that_does_not_keep_up_costs_no_memory():
     async def work(_):
         listener = harness.board.listen()

@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from g2d.service.limits import client_of
 from g2d.service.log import Log, to_json
 from g2d.service.metrics import Metrics
 
 _KEPT = 200  # rotations, alarms and rejected candidates that the status shows
-_LISTENERS = 64
+_LISTENERS, _OWN = 64, 8  # streams of events at once, and those of one client
 _SPAN = 1.0  # seconds before and after a swap whose latencies stand for "before" and "after"
 _NEAR = 0.1  # seconds on either side of a swap that stand for "during"
 _RECENT, _MOST = 5.0, 8  # seconds, and swaps, whose latencies may still be news
@@ -41,6 +42,7 @@ class Board:
         self._rejected: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._spares: dict[int, dict[str, float]] = {}
         self._listeners: dict[asyncio.Queue[bytes | None], asyncio.AbstractEventLoop] = {}
+        self._clients: dict[asyncio.Queue[bytes | None], str] = {}
         self._closed = False
 
     def tell(self, event: str, facts: dict[str, Any]) -> None:
@@ -79,22 +81,30 @@ class Board:
 
     # --- listeners -------------------------------------------------------------------------------
 
-    def listen(self) -> asyncio.Queue[bytes | None] | None:
+    def listen(self, client: str = "", trusted: bool = False) -> asyncio.Queue[bytes | None] | None:
         """Open a queue of server-sent events for the running loop; None: too many listen.
 
         A listener that does not keep up misses events, never memory. None in the queue: the end.
+
+        Args:
+            client: the address that asks. trusted: it gave the admin's token: there is always room.
         """
+        client = client_of(client)
         with self._mutex:
-            if len(self._listeners) >= _LISTENERS or self._closed:
+            own = list(self._clients.values()).count(client)
+            full = own >= _OWN or len(self._listeners) >= _LISTENERS
+            if self._closed or (full and not trusted):
                 return None
             listener: asyncio.Queue[bytes | None] = asyncio.Queue(256)
             self._listeners[listener] = asyncio.get_running_loop()
+            self._clients[listener] = client
             return listener
 
     def leave(self, listener: asyncio.Queue[bytes | None]) -> None:
         """Close a queue."""
         with self._mutex:
             self._listeners.pop(listener, None)
+            self._clients.pop(listener, None)
 
     def close(self) -> None:
         """End every stream of events."""

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from g2d import __version__
-from g2d.service.admin import add_admin
+from g2d.service.admin import add_admin, address, admit
 from g2d.service.findings import Findings
 from g2d.service.log import to_json
 from g2d.service.metrics import CONTENT_TYPE_LATEST
@@ -79,9 +79,13 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/events", tags=["status"], response_class=StreamingResponse)
-    async def events() -> Response:
-        """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds."""
-        listener = service.board.listen()
+    async def events(request: Request) -> Response:
+        """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds.
+
+        There is always room for a request with the admin token.
+        """
+        given = request.headers.get("authorization", "").lower().startswith("bearer ")
+        listener = service.board.listen(address(request), given and admit(request, service))
         if listener is None:
             raise RequestError(503, "too many listen already, or the service is ending")
         return StreamingResponse(
