@@ -12,8 +12,10 @@ import pytest
 
 from g2d.errors import GenerationError, SettingsError
 from g2d.schedule import Triggers
+from g2d.service.events import Board
 from g2d.service.limits import Buckets, Guard
-from g2d.service.metrics import Latencies
+from g2d.service.log import Log
+from g2d.service.metrics import Latencies, Metrics, public
 from g2d.service.options import Options, read_token, seconds
 from stand_ins import MODEL, TOKEN, Harness, body, wait_for
 
@@ -361,9 +363,13 @@ def test_status_history_and_metrics():
         rejected = {"generation": 9, "gates": [{"gate": "class", "reason": "r"}]}
         harness.board.tell("rejected", rejected)
         await client.post(INFER, json=body(3))
+        until = time.monotonic() + 5
+        while "latency" not in (await client.get("/status")).json()["history"][-1]:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.1)
         status = (await client.get("/status")).json()
         assert status["rotation"]["generation"] == harness.live.number
-        assert 990 < status["rotation"]["countdown"] <= 1000
+        assert 980 < status["rotation"]["countdown"] <= 1000
         (swap,) = status["history"]
         assert swap["reasons"] == ["demand"]
         assert set(swap["latency"]) == {"before", "during", "after"}
@@ -375,7 +381,7 @@ def test_status_history_and_metrics():
         for line in (
             'g2d_requests_total{call="infer",status="200"} 2.0', "g2d_inputs_total 6.0",
             "g2d_request_seconds_count 2.0", "g2d_in_flight 0.0", "g2d_swaps_total 1.0",
-            f"g2d_generation {float(harness.live.number)}", "g2d_generation_age_seconds 0.",
+            f"g2d_generation {float(harness.live.number)}", "g2d_generation_age_seconds ",
             'g2d_rejected_candidates_total{gate="class"} 1.0',
             'g2d_refused_generations_total{reason="signature"} 1.0',
         ):  # fmt: skip
@@ -417,6 +423,65 @@ def test_events_begin_with_the_status_and_follow_what_happens():
         assert (await client.get("/events")).status_code == 503
 
     run(harness, work)
+
+
+def test_latencies_around_a_swap_are_kept_though_nobody_looks():
+    harness = Harness()
+
+    async def work(client):
+        await client.post(INFER, json=body(2))
+        await client.post("/admin/rotate", headers=ADMIN)
+        await asyncio.sleep(2.0)
+        harness.metrics.latencies.quantiles = lambda *_: pytest.fail("computed for who looks")
+        status = (await client.get("/status")).json()
+        latency = status["history"][-1]["latency"]
+        assert latency["before"] or latency["during"]
+        assert latency["after"] is None
+        (told,) = harness.board.latencies()
+        assert told == {"generation": 2, "latency": latency}
+
+    harness.metrics.traffic = dict
+    run(harness, work)
+
+
+def test_what_anybody_may_read_holds_no_paths_and_no_last_words():
+    from pathlib import Path
+
+    harness = Harness()
+    board = Board(harness.metrics, Log(harness.log), dict, Path("/srv/the models/vault"))
+    text = (
+        "cannot read /srv/the models/vault/generations/7/weights: [Errno 13] '/home/me/x y';"
+        " https://x.example/a/b stays. Its last words: Traceback /home/me secret"
+    )
+    board.tell("failed", {"reason": "none made", "text": text, "live": 1, "retry": 1.0})
+    board.tell("refused", {"reason": "digest", "text": "weights: 1/2 of /a/b/c.bin", "live": 1})
+    failed, refused = board.snapshot()["alarms"]
+    assert failed["text"] == (
+        "cannot read vault/generations/7/weights: [Errno 13] 'x y'; https://x.example/a/b stays."
+    )
+    assert refused["text"] == "weights: 1/2 of c.bin"
+    assert "secret" in harness.log.getvalue()
+    assert "/home/me" in harness.log.getvalue()
+
+
+def test_the_moment_of_a_rotation_stays_secret():
+    status = {"answered": 123_456, "late": 29.9, "due": ["demand", "queries", "schedule"]}
+    assert public(status) == {"answered": 120_000, "late": 0.0, "due": ["demand"]}
+    late = public(status | {"late": 31.0})
+    assert (late["late"], late["due"]) == (31.0, status["due"])
+    assert [public({"answered": n})["answered"] for n in (0, 9, 99, 101, 999)] == [
+        0, 9, 99, 100, 990
+    ]  # fmt: skip
+    harness = Harness()
+    plain = harness.rotation.status
+    harness.rotation.status = lambda: plain() | status
+
+    async def work(client):
+        assert (await client.get("/status")).json()["rotation"]["answered"] == 120_000
+
+    run(harness, work)
+    metrics = Metrics(lambda: status | {"generation": 1, "age": 0, "paused": False})
+    assert b"g2d_rotation_late_seconds 0.0" in metrics.render()
 
 
 def test_many_listeners_of_one_address_shut_nobody_else_out():

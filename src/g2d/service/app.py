@@ -20,7 +20,7 @@ from g2d.service.batcher import Batcher, BrokenError, BusyError, NotFiniteError
 from g2d.service.events import Board
 from g2d.service.hosts import Hosts
 from g2d.service.limits import Buckets, Guard
-from g2d.service.metrics import Metrics
+from g2d.service.metrics import Metrics, public
 from g2d.service.options import Options
 from g2d.service.protocol import HEADER_LENGTH, LARGE, Model, Query, RequestError, answer, parse
 
@@ -32,6 +32,7 @@ Headers = list[tuple[bytes, bytes]]
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready))?/?")
 _FREE = ("/v2/health/live", "/v2/health/ready", "/metrics")  # no client's rate limits these
+_SETTLE = 0.25  # seconds between looks for swaps whose latencies are complete
 _JSON = (b"content-type", b"application/json")
 
 
@@ -67,7 +68,7 @@ class Service:
         return {
             "model": self.model.name,
             "ready": not self.draining,
-            "rotation": self.rotation.status(),
+            "rotation": public(self.rotation.status()),
             **self.board.snapshot(),
         }
 
@@ -86,11 +87,18 @@ class Service:
         self._batcher.start(loop)
         self.rotation.start()
         self._pages = asyncio.ensure_future(asyncio.to_thread(self._make_pages, self))
+        settling = asyncio.ensure_future(self._settle())
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        settling.cancel()
         await asyncio.to_thread(self._batcher.stop)
         await asyncio.to_thread(self.rotation.stop)
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _settle(self) -> None:
+        while True:
+            await asyncio.sleep(_SETTLE)
+            self.board.settle()
 
     # --- one request -----------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from g2d import __version__
 from g2d.service.admin import add_admin, address, admit
 from g2d.service.findings import Findings
 from g2d.service.log import to_json
-from g2d.service.metrics import CONTENT_TYPE_LATEST
+from g2d.service.metrics import CONTENT_TYPE_LATEST, public
 from g2d.service.openapi import merge
 from g2d.service.page import add_pages
 from g2d.service.protocol import RequestError
@@ -71,7 +71,10 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
     @app.get("/redteam", tags=["status"])
     def redteam() -> Response:  # no coroutine: it may read a megabyte
         """What the last `g2d attack` on this vault found; null: nothing yet."""
-        return _json(findings.read())
+        found = findings.read()
+        if found and "error" in found:
+            found = {"error": service.board.plain(found["error"])}
+        return _json(found)
 
     @app.get("/metrics", tags=["status"], response_class=Response)
     async def metrics() -> Response:
@@ -107,7 +110,7 @@ def _moment(service: Service, findings: Findings) -> dict[str, Any]:
     """What changes all the time, in few bytes."""
     return {
         "now": time.time(),
-        "rotation": service.rotation.status(),
+        "rotation": public(service.rotation.status()),
         "traffic": service.metrics.traffic(),
         "admin": service.guard.open,
         "redteam": findings.version(),

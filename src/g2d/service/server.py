@@ -177,7 +177,7 @@ def _assemble(
     worker = Worker(vault, data, tell, options.patience, shelf.task)
     rotation = Rotation(live, worker, shelf, triggers, tell)
     metrics = Metrics(rotation.status)
-    board = Board(metrics, log, shelf.describe)
+    board = Board(metrics, log, shelf.describe, vault)
     board.remember(shelf.exposures())
     if warning:
         rotation.alarm("expired", warning)
