@@ -395,7 +395,10 @@ def serve(
 ) -> None:
     """Serve the live generation over HTTP (Open Inference Protocol v2), and rotate it."""
     from g2d.service.options import Options, read_token, require, seconds
+    from g2d.service.starting import check_tls, leave_on_sigterm
 
+    if engine == "local":
+        leave_on_sigterm()
     options = Options(
         host=host, port=port, name=name, every=seconds(every), jitter=jitter, queries=queries,
         check_every=seconds(check_every), max_batch=max_batch, max_body=max_body, rate=rate,
@@ -403,6 +406,7 @@ def serve(
         allow_host=tuple(allow_host or ()),
     )  # fmt: skip
     token = read_token(admin_token_file)
+    check_tls(tls_cert, tls_key)
     _vault_settings(vault)
     require()
     parts: dict[str, Any] = {

@@ -30,6 +30,7 @@ from g2d.service.limits import Guard
 from g2d.service.log import Log
 from g2d.service.metrics import Metrics
 from g2d.service.options import Options
+from g2d.service.starting import leave
 from g2d.spare import Worker
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _SWITCH = 5e-4  # seconds that a thread may keep the interpreter; Python's 5 ms 
 
 
 def listen(options: Options) -> socket.socket:
-    """Bind the service's socket, so that a port in use is said before anything is loaded.
+    """Open the service's socket, so that a port in use is said before anything is loaded.
 
     Raises:
         SettingsError: the address cannot be bound.
@@ -55,6 +56,7 @@ def listen(options: Options) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
+            bound.listen(_BACKLOG)  # only this keeps a second service off; who connects waits
         except BaseException:
             bound.close()
             raise
@@ -142,7 +144,6 @@ def serve(
     shelf = VaultShelf(vault, options.name, data, read_public_key(key), served)
     sys.setswitchinterval(_SWITCH)
     service, monitor = _assemble(shelf, vault, data, options, token, log)
-    bound.listen(_BACKLOG)  # who reads the next line may connect at once
     address = f"{'https' if options.tls_cert else 'http'}://{_where(bound)}"
     say(f"generation {service.rotation.live} is live at {address}/v2/models/{options.name}")
     warn(options, token, key, log, say)
@@ -229,7 +230,7 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
     errors.handlers, errors.propagate = [_Lines(log)], False
     # uvicorn raises what it caught again once it has drained: then this handler ends it with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: None if service.draining else leave())
     _Server(config, ending).run(sockets=[bound])
 
 
