@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -95,12 +96,13 @@ class Harness:
 
     def __init__(
         self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN,
-        results: Path | None = None,
+        results: Path | None = None, hosts: tuple[str, ...] = ("g2d",),
     ) -> None:  # fmt: skip
         from g2d.service.pages import build
 
         self.fake, self.live, self.log = Fake(), Live(numbered(1)), io.StringIO()
-        self.options = options or Options()
+        options = options or Options()
+        self.options = replace(options, allow_host=(*options.allow_host, *hosts))
         self.rotation = Rotation(
             self.live, self.fake, self.fake, triggers or Triggers(), self._tell, backoff=FAST
         )

@@ -303,7 +303,7 @@ async def client(app: Leased):
 
 def drive(script: Script, work: Callable, token: bytes | None = None) -> None:
     async def run() -> None:
-        app = assemble(script, Post(Options(), TERMS, Guard(token)), "r1")
+        app = assemble(script, Post(Options(allow_host=("g2d",)), TERMS, Guard(token)), "r1")
         async with client(app) as made:
             await work(made)
 

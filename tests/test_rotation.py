@@ -89,7 +89,7 @@ def test_jitter_is_bounded_even_and_secret():
     fake = Fake()
     live = Live(numbered(1))
     r = Rotation(live, fake, fake, Triggers(every=10.0, jitter=0.2), chance=random.Random(1))
-    drawn = [r._draw(0.0) for _ in range(2000)]
+    drawn = [r._draw(0.0, 10.0) for _ in range(2000)]
     assert 8.0 <= min(drawn) < 8.1
     assert 11.9 < max(drawn) <= 12.0
     assert abs(sum(drawn) / len(drawn) - 10.0) < 0.1
@@ -98,9 +98,20 @@ def test_jitter_is_bounded_even_and_secret():
     assert isinstance(Rotation(live, fake, fake, Triggers())._chance, random.SystemRandom)
 
 
+def test_a_client_that_counts_inputs_does_not_know_when():
+    live, fake = Live(numbered(1)), Fake()
+    drawn = set()
+    for seed in range(20):
+        r = Rotation(live, fake, fake, Triggers(queries=1000), chance=random.Random(seed))
+        due = next(n for n in range(1, 2000) if r.count(1) or r.status()["due"])
+        assert 900 <= due <= 1101
+        drawn.add(due)
+    assert len(drawn) > 15
+
+
 def test_every_so_many_queries_rotate_once():
     fake = Fake()
-    live, r = rotation(fake, Triggers(queries=100))
+    live, r = rotation(fake, Triggers(queries=100, jitter=0.0))
     with running(r):
         for _ in range(9):
             r.count(11)

@@ -12,10 +12,12 @@ import pytest
 
 from g2d.errors import GenerationError, SettingsError
 from g2d.schedule import Triggers
+from g2d.service.events import Board
 from g2d.service.limits import Buckets, Guard
-from g2d.service.metrics import Latencies
+from g2d.service.log import Log
+from g2d.service.metrics import Latencies, Metrics, public
 from g2d.service.options import Options, read_token, seconds
-from stand_ins import TOKEN, Harness, body, wait_for
+from stand_ins import MODEL, TOKEN, Harness, body, wait_for
 
 INFER = "/v2/models/g2d/infer"
 ADMIN = {"authorization": f"Bearer {TOKEN}"}
@@ -151,6 +153,51 @@ def test_limits_of_size_and_rate():
     assert b"g2d_rate_limited_total 1.0" in harness.metrics.render()
 
 
+def test_what_memory_does_not_suffice_for_is_413(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    async def work(client):
+        monkeypatch.setattr("g2d.service.app.parse", full)
+        assert (await client.post(INFER, json=body())).status_code == 413
+
+    run(Harness(), work)
+
+
+def test_large_bodies_are_parsed_beside_the_loop(monkeypatch):
+    import threading
+
+    from g2d.service import app
+
+    names, plain = [], app.parse
+
+    def watched(*arguments):
+        names.append(threading.current_thread() is threading.main_thread())
+        return plain(*arguments)
+
+    monkeypatch.setattr("g2d.service.app.parse", watched)
+
+    async def work(client):
+        for space in (0, 70_000):
+            content = json.dumps(body()).encode() + b" " * space
+            assert (await client.post(INFER, content=content)).status_code == 200
+
+    run(Harness(Options(max_body=100_000)), work)
+    assert names == [True, False]
+
+
+def test_the_largest_body_is_what_the_task_needs_unless_told():
+    async def sizes(client):
+        largest = MODEL.largest(256)
+        for size, status in ((largest, 200), (largest + 1, 413)):
+            content = json.dumps(body()).encode().ljust(size)
+            assert (await client.post(INFER, content=content)).status_code == status
+
+    run(Harness(), sizes)
+    with pytest.raises(SettingsError, match="max_body"):
+        Options(max_body=3)
+
+
 def test_a_body_that_never_comes_and_a_model_that_never_answers_time_out():
     import threading
 
@@ -176,6 +223,53 @@ def test_a_body_that_never_comes_and_a_model_that_never_answers_time_out():
         assert (await client.post(INFER, json=body(2))).status_code == 200
 
     run(harness, work)
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "origin", "status"),
+    [
+        ({}, "localhost", None, 200),
+        ({}, "LocalHost:8000", None, 200),
+        ({}, "127.0.0.1:1", None, 200),
+        ({}, "[::1]:8000", "http://[::1]:8000", 200),
+        ({}, "", None, 200),  # no browser sends none
+        ({}, "attacker.example:8000", None, 421),
+        ({}, "localhost.attacker.example", None, 421),
+        ({}, "localhost@x", None, 421),
+        ({}, "attacker.example", "http://attacker.example", 421),
+        ({}, "localhost:8000", "http://localhost:8000", 200),
+        ({}, "localhost:8000", "http://localhost:9000", 403),
+        ({}, "localhost:8000", "https://attacker.example", 403),
+        ({}, "localhost:8000", "null", 403),
+        ({"host": "127.1.2.3"}, "127.1.2.3:8000", None, 200),
+        ({"allow_host": ("Models.Example",)}, "models.example", "https://models.example", 200),
+        ({"allow_host": ("models.example",)}, "localhost:8000", "https://models.example", 200),
+        ({"allow_host": ("models.example",)}, "other.example", None, 421),
+        ({"host": "0.0.0.0"}, "any.example", "https://any.example", 200),
+        ({"host": "0.0.0.0"}, "any.example", "https://other.example", 403),
+        ({"host": "0.0.0.0", "allow_host": ("a.example",)}, "b.example", None, 421),
+    ],
+)
+def test_other_peoples_pages_reach_nothing(options, host, origin, status):
+    """DNS rebinding: a page of another name, which resolves here; and blind cross-site queries."""
+    harness = Harness(Options(**options), hosts=())
+    headers = {"host": host} | ({"origin": origin} if origin else {})
+
+    async def work(client):
+        for _ in range(2):
+            for path in ("/v2/health/live", "/status", "/metrics"):
+                assert (await client.get(path, headers=headers)).status_code == status
+            found = await client.post(INFER, json=body(), headers=headers)
+            assert found.status_code == status
+            assert status == 200 or "--allow-host" in found.json()["error"] or status == 403
+
+    run(harness, work)
+
+
+@pytest.mark.parametrize("name", ["a b", "https://a", "a:1", "", "*"])
+def test_hosts_that_are_allowed_are_names(name):
+    with pytest.raises(SettingsError, match="allow_host"):
+        Options(allow_host=(name,))
 
 
 def test_admin_calls_need_the_token():
@@ -271,9 +365,13 @@ def test_status_history_and_metrics():
         rejected = {"generation": 9, "gates": [{"gate": "class", "reason": "r"}]}
         harness.board.tell("rejected", rejected)
         await client.post(INFER, json=body(3))
+        until = time.monotonic() + 5
+        while "latency" not in (await client.get("/status")).json()["history"][-1]:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.1)
         status = (await client.get("/status")).json()
         assert status["rotation"]["generation"] == harness.live.number
-        assert 990 < status["rotation"]["countdown"] <= 1000
+        assert 980 < status["rotation"]["countdown"] <= 1000
         (swap,) = status["history"]
         assert swap["reasons"] == ["demand"]
         assert set(swap["latency"]) == {"before", "during", "after"}
@@ -285,7 +383,7 @@ def test_status_history_and_metrics():
         for line in (
             'g2d_requests_total{call="infer",status="200"} 2.0', "g2d_inputs_total 6.0",
             "g2d_request_seconds_count 2.0", "g2d_in_flight 0.0", "g2d_swaps_total 1.0",
-            f"g2d_generation {float(harness.live.number)}", "g2d_generation_age_seconds 0.",
+            f"g2d_generation {float(harness.live.number)}", "g2d_generation_age_seconds ",
             'g2d_rejected_candidates_total{gate="class"} 1.0',
             'g2d_refused_generations_total{reason="signature"} 1.0',
         ):  # fmt: skip
@@ -327,6 +425,129 @@ def test_events_begin_with_the_status_and_follow_what_happens():
         assert (await client.get("/events")).status_code == 503
 
     run(harness, work)
+
+
+def test_latencies_around_a_swap_are_kept_though_nobody_looks():
+    harness = Harness()
+
+    async def work(client):
+        await client.post(INFER, json=body(2))
+        await client.post("/admin/rotate", headers=ADMIN)
+        await asyncio.sleep(2.0)
+        harness.metrics.latencies.quantiles = lambda *_: pytest.fail("computed for who looks")
+        status = (await client.get("/status")).json()
+        latency = status["history"][-1]["latency"]
+        assert latency["before"] or latency["during"]
+        assert latency["after"] is None
+        (told,) = harness.board.latencies()
+        assert told == {"generation": 2, "latency": latency}
+
+    harness.metrics.traffic = dict
+    run(harness, work)
+
+
+def test_what_anybody_may_read_holds_no_paths_and_no_last_words():
+    from pathlib import Path
+
+    harness = Harness()
+    board = Board(harness.metrics, Log(harness.log), dict, Path("/srv/the models/vault"))
+    text = (
+        "cannot read /srv/the models/vault/generations/7/weights: [Errno 13] '/home/me/x y';"
+        " https://x.example/a/b stays. Its last words: Traceback /home/me secret"
+    )
+    board.tell("failed", {"reason": "none made", "text": text, "live": 1, "retry": 1.0})
+    board.tell("refused", {"reason": "digest", "text": "weights: 1/2 of /a/b/c.bin", "live": 1})
+    failed, refused = board.snapshot()["alarms"]
+    assert failed["text"] == (
+        "cannot read vault/generations/7/weights: [Errno 13] 'x y'; https://x.example/a/b stays."
+    )
+    assert refused["text"] == "weights: 1/2 of c.bin"
+    assert "secret" in harness.log.getvalue()
+    assert "/home/me" in harness.log.getvalue()
+
+
+def test_the_moment_of_a_rotation_stays_secret():
+    status = {"answered": 123_456, "late": 29.9, "due": ["demand", "queries", "schedule"]}
+    assert public(status) == {"answered": 120_000, "late": 0.0, "due": ["demand"]}
+    late = public(status | {"late": 31.0})
+    assert (late["late"], late["due"]) == (31.0, status["due"])
+    assert [public({"answered": n})["answered"] for n in (0, 9, 99, 101, 999)] == [
+        0, 9, 99, 100, 990
+    ]  # fmt: skip
+    harness = Harness()
+    plain = harness.rotation.status
+    harness.rotation.status = lambda: plain() | status
+
+    async def work(client):
+        assert (await client.get("/status")).json()["rotation"]["answered"] == 120_000
+
+    run(harness, work)
+    metrics = Metrics(lambda: status | {"generation": 1, "age": 0, "paused": False})
+    assert b"g2d_rotation_late_seconds 0.0" in metrics.render()
+
+
+def test_many_listeners_of_one_address_shut_nobody_else_out():
+    harness = Harness()
+
+    async def work(client):
+        board = harness.board
+        assert all(board.listen("192.0.2.1") for _ in range(8))
+        assert board.listen("192.0.2.1") is None
+        assert all(board.listen(f"192.0.2.{n}") for n in range(2, 58))
+        assert board.listen("192.0.2.99") is None
+        assert (await client.get("/events")).status_code == 503
+        wrong = await client.get("/events", headers={"authorization": f"Bearer {TOKEN}x"})
+        assert wrong.status_code == 401
+        asked = asyncio.ensure_future(client.get("/events", headers=ADMIN))
+        await asyncio.to_thread(wait_for, lambda: len(board._listeners) == 65)
+        board.close()
+        assert (await asked).status_code == 200
+
+    run(harness, work)
+    assert b"g2d_wrong_tokens_total 1.0" in harness.metrics.render()
+
+
+def test_an_alarm_is_checked_by_us_and_after_the_token():
+    harness = Harness()
+    kind = {"content-type": "application/json"}
+    quiet = {"kind": "drift", "text": "t", "rotate": False}
+
+    async def work(client):
+        for bad in (b"", b"{", b'{"kind": NaN}', b"\xff", b"x" * 70_000):
+            sent = client.post("/admin/alarm", content=bad, headers=kind)
+            assert (await sent).status_code == 401
+        secret = "sesame"
+        for content, word in (
+            (b"", "JSON"), (b"{", "JSON"), (b"\xff", "JSON"), (b"[]", "object"),
+            (b'{"kind": NaN, "text": "t"}', "kind"), (b'{"kind": "drift"}', "text"),
+            (b'{"kind": "drift", "text": "\\ud800"}', "JSON"),
+            (json.dumps(quiet | {"kind": secret}).encode(), "kind"),
+            (json.dumps(quiet | {"text": [secret]}).encode(), "text"),
+            (json.dumps(quiet | {secret: float("nan")}).encode(), "member"),
+            (json.dumps(quiet | {"rotate": "yes"}).encode(), "rotate"),
+        ):  # fmt: skip
+            answer = await client.post("/admin/alarm", content=content, headers=kind | ADMIN)
+            assert answer.status_code == 422, content
+            assert set(answer.json()) == {"error"}
+            assert word in answer.json()["error"]
+            assert secret not in answer.text
+        answer = await client.post("/admin/alarm", json=quiet | {"text": "é😀"}, headers=ADMIN)
+        assert answer.status_code == 200
+        assert (await client.get("/status")).json()["alarms"][-1]["text"] == "é😀"
+
+    run(harness, work)
+    assert b"g2d_wrong_tokens_total 5.0" in harness.metrics.render()
+
+
+def test_an_ipv6_network_is_one_client():
+    buckets = Buckets(rate=1.0, burst=1.0)
+    assert buckets.take("2001:db8::1", now=0.0) == 0
+    assert buckets.take("2001:db8::ffff:2", now=0.0) > 0
+    assert buckets.take("2001:db8:0:1::1", now=0.0) == 0
+    assert buckets.take("fe80::1%eth0", now=0.0) == 0
+    for v4 in ("192.0.2.1", "192.0.2.2", "::ffff:192.0.2.3", "::ffff:192.0.2.4", ""):
+        assert buckets.take(v4, now=0.0) == 0
+    assert buckets.take("::ffff:192.0.2.1", now=0.0) > 0
 
 
 def test_a_listener_that_does_not_keep_up_costs_no_memory():

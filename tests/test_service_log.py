@@ -25,7 +25,11 @@ def test_a_reader_that_stalls_stops_nothing(monkeypatch):
         lines = iter(pipe.readline, "")
         dropped = next(json.loads(line) for line in lines if '"dropped"' in line)
         assert dropped["dropped"] > 1000
+        assert log._lines is not None
+        while not log._lines.empty():
+            pipe.readline()
         log.close()
+        monkeypatch.undo()
 
 
 def test_what_waits_is_written_at_the_end(capsys):
@@ -54,7 +58,9 @@ def test_lines_that_clients_cause_are_few_and_counted(monkeypatch):
 def test_any_text_and_number_is_written():
     out = io.StringIO()
     log = Log(out)
-    log("failed", text="/srv/\udcff/vault", value=float("nan"), more=[{"\ud800": {"\ud800"}}])
+    log("failed", text="/srv/\udcff/vault", value=float("nan"), more=[{"\ud800": {"\ud800"}}],
+        huge=2**70)  # fmt: skip
     line = json.loads(out.getvalue())
     assert line["text"] == "/srv/\\udcff/vault"
     assert line["value"] is None
+    assert line["huge"] == str(2**70)

@@ -213,7 +213,7 @@ def test_a_head_that_never_ends_is_ended(vault, x, tmp_path):
                         wire.sendall(then)
             return heard, time.monotonic() - began
 
-        live = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+        live = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
         for first, then in ((b"", b""), (b"GET /v2 HTTP/1.1\r\n", b"a: b\r\n"), (live, b"\r\n")):
             heard, took = talk(first, then)
             assert heard.endswith(b"content-length: 0\r\n\r\n"), heard
@@ -221,7 +221,7 @@ def test_a_head_that_never_ends_is_ended(vault, x, tmp_path):
             assert 0.8 < took < 5
         heard, _ = talk(b"GET /v2 HTTP/1.1\r\n", b"a: " + b"b" * 60_000 + b"\r\n")
         assert b"431" in heard
-        refused = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 300000\r\n\r\n"
+        refused = b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 300000\r\n\r\n"
         heard, _ = talk(refused, bytes(20_000), 0.9)
         assert heard.startswith(b"HTTP/1.1 404")
         assert b"431" not in heard
@@ -540,6 +540,56 @@ def serve(*arguments: str, **env: str) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "g2d", "serve", *arguments], capture_output=True, text=True,
         timeout=120, check=False, env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | env,
     )  # fmt: skip
+
+
+def test_two_services_cannot_have_one_port():
+    from g2d.errors import SettingsError
+    from g2d.service.options import Options
+    from g2d.service.server import listen
+
+    with listen(Options(port=0)) as first, pytest.raises(SettingsError, match="cannot bind"):
+        listen(Options(port=first.getsockname()[1]))
+
+
+def test_sigterm_during_the_start_is_no_failure(vault):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "g2d", "serve", str(vault), "--port", "0"],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    try:
+
+        def caught() -> bool:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            mask = int(status.split("SigCgt:")[1].split()[0], 16)
+            return bool(mask >> (signal.SIGTERM - 1) & 1)
+
+        wait_for(caught, 60)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "ended before it served" in said
+    assert "is live at" not in said
+
+
+def test_what_is_wrong_with_certificate_and_key_is_said_with_the_file(vault, tmp_path):
+    (tmp_path / "other").mkdir()
+    (cert, key), (_, other) = certificate(tmp_path), certificate(tmp_path / "other")
+    none, text = str(tmp_path / "none.pem"), tmp_path / "text.pem"
+    text.write_text("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
+    for pair, said in (
+        ((cert, none), f"cannot read --tls-key {none}"),
+        ((none, key), f"cannot read --tls-cert {none}"),
+        ((key, cert), "swapped"),
+        ((cert, other), f"{other} is not the private key of {cert}"),
+        ((str(text), key), str(text)),
+        ((cert, cert), f"--tls-key {cert} holds no private key"),
+    ):
+        done = serve(str(vault), "--tls-cert", pair[0], "--tls-key", pair[1])
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_mistakes_are_said_before_torch_is_loaded(vault, tmp_path):

@@ -160,8 +160,58 @@ def test_integers_are_taken_for_integer_models_only_whole():
     model = Model("g2d", (2,), "int64", 2)
     tensor = {"name": "input", "shape": [1, 2], "datatype": "INT64", "data": [1, 2]}
     assert parse(json.dumps({"inputs": [tensor]}).encode(), None, model, 1).x.dtype == np.int64
-    with pytest.raises(RequestError, match="whole"):
-        parse(json.dumps({"inputs": [tensor | {"data": [1.5, 2]}]}).encode(), None, model, 1)
+    for wrong in ([1.5, 2], [2**63, 2]):
+        with pytest.raises(RequestError, match="whole"):
+            parse(json.dumps({"inputs": [tensor | {"data": wrong}]}).encode(), None, model, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_numpy_never_sees_what_is_no_number(monkeypatch, dtype):
+    """As an array of texts every place is as long as the longest: 100 kB would be 2.6 GB."""
+    model = Model("g2d", (100,), dtype, 3)
+    seen = []
+    for name in ("array", "asarray"):
+        monkeypatch.setattr(f"g2d.service.protocol.np.{name}", lambda *_, **__: seen.append(1))
+    number = 1 if dtype == "int64" else 1.0
+    for wrong in ("a" * 50_000, None, True, {}, [], [number]):
+        for row in ([number] * 99 + [wrong], [[number] * 99 + [wrong]], [wrong] * 100):
+            tensor = {"name": "input", "shape": [1, 100], "datatype": model.datatype, "data": row}
+            with pytest.raises(RequestError) as refused:
+                parse(json.dumps({"inputs": [tensor]}).encode(), None, model, 8)
+            assert refused.value.status == 400
+    for many in ([number] * 101, [number] * 99, [[number] * 101], [[number] * 100] * 2):
+        tensor = {"name": "input", "shape": [1, 100], "datatype": model.datatype, "data": many}
+        with pytest.raises(RequestError, match="must hold 100 numbers"):
+            parse(json.dumps({"inputs": [tensor]}).encode(), None, model, 8)
+    assert not seen
+
+
+@pytest.mark.parametrize("part", ["0", "[]", "{}", '""', "[[[[]]]]"])
+def test_a_body_of_more_values_than_could_fit_is_not_even_parsed(monkeypatch, part):
+    def never(_: bytes) -> None:
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr("g2d.service.protocol.orjson.loads", never)
+    large = b'{"inputs": [' + b",".join([part.encode()] * 60_000) + b"]}"
+    with pytest.raises(RequestError) as refused:
+        parse(large, None, MODEL, 8)
+    assert refused.value.status == 413
+
+
+def test_the_largest_body_that_fits_is_parsed():
+    model = Model("g2d", (1, 8, 8), "float64", 3)
+    x = np.random.default_rng(0).normal(size=(64, 1, 8, 8))
+    for data in (x.tolist(), x.ravel().tolist()):
+        tensor = {"name": "input", "shape": list(x.shape), "datatype": "FP64", "data": data}
+        large = json.dumps({"inputs": [tensor]}, indent=1).encode()
+        assert 65_536 < len(json.dumps({"inputs": [tensor]})) <= model.largest(64)
+        assert np.array_equal(parse(large, None, model, 64).x, x)
+
+
+def test_how_large_a_body_may_be_follows_from_the_task():
+    assert Model("g2d", (1, 8, 8), "float32", 10).largest(256) == 32 * 64 * 256 + 65_536
+    assert Model("g2d", (3, 32, 32), "float32", 10).largest(256) == 8 << 20
+    assert Model("g2d", (3, 512, 512), "float32", 10).largest(256) == 32 * 3 * 512 * 512 + 65_536
 
 
 @given(st.binary(max_size=200), st.none() | st.binary(max_size=4))

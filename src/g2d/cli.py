@@ -370,6 +370,10 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Also a name of this service (a proxy's); repeatable."),
+    ] = None,
     name: Annotated[str, typer.Option(help="The model's name in addresses.")] = "g2d",
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Public key: serve signed ones only.")
@@ -387,7 +391,7 @@ def serve(
     rate: Annotated[float, typer.Option(help="Inputs of one client a second; 0: any.")] = 0.0,
     burst: Annotated[float, typer.Option(help="How many of them at once.")] = 1000.0,
     max_batch: Annotated[int, typer.Option(help="Inputs of one request.")] = 256,
-    max_body: Annotated[int, typer.Option(help="Bytes of one request.")] = 8 << 20,
+    max_body: Annotated[int, typer.Option(help="Bytes of one; 0: as its inputs need.")] = 0,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="For one request.")] = "10s",
     check_every: Annotated[
         str,
@@ -405,13 +409,18 @@ def serve(
 ) -> None:
     """Serve the live generation over HTTP (Open Inference Protocol v2), and rotate it."""
     from g2d.service.options import Options, read_token, require, seconds
+    from g2d.service.starting import check_tls, leave_on_sigterm
 
+    if engine == "local":
+        leave_on_sigterm()
     options = Options(
         host=host, port=port, name=name, every=seconds(every), jitter=jitter, queries=queries,
         check_every=seconds(check_every), max_batch=max_batch, max_body=max_body, rate=rate,
         burst=burst, timeout=seconds(timeout), tls_cert=tls_cert, tls_key=tls_key,
+        allow_host=tuple(allow_host or ()),
     )  # fmt: skip
     token = read_token(admin_token_file)
+    check_tls(tls_cert, tls_key)
     _vault_settings(vault)
     require()
     parts: dict[str, Any] = {

@@ -60,8 +60,9 @@ class Triggers:
     """What makes a rotation due, besides an operator and an alarm; 0 turns one off.
 
     Attributes:
-        every: mean seconds between rotations. jitter: each wait is drawn evenly from
-            `every * [1 - jitter, 1 + jitter]`, in secret. queries: inputs that are answered.
+        every: mean seconds between rotations. queries: mean number of inputs answered between them.
+            jitter: each wait is drawn evenly from `[1 - jitter, 1 + jitter]` times the mean, in
+            secret: a client that counts inputs must not know the moment either.
     """
 
     every: float = 0.0
@@ -120,7 +121,8 @@ class Rotation:
         self._due_at, self._warned = math.inf, False
         self._spare: Snapshot | None = None
         self._since = time.monotonic()
-        self._at = self._draw(self._since)
+        self._at = self._draw(self._since, self._triggers.every)
+        self._enough = self._draw(0.0, self._triggers.queries)
         self._thread = threading.Thread(target=self._run, name="rotation", daemon=True)
 
     @property
@@ -166,10 +168,10 @@ class Rotation:
                 self._demand(f"alarm: {kind}")
 
     def count(self, inputs: int) -> None:
-        """Count answered inputs; every `triggers.queries` of them a rotation is due."""
+        """Count answered inputs; about every `triggers.queries` of them a rotation is due."""
         self._answered += inputs  # by one thread, the one that infers
-        if self._triggers.queries and self._answered >= self._triggers.queries:
-            self._answered = 0
+        if self._triggers.queries and self._answered >= self._enough:
+            self._answered, self._enough = 0, self._draw(0.0, self._triggers.queries)
             with self._wake:
                 self._demand("queries")
 
@@ -283,7 +285,7 @@ class Rotation:
             self._spare, self._failures = None, 0
             self._due_at, self._warned = math.inf, False
             self._since = time.monotonic()
-            self._at = self._draw(self._since)
+            self._at = self._draw(self._since, self._triggers.every)
         facts = {"generation": spare.number, "before": before, "reasons": reasons}
         self._tell("swap", facts | {"seconds": self._since - began})
         for future in asked:
@@ -328,10 +330,10 @@ class Rotation:
         for future in asked:
             _resolve(future, error)
 
-    def _draw(self, since: float) -> float:
-        """When the next rotation is due by the schedule."""
+    def _draw(self, since: float, mean: float) -> float:
+        """When the next rotation is due, in seconds or in inputs."""
         jitter = self._triggers.jitter
-        return since + self._triggers.every * self._chance.uniform(1 - jitter, 1 + jitter)
+        return since + mean * self._chance.uniform(1 - jitter, 1 + jitter)
 
 
 def _resolve(future: Future[int], result: int | Exception) -> None:

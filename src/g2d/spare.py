@@ -117,8 +117,10 @@ class Worker:
         assert process.stdout is not None
         until = time.monotonic() + self._patience
         while True:
-            waited = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
-            if not waited[0]:
+            # Not select(): it takes no descriptor above 1023, and a service may hold thousands.
+            poll = select.poll()
+            poll.register(process.stdout, select.POLLIN)
+            if not poll.poll(1e3 * max(0.0, until - time.monotonic())):
                 process.kill()
                 raise GenerationError(
                     f"the worker took more than {self._patience:g} s and was ended; allow it more"

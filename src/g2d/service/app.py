@@ -18,10 +18,11 @@ import orjson
 from g2d.schedule import Rotation
 from g2d.service.batcher import Batcher, BrokenError, BusyError, NotFiniteError
 from g2d.service.events import Board
+from g2d.service.hosts import Hosts
 from g2d.service.limits import Buckets, Guard
-from g2d.service.metrics import Metrics
+from g2d.service.metrics import Metrics, public
 from g2d.service.options import Options
-from g2d.service.protocol import HEADER_LENGTH, Model, RequestError, answer, parse
+from g2d.service.protocol import HEADER_LENGTH, LARGE, Model, Query, RequestError, answer, parse
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -31,6 +32,7 @@ Headers = list[tuple[bytes, bytes]]
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready))?/?")
 _FREE = ("/v2/health/live", "/v2/health/ready", "/metrics")  # no client's rate limits these
+_SETTLE = 0.25  # seconds between looks for swaps whose latencies are complete
 _JSON = (b"content-type", b"application/json")
 
 
@@ -54,8 +56,10 @@ class Service:
     ) -> None:
         self.model, self.options, self.rotation = model, options, rotation
         self.metrics, self.board, self.guard = metrics, board, guard
+        self.max_body = options.max_body or model.largest(options.max_batch)
         self.draining = False
         self._batcher, self._make_pages = batcher, pages
+        self._hosts = Hosts(options)
         self._buckets = Buckets(options.rate, options.burst)
         self._pages: asyncio.Future[Asgi] | None = None
 
@@ -64,7 +68,7 @@ class Service:
         return {
             "model": self.model.name,
             "ready": not self.draining,
-            "rotation": self.rotation.status(),
+            "rotation": public(self.rotation.status()),
             **self.board.snapshot(),
         }
 
@@ -83,11 +87,18 @@ class Service:
         self._batcher.start(loop)
         self.rotation.start()
         self._pages = asyncio.ensure_future(asyncio.to_thread(self._make_pages, self))
+        settling = asyncio.ensure_future(self._settle())
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        settling.cancel()
         await asyncio.to_thread(self._batcher.stop)
         await asyncio.to_thread(self.rotation.stop)
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _settle(self) -> None:
+        while True:
+            await asyncio.sleep(_SETTLE)
+            self.board.settle()
 
     # --- one request -----------------------------------------------------------------------------
 
@@ -96,6 +107,7 @@ class Service:
         call = "infer" if path.endswith("/infer") else "other"
         began = time.perf_counter()
         try:
+            self._hosts.check(scope["headers"])
             if path not in _FREE:
                 self._charge(scope, 1.0)
             if path == "/v2" or path.startswith("/v2/"):
@@ -156,7 +168,7 @@ class Service:
             async with asyncio.timeout(self.options.timeout):
                 length = _header(scope, HEADER_LENGTH)
                 body = await self._body(scope, receive)
-                query = parse(body, length, self.model, self.options.max_batch)
+                query = await self._parse(body, length)
                 self._charge(scope, len(query.x) - 1.0)
                 logits, number = await self._batcher.submit(query.x)
         except TimeoutError:
@@ -180,9 +192,18 @@ class Service:
         await _respond(send, 200, content, headers)
         self.metrics.answered(began, len(query.x))
 
+    async def _parse(self, body: bytes, length: bytes | None) -> Query:
+        """Read a body; a large one on another thread, so that others are answered meanwhile."""
+        try:
+            if len(body) <= LARGE:
+                return parse(body, length, self.model, self.options.max_batch)
+            return await asyncio.to_thread(parse, body, length, self.model, self.options.max_batch)
+        except MemoryError:
+            raise RequestError(413, "memory does not suffice; send fewer inputs") from None
+
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """Read a body of bounded size; most come in one message."""
-        most = self.options.max_body
+        most = self.max_body
         too_large = RequestError(413, f"the body is larger than {most} bytes; send fewer inputs")
         if _header(scope, b"content-encoding") not in (None, b"identity"):
             raise RequestError(415, "compressed bodies are not taken; send them as they are")

@@ -7,21 +7,27 @@ of ours alone: no input, no token, no header.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from g2d.service.limits import client_of
 from g2d.service.log import Log, to_json
 from g2d.service.metrics import Metrics
 
 _KEPT = 200  # rotations, alarms and rejected candidates that the status shows
-_LISTENERS = 64
+_LISTENERS, _OWN = 64, 8  # streams of events at once, and those of one client
 _SPAN = 1.0  # seconds before and after a swap whose latencies stand for "before" and "after"
 _NEAR = 0.1  # seconds on either side of a swap that stand for "during"
 _RECENT, _MOST = 5.0, 8  # seconds, and swaps, whose latencies may still be news
-_PRIVATE = frozenset({"client", "clock"})  # for the log, not for whoever listens
+_WORDS = " Its last words:"  # `spare` puts them at the end
+_QUOTED = re.compile(r"(['\"])/(?:[^'\"/]*/)*([^'\"/]*)\1")
+_PATH = re.compile(r"(?<![\w.:/'\"])/(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]*)")
+_PRIVATE = frozenset({"client"})  # for the log, not for whoever listens
 
 
 class Board:
@@ -29,23 +35,34 @@ class Board:
 
     Args:
         describe: facts about a generation for the history, by its number (`Shelf.describe`).
+        vault: its folder, which only the log may name: anybody may read the rest.
     """
 
     def __init__(
-        self, metrics: Metrics, log: Log, describe: Callable[[int], Mapping[str, Any]]
+        self,
+        metrics: Metrics,
+        log: Log,
+        describe: Callable[[int], Mapping[str, Any]],
+        vault: Path | None = None,
     ) -> None:
         self._metrics, self._log, self._describe = metrics, log, describe
+        folders = {str(vault.absolute()), str(vault.resolve())} if vault else set()
+        self._vaults = sorted(folders, key=len, reverse=True)
         self._mutex = threading.Lock()
         self._history: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._alarms: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._rejected: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+        self._swapped: deque[tuple[float, dict[str, Any]]] = deque(maxlen=_KEPT)
         self._spares: dict[int, dict[str, float]] = {}
         self._listeners: dict[asyncio.Queue[bytes | None], asyncio.AbstractEventLoop] = {}
+        self._clients: dict[asyncio.Queue[bytes | None], str] = {}
         self._closed = False
 
     def tell(self, event: str, facts: dict[str, Any]) -> None:
         """Log, count, keep and publish an event."""
         record = {"time": time.time(), **facts}
+        if "text" in facts:
+            record["text"] = self.plain(str(facts["text"]))
         with self._mutex:
             shown = self._keep(event, record)
         self._log(event, **facts)
@@ -62,39 +79,70 @@ class Board:
         with self._mutex:
             history, alarms = list(self._history), list(self._alarms)
             rejected = list(self._rejected)
-        shown = [self._with_latencies(record) for record in history]
-        return {"history": shown, "alarms": alarms, "rejected": rejected}
+        return {"history": history, "alarms": alarms, "rejected": rejected}
+
+    def settle(self) -> None:
+        """Keep latency quantiles around swaps of which a second has passed, while they are known.
+
+        Of a few swaps a call, 0.6 ms each; the service calls it several times a second.
+        """
+        complete = time.perf_counter() - _NEAR - _SPAN
+        for _ in range(_MOST):
+            with self._mutex:
+                if not self._swapped or self._swapped[0][0] > complete:
+                    return
+                at, record = self._swapped.popleft()
+            take = self._metrics.latencies.quantiles
+            record["latency"] = {
+                "before": take(at - _NEAR - _SPAN, at - _NEAR),
+                "during": take(at - _NEAR, at + _NEAR),
+                "after": take(at + _NEAR, at + _NEAR + _SPAN),
+            }
 
     def latencies(self) -> list[dict[str, Any]]:
         """Return complete latencies around the last seconds' swaps, for who knows the rest."""
-        since, complete = time.time() - _RECENT, time.perf_counter() - _NEAR - _SPAN
+        since = time.time() - _RECENT
         with self._mutex:
             last = [self._history[-i - 1] for i in range(min(_MOST, len(self._history)))]
-        told = []
-        for record in last:
-            if record.get("time", 0.0) >= since and record.get("clock", 0.0) < complete:
-                latency = self._with_latencies(record)["latency"]
-                told.append({"generation": record["generation"], "latency": latency})
-        return told
+        return [
+            {"generation": record["generation"], "latency": record["latency"]}
+            for record in last
+            if record.get("time", 0.0) >= since and "latency" in record
+        ]
+
+    def plain(self, text: str) -> str:
+        """Strip from a text what is nobody's business: where files lie, what the worker printed."""
+        text = text.partition(_WORDS)[0]
+        for folder in self._vaults:
+            text = text.replace(folder, "vault")
+        return _QUOTED.sub(r"\1\2\1", _PATH.sub(r"\1", text))
 
     # --- listeners -------------------------------------------------------------------------------
 
-    def listen(self) -> asyncio.Queue[bytes | None] | None:
+    def listen(self, client: str = "", trusted: bool = False) -> asyncio.Queue[bytes | None] | None:
         """Open a queue of server-sent events for the running loop; None: too many listen.
 
         A listener that does not keep up misses events, never memory. None in the queue: the end.
+
+        Args:
+            client: the address that asks. trusted: it gave the admin's token: there is always room.
         """
+        client = client_of(client)
         with self._mutex:
-            if len(self._listeners) >= _LISTENERS or self._closed:
+            own = list(self._clients.values()).count(client)
+            full = own >= _OWN or len(self._listeners) >= _LISTENERS
+            if self._closed or (full and not trusted):
                 return None
             listener: asyncio.Queue[bytes | None] = asyncio.Queue(256)
             self._listeners[listener] = asyncio.get_running_loop()
+            self._clients[listener] = client
             return listener
 
     def leave(self, listener: asyncio.Queue[bytes | None]) -> None:
         """Close a queue."""
         with self._mutex:
             self._listeners.pop(listener, None)
+            self._clients.pop(listener, None)
 
     def close(self) -> None:
         """End every stream of events."""
@@ -122,9 +170,10 @@ class Board:
         elif event == "swap":
             metrics.swaps.inc()
             made = self._spares.pop(record["generation"], {})
-            own = {"seconds": {**made, "swap": record["seconds"]}, "clock": time.perf_counter()}
+            own = {"seconds": {**made, "swap": record["seconds"]}}
             record = self._described(record["generation"]) | record | own
             self._history.append(record)
+            self._swapped.append((time.perf_counter(), record))
         elif event == "rejected":
             for gate in record["gates"]:
                 metrics.rejected.labels(gate["gate"]).inc()
@@ -146,24 +195,6 @@ class Board:
 
     def _described(self, number: int) -> dict[str, Any]:
         return {"generation": number, **self._describe(number)}
-
-    def _with_latencies(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Add latency quantiles before, during and after a swap; once complete they are kept."""
-        at = record.get("clock")
-        if at is None:
-            return record
-        take = self._metrics.latencies.quantiles
-        latency = {
-            "before": take(at - _NEAR - _SPAN, at - _NEAR),
-            "during": take(at - _NEAR, at + _NEAR),
-            "after": take(at + _NEAR, at + _NEAR + _SPAN),
-        }
-        if time.perf_counter() > at + _NEAR + _SPAN:
-            record["latency"] = latency
-            del record["clock"]
-        return {key: value for key, value in record.items() if key != "clock"} | {
-            "latency": latency
-        }
 
 
 def _put(listener: asyncio.Queue[bytes | None], message: bytes | None) -> None:

@@ -1,13 +1,29 @@
-"""Limits on clients: a token bucket for each address, and the admin's token. Knows no HTTP."""
+"""Limits: who one client is, a token bucket for each, and the admin's token. Knows no HTTP."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import time
 from collections import OrderedDict
+from functools import lru_cache
 
 _CLIENTS = 10_000  # addresses remembered: the least recent is forgotten, and has a full bucket
+
+
+@lru_cache(_CLIENTS)
+def client_of(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, an IPv6 network of 64 bits."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.ipv4_mapped:
+        return str(found.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(found) >> 64 << 64)}/64"
 
 
 class Buckets:
@@ -24,6 +40,7 @@ class Buckets:
         """
         if not self._rate:
             return 0.0
+        client = client_of(client)
         now = time.monotonic() if now is None else now
         left, since = self._left.pop(client, (self._burst, now))
         left = min(self._burst, left + (now - since) * self._rate)

@@ -23,13 +23,15 @@ def to_json(value: Any) -> bytes:
     options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
     try:
         return orjson.dumps(value, default=str, option=options)
-    except TypeError:  # half a surrogate pair: in a path that is not UTF-8, or from a client
+    except TypeError:  # half a surrogate pair, as in a path that is not UTF-8; a huge integer
         return orjson.dumps(_plain(value), default=repr, option=options)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int) and value.bit_length() > 63:
+        return str(value)
     if isinstance(value, dict):
         return {_plain(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -16,13 +16,32 @@ from prometheus_client import (
     generate_latest,
 )
 
-__all__ = ["CONTENT_TYPE_LATEST", "Latencies", "Metrics"]
+from g2d.schedule import GRACE
+
+__all__ = ["CONTENT_TYPE_LATEST", "Latencies", "Metrics", "public"]
 
 _BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25,
     0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+_SECRET = ("schedule", "queries")  # what is due at a moment that nobody asked for
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+def public(status: dict[str, Any]) -> dict[str, Any]:
+    """Return a rotation's status without what would betray the moment of the next one.
+
+    Counts of two digits, and what is due unasked, by jitter or by answers, only once it is late.
+    """
+    told = dict(status)
+    if "answered" in told:
+        unit = 10 ** max(0, len(str(told["answered"])) - 2)
+        told["answered"] = told["answered"] // unit * unit
+    if told.get("late", 0.0) < GRACE:
+        told["late"] = 0.0
+        if "due" in told:
+            told["due"] = [reason for reason in told["due"] if reason not in _SECRET]
+    return told
 
 
 class Latencies:
@@ -94,7 +113,12 @@ class Metrics:
         self._ok = self.requests.labels("infer", "200")
         self._gauge("g2d_generation", "Number of the live generation.", status, "generation")
         self._gauge("g2d_generation_age_seconds", "Since it is live here.", status, "age")
-        self._gauge("g2d_rotation_late_seconds", "Since a rotation is overdue.", status, "late")
+        self._gauge(
+            "g2d_rotation_late_seconds",
+            "Since a rotation is overdue.",
+            lambda: public(status()),
+            "late",
+        )
         paused = Gauge("g2d_paused", "1 while rotation is paused.", registry=registry)
         paused.set_function(lambda: float(status()["paused"]))
 

@@ -9,8 +9,9 @@ from g2d.service.options import Options
 from g2d.service.protocol import Model
 
 Schema = dict[str, Any]
+_REFUSALS = (400, 403, 404, 405, 408, 413, 415, 421, 422, 429, 503)  # of infer
 _TAG = ["Open Inference Protocol v2"]
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 
 def merge(schema: Schema, model: Model, options: Options) -> Schema:
@@ -38,7 +39,7 @@ def _get(
     good = {"description": "Yes"} if body is None else _json("The answer", body)
     # A health probe's refusal has no body, a model's has.
     responses = {"200": good} | {status: {"description": "No"} for status in failing}
-    responses |= {status: _json("Why not", _ERROR) for status in ("405", "429")}
+    responses |= {status: _json("Why not", ERROR) for status in ("403", "405", "421", "429")}
     return {
         "get": {
             "summary": summary, "tags": _TAG, "parameters": parameters or [],
@@ -78,8 +79,8 @@ def _infer(model: Model, options: Options) -> Schema:
                 "content": {"application/json": {"schema": _answer(model)},
                             "application/octet-stream": {"schema": {"format": "binary"}}},
             },
-            **{status: _json("Refused", _ERROR)
-               for status in ("400", "404", "405", "408", "413", "415", "422", "429", "503")},
+            **{str(status): _json("Refused", ERROR)
+               for status in _REFUSALS},
         },
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ from g2d.settings import Checked, free, within
 
 TOKEN_VARIABLE = "G2D_ADMIN_TOKEN"  # noqa: S105 (its name, not a token)
 _SPAN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d)?", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LEAST_TOKEN = 16
 
@@ -31,7 +32,7 @@ class Options(Checked):
     queries: int = within(0, 10**12, 0, "rotate after so many inputs")
     check_every: float = within(0.0, 3600.0, 0.5, "time between integrity checks of the weights")
     max_batch: int = within(1, 65_536, 256, "inputs of one request, and of one batch")
-    max_body: int = within(1024, 1 << 31, 8 << 20, "bytes of a request's body")
+    max_body: int = within(0, 1 << 31, 0, "bytes of a request's body; 0: by the task's inputs")
     max_waiting: int = within(1, 10**7, 4096, "inputs that may wait before requests are refused")
     rate: float = within(0.0, 1e9, 0.0, "requests and inputs of one client in a second")
     burst: float = within(1.0, 1e9, 1000.0, "how many of them may come at once")
@@ -40,6 +41,7 @@ class Options(Checked):
     patience: float = within(
         1.0, 86_400.0, 900.0, "time a candidate may take before it is given up"
     )
+    allow_host: tuple[str, ...] = free((), "names that a Host header may be, besides loopback's")
     tls_cert: str = free("", "certificate file")
     tls_key: str = free("", "its private key file")
 
@@ -49,6 +51,15 @@ class Options(Checked):
             raise SettingsError(
                 f"the model's name is {self.name!r}, expected up to 64 letters, digits, . _ or -"
             )
+        if 0 < self.max_body < 1024:
+            raise SettingsError(
+                f"max_body is {self.max_body}, expected 1024 bytes or more, or 0: as the task needs"
+            )
+        for name in self.allow_host:
+            if not _HOST.fullmatch(name):
+                raise SettingsError(
+                    f"allow_host is {name!r}, expected a host's name without scheme and port"
+                )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("TLS needs both files: give --tls-cert and --tls-key")
 

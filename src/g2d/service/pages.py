@@ -15,10 +15,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from g2d import __version__
-from g2d.service.admin import add_admin
+from g2d.service.admin import add_admin, address, admit
 from g2d.service.findings import Findings
 from g2d.service.log import to_json
-from g2d.service.metrics import CONTENT_TYPE_LATEST
+from g2d.service.metrics import CONTENT_TYPE_LATEST, public
 from g2d.service.openapi import merge
 from g2d.service.page import add_pages
 from g2d.service.protocol import RequestError
@@ -71,7 +71,10 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
     @app.get("/redteam", tags=["status"])
     def redteam() -> Response:  # no coroutine: it may read a megabyte
         """What the last `g2d attack` on this vault found; null: nothing yet."""
-        return _json(findings.read())
+        found = findings.read()
+        if found and "error" in found:
+            found = {"error": service.board.plain(found["error"])}
+        return _json(found)
 
     @app.get("/metrics", tags=["status"], response_class=Response)
     async def metrics() -> Response:
@@ -79,9 +82,13 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/events", tags=["status"], response_class=StreamingResponse)
-    async def events() -> Response:
-        """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds."""
-        listener = service.board.listen()
+    async def events(request: Request) -> Response:
+        """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds.
+
+        There is always room for a request with the admin token.
+        """
+        given = request.headers.get("authorization", "").lower().startswith("bearer ")
+        listener = service.board.listen(address(request), given and admit(request, service))
         if listener is None:
             raise RequestError(503, "too many listen already, or the service is ending")
         return StreamingResponse(
@@ -103,7 +110,7 @@ def _moment(service: Service, findings: Findings) -> dict[str, Any]:
     """What changes all the time, in few bytes."""
     return {
         "now": time.time(),
-        "rotation": service.rotation.status(),
+        "rotation": public(service.rotation.status()),
         "traffic": service.metrics.traffic(),
         "admin": service.guard.open,
         "redteam": findings.version(),

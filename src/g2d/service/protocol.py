@@ -8,7 +8,9 @@ Data Extension".
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 HEADER_LENGTH = b"inference-header-content-length"
+LARGE = 1 << 16
+"""Bytes from which on a body is counted before it is parsed, and parsed beside the loop."""
+
+_VALUE = 32  # bytes of a value in JSON: 17 digits, sign, point, exponent, comma; and room
+_MOST = 8 << 20  # bytes of a body, unless one input alone needs more
+_MARKS = b",[{"  # each begins at most one value
 _JSON = b"application/json"
 _OCTETS = b"application/octet-stream"
 _INPUT, _OUTPUT = "input", "logits"
@@ -48,6 +56,11 @@ class Model:
     def datatype(self) -> str:
         """The protocol's word for the input's dtype."""
         return DATATYPES[self.dtype]
+
+    def largest(self, most: int) -> int:
+        """Bytes that a body of `most` inputs may need, within reason; one input always fits."""
+        one = _VALUE * math.prod(self.shape)
+        return LARGE + max(one, min(one * most, _MOST - LARGE))
 
     def metadata(self, number: int) -> dict[str, Any]:
         """Describe the model; its one version is the live generation."""
@@ -82,6 +95,8 @@ def parse(body: bytes, header_length: bytes | None, model: Model, most: int) -> 
         RequestError: 400, or 413 for too many inputs.
     """
     head, tail = _split(body, header_length)
+    if len(head) > LARGE:
+        _count(head, model, most)
     try:
         request = orjson.loads(head)
     except orjson.JSONDecodeError as error:
@@ -135,6 +150,13 @@ def _split(body: bytes, header_length: bytes | None) -> tuple[bytes, bytes]:
     return body[: int(header_length)], body[int(header_length) :]
 
 
+def _count(head: bytes, model: Model, most: int) -> None:
+    """Refuse JSON of more values than could fit: parsed, each "0," is 8 bytes, each "[]" is 64."""
+    room = most * math.prod(model.shape) * (1 + len(model.shape)) + 1024
+    if sum(head.count(mark) for mark in _MARKS) > room:
+        raise RequestError(413, f"the body holds more values than {most} inputs have")
+
+
 def _tensor(given: dict[str, Any], tail: bytes, model: Model, most: int) -> Array:
     """Read the one input tensor, from its JSON or from the bytes behind it."""
     _expect(given.get("name") == _INPUT, f"the input's name is {_INPUT!r}")
@@ -176,19 +198,36 @@ def _shape(given: Any, model: Model, most: int) -> tuple[int, ...]:
 
 
 def _from_json(data: Any, shape: tuple[int, ...], dtype: str) -> Array:
-    """Take data flat or nested as the shape is."""
-    _expect(isinstance(data, list), "data must be a list, flat or nested as the shape")
+    """Take data flat or nested as the shape is; numpy sees numbers alone, as many as fit.
+
+    A list of texts would become an array whose every place is as long as the longest.
+    """
+    values = _flat(data, shape)
+    whole = np.dtype(dtype).kind == "i"
+    kinds = {*map(type, values)}
+    _expect(kinds <= {int, float}, "data must be numbers, flat or nested as the shape")
+    _expect(not (whole and float in kinds), "data must be whole numbers")
     try:
-        found = np.asarray(data)
-    except (ValueError, OverflowError):
-        raise RequestError(400, "data must be numbers, flat or nested as the shape") from None
-    _expect(found.dtype.kind in "iuf", "data must be numbers, flat or nested as the shape")
-    fits = found.shape in ((math.prod(shape),), shape)
-    _expect(fits, f"data must hold {math.prod(shape)} numbers, flat or nested as the shape")
-    if np.dtype(dtype).kind == "i":
-        _expect(found.dtype.kind in "iu", "data must be whole numbers")
+        found = np.array(values, np.int64 if whole else np.float64)
+    except OverflowError:
+        raise RequestError(400, "data must be whole numbers of 64 bits") from None
     with np.errstate(over="ignore"):  # too large for the dtype: not finite, which is refused
-        return found.astype(dtype).reshape(shape)
+        return found.astype(dtype, copy=False).reshape(shape)
+
+
+def _flat(data: Any, shape: tuple[int, ...]) -> Sequence[Any]:
+    """Flatten data that is nested as the shape is, level by level: never more than fit."""
+    count = math.prod(shape)
+    wrong = f"data must hold {count} numbers, flat or nested as the shape"
+    _expect(type(data) is list, "data must be a list, flat or nested as the shape")
+    if data and type(data[0]) is list:
+        _expect(len(data) == shape[0], wrong)
+        for side in shape[1:]:
+            _expect({*map(type, data)} == {list} and {*map(len, data)} == {side}, wrong)
+            data = list(chain.from_iterable(data))
+    _expect(len(data) == count, wrong)
+    assert isinstance(data, list)
+    return data
 
 
 def _wants_binary(request: dict[str, Any]) -> bool:

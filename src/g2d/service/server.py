@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -29,17 +30,19 @@ from g2d.service.limits import Guard
 from g2d.service.log import Log
 from g2d.service.metrics import Metrics
 from g2d.service.options import Options
+from g2d.service.starting import leave
 from g2d.spare import Worker
 
 if TYPE_CHECKING:
     from g2d.service.shelf import VaultShelf
 
 _BACKLOG = 2048
+_CONNECTIONS, _FILES = 2000, 100  # at once; descriptors besides: the vault, the worker, libraries
 _SWITCH = 5e-4  # seconds that a thread may keep the interpreter; Python's 5 ms is a late answer
 
 
 def listen(options: Options) -> socket.socket:
-    """Bind the service's socket, so that a port in use is said before anything is loaded.
+    """Open the service's socket, so that a port in use is said before anything is loaded.
 
     Raises:
         SettingsError: the address cannot be bound.
@@ -53,6 +56,7 @@ def listen(options: Options) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
+            bound.listen(_BACKLOG)  # only this keeps a second service off; who connects waits
         except BaseException:
             bound.close()
             raise
@@ -63,6 +67,24 @@ def listen(options: Options) -> socket.socket:
         ) from error
     bound.set_inheritable(False)
     return bound
+
+
+def connections(log: Callable[..., None]) -> int:
+    """Return how many connections there may be; make room for file descriptors if there is little.
+
+    Without one left the service could not even open its vault.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _CONNECTIONS + _FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return _CONNECTIONS
+    found = max(16, soft - _FILES)
+    text = f"of {soft} file descriptors {found} are for connections: raise `ulimit -n` to {needed}"
+    log("few_descriptors", text=text)
+    return found
 
 
 class _Lines(logging.Handler):
@@ -122,7 +144,6 @@ def serve(
     shelf = VaultShelf(vault, options.name, data, read_public_key(key), served)
     sys.setswitchinterval(_SWITCH)
     service, monitor = _assemble(shelf, vault, data, options, token, log)
-    bound.listen(_BACKLOG)  # who reads the next line may connect at once
     address = f"{'https' if options.tls_cert else 'http'}://{_where(bound)}"
     say(f"generation {service.rotation.live} is live at {address}/v2/models/{options.name}")
     warn(options, token, key, log, say)
@@ -157,7 +178,7 @@ def _assemble(
     worker = Worker(vault, data, tell, options.patience, shelf.task)
     rotation = Rotation(live, worker, shelf, triggers, tell)
     metrics = Metrics(rotation.status)
-    board = Board(metrics, log, shelf.describe)
+    board = Board(metrics, log, shelf.describe, vault)
     board.remember(shelf.exposures())
     if warning:
         rotation.alarm("expired", warning)
@@ -196,7 +217,7 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
         log_config=None, access_log=False, server_header=False, date_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
-        limit_concurrency=2000, backlog=_BACKLOG,
+        limit_concurrency=connections(log), backlog=_BACKLOG,
         ssl_certfile=options.tls_cert or None, ssl_keyfile=options.tls_key or None,
     )  # fmt: skip
 
@@ -209,7 +230,7 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
     errors.handlers, errors.propagate = [_Lines(log)], False
     # uvicorn raises what it caught again once it has drained: then this handler ends it with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: None if service.draining else leave())
     _Server(config, ending).run(sockets=[bound])
 
 
