@@ -133,7 +133,7 @@ class Server:
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
             [*command, str(self.port)] if command else [*ours, *options],
-            stderr=self.out, stdout=subprocess.DEVNULL, start_new_session=True,
+            stderr=self.out, stdout=subprocess.DEVNULL, process_group=0,
             env=os.environ | {"G2D_ADMIN_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
@@ -203,7 +203,7 @@ class Server:
         return total
 
     def signal(self, number: int) -> None:
-        """Send a signal to the whole session."""
+        """Send a signal to the service and not to its worker, which is a group of its own."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
@@ -215,7 +215,7 @@ class Server:
         return code
 
     def kill(self) -> None:
-        """SIGKILL to the whole session; its worker ends as it finds itself alone."""
+        """SIGKILL; its worker ends as it finds itself alone."""
         self.signal(signal.SIGKILL)
         self.process.wait()
         self.out.close()

@@ -333,6 +333,23 @@ def test_rejected_candidates_are_told_with_their_gates(vault):
     assert {gate["gate"] for gate in told[0][1]["gates"]} == {"distance"}
 
 
+def test_a_worker_that_starves_is_replaced_by_one_that_does_not_idle(vault, monkeypatch):
+    monkeypatch.setattr("g2d.spare._STARVED", 0.5)
+    told: list[str] = []
+    worker = Worker(vault, tell=lambda event, _facts: told.append(event))
+    try:
+        assert worker.make(1) == 2
+        first = worker.pid
+        assert os.sched_getscheduler(first) == os.SCHED_IDLE
+        os.kill(first, signal.SIGSTOP)  # it gets nothing of a core any more
+        assert worker.make(2) == 3
+        assert (worker.pid != first, told) == (True, ["hurried"])
+        assert os.sched_getscheduler(worker.pid) == os.SCHED_OTHER
+        assert psutil.Process(worker.pid).nice() == 10
+    finally:
+        worker.close()
+
+
 def test_what_cannot_be_read_does_not_hold_up_what_can_be_made(vault):
     """A damaged spare is told as refused; damaged exposed ones count no more, with an alarm."""
     with g2d.Defence.open(vault) as defence:
