@@ -1,6 +1,6 @@
 """What serving costs, and what rotation under load costs: throughput, p99, wrong answers.
 
-    python benchmarks/serving.py                                       # 30 minutes
+    python benchmarks/serving.py                                       # 25 minutes
     python benchmarks/serving.py --seconds 6 --turns 2 --throughput 1  # 2 minutes, a try
 
 Load comes from a second process over loopback, with keep-alive. Three questions, in one run:
@@ -12,7 +12,7 @@ Load comes from a second process over loopback, with keep-alive. Three questions
               Headline: the worker makes each generation on the same machine, at low priority. The
               same again with generations made ahead (`g2d generate --keep`), which it only judges
               and commits (its gates on distance and stale ASR open): the difference is what
-              making them costs
+              making them costs. And once more rotating ten times more seldom; both for half as long
   right       failed, dropped, wrong or out-of-order answers: connections send different inputs in
               turn, and every distinct answer is compared with its generation's own logits on its
               own input
@@ -259,12 +259,15 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         count = BODIES[body][0]
         row.update(asdict(judge(vaults["rotating"], bodies(count), row.pop("answers"))))
     rate = a.load * result["throughput"]["JSON, 1"]["median"]["g2d"]
-    for name, vault in vaults.items():
+    plans = {"rotating": (1, 1), "made ahead": (1, 2), "seldom": (10, 2)}
+    for name, (times, share) in plans.items():
+        vault, every = vaults.get(name, vaults["rotating"]), times * a.every
         wait_to_write(vault)
-        server = Server(vault, folder / f"{name}.log", "--every", f"{a.every}s")
+        server = Server(vault, folder / f"{name}.log", "--every", f"{every}s")
+        once = argparse.Namespace(**vars(a) | {"seconds": a.seconds / share})
         try:
             server.ready()
-            slow = latency(server, a, rate)
+            slow = latency(server, once, rate)
             assert server.stop() == 0, "SIGTERM must drain and exit 0"
         finally:
             if server.process.poll() is None:
@@ -293,7 +296,8 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
         "0", str(bad + slow["sent"] - slow["answered"] - slow["dropped"]),
     ])  # fmt: skip
     labels = {"rotating": "p99 while rotating / p99 steady, ms",
-              "made ahead": "the same, generations made ahead of time"}  # fmt: skip
+              "made ahead": "the same, generations made ahead of time",
+              "seldom": "the same, rotating ten times more seldom"}  # fmt: skip
     for name, label in labels.items():
         r = result["latency"][name]
         found.append([
