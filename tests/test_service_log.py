@@ -15,7 +15,7 @@ def test_a_reader_that_stalls_stops_nothing(monkeypatch):
     """A pipe that nobody reads: lines wait, then are dropped and counted, and all goes on."""
     monkeypatch.setattr("g2d.service.log._WAITING", 50)
     reads, writes = os.pipe()
-    with os.fdopen(writes, "w") as out, os.fdopen(reads) as pipe:
+    with os.fdopen(reads) as pipe, os.fdopen(writes, "w") as out:
         monkeypatch.setattr(sys, "stderr", out)
         log = Log()
         began = time.monotonic()
