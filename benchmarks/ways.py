@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,10 +19,11 @@ from g2d.defence import Defence, fitted_members
 from g2d.generator import Exposure, Generator
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.fitting import Members, fit_diffusion
+from g2d.harden import Course, lightly, stale
 from g2d.population import Job, craft_pool, run_job, seed_of
-from g2d.settings import GuidanceSettings, PopulationSettings
+from g2d.settings import GuidanceSettings, HardenSettings, PopulationSettings
 from g2d.symmetry import permute
-from g2d.train import Batches, repelled_step, train
+from g2d.train import Batches, train
 from g2d.weights import State, unpack
 
 Made = tuple[list[State], float]
@@ -226,8 +228,10 @@ class Workshop:
         )
         batches = Batches(self.task, clean, s.batch, self.source(f"retrained {fork} {index}"))
         budget = s.harden * self.task.eps if harden else 0.0
-        step = repelled_step(self.task, batches, [e.guide for e in exposures], budget)
-        train(model, step, steps=steps, rate=s.rate)
+        extra = (stale, *([partial(lightly, budget)] if budget else []))
+        course = Course(self.task, HardenSettings(), batches, steps, seed=0, extra=extra,
+                        pools=[e.guide for e in exposures])  # fmt: skip
+        train(model, course, steps=steps, rate=s.rate)
         state = {n: t.detach().clone() for n, t in model.state_dict().items()}
         self.expose(state, 10**6 + index, self.defence.settings.guidance)  # its share of attacks
         return [state], time.process_time() - began

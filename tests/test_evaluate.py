@@ -23,7 +23,7 @@ from g2d.evaluate import (
     transfer,
     wilson,
 )
-from g2d.settings import PopulationSettings
+from g2d.settings import PopulationSettings, Settings
 from g2d.tasks import Task
 
 
@@ -190,7 +190,7 @@ def test_without_hidden_units_there_is_no_permutation():
 
 
 def test_a_fresh_retraining_is_a_function_of_its_index(task):
-    settings = PopulationSettings(base_steps=30, pool=16, pool_steps=1)
+    settings = Settings(population=PopulationSettings(base_steps=30, pool=16, pool_steps=1))
     (one, seconds), (again, _), (two, _) = (retrained(task, settings, i) for i in (0, 0, 1))
     assert seconds > 0
     assert torch.equal(one.state_dict()["0.weight"], again.state_dict()["0.weight"])

@@ -219,6 +219,7 @@ class Defence:
                 progress,
                 self.settings.autoencoder.scope,
                 {"data": data_digest(self.task)},
+                self.settings.harden,
             )
         finally:
             if own:

@@ -21,8 +21,9 @@ from g2d.data import Split
 from g2d.defence import Defence
 from g2d.errors import DataError, SettingsError
 from g2d.generator import hidden_units
+from g2d.harden import find_teacher
 from g2d.population import Job, run_job, seed_of
-from g2d.settings import PopulationSettings
+from g2d.settings import Settings
 from g2d.symmetry import permute
 from g2d.tasks import Task
 from g2d.train import Logits, load_model, predict
@@ -231,15 +232,18 @@ def permuted(task: Task, state: State, seed: int) -> Logits | None:
     return load_model(task, permute(state, chain, orders))
 
 
-def retrained(task: Task, settings: PopulationSettings, index: int) -> tuple[Logits, float]:
-    """Train a network from a fresh seed on clean data, the ordinary rival of a rotation.
+def retrained(task: Task, settings: Settings, index: int) -> tuple[Logits, float]:
+    """Train a network from a fresh seed, hardened as the base: the ordinary rival of a rotation.
 
     Returns:
         the model, and its CPU seconds (its own attacks included, as a generation's are).
     """
     began = time.process_time()
     # Far from the population's own indices, so that its seed is nobody else's.
-    job = Job(task, "member", 10**6 + index, 0, "seeds", settings, None, ())
+    job = Job(
+        task, "member", 10**6 + index, 0, "seeds", settings.population, None, (), (),
+        settings.harden, find_teacher(settings.harden),
+    )  # fmt: skip
     weights = run_job(job).weights
     return load_model(task, unpack(weights)), time.process_time() - began
 
@@ -343,7 +347,7 @@ class _Table:
         """A chain of independent retrainings: crafted on one, scored on the next."""
         if not count:
             return [], 0.0
-        task, settings = self.defence.task, self.defence.settings.population
+        task, settings = self.defence.task, self.defence.settings
         made = [retrained(task, settings, index) for index in range(count)]
         seconds = sum(cpu for _, cpu in made) / count
         chain = {0: self.models[self.numbers[0]]} | {i + 1: m for i, (m, _) in enumerate(made)}

@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from torch import Tensor
 from g2d.attacks import pgd
 from g2d.data import Split
 from g2d.engine import Engine
-from g2d.errors import CheckpointError, PopulationError, VaultError
-from g2d.settings import PopulationSettings
+from g2d.errors import CheckpointError, PopulationError, SettingsError, VaultError
+from g2d.harden import Course, Recipe, Teacher, check, find_teacher, lightly, stale
+from g2d.settings import HardenSettings, PopulationSettings
 from g2d.tasks import Task, load_task
-from g2d.train import Batches, accuracy, clean_step, repelled_step, train
+from g2d.train import Batches, accuracy, predict, train
 from g2d.vault import Entry, Vault
 from g2d.weights import State, check_state, load_checkpoint, pack, unpack
 
@@ -49,6 +51,8 @@ class Job:
     start: bytes | None
     pools: tuple[bytes, ...]
     scope: tuple[str, ...] = ()
+    harden: HardenSettings = field(default_factory=HardenSettings)
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -135,12 +139,15 @@ def run_job(job: Job) -> Trained:
     }[job.kind]
     if job.recipe == "seeds":
         steps, rate = s.base_steps, s.rate
-    step = clean_step(task, batches)
-    if job.recipe == "repelled":
-        step = repelled_step(task, batches, pools, s.harden * task.eps)
+    course = Course(
+        task, job.harden, batches, max(1, steps), seed=seed, ramp=job.start is None,
+        extra=_extra(job, task), pools=pools,
+        teacher=job.teacher.load(task) if job.teacher else None,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
-        train(model, step, steps=steps, rate=rate)
+        train(model, course, steps=steps, rate=rate, after=course.after)
+    course.finish(model)
     model.load_state_dict(kept, strict=False)  # batch norm's statistics move without a gradient
     model.requires_grad_(False)
     state = model.state_dict()
@@ -151,7 +158,26 @@ def run_job(job: Job) -> Trained:
         "accuracy": accuracy(model, task.splits.gate),
     }
     attacks, index = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
+    right = predict(model, attacks).argmax(1) == task.splits.train.y[index]
+    info["robust"] = float(right.double().mean())
+    if course.watch is not None:
+        info["checks"] = [asdict(found) for found in course.watch.checks]
+    if course.switched is not None:
+        info["switched_to_pgd"] = course.switched
     return Trained(pack(state), pack_pool(attacks, index, task), info)
+
+
+def _extra(job: Job, task: Task) -> tuple[Recipe, ...]:
+    """What the population's own recipe adds to the hardening: others' attacks, and a light one.
+
+    The light one would only repeat adversarial training at a smaller budget.
+    """
+    if job.recipe != "repelled":
+        return ()
+    eps = job.settings.harden * task.eps
+    if eps == 0 or "adversarial" in job.harden.recipe:
+        return (stale,)
+    return (stale, partial(lightly, eps))
 
 
 def freeze(model: torch.nn.Module, start: State, scope: tuple[str, ...]) -> dict[str, Tensor]:
@@ -175,17 +201,21 @@ def build_population(
     progress: Progress = lambda *_: None,
     scope: tuple[str, ...] = (),
     note: Mapping[str, Any] | None = None,
+    harden: HardenSettings | None = None,
 ) -> list[Entry]:
     """Make, or finish, the population of a vault; members that are complete are kept.
 
     With a `scope` (name patterns), everything outside it stays as it is in the base, and basins
-    begin at the base too. `note` is kept with the base.
+    begin at the base too. `note` is kept with the base. `harden` applies to all that is trained.
 
     Raises:
+        SettingsError: a recipe of `harden` is unknown, or its budget does not fit the data.
         PopulationError: training diverged or a worker died.
         VaultError: the vault holds members that other settings made, or cannot be written.
     """
-    builder = _Builder(source, vault, settings, engine, progress, scope, note or {})
+    harden = harden or HardenSettings()
+    check(resolve(source), harden)
+    builder = _Builder(source, vault, settings, engine, progress, scope, note or {}, harden)
     builder.check_settings()
     builder.base_and_basins()
     for first in range(0, settings.members, builder.wave):
@@ -205,14 +235,21 @@ class _Builder:
         progress: Progress,
         scope: tuple[str, ...],
         note: Mapping[str, Any],
+        harden: HardenSettings,
     ) -> None:
         self.source, self.vault, self.settings, self.scope = source, vault, settings, scope
-        self.note = note
+        self.note, self.harden, self.teacher = note, harden, find_teacher(harden)
         self.engine, self.progress = engine, progress
         self.wave = max(settings.basins, _WAVE)
-        self.fingerprint = _fingerprint(settings)
+        self.fingerprint = _fingerprint(settings, harden, self.teacher)
 
     def check_settings(self) -> None:
+        s = self.settings
+        if s.early_steps == 0 and s.basins > 1 and s.recipe != "seeds":
+            raise SettingsError(
+                f"[population] early_steps = 0 makes the base the start of all {s.basins} basins; "
+                "set basins = 1, or give early checkpoints steps of their own"
+            )
         for kind in ("base", "member"):
             for entry in self.vault.entries(kind)[:1]:
                 if entry.info.get("settings") != self.fingerprint:
@@ -246,13 +283,17 @@ class _Builder:
             base = self.vault.entry("base")
             assert base is not None, "the base is made first"
             pools = (self.vault.read(base, "attacks"),)
-        if kind != "base" and start is None and self.scope:
+        from_base = self.scope or (kind == "early" and self.settings.early_steps == 0)
+        if kind != "base" and start is None and from_base:
             base = self.vault.entry("base")
             assert base is not None, "the base is made first"
             start = self.vault.read(base)
         if kind == "base":
             recipe = "base"
-        return Job(self.source, kind, index, basin, recipe, self.settings, start, pools, self.scope)
+        return Job(
+            self.source, kind, index, basin, recipe, self.settings, start, pools, self.scope,
+            self.harden, self.teacher,
+        )  # fmt: skip
 
     def _start(self, index: int, basin: int) -> bytes:
         """Where a fork begins: its basin's early checkpoint, or with `trunk` its latest member."""
@@ -291,9 +332,15 @@ class _Builder:
             self.progress(stage, done, total)
 
 
-def _fingerprint(settings: PopulationSettings) -> str:
+def _fingerprint(
+    settings: PopulationSettings, harden: HardenSettings, teacher: Teacher | None
+) -> str:
     """What members depend on; the number of members and of workers may change later."""
     fields = {k: v for k, v in asdict(settings).items() if k not in ("members", "workers")}
+    if harden.recipe:  # else vaults from before there was hardening could not go on
+        fields["hardening"] = {k: v for k, v in asdict(harden).items() if k != "teacher"}
+    if teacher is not None:
+        fields["teacher"] = hashlib.sha256(teacher.weights).hexdigest()
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -62,7 +62,9 @@ class PopulationSettings(Checked):
     members: int = within(2, 100_000, 64, "number of checkpoints")
     basins: int = within(1, 1000, 6, "independent early checkpoints that members are forked from")
     base_steps: int = within(1, 10**7, 3500, "optimiser steps of the base, the model to defend")
-    early_steps: int = within(1, 10**7, 1000, "optimiser steps of a basin's early checkpoint")
+    early_steps: int = within(
+        0, 10**7, 1000, "optimiser steps of a basin's early checkpoint; 0: the base is the basin"
+    )
     fork_steps: int = within(1, 10**7, 600, "optimiser steps of a fork")
     harden: float = within(
         0.0, 1.0, 0.5, "FGSM budget of repelled forks, as a share of eps; 0: off"
@@ -76,6 +78,34 @@ class PopulationSettings(Checked):
     pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
     workers: int = within(0, 1024, 0, "worker processes, one thread each; 0: one per core")
     seed: int = within(0, 2**31 - 1, 0, "seed of everything the population draws")
+
+
+@dataclass(frozen=True)
+class HardenSettings(Checked):
+    """How base and members are hardened while they are trained; docs/hardening.md."""
+
+    recipe: tuple[str, ...] = free(
+        (), "in this order: l2, clamp, distil, adversarial or your own 'module:function'"
+    )
+    method: str = one_of(("pgd", "trades", "fgsm"), "pgd", "adversarial: how attacks are learned")
+    norm: str = one_of(("inf", "2"), "inf", "adversarial: the norm of its ball")
+    eps: float = within(0.0, 1e6, 0.0, "adversarial: its budget; 0: the task's own (norm inf)")
+    steps: int = within(1, 1000, 7, "pgd, trades: gradient steps of an attack")
+    step_size: float = within(0.0, 10.0, 0.0, "pgd, trades: as a share of eps; 0: 2.5 / steps")
+    ramp: float = within(0.0, 1.0, 0.3, "share of a training from scratch over which eps rises")
+    clean: float = within(0.0, 1e4, 0.0, "fgsm, pgd: weight of clean inputs beside the attacked")
+    stale: float = within(0.0, 1e4, 1.0, "repelled members: weight of attacks on other members")
+    beta: float = within(0.0, 1e4, 6.0, "trades: weight of the robust term")
+    checks: int = within(0, 10_000, 10, "looks at the guide split in a training; 0: none")
+    patience: int = within(0, 10_000, 0, "looks without a better one that end a training; 0: off")
+    guard: str = one_of(("switch", "stop", "off"), "switch", "when fgsm overfits: use pgd, or stop")
+    decay: float = within(0.0, 10.0, 5e-3, "l2: decoupled weight decay")
+    penalty: float = within(0.0, 10.0, 0.0, "l2: weight of the plain penalty, half the sum of w^2")
+    clamp: float = within(0.1, 1e6, 4.0, "clamp: largest weight, in its layer's root mean squares")
+    teacher: str = free("", "distil: the teacher's vault, or its checkpoint")
+    teacher_model: str = free("", "distil: 'module:function' that builds a checkpoint's model")
+    temperature: float = within(0.01, 1000.0, 1.0, "distil: of the soft labels")
+    soft: float = within(0.0, 1.0, 1.0, "distil: weight of soft labels; the rest is of the labels")
 
 
 @dataclass(frozen=True)
@@ -166,6 +196,7 @@ class Settings(Checked):
 
     task: TaskSettings = field(default_factory=TaskSettings)
     population: PopulationSettings = field(default_factory=PopulationSettings)
+    harden: HardenSettings = field(default_factory=HardenSettings)
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)

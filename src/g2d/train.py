@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from g2d.attacks import fgsm
 from g2d.data import Split
 from g2d.errors import PopulationError
 from g2d.tasks import Task
 
 Logits = Callable[[Tensor], Tensor]
 Step = Callable[[nn.Module], Tensor]
+After = Callable[[nn.Module, float], bool]
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:
@@ -22,8 +22,13 @@ def schedule(step: int, steps: int, warm_up: int) -> float:
     return min(1.0, (step + 1) / max(1, warm_up)) * (1.0 - step / steps)
 
 
-def train(model: nn.Module, step: Step, *, steps: int, rate: float) -> nn.Module:
+def train(
+    model: nn.Module, step: Step, *, steps: int, rate: float, after: After | None = None
+) -> nn.Module:
     """Minimise `step(model)` with Adam, in place, and return the model in evaluation mode.
+
+    Args:
+        after: called after each step with the model and the rate; True ends the training.
 
     Raises:
         PopulationError: the loss is no longer finite (the rate is too high).
@@ -38,6 +43,8 @@ def train(model: nn.Module, step: Step, *, steps: int, rate: float) -> nn.Module
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if after is not None and after(model, optimizer.param_groups[0]["lr"]):
+            break
         if index % 50 == 0 and not bool(torch.isfinite(loss)):
             raise PopulationError(
                 f"training diverged at step {index} (loss {float(loss.detach())}); lower the rate"
@@ -74,39 +81,6 @@ def clean_step(task: Task, batches: Batches) -> Step:
         return task.loss(model(x), y)
 
     return step
-
-
-def repelled_step(task: Task, batches: Batches, pools: Sequence[Split], harden: float) -> Step:
-    """Clean examples, as many stale attacks drawn evenly from every pool, and a little hardening.
-
-    Hardening is one-step adversarial training (`fgsm`) at the small budget `harden`, on half as
-    many examples and at half the weight. At eps / 2 it cost no clean accuracy on MNIST and lowered
-    the stale ASR between members; 0 leaves it out. One forward pass serves all parts.
-    """
-    share = max(1, batches.size // max(1, len(pools)))
-
-    def step(model: nn.Module) -> Tensor:
-        x, y = batches.draw()
-        parts = [(x, y, 1.0)]
-        if pools:
-            drawn = [_draw(pool, share, batches.generator) for pool in pools]
-            parts.append((torch.cat([d[0] for d in drawn]), torch.cat([d[1] for d in drawn]), 1.0))
-        if harden > 0:
-            some = slice(0, max(1, len(x) // 2))
-            attacked = fgsm(
-                model, x[some], y[some], eps=harden, generator=batches.generator, bounds=task.bounds
-            )
-            parts.append((attacked, y[some], 0.5))
-        logits = model(torch.cat([part[0] for part in parts])).split([len(p[0]) for p in parts])
-        losses = [w * task.loss(z, y) for z, (_, y, w) in zip(logits, parts, strict=True)]
-        return torch.stack(losses).sum()
-
-    return step
-
-
-def _draw(pool: Split, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    index = torch.randint(len(pool), (size,), generator=generator)
-    return pool.x[index], pool.y[index]
 
 
 @torch.no_grad()

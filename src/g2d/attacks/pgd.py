@@ -1,10 +1,11 @@
-"""Projected gradient descent under the L-infinity norm, on one model or jointly on several.
+"""Projected gradient descent in an L-infinity or L2 ball, on one model or jointly on several.
 
 It proposes; whoever scores calls `project` again and judges with its own forward pass.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,25 +15,51 @@ from torch.nn import functional as F
 from g2d.errors import SettingsError
 
 Logits = Callable[[Tensor], Tensor]
+Norm = str  # "inf" or "2"; `check_budget` refuses others
 
 
 def project(
-    adversarial: Tensor, x: Tensor, eps: float, bounds: tuple[float, float] | None
+    adversarial: Tensor,
+    x: Tensor,
+    eps: float,
+    bounds: tuple[float, float] | None,
+    norm: Norm = "inf",
 ) -> Tensor:
-    """Clip to the L-infinity ball of radius `eps` around `x`, then to the data range."""
-    clipped = torch.minimum(torch.maximum(adversarial, x - eps), x + eps)
-    return clipped if bounds is None else clipped.clamp(*bounds)
+    """Bring back into the ball of radius `eps` around `x` (n, ...), then into the data range.
+
+    Clipping to a range that holds `x` never leads out of the ball again.
+    """
+    if norm == "2":
+        delta = adversarial - x
+        adversarial = x + delta * (eps / _length(delta).clamp_min(1e-12)).clamp_max(1.0)
+    else:
+        adversarial = torch.minimum(torch.maximum(adversarial, x - eps), x + eps)
+    return adversarial if bounds is None else adversarial.clamp(*bounds)
 
 
-def check_budget(eps: float, steps: int, bounds: tuple[float, float] | None) -> None:
-    """Check what every attack is given.
+def check_budget(
+    eps: float,
+    steps: int,
+    bounds: tuple[float, float] | None,
+    norm: Norm = "inf",
+    size: int = 1,
+) -> None:
+    """Check what every attack is given; `size`: values an input has, which bounds an L2 budget.
 
     Raises:
         SettingsError: eps is negative, no number or larger than the data range, or there is no
-            step.
+            step, or no such norm.
     """
-    if not eps >= 0 or (bounds is not None and eps > bounds[1] - bounds[0]):
-        raise SettingsError(f"eps must lie between 0 and the data range, not {eps}")
+    if norm not in ("inf", "2"):
+        raise SettingsError(f"the norm is 'inf' or '2', not {norm!r}")
+    widest = math.inf if bounds is None else bounds[1] - bounds[0]
+    if norm == "2":
+        widest *= math.sqrt(size)
+    if not 0 <= eps <= widest:
+        raise SettingsError(
+            f"eps must lie between 0 and the data range ({widest:g} under the {norm}-norm), "
+            f"not {eps}"
+        )
     if steps < 1:
         raise SettingsError(f"an attack takes at least one step, not {steps}")
 
@@ -49,6 +76,7 @@ def pgd(
     step_size: float | None = None,
     batch: int = 500,
     decay: float | None = None,
+    norm: Norm = "inf",
 ) -> Tensor:
     """Maximise the summed cross-entropy of `models` (Madry et al. 2018, equation 2.1).
 
@@ -59,7 +87,7 @@ def pgd(
 
     Args:
         models: one map from inputs (n, ...) to logits (n, classes), or several.
-        x: clean inputs, shape (n, ...). y: their labels, shape (n,).
+        x: clean inputs, shape (n, ...). y: their labels, shape (n,), or probabilities (n, classes).
         eps: radius of the ball, in units of `x`.
         steps: gradient steps, from a random start in the ball.
         generator: source of the random start.
@@ -67,6 +95,7 @@ def pgd(
         step_size: units of `x` a step; default 2.5 · eps / steps, as in the paper.
         batch: inputs at a time.
         decay: mu, the share of the accumulated gradient that a step keeps; None: no momentum.
+        norm: of the ball, "inf" or "2".
 
     Returns:
         Proposed inputs, shape of `x`, inside ball and range.
@@ -75,15 +104,14 @@ def pgd(
         SettingsError: eps is negative or larger than the data range, no step is asked for, or the
             decay is negative.
     """
-    check_budget(eps, steps, bounds)
+    check_budget(eps, steps, bounds, norm, x[:1].numel())
     if decay is not None and not decay >= 0:
         raise SettingsError(f"the decay of accumulated gradients is at least 0, not {decay}")
     ensemble = [models] if callable(models) else list(models)
     size = 2.5 * eps / steps if step_size is None else step_size
     parts = []
     for clean, label in zip(x.split(batch), y.split(batch), strict=True):
-        noise = torch.rand(clean.shape, generator=generator, dtype=clean.dtype)
-        adversarial = project(clean + (2 * noise - 1) * eps, clean, eps, bounds)
+        adversarial = _start(clean, eps, bounds, norm, generator)
         momentum = torch.zeros_like(clean)
         for _ in range(steps):
             adversarial.requires_grad_(True)
@@ -97,10 +125,35 @@ def pgd(
             (gradient,) = torch.autograd.grad(loss, adversarial)
             if decay is not None:
                 momentum = gradient = decay * momentum + _unit(gradient)
-            adversarial = adversarial.detach() + size * gradient.sign()
-            adversarial = project(adversarial, clean, eps, bounds)
+            adversarial = adversarial.detach() + size * _direction(gradient, norm)
+            adversarial = project(adversarial, clean, eps, bounds, norm)
         parts.append(adversarial)
     return torch.cat(parts) if parts else x.clone()
+
+
+def _start(
+    x: Tensor, eps: float, bounds: tuple[float, float] | None, norm: Norm, g: torch.Generator
+) -> Tensor:
+    """A random point of the ball around each input, evenly drawn, clipped to the data range."""
+    if norm == "2":
+        direction = torch.randn(x.shape, generator=g, dtype=x.dtype)
+        radius = torch.rand(len(x), generator=g, dtype=x.dtype) ** (1 / max(1, x[0].numel()))
+        noise = direction / _length(direction) * radius.view(-1, *(1 for _ in x.shape[1:]))
+        return project(x + eps * noise, x, eps, bounds, norm)
+    noise = torch.rand(x.shape, generator=g, dtype=x.dtype)
+    return project(x + (2 * noise - 1) * eps, x, eps, bounds)
+
+
+def _direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """The steepest direction of length one in the norm (Madry et al. 2018, section 2.1)."""
+    if norm == "2":
+        return gradient / _length(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient.sign()
+
+
+def _length(delta: Tensor) -> Tensor:
+    """Euclidean length of each example (n, 1, ...)."""
+    return delta.flatten(1).norm(dim=1).view(-1, *(1 for _ in delta.shape[1:]))
 
 
 def _unit(gradient: Tensor) -> Tensor:
@@ -117,19 +170,19 @@ def fgsm(
     eps: float,
     generator: torch.Generator,
     bounds: tuple[float, float] | None = (0.0, 1.0),
+    norm: Norm = "inf",
 ) -> Tensor:
-    """One signed step of 1.25 eps from a random start (Wong et al. 2020, arXiv 2001.03994).
+    """One step of 1.25 eps from a random start (Wong et al. 2020, arXiv 2001.03994).
 
     Made for training: cheap, crafted in evaluation mode so that batch norm does not learn from it.
     Shapes and errors as in `pgd`.
     """
-    check_budget(eps, 1, bounds)
     was_training = model.training
     model.eval()
-    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
-    start = project(x + (2 * noise - 1) * eps, x, eps, bounds).requires_grad_(True)
-    with torch.enable_grad():
-        loss = F.cross_entropy(model(start), y, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, start)
+    step_size, count = 1.25 * eps, max(1, len(x))
+    found = pgd(
+        model, x, y, eps=eps, steps=1, generator=generator, bounds=bounds, step_size=step_size,
+        batch=count, norm=norm,
+    )  # fmt: skip
     model.train(was_training)
-    return project(start.detach() + 1.25 * eps * gradient.sign(), x, eps, bounds)
+    return found

@@ -22,11 +22,12 @@ from g2d.defence import Defence, data_digest, fitted_members
 from g2d.engine import Engine
 from g2d.files import make_folder, write_bytes
 from g2d.generator import hidden_units
+from g2d.harden import Course, find_teacher, stale
 from g2d.population import Job, run_job, seed_of
 from g2d.redteam.cabinet import code_version, key_of
 from g2d.redteam.room import Chain, Network, Room, Site, enter
 from g2d.symmetry import permute
-from g2d.train import Batches, load_model, predict, repelled_step, train
+from g2d.train import Batches, load_model, predict, train
 from g2d.weights import State, digest, pack, unpack
 
 Progress = Callable[[str, int, int], None]
@@ -273,7 +274,8 @@ def make(order: _Order) -> list[tuple[bytes, float]]:
         elif order.name == "retrained":
             job = Job(
                 room.site.source, "member", 10**6 + index, 0, "seeds",
-                room.site.settings.population, None, (),
+                room.site.settings.population, None, (), (), room.site.settings.harden,
+                find_teacher(room.site.settings.harden),
             )  # fmt: skip
             data = run_job(job).weights
         else:
@@ -286,7 +288,8 @@ def make(order: _Order) -> list[tuple[bytes, float]]:
 def _rival(room: Room, index: int) -> State:
     """Retrain from a fresh seed on clean data and on the attacks of the last exposed generations.
 
-    What a rotation by retraining with the same knowledge would give; as many steps as the base.
+    What a rotation by retraining with the same knowledge would give; as many steps as the base,
+    and hardened as it was.
     """
     defence, splits = room.defence, room.task.splits
     s, memory = room.site.settings.population, room.site.settings.guidance.memory
@@ -296,8 +299,14 @@ def _rival(room: Room, index: int) -> State:
         torch.cat([splits.train.x, splits.guide.x]), torch.cat([splits.train.y, splits.guide.y])
     )
     batches = Batches(room.task, clean, s.batch, room.source("rival", index))
-    model = room.task.model(room.seed("rival", index))
-    train(model, repelled_step(room.task, batches, pools, 0.0), steps=s.base_steps, rate=s.rate)
+    seed, harden = room.seed("rival", index), room.site.settings.harden
+    model, teacher = room.task.model(seed), find_teacher(harden)
+    course = Course(
+        room.task, harden, batches, s.base_steps, seed=seed, extra=(stale,), pools=pools,
+        teacher=teacher.load(room.task) if teacher else None,
+    )  # fmt: skip
+    train(model, course, steps=s.base_steps, rate=s.rate, after=course.after)
+    course.finish(model)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 

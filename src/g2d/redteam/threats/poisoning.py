@@ -16,6 +16,7 @@ from g2d.attacks.poisoning import poisoned, poisoned_task, trigger
 from g2d.data import Split
 from g2d.evaluate import Rate, accuracy_rate, pooled, share
 from g2d.generator import Exposure, GateResult, Generator, Reference, hidden_units, run_gates
+from g2d.harden import find_teacher
 from g2d.population import Job, craft_pool, freeze, run_job
 from g2d.redteam.room import Case, Room, Site
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
@@ -223,14 +224,15 @@ def _population(task: Task, settings: Settings, count: int) -> list[State]:
     In a vault they begin at early checkpoints and deepen over many waves. So short, those had not
     learnt the trigger at all; from the base on, members start with it: the attacker's better case.
     """
-    s = settings.population
-    base = run_job(Job(task, "base", 0, 0, "base", s, None, ()))
+    s, hardening = settings.population, (settings.harden, find_teacher(settings.harden))
+    base = run_job(Job(task, "base", 0, 0, "base", s, None, (), (), *hardening))
     start = None if s.recipe == "seeds" else base.weights
     made = [base]
     for index in range(count):
         pools = tuple(one.attacks for one in made) if s.recipe == "repelled" else ()
         scope = settings.autoencoder.scope
-        made.append(run_job(Job(task, "member", index, 0, s.recipe, s, start, pools, scope)))
+        job = Job(task, "member", index, 0, s.recipe, s, start, pools, scope, *hardening)
+        made.append(run_job(job))
     return [unpack(one.weights) for one in made]
 
 

@@ -1,0 +1,137 @@
+"""Distillation: a student learns a teacher's soft labels, on clean inputs or on attacks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from g2d.errors import CheckpointError, G2DError, PopulationError, SettingsError, TaskError
+from g2d.harden.step import Step, divergence
+from g2d.settings import HardenSettings, Settings
+from g2d.tasks import Task, blueprint
+from g2d.vault import Vault
+from g2d.weights import check_state, load_checkpoint, pack, unpack
+
+
+def distil(step: Step) -> Step:
+    """Learn the teacher's soft labels (Hinton et al. 2015, arXiv 1503.02531).
+
+        soft * T^2 * KL(p_T(teacher) || p_T(student)) + (1 - soft) * loss(student, labels)
+
+    Before `adversarial` in the recipe it is robust distillation: attacks lead away from the
+    teacher's predictions, and the student learns those predictions on the attacks as well as, with
+    weight `clean`, on clean inputs (RSLAD, Zi et al. 2021, arXiv 2108.07969, equation 7).
+
+    Raises:
+        PopulationError: there is no teacher.
+    """
+    if step.teacher is None:
+        raise PopulationError(
+            "recipe 'distil' needs a teacher: set [harden] teacher to a vault, or to a checkpoint "
+            "with teacher_model = 'module:function' (or a built-in task's name)"
+        )
+    s, y = step.settings, step.y
+    with torch.no_grad():
+        logits = step.teacher(step.x)
+    heated = (logits / s.temperature).softmax(1)
+
+    def criterion(student: Tensor) -> Tensor:
+        loss = s.soft * s.temperature**2 * divergence(student, heated, s.temperature)
+        return loss + (1 - s.soft) * step.task.loss(student, y) if s.soft < 1 else loss
+
+    return step.replace(targets=logits.softmax(1), criterion=criterion)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher as it travels to workers: its weights, and the name of what builds its model."""
+
+    weights: bytes
+    model: str
+
+    def load(self, task: Task) -> Callable[[Tensor], Tensor]:
+        """Build it, frozen, for a student's task.
+
+        Raises:
+            TaskError: its model cannot be built, does not take the task's inputs, or has other
+                classes.
+            CheckpointError: the weights do not fit the model.
+        """
+        state = unpack(self.weights, "the teacher")
+        model = _build(self.model)
+        check_state(model.state_dict(), state, "the teacher's checkpoint")
+        model.load_state_dict(state)
+        model.eval().requires_grad_(False)
+        x = task.splits.guide.x[:2]
+        try:
+            classes = model(x).shape[-1]
+        except RuntimeError as error:
+            raise TaskError(
+                f"the teacher does not take inputs {tuple(x.shape[1:])} of task {task.name!r}: "
+                f"{error}"
+            ) from error
+        if classes != task.classes:
+            raise TaskError(
+                f"the teacher knows {classes} classes, task {task.name!r} has {task.classes}; a "
+                "student learns from a teacher of its own classes"
+            )
+        return model
+
+
+def find_teacher(settings: HardenSettings) -> Teacher | None:
+    """Read the teacher that the settings name: a vault's live generation, or a checkpoint.
+
+    Raises:
+        SettingsError: a teacher without `distil`, or `distil` without a teacher; a checkpoint whose
+            model is not named. VaultError, CheckpointError: it cannot be read.
+    """
+    if "distil" not in settings.recipe:
+        return None
+    if not settings.teacher:
+        raise SettingsError(
+            "recipe 'distil' needs a teacher: set [harden] teacher to a vault, or to a checkpoint "
+            "with teacher_model = 'module:function' (or a built-in task's name)"
+        )
+    path = Path(settings.teacher)
+    if path.is_dir():
+        return _of_vault(path, settings.teacher_model)
+    if not settings.teacher_model:
+        raise SettingsError(
+            f"the teacher {path} is a checkpoint: set teacher_model to the 'module:function' that "
+            "builds its model, or to a built-in task's name"
+        )
+    return Teacher(pack(load_checkpoint(path)), settings.teacher_model)
+
+
+def _of_vault(path: Path, named: str) -> Teacher:
+    with Vault.open(path, write=False) as vault:
+        live = vault.live()
+        if live is None:
+            raise SettingsError(f"the teacher's vault {path} has no generation yet; run `g2d fit`")
+        settings = Settings.from_toml(vault.settings_text, str(path / "task.toml"))
+        return Teacher(vault.read_generation(live), named or settings.task.name)
+
+
+def _build(name: str) -> nn.Module:
+    """Build the untrained model of a built-in task, of the user's task, or of a factory."""
+    module, _, attribute = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), attribute) if attribute else None
+        if isinstance(made, type) and issubclass(made, nn.Module):
+            return made()
+        built = made() if callable(made) else None
+        if isinstance(built, nn.Module):
+            return built
+        if isinstance(built, Task):
+            return built.factory()
+        return blueprint(name).factory()
+    except (ImportError, AttributeError, TypeError, G2DError) as error:
+        raise CheckpointError(
+            f"the teacher's model {name!r} cannot be built: {error}; give teacher_model as "
+            "'module:function' that returns a torch.nn.Module, or a built-in task's name"
+        ) from error
