@@ -45,6 +45,12 @@ class Split:
 
     def __post_init__(self) -> None:
         x, y = self.x, self.y
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            missing = "labels" if isinstance(x, Tensor) else "examples"
+            raise DataError(
+                f"the {missing} are missing: got x {type(x).__name__} and y {type(y).__name__}, "
+                "expected tensors x (N, ...) and y (N,)"
+            )
         if x.dim() < 1 or y.dim() != 1 or len(x) != len(y):
             raise DataError(
                 f"got x of shape {tuple(x.shape)} with y of shape {tuple(y.shape)}; "

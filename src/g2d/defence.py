@@ -386,6 +386,7 @@ class Defence:
         number, exposed = self.vault.last_number() + 1, self.exposed()
         recent = [self.exposure(n) for n in self._remembered(exposed)]
         reasons: list[str] = []
+        robust: list[float] = []
         spent = 0.0  # rejected candidates are part of an accepted one's cost
         draws = self._draws(seed, number)
         for candidate in self._candidates(draws, recent, exposed, tick, engine):
@@ -398,12 +399,14 @@ class Defence:
                 )
             on_reject(candidate.results)
             reasons = [result.reason for result in candidate.results if not result.passed]
+            robust += [result.value for result in candidate.results if result.gate == "robust"]
             attempt, at = candidate.draw.attempt, candidate.began
             self.vault.reject({"number": number, "attempt": attempt, "reasons": reasons, "at": at})
+        best = f" The most robust candidate reached {max(robust):.1%}." if robust else ""
         raise GenerationError(
             f"no candidate passed its gates in {self.settings.gates.attempts} attempts; the live "
-            f"generation stays. The last one failed because: {'; '.join(reasons)}. Loosen [gates], "
-            "or raise polish_steps in [guidance]"
+            f"generation stays. The last one failed because: {'; '.join(reasons)}.{best} Loosen "
+            "[gates], or raise polish_steps in [guidance]"
         )
 
     def _candidates(

@@ -155,6 +155,8 @@ class GuidanceSettings(Checked):
     pool: int = within(1, 10**7, 1500, "attacks crafted on each accepted generation")
     pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
     mu: float = within(0.0, 1e4, 2.0, "weight of the stale-attack term")
+    robust: float = within(0.0, 1e4, 0.0, "weight of PGD on the candidate itself; 0: off")
+    robust_steps: int = within(1, 1000, 5, "PGD steps of that term")
     temperature: float = within(1e-3, 1e4, 0.5, "softmax temperature over exposures' losses")
     newest: float = within(1e-3, 1e4, 4.0, "how much more often the newest exposure is drawn")
     batch: int = within(1, 10**6, 128, "clean examples a step, and as many attacks")
@@ -177,7 +179,8 @@ class GateSettings(Checked):
     distance: float = within(0.0, 1e6, 0.02, "least aligned relative L1 to each exposed generation")
     history: int = within(1, 10**6, 100, "how many last exposed generations that distance counts")
     stale_asr: float = within(0.0, 1.0, 0.35, "largest stale ASR of any remembered exposure")
-    pool: int = within(1, 10**6, 256, "gate-split attacks kept for each exposure")
+    robust: float = within(0.0, 1.0, 0.0, "least accuracy under PGD on itself; 0: not asked for")
+    pool: int = within(1, 10**6, 256, "gate-split attacks for each exposure and each gate")
     pool_steps: int = within(1, 1000, 10, "PGD steps of those attacks")
     attempts: int = within(1, 1000, 4, "candidates tried before generation is given up")
 

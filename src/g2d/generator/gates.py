@@ -14,6 +14,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from g2d.attacks import pgd
 from g2d.data import Split
 from g2d.generator.guidance import Exposure
 from g2d.settings import GateSettings
@@ -35,11 +36,16 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a candidate is compared with: the base's correctness on the gate split, (n,) bool."""
+    """What a candidate is compared with: the base's correctness on the gate split, (n,) bool.
+
+    `eps` and `bounds` are the task's attack budget (inf-norm) and data range, for the robust gate.
+    """
 
     split: Split
     base_correct: Tensor
     classes: int
+    eps: float = 0.0
+    bounds: tuple[float, float] | None = None
 
 
 def run_gates(
@@ -65,6 +71,8 @@ def run_gates(
     results.append(class_gate(correct, reference, settings))
     results.append(distance_gate(state, exposed_states, chain, settings))
     results.append(stale_gate(model, exposures, settings))
+    if settings.robust > 0:
+        results.append(robust_gate(model, reference, settings))
     return results
 
 
@@ -140,6 +148,32 @@ def stale_gate(model: Logits, exposures: Sequence[Exposure], settings: GateSetti
     ]
     reason = "" if passed else f"stale ASR over {settings.stale_asr:.0%}: " + ", ".join(over)
     return GateResult("stale_asr", passed, worst, settings.stale_asr, reason)
+
+
+def robust_gate(model: Logits, reference: Reference, settings: GateSettings) -> GateResult:
+    """Accuracy under PGD on the candidate itself: cheap, so an upper bound on what attacks leave.
+
+    Every candidate meets the same examples and random starts: one that barely failed is not saved
+    by another draw.
+    """
+    draws = torch.Generator().manual_seed(0)
+    some = reference.split.sample(settings.pool, draws)
+    attacked = pgd(
+        model, some.x, some.y, eps=reference.eps, steps=settings.pool_steps, generator=draws,
+        bounds=reference.bounds,
+    )  # fmt: skip
+    right = (predict(model, attacked).argmax(1) == some.y) & (
+        predict(model, some.x).argmax(1) == some.y
+    )
+    value = float(right.double().mean())
+    passed = value >= settings.robust
+    reason = (
+        ""
+        if passed
+        else f"accuracy under PGD-{settings.pool_steps} at eps {reference.eps:g} is {value:.1%} on "
+        f"{len(some)} gate examples; at least {settings.robust:.1%} is required"
+    )
+    return GateResult("robust", passed, value, settings.robust, reason)
 
 
 def stale_asr(model: Logits, exposure: Exposure) -> float:

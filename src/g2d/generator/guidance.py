@@ -4,8 +4,10 @@ During the last steps of the reverse process, on the finished latent, and at the
 space, a candidate descends (DESIGN section 2)
 
     CE(theta_gen on clean data) + mu * CE(theta_gen on stale attacks of the last W exposures)
+        + robust * CE(theta_gen on PGD attacks on theta_gen itself)
 
-on the guide split alone. Attacks are crafted once, when a generation is accepted, and kept.
+on the guide split alone. Stale attacks are crafted once, when a generation is accepted, and kept;
+the last term, for populations that were trained adversarially, is crafted anew each time.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from g2d.attacks import pgd
 from g2d.data import Split
 from g2d.generator.autoencoder import WeightAutoencoder
 from g2d.generator.diffusion import LatentDiffusion
@@ -70,15 +73,31 @@ class Repulsion:
 
     def __call__(self, v: Tensor) -> Tensor:
         """The objective at v (P,), differentiable."""
+        s = self.settings
         x, y = self.clean.draw()
-        if not len(self.running) or self.settings.mu == 0:
-            return self.task.loss(self._logits(v, x), y)
-        attacks, labels, of = self._draw_attacks()
-        logits = self._logits(v, torch.cat([x, attacks]))
-        clean = self.task.loss(logits[: len(x)], y)
-        stale = nn.functional.cross_entropy(logits[len(x) :], labels, reduction="none")
-        self._remember(stale.detach(), of)
-        return clean + self.settings.mu * stale.mean()
+        parts = [x]
+        repelled = len(self.running) > 0 and s.mu > 0
+        if repelled:
+            attacks, labels, of = self._draw_attacks()
+            parts.append(attacks)
+        if s.robust > 0:
+            parts.append(self._attack(v, x, y))
+        logits = list(self._logits(v, torch.cat(parts)).split([len(part) for part in parts]))
+        loss = self.task.loss(logits.pop(0), y)
+        if repelled:
+            stale = nn.functional.cross_entropy(logits.pop(0), labels, reduction="none")
+            self._remember(stale.detach(), of)
+            loss = loss + s.mu * stale.mean()
+        return loss + s.robust * self.task.loss(logits.pop(0), y) if s.robust > 0 else loss
+
+    def _attack(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """PGD on the candidate as it is: inputs of the shape of x."""
+        task, s = self.task, self.settings
+        tensors = self.codec.tensors(v.detach())
+        return pgd(
+            lambda inputs: functional_call(self.model, tensors, (inputs,)), x, y, eps=task.eps,
+            steps=s.robust_steps, generator=self.generator, bounds=task.bounds, batch=len(x),
+        )  # fmt: skip
 
     @torch.no_grad()
     def best(self, autoencoder: WeightAutoencoder, z: Tensor) -> int:

@@ -209,7 +209,8 @@ def _data(case: Case, room: Room) -> list[Row]:
     exposure = _exposed(task, s, base, generator)
     model = load_model(task, base)
     split, chain = task.splits.gate, hidden_units(task)
-    known = Reference(split, predict(model, split.x).argmax(1) == split.y, task.classes)
+    correct = predict(model, split.x).argmax(1) == split.y
+    known = Reference(split, correct, task.classes, task.eps, task.bounds)
 
     def gates(state: State) -> list[GateResult]:
         candidate = load_model(task, state)

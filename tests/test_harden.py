@@ -1,0 +1,483 @@
+"""Hardening recipes: what each does to a training, how they compose, what is refused."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import g2d
+from g2d.attacks import pgd
+from g2d.engine import SerialEngine
+from g2d.errors import (
+    CheckpointError,
+    GenerationError,
+    PopulationError,
+    SettingsError,
+    TaskError,
+    VaultError,
+)
+from g2d.harden import RECIPES, Course, Step, Teacher, find, find_teacher, stale
+from g2d.harden.adversarial import adversarial
+from g2d.harden.distil import distil
+from g2d.harden.watch import Check, Watch
+from g2d.population import Job, _extra, build_population, run_job
+from g2d.settings import HardenSettings, PopulationSettings
+from g2d.tasks import Task, digits_cnn
+from g2d.train import Batches, accuracy, load_model, predict, train
+from g2d.vault import Vault
+from g2d.weights import pack, unpack
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def trained(task: Task, settings: HardenSettings, steps: int = 250, **more) -> nn.Module:
+    model, generator = task.model(0), torch.Generator().manual_seed(0)
+    batches = Batches(task, task.splits.train, 64, generator)
+    course = Course(task, settings, batches, steps, seed=0, **more)
+    train(model, course, steps=steps, rate=3e-3, after=course.after)
+    course.finish(model)
+    return model.requires_grad_(False)
+
+
+def robust(task: Task, model: nn.Module, eps: float | None = None, norm: str = "inf") -> float:
+    x, y = task.splits.gate.x, task.splits.gate.y
+    eps = task.eps if eps is None else eps
+    draws = torch.Generator().manual_seed(1)
+    found = pgd(model, x, y, eps=eps, steps=20, generator=draws, norm=norm)
+    return float((predict(model, found).argmax(1) == y).double().mean())
+
+
+@pytest.fixture(scope="module")
+def plain(digits) -> nn.Module:
+    return trained(digits, HardenSettings())
+
+
+@pytest.fixture(scope="module")
+def hardened(digits) -> nn.Module:
+    return trained(digits, HardenSettings(recipe=("adversarial",), steps=5))
+
+
+def step_of(task: Task, settings: HardenSettings, **changes) -> Step:
+    split = task.splits.train.take(range(8))
+    model = task.model(0)
+    step = Step(
+        model, task, settings, task.eps, 0.5, torch.Generator().manual_seed(0), (), None,
+        split.x, split.y, split.y, lambda z: F.cross_entropy(z, split.y),
+    )  # fmt: skip
+    return step.replace(**changes)
+
+
+# --- adversarial ---------------------------------------------------------------------------------
+
+
+def test_adversarial_training_makes_robust_what_plain_training_leaves_open(
+    digits, plain, hardened
+):
+    assert robust(digits, plain) < 0.3
+    assert robust(digits, hardened) > robust(digits, plain) + 0.3
+    assert accuracy(hardened, digits.splits.gate) > 0.9
+
+
+def test_robust_accuracy_falls_to_zero_as_eps_grows(digits, hardened):
+    rates = [robust(digits, hardened, eps) for eps in (0.0, 0.15, 0.3, 0.8)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.02
+
+
+@pytest.mark.parametrize("changes", [{"method": "trades"}, {"method": "fgsm"}, {"clean": 0.5}])
+def test_every_method_hardens(digits, plain, changes):
+    settings = HardenSettings(recipe=("adversarial",), steps=4, **changes)
+    assert robust(digits, trained(digits, settings)) > robust(digits, plain) + 0.25
+
+
+def test_the_two_norm_hardens_against_its_own_ball(digits, plain):
+    settings = HardenSettings(recipe=("adversarial",), steps=4, norm="2", eps=0.8)
+    model = trained(digits, settings)
+    assert robust(digits, model, 0.8, "2") > robust(digits, plain, 0.8, "2") + 0.2
+
+
+def test_attacks_of_a_step_stay_in_their_ball_and_leave_the_model_as_it_was(digits):
+    for norm, eps in (("inf", 0.1), ("2", 0.7)):
+        step = step_of(digits, HardenSettings(norm=norm, steps=3), eps=eps)
+        step.model.train()
+        attacks = step.attack()
+        delta = (attacks - step.x).flatten(1)
+        length = delta.abs().amax(1) if norm == "inf" else delta.norm(dim=1)
+        assert (length <= eps + 1e-5).all()
+        assert (length > 0.5 * eps).all()
+        assert step.model.training
+        assert all(p.requires_grad and p.grad is None for p in step.model.parameters())
+
+
+def test_eps_rises_and_a_fork_of_a_robust_start_meets_it_at_once(digits):
+    settings = HardenSettings(recipe=("adversarial",), ramp=0.5)
+    batches = Batches(digits, digits.splits.train, 8, torch.Generator())
+    rising = Course(digits, settings, batches, 10, seed=0)
+    assert [round(rising.eps_at(d) / digits.eps, 2) for d in (0.0, 0.25, 0.5, 1.0)] == [
+        0, 0.5, 1, 1,
+    ]  # fmt: skip
+    assert Course(digits, settings, batches, 10, seed=0, ramp=False).eps_at(0.0) == digits.eps
+
+
+def test_trades_learns_its_own_predictions_on_attacks(digits):
+    step = adversarial(step_of(digits, HardenSettings(method="trades", steps=2, beta=3.0)))
+    assert step.clean == 0
+    (part,) = step.parts
+    assert len(part.x) == 2 * len(step.x)
+    logits = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
+    same = torch.cat([logits[:8], logits[:8]])
+    assert torch.isclose(part.loss(same), F.cross_entropy(logits[:8], step.y))
+    kl = F.kl_div(
+        logits[8:].log_softmax(1), logits[:8].softmax(1), reduction="batchmean"
+    )  # fmt: skip
+    assert torch.isclose(part.loss(logits), F.cross_entropy(logits[:8], step.y) + 3 * kl)
+
+
+def test_repelled_and_adversarial_are_one_step(digits):
+    pool = digits.splits.guide.take(range(16))
+    settings = HardenSettings(recipe=("adversarial",), stale=0.5)
+    job = Job(digits, "member", 0, 0, "repelled", PopulationSettings(), None, (), (), settings)
+    assert _extra(job, digits) == (stale,)
+    step = adversarial(stale(step_of(digits, settings, pools=(pool,))))
+    assert [len(part.x) for part in step.parts] == [8, 8]
+    assert step.clean == 0
+    assert torch.isfinite(step.loss())
+    assert len(_extra(replace(job, harden=HardenSettings()), digits)) == 2
+    assert _extra(replace(job, recipe="forks"), digits) == ()
+
+
+# --- the guard and early stopping ----------------------------------------------------------------
+
+
+def test_catastrophic_overfitting_is_told_from_a_weak_and_from_a_robust_model():
+    assert Check(0.5, 0.3, 0.99, 0.95, 0.02).collapsed(10)
+    assert not Check(0.5, 0.3, 0.99, 0.05, 0.0).collapsed(10)
+    assert not Check(0.5, 0.3, 0.99, 0.95, 0.80).collapsed(10)
+
+
+class Collapsing(Watch):
+    def look(self, model, done, eps, full):
+        check = Check(done, eps, 0.99, 0.95, 0.01 if done > 0.5 else 0.9)
+        self.checks.append(check)
+        if full:
+            self._keep(model, check.pgd)
+        return check
+
+
+@pytest.mark.parametrize("guard", ["stop", "switch", "off"])
+def test_the_guard_stops_or_goes_on_with_pgd(digits, guard):
+    settings = HardenSettings(
+        recipe=("adversarial",), method="fgsm", guard=guard, ramp=0.0, steps=2
+    )
+    model, batches = digits.model(0), Batches(digits, digits.splits.train, 8, torch.Generator())
+    course = Course(digits, settings, batches, 20, seed=0)
+    course.watch = Collapsing(digits, settings, 0)
+    run = partial(train, model, course, steps=20, rate=1e-3, after=course.after)
+    if guard == "stop":
+        with pytest.raises(PopulationError, match=r"catastrophic overfitting at 60%.*1\.0% under"):
+            run()
+        return
+    run()
+    assert course.settings.method == ("pgd" if guard == "switch" else "fgsm")
+    assert course.switched == (0.6 if guard == "switch" else None)
+
+
+def test_training_ends_early_and_keeps_the_most_robust_weights(digits):
+    class Declining(Watch):
+        def look(self, model, done, eps, full):
+            check = Check(done, eps, 0.9, 0.9, 0.9 - done)
+            self._keep(model, check.pgd)
+            self.kept = getattr(self, "kept", None) or {
+                n: t.clone() for n, t in model.state_dict().items()
+            }
+            return check
+
+    settings = HardenSettings(recipe=("adversarial",), steps=1, patience=3, checks=10)
+    model, batches = digits.model(0), Batches(digits, digits.splits.train, 8, torch.Generator())
+    course = Course(digits, settings, batches, 20, seed=0)
+    course.watch = watch = Declining(digits, settings, 0)
+    train(model, course, steps=20, rate=1e-3, after=course.after)
+    assert course._taken == 8
+    course.finish(model)
+    assert all(torch.equal(t, watch.kept[n]) for n, t in model.state_dict().items())
+
+
+def test_looks_use_the_guide_split_alone(digits, hardened):
+    ruined = replace(
+        digits,
+        splits=replace(
+            digits.splits,
+            gate=replace(digits.splits.gate, x=digits.splits.gate.x * 0),
+            test=replace(digits.splits.test, x=digits.splits.test.x * 0),
+        ),
+    )
+    settings = HardenSettings(recipe=("adversarial",))
+    one, other = (
+        Watch(task, settings, 3).look(hardened, 1.0, 0.15, True) for task in (digits, ruined)
+    )
+    assert one == other
+
+
+# --- L2 and clamps -------------------------------------------------------------------------------
+
+
+def norm_of(model: nn.Module) -> float:
+    return sum(float(p.square().sum()) for p in model.parameters() if p.dim() > 1) ** 0.5
+
+
+@pytest.mark.parametrize("changes", [{"decay": 1.0}, {"decay": 0.0, "penalty": 1e-2}])
+def test_l2_keeps_weights_small(digits, plain, changes):
+    model = trained(digits, HardenSettings(recipe=("l2",), **changes))
+    assert norm_of(model) < 0.9 * norm_of(plain)
+    assert accuracy(model, digits.splits.gate) > 0.9
+
+
+def test_decoupled_decay_shrinks_weights_and_not_biases(digits):
+    step = RECIPES["l2"](step_of(digits, HardenSettings(decay=0.5)))
+    before = {n: p.detach().clone() for n, p in step.model.named_parameters()}
+    (after,) = step.after
+    with torch.no_grad():
+        after(step.model, 0.1)
+    for name, parameter in step.model.named_parameters():
+        factor = 0.95 if parameter.dim() > 1 else 1.0
+        assert torch.allclose(parameter, before[name] * factor)
+
+
+def test_the_penalty_is_half_the_sum_of_squares(digits):
+    step = RECIPES["l2"](step_of(digits, HardenSettings(decay=0.0, penalty=0.5)))
+    assert step.after == ()
+    difference = step.loss() - step.replace(penalties=()).loss()
+    assert torch.isclose(difference.detach(), torch.tensor(0.25 * norm_of(step.model) ** 2), atol=1e-4)
+
+
+def test_clamped_layers_have_no_outliers(digits, plain):
+    model = trained(digits, HardenSettings(recipe=("clamp",), clamp=2.0))
+
+    def outlier(net: nn.Module) -> float:
+        return max(
+            float(p.abs().max() / p.square().mean().sqrt()) for p in net.parameters() if p.dim() > 1
+        )
+
+    assert outlier(plain) > 3
+    assert outlier(model) < 2.3  # the last cut lowers the root mean square a little
+    assert accuracy(model, digits.splits.gate) > 0.9
+
+
+# --- distillation --------------------------------------------------------------------------------
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+
+
+def seven() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+
+
+def test_a_student_learns_its_teachers_predictions(digits, hardened):
+    student = replace(digits, factory=small)
+    model = trained(student, HardenSettings(recipe=("distil",)), teacher=hardened)
+    agree = predict(model, digits.splits.gate.x).argmax(1) == predict(
+        hardened, digits.splits.gate.x
+    ).argmax(1)
+    assert float(agree.double().mean()) > 0.88
+
+
+def test_a_robust_student_is_more_robust_than_a_plain_one(digits, hardened):
+    student = replace(digits, factory=small)
+    settings = HardenSettings(recipe=("distil", "adversarial"), steps=4, clean=0.2)
+    taught = trained(student, settings, teacher=hardened)
+    naive = trained(student, HardenSettings(recipe=("distil",)), teacher=hardened)
+    assert robust(student, taught) > robust(student, naive) + 0.08
+
+
+def test_after_distil_attacks_lead_away_from_soft_labels(digits, hardened):
+    settings = HardenSettings(temperature=2.0, soft=0.75)
+    step = distil(step_of(digits, settings, teacher=hardened))
+    own = hardened(step.x)
+    assert torch.allclose(step.targets, own.softmax(1))
+    logits = torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
+    heated = F.kl_div((logits / 2).log_softmax(1), (own / 2).softmax(1), reduction="batchmean")
+    expected = 0.75 * 4 * heated + 0.25 * F.cross_entropy(logits, step.y)
+    assert torch.isclose(step.criterion(logits), expected)
+
+
+def test_a_teacher_is_read_from_a_vault_or_a_checkpoint(
+    digits, hardened, tiny_vault, tmp_path, plain
+):
+    named = HardenSettings(recipe=("distil",), teacher=str(tiny_vault))
+    assert isinstance(find_teacher(named).load(digits), nn.Module)
+    torch.save(hardened.state_dict(), tmp_path / "teacher.pt")
+    for model in ("digits", "g2d.tasks:digits_cnn"):
+        at = replace(named, teacher=str(tmp_path / "teacher.pt"), teacher_model=model)
+        loaded = find_teacher(at).load(digits)
+        x = digits.splits.gate.x[:4]
+        assert torch.equal(loaded(x), hardened(x))
+    assert find_teacher(HardenSettings(recipe=("l2",))) is None
+
+
+def test_teachers_that_do_not_fit_are_refused(digits, hardened, tmp_path):
+    wanting = HardenSettings(recipe=("distil",))
+    with pytest.raises(SettingsError, match="needs a teacher"):
+        find_teacher(wanting)
+    (tmp_path / "t.safetensors").write_bytes(pack(hardened.state_dict()))
+    with pytest.raises(SettingsError, match="teacher_model"):
+        find_teacher(replace(wanting, teacher=str(tmp_path / "t.safetensors")))
+    with pytest.raises(CheckpointError, match="cannot read"):
+        find_teacher(replace(wanting, teacher=str(tmp_path / "no.pt"), teacher_model="digits"))
+    weights = pack(hardened.state_dict())
+    with pytest.raises(TaskError, match="knows 7 classes, task 'digits' has 10"):
+        Teacher(pack(seven().state_dict()), f"{__name__}:seven").load(digits)
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        Teacher(weights, f"{__name__}:small").load(digits)
+    with pytest.raises(CheckpointError, match="cannot be built"):
+        Teacher(weights, "no_such_module:make").load(digits)
+    with pytest.raises(TaskError, match="does not take inputs"):
+        Teacher(pack(g2d.tasks.mnist_cnn().state_dict()), "g2d.tasks:mnist_cnn").load(digits)
+    with pytest.raises(PopulationError, match="needs a teacher"):
+        distil(step_of(digits, wanting))
+
+
+# --- which recipes there are ---------------------------------------------------------------------
+
+
+def test_unknown_recipes_say_what_is_there(tmp_path, tiny_settings):
+    with pytest.raises(SettingsError, match=r"no recipe 'adversrial'. Did you mean 'adversarial'"):
+        find("adversrial")
+    with pytest.raises(SettingsError, match="cannot be loaded"):
+        find("no_such_module:recipe")
+    with pytest.raises(SettingsError, match="no function"):
+        find("math:pi")
+    wrong = tiny_settings.override(harden__recipe=["l3"])
+    with pytest.raises(SettingsError, match="no recipe 'l3'"):
+        g2d.Defence.build("digits", tmp_path / "v", wrong, engine=SerialEngine())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eps": 1.5}, "data range"),
+        ({"norm": "2"}, r"set \[harden\] eps"),
+        ({"norm": "2", "eps": 9.0}, "data range"),
+    ],
+)
+def test_a_budget_beyond_the_data_is_refused(tmp_path, tiny_settings, changes, message):
+    named = {f"harden__{k}": v for k, v in changes.items()}
+    wrong = tiny_settings.override(harden__recipe=["adversarial"], **named)
+    with pytest.raises(SettingsError, match=message):
+        g2d.Defence.build("digits", tmp_path / "v", wrong, engine=SerialEngine())
+
+
+def test_the_recipe_of_the_docs_works(tmp_path, monkeypatch, digits):
+    text = (DOCS / "hardening.md").read_text()
+    (code,) = re.findall(r"```python\n# noise\.py\n(.*?)```", text, re.S)
+    (tmp_path / "noise.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    try:
+        model = trained(digits, HardenSettings(recipe=("noise:noisy", "l2")))
+        assert accuracy(model, digits.splits.gate) > 0.9
+    finally:
+        sys.modules.pop("noise", None)
+
+
+# --- populations ---------------------------------------------------------------------------------
+
+
+def hard(settings: g2d.Settings, **changes) -> g2d.Settings:
+    chosen = {"recipe": ["adversarial", "clamp"], "steps": 2} | changes
+    return settings.override(**{f"harden__{k}": v for k, v in chosen.items()})
+
+
+def test_a_hardened_population_is_the_same_whatever_runs_it_and_cannot_change(
+    tmp_path, tiny_settings, digits
+):
+    from g2d.engine import LocalEngine
+
+    def made(name: str, engine, settings) -> dict[int, str]:
+        path = tmp_path / name
+        known = path.exists()
+        with Vault.open(path, write=True) if known else Vault.create(path, "") as vault:
+            entries = build_population(
+                ("digits", "", 0, 0.0), vault, settings.population, engine, harden=settings.harden
+            )
+            return {entry.index: entry.files["weights"] for entry in entries}
+
+    settings = hard(tiny_settings).override(
+        population__base_steps=60, population__early_steps=20, population__fork_steps=20
+    )
+    one = made("a", SerialEngine(), settings)
+    with LocalEngine(2) as engine:
+        assert made("b", engine, settings) == one
+    with pytest.raises(VaultError, match="other settings"):
+        made("a", SerialEngine(), hard(settings, steps=3))
+    with Vault.open(tmp_path / "a") as vault:
+        member = vault.entries("member")[0]
+    assert 0 <= member.info["robust"] <= 1
+    assert len(member.info["checks"]) == 10
+
+
+def test_without_early_steps_the_base_is_the_only_basin(tmp_path, tiny_settings):
+    settings = tiny_settings.override(population__early_steps=0)
+    with (
+        Vault.create(tmp_path / "two", "") as vault,
+        pytest.raises(SettingsError, match="basins = 1"),
+    ):
+        build_population(("digits", "", 0, 0.0), vault, settings.population, SerialEngine())
+    one = settings.override(population__basins=1, population__members=2)
+    with Vault.create(tmp_path / "one", "") as vault:
+        build_population(("digits", "", 0, 0.0), vault, one.population, SerialEngine())
+        base, early = vault.entry("base"), vault.entry("early", 0)
+        assert unpack(vault.read(base)).keys() == unpack(vault.read(early)).keys()
+        assert base.files["weights"] == early.files["weights"]
+
+
+def test_the_bytes_of_plain_members_are_what_they_were_before_there_was_hardening(digits):
+    """`repelled` without a recipe draws what it always drew, in the same order."""
+    settings = PopulationSettings(fork_steps=3, batch=16, pool=8, pool_steps=1)
+    pool = run_job(Job(digits, "base", 0, 0, "base", replace(settings, base_steps=3), None, ()))
+    job = Job(digits, "member", 1, 0, "repelled", settings, pool.weights, (pool.attacks,))
+    state = unpack(run_job(job).weights)
+    total = sum(float(t.double().sum()) for t in state.values())
+    assert total == pytest.approx(BEFORE, abs=1e-4)
+
+
+BEFORE = 6.405374777756151
+
+
+def test_guidance_and_gate_keep_generations_robust(tmp_path, tiny_settings, digits):
+    settings = hard(tiny_settings).override(
+        guidance__robust=1.0, guidance__robust_steps=3, gates__robust=0.05
+    )
+    with g2d.Defence.build("digits", tmp_path / "v", settings, engine=SerialEngine()) as defence:
+        (made,) = defence.generate(1, seed=0)
+        gates = {gate["gate"]: gate for gate in made.manifest["gates"]}
+        assert gates["robust"]["passed"]
+        assert {"clean_accuracy", "robust_accuracy", "stale_asr"} <= set(made.manifest["figures"])
+        model = load_model(digits, made.state)
+        assert robust(digits, model) > 0.1
+        floor = replace(defence.settings.gates, robust=0.99, attempts=2)
+        defence.settings = replace(defence.settings, gates=floor)
+        with pytest.raises(GenerationError, match=r"most robust candidate reached \d+\.\d%"):
+            defence.generate(1, seed=1)
+        assert defence.vault.live() == made.number
+
+
+def test_labels_that_are_missing_are_refused_before_any_training():
+    from g2d.data import Split
+    from g2d.errors import DataError
+
+    with pytest.raises(DataError, match="labels"):
+        Split(torch.rand(4, 2), None)  # type: ignore[arg-type]
+
+
+assert digits_cnn  # the name that a test's teacher_model gives
