@@ -79,9 +79,7 @@ def step_of(task: Task, settings: HardenSettings, **changes) -> Step:
 # --- adversarial ---------------------------------------------------------------------------------
 
 
-def test_adversarial_training_makes_robust_what_plain_training_leaves_open(
-    digits, plain, hardened
-):
+def test_adversarial_training_makes_robust_what_plain_training_leaves_open(digits, plain, hardened):
     assert robust(digits, plain) < 0.3
     assert robust(digits, hardened) > robust(digits, plain) + 0.3
     assert accuracy(hardened, digits.splits.gate) > 0.9
@@ -231,7 +229,7 @@ def test_looks_use_the_guide_split_alone(digits, hardened):
 
 
 def norm_of(model: nn.Module) -> float:
-    return sum(float(p.square().sum()) for p in model.parameters() if p.dim() > 1) ** 0.5
+    return sum(float(p.detach().square().sum()) for p in model.parameters() if p.dim() > 1) ** 0.5
 
 
 @pytest.mark.parametrize("changes", [{"decay": 1.0}, {"decay": 0.0, "penalty": 1e-2}])
@@ -256,7 +254,9 @@ def test_the_penalty_is_half_the_sum_of_squares(digits):
     step = RECIPES["l2"](step_of(digits, HardenSettings(decay=0.0, penalty=0.5)))
     assert step.after == ()
     difference = step.loss() - step.replace(penalties=()).loss()
-    assert torch.isclose(difference.detach(), torch.tensor(0.25 * norm_of(step.model) ** 2), atol=1e-4)
+    assert torch.isclose(
+        difference.detach(), torch.tensor(0.25 * norm_of(step.model) ** 2), atol=1e-4
+    )
 
 
 def test_clamped_layers_have_no_outliers(digits, plain):
@@ -264,7 +264,9 @@ def test_clamped_layers_have_no_outliers(digits, plain):
 
     def outlier(net: nn.Module) -> float:
         return max(
-            float(p.abs().max() / p.square().mean().sqrt()) for p in net.parameters() if p.dim() > 1
+            float(p.detach().abs().max() / p.detach().square().mean().sqrt())
+            for p in net.parameters()
+            if p.dim() > 1
         )
 
     assert outlier(plain) > 3
