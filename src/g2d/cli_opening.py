@@ -91,7 +91,7 @@ def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[De
 
 
 def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngine:
-    """Make the engine of `--engine`; 0 workers: one per core."""
+    """Make the engine that `--engine` names; 0 workers: one per core."""
     if name == "ray":
         from g2d.cluster.ray_engine import RayEngine
 
