@@ -263,6 +263,17 @@ def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key
     assert news.live == Announced(2, stored[0].digest, "at 1")
 
 
+def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key, monkeypatch):
+    monkeypatch.setattr("g2d.cluster.coordinator.Worker", lambda *_: Fake(live=2))
+    monkeypatch.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
+    coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), id)
+    try:
+        news = asyncio.run(coordinator.watch(Hello("a replica")))
+    finally:
+        asyncio.run(coordinator.stop())
+    assert ("alarm", "future") in [(event, facts.get("kind")) for event, facts in news.events]
+
+
 # --- a replica -----------------------------------------------------------------------------------
 
 TERMS = Terms(lease=0.6, beat=0.05, retry=0.02, prepare=0.2)

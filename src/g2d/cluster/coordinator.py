@@ -102,7 +102,7 @@ class Coordinator:
         self._board = Board(Metrics(self._rotation.status), Log(), shelf.describe)
         self._announce(first.number)
         if warning:
-            self._rotation.alarm("expired", warning)
+            self._rotation.alarm(warning.reason, str(warning))
         self._rotation.start()
         threading.Thread(target=self._watch_lateness, daemon=True).start()
 
