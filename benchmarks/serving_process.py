@@ -146,7 +146,7 @@ class Server:
                 if answer.startswith(b"HTTP/1.1 200"):
                     return answer
             except OSError:
-                pass
+                pass  # it does not listen yet: asked again, until patience or the process ends
             time.sleep(0.005)
         self.kill()
         raise SystemExit(f"the server did not start: {self.log.read_text()[-2000:]}")

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from g2d.data import Split
-from g2d.defence import Defence, fitted_members
+from g2d.defence import Defence
 from g2d.generator import Exposure, Generator
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.fitting import Members, fit_diffusion
 from g2d.harden import Course, lightly, stale
+from g2d.members import fitted_members
 from g2d.population import Job, craft_pool, run_job, seed_of
 from g2d.settings import GuidanceSettings, HardenSettings, PopulationSettings
 from g2d.symmetry import permute

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import g2d
+from g2d.cluster.coordinator import Coordinator, Plan
 from g2d.cluster.lease import Announced, Follower, Hello, News, Terms
 from g2d.cluster.mirror import Mirror, MirrorShelf, Parcel, origin, pack
 from g2d.cluster.replica import AwayError, Leased, Post, assemble
@@ -239,6 +240,38 @@ def test_a_mirror_serves_what_the_vault_does_and_refuses_the_rest(signed, key, t
     finally:
         mirror.remove()
     assert not folder.exists()
+
+
+# --- the coordinator -----------------------------------------------------------------------------
+
+
+def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key, monkeypatch):
+    monkeypatch.setattr("g2d.cluster.coordinator.Worker", lambda *_: Fake(live=2))
+    stored: list[Parcel] = []
+
+    def store(parcel: Parcel) -> str:
+        stored.append(parcel)
+        return f"at {len(stored)}"
+
+    coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), store)
+    try:
+        assert asyncio.run(coordinator.start()) == ("", 2)
+        news = asyncio.run(coordinator.watch(Hello("a replica")))
+    finally:
+        asyncio.run(coordinator.stop())
+    assert stored[0].number == 2
+    assert news.live == Announced(2, stored[0].digest, "at 1")
+
+
+def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key, monkeypatch):
+    monkeypatch.setattr("g2d.cluster.coordinator.Worker", lambda *_: Fake(live=2))
+    monkeypatch.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
+    coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), id)
+    try:
+        news = asyncio.run(coordinator.watch(Hello("a replica")))
+    finally:
+        asyncio.run(coordinator.stop())
+    assert ("alarm", "future") in [(event, facts.get("kind")) for event, facts in news.events]
 
 
 # --- a replica -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -26,10 +28,15 @@ import g2d
 from g2d.errors import GenerationError, RefusedError, VaultError
 from g2d.protect.signing import SigningKey
 from g2d.rotation import Live
+from g2d.service.log import Log
+from g2d.service.options import Options
 from g2d.settings import Settings
 from g2d.spare import Worker
 from g2d.vault import Vault
 from stand_ins import TOKEN, wait_for
+
+if TYPE_CHECKING:
+    from g2d.service.shelf import VaultShelf
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = TOKEN.replace(" ", "-")
@@ -508,6 +515,16 @@ def test_a_vault_that_was_put_back_is_refused(vault, tmp_path):
     shelf.close()
 
 
+def first_alarm(shelf: VaultShelf, vault: Path) -> str:
+    """The kind of the alarm that a service which starts now writes first."""
+    from g2d.service.server import _assemble
+
+    lines = io.StringIO()
+    _assemble(shelf, vault, "", Options(), None, Log(lines))
+    told = [json.loads(line) for line in lines.getvalue().splitlines()]
+    return next(line["kind"] for line in told if line["event"] == "alarm")
+
+
 def test_with_a_key_only_what_was_signed_is_served(vault, tmp_path, monkeypatch):
     from g2d.service.shelf import VaultShelf
 
@@ -531,12 +548,14 @@ def test_with_a_key_only_what_was_signed_is_served(vault, tmp_path, monkeypatch)
     time.sleep(1.0)
     snapshot, warning = shelf.first()  # expired: nothing better to serve, and it says so
     assert snapshot.number == 2
-    assert "expired" in warning
+    assert warning.reason == "expired"
+    assert first_alarm(shelf, vault) == "expired"
     assert shelf.again(2).number == 2  # a flipped bit in it can still be healed
     with monkeypatch.context() as clock:
         clock.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
         snapshot, warning = shelf.first()
-        assert (snapshot.number, "future" in warning) == (2, True)
+        assert (snapshot.number, warning.reason) == (2, "future")
+        assert first_alarm(shelf, vault) == "future"
         with pytest.raises(RefusedError):
             shelf.load(2, 1)
     with pytest.raises(RefusedError):
@@ -561,7 +580,6 @@ def serve(*arguments: str, **env: str) -> subprocess.CompletedProcess:
 
 def test_two_services_cannot_have_one_port():
     from g2d.errors import SettingsError
-    from g2d.service.options import Options
     from g2d.service.server import listen
 
     with listen(Options(port=0)) as first, pytest.raises(SettingsError, match="cannot bind"):

@@ -6,14 +6,14 @@ What makes a candidate, or lets it pass, does not live here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from g2d.data import Split
-from g2d.errors import VaultError
+from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
 from g2d.population import compact, craft_pool, seed_of
 from g2d.protect.signing import SigningKey, sign_generation
@@ -45,6 +45,7 @@ class Archive:
         self.task, self.vault, self.settings = task, vault, settings
         self._exposures: dict[int, Exposure] = {}
         self._states: dict[int, dict[str, Tensor]] = {}
+        self._damaged: set[int] = set()
 
     def generation(self, number: int | None = None) -> Generation:
         """Read a generation, the live one by default.
@@ -85,6 +86,35 @@ class Archive:
         for old in sorted(self._exposures)[: -max(1, self.settings.guidance.memory)]:
             del self._exposures[old]  # attacks are megabytes; what is forgotten is read again
         return exposure
+
+    def sound(
+        self,
+        numbers: Sequence[int],
+        codec: Callable[[], Codec],
+        on_damage: Callable[[int, str], None],
+    ) -> list[int]:
+        """Those of the exposed generations that can be read, the newest with their attacks.
+
+        Args:
+            codec: called only where attacks are read. on_damage: called once for each that cannot
+                be read.
+        """
+        found: list[int] = []
+        for number in reversed(numbers):
+            try:
+                if len(found) < self.settings.guidance.memory:
+                    self.exposure(number, codec())
+                else:
+                    self.state(number)
+            except UnavailableError:
+                raise
+            except (VaultError, CheckpointError, KeyError) as error:
+                if number not in self._damaged:
+                    on_damage(number, str(error))
+                self._damaged.add(number)
+            else:
+                found.insert(0, number)
+        return found
 
     def accept(
         self, state: Mapping[str, Tensor], manifest: Mapping[str, Any], seed: int, activate: bool,

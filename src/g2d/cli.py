@@ -1,27 +1,38 @@
 """The command line: thin commands over `Defence` and `Vault`, and how they fail.
 
-Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`. No decision
-about a defence is made here.
+Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`, how a vault is
+got at in `cli_opening`; `serve` and `keys` have files of their own. No decision about a defence is
+made here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import sys
 import time
 import traceback as tracebacks
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from g2d import cli_keys
+from g2d import cli_keys, cli_serve
+from g2d.cli_opening import (
+    DataFolder,
+    EngineName,
+    RayAddress,
+    VaultPath,
+    Workers,
+    calm_torch,
+    make_engine,
+    open_defence,
+    prepare,
+    vault_settings,
+)
 from g2d.console import (
     commented,
     duration,
@@ -35,13 +46,11 @@ from g2d.console import (
     show_progress,
     when,
 )
-from g2d.errors import G2DError, SettingsError
+from g2d.errors import G2DError
 
 if TYPE_CHECKING:
     from g2d.cluster.ray_engine import RayEngine
-    from g2d.defence import Defence
     from g2d.engine import LocalEngine
-    from g2d.settings import Settings
 
 _INTERRUPTED = "interrupted; what is complete is kept, run the same command again to go on"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -105,20 +114,6 @@ def main() -> None:
     app()
 
 
-VaultPath = Annotated[Path, typer.Argument(metavar="VAULT", help="Folder of the vault.")]
-DataFolder = Annotated[
-    Path | None, typer.Option("--data", metavar="FOLDER", help="Where the task's data lies.")
-]
-Workers = Annotated[
-    int | None, typer.Option(min=0, max=1024, help="Worker processes; 0: one per core.")
-]
-EngineName = Annotated[
-    Literal["local", "ray"], typer.Option(help="Worker processes here, or a Ray cluster.")
-]
-RayAddress = Annotated[
-    str,
-    typer.Option(metavar="ADDRESS", help="HOST:PORT or auto; else $RAY_ADDRESS, or a local one."),
-]
 Zoo = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Take the checkpoints that you have.")
 ]
@@ -156,7 +151,7 @@ def demo(
     workers: Workers = None,
 ) -> None:
     """See the whole idea work on handwritten digits, in three minutes."""
-    _calm_torch()
+    calm_torch()
     from g2d.demo import run
 
     began = time.monotonic()
@@ -206,13 +201,13 @@ def population(
         "population__seed": seed,
         "population__workers": workers,
     }
-    defence, count = _prepare(vault, settings, flags)
+    defence, count = prepare(vault, settings, flags)
     with defence:
         with show_progress() as progress:
             if from_checkpoints:
                 defence.adopt(from_checkpoints, progress)
             else:
-                with _engine(engine, ray_address, count) as jobs:
+                with make_engine(engine, ray_address, count) as jobs:
                     defence.populate(jobs, progress)
         print_population(defence.vault, defence.settings)
     print_line(f"Next: g2d fit {vault}")
@@ -225,7 +220,7 @@ def fit(
     data: DataFolder = None,
 ) -> None:
     """Fit the generator (autoencoder and latent diffusion) on the population."""
-    with _open(vault, data) as defence, show_progress() as progress:
+    with open_defence(vault, data) as defence, show_progress() as progress:
         before = defence.vault.entry("generator")
         defence.fit(progress, again)
         fresh = defence.vault.entry("generator") != before
@@ -255,10 +250,10 @@ def generate(
     With `--engine ray` all of a generation's candidates are made at once, as tasks.
     """
     with ExitStack() as stack:
-        defence = stack.enter_context(_open(vault, data))
+        defence = stack.enter_context(open_defence(vault, data))
         jobs: LocalEngine | RayEngine | None = None
         if engine != "local":
-            jobs = _engine(engine, ray_address, 0)
+            jobs = make_engine(engine, ray_address, 0)
             stack.enter_context(jobs)
         progress = stack.enter_context(show_progress())
         for index in range(count):
@@ -289,7 +284,7 @@ def activate(
     data: DataFolder = None,
 ) -> None:
     """Make a kept generation live, if it still passes its gates against what is exposed now."""
-    with _open(vault, data) as defence:
+    with open_defence(vault, data) as defence:
         defence.activate(number)
     print_line(f"Generation {number} is live.")
 
@@ -322,12 +317,12 @@ def attack(
 
     Goes on where an interrupted run stopped; rows whose inputs have not changed are reused.
     """
-    _vault_settings(vault)
-    _calm_torch()
+    vault_settings(vault)
+    calm_torch()
     from g2d import redteam
 
     live = redteam.Service(service, model) if service else None
-    with _engine(engine, ray_address, workers or 0) as jobs, show_progress() as progress:
+    with make_engine(engine, ray_address, workers or 0) as jobs, show_progress() as progress:
         results = redteam.attack(
             vault, threats=threat or (), quick=quick, eps=eps, n=n, seed=seed, out=out,
             data="" if data is None else str(data.absolute()), service=live,
@@ -358,89 +353,7 @@ def report(
     print_line(f"{folder / 'table.md'}")
 
 
-@app.command()
-def serve(
-    vault: VaultPath,
-    every: Annotated[
-        str, typer.Option(metavar="TIME", help="Rotate every 60s, 5m, 1h ..; 0: on demand only.")
-    ] = "0",
-    jitter: Annotated[float, typer.Option(help="Share of it by which waits vary.")] = 0.1,
-    queries: Annotated[int, typer.Option(help="Rotate after so many inputs; 0: off.")] = 0,
-    host: Annotated[str, typer.Option(help="Address; anything but loopback is exposed.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8000,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Also a name of this service (a proxy's); repeatable."),
-    ] = None,
-    name: Annotated[str, typer.Option(help="The model's name in addresses.")] = "g2d",
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Public key: serve signed ones only.")
-    ] = None,
-    served: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Remembers the highest number, outside the vault."),
-    ] = None,
-    admin_token_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Admin token, mode 600; else $G2D_ADMIN_TOKEN."),
-    ] = None,
-    tls_cert: Annotated[str, typer.Option(metavar="FILE", help="Certificate.")] = "",
-    tls_key: Annotated[str, typer.Option(metavar="FILE", help="Its private key.")] = "",
-    rate: Annotated[float, typer.Option(help="Inputs of one client a second; 0: any.")] = 0.0,
-    burst: Annotated[float, typer.Option(help="How many of them at once.")] = 1000.0,
-    max_batch: Annotated[int, typer.Option(help="Inputs of one request.")] = 256,
-    max_body: Annotated[int, typer.Option(help="Bytes of one; 0: as its inputs need.")] = 0,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="For one request.")] = "10s",
-    check_every: Annotated[
-        str,
-        typer.Option(
-            metavar="TIME", help="Check the weights in memory, twice a second at most; 0: never."
-        ),
-    ] = "500ms",
-    data: DataFolder = None,
-    engine: EngineName = "local",
-    ray_address: RayAddress = "",
-    replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: how many.")] = 2,
-    lease: Annotated[
-        str, typer.Option(metavar="TIME", help="A replica's; 0: by --every, 10s at most.")
-    ] = "0",
-) -> None:
-    """Serve the live generation over HTTP (Open Inference Protocol v2), and rotate it."""
-    from g2d.service.options import Options, read_token, require, seconds
-    from g2d.service.starting import check_tls, leave_on_sigterm
-
-    if engine == "local":
-        leave_on_sigterm()
-    options = Options(
-        host=host, port=port, name=name, every=seconds(every), jitter=jitter, queries=queries,
-        check_every=seconds(check_every), max_batch=max_batch, max_body=max_body, rate=rate,
-        burst=burst, timeout=seconds(timeout), tls_cert=tls_cert, tls_key=tls_key,
-        allow_host=tuple(allow_host or ()),
-    )  # fmt: skip
-    token = read_token(admin_token_file)
-    check_tls(tls_cert, tls_key)
-    _vault_settings(vault)
-    require()
-    parts: dict[str, Any] = {
-        "token": token, "key": key, "served": served, "say": say,
-        "data": "" if data is None else str(data.absolute()),
-    }  # fmt: skip
-    if engine == "ray":
-        from g2d.cluster.joining import require as require_ray
-
-        require_ray(extra=True)
-        parts |= {"replicas": replicas, "address": ray_address, "lease": seconds(lease)}
-        from g2d.cluster import deployment
-
-        deployment.serve(vault, options, **parts)
-        return
-    from g2d.service import server
-
-    bound = server.listen(options)
-    _calm_torch()
-    server.serve(vault, options, bound=bound, **parts)
+app.command()(cli_serve.serve)
 
 
 @app.command()
@@ -515,88 +428,4 @@ def settings(
         typer.echo("# Keep only the lines that you change: a task has its own values for others.")
         typer.echo(commented(Settings()))
     else:
-        typer.echo(commented(_vault_settings(vault)))
-
-
-# --- opening -------------------------------------------------------------------------------------
-
-
-def _calm_torch() -> None:
-    """Give torch one thread: on a busy machine more of them were up to 60 times slower."""
-    threads = os.environ.get("G2D_THREADS", "1")
-    if not threads.isdecimal() or int(threads) < 1:
-        raise SettingsError(f"G2D_THREADS is {threads!r}, expected a number of threads, 1 or more")
-    import torch
-
-    torch.set_num_threads(int(threads))
-
-
-def _open(path: Path, data: Path | None) -> Defence:
-    """Open a vault for writing; what is wrong with it is said before torch is imported."""
-    _vault_settings(path)
-    _calm_torch()
-    from g2d.defence import Defence
-
-    return Defence.open(path, data="" if data is None else str(data.absolute()))
-
-
-def _vault_settings(path: Path) -> Settings:
-    from g2d.settings import Settings
-    from g2d.vault import Vault
-
-    with Vault.open(path) as vault:
-        return Settings.from_toml(vault.settings_text, str(vault.path / "task.toml"))
-
-
-def _prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[Defence, int]:
-    """Make or open a vault; return it with the number of workers to use.
-
-    Settings come from flags, then the file, then the vault's own or else the task's defaults.
-    """
-    from g2d.settings import Settings
-
-    asked = (Settings.from_file(file) if file else Settings()).override(**flags)
-    there = _vault_settings(path) if (path / "ledger.sqlite").exists() else None
-    _calm_torch()
-    from g2d.defence import Defence
-
-    base = dataclasses.asdict(there) if there else _task_defaults(asked)
-    full = _layered(base, file).override(**flags)
-    if full.task.data:
-        full = full.override(task__data=str(Path(full.task.data).absolute()))
-    workers = full.population.workers
-    if there is None:
-        return Defence.create(full.task.name, path, full), workers
-    full = full.override(population__workers=there.population.workers)
-    if full.override(task__data=there.task.data) == there:
-        return Defence.open(path, data=full.task.data), workers
-    return Defence.create(full.task.name, path, full), workers
-
-
-def _engine(name: str, address: str, workers: int) -> LocalEngine | RayEngine:
-    if name == "ray":
-        from g2d.cluster.ray_engine import RayEngine
-
-        return RayEngine(address, workers)
-    from g2d.engine import LocalEngine
-
-    return LocalEngine(workers)
-
-
-def _task_defaults(asked: Settings) -> dict[str, Any]:
-    from g2d.population import resolve
-
-    task = asked.task
-    return dict(resolve((task.name, task.data, task.split_seed, task.eps)).settings)
-
-
-def _layered(base: Mapping[str, Any], file: Path | None) -> Settings:
-    """Put what the file says over `base`; the file has been read and checked before."""
-    import tomllib
-
-    from g2d.settings import Settings, build
-
-    tables = {section: dict(table) for section, table in base.items()}
-    for section, table in tomllib.loads(file.read_text("utf-8")).items() if file else ():
-        tables.setdefault(section, {}).update(table)
-    return build(Settings, tables, str(file or "settings"))
+        typer.echo(commented(vault_settings(vault)))

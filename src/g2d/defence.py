@@ -6,52 +6,31 @@ This is the library's front door; the command line is a thin layer over it.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from g2d import opening
 from g2d.archive import Archive, Generation
 from g2d.candidates import Candidate, Draw, Job, Judge, make, make_many
-from g2d.engine import Engine, LocalEngine, SerialEngine
-from g2d.errors import (
-    CheckpointError,
-    DataError,
-    GenerationError,
-    PopulationError,
-    UnavailableError,
-    VaultError,
-)
-from g2d.generator import (
-    FORMAT,
-    Exposure,
-    GateResult,
-    Generator,
-    Reference,
-)
-from g2d.population import (
-    TaskSource,
-    adopt_checkpoints,
-    build_population,
-    resolve,
-    seed_of,
-    unpack_pool,
-)
+from g2d.engine import Engine
+from g2d.errors import GenerationError, PopulationError, VaultError
+from g2d.generator import Exposure, GateResult, Generator, Reference
+from g2d.members import fit_generator, fitted_members, identity_of
+from g2d.opening import data_digest, default_engine
+from g2d.population import TaskSource, adopt_checkpoints, build_population, seed_of
 from g2d.rotation import Snapshot
-from g2d.settings import Settings, TaskSettings, build
+from g2d.settings import Settings
 from g2d.tasks import Task
-from g2d.train import load_model, predict
-from g2d.vault import Entry, Vault
-from g2d.weights import check_state, digest, unpack
+from g2d.vault import Vault
+from g2d.weights import unpack
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,8 +55,6 @@ class Defence:
         self.on_damage: Callable[[int, str], None] | None = None
         """Called once for each exposed generation that cannot be read, which then counts no more;
         None: that is an error."""
-        self._damaged: set[int] = set()
-        self._check_data()
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -95,29 +72,7 @@ class Defence:
             TaskError, DataError, SettingsError: the task cannot be loaded.
             VaultError: the folder holds something else, or a vault with other settings.
         """
-        there = Settings() if settings is None else settings
-        known = Path(path, "task.toml")
-        if settings is None and known.is_file():
-            there = Settings.from_file(known)  # the folder of the data, above all
-        named, source = _named(task, there.task)
-        loaded = resolve(source)
-        if settings is None and not known.is_file():
-            tables = {key: dict(table) for key, table in loaded.settings.items()}
-            there = build(Settings, tables, f"settings of task {loaded.name!r}")
-        full = replace(there, task=named)
-        vault = _open_or_create(Path(path), full.to_toml())
-        try:
-            kept = Settings.from_toml(vault.settings_text, str(known))
-            if not _compatible(kept, full):
-                raise VaultError(
-                    f"{path} was made with other task or population settings; use a new folder, or "
-                    "leave the settings out to go on with the vault's own"
-                )
-            vault.write_settings(full.to_toml())
-            return cls(loaded, source, vault, full)
-        except BaseException:
-            vault.close()
-            raise
+        return cls(*opening.create(task, path, settings))
 
     @classmethod
     def open(
@@ -135,20 +90,7 @@ class Defence:
             data: where the data lies now, if its folder has moved.
             named: the task that it has to be; loading another's module would run its code.
         """
-        vault = Vault.open(path, write=write)
-        try:
-            settings = Settings.from_toml(vault.settings_text, str(Path(path) / "task.toml"))
-            s = settings.task
-            if named and s.name != named:
-                raise VaultError(
-                    f"{path} was of task {named!r} and names {s.name!r} now: nothing of it is"
-                    " loaded. Look who changed task.toml, and put it back."
-                )
-            source: TaskSource = task or (s.name, data or s.data, s.split_seed, s.eps)
-            return cls(resolve(source), source, vault, settings)
-        except BaseException:
-            vault.close()
-            raise
+        return cls(*opening.reopen(path, task, write, data, named))
 
     @classmethod
     def build(
@@ -168,17 +110,6 @@ class Defence:
             defence.close()
             raise
         return defence
-
-    def _check_data(self) -> None:
-        """Refuse other data than the vault's: its attacks point into splits by index."""
-        base = self.vault.entry("base")
-        known = base.info.get("data") if base else None
-        if known is not None and known != data_digest(self.task):
-            raise DataError(
-                f"the data of task {self.task.name!r} is not what {self.vault.path} was made with "
-                "(other files, order or split seed): examples would leak between splits. Point "
-                "--data at the original, or use a new vault"
-            )
 
     def close(self) -> None:
         """Close the vault."""
@@ -252,23 +183,11 @@ class Defence:
             raise PopulationError(
                 f"{self.vault.path} holds no population yet; run `g2d population` first"
             )
-        identity = self._identity([e.files["weights"] for e in entries])
+        identity = identity_of(entries, self.settings)
         kept = self.vault.entry("generator")
         if kept is None or again or kept.info.get("identity") != identity:
-            states = [unpack(self.vault.read(entry)) for entry in entries]
-            for entry, state in zip(entries, states, strict=True):
-                check_state(self.task.model(0).state_dict(), state, f"member {entry.index}")
-            generator = Generator.fit(
-                self.task,
-                states,
-                [int(entry.info["basin"]) for entry in entries],
-                self.settings.autoencoder,
-                self.settings.diffusion,
-                seed=seed_of(self.settings.population.seed, "fit"),
-                resistance=self._resistance(entries, states) if len(entries) > 2 else None,
-                base=self._base(),
-                progress=progress,
-            )
+            base = self._base()
+            generator = fit_generator(self.task, self.vault, self.settings, entries, base, progress)
             self.vault.put(
                 "generator", 0, {"weights": generator.to_bytes()}, {"identity": identity}
             )
@@ -285,29 +204,6 @@ class Defence:
                 raise VaultError(f"{self.vault.path} has no generator yet; run `g2d fit` first")
             self._generator = Generator.from_bytes(self.vault.read(entry))
         return self._generator
-
-    def _identity(self, digests: list[str]) -> str:
-        """What a generator depends on: members, settings of both fits, seed."""
-        what = {
-            "format": FORMAT,
-            "members": digests,
-            "autoencoder": asdict(self.settings.autoencoder),
-            "diffusion": asdict(self.settings.diffusion),
-            "seed": self.settings.population.seed,
-        }
-        return digest(json.dumps(what, sort_keys=True).encode())
-
-    def _resistance(self, entries: list[Entry], states: list[dict[str, Tensor]]) -> Tensor:
-        """Error of member j on attacks crafted on member i, (K, K), on the train split."""
-        pools = [
-            unpack_pool(self.vault.read(entry, "attacks"), self.task.splits.train)
-            for entry in entries
-        ]
-        each = min(128, *(len(pool) for pool in pools))
-        x = torch.cat([pool.x[:each] for pool in pools])
-        y = torch.cat([pool.y[:each] for pool in pools])
-        wrong = [predict(load_model(self.task, s), x).argmax(1) != y for s in states]
-        return torch.stack([w.float().view(len(pools), each).mean(1) for w in wrong], 1)
 
     # --- generations -----------------------------------------------------------------------------
 
@@ -460,27 +356,7 @@ class Defence:
         numbers = self.vault.exposures(max(s.gates.history, s.guidance.memory) + 1)
         if self.on_damage is None:
             return numbers
-        sound: list[int] = []
-        for number in reversed(numbers):
-            if self._is_sound(number, attacks=len(sound) < s.guidance.memory):
-                sound.insert(0, number)
-        return sound
-
-    def _is_sound(self, number: int, attacks: bool) -> bool:
-        """Whether an exposed generation can be read, with its attacks; one that cannot is told."""
-        try:
-            if attacks:
-                self.exposure(number)
-            else:
-                self._archive.state(number)
-        except UnavailableError:
-            raise
-        except (VaultError, CheckpointError, KeyError) as error:
-            if number not in self._damaged and self.on_damage is not None:
-                self.on_damage(number, str(error))
-            self._damaged.add(number)
-            return False
-        return True
+        return self._archive.sound(numbers, lambda: self.generator.codec, self.on_damage)
 
     def _remembered(self, exposed: list[int]) -> list[int]:
         memory = self.settings.guidance.memory
@@ -541,16 +417,6 @@ class Defence:
         return Snapshot(made.number, _Inference(made.model()))
 
 
-def data_digest(task: Task) -> str:
-    """SHA-256 of a task's splits: what ties a vault to its data."""
-    sha = hashlib.sha256()
-    for name in ("train", "guide", "gate", "test"):
-        split = getattr(task.splits, name)
-        for tensor in (split.x, split.y):
-            sha.update(np.ascontiguousarray(tensor.numpy()).data)
-    return sha.hexdigest()
-
-
 class _Inference:
     """A frozen model as a function without gradients."""
 
@@ -560,68 +426,6 @@ class _Inference:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         return self._model(x)
-
-
-def fitted_members(entries: list[Entry], newest: float) -> list[Entry]:
-    """The members that a generator is fitted on: of a repelled trunk, each basin's newest.
-
-    Early members of a trunk are less accurate and resist less; at least two of a basin are kept.
-    """
-    basins: dict[int, list[Entry]] = {}
-    for entry in entries:
-        basins.setdefault(int(entry.info["basin"]), []).append(entry)
-    kept: list[Entry] = []
-    for inside in basins.values():
-        repelled = all(entry.info["recipe"] == "repelled" for entry in inside)
-        count = max(2, math.ceil(newest * len(inside))) if repelled else len(inside)
-        kept += inside[-count:]
-    return sorted(kept, key=lambda entry: entry.index)
-
-
-def _named(task: Task | str, given: TaskSettings) -> tuple[TaskSettings, TaskSource]:
-    """The task's settings, and how a worker process gets at it."""
-    if isinstance(task, Task):
-        return TaskSettings(name=task.name, eps=task.eps), task
-    named = replace(given, name=task)
-    return named, (named.name, named.data, named.split_seed, named.eps)
-
-
-def _open_or_create(path: Path, settings_toml: str) -> Vault:
-    """Open the vault that is there, or make one; a folder that a kill left half made counts so."""
-    if not (path / "ledger.sqlite").exists():
-        return Vault.create(path, settings_toml)
-    try:
-        return Vault.open(path, write=True)
-    except VaultError as refused:
-        try:
-            return Vault.create(path, settings_toml)
-        except VaultError:
-            raise refused from None
-
-
-def _compatible(kept: Settings, given: Settings) -> bool:
-    """Whether a vault can go on: more members or other workers, a moved data folder are fine."""
-
-    def fixed(s: Settings) -> tuple[object, object]:
-        population = replace(s.population, members=2, workers=0)
-        return replace(s.task, data=""), population
-
-    return fixed(kept) == fixed(given)
-
-
-def default_engine(source: TaskSource, workers: int) -> Engine:
-    """Worker processes where the task can travel to them, this process where it cannot."""
-    if isinstance(source, Task):
-        import pickle
-
-        try:
-            pickle.dumps(source.factory)
-            pickle.dumps((source.loss, source.augment))
-        except (pickle.PicklingError, AttributeError, TypeError):
-            return SerialEngine()
-        if getattr(source.factory, "__module__", "") == "__main__":
-            return SerialEngine()
-    return LocalEngine(workers)
 
 
 __all__ = ["Defence", "Generation"]

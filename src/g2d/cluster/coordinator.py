@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,13 @@ class Plan:
 class Coordinator:
     """Owns a vault's rotation and tells replicas what is live; its methods are called from afar.
 
-    A subclass says how bytes travel (`_store`).
+    Args:
+        store: puts a generation's bytes where replicas can fetch them; returns what says where,
+            which travels to them as `Announced.parcel`.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan, self._stopping = plan, False
+    def __init__(self, plan: Plan, store: Callable[[Parcel], Any]) -> None:
+        self._plan, self._store, self._stopping = plan, store, False
         self._term, self._sequence, self._happened = secrets.token_hex(8), 0, 0
         self._status: tuple[float, dict[str, Any]] = (-math.inf, {})
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -99,12 +102,9 @@ class Coordinator:
         self._board = Board(Metrics(self._rotation.status), Log(), shelf.describe)
         self._announce(first.number)
         if warning:
-            self._rotation.alarm("expired", warning)
+            self._rotation.alarm(warning.reason, str(warning))
         self._rotation.start()
         threading.Thread(target=self._watch_lateness, daemon=True).start()
-
-    def _store(self, parcel: Parcel) -> Any:
-        raise NotImplementedError
 
     # --- called from afar ------------------------------------------------------------------------
 

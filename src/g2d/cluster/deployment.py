@@ -42,8 +42,8 @@ _SHARE = 0.5  # of a CPU: what the coordinator reserves, besides its worker's lo
 class CoordinatorActor(Coordinator):
     """The coordinator, with bytes in Ray's object store."""
 
-    def _store(self, parcel: Parcel) -> Any:
-        return ray.put(parcel)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan, ray.put)
 
 
 class RayLine:

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from g2d.data import Split
-from g2d.defence import Defence, data_digest, fitted_members
+from g2d.defence import Defence
 from g2d.engine import Engine
 from g2d.files import make_folder, write_bytes
 from g2d.generator import hidden_units
 from g2d.harden import Course, find_teacher, stale
+from g2d.members import fitted_members
+from g2d.opening import data_digest
 from g2d.population import Job, run_job, seed_of
 from g2d.redteam.cabinet import code_version, key_of
 from g2d.redteam.room import Chain, Network, Room, Site, enter

@@ -119,4 +119,6 @@ class Log:
                 self._out.write(line.decode() + "\n")
                 self._out.flush()
         except (OSError, ValueError):
+            # Its reader has gone, or the stream is closed: there is nowhere left to say so, and a
+            # log that cannot be written must not stop the service.
             pass

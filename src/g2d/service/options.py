@@ -28,7 +28,9 @@ class Options(Checked):
     port: int = within(0, 65_535, 8000, "port to bind to; 0: any free one")
     name: str = free("g2d", "name of the model in addresses")
     every: float = within(0.0, 3.2e7, 0.0, "mean time between rotations")
-    jitter: float = within(0.0, 0.9, 0.1, "share of `every` by which each wait is drawn, in secret")
+    jitter: float = within(
+        0.0, 0.9, 0.1, "share of `every` and of `queries` by which each wait is drawn, in secret"
+    )
     queries: int = within(0, 10**12, 0, "rotate after so many inputs")
     check_every: float = within(0.0, 3600.0, 0.5, "time between integrity checks of the weights")
     max_batch: int = within(1, 65_536, 256, "inputs of one request, and of one batch")

@@ -181,7 +181,7 @@ def _assemble(
     board = Board(metrics, log, shelf.describe, vault)
     board.remember(shelf.exposures())
     if warning:
-        rotation.alarm("expired", warning)
+        rotation.alarm(warning.reason, str(warning))
     batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
     service = Service(shelf.model, options, rotation, batcher, metrics, board, Guard(token),
                       partial(_pages, vault))  # fmt: skip

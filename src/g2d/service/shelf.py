@@ -104,10 +104,11 @@ class VaultShelf:
             raise VaultError(f"{self._vault.path} has no generation yet; run `g2d fit` first.")
         return number
 
-    def first(self) -> tuple[Snapshot, str]:
-        """Load what was live last; also a warning, "" if there is none.
+    def first(self) -> tuple[Snapshot, RefusedError | None]:
+        """Load what was live last; also a warning, why it would be refused as a new one, or None.
 
-        An expired generation is served, with a warning, until the next one: better than nothing.
+        One that has expired, or is from the future of a clock that was put back, is served with a
+        warning until the next one: better than nothing.
 
         Raises:
             VaultError: it is refused for any other reason, or older than one served before.
@@ -171,18 +172,18 @@ class VaultShelf:
         )
         return _Sound(found.weights, str(found.manifest["source"]), found.expires)
 
-    def _verify_live(self, number: int) -> tuple[_Sound, str]:
+    def _verify_live(self, number: int) -> tuple[_Sound, RefusedError | None]:
         """Verify what is live. Its times are a warning alone: there is nothing better yet.
 
         It was in time when it became live; since then it expired, or the clock was put back.
         """
         try:
-            return self._verify(number, number - 1, time.time()), ""
+            return self._verify(number, number - 1, time.time()), None
         except RefusedError as error:
             if error.reason not in ("expired", "future"):
                 raise
             created = float(self._vault.generation(number).created)
-            return self._verify(number, number - 1, created), str(error)
+            return self._verify(number, number - 1, created), error
 
     def _build(self, number: int, sound: _Sound) -> Snapshot:
         with self._building:
