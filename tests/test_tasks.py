@@ -219,7 +219,7 @@ def test_eps_overrides():
 
 
 def test_unknown_names_are_answered():
-    with pytest.raises(TaskError, match=r"Did you mean 'mnist'\? Built in are digits, mnist, cif"):
+    with pytest.raises(TaskError, match=r"Did you mean 'mnist'\? Built in are digits, mnist, mni"):
         load_task("minst")
     with pytest.raises(TaskError, match="module:callable"):
         load_task("")

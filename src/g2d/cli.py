@@ -168,7 +168,8 @@ def demo(
 def population(
     vault: VaultPath,
     task: Annotated[
-        str | None, typer.Option(help="digits, mnist, cifar10 or your own module:factory.")
+        str | None,
+        typer.Option(help="digits, mnist, mnist-robust, cifar10 or your own module:factory."),
     ] = None,
     data: DataFolder = None,
     settings: Annotated[
@@ -184,12 +185,19 @@ def population(
     workers: Workers = None,
     engine: EngineName = "local",
     ray_address: RayAddress = "",
+    base: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Take this model as the base.")
+    ] = None,
+    harden: Annotated[
+        str | None, typer.Option(help="Recipes for all that is trained: adversarial,l2,clamp,…")
+    ] = None,
     from_checkpoints: Zoo = None,
 ) -> None:
     """Make a vault and train its population, or go on where an earlier run stopped."""
-    if from_checkpoints and (members, recipe, basins) != (None, None, None):
+    if from_checkpoints and (members, recipe, basins, base, harden) != (None,) * 5:
         raise typer.BadParameter(
-            "--from-checkpoints takes the folder as it is; drop --members, --recipe and --basins"
+            "--from-checkpoints takes the folder as it is; drop --members, --recipe, --basins, "
+            "--base and --harden"
         )
     flags = {
         "task__name": task,
@@ -200,6 +208,7 @@ def population(
         "population__basins": basins,
         "population__seed": seed,
         "population__workers": workers,
+        "harden__recipe": None if harden is None else [n for n in harden.split(",") if n],
     }
     defence, count = prepare(vault, settings, flags)
     with defence:
@@ -207,6 +216,10 @@ def population(
             if from_checkpoints:
                 defence.adopt(from_checkpoints, progress)
             else:
+                if base is not None:
+                    from g2d.weights import load_checkpoint
+
+                    defence.adopt_base(load_checkpoint(base))
                 with make_engine(engine, ray_address, count) as jobs:
                     defence.populate(jobs, progress)
         print_population(defence.vault, defence.settings)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from g2d import opening
+from g2d.adopting import adopt_base, adopt_checkpoints
 from g2d.archive import Archive, Generation
 from g2d.candidates import Candidate, Draw, Job, Judge, make, make_many
 from g2d.engine import Engine
@@ -25,12 +26,12 @@ from g2d.errors import GenerationError, PopulationError, VaultError
 from g2d.generator import Exposure, GateResult, Generator, Reference
 from g2d.members import fit_generator, fitted_members, identity_of
 from g2d.opening import data_digest, default_engine
-from g2d.population import TaskSource, adopt_checkpoints, build_population, seed_of
+from g2d.population import TaskSource, build_population, seed_of
 from g2d.rotation import Snapshot
 from g2d.settings import Settings
 from g2d.tasks import Task
 from g2d.vault import Vault
-from g2d.weights import unpack
+from g2d.weights import State, unpack
 
 Progress = Callable[[str, int, int], None]
 
@@ -155,6 +156,16 @@ class Defence:
         finally:
             if own:
                 engine.close()
+
+    def adopt_base(self, state: State) -> None:
+        """Take a model that is deployed as the base, before there is a population.
+
+        Raises:
+            CheckpointError: it does not fit the task's model. VaultError: there is another base.
+        """
+        adopt_base(
+            self.task, self.vault, self.settings, state, {"data": data_digest(self.task)}
+        )  # fmt: skip
 
     def adopt(self, folder: Path | str, progress: Progress = silent) -> None:
         """Take a folder of checkpoints that the user has as the population.

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +23,13 @@ from torch import Tensor
 from g2d.attacks import pgd
 from g2d.data import Split
 from g2d.engine import Engine
-from g2d.errors import CheckpointError, PopulationError, SettingsError, VaultError
+from g2d.errors import SettingsError, VaultError
 from g2d.harden import Course, Recipe, Teacher, check, find_teacher, lightly, stale
 from g2d.settings import HardenSettings, PopulationSettings
 from g2d.tasks import Task, load_task
 from g2d.train import Batches, accuracy, predict, train
 from g2d.vault import Entry, Vault
-from g2d.weights import State, check_state, load_checkpoint, pack, unpack
+from g2d.weights import State, pack, unpack
 
 Progress = Callable[[str, int, int], None]
 TaskSource = Task | tuple[str, str, int, float]
@@ -241,7 +240,7 @@ class _Builder:
         self.note, self.harden, self.teacher = note, harden, find_teacher(harden)
         self.engine, self.progress = engine, progress
         self.wave = max(settings.basins, _WAVE)
-        self.fingerprint = _fingerprint(settings, harden, self.teacher)
+        self.fingerprint = fingerprint(settings, harden, self.teacher)
 
     def check_settings(self) -> None:
         s = self.settings
@@ -332,7 +331,7 @@ class _Builder:
             self.progress(stage, done, total)
 
 
-def _fingerprint(
+def fingerprint(
     settings: PopulationSettings, harden: HardenSettings, teacher: Teacher | None
 ) -> str:
     """What members depend on; the number of members and of workers may change later."""
@@ -342,90 +341,3 @@ def _fingerprint(
     if teacher is not None:
         fields["teacher"] = hashlib.sha256(teacher.weights).hexdigest()
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def adopt_checkpoints(
-    task: Task,
-    vault: Vault,
-    settings: PopulationSettings,
-    folder: Path,
-    progress: Progress,
-    note: Mapping[str, Any] | None = None,
-) -> list[Entry]:
-    """Adopt a folder of checkpoints (.safetensors, .pt, .pth) as the population.
-
-    The checkpoint that is most accurate on the guide split becomes the base. Members share a basin
-    if the midpoint of their parameters keeps the accuracy (linear mode connectivity).
-
-    Raises:
-        PopulationError: fewer than two checkpoints; CheckpointError: one does not fit the model.
-    """
-    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".pt", ".pth"))
-    if len(files) < 2:
-        raise PopulationError(
-            f"{folder} holds {len(files)} checkpoint(s) (.safetensors, .pt, .pth); a population "
-            "needs at least two"
-        )
-    model = task.model(0).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    reference = model.state_dict()
-    reference = {name: tensor.clone() for name, tensor in reference.items()}
-    states: list[dict[str, Tensor]] = []
-    for path in files:
-        state = load_checkpoint(path)
-        check_state(reference, state, path.name)
-        states.append({n: state[n].to(t.dtype) for n, t in reference.items()})
-    scores = [_score(task, model, state) for state in states]
-    basins = _basins(task, model, states, scores)
-    best = max(range(len(files)), key=lambda i: scores[i])
-    for index in [best, *range(len(files))]:
-        kind = "base" if index == best and vault.entry("base") is None else "member"
-        model.load_state_dict(states[index])
-        seed = seed_of(settings.seed, "adopt", index)
-        pool = craft_pool(task, model, task.splits.train, settings.pool, settings.pool_steps, seed)
-        info = {
-            "index": index,
-            "basin": basins[index],
-            "recipe": "adopted",
-            "file": files[index].name,
-            "of": len(files),
-            "accuracy": accuracy(model, task.splits.gate),
-            "settings": "adopted",
-        } | (dict(note or {}) if kind == "base" else {})
-        weights = pack(model.state_dict())
-        number = 0 if kind == "base" else index
-        vault.put(kind, number, {"weights": weights, "attacks": pack_pool(*pool, task)}, info)
-        if kind == "member":
-            progress("adopting checkpoints", index + 1, len(files))
-    return vault.entries("member")
-
-
-def _score(task: Task, model: torch.nn.Module, state: Mapping[str, Tensor]) -> float:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"a checkpoint does not fit the model: {error}") from error
-    return accuracy(model, task.splits.guide)
-
-
-def _basins(
-    task: Task, model: torch.nn.Module, states: Sequence[Mapping[str, Tensor]], scores: list[float]
-) -> list[int]:
-    """Assign each state to the first basin whose founder it is linearly connected to."""
-    founders: list[int] = []
-    basins = []
-    for index, state in enumerate(states):
-        for basin, founder in enumerate(founders):
-            middle = {
-                n: (t + states[founder][n]) / 2 if t.is_floating_point() else t
-                for n, t in state.items()
-            }
-            barrier = min(scores[index], scores[founder]) - _score(task, model, middle)
-            if barrier <= 0.05:  # forks lose under a point, independent seeds 35 to 70 points
-                basins.append(basin)
-                break
-        else:
-            basins.append(len(founders))
-            founders.append(index)
-    return basins
