@@ -81,7 +81,8 @@ def flip_census(
 
     Raises:
         CheckpointError: the state does not fit the model, or the limits do not fit the state.
-        SettingsError: nothing can be drawn, no example is given, or the threshold is no share.
+        SettingsError: nothing can be drawn, a parameter is not float32, no example is given, or the
+            threshold is no share.
     """
     if parameters < 1 or not len(split) or not 0 < threshold < 1:
         raise SettingsError(
@@ -131,6 +132,8 @@ class _Bench:
         }
         if not self._weights:
             raise SettingsError("the model has no floating parameters to flip; check its state")
+        if other := {str(w.dtype) for w in self._weights.values()} - {"torch.float32"}:
+            raise SettingsError(f"a census needs float32 parameters, not {', '.join(other)}")
         self.sizes = {name: weight.numel() for name, weight in self._weights.items()}
         self.passes = 0
         self.before = self._right()
