@@ -45,6 +45,9 @@ class Census:
         accuracy: before any flip. fragile: share of parameters with a flip that costs more than
             `threshold` in points of accuracy. relative: the same of the accuracy before (Hong et
             al.), never less. tolls: one for each parameter drawn. passes: over the split.
+
+    The intervals of `fragile` and `relative` cover the draw of parameters, not the choice of
+    examples, nor the luck of one network.
     """
 
     accuracy: Rate
