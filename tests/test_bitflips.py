@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -12,9 +15,14 @@ from torch.nn import functional as F
 import g2d
 from g2d.attacks.bitflip import (
     BITS,
+    FLOAT_BITS,
     Flip,
     bit_steps,
+    code_flips,
+    draw_places,
+    flip_float,
     flipped,
+    float_flips,
     in_ranges,
     progressive_bit_search,
     quantise,
@@ -145,6 +153,70 @@ def test_ranges_undo_a_flip_that_leaves_them_and_nothing_else():
     assert float(kept[1, 0]) == -float(limit)
     assert torch.equal(kept[0], stored.weight("w")[0])
     assert torch.equal(in_ranges(stored, stored)["w"], stored.weight("w"))
+
+
+RAW = st.integers(-(2**31), 2**31 - 1)  # every float32, NaNs and subnormals too
+
+
+@given(raw=st.lists(RAW, min_size=1, max_size=12), index=st.integers(0, 11), bit=st.integers(0, 31))
+def test_a_float_flip_changes_one_bit_and_the_same_flip_again_gives_the_bytes_back(raw, index, bit):
+    index %= len(raw)
+    tensor = torch.tensor(raw, dtype=torch.int32).view(torch.float32)
+    hit = flip_float(tensor, index, bit)
+    moved = (hit.view(torch.int32).long() ^ torch.tensor(raw)) & 0xFFFFFFFF
+    assert moved.tolist() == [(1 << bit) * (i == index) for i in range(len(raw))]
+    again = flip_float(hit, index, bit)
+    assert again.view(torch.int32).tolist() == tensor.view(torch.int32).tolist() == raw
+
+
+@given(value=st.floats(width=32, allow_nan=False))
+def test_float_flips_are_what_the_bytes_say_bit_by_bit(value):
+    (raw,) = struct.unpack("<I", struct.pack("<f", value))
+    found = float_flips(torch.tensor([value]))
+    assert found.shape == (1, FLOAT_BITS)
+    expected = [raw ^ 1 << bit for bit in range(FLOAT_BITS)]
+    assert [int(v) & 0xFFFFFFFF for v in found[0].view(torch.int32)] == expected
+    if 2**-120 < abs(value) < 1:
+        assert abs(float(found[0, 30])) > 2  # the exponent's top bit: times 2^128
+        assert float(found[0, 31]) == -value
+
+
+def test_a_float_flip_keeps_the_shape_and_order_of_tensors_that_are_not_contiguous():
+    tensor = torch.arange(6.0).view(2, 3).t()
+    hit = flip_float(tensor, 1, 31)
+    assert hit.shape == (3, 2)
+    assert float(hit[0, 1]) == -3.0
+    assert float(tensor[0, 1]) == 3.0
+
+
+@pytest.mark.parametrize(("index", "bit"), [(4, 0), (-1, 0), (0, 32), (0, -1)])
+def test_a_float_flip_that_is_not_there_is_refused(index, bit):
+    with pytest.raises(SettingsError, match="outside the 4 weights of 32 bits"):
+        flip_float(torch.ones(2, 2), index, bit)
+    with pytest.raises(SettingsError, match="float64"):
+        flip_float(torch.ones(4, dtype=torch.float64), 0, 0)
+
+
+def test_code_flips_are_what_flipped_makes_of_every_code():
+    codes = torch.arange(-128, 128).to(torch.int8)
+    stored = dataclasses.replace(
+        quantise({"w": torch.ones(16, 16)}), codes={"w": codes.view(16, 16)}, scales={"w": 0.3}
+    )
+    found = code_flips(codes, 0.3)
+    for bit in range(BITS):
+        hit = flipped(stored, [Flip("w", i, bit) for i in range(256)])
+        assert torch.equal(hit.weight("w").view(-1), found[:, bit])
+
+
+def test_places_are_drawn_once_each_and_evenly_over_all_weights():
+    sizes = {"a": 30, "b": 1, "c": 69}
+    every = draw_places(sizes, 1000, generator())
+    assert sorted(every) == sorted((n, i) for n, size in sizes.items() for i in range(size))
+    source, drawn = generator(1), [0, 0, 0]
+    for _ in range(300):
+        for name, _index in draw_places(sizes, 10, source):
+            drawn["abc".index(name)] += 1
+    assert drawn == pytest.approx([900, 30, 2070], abs=80)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
-"""Bit flips in 8-bit weights: quantisation, and the progressive bit search of the Bit-Flip Attack.
+"""Bit flips in weights of 8 bits and in float32: the Bit-Flip Attack's search, and single flips.
 
-Rakin, He and Fan 2019, arXiv 1903.12269. An attacker who can write to memory (Rowhammer and its
-kin) flips single bits of the stored weights. Here lie the search and what a flip does; what the
-flips cost in accuracy is judged elsewhere.
+Rakin, He and Fan 2019, arXiv 1903.12269 (8 bits, progressive bit search); Hong et al. 2019, arXiv
+1906.01017 (float32, any one bit). An attacker who can write to memory (Rowhammer and its kin) flips
+single bits of the stored weights. Here lie the search and what a flip does; what the flips cost in
+accuracy is judged elsewhere.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ from g2d.errors import SettingsError
 from g2d.weights import State
 
 BITS = 8
+FLOAT_BITS = 32
 _SIGN = BITS - 1  # index of the most significant bit, which weighs -128 in two's complement
 
 
 @dataclass(frozen=True)
 class Flip:
-    """One bit of one stored weight: tensor, flat index in it, bit (0 least, 7 most significant)."""
+    """One bit of one stored weight: tensor, flat index in it, bit (0 is the least significant).
+
+    The highest is bit 7 of an 8-bit code. In float32 31 is the sign, 30 the exponent's top bit,
+    22 to 0 are the mantissa.
+    """
 
     tensor: str
     index: int
@@ -218,13 +224,74 @@ def random_flips(
 
     The control: what memory faults do that nobody aims.
     """
-    names = list(stored.codes)
-    ends = torch.tensor([stored.codes[name].numel() for name in names]).cumsum(0)
-    at = torch.randperm(int(ends[-1]), generator=generator)[:count]
+    sizes = {name: codes.numel() for name, codes in stored.codes.items()}
+    places = draw_places(sizes, count, generator)
     bits = torch.randint(BITS, (count,), generator=generator).tolist()
+    return [
+        Flip(name, index, drawn if bit is None else bit)
+        for (name, index), drawn in zip(places, bits, strict=False)
+    ]
+
+
+def draw_places(
+    sizes: Mapping[str, int], count: int, generator: torch.Generator
+) -> list[tuple[str, int]]:
+    """Draw `count` different weights evenly from all (all, if there are fewer): name and index.
+
+    Args:
+        sizes: how many weights each tensor has.
+    """
+    names = list(sizes)
+    ends = torch.tensor(list(sizes.values())).cumsum(0)
+    at = torch.randperm(int(ends[-1]), generator=generator)[:count]
     found = []
-    for place, drawn in zip(at.tolist(), bits, strict=False):
+    for place in at.tolist():
         which = int(torch.searchsorted(ends, place, right=True))
-        index = place - (int(ends[which - 1]) if which else 0)
-        found.append(Flip(names[which], index, drawn if bit is None else bit))
+        found.append((names[which], place - (int(ends[which - 1]) if which else 0)))
     return found
+
+
+def flip_float(tensor: Tensor, index: int, bit: int) -> Tensor:
+    """Flip one bit of a float32 tensor; the same flip twice gives back the same bytes.
+
+    Args:
+        tensor: any shape; it is not changed. index: flat, in it. bit: 0 to 31 (the sign).
+
+    Raises:
+        SettingsError: it is no float32, or the index or bit is not there.
+    """
+    _check_float(tensor)
+    if not (0 <= index < tensor.numel() and 0 <= bit < FLOAT_BITS):
+        raise SettingsError(
+            f"index {index}, bit {bit} lies outside the {tensor.numel()} weights of 32 bits"
+        )
+    # As integers all the way: copying a signalling NaN as a float may quiet it.
+    raw = tensor.detach().view(torch.int32).clone(memory_format=torch.contiguous_format)
+    raw.view(-1)[index] ^= _float_mask(bit)
+    return raw.view(torch.float32)
+
+
+def float_flips(values: Tensor) -> Tensor:
+    """What each of the 32 single flips makes of float32 weights: (n,) to (n, 32), bit by bit.
+
+    Raises:
+        SettingsError: the values are no float32.
+    """
+    _check_float(values)
+    masks = torch.tensor([_float_mask(bit) for bit in range(FLOAT_BITS)], dtype=torch.int32)
+    return (values.detach().view(torch.int32).unsqueeze(-1) ^ masks).view(torch.float32)
+
+
+def code_flips(codes: Tensor, scale: float) -> Tensor:
+    """What each of the 8 single flips makes of weights stored in 8 bits: (n,) int8 to (n, 8)."""
+    return (codes.view(-1, 1) + bit_steps(codes)).float() * scale
+
+
+def _float_mask(bit: int) -> int:
+    """The int32 whose only set bit is `bit`."""
+    return -(2**31) if bit == FLOAT_BITS - 1 else 2**bit
+
+
+def _check_float(tensor: Tensor) -> None:
+    if tensor.dtype != torch.float32:
+        raise SettingsError(f"flips of 32 bits need float32 weights, not {tensor.dtype}")
