@@ -42,9 +42,9 @@ def calm_torch() -> None:
     threads = os.environ.get("G2D_THREADS", "1")
     if not threads.isdecimal() or int(threads) < 1:
         raise SettingsError(f"G2D_THREADS is {threads!r}, expected a number of threads, 1 or more")
-    import torch
+    from g2d.engine import calm
 
-    torch.set_num_threads(int(threads))
+    calm(int(threads))
 
 
 def open_defence(path: Path, data: Path | None) -> Defence:

@@ -27,6 +27,7 @@ from g2d.generator import Exposure, GateResult, Generator, Reference
 from g2d.members import fit_generator, fitted_members, identity_of
 from g2d.opening import data_digest, default_engine
 from g2d.population import TaskSource, build_population, seed_of
+from g2d.protect.ranges import Ranges, guard
 from g2d.rotation import Snapshot
 from g2d.settings import Settings
 from g2d.tasks import Task
@@ -420,12 +421,19 @@ class Defence:
     def snapshot(self) -> Snapshot:
         """The live generation as an immutable snapshot."""
         live = self.generation()
-        return Snapshot(live.number, _Inference(live.model()))
+        return _snapshot(live)
 
     def advance(self) -> Snapshot:
         """Make the next generation live and return its snapshot."""
         (made,) = self.generate(1)
-        return Snapshot(made.number, _Inference(made.model()))
+        return _snapshot(made)
+
+
+def _snapshot(generation: Generation) -> Snapshot:
+    """A generation as it is served: its weights held in their layers' ranges."""
+    model = generation.model()
+    guard(model, Ranges.of(generation.state))
+    return Snapshot(generation.number, _Inference(model))
 
 
 class _Inference:

@@ -244,11 +244,10 @@ def work(vault: str, data: str, task: str) -> None:
 
     first = orders.get()
     try:
-        import torch
-
         from g2d.defence import Defence
+        from g2d.engine import calm
 
-        torch.set_num_threads(1)
+        calm()
         defence = Defence.open(vault, data=data, named=task)
         defence.on_damage = damaged
     except Exception as error:

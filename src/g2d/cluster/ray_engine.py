@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from g2d.cluster.joining import joined
-from g2d.engine import Work
+from g2d.engine import Work, calm
 from g2d.errors import PopulationError
 
 _RETRIES = 3  # after a lost node or a killed worker; an exception of the job itself is final
@@ -96,9 +96,7 @@ class RayEngine:
 
 
 def _work(work: Work, payload: Any) -> Any:
-    import torch
-
-    torch.set_num_threads(1)
+    calm()
     return work(payload)
 
 

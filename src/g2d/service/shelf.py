@@ -23,6 +23,7 @@ from torch import nn
 from g2d.errors import CheckpointError, RefusedError, VaultError
 from g2d.files import write_bytes
 from g2d.protect.integrity import Watch
+from g2d.protect.ranges import Ranges, guard
 from g2d.rotation import Snapshot
 from g2d.service.protocol import DATATYPES, Model
 from g2d.settings import Settings
@@ -198,6 +199,8 @@ class VaultShelf:
             ) from error
         if changed := watch.check():
             raise VaultError(f"generation {number} changed while it was loaded: {changed}.")
+        # A bit that flips between two looks of the watch acts inside its layer's range at most.
+        guard(model, Ranges.of(state))
         predict = _Inference(model)
         logits = predict(np.zeros((1, *self.model.shape), self.model.dtype))
         if logits.shape != (1, self.model.classes):
