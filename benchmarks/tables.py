@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import robust_tables
 import serving_tables
 from measure import interval
 
@@ -283,7 +284,11 @@ def machine(data: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Replace every table."""
     data = runs()
-    made = {"rig": rig(), "scale": scale(), "sweep": sweep(data)} | serving_tables.made()
+    made = (
+        {"rig": rig(), "scale": scale(), "sweep": sweep(data)}
+        | serving_tables.made()
+        | robust_tables.made()
+    )
     if data and all("guided + polish" in d["rows"] for d in data):
         made |= {
             "targets": targets(data), "attacks": attacks(data), "shapes": shapes(data),

@@ -190,6 +190,24 @@ def test_population_adopts_checkpoints(tmp_path, tiny_vault):
     assert "adopting checkpoints: 3 of 3" in result.stderr
 
 
+def test_population_takes_a_base_and_recipes(tmp_path, tiny_vault, tiny_settings):
+    model = tiny_vault / "population" / "000001.safetensors"
+    vault, toml = tmp_path / "vault", tmp_path / "s.toml"
+    small = tiny_settings.override(
+        population__members=2, population__basins=1, population__early_steps=0,
+        population__fork_steps=10, harden__steps=2,
+    )  # fmt: skip
+    toml.write_text(small.to_toml())
+    asked = ("--settings", toml, "--base", model, "--harden", "adversarial,clamp")
+    succeed("population", vault, *asked, "--workers", "1")
+    kept = g2d.Settings.from_file(vault / "task.toml")
+    assert kept.harden.recipe == ("adversarial", "clamp")
+    assert "no recipe 'l3'" in fail("population", tmp_path / "w", "--harden", "l3")
+    assert "drop --members" in fail(
+        "population", tmp_path / "w", "--from-checkpoints", tmp_path, "--base", model, code=2
+    )
+
+
 def test_fit_says_whether_it_fitted(vault):
     result = succeed("fit", vault)
     assert "was there already" in result.stdout

@@ -75,3 +75,20 @@ def test_close_is_quick_while_jobs_run():
     began = time.monotonic()
     engine.close()
     assert time.monotonic() - began < 10
+
+
+def test_a_calm_process_keeps_its_memory():
+    """Blocks of a layer's size come back without page faults."""
+    program = (
+        "import resource, torch; from g2d.engine import calm; calm()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.zeros(10**6); before = faults()\n"
+        "for _ in range(50): torch.zeros(10**6)\n"
+        "print(faults() - before, torch.get_num_threads())"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    faults, threads = map(int, ran.stdout.split())
+    assert faults < 5_000  # 50 times 977 pages without
+    assert threads == 1

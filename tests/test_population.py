@@ -205,3 +205,22 @@ def test_a_zoo_of_one_or_of_another_architecture_is_refused(tmp_path, tiny_setti
         shutil.copy(folder / "a.pt", folder / "b.pt")
         with pytest.raises(CheckpointError, match=r"a\.pt does not fit the model"):
             defence.adopt(folder)
+
+
+def test_a_deployed_model_can_be_the_base(tmp_path, tiny_settings, digits, tiny_vault):
+    with Vault.open(tiny_vault) as vault:
+        state = unpack(vault.read(vault.entry("member", 1)))
+    settings = tiny_settings.override(population__early_steps=0, population__basins=1)
+    with g2d.Defence.create("digits", tmp_path / "v", settings) as defence:
+        defence.adopt_base(state)
+        defence.adopt_base(state)  # as an interrupted run would
+        other = {name: tensor + 1 for name, tensor in state.items()}
+        with pytest.raises(VaultError, match="another base"):
+            defence.adopt_base(other)
+        with pytest.raises(CheckpointError, match="the base does not fit"):
+            defence.adopt_base({"0.weight": state["0.weight"]})
+        defence.populate(SerialEngine())
+        kept = defence.vault.entries("early")[0]
+        assert all(torch.equal(t, state[n]) for n, t in unpack(defence.vault.read(kept)).items())
+        defence.fit()
+        assert defence.generation().manifest["origin"] == "base"
