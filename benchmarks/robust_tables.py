@@ -126,7 +126,7 @@ def targets(data: Sequence[Record]) -> str:
          shown(less(data, eot))],
         ["one robust generation, CPU time of training one robust model", "≤ 1/20", "–",
          f"1/{shown(less(data, share), 1, 1.0)}"],
-        ["robust student at 1/11 of the parameters, share of the teacher's AutoAttack",
+        ["robust student at 1/10 of the parameters, share of the teacher's AutoAttack",
          "≥ 95 %", "–", shown(less(data, kept))],
         ["training the robust base, minutes on one core", "≤ 20 on two", "100k × 50 × PGD-40",
          shown([record.get("trainings", {}).get("PGD", {}).get("wall_seconds", 0) / 60
