@@ -51,13 +51,17 @@ FORKS = 6  # of the populations that are made for a row alone
 PARTS = (8, 4, 2)  # the base's training, shortened: the curve of compute
 RECIPES: dict[str, dict[str, Any]] = {
     "standard": {"recipe": ()},
+    "standard, clamped": {"recipe": ("clamp",)},
     "the blog's recipe": {"recipe": ("robust_recipes:blog",)},
     "FGSM-RS": {"recipe": ("adversarial",), "method": "fgsm", "guard": "off"},
     "FGSM-RS, guarded": {"recipe": ("adversarial",), "method": "fgsm", "guard": "switch"},
     "PGD": {},
     "TRADES": {"method": "trades"},
 }
-SHORT = {"standard": 4, "the blog's recipe": 4, "FGSM-RS": 2, "FGSM-RS, guarded": 2}
+SHORT = {
+    "standard": 4, "standard, clamped": 4, "the blog's recipe": 4, "FGSM-RS": 2,
+    "FGSM-RS, guarded": 2, "TRADES": 2,
+}  # fmt: skip
 STUDENTS: dict[str, dict[str, Any]] = {
     "student, adversarial": {"recipe": ("adversarial",)},
     "student, RSLAD": {"recipe": ("distil", "adversarial"), "clean": 0.2},
@@ -100,12 +104,15 @@ class Run:
         shown = {k: v for k, v in found.items() if isinstance(v, float | int)}
         print(f"seed {self.seed}: {name}: {shown}", flush=True)
 
+    def file(self, name: str) -> Path:
+        """Where a network's weights lie."""
+        return self.work / f"{name.replace(' ', '-').replace('/', '_')}.safetensors"
+
     # --- training --------------------------------------------------------------------------------
 
     def trained(self, name: str, make: Callable[[], Trained]) -> Trained:
         """Train a network, or read it; its CPU seconds and its looks stay in the record."""
-        path = self.work / f"{name.replace(' ', '-')}.safetensors"
-        times = self.record.setdefault("trainings", {})
+        path, times = self.file(name), self.record.setdefault("trainings", {})
         if name not in times or not path.exists():
             cpu, wall = time.process_time(), time.perf_counter()
             done = make()
@@ -242,7 +249,7 @@ class Run:
         task = replace(self.task, factory=student)
         for name, changes in STUDENTS.items():
             plain = "defensive" in name
-            teacher = self.work / f"{'standard' if plain else 'PGD'}.safetensors"
+            teacher = self.file("standard" if plain else "PGD")
             known = Teacher(teacher.read_bytes(), "g2d.tasks:mnist_robust_cnn")
             harden = replace(self.settings.harden, **changes)
             taught = known if "distil" in harden.recipe else None
@@ -324,8 +331,8 @@ class Run:
 
     def flips(self) -> None:
         """Single bit flips of float32 weights: with and without ranges, and clamped in training."""
-        for name in ("standard", "PGD"):
-            state = unpack((self.work / f"{name}.safetensors").read_bytes())
+        for name in ("standard", "standard, clamped", "PGD"):
+            state = unpack(self.file(name).read_bytes())
             model = load_model(self.task, state)
             for limits in (None, Ranges.of(state)):
                 key = f"flips, {name}{', in ranges' if limits else ''}"
@@ -341,19 +348,13 @@ class Run:
         kept = {"accuracy": found.accuracy, "fragile": found.fragile, "relative": found.relative}
         return {name: asdict(rate) for name, rate in kept.items()} | {"worst_toll": worst}
 
-    def all(self) -> None:
-        """Everything, in the order of what the next one needs."""
-        self.recipes()
-        self.chain()
-        self.populations()
-        self.students()
-        self.flips()
-
 
 def main() -> None:
     """Parse the command line and run seed after seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="folder of the four MNIST idx files")
+    stages = ("recipes", "chain", "populations", "students", "flips")
+    parser.add_argument("--only", choices=stages, nargs="+", default=stages, help="stages")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     root = Path(__file__).parents[1]
     parser.add_argument("--out", type=Path, default=root / "benchmarks" / "results")
@@ -361,7 +362,9 @@ def main() -> None:
     given = parser.parse_args()
     calm()
     for seed in given.seeds:
-        Run(seed, given.data, given.out, given.work).all()
+        run = Run(seed, given.data, given.out, given.work)
+        for stage in given.only:
+            getattr(run, stage)()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from measure import interval
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
 ROWS = (
-    "standard", "the blog's recipe", "FGSM-RS", "FGSM-RS, guarded", "PGD", "TRADES", "repelled",
+    "standard", "standard, clamped", "the blog's recipe", "FGSM-RS", "FGSM-RS, guarded", "PGD", "TRADES", "repelled",
     "adversarial", "both", "generated", "student, adversarial", "student, RSLAD",
     "student, defensive distillation",
 )  # fmt: skip
@@ -155,7 +155,7 @@ def compute(data: Sequence[Record]) -> str:
 def flips(data: Sequence[Record]) -> str:
     """The census of single bit flips of float32 weights."""
     lines = []
-    for name in ("standard", "PGD"):
+    for name in ("standard", "standard, clamped", "PGD"):
         for guarded in (False, True):
             key = f"flips, {name}{', in ranges' if guarded else ''}"
             if any(key in record["rows"] for record in data):

@@ -255,7 +255,7 @@ def mnist_cnn() -> nn.Module:
     )
 
 
-STEEPNESS = 5.0  # of the soft threshold at its middle, to begin with
+STEEPNESS = 8.0  # of the soft threshold at its middle, to begin with
 
 
 def mnist_robust_cnn() -> nn.Module:
@@ -391,7 +391,8 @@ def _mnist_robust(data: str, seed: int) -> Task:
             "rate": 2e-3,
             "fork_rate": 1e-3,
         },
-        "harden": {"recipe": ["adversarial", "clamp"], "steps": 5},
+        # A little more than the budget that counts: 1.5 points of robust accuracy for 0.1 clean.
+        "harden": {"recipe": ["adversarial"], "steps": 5, "eps": 0.32},
         "guidance": {"robust": 1.0},
         "gates": {"robust": 0.8},
     }
