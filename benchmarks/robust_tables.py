@@ -13,7 +13,8 @@ from measure import interval
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
 ROWS = (
-    "standard", "standard, clamped", "the blog's recipe", "FGSM-RS", "FGSM-RS, guarded", "PGD", "TRADES", "repelled",
+    "standard", "standard, clamped", "the blog's recipe", "FGSM-RS", "FGSM-RS, guarded", "PGD",
+    "TRADES", "repelled",
     "adversarial", "both", "generated", "student, adversarial", "student, RSLAD",
     "student, defensive distillation",
 )  # fmt: skip

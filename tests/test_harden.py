@@ -341,8 +341,12 @@ def test_teachers_that_do_not_fit_are_refused(digits, hardened, tmp_path):
         Teacher(pack(seven().state_dict()), f"{__name__}:seven").load(digits)
     with pytest.raises(CheckpointError, match="does not fit the model"):
         Teacher(weights, f"{__name__}:small").load(digits)
-    with pytest.raises(CheckpointError, match="cannot be built"):
+    with pytest.raises(TaskError, match="there is no module"):
         Teacher(weights, "no_such_module:make").load(digits)
+    with pytest.raises(TaskError, match="gives dict"):
+        Teacher(weights, "builtins:dict").load(digits)
+    with pytest.raises(TaskError, match=r"there is no task 'digit'\. Did you mean"):
+        Teacher(weights, "digit").load(digits)
     with pytest.raises(TaskError, match="does not take inputs"):
         Teacher(pack(g2d.tasks.mnist_cnn().state_dict()), "g2d.tasks:mnist_cnn").load(digits)
     with pytest.raises(PopulationError, match="needs a teacher"):
@@ -355,8 +359,10 @@ def test_teachers_that_do_not_fit_are_refused(digits, hardened, tmp_path):
 def test_unknown_recipes_say_what_is_there(tmp_path, tiny_settings):
     with pytest.raises(SettingsError, match=r"no recipe 'adversrial'. Did you mean 'adversarial'"):
         find("adversrial")
-    with pytest.raises(SettingsError, match="cannot be loaded"):
+    with pytest.raises(SettingsError, match="there is no module 'no_such_module'"):
         find("no_such_module:recipe")
+    with pytest.raises(SettingsError, match=r"has no 'adversarail'. Did you mean 'adversarial'"):
+        find("g2d.harden:adversarail")
     with pytest.raises(SettingsError, match="no function"):
         find("math:pi")
     wrong = tiny_settings.override(harden__recipe=["l3"])

@@ -6,10 +6,7 @@ How data is read lives in `data`; how a task is trained or attacked does not liv
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from g2d.data import Splits, load_cifar10, load_digits, load_mnist
 from g2d.errors import DataError, TaskError, nearest
+from g2d.importing import import_attribute, words
 from g2d.settings import Settings, build
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -148,7 +146,7 @@ def _built(task: Task) -> nn.Module:
     try:
         model = task.model(0)
     except Exception as error:
-        raise TaskError(f"task {task.name!r}: the factory raised {_words(error)}") from error
+        raise TaskError(f"task {task.name!r}: the factory raised {words(error)}") from error
     if not isinstance(model, nn.Module):
         raise TaskError(
             f"task {task.name!r}: the factory gives {type(model).__name__}, expected a "
@@ -196,7 +194,7 @@ def _check_loss(task: Task, logits: Tensor, y: Tensor) -> None:
         with _seeded(0):
             loss = task.loss(logits, y)
     except Exception as error:
-        raise TaskError(f"task {task.name!r}: the loss raised {_words(error)}") from error
+        raise TaskError(f"task {task.name!r}: the loss raised {words(error)}") from error
     if not isinstance(loss, Tensor) or loss.dim() != 0 or not bool(torch.isfinite(loss)):
         raise TaskError(f"task {task.name!r}: the loss gives {loss}, expected a finite scalar")
 
@@ -208,17 +206,13 @@ def _check_augment(task: Task, x: Tensor) -> None:
         with _seeded(0):
             out = task.augment(x.clone(), torch.Generator().manual_seed(0))
     except Exception as error:
-        raise TaskError(f"task {task.name!r}: the augmentation raised {_words(error)}") from error
+        raise TaskError(f"task {task.name!r}: the augmentation raised {words(error)}") from error
     if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
         given = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out)
         raise TaskError(
             f"task {task.name!r}: the augmentation gives {given}, expected {tuple(x.shape)} "
             f"{x.dtype} as it was given"
         )
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def digits_cnn() -> nn.Module:
@@ -481,15 +475,8 @@ def load_task(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Tas
 
 def _own_task(name: str) -> Task:
     """Import "module:callable" and call it."""
-    module_name, _, attribute = name.partition(":")
-    module = _import(name, module_name)
-    maker = getattr(module, attribute, None)
-    if maker is None:
-        public = [known for known in vars(module) if not known.startswith("_")]
-        raise TaskError(
-            f"task {name!r}: module {module_name!r} ({getattr(module, '__file__', 'built in')}) "
-            f"has no {attribute!r}.{nearest(attribute, public)}"
-        )
+    attribute = name.partition(":")[2]
+    maker = import_attribute(name, "task", TaskError)
     if not callable(maker):
         raise TaskError(
             f"task {name!r}: {attribute!r} is {type(maker).__name__}, expected a function without "
@@ -499,7 +486,7 @@ def _own_task(name: str) -> Task:
         task = maker()
     except (Exception, SystemExit) as error:
         raise TaskError(
-            f"task {name!r}: calling {attribute}() without arguments raised {_words(error)}"
+            f"task {name!r}: calling {attribute}() without arguments raised {words(error)}"
         ) from error
     if not isinstance(task, Task):
         raise TaskError(
@@ -507,23 +494,3 @@ def _own_task(name: str) -> Task:
             "g2d.tasks.Task"
         )
     return task
-
-
-def _import(name: str, module_name: str) -> Any:
-    here = os.getcwd()
-    if here not in sys.path:
-        # Left there: the task's factory may import more, and spawned workers inherit sys.path.
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and (module_name == missing or module_name.startswith(missing + ".")):
-            raise TaskError(
-                f"task {name!r}: there is no module {module_name!r} in {here} or among the "
-                "installed packages; write 'package.module:callable', without '.py'"
-            ) from error
-        raise TaskError(
-            f"task {name!r}: importing {module_name!r} raised {_words(error)}"
-        ) from error

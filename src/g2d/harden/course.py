@@ -6,7 +6,6 @@ are stands in `RECIPES`, and `find` also takes the user's own as 'module:functio
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ from g2d.harden.distil import distil
 from g2d.harden.regularise import clamp, l2
 from g2d.harden.step import Logits, Step
 from g2d.harden.watch import Check, Watch
+from g2d.importing import import_attribute
 from g2d.settings import HardenSettings
 from g2d.tasks import Task
 from g2d.train import Batches
@@ -44,16 +44,12 @@ def find(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    module, _, function = name.partition(":")
-    if not function:
+    if ":" not in name:
         raise SettingsError(
             f"there is no recipe {name!r}.{nearest(name, RECIPES)} Built in are "
             f"{', '.join(RECIPES)}; your own is named 'module:function'"
         )
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"recipe {name!r} cannot be loaded: {error}") from error
+    found = import_attribute(name, "recipe", SettingsError)
     if not callable(found):
         raise SettingsError(f"recipe {name!r} is no function of a step")
     return found

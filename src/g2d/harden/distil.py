@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from g2d.errors import CheckpointError, G2DError, PopulationError, SettingsError, TaskError
+from g2d.errors import PopulationError, SettingsError, TaskError
 from g2d.harden.step import Step, divergence
+from g2d.importing import import_attribute, words
 from g2d.settings import HardenSettings, Settings
 from g2d.tasks import Task, blueprint
 from g2d.vault import Vault
@@ -119,19 +119,18 @@ def _of_vault(path: Path, named: str) -> Teacher:
 
 def _build(name: str) -> nn.Module:
     """Build the untrained model of a built-in task, of the user's task, or of a factory."""
-    module, _, attribute = name.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), attribute) if attribute else None
-        if isinstance(made, type) and issubclass(made, nn.Module):
-            return made()
-        built = made() if callable(made) else None
-        if isinstance(built, nn.Module):
-            return built
-        if isinstance(built, Task):
-            return built.factory()
+    if ":" not in name:
         return blueprint(name).factory()
-    except (ImportError, AttributeError, TypeError, G2DError) as error:
-        raise CheckpointError(
-            f"the teacher's model {name!r} cannot be built: {error}; give teacher_model as "
-            "'module:function' that returns a torch.nn.Module, or a built-in task's name"
-        ) from error
+    make = import_attribute(name, "teacher model", TaskError)
+    try:
+        built = make()
+    except Exception as error:
+        raise TaskError(f"teacher model {name!r}: calling it raised {words(error)}") from error
+    if isinstance(built, Task):
+        built = built.factory()
+    if not isinstance(built, nn.Module):
+        raise TaskError(
+            f"teacher model {name!r} gives {type(built).__name__}; name a function without "
+            "arguments that returns a torch.nn.Module, or a built-in task"
+        )
+    return built
