@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 from dataclasses import replace
 from functools import partial
@@ -25,14 +26,14 @@ from g2d.errors import (
     TaskError,
     VaultError,
 )
-from g2d.harden import RECIPES, Course, Step, Teacher, find, find_teacher, stale
+from g2d.harden import RECIPES, Course, Step, Teacher, check, find, find_teacher, stale, try_out
 from g2d.harden.adversarial import adversarial
 from g2d.harden.distil import distil
 from g2d.harden.watch import Check, Watch
 from g2d.population import Job, _extra, build_population, run_job
 from g2d.settings import HardenSettings, PopulationSettings
 from g2d.tasks import Task, digits_cnn
-from g2d.train import Batches, accuracy, load_model, predict, train
+from g2d.train import Batches, Turn, accuracy, load_model, predict, train
 from g2d.vault import Vault
 from g2d.weights import pack, unpack
 
@@ -116,14 +117,17 @@ def test_attacks_of_a_step_stay_in_their_ball_and_leave_the_model_as_it_was(digi
         assert all(p.requires_grad and p.grad is None for p in step.model.parameters())
 
 
-def test_eps_rises_and_a_fork_of_a_robust_start_meets_it_at_once(digits):
-    settings = HardenSettings(recipe=("adversarial",), ramp=0.5)
+def test_eps_rises_and_a_fork_of_a_robust_start_meets_it_at_once(digits, plain, hardened):
+    settings = HardenSettings(recipe=("adversarial",), ramp=0.5, steps=1)
     batches = Batches(digits, digits.splits.train, 8, torch.Generator())
     rising = Course(digits, settings, batches, 10, seed=0)
     assert [round(rising.eps_at(d) / digits.eps, 2) for d in (0.0, 0.25, 0.5, 1.0)] == [
         0, 0.5, 1, 1,
     ]  # fmt: skip
-    assert Course(digits, settings, batches, 10, seed=0, ramp=False).eps_at(0.0) == digits.eps
+    for model, share in ((hardened, 1.0), (plain, 0.2)):
+        fork = Course(digits, settings, batches, 10, seed=0, begun=True)
+        fork(model)
+        assert fork.eps_at(0.1) == pytest.approx(share * digits.eps)
 
 
 def test_trades_learns_its_own_predictions_on_attacks(digits):
@@ -157,24 +161,26 @@ def test_repelled_and_adversarial_are_one_step(digits):
 
 
 def test_catastrophic_overfitting_is_told_from_a_weak_and_from_a_robust_model():
-    assert Check(0.5, 0.3, 0.99, 0.95, 0.02).collapsed(10)
-    assert not Check(0.5, 0.3, 0.99, 0.05, 0.0).collapsed(10)
-    assert not Check(0.5, 0.3, 0.99, 0.95, 0.80).collapsed(10)
+    assert Check(0.5, 0.3, 0.99, 0.95, 0.02).collapsed
+    assert Check(0.5, 0.3, 1.0, 1.0, 0.0).collapsed  # two classes: FGSM cannot exceed 100 %
+    assert not Check(0.5, 0.3, 0.99, 0.05, 0.0).collapsed
+    assert not Check(0.5, 0.3, 0.99, 0.95, 0.80).collapsed
 
 
 class Collapsing(Watch):
-    def look(self, model, done, eps, full):
+    """Every look after half of the training finds a collapse."""
+
+    def look(self, model, done, eps):
         check = Check(done, eps, 0.99, 0.95, 0.01 if done > 0.5 else 0.9)
         self.checks.append(check)
-        if full:
-            self._keep(model, check.pgd)
+        self.states = [*getattr(self, "states", []), model.state_dict()["0.weight"].clone()]
         return check
 
 
 @pytest.mark.parametrize("guard", ["stop", "switch", "off"])
 def test_the_guard_stops_or_goes_on_with_pgd(digits, guard):
     settings = HardenSettings(
-        recipe=("adversarial",), method="fgsm", guard=guard, ramp=0.0, steps=2
+        recipe=("adversarial",), method="fgsm", guard=guard, ramp=0.0, steps=2, patience=6
     )
     model, batches = digits.model(0), Batches(digits, digits.splits.train, 8, torch.Generator())
     course = Course(digits, settings, batches, 20, seed=0)
@@ -187,19 +193,41 @@ def test_the_guard_stops_or_goes_on_with_pgd(digits, guard):
     run()
     assert course.settings.method == ("pgd" if guard == "switch" else "fgsm")
     assert course.switched == (0.6 if guard == "switch" else None)
+    assert len(course.watch.checks) == 10  # what was waited for before the switch is forgiven
+
+
+def test_a_switch_goes_back_to_what_was_sound_and_forgets_the_optimisers_past(digits):
+    settings = HardenSettings(recipe=("adversarial",), method="fgsm", ramp=0.0, steps=2, checks=4)
+    model, batches = digits.model(0), Batches(digits, digits.splits.train, 8, torch.Generator())
+    course = Course(digits, settings, batches, 8, seed=0)
+    course.watch = watch = Collapsing(digits, settings, 0)
+    for taken in range(1, 7):
+        course(model)
+        with torch.no_grad():
+            model.get_parameter("0.weight").add_(1.0)
+        turn = course.after(model, 1e-3)
+        assert turn is (Turn.AFRESH if taken == 6 else Turn.GO_ON)
+    assert torch.equal(model.get_parameter("0.weight"), watch.states[1])  # of the look at half
+
+
+@pytest.mark.parametrize(("steps", "checks"), [(25, 10), (19, 10), (3, 10), (20, 0)])
+def test_looks_are_as_many_as_asked_for_and_the_last_is_at_the_end(digits, steps, checks):
+    settings = HardenSettings(recipe=("adversarial",), checks=checks)
+    course = Course(digits, settings, Batches(digits, digits.splits.train, 8, torch.Generator()),
+                    steps, seed=0)  # fmt: skip
+    assert len(course.looks) == min(checks, steps)
+    assert not checks or max(course.looks) == steps
 
 
 def test_training_ends_early_and_keeps_the_most_robust_weights(digits):
     class Declining(Watch):
-        def look(self, model, done, eps, full):
-            check = Check(done, eps, 0.9, 0.9, 0.9 - done)
-            self._keep(model, check.pgd)
+        def look(self, model, done, eps):
             self.kept = getattr(self, "kept", None) or {
                 n: t.clone() for n, t in model.state_dict().items()
             }
-            return check
+            return Check(done, eps, 0.9, 0.9, 0.9 - done)
 
-    settings = HardenSettings(recipe=("adversarial",), steps=1, patience=3, checks=10)
+    settings = HardenSettings(recipe=("adversarial",), steps=1, patience=3, checks=10, ramp=0.0)
     model, batches = digits.model(0), Batches(digits, digits.splits.train, 8, torch.Generator())
     course = Course(digits, settings, batches, 20, seed=0)
     course.watch = watch = Declining(digits, settings, 0)
@@ -219,9 +247,7 @@ def test_looks_use_the_guide_split_alone(digits, hardened):
         ),
     )
     settings = HardenSettings(recipe=("adversarial",))
-    one, other = (
-        Watch(task, settings, 3).look(hardened, 1.0, 0.15, True) for task in (digits, ruined)
-    )
+    one, other = (Watch(task, settings, 3).look(hardened, 1.0, 0.15) for task in (digits, ruined))
     assert one == other
 
 
@@ -331,10 +357,15 @@ def test_teachers_that_do_not_fit_are_refused(digits, hardened, tmp_path):
     wanting = HardenSettings(recipe=("distil",))
     with pytest.raises(SettingsError, match="needs a teacher"):
         find_teacher(wanting)
+    with pytest.raises(SettingsError, match="does not exist"):
+        find_teacher(replace(wanting, teacher=str(tmp_path / "nowhere")))
+    with pytest.raises(SettingsError, match="does not use it"):
+        find_teacher(HardenSettings(recipe=("l2",), teacher="somewhere"))
     (tmp_path / "t.safetensors").write_bytes(pack(hardened.state_dict()))
     with pytest.raises(SettingsError, match="teacher_model"):
         find_teacher(replace(wanting, teacher=str(tmp_path / "t.safetensors")))
-    with pytest.raises(CheckpointError, match="cannot read"):
+    (tmp_path / "no.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match=r"not a complete PyTorch checkpoint|pickled"):
         find_teacher(replace(wanting, teacher=str(tmp_path / "no.pt"), teacher_model="digits"))
     weights = pack(hardened.state_dict())
     with pytest.raises(TaskError, match="knows 7 classes, task 'digits' has 10"):
@@ -398,6 +429,57 @@ def test_the_recipe_of_the_docs_works(tmp_path, monkeypatch, digits):
         sys.modules.pop("noise", None)
 
 
+def no_step(step: Step) -> None:
+    step.add()
+
+
+def nothing(step: Step) -> Step:
+    return step.replace(clean=0.0)
+
+
+def vector_loss(step: Step) -> Step:
+    return step.replace(criterion=lambda z: z.sum(1))
+
+
+def raising(step: Step) -> Step:
+    raise ZeroDivisionError("of the recipe")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (no_step, "gave NoneType; it has to return the step"),
+        (nothing, "nothing to learn from"),
+        (vector_loss, r"has shape \(4,\), not a scalar"),
+        (raising, "fails on a first step: ZeroDivisionError: of the recipe"),
+    ],
+)
+def test_a_recipe_that_cannot_work_fails_before_the_training(digits, recipe, message):
+    settings = HardenSettings(recipe=(f"{__name__}:{recipe.__name__}",))
+    with pytest.raises(SettingsError, match=message):
+        try_out(digits, settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": ("adversarial", "distil")}, "would teach nothing"),
+        ({"recipe": ("adversarial", "distil"), "clean": 0.5, "method": "trades"}, "teach nothing"),
+        ({"recipe": ("l2", "l2")}, "names l2 twice"),
+        ({"recipe": ("l2",), "decay": 0.0}, "both 0"),
+        ({"recipe": ("adversarial",), "checks": 0, "patience": 2}, "asks for none"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(digits, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        check(digits, HardenSettings(**changes))
+
+
+def test_the_clamp_leaves_a_layer_its_spread():
+    with pytest.raises(SettingsError, match="clamp must lie in"):
+        HardenSettings(clamp=1.0)
+
+
 # --- populations ---------------------------------------------------------------------------------
 
 
@@ -431,7 +513,7 @@ def test_a_hardened_population_is_the_same_whatever_runs_it_and_cannot_change(
     with Vault.open(tmp_path / "a") as vault:
         member = vault.entries("member")[0]
     assert 0 <= member.info["robust"] <= 1
-    assert len(member.info["checks"]) == 10
+    assert len(member.info["checks"]) == 11  # one more before a fork: does its start resist?
 
 
 def test_without_early_steps_the_base_is_the_only_basin(tmp_path, tiny_settings):
@@ -460,6 +542,35 @@ def test_the_bytes_of_plain_members_are_what_they_were_before_there_was_hardenin
 
 
 BEFORE = 6.405374777756151
+
+
+def test_a_vault_keeps_the_teacher_of_its_first_run(tmp_path, tiny_settings, tiny_vault):
+    """A served teacher rotates, or moves: members go on learning from the same one."""
+    shutil.copytree(tiny_vault, tmp_path / "teacher")
+    settings = tiny_settings.override(
+        harden__recipe=["distil"], harden__teacher=str(tmp_path / "teacher"),
+        population__members=2, population__base_steps=20, population__early_steps=5,
+        population__fork_steps=5,
+    )  # fmt: skip
+    with Vault.create(tmp_path / "v", "") as vault:
+        build = partial(build_population, ("digits", "", 0, 0.0), vault, settings.population,
+                        SerialEngine(), harden=settings.harden)  # fmt: skip
+        made = [entry.files for entry in build()]
+        with g2d.Defence.open(tmp_path / "teacher") as teacher:
+            teacher.generate(1, seed=0)
+        assert [entry.files for entry in build()] == made
+        shutil.rmtree(tmp_path / "teacher")
+        assert [entry.files for entry in build()] == made
+
+
+def test_a_teachers_vault_does_not_choose_what_code_is_loaded(tmp_path, tiny_vault):
+    shutil.copytree(tiny_vault, tmp_path / "teacher")
+    toml = tmp_path / "teacher" / "task.toml"
+    toml.write_text(toml.read_text().replace('name = "digits"', 'name = "evil:make"'))
+    wanting = HardenSettings(recipe=("distil",), teacher=str(tmp_path / "teacher"))
+    with pytest.raises(SettingsError, match=r"If you trust it, set \[harden\] teacher_model"):
+        find_teacher(wanting)
+    assert find_teacher(replace(wanting, teacher_model="digits")).model == "digits"
 
 
 def test_guidance_and_gate_keep_generations_robust(tmp_path, tiny_settings, digits):

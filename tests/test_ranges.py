@@ -52,7 +52,10 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+    """What is guarded: the unsaved buffer is not."""
+    saved = model.state_dict()
+    every = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: tensor for name, tensor in every.items() if name in saved}
 
 
 def flip(tensor: torch.Tensor, bit: int) -> None:
@@ -235,3 +238,29 @@ def test_ranges_of_another_model_or_state_are_refused_with_every_reason():
 def test_a_state_that_cannot_be_known_good_gives_no_ranges(name, values):
     with pytest.raises(CheckpointError, match="no known-good state"):
         Ranges.of({name: torch.tensor(values)})
+
+
+class Masked(nn.Module):
+    """A causal mask of minus infinity and a cache that the first forward fills; neither saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet = nn.Linear(6, 6)
+        mask = torch.full((6, 6), -torch.inf).triu(1)
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("cache", torch.zeros(6), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.cache.any():
+            self.cache += torch.arange(6)
+        return self.inlet(x) @ (self.mask.softmax(1)) + self.cache
+
+
+def test_buffers_that_are_not_saved_are_left_alone():
+    torch.manual_seed(0)
+    model = Masked().eval().requires_grad_(False)
+    expected = model(X)
+    model.cache.zero_()
+    guard(model, Ranges.of(model.state_dict()))
+    assert torch.equal(model(X), expected)
+    assert torch.equal(model(X), expected)

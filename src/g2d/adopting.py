@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from g2d.errors import CheckpointError, PopulationError, VaultError
-from g2d.harden import find_teacher
-from g2d.population import Progress, craft_pool, fingerprint, pack_pool, seed_of
+from g2d.population import (
+    Progress,
+    craft_pool,
+    fingerprint,
+    keep_teacher,
+    pack_pool,
+    seed_of,
+)
 from g2d.settings import PopulationSettings, Settings
 from g2d.tasks import Task
 from g2d.train import accuracy, load_model
@@ -46,7 +52,7 @@ def adopt_base(
         "basin": 0,
         "recipe": "adopted base",
         "accuracy": accuracy(model, task.splits.gate),
-        "settings": fingerprint(s, harden, find_teacher(harden)),
+        "settings": fingerprint(s, harden, keep_teacher(vault, harden)),
         **note,
     }
     return vault.put("base", 0, {"weights": weights, "attacks": pack_pool(*pool, task)}, info)

@@ -21,8 +21,8 @@ from g2d.data import Split
 from g2d.defence import Defence
 from g2d.errors import DataError, SettingsError
 from g2d.generator import hidden_units
-from g2d.harden import find_teacher
-from g2d.population import Job, run_job, seed_of
+from g2d.harden import Teacher
+from g2d.population import Job, run_job, seed_of, teacher_of
 from g2d.settings import Settings
 from g2d.symmetry import permute
 from g2d.tasks import Task
@@ -232,7 +232,9 @@ def permuted(task: Task, state: State, seed: int) -> Logits | None:
     return load_model(task, permute(state, chain, orders))
 
 
-def retrained(task: Task, settings: Settings, index: int) -> tuple[Logits, float]:
+def retrained(
+    task: Task, settings: Settings, index: int, teacher: Teacher | None = None
+) -> tuple[Logits, float]:
     """Train a network from a fresh seed, hardened as the base: the ordinary rival of a rotation.
 
     Returns:
@@ -242,7 +244,7 @@ def retrained(task: Task, settings: Settings, index: int) -> tuple[Logits, float
     # Far from the population's own indices, so that its seed is nobody else's.
     job = Job(
         task, "member", 10**6 + index, 0, "seeds", settings.population, None, (), (),
-        settings.harden, find_teacher(settings.harden),
+        settings.harden, teacher,
     )  # fmt: skip
     weights = run_job(job).weights
     return load_model(task, unpack(weights)), time.process_time() - began
@@ -348,7 +350,8 @@ class _Table:
         if not count:
             return [], 0.0
         task, settings = self.defence.task, self.defence.settings
-        made = [retrained(task, settings, index) for index in range(count)]
+        teacher = teacher_of(self.defence.vault, settings.harden)
+        made = [retrained(task, settings, index, teacher) for index in range(count)]
         seconds = sum(cpu for _, cpu in made) / count
         chain = {0: self.models[self.numbers[0]]} | {i + 1: m for i, (m, _) in enumerate(made)}
         asr = by_age(transfer(chain, self.trial))[1]

@@ -118,7 +118,7 @@ def _compatible(kept: Settings, given: Settings) -> bool:
 
     def fixed(s: Settings) -> tuple[object, ...]:
         population = replace(s.population, members=2, workers=0)
-        hardening = replace(s.harden, teacher="") if s.harden.recipe else None
+        hardening = replace(s.harden, teacher="") if s.harden.recipe else s.harden.stale
         return replace(s.task, data=""), population, hardening
 
     return fixed(kept) == fixed(given)

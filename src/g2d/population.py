@@ -24,7 +24,16 @@ from g2d.attacks import pgd
 from g2d.data import Split
 from g2d.engine import Engine
 from g2d.errors import SettingsError, VaultError
-from g2d.harden import Course, Recipe, Teacher, check, find_teacher, lightly, stale
+from g2d.harden import (
+    Course,
+    Recipe,
+    Teacher,
+    check,
+    find_teacher,
+    lightly,
+    stale,
+    try_out,
+)
 from g2d.settings import HardenSettings, PopulationSettings
 from g2d.tasks import Task, load_task
 from g2d.train import Batches, accuracy, predict, train
@@ -118,6 +127,25 @@ def unpack_pool(data: bytes, split: Split) -> Split:
     return Split(pool["x"].to(split.x.dtype), split.y[pool["index"]])
 
 
+def teacher_of(vault: Vault, harden: HardenSettings) -> Teacher | None:
+    """The teacher of a vault: what is kept in it, or else what its settings name.
+
+    A served teacher rotates; every member of a population learns from the same one.
+    """
+    kept = vault.entry("teacher")
+    if kept is None or "distil" not in harden.recipe:
+        return find_teacher(harden)
+    return Teacher(vault.read(kept), str(kept.info["model"]))
+
+
+def keep_teacher(vault: Vault, harden: HardenSettings) -> Teacher | None:
+    """Find the teacher, and keep it in the vault from its first use on."""
+    found = teacher_of(vault, harden)
+    if found is not None and vault.entry("teacher") is None:
+        vault.put("teacher", 0, {"weights": found.weights}, {"model": found.model})
+    return found
+
+
 def run_job(job: Job) -> Trained:
     """Train one checkpoint and craft its attacks; runs in a worker, a pure function of its job."""
     task, s = resolve(job.task), job.settings
@@ -139,7 +167,7 @@ def run_job(job: Job) -> Trained:
     if job.recipe == "seeds":
         steps, rate = s.base_steps, s.rate
     course = Course(
-        task, job.harden, batches, max(1, steps), seed=seed, ramp=job.start is None,
+        task, job.harden, batches, max(1, steps), seed=seed, begun=job.start is not None,
         extra=_extra(job, task), pools=pools,
         teacher=job.teacher.load(task) if job.teacher else None,
     )  # fmt: skip
@@ -237,7 +265,9 @@ class _Builder:
         harden: HardenSettings,
     ) -> None:
         self.source, self.vault, self.settings, self.scope = source, vault, settings, scope
-        self.note, self.harden, self.teacher = note, harden, find_teacher(harden)
+        self.note, self.harden = note, harden
+        self.teacher = keep_teacher(vault, harden)
+        try_out(resolve(source), harden, self.teacher)
         self.engine, self.progress = engine, progress
         self.wave = max(settings.basins, _WAVE)
         self.fingerprint = fingerprint(settings, harden, self.teacher)
@@ -336,6 +366,8 @@ def fingerprint(
 ) -> str:
     """What members depend on; the number of members and of workers may change later."""
     fields = {k: v for k, v in asdict(settings).items() if k not in ("members", "workers")}
+    if harden.stale != HardenSettings().stale:
+        fields["stale"] = harden.stale
     if harden.recipe:  # else vaults from before there was hardening could not go on
         fields["hardening"] = {k: v for k, v in asdict(harden).items() if k != "teacher"}
     if teacher is not None:

@@ -101,7 +101,7 @@ class HardenSettings(Checked):
     guard: str = one_of(("switch", "stop", "off"), "switch", "when fgsm overfits: use pgd, or stop")
     decay: float = within(0.0, 10.0, 5e-3, "l2: decoupled weight decay")
     penalty: float = within(0.0, 10.0, 0.0, "l2: weight of the plain penalty, half the sum of w^2")
-    clamp: float = within(0.1, 1e6, 4.0, "clamp: largest weight, in its layer's root mean squares")
+    clamp: float = within(2.0, 1e6, 4.0, "clamp: largest weight, in its layer's root mean squares")
     teacher: str = free("", "distil: the teacher's vault, or its checkpoint")
     teacher_model: str = free("", "distil: 'module:function' that builds a checkpoint's model")
     temperature: float = within(0.01, 1000.0, 1.0, "distil: of the soft labels")

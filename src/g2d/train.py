@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,17 @@ from g2d.tasks import Task
 
 Logits = Callable[[Tensor], Tensor]
 Step = Callable[[nn.Module], Tensor]
-After = Callable[[nn.Module, float], bool]
+
+
+class Turn(Enum):
+    """How a training goes on after a step; AFRESH: without what the optimiser remembers."""
+
+    GO_ON = 0
+    AFRESH = 1
+    END = 2
+
+
+After = Callable[[nn.Module, float], Turn]
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:
@@ -28,7 +39,7 @@ def train(
     """Minimise `step(model)` with Adam, in place, and return the model in evaluation mode.
 
     Args:
-        after: called after each step with the model and the rate; True ends the training.
+        after: called after each step with the model and the rate; says how it goes on.
 
     Raises:
         PopulationError: the loss is no longer finite (the rate is too high).
@@ -43,8 +54,11 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if after is not None and after(model, optimizer.param_groups[0]["lr"]):
+        turn = Turn.GO_ON if after is None else after(model, optimizer.param_groups[0]["lr"])
+        if turn is Turn.END:
             break
+        if turn is Turn.AFRESH:
+            optimizer.state.clear()
         if index % 50 == 0 and not bool(torch.isfinite(loss)):
             raise PopulationError(
                 f"training diverged at step {index} (loss {float(loss.detach())}); lower the rate"

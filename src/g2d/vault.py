@@ -49,7 +49,7 @@ __all__ = ["FORMAT", "SIGNATURE", "Entry", "Generation", "Vault"]
 SIGNATURE = "manifest.sig"
 """File beside manifest.json that holds its signature, if the generation was signed."""
 
-_FOLDERS = {"base": "", "generator": "", "early": "early", "member": "population"}
+_FOLDERS = {"base": "", "generator": "", "teacher": "", "early": "early", "member": "population"}
 _NAME = re.compile(r"(?!v\d+$)[a-z][a-z0-9_]*")
 _OURS = re.compile(r"(base|generator|\d{6,})(\.v\d+)?(\.[a-z][a-z0-9_]*)?\.safetensors")
 

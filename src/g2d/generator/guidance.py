@@ -101,7 +101,10 @@ class Repulsion:
 
     @torch.no_grad()
     def best(self, autoencoder: WeightAutoencoder, z: Tensor) -> int:
-        """Which of the latents (n, d) has the lowest objective, all on the same batch."""
+        """Which of the latents (n, d) has the lowest objective, all on the same batch.
+
+        Without the robust term: attacks on every particle would cost more than all guided steps.
+        """
         if len(z) == 1:
             return 0
         x, y = self.clean.draw()

@@ -15,16 +15,16 @@ from torch import nn
 
 from g2d.attacks.pgd import check_budget
 from g2d.data import Split
-from g2d.errors import PopulationError, SettingsError, nearest
+from g2d.errors import G2DError, PopulationError, SettingsError, nearest
 from g2d.harden.adversarial import adversarial
-from g2d.harden.distil import distil
+from g2d.harden.distil import Teacher, distil
 from g2d.harden.regularise import clamp, l2
 from g2d.harden.step import Logits, Step
 from g2d.harden.watch import Check, Watch
-from g2d.importing import import_attribute
+from g2d.importing import import_attribute, words
 from g2d.settings import HardenSettings
 from g2d.tasks import Task
-from g2d.train import Batches
+from g2d.train import Batches, Turn
 
 Recipe = Callable[[Step], Step]
 
@@ -77,10 +77,29 @@ def budget(task: Task, settings: HardenSettings) -> float:
 
 
 def check(task: Task, settings: HardenSettings) -> None:
-    """Check what can be known before a training begins; raises what `find` and `budget` do."""
-    for name in settings.recipe:
+    """Check what can be known before a training begins; raises what `find` and `budget` do.
+
+    Raises:
+        SettingsError: a recipe stands there twice, or would do nothing where it stands.
+    """
+    s, names = settings, settings.recipe
+    for name in names:
         find(name)
-    if settings.recipe:
+    if twice := [name for name in RECIPES if names.count(name) > 1]:
+        raise SettingsError(f"[harden] recipe names {', '.join(twice)} twice; once is enough")
+    if {"adversarial", "distil"} <= set(names):
+        first = names.index("adversarial") < names.index("distil")
+        if first and (s.method == "trades" or s.clean == 0):
+            raise SettingsError(
+                "[harden] recipe has 'distil' after 'adversarial', where the teacher would teach "
+                "nothing: attacks keep their labels, and clean inputs are left out. Put 'distil' "
+                "first, or set clean > 0 with method 'pgd' or 'fgsm'"
+            )
+    if "l2" in names and s.decay == s.penalty == 0:
+        raise SettingsError("[harden] recipe has 'l2', and decay and penalty are both 0")
+    if s.patience and not s.checks:
+        raise SettingsError("[harden] patience counts looks, and checks = 0 asks for none")
+    if names:
         budget(task, settings)
 
 
@@ -89,7 +108,8 @@ class Course:
 
     Args:
         extra: recipes that the population adds, before those of the settings.
-        ramp: whether eps rises from zero, as it should unless the start is robust already.
+        begun: whether the model has been trained before. Where it resists attacks already, it meets
+            the full budget at once; eps rises from zero for all others.
     """
 
     def __init__(
@@ -100,39 +120,53 @@ class Course:
         steps: int,
         *,
         seed: int,
-        ramp: bool = True,
+        begun: bool = False,
         extra: Sequence[Recipe] = (),
         pools: Sequence[Split] = (),
         teacher: Logits | None = None,
     ) -> None:
         self.task, self.settings, self.batches, self.steps = task, settings, batches, steps
-        self.recipes = (*extra, *(find(name) for name in settings.recipe))
+        named = [(name, find(name)) for name in settings.recipe]
+        self.recipes = [*((str(r), r) for r in extra), *named]
         self.pools, self.teacher = pools, teacher
         self.eps = budget(task, settings) if settings.recipe else 0.0
-        self.ramp = settings.ramp if ramp else 0.0
-        attacked = "adversarial" in settings.recipe and settings.checks > 0
-        self.watch = Watch(task, settings, seed) if attacked else None
-        self.every = max(1, steps // settings.checks) if attacked else 0
+        self.watch = Watch(task, settings, seed) if "adversarial" in settings.recipe else None
+        count = min(settings.checks, steps)
+        self.looks = {round((i + 1) * steps / count) for i in range(count)}
         self.switched: float | None = None
+        self._ramp = settings.ramp
+        self._unsure = begun and self.watch is not None and self._ramp > 0
         self._taken = 0
         self._last: Step | None = None
 
     def eps_at(self, done: float) -> float:
         """The budget when a share `done` of the training is behind: linear, then flat."""
-        return self.eps * min(1.0, done / self.ramp) if self.ramp else self.eps
+        return self.eps * min(1.0, done / self._ramp) if self._ramp else self.eps
 
     def __call__(self, model: nn.Module) -> torch.Tensor:
-        """The loss of the next step."""
-        done = self._taken / self.steps
+        """The loss of the next step.
+
+        Raises:
+            SettingsError: a recipe gives no step, or one whose loss is no finite scalar.
+        """
+        if self._unsure and self.watch is not None:
+            self._unsure = False
+            found = self.watch.look(model, 0.0, self.eps)
+            self._ramp = 0.0 if found.pgd >= 0.5 * found.clean else self._ramp
         x, y = self.batches.draw()
         # A first step at eps = 0 would craft nothing; the ramp's first step counts as done.
         eps = self.eps_at((self._taken + 1) / self.steps)
         step = Step(
-            model, self.task, self.settings, eps, done, self.batches.generator, self.pools,
-            self.teacher, x, y, y, partial(self._loss, y),
+            model, self.task, self.settings, eps, self._taken / self.steps, self.batches.generator,
+            self.pools, self.teacher, x, y, y, partial(self._loss, y),
         )  # fmt: skip
-        for recipe in self.recipes:
+        for name, recipe in self.recipes:
             step = recipe(step)
+            if not isinstance(step, Step):
+                raise SettingsError(
+                    f"recipe {name!r} gave {type(step).__name__}; it has to return the step that "
+                    "it was given, changed by step.add or step.replace"
+                )
         self._last = step
         return step.loss()
 
@@ -140,8 +174,8 @@ class Course:
         return self.task.loss(logits, y)
 
     @torch.no_grad()
-    def after(self, model: nn.Module, rate: float) -> bool:
-        """Do what recipes want done after a step; say whether the training ends here.
+    def after(self, model: nn.Module, rate: float) -> Turn:
+        """Do what recipes want done after a step; say how the training goes on.
 
         Raises:
             PopulationError: catastrophic overfitting, and the guard is to stop.
@@ -150,33 +184,57 @@ class Course:
         for hook in step.after if step is not None else ():
             hook(model, rate)
         self._taken += 1
-        if self.watch is None or self._taken % self.every:
-            return False
+        if self.watch is None or self._taken not in self.looks:
+            return Turn.GO_ON
         done = self._taken / self.steps
         eps = self.eps_at(done)
-        found = self.watch.look(model, done, eps, eps >= self.eps)
-        single = self.settings.method == "fgsm" and self.settings.guard != "off"
-        if single and found.collapsed(self.task.classes):
-            self._guard(model, found)
-        return self.watch.tired
+        found = self.watch.look(model, done, eps)
+        if self.settings.method == "fgsm" and self.settings.guard != "off" and found.collapsed:
+            return self._guard(model, found)
+        self.watch.keep(model, found, eps >= self.eps)
+        return Turn.END if self.watch.tired else Turn.GO_ON
 
     def finish(self, model: nn.Module) -> None:
         """Give the model the most robust weights that were seen at the full budget."""
         if self.watch is not None and self.watch.best:
             model.load_state_dict(self.watch.best)
 
-    def _guard(self, model: nn.Module, found: Check) -> None:
-        what = (
-            f"catastrophic overfitting at {found.done:.0%} of the training: accuracy on the guide "
-            f"split is {found.fgsm:.1%} under FGSM and {found.pgd:.1%} under PGD (eps "
-            f"{found.eps:g})"
-        )
+    def _guard(self, model: nn.Module, found: Check) -> Turn:
         if self.settings.guard == "stop":
             raise PopulationError(
-                f"{what}. Set [harden] method = 'pgd' (or more steps), or guard = 'switch', which "
-                "goes on with PGD where FGSM fails"
+                f"catastrophic overfitting at {found.done:.0%} of the training: accuracy on the "
+                f"guide split is {found.fgsm:.1%} under FGSM and {found.pgd:.1%} under PGD (eps "
+                f"{found.eps:g}). Set [harden] method = 'pgd', or guard = 'switch', which goes on "
+                "with PGD where FGSM fails"
             )
+        assert self.watch is not None, "only a watch finds a collapse"
         self.settings = replace(self.settings, method="pgd")
         self.switched = found.done
-        if self.watch is not None and self.watch.best:
-            model.load_state_dict(self.watch.best)
+        self.watch.forgive()
+        if self.watch.sound:
+            model.load_state_dict(self.watch.sound)
+        return Turn.AFRESH
+
+
+def try_out(task: Task, settings: HardenSettings, teacher: Teacher | None = None) -> None:
+    """Take one step's loss on a few examples, so that what cannot work fails before the work.
+
+    Raises:
+        SettingsError: a recipe fails. TaskError, CheckpointError: the teacher does not fit.
+    """
+    if not settings.recipe:
+        return
+    known = teacher.load(task) if teacher is not None else None
+    batches = Batches(task, task.splits.train, 4, torch.Generator().manual_seed(0))
+    course = Course(task, settings, batches, 1, seed=0, teacher=known)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            loss = course(task.model(0).train())
+        except G2DError:
+            raise
+        except Exception as error:
+            raise SettingsError(
+                f"[harden] recipe {list(settings.recipe)} fails on a first step: {words(error)}"
+            ) from error
+    if not bool(torch.isfinite(loss)):
+        raise SettingsError(f"[harden] recipe {list(settings.recipe)} gives a loss of {loss}")

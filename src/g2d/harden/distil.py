@@ -91,6 +91,11 @@ def find_teacher(settings: HardenSettings) -> Teacher | None:
             model is not named. VaultError, CheckpointError: it cannot be read.
     """
     if "distil" not in settings.recipe:
+        if settings.teacher:
+            raise SettingsError(
+                f"[harden] names the teacher {settings.teacher}, and recipe "
+                f"{list(settings.recipe)} does not use it; add 'distil', or drop the teacher"
+            )
         return None
     if not settings.teacher:
         raise SettingsError(
@@ -98,6 +103,8 @@ def find_teacher(settings: HardenSettings) -> Teacher | None:
             "with teacher_model = 'module:function' (or a built-in task's name)"
         )
     path = Path(settings.teacher)
+    if not path.exists():
+        raise SettingsError(f"the teacher {path.absolute()} does not exist; name a vault or a file")
     if path.is_dir():
         return _of_vault(path, settings.teacher_model)
     if not settings.teacher_model:
@@ -108,13 +115,19 @@ def find_teacher(settings: HardenSettings) -> Teacher | None:
     return Teacher(pack(load_checkpoint(path)), settings.teacher_model)
 
 
-def _of_vault(path: Path, named: str) -> Teacher:
+def _of_vault(path: Path, given: str) -> Teacher:
     with Vault.open(path, write=False) as vault:
         live = vault.live()
         if live is None:
             raise SettingsError(f"the teacher's vault {path} has no generation yet; run `g2d fit`")
-        settings = Settings.from_toml(vault.settings_text, str(path / "task.toml"))
-        return Teacher(vault.read_generation(live), named or settings.task.name)
+        named = given or Settings.from_toml(vault.settings_text, str(path / "task.toml")).task.name
+        if ":" in named and not given:
+            # Whoever may write that vault would choose what code the student's training imports.
+            raise SettingsError(
+                f"the teacher's vault {path} is of task {named!r}; loading it runs that module. "
+                f"If you trust it, set [harden] teacher_model = {named!r}"
+            )
+        return Teacher(vault.read_generation(live), named)
 
 
 def _build(name: str) -> nn.Module:

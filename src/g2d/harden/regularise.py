@@ -32,7 +32,8 @@ def clamp(step: Step) -> Step:
     """Keep each weight within `clamp` times the root mean square of its layer's weights.
 
     A layer without outliers has a small range, and the range is what a flipped bit can use when the
-    deployed weights are guarded (`g2d.protect.ranges`).
+    deployed weights are guarded (`g2d.protect.ranges`). Under two root mean squares repeated cuts
+    would shrink a layer step by step, to nothing.
     """
     limit = step.settings.clamp
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from g2d.attacks import fgsm, pgd
 from g2d.data import Split
+from g2d.errors import SettingsError
 from g2d.settings import HardenSettings
 from g2d.tasks import Task
 
@@ -98,12 +99,23 @@ class Step:
             )  # fmt: skip
 
     def loss(self) -> Tensor:
-        """The scalar to descend: every part's loss, from one forward pass, and the penalties."""
+        """The scalar to descend: every part's loss, from one forward pass, and the penalties.
+
+        Raises:
+            SettingsError: there is no part, or a loss is no scalar.
+        """
         parts = self.parts
         if self.clean > 0:
             parts = (Part(self.x, lambda z: self.clean * self.criterion(z)), *parts)
+        if not parts:
+            raise SettingsError(
+                "the step has nothing to learn from: its clean weight is 0 and no recipe added a "
+                "part (step.add)"
+            )
         logits = self.model(torch.cat([part.x for part in parts])).split([len(p.x) for p in parts])
         losses = [part.loss(z) for part, z in zip(parts, logits, strict=True)]
+        if shapes := [tuple(one.shape) for one in (*losses, *self.penalties) if one.dim()]:
+            raise SettingsError(f"a part's loss or a penalty has shape {shapes[0]}, not a scalar")
         return torch.stack([*losses, *self.penalties]).sum()
 
 

@@ -1,5 +1,7 @@
 """Watching a hardened training on the guide split: its best weights, and when it fools itself.
 
+`Watch` measures and remembers; what follows from a look is decided in `course`.
+
 Single-step training can collapse: the model becomes robust to FGSM by hiding its gradients, and PGD
 brings it to zero (catastrophic overfitting, Wong et al. 2020, section 5.4). Robust overfitting is
 slower: the robust accuracy falls while training goes on (Rice et al. 2020, arXiv 2002.11569).
@@ -32,9 +34,10 @@ class Check:
     fgsm: float
     pgd: float
 
-    def collapsed(self, classes: int) -> bool:
+    @property
+    def collapsed(self) -> bool:
         """Whether FGSM seems to be resisted and PGD is not: catastrophic overfitting."""
-        return self.fgsm > 2 / classes and self.pgd < 0.5 * self.fgsm
+        return self.fgsm > 0.5 * self.clean and self.pgd < 0.5 * self.fgsm
 
 
 class Watch:
@@ -46,10 +49,11 @@ class Watch:
         self.split = task.splits.guide.sample(_EXAMPLES, chosen)
         self.checks: list[Check] = []
         self.best: dict[str, Tensor] = {}
+        self.sound: dict[str, Tensor] = {}
         self._highest, self._waited = -1.0, 0
 
-    def look(self, model: nn.Module, done: float, eps: float, full: bool) -> Check:
-        """Measure the model as it is; `full`: the budget has reached its size, so that it counts.
+    def look(self, model: nn.Module, done: float, eps: float) -> Check:
+        """Measure the model as it is, at the budget that its training has now.
 
         The same examples and the same random starts each time: looks differ by the model alone.
         """
@@ -66,15 +70,21 @@ class Watch:
                 found.append(float((predict(model, inputs).argmax(1) == y).double().mean()))
         check = Check(done, eps, *found)
         self.checks.append(check)
-        if full:
-            self._keep(model, check.pgd)
         return check
 
-    def _keep(self, model: nn.Module, robust: float) -> None:
+    def keep(self, model: nn.Module, check: Check, full: bool) -> None:
+        """Remember the weights that a look found sound; the best ones only at the full budget."""
+        self.sound = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        if not full:
+            return
         self._waited += 1
-        if robust >= self._highest:
-            self._highest, self._waited = robust, 0
-            self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        if check.pgd >= self._highest:
+            self._highest, self._waited = check.pgd, 0
+            self.best = self.sound
+
+    def forgive(self) -> None:
+        """Count patience anew: the training goes on another way."""
+        self._waited = 0
 
     @property
     def tired(self) -> bool:

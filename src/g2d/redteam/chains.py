@@ -22,10 +22,10 @@ from g2d.defence import Defence
 from g2d.engine import Engine
 from g2d.files import make_folder, write_bytes
 from g2d.generator import hidden_units
-from g2d.harden import Course, find_teacher, stale
+from g2d.harden import Course, stale
 from g2d.members import fitted_members
 from g2d.opening import data_digest
-from g2d.population import Job, run_job, seed_of
+from g2d.population import Job, run_job, seed_of, teacher_of
 from g2d.redteam.cabinet import code_version, key_of
 from g2d.redteam.room import Chain, Network, Room, Site, enter
 from g2d.symmetry import permute
@@ -277,7 +277,7 @@ def make(order: _Order) -> list[tuple[bytes, float]]:
             job = Job(
                 room.site.source, "member", 10**6 + index, 0, "seeds",
                 room.site.settings.population, None, (), (), room.site.settings.harden,
-                find_teacher(room.site.settings.harden),
+                teacher_of(room.defence.vault, room.site.settings.harden),
             )  # fmt: skip
             data = run_job(job).weights
         else:
@@ -301,8 +301,10 @@ def _rival(room: Room, index: int) -> State:
         torch.cat([splits.train.x, splits.guide.x]), torch.cat([splits.train.y, splits.guide.y])
     )
     batches = Batches(room.task, clean, s.batch, room.source("rival", index))
-    seed, harden = room.seed("rival", index), room.site.settings.harden
-    model, teacher = room.task.model(seed), find_teacher(harden)
+    seed = room.seed("rival", index)
+    # No looks: they would choose its weights on the guide split, which it trains on.
+    harden = replace(room.site.settings.harden, checks=0, patience=0)
+    model, teacher = room.task.model(seed), teacher_of(room.defence.vault, harden)
     course = Course(
         room.task, harden, batches, s.base_steps, seed=seed, extra=(stale,), pools=pools,
         teacher=teacher.load(room.task) if teacher else None,

@@ -193,14 +193,15 @@ class VaultShelf:
             state = unpack(sound.weights)
             model.load_state_dict(state)
             watch = Watch(model.eval().requires_grad_(False), state)
+            # Between two looks of the watch, a bit that flipped before a forward pass began acts
+            # inside its layer's range.
+            guard(model, Ranges.of(state))
         except (RuntimeError, CheckpointError) as error:
             raise VaultError(
                 f"generation {number} does not fit the task's model: {' '.join(str(error).split())}"
             ) from error
         if changed := watch.check():
             raise VaultError(f"generation {number} changed while it was loaded: {changed}.")
-        # A bit that flips between two looks of the watch acts inside its layer's range at most.
-        guard(model, Ranges.of(state))
         predict = _Inference(model)
         logits = predict(np.zeros((1, *self.model.shape), self.model.dtype))
         if logits.shape != (1, self.model.classes):

@@ -16,8 +16,8 @@ from g2d.attacks.poisoning import poisoned, poisoned_task, trigger
 from g2d.data import Split
 from g2d.evaluate import Rate, accuracy_rate, pooled, share
 from g2d.generator import Exposure, GateResult, Generator, Reference, hidden_units, run_gates
-from g2d.harden import find_teacher
-from g2d.population import Job, craft_pool, freeze, run_job
+from g2d.harden import Teacher
+from g2d.population import Job, craft_pool, freeze, run_job, teacher_of
 from g2d.redteam.room import Case, Room, Site
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.settings import GuidanceSettings, Settings
@@ -201,7 +201,9 @@ def _data(case: Case, room: Room) -> list[Row]:
         guidance__pool=case.number("pool"), autoencoder__steps=case.number("autoencoder"),
         diffusion__steps=case.number("diffusion"),
     )  # fmt: skip
-    base, *members = _population(task, s, case.number("members"))
+    base, *members = _population(
+        task, s, case.number("members"), teacher_of(room.defence.vault, s.harden)
+    )
     generator = Generator.fit(
         task, members, [0] * len(members), s.autoencoder, s.diffusion,
         seed=room.seed("poisoning", "fit", percent), base=base,
@@ -219,13 +221,13 @@ def _data(case: Case, room: Room) -> list[Row]:
     return _stages(case, room, judge, task, (base, members), generator, exposure, gates)
 
 
-def _population(task: Task, settings: Settings, count: int) -> list[State]:
+def _population(task: Task, settings: Settings, count: int, teacher: Teacher | None) -> list[State]:
     """A base and its members, by the vault's recipe; forks begin at the base.
 
     In a vault they begin at early checkpoints and deepen over many waves. So short, those had not
     learnt the trigger at all; from the base on, members start with it: the attacker's better case.
     """
-    s, hardening = settings.population, (settings.harden, find_teacher(settings.harden))
+    s, hardening = settings.population, (settings.harden, teacher)
     base = run_job(Job(task, "base", 0, 0, "base", s, None, (), (), *hardening))
     start = None if s.recipe == "seeds" else base.weights
     made = [base]
