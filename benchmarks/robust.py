@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 import g2d
+import robust_recipes
 from g2d.attacks import apgd, autoattack, pgd, project
 from g2d.attacks.eot import LOSSES, eot_pgd
 from g2d.census import flip_census
@@ -36,36 +37,59 @@ from g2d.harden import Teacher
 from g2d.population import Job, Trained, run_job, seed_of
 from g2d.protect.ranges import Ranges
 from g2d.settings import HardenSettings, Settings, build
-from g2d.tasks import Task, load_task
+from g2d.tasks import Task, load_task, mnist_robust_cnn
 from g2d.train import Logits, load_model, predict
 from g2d.weights import unpack
 from measure import hardware, save
-from robust_recipes import student
 
 N = 500  # test images of AutoAttack and of the transfer attacks
-CHAIN = 30  # generations; the last JUDGED of them are judged by AutoAttack
-JUDGED = 10
+CHAIN = 30  # generations
+NEWEST = 5  # judged by AutoAttack, without choice: the mean
+SUSPECTS = 5  # judged too: those that PGD hurts most; the worst of both
 JOINT = 20
 MEMBERS = 3  # of each population, judged by AutoAttack
 FORKS = 6  # of the populations that are made for a row alone
+PROPOSALS = 8  # the adaptive attacker's own
 PARTS = (8, 4, 2)  # the base's training, shortened: the curve of compute
-RECIPES: dict[str, dict[str, Any]] = {
-    "standard": {"recipe": ()},
-    "standard, clamped": {"recipe": ("clamp",)},
-    "the blog's recipe": {"recipe": ("robust_recipes:blog",)},
-    "FGSM-RS": {"recipe": ("adversarial",), "method": "fgsm", "guard": "off"},
-    "FGSM-RS, guarded": {"recipe": ("adversarial",), "method": "fgsm", "guard": "switch"},
-    "PGD": {},
-    "TRADES": {"method": "trades"},
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of one network: what differs from the task's hardening, and a share of its steps."""
+
+    harden: dict[str, Any]
+    part: int = 1
+    factory: Any = None
+    teacher: str = ""
+
+
+RECIPES = {
+    "standard": Recipe({"recipe": ()}, 4),
+    "standard, clamped": Recipe({"recipe": ("clamp",)}, 4),
+    "FGSM at eps = 1 alone, ordinary CNN": Recipe(
+        {"recipe": ("robust_recipes:blog",)}, 4, robust_recipes.plain
+    ),
+    "FGSM-RS, unguarded": Recipe({"method": "fgsm", "guard": "off", "checks": 0}),
+    "FGSM-RS": Recipe({"method": "fgsm"}),
+    "PGD": Recipe({}),
+    "TRADES": Recipe({"method": "trades"}),
 }
-SHORT = {
-    "standard": 4, "standard, clamped": 4, "the blog's recipe": 4, "FGSM-RS": 2,
-    "FGSM-RS, guarded": 2, "TRADES": 2,
-}  # fmt: skip
-STUDENTS: dict[str, dict[str, Any]] = {
-    "student, adversarial": {"recipe": ("adversarial",)},
-    "student, RSLAD": {"recipe": ("distil", "adversarial"), "clean": 0.2},
-    "student, defensive distillation": {"recipe": ("distil",), "temperature": 20.0},
+STUDENTS = {
+    "student, adversarial": Recipe({}, factory=robust_recipes.student),
+    "student, RSLAD": Recipe(
+        {"recipe": ("distil", "adversarial"), "clean": 0.2},
+        factory=robust_recipes.student,
+        teacher="PGD",
+    ),
+    "student, teacher of defensive distillation": Recipe(
+        {"recipe": ("robust_recipes:hot",)}, 4, robust_recipes.student
+    ),
+    "student, defensive distillation": Recipe(
+        {"recipe": ("distil",), "temperature": 20.0},
+        4,
+        robust_recipes.student,
+        "student, teacher of defensive distillation",
+    ),
 }
 
 
@@ -84,8 +108,15 @@ class Run:
         tables["task"] = {"name": "mnist-robust", "data": data}
         settings = build(Settings, tables, "the task's settings")
         self.settings = settings.override(population__seed=seed)
+        self.agree()
         draws = torch.Generator().manual_seed(seed_of(seed, "examples"))
         self.examples = self.task.splits.test.sample(N, draws)
+
+    def agree(self) -> None:
+        """Refuse to mix rows of other settings with those of now."""
+        known = self.settings.override(task__data="").to_toml()
+        if self.record.setdefault("settings", known) != known:
+            raise SystemExit(f"{self.path} is of other settings: move it and runs/ away first")
 
     def note(self, key: str, value: Any) -> None:
         """Keep one result."""
@@ -128,12 +159,24 @@ class Run:
         attacks = path.with_suffix(".attacks").read_bytes()
         return Trained(path.read_bytes(), attacks, times[name]["info"])
 
-    def base(self, name: str, harden: HardenSettings, part: int = 1, **more: Any) -> Trained:
-        """A base by a recipe, of a `part`-th of the steps; `more`: of its job."""
-        population = self.settings.population
-        population = replace(population, base_steps=population.base_steps // part)
-        job = Job(self.task, "base", 0, 0, "base", population, None, (), harden=harden)
-        return self.trained(name, lambda: run_job(replace(job, **more)))
+    def base(self, name: str, part: int = 1) -> Trained:
+        """A network by the recipe of a row, of a `part`-th of its steps."""
+        row = (RECIPES | STUDENTS)[name]
+        task = replace(self.task, factory=row.factory) if row.factory else self.task
+        harden = replace(self.settings.harden, **row.harden)
+        population, share = self.settings.population, row.part * part
+        population = replace(population, base_steps=population.base_steps // share)
+        teacher = None
+        if row.teacher:
+            of = (RECIPES | STUDENTS)[row.teacher].factory or mnist_robust_cnn
+            teacher = Teacher(
+                self.file(row.teacher).read_bytes(), f"{of.__module__}:{of.__name__}"
+            )  # fmt: skip
+        job = Job(task, "base", 0, 0, "base", population, None, (), (), harden, teacher)
+        key = name if part == 1 else f"{name}, 1/{part} of the steps"
+        made = self.trained(key, lambda: run_job(job))
+        self.row(key, lambda: self.judge([self.model(made.weights, task)], self.cpu(key)))
+        return made
 
     def forks(
         self, name: str, start: Trained, recipe: str, harden: HardenSettings
@@ -184,35 +227,33 @@ class Run:
             **more,
         }
 
-    def transferred(self, known: Sequence[Logits], targets: Sequence[Logits]) -> dict[str, Any]:
-        """Attack several networks jointly, score on others: by PGD with momentum, and by APGD.
+    def transferred(self, known: Sequence[Logits], target: Logits) -> float:
+        """Attack several networks jointly, score on another: accuracy on what survives both.
 
-        The stronger of the two counts, on average over the targets.
+        Both: PGD with momentum, and APGD, 40 steps each; as in the red team.
         """
-        x, y = self.examples.x, self.examples.y
+        x, y, eps, bounds = self.examples.x, self.examples.y, self.task.eps, self.task.bounds
         draws = torch.Generator().manual_seed(seed_of(self.seed, "joint"))
-        eps, bounds = self.task.eps, self.task.bounds
-        proposals = {
-            "MI-FGSM-40": pgd(
-                known, x, y, eps=eps, steps=40, generator=draws, bounds=bounds, decay=0.75,
-                step_size=eps / 8,
-            ),
-            "APGD-40": apgd(known, x, y, eps=eps, steps=40, seed=self.seed, bounds=bounds),
-        }  # fmt: skip
-        rates = {
-            name: [float(self.survivors(t, found).double().mean()) for t in targets]
-            for name, found in proposals.items()
-        }
-        means = {name: sum(each) / len(each) for name, each in rates.items()}
-        best = min(means, key=means.__getitem__)
-        return {"accuracy": means[best], "worst": min(rates[best]), "attack": best,
-                "known": len(known), "targets": len(targets), "all": means}  # fmt: skip
+        momentum = pgd(
+            known, x, y, eps=eps, steps=40, generator=draws, bounds=bounds, decay=1.0,
+            step_size=eps / 4,
+        )  # fmt: skip
+        other = apgd(known, x, y, eps=eps, steps=40, seed=self.seed, bounds=bounds)
+        alive = self.survivors(target, momentum) & self.survivors(target, other)
+        return float(alive.double().mean())
+
+    def stale(self, pairs: Sequence[tuple[Sequence[Logits], Logits]]) -> dict[str, Any]:
+        """Mean and worst accuracy of targets under attacks on the networks known before each."""
+        each = [self.transferred(known, target) for known, target in pairs]
+        return {"accuracy": sum(each) / len(each), "worst": min(each), "each": each,
+                "known": max(len(known) for known, _ in pairs)}  # fmt: skip
 
     def population_row(self, made: Sequence[Trained], cpu: float) -> dict[str, Any]:
-        """The last members of a population, and the joint attack on those before them."""
+        """The last members of a population, and joint attacks on those before each."""
         models = [self.model(one.weights) for one in made]
         row = self.judge(models[-MEMBERS:], cpu)
-        row["stale_joint"] = self.transferred(models[:-MEMBERS][-JOINT:], models[-MEMBERS:])
+        last = range(len(models) - MEMBERS, len(models))
+        row["stale_joint"] = self.stale([(models[:i][-JOINT:], models[i]) for i in last])
         return row
 
     # --- the rows --------------------------------------------------------------------------------
@@ -222,14 +263,10 @@ class Run:
 
     def recipes(self) -> None:
         """One network by each recipe, and the curve of compute."""
-        for name, changes in RECIPES.items():
-            made = self.base(name, replace(self.settings.harden, **changes), SHORT.get(name, 1))
-            model = self.model(made.weights)
-            self.row(name, lambda m=model, n=name: self.judge([m], self.cpu(n)))
+        for name in RECIPES:
+            self.base(name)
         for part in PARTS if self.seed == 0 else ():
-            name = f"PGD, 1/{part} of the steps"
-            model = self.model(self.base(name, self.settings.harden, part).weights)
-            self.row(name, lambda m=model, n=name: self.judge([m], self.cpu(n)))
+            self.base("PGD", part)
 
     def populations(self) -> None:
         """Forks: repelled alone, adversarial alone."""
@@ -237,68 +274,55 @@ class Run:
             ("repelled", "standard", "repelled", HardenSettings()),
             ("adversarial", "PGD", "forks", self.settings.harden),
         ):
-            first = replace(self.settings.harden, **RECIPES[start])
-            made = self.forks(
-                name, self.base(start, first, SHORT.get(start, 1)), recipe, harden
-            )  # fmt: skip
+            made = self.forks(name, self.base(start), recipe, harden)
             cpu = sum(self.cpu(f"{name} {i}") for i in range(FORKS)) / FORKS
             self.row(name, lambda made=made, cpu=cpu: self.population_row(made, cpu))
 
     def students(self) -> None:
         """A small network: taught by the robust one, trained alone, and the broken way."""
-        task = replace(self.task, factory=student)
-        for name, changes in STUDENTS.items():
-            plain = "defensive" in name
-            teacher = self.file("standard" if plain else "PGD")
-            known = Teacher(teacher.read_bytes(), "g2d.tasks:mnist_robust_cnn")
-            harden = replace(self.settings.harden, **changes)
-            taught = known if "distil" in harden.recipe else None
-            made = self.base(name, harden, 4 if plain else 1, task=task, teacher=taught)
-            model = self.model(made.weights, task)
-            self.row(name, lambda m=model, n=name: self.judge([m], self.cpu(n)))
+        for name in STUDENTS:
+            self.base(name)
 
     def chain(self) -> None:
         """The vault of the population `both`, and the generations made from it."""
+        base = self.base("PGD")
         path = self.work / "vault"
         with g2d.Defence.create("mnist-robust", path, self.settings) as defence:
-            if defence.vault.entry("base") is None:
-                self.lend_base(defence)
-            for stage, step in (
-                ("population", lambda: defence.populate(SerialEngine())), ("fit", defence.fit),
-            ):  # fmt: skip
-                began = time.process_time()
-                step()
-                if f"{stage}_cpu_seconds" not in self.record:
-                    self.note(f"{stage}_cpu_seconds", round(time.process_time() - began, 1))
-            members = [
-                Trained(defence.vault.read(e), b"", e.info) for e in defence.vault.entries("member")
-            ]
-            cpu = self.record["population_cpu_seconds"] / len(members)
+            defence.adopt_base(unpack(base.weights))  # the network of row PGD, not trained twice
+            defence.populate(SerialEngine())
+            began = time.process_time()
+            defence.fit()
+            if "fit_cpu_seconds" not in self.record:
+                self.note("fit_cpu_seconds", round(time.process_time() - began, 1))
+            entries = defence.vault.entries
+            early = [e.info["cpu_seconds"] for e in entries("early")]
+            self.note("early_cpu_seconds", early)
+            members = [Trained(defence.vault.read(e), b"", e.info) for e in entries("member")]
+            cpu = sum(one.info["cpu_seconds"] for one in members) / len(members)
             self.row("both", lambda: self.population_row(members, cpu))
             while (number := defence.vault.last_number()) <= CHAIN:
                 defence.generate(1, seed=seed_of(self.seed, "chain"))
                 print(f"seed {self.seed}: generation {number + 1}", flush=True)
             self.row("generated", lambda: self.generated(defence))
 
-    def lend_base(self, defence: g2d.Defence) -> None:
-        """Put the network of row PGD into the vault as its base: it is not trained twice."""
-        made = self.base("PGD", self.settings.harden)
-        defence.adopt_base(unpack(made.weights))
-
     def generated(self, defence: g2d.Defence) -> dict[str, Any]:
         """A chain of generations: white-box, stale joint, adaptive; and what one costs."""
         numbers = range(2, defence.vault.last_number() + 1)
         kept = [defence.generation(n) for n in numbers]
         models = [one.model() for one in kept]
+        hurt = [self.pgd(model) for model in models]
+        order = sorted(range(len(models) - NEWEST), key=hurt.__getitem__)[:SUSPECTS]
         cpu = [one.manifest["cpu_seconds"] for one in kept]
-        row = self.judge(models[-JUDGED:], sum(cpu) / len(cpu))
-        base = defence.generation(1).model()
-        exposed = [base, *models][:JOINT]
-        row["stale_joint"] = self.transferred(exposed, models[JOINT - 1 :])
-        row["stale_single"] = self.transferred([models[JOINT - 2]], models[JOINT - 1 :])
-        row["adaptive"] = self.adaptive(defence, models)
-        row["pgd_each"] = [self.pgd(model) for model in models]
-        row["clean_each"] = [self.clean(model) for model in models]
+        row = self.judge(models[-NEWEST:], sum(cpu) / len(cpu))
+        suspects = self.judge([models[i] for i in order], 0.0)
+        row["suspects"] = {k: suspects[k] for k in ("autoattack_each", "survivors")}
+        row["autoattack_worst"] = min(row["autoattack_worst"], suspects["autoattack_worst"])
+        chain = [defence.generation(1).model(), *models]
+        last = range(len(chain) - 2 * NEWEST + 1, len(chain), 2)
+        row["stale_joint"] = self.stale([(chain[i - JOINT : i], chain[i]) for i in last])
+        row["stale_single"] = self.stale([(chain[i - 1 : i], chain[i]) for i in last])
+        row["adaptive"] = self.adaptive(defence, chain)
+        row["pgd_each"], row["clean_each"] = hurt, [self.clean(model) for model in models]
         row["figures"] = [one.manifest["figures"] for one in kept]
         row["rejected"] = len(defence.vault.rejections())
         return row
@@ -309,25 +333,47 @@ class Run:
         found = pgd(model, x, y, eps=self.task.eps, steps=40, generator=draws)
         return float(self.survivors(model, found).double().mean())
 
-    def adaptive(self, defence: g2d.Defence, unseen: Sequence[Logits]) -> dict[str, Any]:
-        """EOT over fresh samples of the generator; the most successful number of draws counts."""
-        x, y = self.examples.x, self.examples.y
-        curve = []
-        for draws in (1, 5, 20):
-            source = torch.Generator().manual_seed(seed_of(self.seed, "eot", draws))
+    def adaptive(self, defence: g2d.Defence, chain: Sequence[Logits]) -> dict[str, Any]:
+        """EOT by two attackers who own the generator, when all but the last are exposed or unborn.
 
-            def drawn(count: int = draws, source: torch.Generator = source) -> list[Logits]:
-                sample = defence.generator.sample(count, source)
-                return [load_model(self.task, defence.generator.codec.decode(v)) for v in sample]
+        "samples" averages over fresh unguided samples. "everything" also owns the procedure and the
+        first twenty exposed: averages over its own guided proposals for what comes next, over
+        those exposed and over fresh samples. Both losses; the most successful attack counts.
+        """
+        unseen = chain[JOINT:]
+        recent = [defence.exposure(n) for n in range(1, JOINT + 1)]
+        g = defence.generator
+        own = [
+            self.decoded(g, g.propose(self.task, recent, self.settings.guidance, self.draws(i)))
+            for i in range(PROPOSALS)
+        ]
+        pool, x, y, found = [*own, *chain[:JOINT]], self.examples.x, self.examples.y, []
+        for name, fresh, known in (("samples", 10, 0), ("everything", 5, 10)):
+            for loss in LOSSES:
+                draws = self.draws(name, loss)
 
-            found = eot_pgd(
-                drawn, x, y, eps=self.task.eps, steps=30, generator=source,
-                bounds=self.task.bounds, loss=LOSSES[0],
-            )  # fmt: skip
-            each = [float(self.survivors(m, found).double().mean()) for m in unseen]
-            curve.append({"draws": draws, "accuracy": sum(each) / len(each), "worst": min(each)})
-        best = min(curve, key=lambda point: point["accuracy"])
-        return {**best, "curve": curve, "unseen": len(unseen)}
+                def drawn(
+                    fresh: int = fresh, known: int = known, draws: torch.Generator = draws
+                ) -> list[Logits]:
+                    some = torch.randperm(len(pool), generator=draws)[:known].tolist()
+                    return [*(pool[i] for i in some),
+                            *(self.decoded(g, v) for v in g.sample(fresh, draws))]  # fmt: skip
+
+                crafted = eot_pgd(
+                    drawn, x, y, eps=self.task.eps, steps=40, generator=draws,
+                    bounds=self.task.bounds, loss=loss,
+                )  # fmt: skip
+                each = [float(self.survivors(m, crafted).double().mean()) for m in unseen]
+                found.append({"attacker": name, "loss": loss, "worst": min(each),
+                              "accuracy": sum(each) / len(each)})  # fmt: skip
+        best = min(found, key=lambda one: one["accuracy"])
+        return {**best, "all": found, "unseen": len(unseen)}
+
+    def draws(self, *name: object) -> torch.Generator:
+        return torch.Generator().manual_seed(seed_of(self.seed, "eot", *name))
+
+    def decoded(self, generator: Any, v: Tensor) -> Logits:
+        return load_model(self.task, generator.codec.decode(v))
 
     def flips(self) -> None:
         """Single bit flips of float32 weights: with and without ranges, and clamped in training."""

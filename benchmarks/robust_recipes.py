@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from g2d.harden import Part, Step
 from g2d.harden.step import frozen
-from g2d.tasks import STEEPNESS
+from g2d.tasks import STEEPNESS, mnist_robust_cnn
 
 
 def blog(step: Step) -> Step:
@@ -18,6 +18,20 @@ def blog(step: Step) -> Step:
         (gradient,) = torch.autograd.grad(F.cross_entropy(step.model(x), step.y), x)
     attacked = (step.x + 1.0 * gradient.sign()).clamp(0.0, 1.0)
     return step.replace(clean=0.0).add(Part(attacked, step.criterion))
+
+
+def hot(step: Step) -> Step:
+    """Train at a temperature of 20: the teacher of defensive distillation (Papernot et al. 2016).
+
+    At the temperature of 1 its logits, and its student's, are twenty times as large: gradients
+    vanish, and that is all that the defence is.
+    """
+    return step.replace(criterion=lambda logits: F.cross_entropy(logits / 20.0, step.y))
+
+
+def plain() -> nn.Module:
+    """Build the network of `mnist-robust` without its soft threshold: an ordinary CNN."""
+    return nn.Sequential(*list(mnist_robust_cnn())[2:])
 
 
 def student() -> nn.Module:

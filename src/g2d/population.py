@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
@@ -148,6 +149,7 @@ def keep_teacher(vault: Vault, harden: HardenSettings) -> Teacher | None:
 
 def run_job(job: Job) -> Trained:
     """Train one checkpoint and craft its attacks; runs in a worker, a pure function of its job."""
+    began = time.process_time()
     task, s = resolve(job.task), job.settings
     seed = seed_of(s.seed, job.kind, job.index)
     model = task.model(seed)
@@ -191,6 +193,7 @@ def run_job(job: Job) -> Trained:
         info["checks"] = [asdict(found) for found in course.watch.checks]
     if course.switched is not None:
         info["switched_to_pgd"] = course.switched
+    info["cpu_seconds"] = round(time.process_time() - began, 2)
     return Trained(pack(state), pack_pool(attacks, index, task), info)
 
 
