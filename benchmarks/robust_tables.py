@@ -13,9 +13,9 @@ from measure import interval
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
 ROWS = (
-    "standard", "standard, clamped", "the blog's recipe", "FGSM-RS", "FGSM-RS, guarded", "PGD",
-    "TRADES", "repelled",
-    "adversarial", "both", "generated", "student, adversarial", "student, RSLAD",
+    "standard", "standard, clamped", "FGSM at eps = 1 alone, ordinary CNN", "FGSM-RS, unguarded",
+    "FGSM-RS", "PGD", "TRADES", "repelled", "adversarial", "both", "generated",
+    "student, adversarial", "student, RSLAD", "student, teacher of defensive distillation",
     "student, defensive distillation",
 )  # fmt: skip
 
@@ -108,6 +108,10 @@ def targets(data: Sequence[Record]) -> str:
     def eot(record: Record) -> float:
         return rows(record, "generated")["adaptive"]["accuracy"] - rows(record, "PGD")["autoattack"]
 
+    def theirs(record: Record) -> float:
+        made, members = rows(record, "generated"), rows(record, "both")
+        return made["adaptive"]["accuracy"] - members["autoattack"]
+
     worst_flip = "flips, PGD, in ranges"
     lines = [
         ["clean accuracy after adversarial training", "≥ 98.8 %", "the blog: 52.6 %",
@@ -116,7 +120,8 @@ def targets(data: Sequence[Record]) -> str:
         ["AutoAttack, one trained model", "≥ 93 %", "TRADES 92.81, Madry 88.50, Wong 82.93",
          f"PGD {shown(of(data, 'PGD', 'autoattack'))}, TRADES "
          f"{shown(of(data, 'TRADES', 'autoattack'))}"],
-        ["AutoAttack, generated, below the members: mean / worst", "≤ 0.5 / 1.5 points", "–",
+        ["AutoAttack, generated, below the members: mean of the last 5 / worst of 10 (of 30)",
+         "≤ 0.5 / 1.5 points", "–",
          f"{shown(less(data, lambda r: drop(r, False)))} / "
          f"{shown(less(data, lambda r: drop(r, True)))}"],
         ["stale joint-20 accuracy of generated", "≥ 96 %", "Madry challenge: 93.5",
@@ -125,13 +130,13 @@ def targets(data: Sequence[Record]) -> str:
          shown(less(data, lead))],
         ["adaptive EOT accuracy, above the trained model's AutoAttack", "≥ 0 points", "–",
          shown(less(data, eot))],
+        ["… above the members' AutoAttack", "–", "–", shown(less(data, theirs))],
         ["one robust generation, CPU time of training one robust model", "≤ 1/20", "–",
          f"1/{shown(less(data, share), 1, 1.0)}"],
         ["robust student at 1/10 of the parameters, share of the teacher's AutoAttack",
          "≥ 95 %", "–", shown(less(data, kept))],
         ["training the robust base, minutes on one core", "≤ 20 on two", "100k × 50 × PGD-40",
-         shown([record.get("trainings", {}).get("PGD", {}).get("wall_seconds", 0) / 60
-                for record in data], 1, 1.0)],
+         shown(less(data, lambda r: r["trainings"]["PGD"]["wall_seconds"] / 60), 1, 1.0)],
         ["parameters whose worst bit flip costs > 10 points", "≤ 1 % in ranges", "40–50 %",
          f"{shown(of(data, worst_flip, 'fragile', 'value'), 2)} in ranges, "
          f"{shown(of(data, 'flips, PGD', 'fragile', 'value'))} without"],

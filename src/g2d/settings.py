@@ -157,6 +157,7 @@ class GuidanceSettings(Checked):
     mu: float = within(0.0, 1e4, 2.0, "weight of the stale-attack term")
     robust: float = within(0.0, 1e4, 0.0, "weight of PGD on the candidate itself; 0: off")
     robust_steps: int = within(1, 1000, 5, "PGD steps of that term")
+    robust_eps: float = within(0.0, 1e6, 0.0, "its budget, norm inf; 0: the task's own")
     temperature: float = within(1e-3, 1e4, 0.5, "softmax temperature over exposures' losses")
     newest: float = within(1e-3, 1e4, 4.0, "how much more often the newest exposure is drawn")
     batch: int = within(1, 10**6, 128, "clean examples a step, and as many attacks")

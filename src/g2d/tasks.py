@@ -378,17 +378,18 @@ def _mnist_robust(data: str, seed: int) -> Task:
     settings = {
         "population": {
             "members": 16,
-            "basins": 1,
-            "base_steps": 12_000,
-            "early_steps": 0,
-            "fork_steps": 400,
+            "basins": 4,
+            "base_steps": 18_000,
+            "early_steps": 6000,
+            "fork_steps": 300,
             "rate": 2e-3,
             "fork_rate": 1e-3,
         },
-        # A little more than the budget that counts: 1.5 points of robust accuracy for 0.1 clean.
-        "harden": {"recipe": ["adversarial"], "steps": 5, "eps": 0.32},
-        "guidance": {"robust": 1.0},
-        "gates": {"robust": 0.8},
+        # Two long steps at more than the budget that counts, many times, beat five at the budget:
+        # on the gate split 93.8 and 92.6 % robust, 99.0 and 98.9 % clean, in 250 and 300 CPU s.
+        "harden": {"recipe": ["adversarial"], "steps": 2, "step_size": 1.0, "eps": 0.37},
+        "guidance": {"robust": 1.0, "robust_steps": 2, "robust_eps": 0.37, "memory": 20},
+        "gates": {"robust": 0.85},
     }
     splits = load_mnist(data, seed)
     return Task(

@@ -95,8 +95,9 @@ class Repulsion:
         task, s = self.task, self.settings
         tensors = self.codec.tensors(v.detach())
         return pgd(
-            lambda inputs: functional_call(self.model, tensors, (inputs,)), x, y, eps=task.eps,
-            steps=s.robust_steps, generator=self.generator, bounds=task.bounds, batch=len(x),
+            lambda inputs: functional_call(self.model, tensors, (inputs,)), x, y,
+            eps=s.robust_eps or task.eps, steps=s.robust_steps, generator=self.generator,
+            bounds=task.bounds, batch=len(x),
         )  # fmt: skip
 
     @torch.no_grad()
