@@ -202,6 +202,8 @@ def test_population_takes_a_base_and_recipes(tmp_path, tiny_vault, tiny_settings
     succeed("population", vault, *asked, "--workers", "1")
     kept = g2d.Settings.from_file(vault / "task.toml")
     assert kept.harden.recipe == ("adversarial", "clamp")
+    shown = succeed("show", vault).stdout
+    assert "hardened by  adversarial (pgd, 2 steps, eps of the task, norm inf), clamp" in shown
     assert "no recipe 'l3'" in fail("population", tmp_path / "w", "--harden", "l3")
     assert "drop --members" in fail(
         "population", tmp_path / "w", "--from-checkpoints", tmp_path, "--base", model, code=2

@@ -151,6 +151,10 @@ def print_population(vault: Vault, settings: Settings) -> None:
             f" min {min(scores):.2%}, mean {sum(scores) / len(scores):.2%}, max {max(scores):.2%}"
         )
     print_line(f"population   {text}")
+    h = settings.harden
+    how = f" ({h.method}, {h.steps} steps, eps {h.eps or 'of the task'}, norm {h.norm})"
+    named = [name + how * (name == "adversarial") for name in h.recipe]
+    print_line(f"hardened by  {', '.join(named) or 'nothing: plain training'}")
     score = f"accuracy {float(base.info['accuracy']):.2%}" if base else "none yet"
     print_line(f"base         {score}")
 
