@@ -32,6 +32,7 @@ import robust_recipes
 from g2d.attacks import apgd, autoattack, pgd, project
 from g2d.attacks.eot import LOSSES, eot_pgd
 from g2d.census import flip_census
+from g2d.data import Split
 from g2d.engine import SerialEngine, calm
 from g2d.harden import Teacher
 from g2d.population import Job, Trained, run_job, seed_of
@@ -42,12 +43,13 @@ from g2d.train import Logits, load_model, predict
 from g2d.weights import unpack
 from measure import hardware, save
 
-N = 500  # test images of AutoAttack and of the transfer attacks
+N = 300  # test images of AutoAttack and of the transfer attacks
+MANY = 1000  # of AutoAttack on the base
 CHAIN = 30  # generations
 NEWEST = 5  # judged by AutoAttack, without choice: the mean
 SUSPECTS = 5  # judged too: those that PGD hurts most; the worst of both
 JOINT = 20
-MEMBERS = 3  # of each population, judged by AutoAttack
+MEMBERS = 2  # of each population, judged by AutoAttack
 FORKS = 6  # of the populations that are made for a row alone
 PROPOSALS = 8  # the adaptive attacker's own
 PARTS = (8, 4, 2)  # the base's training, shortened: the curve of compute
@@ -69,10 +71,10 @@ RECIPES = {
     "FGSM at eps = 1 alone, ordinary CNN": Recipe(
         {"recipe": ("robust_recipes:blog",)}, 4, robust_recipes.plain
     ),
-    "FGSM-RS, unguarded": Recipe({"method": "fgsm", "guard": "off", "checks": 0}),
-    "FGSM-RS": Recipe({"method": "fgsm"}),
+    "FGSM-RS, unguarded": Recipe({"method": "fgsm", "guard": "off", "checks": 0}, 2),
+    "FGSM-RS": Recipe({"method": "fgsm"}, 2),
     "PGD": Recipe({}),
-    "TRADES": Recipe({"method": "trades"}),
+    "TRADES": Recipe({"method": "trades"}, 2),
 }
 STUDENTS = {
     "student, adversarial": Recipe({}, factory=robust_recipes.student),
@@ -110,7 +112,8 @@ class Run:
         self.settings = settings.override(population__seed=seed)
         self.agree()
         draws = torch.Generator().manual_seed(seed_of(seed, "examples"))
-        self.examples = self.task.splits.test.sample(N, draws)
+        self.many = self.task.splits.test.sample(MANY, draws)
+        self.examples = self.many.take(range(N))
 
     def agree(self) -> None:
         """Refuse to mix rows of other settings with those of now."""
@@ -175,7 +178,8 @@ class Run:
         job = Job(task, "base", 0, 0, "base", population, None, (), (), harden, teacher)
         key = name if part == 1 else f"{name}, 1/{part} of the steps"
         made = self.trained(key, lambda: run_job(job))
-        self.row(key, lambda: self.judge([self.model(made.weights, task)], self.cpu(key)))
+        split = self.many if name == "PGD" else self.examples
+        self.row(key, lambda: self.judge([self.model(made.weights, task)], self.cpu(key), split))
         return made
 
     def forks(
@@ -195,24 +199,26 @@ class Run:
     def model(self, weights: bytes, task: Task | None = None) -> Logits:
         return load_model(task or self.task, unpack(weights))
 
-    def survivors(self, model: Logits, proposed: Tensor) -> Tensor:
+    def survivors(self, model: Logits, proposed: Tensor, split: Split | None = None) -> Tensor:
         """Which examples are classified correctly, clean and under attack, (N,) bool."""
-        x, y = self.examples.x, self.examples.y
+        x, y = (split or self.examples).x, (split or self.examples).y
         inside = project(proposed, x, self.task.eps, self.task.bounds)
         return (predict(model, x).argmax(1) == y) & (predict(model, inside).argmax(1) == y)
 
-    def autoattack(self, model: Logits) -> Tensor:
-        x, y = self.examples.x, self.examples.y
-        found = autoattack(model, x, y, eps=self.task.eps, seed=self.seed, bounds=self.task.bounds)
-        return self.survivors(model, found)
+    def autoattack(self, model: Logits, split: Split) -> Tensor:
+        x, y, bounds = split.x, split.y, self.task.bounds
+        found = autoattack(model, x, y, eps=self.task.eps, seed=self.seed, bounds=bounds)
+        return self.survivors(model, found, split)
 
     def clean(self, model: Logits) -> float:
         test = self.task.splits.test
         return float((predict(model, test.x).argmax(1) == test.y).double().mean())
 
-    def judge(self, models: Sequence[Logits], cpu: float, **more: Any) -> dict[str, Any]:
-        """Clean accuracy on the whole test split, AutoAttack on N images of it."""
-        alive = [self.autoattack(model) for model in models]
+    def judge(
+        self, models: Sequence[Logits], cpu: float, split: Split | None = None
+    ) -> dict[str, Any]:
+        """Clean accuracy on the whole test split, AutoAttack on N images of it, or on a split."""
+        alive = [self.autoattack(model, split or self.examples) for model in models]
         each = [float(one.double().mean()) for one in alive]
         clean = [self.clean(model) for model in models]
         return {
@@ -224,7 +230,7 @@ class Run:
             "networks": len(models),
             "cpu_seconds": cpu,
             "parameters": sum(p.numel() for p in models[0].parameters()),  # type: ignore[attr-defined]
-            **more,
+            "images": len(alive[0]),
         }
 
     def transferred(self, known: Sequence[Logits], target: Logits) -> float:
