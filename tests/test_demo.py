@@ -65,7 +65,9 @@ def test_the_whole_demo(tmp_path):
 
     n = summary["numbers"]
     assert n["permutation_asr"] == pytest.approx(n["frozen_asr"], abs=0.01)
-    assert n["stale_single_asr"] < n["frozen_asr"] - 0.2
+    # The demo's members are hardened: the frozen model gains from that too.
+    assert n["stale_single_asr"] < n["undefended_asr"] - 0.5
+    assert n["stale_single_asr"] < n["frozen_asr"] - 0.1
     assert n["stale_single_asr"] < n["white_box_asr"]
     assert n["clean_accuracy_worst"] > n["frozen_clean_accuracy"] - 0.05
 

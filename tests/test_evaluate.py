@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import g2d
 from g2d.data import Split, split_dataset
+from g2d.engine import SerialEngine
 from g2d.errors import DataError, SettingsError
 from g2d.evaluate import (
     Rate,
@@ -15,6 +17,7 @@ from g2d.evaluate import (
     accuracy_rate,
     attack_rate,
     by_age,
+    evaluate,
     permuted,
     pooled,
     retrained,
@@ -204,3 +207,13 @@ def test_a_trial_draws_from_the_test_split_alone(task):
     assert torch.equal(trial.split.x, Trial.of(task, n=10, seed=5).split.x)
     assert not torch.equal(trial.split.x, Trial.of(task, n=10, seed=6).split.x)
     assert len(Trial.of(task, n=10**6).split) == len(task.splits.test)
+
+
+def test_a_hardened_defence_is_shown_beside_a_plain_training(tmp_path, tiny_settings):
+    hardened = tiny_settings.override(harden__recipe=["adversarial"], harden__steps=2)
+    with g2d.Defence.build("digits", tmp_path / "v", hardened, engine=SerialEngine()) as defence:
+        defence.generate(1, seed=0)
+        rows = {row.threat: row for row in evaluate(defence, n=100, fresh=1, draws=2).rows}
+        without = evaluate(defence, n=100, fresh=0, draws=2).rows
+    assert rows["undefended"].asr.value > rows["frozen"].asr.value
+    assert "undefended" not in {row.threat for row in without}

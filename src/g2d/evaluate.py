@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
@@ -23,7 +23,7 @@ from g2d.errors import DataError, SettingsError
 from g2d.generator import hidden_units
 from g2d.harden import Teacher
 from g2d.population import Job, run_job, seed_of, teacher_of
-from g2d.settings import Settings
+from g2d.settings import HardenSettings, Settings
 from g2d.symmetry import permute
 from g2d.tasks import Task
 from g2d.train import Logits, load_model, predict
@@ -281,7 +281,8 @@ def evaluate(
         n: test examples. last: exposed generations that the joint attack knows.
         eps: attack budget; the task's own by default. latest: judge the first generation and only
             so many of the last ones (all, if None).
-        fresh: networks retrained from fresh seeds (0: leave that row out).
+        fresh: networks retrained from fresh seeds (0: leave out that row, and that of a hardened
+            defence's plainly trained control).
         draws: samples that the attacker who owns the generator averages over.
 
     Raises:
@@ -304,7 +305,8 @@ def evaluate(
     matrix = transfer(models, trial, lambda done, _: tick(done, total))
     joint = stale_joint(models, trial, last, lambda d, _: tick(len(models) + d, total))
     retrainings, retrain_seconds = table.fresh(fresh)
-    rows = [*table.controls(matrix), *retrainings, table.unguided()]
+    plain = table.undefended() if fresh else []
+    rows = [*plain, *table.controls(matrix), *retrainings, table.unguided()]
     tick(total - 1, total)
     rows += [*table.stale(matrix, joint, last), table.adaptive(draws), table.white_box(matrix)]
     tick(total, total)
@@ -344,6 +346,17 @@ class _Table:
             clean = accuracy_rate(model, self.trial.split)
             rows.append(self.row("permutation", f"generation {first} permuted", clean, asr))
         return rows
+
+    def undefended(self) -> list[Row]:
+        """Where members are hardened: a network that was trained plainly, attacked with itself."""
+        task, settings = self.defence.task, self.defence.settings
+        if not settings.harden.recipe:
+            return []
+        model, seconds = retrained(task, replace(settings, harden=HardenSettings()), 0)
+        asr = self.trial.score(model, self.trial.craft(model, "single", "undefended"))
+        clean = accuracy_rate(model, self.trial.split)
+        note = f"{seconds:.1f} CPU s a network"
+        return [self.row("undefended", "a plain training", clean, asr, note)]
 
     def fresh(self, count: int) -> tuple[list[Row], float]:
         """A chain of independent retrainings: crafted on one, scored on the next."""

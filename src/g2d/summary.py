@@ -24,6 +24,10 @@ from g2d.weights import State, unpack
 
 # threat -> (what, meaning); {…} are filled from the row and the summary's numbers.
 _WORDS = {
+    "undefended": (
+        "No hardening, no rotation: plainly trained",
+        "How most models are deployed. All rows below are of hardened members.",
+    ),
     "frozen": (
         "No rotation: attack crafted on the deployed model",
         "What a model that never changes faces: the attacker studied these very parameters.",
@@ -129,7 +133,15 @@ def _headline(n: Mapping[str, float], found: Evaluation) -> list[dict[str, str]]
         "An attacker has studied parameters that were live until the last rotation. Do those "
         "attacks still work on the parameters that are live now?"
     )
-    buys = (
+    plainly = "undefended_asr" in n
+    hardened = (
+        f"Trained plainly and attacked with its own parameters, a model loses "
+        f"{p['undefended_asr']} of the images; hardening, which is training, changes the next "
+        f"number. "
+        if plainly
+        else ""
+    )
+    buys = hardened + (
         f"On a model that never changes, attacks flip {p['frozen_asr']} of the images. Crafted on "
         f"one generation and tried on the next, they flip {p['stale_single_asr']}; crafted on "
         f"{known} together, {p['stale_joint_asr']}. Clean accuracy: "
