@@ -383,8 +383,8 @@ def _mnist_robust(data: str, seed: int) -> Task:
             "members": 16,
             "basins": 4,
             "base_steps": 14_000,
-            "early_steps": 6000,
-            "fork_steps": 300,
+            "early_steps": 7000,
+            "fork_steps": 800,
             "rate": 2e-3,
             "fork_rate": 1e-3,
         },
@@ -397,7 +397,14 @@ def _mnist_robust(data: str, seed: int) -> Task:
             "eps": 0.37,
             "checks": 5,
         },
-        "guidance": {"robust": 1.0, "robust_steps": 2, "robust_eps": 0.37, "memory": 20},
+        "guidance": {
+            "mu": 4.0,
+            "robust": 1.0,
+            "robust_steps": 2,
+            "robust_eps": 0.37,
+            "polish_steps": 200,
+            "memory": 20,
+        },
         "gates": {"robust": 0.85},
     }
     splits = load_mnist(data, seed)
