@@ -239,7 +239,7 @@ def test_the_answer_is_made_of_the_rows_numbers(results):
     said = {label: text.replace("\u00a0", " ") for label, text in told(results).items()}
     buys, lacks = said["What rotation buys"], said["What it does not"]
     assert "(joint over the last 5 exposed generations) flip 35 % of the examples" in buys
-    assert "95 % on the undefended model that never changes; 45 % if every rotation" in buys
+    assert "95 % on the base, if it never changed; 45 % if every rotation" in buys
     assert (
         "72 % without rotation, 48 % with one every 500 queries (24 % of the finds outlive" in buys
     )

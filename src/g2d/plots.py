@@ -125,7 +125,10 @@ def _draw_age(axes: Any, data: Values, colours: Sequence[str]) -> None:
     axes.fill_between(ages, low, high, color=rotated, alpha=0.18, linewidth=0)
     axes.plot(ages, mean, "o-", color=rotated, markersize=5, label="rotated")
     numbers = data["numbers"]
-    axes.axhline(100 * numbers["frozen_asr"], color=frozen, label="frozen: never rotated")
+    axes.axhline(100 * numbers["frozen_asr"], color=frozen, label="frozen")
+    if "undefended_asr" in numbers:
+        plain = 100 * numbers["undefended_asr"]
+        axes.axhline(plain, color=frozen, ls=":", label="plain training")
     axes.axhline(
         100 * numbers["white_box_asr"],
         color=white_box,
@@ -347,6 +350,6 @@ def hero(path: Path, data: Values) -> None:
         _draw_age(right, data, (frozen, rotated, white_box))
         for axes, title in zip((left, right), titles, strict=True):
             axes.set_title(title, loc="left", fontsize=20, fontweight="bold", pad=44)
-            _legend_above(axes, 3)
+            _legend_above(axes, 4)
         figure.supxlabel(note, fontsize=13, color="#52606d")
         figure.savefig(path, format="png", metadata={"Software": None})

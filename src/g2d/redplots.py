@@ -19,7 +19,7 @@ Values = Mapping[str, Any]
 TARGETS = {
     "generated": "The defence: every rotation makes a generated network live.",
     "unrotated": "The live generation, never rotated again: what training gives without rotation.",
-    "frozen": "No rotation: the undefended model that was deployed first, for ever.",
+    "frozen": "No rotation: the base, the model that was deployed first, for ever.",
     "retrained": "Rival: every rotation plainly trains a network from a fresh seed.",
     "soup": "Rival: every rotation makes a mean of population members live.",
     "noise": "Rival: every rotation makes a noisy copy of known parameters live.",

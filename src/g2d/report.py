@@ -160,7 +160,7 @@ def _stale(lines: Sequence[Line]) -> str:
         told += f"; {_points(stayed['value'])} on the live generation, had it stayed"
         told += "" if redplots.against(ours, stayed) < 0 else " (no gain beyond chance)"
     if frozen := _beside(line, "frozen", lines):
-        told += f"; {_points(frozen['value'])} on the undefended model that never changes"
+        told += f"; {_points(frozen['value'])} on the base, if it never changed"
     if retrained := _beside(line, "retrained", lines):
         told += f"; {_points(retrained['value'])} if every rotation plainly retrains"
     if (rival := line.best("rival")) and (fresh := line.best("draws")):
