@@ -35,10 +35,11 @@ from g2d.census import flip_census
 from g2d.data import Split
 from g2d.engine import SerialEngine, calm
 from g2d.harden import Teacher
+from g2d.networks import mnist_robust_cnn
 from g2d.population import Job, Trained, run_job, seed_of
 from g2d.protect.ranges import Ranges
 from g2d.settings import HardenSettings, Settings, build
-from g2d.tasks import Task, load_task, mnist_robust_cnn
+from g2d.tasks import Task, load_task
 from g2d.train import Logits, load_model, predict
 from g2d.weights import unpack
 from measure import hardware, save

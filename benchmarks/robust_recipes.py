@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from g2d.harden import Part, Step
 from g2d.harden.step import frozen
-from g2d.tasks import STEEPNESS, mnist_robust_cnn
+from g2d.networks import STEEPNESS, mnist_robust_cnn
 
 
 def blog(step: Step) -> Step:

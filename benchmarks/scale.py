@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 import g2d
 from g2d.generator import Generator
+from g2d.networks import resnet18
 from g2d.settings import AutoencoderSettings, DiffusionSettings
-from g2d.tasks import resnet18
 from g2d.weights import State
 from measure import hardware, save
 

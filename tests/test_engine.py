@@ -81,7 +81,7 @@ def page_faults(first: str) -> int:
     """Page faults of twenty gradients of a small network, after five."""
     program = (
         f"import resource, torch; from g2d.engine import calm; {first}\n"
-        "from g2d.tasks import mnist_robust_cnn\n"
+        "from g2d.networks import mnist_robust_cnn\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "model, x = mnist_robust_cnn(), torch.rand(250, 1, 28, 28, requires_grad=True)\n"
         "def step(): torch.autograd.grad(model(x).logsumexp(1).sum(), x)\n"

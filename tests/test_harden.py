@@ -30,9 +30,10 @@ from g2d.harden import RECIPES, Course, Step, Teacher, check, find, find_teacher
 from g2d.harden.adversarial import adversarial
 from g2d.harden.distil import distil
 from g2d.harden.watch import Check, Watch
+from g2d.networks import digits_cnn
 from g2d.population import Job, _extra, build_population, run_job
 from g2d.settings import HardenSettings, PopulationSettings
-from g2d.tasks import Task, digits_cnn
+from g2d.tasks import Task
 from g2d.train import Batches, Turn, accuracy, load_model, predict, train
 from g2d.vault import Vault
 from g2d.weights import pack, unpack
@@ -345,7 +346,7 @@ def test_a_teacher_is_read_from_a_vault_or_a_checkpoint(
     named = HardenSettings(recipe=("distil",), teacher=str(tiny_vault))
     assert isinstance(find_teacher(named).load(digits), nn.Module)
     torch.save(hardened.state_dict(), tmp_path / "teacher.pt")
-    for model in ("digits", "g2d.tasks:digits_cnn"):
+    for model in ("digits", "g2d.networks:digits_cnn"):
         at = replace(named, teacher=str(tmp_path / "teacher.pt"), teacher_model=model)
         loaded = find_teacher(at).load(digits)
         x = digits.splits.gate.x[:4]
@@ -379,7 +380,7 @@ def test_teachers_that_do_not_fit_are_refused(digits, hardened, tmp_path):
     with pytest.raises(TaskError, match=r"there is no task 'digit'\. Did you mean"):
         Teacher(weights, "digit").load(digits)
     with pytest.raises(TaskError, match="does not take inputs"):
-        Teacher(pack(g2d.tasks.mnist_cnn().state_dict()), "g2d.tasks:mnist_cnn").load(digits)
+        Teacher(pack(g2d.networks.mnist_cnn().state_dict()), "g2d.networks:mnist_cnn").load(digits)
     with pytest.raises(PopulationError, match="needs a teacher"):
         distil(step_of(digits, wanting))
 

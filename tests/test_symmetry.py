@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from g2d.networks import digits_cnn, mnist_cnn, resnet18
 from g2d.symmetry import (
     align,
     aligned_distance,
@@ -17,7 +18,6 @@ from g2d.symmetry import (
     relative_l1,
     rescale,
 )
-from g2d.tasks import digits_cnn, mnist_cnn, resnet18
 
 
 def mlp() -> nn.Module:

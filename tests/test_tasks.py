@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from g2d import tasks
+from g2d import networks
 from g2d.data import Split, Splits, split_dataset
 from g2d.errors import DataError, G2DError, SettingsError, TaskError
 from g2d.settings import Settings, build
@@ -186,9 +186,9 @@ def parameters(model):
 @pytest.mark.parametrize(
     ("factory", "shape", "count"),
     [
-        (tasks.digits_cnn, (2, 1, 8, 8), 5_530),
-        (tasks.mnist_cnn, (2, 1, 28, 28), 28_210),
-        (tasks.resnet18, (2, 3, 32, 32), 11_173_962),
+        (networks.digits_cnn, (2, 1, 8, 8), 5_530),
+        (networks.mnist_cnn, (2, 1, 28, 28), 28_210),
+        (networks.resnet18, (2, 3, 32, 32), 11_173_962),
     ],
 )
 def test_architectures(factory, shape, count):
@@ -272,7 +272,7 @@ def test_a_task_can_be_pickled():
 
 # --- augmentations ------------------------------------------------------------------------------
 
-AUGMENTATIONS = [(tasks.shift, (9, 1, 28, 28)), (tasks.crop_and_flip, (9, 3, 32, 32))]
+AUGMENTATIONS = [(networks.shift, (9, 1, 28, 28)), (networks.crop_and_flip, (9, 3, 32, 32))]
 
 
 @pytest.mark.parametrize(("augment", "shape"), AUGMENTATIONS)
@@ -293,7 +293,7 @@ def test_shift_moves_each_image_by_at_most_a_pixel(n):
     x[:, :, 14, 14] = 1
     seen = set()
     for seed in range(20):
-        out = tasks.shift(x, torch.Generator().manual_seed(seed))
+        out = networks.shift(x, torch.Generator().manual_seed(seed))
         spots = out.nonzero()
         assert spots[:, 0].tolist() == list(range(n))
         seen |= {tuple(spot) for spot in spots[:, 2:].tolist()}
@@ -307,7 +307,7 @@ def test_crop_and_flip_equals_the_plain_way():
     padded = F.pad(x, (4, 4, 4, 4))[0]
     crops = [padded[:, i : i + 8, j : j + 8] for i in range(9) for j in range(9)]
     oracle = torch.stack([side for crop in crops for side in (crop, crop.flip(2))])
-    out = tasks.crop_and_flip(x.expand(2000, 3, 8, 8), torch.Generator().manual_seed(1))
+    out = networks.crop_and_flip(x.expand(2000, 3, 8, 8), torch.Generator().manual_seed(1))
     distance = torch.cdist(
         out.flatten(1), oracle.flatten(1), compute_mode="donot_use_mm_for_euclid_dist"
     )

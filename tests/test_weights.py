@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from g2d.errors import CheckpointError, SettingsError
-from g2d.tasks import resnet18
+from g2d.networks import resnet18
 from g2d.weights import Codec, check_state, load_checkpoint, pack, unpack, unpack_metadata
 
 

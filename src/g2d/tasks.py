@@ -20,6 +20,14 @@ from torch.nn.parameter import is_lazy
 from g2d.data import Splits, load_cifar10, load_digits, load_mnist
 from g2d.errors import DataError, TaskError, nearest
 from g2d.importing import import_attribute, words
+from g2d.networks import (
+    crop_and_flip,
+    digits_cnn,
+    mnist_cnn,
+    mnist_robust_cnn,
+    resnet18,
+    shift,
+)
 from g2d.settings import Settings, build
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -213,138 +221,6 @@ def _check_augment(task: Task, x: Tensor) -> None:
             f"task {task.name!r}: the augmentation gives {given}, expected {tuple(x.shape)} "
             f"{x.dtype} as it was given"
         )
-
-
-def digits_cnn() -> nn.Module:
-    """Build a CNN for (N, 1, 8, 8), 10 classes; 5,530 parameters."""
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(256, 16),
-        nn.ReLU(),
-        nn.Linear(16, 10),
-    )
-
-
-def mnist_cnn() -> nn.Module:
-    """Build a CNN for (N, 1, 28, 28), 10 classes; 28,210 parameters.
-
-    Of four layouts near 29,000 parameters this one was the most accurate for its time: 99.0 %
-    after 2,500 steps, where two 5x5 convolutions of 8 and 16 channels and a 784-32-10 head gave
-    98.7 %.
-    """
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(16, 24, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(216, 80),
-        nn.ReLU(),
-        nn.Linear(80, 10),
-    )
-
-
-STEEPNESS = 8.0  # of the soft threshold at its middle, to begin with
-
-
-def mnist_robust_cnn() -> nn.Module:
-    """Build a CNN for (N, 1, 28, 28), 10 classes, to be trained adversarially; 97,996 parameters.
-
-    Its front is one soft threshold at 0.5, as robust MNIST networks learn thresholds in their first
-    layer (Madry et al. 2018, appendix C). It is monotone and never flat, so that gradients tell
-    the truth: docs/hardening.md has what harder thresholds hid from PGD and not from Square.
-    """
-    front = nn.Conv2d(1, 1, 1)
-    with torch.no_grad():
-        front.weight.fill_(STEEPNESS)
-        front.bias.fill_(-STEEPNESS / 2)  # type: ignore[union-attr]
-    return nn.Sequential(
-        front,
-        nn.Tanh(),
-        nn.Conv2d(1, 16, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(1024, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    )
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm around a shortcut (He et al. 2015, arXiv 1512.03385)."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, channels_in, H, W) to (N, channels, H / stride, W / stride)."""
-        return F.relu(self.residual(x) + self.shortcut(x))
-
-
-def resnet18() -> nn.Module:
-    """Build ResNet-18 with a 3x3 stem for (N, 3, 32, 32), 10 classes; 11,173,962 parameters."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 3, padding=1, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-    ]
-    channels_in = 64
-    for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        layers += [
-            ResidualBlock(channels_in, channels, stride),
-            ResidualBlock(channels, channels, 1),
-        ]
-        channels_in = channels
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
-
-
-def shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift images (N, C, H, W) by up to one pixel: four chunks of the batch, one shift each.
-
-    What leaves on one side enters on the other: meant for images with an empty border.
-    """
-    moves = torch.randint(-1, 2, (4, 2), generator=generator, device=generator.device).tolist()
-    parts = x.chunk(4)
-    return torch.cat([torch.roll(part, moves[i], (2, 3)) for i, part in enumerate(parts)])
-
-
-def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Pad images (N, C, H, W) with zeros, crop each at random and flip half of them."""
-    n, channels, height, width = x.shape
-
-    def draw(limit: int) -> Tensor:
-        drawn = torch.randint(limit, (n, 1), generator=generator, device=generator.device)
-        return drawn.to(x.device)
-
-    rows = draw(2 * padding + 1) + torch.arange(height, device=x.device)
-    across = torch.arange(width, device=x.device)
-    flipped = draw(2).bool()
-    columns = draw(2 * padding + 1) + torch.where(flipped, across.flip(0), across)
-    example = torch.arange(n, device=x.device).view(n, 1, 1, 1)
-    channel = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
-    padded = F.pad(x, (padding,) * 4)
-    return padded[example, channel, rows.view(n, 1, height, 1), columns.view(n, 1, 1, width)]
 
 
 def _digits(data: str, seed: int) -> Task:
