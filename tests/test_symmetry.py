@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from g2d.networks import digits_cnn, mnist_cnn, resnet18
+from g2d.networks import digits_cnn, mnist_cnn, mnist_robust_cnn, resnet18
 from g2d.symmetry import (
     align,
     aligned_distance,
@@ -125,3 +125,8 @@ class Shuffled(nn.Module):
 def test_a_guess_that_changes_logits_is_discarded():
     model, _, x = made(Shuffled, (8,))
     assert couplings(model, x[:4]) == ()
+
+
+def test_what_is_done_to_the_inputs_first_does_not_break_the_chain():
+    probe = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert len(couplings(mnist_robust_cnn(), probe)) == 4

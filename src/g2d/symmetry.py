@@ -100,6 +100,8 @@ def _read_chain(model: nn.Module) -> tuple[Coupling, ...]:
             continue
         elif isinstance(module, _ACTIVATIONS):
             homogeneous = False
+        elif not units and not own:
+            continue  # what is done to the inputs before the first layer touches no hidden unit
         else:
             return ()
     return tuple(found)
