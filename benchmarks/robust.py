@@ -2,7 +2,7 @@
 
     python benchmarks/robust.py --data ../shared/data/mnist --seeds 0 1 2
 
-MNIST at eps = 0.3 under the inf-norm; needs the four idx files. About 95 CPU minutes a seed; a row
+MNIST at eps = 0.3 under the inf-norm; needs the four idx files. About 110 CPU minutes a seed; a row
 that is in the seed's JSON is not measured again, and networks lie in runs/robust-<seed>, so the run
 can be interrupted. Run one process a seed to use more cores. Writes
 benchmarks/results/robust-mnist-seed*.json; `benchmarks/tables.py` makes the tables.
@@ -34,6 +34,7 @@ from g2d.attacks.eot import LOSSES, eot_pgd
 from g2d.census import flip_census
 from g2d.data import Split
 from g2d.engine import SerialEngine, calm
+from g2d.errors import GenerationError
 from g2d.harden import Teacher
 from g2d.networks import mnist_robust_cnn
 from g2d.population import Job, Trained, run_job, seed_of
@@ -308,7 +309,13 @@ class Run:
             cpu = sum(one.info["cpu_seconds"] for one in members) / len(members)
             self.row("both", lambda: self.population_row(members, cpu))
             while (number := defence.vault.last_number()) <= CHAIN:
-                defence.generate(1, seed=seed_of(self.seed, "chain"))
+                try:
+                    defence.generate(1, seed=seed_of(self.seed, "chain"))
+                except GenerationError as error:  # other draws next; rejected ones are counted
+                    print(f"seed {self.seed}: {error}", flush=True)
+                    if len(defence.vault.rejections()) > 5 * CHAIN:
+                        raise
+                    continue
                 print(f"seed {self.seed}: generation {number + 1}", flush=True)
             self.row("generated", lambda: self.generated(defence))
 

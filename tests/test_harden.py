@@ -469,6 +469,7 @@ def test_a_recipe_that_cannot_work_fails_before_the_training(digits, recipe, mes
         ({"recipe": ("l2", "l2")}, "names l2 twice"),
         ({"recipe": ("l2",), "decay": 0.0}, "both 0"),
         ({"recipe": ("adversarial",), "checks": 0, "patience": 2}, "asks for none"),
+        ({"recipe": ("adversarial",), "checks": 0, "method": "fgsm"}, "asks for no look"),
     ],
 )
 def test_what_would_do_nothing_is_refused(digits, changes, message):

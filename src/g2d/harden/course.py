@@ -99,6 +99,11 @@ def check(task: Task, settings: HardenSettings) -> None:
         raise SettingsError("[harden] recipe has 'l2', and decay and penalty are both 0")
     if s.patience and not s.checks:
         raise SettingsError("[harden] patience counts looks, and checks = 0 asks for none")
+    if "adversarial" in names and s.method == "fgsm" and s.guard != "off" and not s.checks:
+        raise SettingsError(
+            "[harden] guard looks for what FGSM hides, and checks = 0 asks for no look; set "
+            "checks, or guard = 'off'"
+        )
     if names:
         budget(task, settings)
 

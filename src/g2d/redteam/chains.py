@@ -302,8 +302,11 @@ def _rival(room: Room, index: int) -> State:
     )
     batches = Batches(room.task, clean, s.batch, room.source("rival", index))
     seed = room.seed("rival", index)
-    # No looks: they would choose its weights on the guide split, which it trains on.
+    # No looks: they would choose its weights on the guide split, which it trains on. Without looks
+    # there is no guard either, and a collapsed rival would flatter us: PGD in FGSM's place.
     harden = replace(room.site.settings.harden, checks=0, patience=0)
+    if harden.method == "fgsm":
+        harden = replace(harden, method="pgd")
     model, teacher = room.task.model(seed), teacher_of(room.defence.vault, harden)
     course = Course(
         room.task, harden, batches, s.base_steps, seed=seed, extra=(stale,), pools=pools,
