@@ -2,15 +2,16 @@
 
     python benchmarks/robust.py --data ../shared/data/mnist --seeds 0 1 2
 
-MNIST at eps = 0.3 under the inf-norm; needs the four idx files. About 110 CPU minutes a seed; a row
-that is in the seed's JSON is not measured again, and networks lie in runs/robust-<seed>, so the run
-can be interrupted. Run one process a seed to use more cores. Writes
-benchmarks/results/robust-mnist-seed*.json; `benchmarks/tables.py` makes the tables.
+MNIST at eps = 0.3 under the inf-norm; needs the four idx files. A row that is in the seed's JSON is
+not measured again, and networks lie in runs/robust-<seed>, so the run can be interrupted. To use
+more cores run one process a seed, or stages of one seed (`--only`) side by side once `trunk`
+is done. Writes benchmarks/results/robust-mnist-seed*.json; `benchmarks/tables.py` makes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import sys
 import time
@@ -45,8 +46,8 @@ from g2d.train import Logits, load_model, predict
 from g2d.weights import unpack
 from measure import hardware, save
 
-N = 300  # test images of AutoAttack and of the transfer attacks
-MANY = 1000  # of AutoAttack on the base
+N = 200  # test images of AutoAttack and of the transfer attacks
+MANY = 500  # of AutoAttack on the base
 CHAIN = 30  # generations
 NEWEST = 5  # judged by AutoAttack, without choice: the mean
 SUSPECTS = 5  # judged too: those that PGD hurts most; the worst of both
@@ -107,6 +108,7 @@ class Run:
         self.record: dict[str, Any] = {"seed": seed, "hardware": hardware(), "rows": {}}
         if self.path.exists():
             self.record = json.loads(self.path.read_text())
+        self.record.setdefault("trainings", {})
         self.task = load_task("mnist-robust", data)
         tables = {name: dict(table) for name, table in self.task.settings.items()}
         tables["task"] = {"name": "mnist-robust", "data": data}
@@ -123,10 +125,17 @@ class Run:
         if self.record.setdefault("settings", known) != known:
             raise SystemExit(f"{self.path} is of other settings: move it and runs/ away first")
 
-    def note(self, key: str, value: Any) -> None:
-        """Keep one result."""
-        self.record[key] = value
-        save(self.path, self.record)
+    def note(self, *keys: str, value: Any) -> None:
+        """Keep one result, beside those of other processes that measure the same seed."""
+        with open(self.work / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.path.exists():
+                self.record = json.loads(self.path.read_text())
+            place = self.record
+            for key in keys[:-1]:
+                place = place.setdefault(key, {})
+            place[keys[-1]] = value
+            save(self.path, self.record)
 
     def row(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
         """Measure a row unless it is there."""
@@ -135,8 +144,7 @@ class Run:
         began = time.process_time()
         found = measure()
         found["judging_cpu_seconds"] = round(time.process_time() - began, 1)
-        self.record["rows"][name] = found
-        save(self.path, self.record)
+        self.note("rows", name, value=found)
         shown = {k: v for k, v in found.items() if isinstance(v, float | int)}
         print(f"seed {self.seed}: {name}: {shown}", flush=True)
 
@@ -148,21 +156,21 @@ class Run:
 
     def trained(self, name: str, make: Callable[[], Trained]) -> Trained:
         """Train a network, or read it; its CPU seconds and its looks stay in the record."""
-        path, times = self.file(name), self.record.setdefault("trainings", {})
-        if name not in times or not path.exists():
+        path = self.file(name)
+        if name not in self.record["trainings"] or not path.exists():
             cpu, wall = time.process_time(), time.perf_counter()
             done = make()
             path.write_bytes(done.weights)
             path.with_suffix(".attacks").write_bytes(done.attacks)
-            times[name] = {
+            took = {
                 "cpu_seconds": round(time.process_time() - cpu, 1),
                 "wall_seconds": round(time.perf_counter() - wall, 1),
                 "info": dict(done.info),
             }
-            self.note("trainings", times)
-            print(f"seed {self.seed}: {name}: {times[name]['cpu_seconds']} CPU s", flush=True)
+            self.note("trainings", name, value=took)
+            print(f"seed {self.seed}: {name}: {took['cpu_seconds']} CPU s", flush=True)
         attacks = path.with_suffix(".attacks").read_bytes()
-        return Trained(path.read_bytes(), attacks, times[name]["info"])
+        return Trained(path.read_bytes(), attacks, self.record["trainings"][name]["info"])
 
     def base(self, name: str, part: int = 1) -> Trained:
         """A network by the recipe of a row, of a `part`-th of its steps."""
@@ -269,11 +277,18 @@ class Run:
     def cpu(self, name: str) -> float:
         return self.record["trainings"][name]["cpu_seconds"]
 
+    def trunk(self) -> None:
+        """The network that all other stages begin with."""
+        self.base("PGD")
+
     def recipes(self) -> None:
-        """One network by each recipe, and the curve of compute."""
+        """One network by each recipe."""
         for name in RECIPES:
             self.base(name)
-        for part in PARTS if self.seed == 0 else ():
+
+    def compute(self) -> None:
+        """The curve of compute: the base's recipe, shortened."""
+        for part in PARTS:
             self.base("PGD", part)
 
     def populations(self) -> None:
@@ -301,10 +316,10 @@ class Run:
             began = time.process_time()
             defence.fit()
             if "fit_cpu_seconds" not in self.record:
-                self.note("fit_cpu_seconds", round(time.process_time() - began, 1))
+                self.note("fit_cpu_seconds", value=round(time.process_time() - began, 1))
             entries = defence.vault.entries
             early = [e.info["cpu_seconds"] for e in entries("early")]
-            self.note("early_cpu_seconds", early)
+            self.note("early_cpu_seconds", value=early)
             members = [Trained(defence.vault.read(e), b"", e.info) for e in entries("member")]
             cpu = sum(one.info["cpu_seconds"] for one in members) / len(members)
             self.row("both", lambda: self.population_row(members, cpu))
@@ -413,7 +428,7 @@ def main() -> None:
     """Parse the command line and run seed after seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="folder of the four MNIST idx files")
-    stages = ("recipes", "chain", "populations", "students", "flips")
+    stages = ("trunk", "chain", "students", "recipes", "populations", "flips", "compute")
     parser.add_argument("--only", choices=stages, nargs="+", default=stages, help="stages")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     root = Path(__file__).parents[1]

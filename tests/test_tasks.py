@@ -397,3 +397,21 @@ def test_own_task_without_a_module():
 def test_own_task_takes_no_folder(own):
     with pytest.raises(G2DError, match="reads its own data"):
         load_task(f"{own}:make", data="somewhere")
+
+
+def test_a_strided_stem_is_its_convolution_and_so_are_all_its_gradients() -> None:
+    # Stated to be the same function: an attack's gradient takes another way than a forward pass.
+    stem = networks.StridedStem(2, 5, 5, stride=2, padding=2).double()
+    plain = nn.Conv2d(2, 5, 5, stride=2, padding=2).double()
+    plain.load_state_dict(stem.state_dict())
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 28, 28, generator=draws, dtype=torch.float64)
+    weight = torch.randn(3, 5, 14, 14, generator=draws, dtype=torch.float64)
+    found = []
+    for one in (stem, plain):
+        inputs = x.clone().requires_grad_(True)
+        out = one(inputs)
+        found.append((out, *torch.autograd.grad((out * weight).sum(), [inputs, *one.parameters()])))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)
+    assert torch.equal(stem(x), plain(x))  # without a gradient of x it is the very same call

@@ -53,6 +53,24 @@ class SoftThreshold(nn.Module):
         return torch.tanh(self.steepness * (x - 0.5))
 
 
+class StridedStem(nn.Conv2d):
+    """A first convolution of stride 2, whose gradient with respect to its input is cheap.
+
+    oneDNN takes 48 us an image for the gradient of a 5x5 convolution of one channel, where it takes
+    4 us forwards. The same convolution over the input's four phases, at stride 1, takes 15 us for
+    its gradient and 8 us forwards: it is used where that gradient is asked for, by attacks.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, channels, H / 2, W / 2)."""
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return super().forward(x)
+        odd = self.kernel_size[0] % 2
+        phases = F.pixel_unshuffle(F.pad(x, (int(self.padding[0]),) * 4), 2)
+        weight = F.pixel_unshuffle(F.pad(self.weight, (0, odd, 0, odd)), 2)
+        return F.conv2d(phases, weight, self.bias)
+
+
 def mnist_robust_cnn() -> nn.Module:
     """Build a CNN for (N, 1, 28, 28), 10 classes, to be trained adversarially; 97,994 parameters.
 
@@ -62,7 +80,7 @@ def mnist_robust_cnn() -> nn.Module:
     """
     return nn.Sequential(
         SoftThreshold(),
-        nn.Conv2d(1, 16, 5, stride=2, padding=2),
+        StridedStem(1, 16, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Conv2d(16, 32, 5, stride=2, padding=2),
         nn.ReLU(),
