@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import g2d
 from g2d.engine import SerialEngine
+from g2d.settings import HardenSettings
+from hardening import trained
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts a job in the background has it ignore Ctrl-C, and so would every child.
@@ -74,3 +77,13 @@ def mnist_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs MNIST in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def plain(digits: g2d.Task) -> nn.Module:
+    return trained(digits, HardenSettings())
+
+
+@pytest.fixture(scope="session")
+def hardened(digits: g2d.Task) -> nn.Module:
+    return trained(digits, HardenSettings(recipe=("adversarial",), steps=5))

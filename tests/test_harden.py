@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import shutil
 import sys
 from dataclasses import replace
 from functools import partial
@@ -16,66 +15,20 @@ from torch import nn
 from torch.nn import functional as F
 
 import g2d
-from g2d.attacks import pgd
 from g2d.engine import SerialEngine
 from g2d.errors import (
-    CheckpointError,
-    GenerationError,
     PopulationError,
     SettingsError,
-    TaskError,
-    VaultError,
 )
-from g2d.harden import RECIPES, Course, Step, Teacher, check, find, find_teacher, stale, try_out
+from g2d.harden import RECIPES, Course, Step, check, find, stale, try_out
 from g2d.harden.adversarial import adversarial
-from g2d.harden.distil import distil
 from g2d.harden.watch import Check, Watch
-from g2d.networks import digits_cnn
-from g2d.population import Job, _extra, build_population, run_job
+from g2d.population import Job, _extra
 from g2d.settings import HardenSettings, PopulationSettings
-from g2d.tasks import Task
-from g2d.train import Batches, Turn, accuracy, load_model, predict, train
-from g2d.vault import Vault
-from g2d.weights import pack, unpack
+from g2d.train import Batches, Turn, accuracy, train
+from hardening import robust, step_of, trained
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-
-
-def trained(task: Task, settings: HardenSettings, steps: int = 250, **more) -> nn.Module:
-    model, generator = task.model(0), torch.Generator().manual_seed(0)
-    batches = Batches(task, task.splits.train, 64, generator)
-    course = Course(task, settings, batches, steps, seed=0, **more)
-    train(model, course, steps=steps, rate=3e-3, after=course.after)
-    course.finish(model)
-    return model.requires_grad_(False)
-
-
-def robust(task: Task, model: nn.Module, eps: float | None = None, norm: str = "inf") -> float:
-    x, y = task.splits.gate.x, task.splits.gate.y
-    eps = task.eps if eps is None else eps
-    draws = torch.Generator().manual_seed(1)
-    found = pgd(model, x, y, eps=eps, steps=20, generator=draws, norm=norm)
-    return float((predict(model, found).argmax(1) == y).double().mean())
-
-
-@pytest.fixture(scope="module")
-def plain(digits) -> nn.Module:
-    return trained(digits, HardenSettings())
-
-
-@pytest.fixture(scope="module")
-def hardened(digits) -> nn.Module:
-    return trained(digits, HardenSettings(recipe=("adversarial",), steps=5))
-
-
-def step_of(task: Task, settings: HardenSettings, **changes) -> Step:
-    split = task.splits.train.take(range(8))
-    model = task.model(0)
-    step = Step(
-        model, task, settings, task.eps, 0.5, torch.Generator().manual_seed(0), (), None,
-        split.x, split.y, split.y, lambda z: F.cross_entropy(z, split.y),
-    )  # fmt: skip
-    return step.replace(**changes)
 
 
 # --- adversarial ---------------------------------------------------------------------------------
@@ -301,90 +254,6 @@ def test_clamped_layers_have_no_outliers(digits, plain):
     assert accuracy(model, digits.splits.gate) > 0.9
 
 
-# --- distillation --------------------------------------------------------------------------------
-
-
-def small() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
-
-
-def seven() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
-
-
-def test_a_student_learns_its_teachers_predictions(digits, hardened):
-    student = replace(digits, factory=small)
-    model = trained(student, HardenSettings(recipe=("distil",)), teacher=hardened)
-    agree = predict(model, digits.splits.gate.x).argmax(1) == predict(
-        hardened, digits.splits.gate.x
-    ).argmax(1)
-    assert float(agree.double().mean()) > 0.88
-
-
-def test_a_robust_student_is_more_robust_than_a_plain_one(digits, hardened):
-    student = replace(digits, factory=small)
-    settings = HardenSettings(recipe=("distil", "adversarial"), steps=4, clean=0.2)
-    taught = trained(student, settings, teacher=hardened)
-    naive = trained(student, HardenSettings(recipe=("distil",)), teacher=hardened)
-    assert robust(student, taught) > robust(student, naive) + 0.08
-
-
-def test_after_distil_attacks_lead_away_from_soft_labels(digits, hardened):
-    settings = HardenSettings(temperature=2.0, soft=0.75)
-    step = distil(step_of(digits, settings, teacher=hardened))
-    own = hardened(step.x)
-    assert torch.allclose(step.targets, own.softmax(1))
-    logits = torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
-    heated = F.kl_div((logits / 2).log_softmax(1), (own / 2).softmax(1), reduction="batchmean")
-    expected = 0.75 * 4 * heated + 0.25 * F.cross_entropy(logits, step.y)
-    assert torch.isclose(step.criterion(logits), expected)
-
-
-def test_a_teacher_is_read_from_a_vault_or_a_checkpoint(
-    digits, hardened, tiny_vault, tmp_path, plain
-):
-    named = HardenSettings(recipe=("distil",), teacher=str(tiny_vault))
-    assert isinstance(find_teacher(named).load(digits), nn.Module)
-    torch.save(hardened.state_dict(), tmp_path / "teacher.pt")
-    for model in ("digits", "g2d.networks:digits_cnn"):
-        at = replace(named, teacher=str(tmp_path / "teacher.pt"), teacher_model=model)
-        loaded = find_teacher(at).load(digits)
-        x = digits.splits.gate.x[:4]
-        assert torch.equal(loaded(x), hardened(x))
-    assert find_teacher(HardenSettings(recipe=("l2",))) is None
-
-
-def test_teachers_that_do_not_fit_are_refused(digits, hardened, tmp_path):
-    wanting = HardenSettings(recipe=("distil",))
-    with pytest.raises(SettingsError, match="needs a teacher"):
-        find_teacher(wanting)
-    with pytest.raises(SettingsError, match="does not exist"):
-        find_teacher(replace(wanting, teacher=str(tmp_path / "nowhere")))
-    with pytest.raises(SettingsError, match="does not use it"):
-        find_teacher(HardenSettings(recipe=("l2",), teacher="somewhere"))
-    (tmp_path / "t.safetensors").write_bytes(pack(hardened.state_dict()))
-    with pytest.raises(SettingsError, match="teacher_model"):
-        find_teacher(replace(wanting, teacher=str(tmp_path / "t.safetensors")))
-    (tmp_path / "no.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match=r"not a complete PyTorch checkpoint|pickled"):
-        find_teacher(replace(wanting, teacher=str(tmp_path / "no.pt"), teacher_model="digits"))
-    weights = pack(hardened.state_dict())
-    with pytest.raises(TaskError, match="knows 7 classes, task 'digits' has 10"):
-        Teacher(pack(seven().state_dict()), f"{__name__}:seven").load(digits)
-    with pytest.raises(CheckpointError, match="does not fit the model"):
-        Teacher(weights, f"{__name__}:small").load(digits)
-    with pytest.raises(TaskError, match="there is no module"):
-        Teacher(weights, "no_such_module:make").load(digits)
-    with pytest.raises(TaskError, match="gives dict"):
-        Teacher(weights, "builtins:dict").load(digits)
-    with pytest.raises(TaskError, match=r"there is no task 'digit'\. Did you mean"):
-        Teacher(weights, "digit").load(digits)
-    with pytest.raises(TaskError, match="does not take inputs"):
-        Teacher(pack(g2d.networks.mnist_cnn().state_dict()), "g2d.networks:mnist_cnn").load(digits)
-    with pytest.raises(PopulationError, match="needs a teacher"):
-        distil(step_of(digits, wanting))
-
-
 # --- which recipes there are ---------------------------------------------------------------------
 
 
@@ -482,123 +351,9 @@ def test_the_clamp_leaves_a_layer_its_spread():
         HardenSettings(clamp=1.0)
 
 
-# --- populations ---------------------------------------------------------------------------------
-
-
-def hard(settings: g2d.Settings, **changes) -> g2d.Settings:
-    chosen = {"recipe": ["adversarial", "clamp"], "steps": 2} | changes
-    return settings.override(**{f"harden__{k}": v for k, v in chosen.items()})
-
-
-def test_a_hardened_population_is_the_same_whatever_runs_it_and_cannot_change(
-    tmp_path, tiny_settings, digits
-):
-    from g2d.engine import LocalEngine
-
-    def made(name: str, engine, settings) -> dict[int, str]:
-        path = tmp_path / name
-        known = path.exists()
-        with Vault.open(path, write=True) if known else Vault.create(path, "") as vault:
-            entries = build_population(
-                ("digits", "", 0, 0.0), vault, settings.population, engine, harden=settings.harden
-            )
-            return {entry.index: entry.files["weights"] for entry in entries}
-
-    settings = hard(tiny_settings).override(
-        population__base_steps=60, population__early_steps=20, population__fork_steps=20
-    )
-    one = made("a", SerialEngine(), settings)
-    with LocalEngine(2) as engine:
-        assert made("b", engine, settings) == one
-    with pytest.raises(VaultError, match="other settings"):
-        made("a", SerialEngine(), hard(settings, steps=3))
-    with Vault.open(tmp_path / "a") as vault:
-        member = vault.entries("member")[0]
-    assert 0 <= member.info["robust"] <= 1
-    assert len(member.info["checks"]) == 11  # one more before a fork: does its start resist?
-
-
-def test_without_early_steps_the_base_is_the_only_basin(tmp_path, tiny_settings):
-    settings = tiny_settings.override(population__early_steps=0)
-    with (
-        Vault.create(tmp_path / "two", "") as vault,
-        pytest.raises(SettingsError, match="basins = 1"),
-    ):
-        build_population(("digits", "", 0, 0.0), vault, settings.population, SerialEngine())
-    one = settings.override(population__basins=1, population__members=2)
-    with Vault.create(tmp_path / "one", "") as vault:
-        build_population(("digits", "", 0, 0.0), vault, one.population, SerialEngine())
-        base, early = vault.entry("base"), vault.entry("early", 0)
-        assert unpack(vault.read(base)).keys() == unpack(vault.read(early)).keys()
-        assert base.files["weights"] == early.files["weights"]
-
-
-def test_the_bytes_of_plain_members_are_what_they_were_before_there_was_hardening(digits):
-    """`repelled` without a recipe draws what it always drew, in the same order."""
-    settings = PopulationSettings(fork_steps=3, batch=16, pool=8, pool_steps=1)
-    pool = run_job(Job(digits, "base", 0, 0, "base", replace(settings, base_steps=3), None, ()))
-    job = Job(digits, "member", 1, 0, "repelled", settings, pool.weights, (pool.attacks,))
-    state = unpack(run_job(job).weights)
-    total = sum(float(t.double().sum()) for t in state.values())
-    assert total == pytest.approx(BEFORE, abs=1e-4)
-
-
-BEFORE = 6.405374777756151
-
-
-def test_a_vault_keeps_the_teacher_of_its_first_run(tmp_path, tiny_settings, tiny_vault):
-    """A served teacher rotates, or moves: members go on learning from the same one."""
-    shutil.copytree(tiny_vault, tmp_path / "teacher")
-    settings = tiny_settings.override(
-        harden__recipe=["distil"], harden__teacher=str(tmp_path / "teacher"),
-        population__members=2, population__base_steps=20, population__early_steps=5,
-        population__fork_steps=5,
-    )  # fmt: skip
-    with Vault.create(tmp_path / "v", "") as vault:
-        build = partial(build_population, ("digits", "", 0, 0.0), vault, settings.population,
-                        SerialEngine(), harden=settings.harden)  # fmt: skip
-        made = [entry.files for entry in build()]
-        with g2d.Defence.open(tmp_path / "teacher") as teacher:
-            teacher.generate(1, seed=0)
-        assert [entry.files for entry in build()] == made
-        shutil.rmtree(tmp_path / "teacher")
-        assert [entry.files for entry in build()] == made
-
-
-def test_a_teachers_vault_does_not_choose_what_code_is_loaded(tmp_path, tiny_vault):
-    shutil.copytree(tiny_vault, tmp_path / "teacher")
-    toml = tmp_path / "teacher" / "task.toml"
-    toml.write_text(toml.read_text().replace('name = "digits"', 'name = "evil:make"'))
-    wanting = HardenSettings(recipe=("distil",), teacher=str(tmp_path / "teacher"))
-    with pytest.raises(SettingsError, match=r"If you trust it, set \[harden\] teacher_model"):
-        find_teacher(wanting)
-    assert find_teacher(replace(wanting, teacher_model="digits")).model == "digits"
-
-
-def test_guidance_and_gate_keep_generations_robust(tmp_path, tiny_settings, digits):
-    settings = hard(tiny_settings).override(
-        guidance__robust=1.0, guidance__robust_steps=3, gates__robust=0.05
-    )
-    with g2d.Defence.build("digits", tmp_path / "v", settings, engine=SerialEngine()) as defence:
-        (made,) = defence.generate(1, seed=0)
-        gates = {gate["gate"]: gate for gate in made.manifest["gates"]}
-        assert gates["robust"]["passed"]
-        assert {"clean_accuracy", "robust_accuracy", "stale_asr"} <= set(made.manifest["figures"])
-        model = load_model(digits, made.state)
-        assert robust(digits, model) > 0.1
-        floor = replace(defence.settings.gates, robust=0.99, attempts=2)
-        defence.settings = replace(defence.settings, gates=floor)
-        with pytest.raises(GenerationError, match=r"most robust candidate reached \d+\.\d%"):
-            defence.generate(1, seed=1)
-        assert defence.vault.live() == made.number
-
-
 def test_labels_that_are_missing_are_refused_before_any_training():
     from g2d.data import Split
     from g2d.errors import DataError
 
     with pytest.raises(DataError, match="labels"):
         Split(torch.rand(4, 2), None)  # type: ignore[arg-type]
-
-
-assert digits_cnn  # the name that a test's teacher_model gives
