@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import g2d
+from g2d import data
 from g2d.engine import SerialEngine
-from g2d.errors import (
-    GenerationError,
-    SettingsError,
-    VaultError,
-)
+from g2d.errors import GenerationError, SettingsError, VaultError
+from g2d.networks import crop_and_flip
 from g2d.population import Job, build_population, run_job
 from g2d.settings import PopulationSettings
 from g2d.train import load_model
 from g2d.vault import Vault
 from g2d.weights import unpack
 from hardening import robust
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def hard(settings: g2d.Settings, **changes) -> g2d.Settings:
@@ -98,3 +101,34 @@ def test_guidance_and_gate_keep_generations_robust(tmp_path, tiny_settings, digi
         with pytest.raises(GenerationError, match=r"most robust candidate reached \d+\.\d%"):
             defence.generate(1, seed=1)
         assert defence.vault.live() == made.number
+
+
+def small_cifar_cnn() -> nn.Module:
+    """With batch norm, whose statistics attacks must not move."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_colour_images_and_batch_norm_pass_through_a_hardened_population(tmp_path, tiny_settings):
+    """A smoke test on CIFAR-10: everything runs and the gates decide; it claims no accuracy."""
+    packed = SHARED / "cifar10" / "test_jpeg.npz"
+    if not packed.is_file():
+        pytest.skip(f"needs CIFAR-10 in {packed.parent}")
+    images, labels = data._read_packed(packed)
+    splits = g2d.split_dataset(images[::8], labels[::8])  # they lie class by class
+    task = g2d.Task("colour", small_cifar_cnn, splits, 10, eps=8 / 255, augment=crop_and_flip)
+    settings = hard(tiny_settings, checks=2).override(
+        population__base_steps=60, population__early_steps=20, population__fork_steps=20,
+        guidance__robust=0.5, guidance__robust_steps=1, gates__robust=0.01, gates__class_drop=1.0,
+        gates__accuracy_drop=1.0,
+    )  # fmt: skip
+    with g2d.Defence.build(task, tmp_path / "v", settings, engine=SerialEngine()) as defence:
+        (made,) = defence.generate(1, seed=0)
+        figures = made.manifest["figures"]
+        assert 0 < figures["robust_accuracy"] < 1
+        assert 0 < figures["clean_accuracy"] < 1
+        assert all(bool(torch.isfinite(t).all()) for t in made.state.values())
