@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from g2d.harden import Part, Step
 from g2d.harden.step import frozen
-from g2d.networks import SoftThreshold, mnist_robust_cnn
+from g2d.networks import SoftThreshold, StridedStem, mnist_robust_cnn
 
 
 def blog(step: Step) -> Step:
@@ -38,7 +38,7 @@ def student() -> nn.Module:
     """Build a CNN for (N, 1, 28, 28), 10 classes; 9,376 parameters, 1/10.5 of the teacher's."""
     return nn.Sequential(
         SoftThreshold(),
-        nn.Conv2d(1, 8, 5, stride=2, padding=2),
+        StridedStem(1, 8, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Conv2d(8, 12, 5, stride=2, padding=2),
         nn.ReLU(),
