@@ -40,6 +40,7 @@ from g2d.networks import mnist_robust_cnn
 from g2d.population import Job, Trained, run_job, seed_of
 from g2d.protect.ranges import Ranges
 from g2d.settings import HardenSettings, Settings, build
+from g2d.symmetry import permute
 from g2d.tasks import Task, load_task
 from g2d.train import Logits, load_model
 from g2d.weights import unpack
@@ -375,10 +376,12 @@ class Run:
     ) -> dict[str, Any]:
         """What costs nothing, or a whole training, in the place of the newest generation."""
         workshop, judge = Workshop(defence, self.seed), self.judge
+        units, draws = defence._judge.chain, self.draws("permutation")
+        orders = [torch.randperm(c.units, generator=draws) for c in units]
         others = sorted(self.work.parent.glob("robust-*/PGD.safetensors"))
         fresh = [unpack(p.read_bytes()) for p in others if p.parent != self.work]
         made = {
-            "a permuted copy of the base": workshop.permutation(1)[0],
+            "a permuted copy of it": [permute(chain[-2].state_dict(), units, orders)],
             "soups of members": workshop.soup(MEMBERS)[0],
             "members with noise": workshop.noise(MEMBERS)[0],
             "samples without guidance": workshop.unguided(MEMBERS)[0],
