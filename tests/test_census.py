@@ -160,3 +160,44 @@ def test_a_census_refuses_states_and_limits_that_do_not_fit(tiny, digits):
         census(tiny, digits, limits=narrow)
     with pytest.raises(SettingsError, match="float64"):
         census(copy.deepcopy(tiny).double(), digits)
+
+
+class Odd(nn.Module):
+    """Gives a pair, as recurrent layers do."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.flatten(1), x
+
+
+class First(nn.Module):
+    def forward(self, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return x[0]
+
+
+class Selfish(nn.Module):
+    """Changes its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += 3 * self.inner(x)
+        return x
+
+
+def test_models_whose_layers_pass_on_no_plain_batch_are_judged_whole(digits):
+    draws = generator()
+    for middle in ([Odd(), First()], [nn.Flatten(), nn.Linear(64, 64), Selfish()]):
+        model = nn.Sequential(*middle, nn.Linear(64, 10)).requires_grad_(False)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=draws)
+        split = digits.splits.gate.take(range(100))
+        whole = nn.Sequential(nn.Identity(), model)  # a hook on it forbids every shortcut
+        whole.register_forward_pre_hook(lambda module, inputs: (inputs[0].clone(),))
+        found, expected = (
+            flip_census(m, m.state_dict(), split, parameters=25, generator=generator(2))
+            for m in (model, whole)
+        )
+        assert found.fragile == expected.fragile
+        assert [t.lost for t in found.tolls] == [t.lost for t in expected.tolls]

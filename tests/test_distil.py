@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,3 +139,13 @@ def test_a_teachers_vault_does_not_choose_what_code_is_loaded(tmp_path, tiny_vau
     with pytest.raises(SettingsError, match=r"If you trust it, set \[harden\] teacher_model"):
         find_teacher(wanting)
     assert find_teacher(replace(wanting, teacher_model="digits")).model == "digits"
+
+
+def test_the_small_task_of_the_docs_is_one(digits):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "hardening.md").read_text()
+    (code,) = re.findall(r"```python\n# my_package\.py\n(.*?)```", text, re.S)
+    names: dict[str, object] = {}
+    exec(code, names)
+    task = names["small_task"]()
+    assert task.model(0)(digits.splits.gate.x[:3]).shape == (3, 10)
+    assert task.splits.train.x.shape == digits.splits.train.x.shape

@@ -19,6 +19,7 @@ from g2d.engine import SerialEngine
 from g2d.errors import (
     PopulationError,
     SettingsError,
+    VaultError,
 )
 from g2d.harden import RECIPES, Course, Step, check, find, stale, try_out
 from g2d.harden.adversarial import adversarial
@@ -321,13 +322,57 @@ def raising(step: Step) -> Step:
         (no_step, "gave NoneType; it has to return the step"),
         (nothing, "nothing to learn from"),
         (vector_loss, r"has shape \(4,\), not a scalar"),
-        (raising, "fails on a first step: ZeroDivisionError: of the recipe"),
+        (raising, r"step 1 of 1: ZeroDivisionError: of the recipe \(.*test_harden.py, line \d+\)"),
     ],
 )
 def test_a_recipe_that_cannot_work_fails_before_the_training(digits, recipe, message):
     settings = HardenSettings(recipe=(f"{__name__}:{recipe.__name__}",))
     with pytest.raises(SettingsError, match=message):
         try_out(digits, settings)
+
+
+def late(step: Step) -> Step:
+    if step.done > 0.4:
+        raise KeyError("boom")
+    return step
+
+
+def test_a_recipe_that_fails_later_is_named_with_its_place(tmp_path, tiny_settings):
+    settings = tiny_settings.override(
+        harden__recipe=[f"{__name__}:late"], population__base_steps=10, population__workers=1
+    )
+    with pytest.raises(
+        SettingsError, match=r"late' fails at step 6 of 10: KeyError: 'boom' \(.*py"
+    ):
+        g2d.Defence.build("digits", tmp_path / "v", settings, engine=SerialEngine())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"harden__recipe": ["adversarail"]},
+        {"harden__recipe": ["distil"], "harden__teacher": "nowhere"},
+        {"harden__recipe": [f"{__name__}:raising"]},
+        {"guidance__robust_eps": 2.0},
+    ],
+)
+def test_refused_hardening_leaves_no_vault_behind(tmp_path, tiny_settings, changes):
+    with pytest.raises(SettingsError):
+        g2d.Defence.create("digits", tmp_path / "v", tiny_settings.override(**changes))
+    assert not (tmp_path / "v").exists()
+
+
+def test_an_empty_vault_takes_other_settings_and_a_full_one_says_which_differ(
+    tmp_path, tiny_settings
+):
+    with g2d.Defence.create("digits", tmp_path / "v", tiny_settings):
+        pass
+    other = tiny_settings.override(harden__recipe=["l2"], population__base_steps=5)
+    with g2d.Defence.create("digits", tmp_path / "v", other) as defence:
+        assert defence.settings.harden.recipe == ("l2",)
+        defence.adopt_base(defence.task.model(0).state_dict())
+    with pytest.raises(VaultError, match=r"\[harden\] recipe was \('l2',\) and is \(\)"):
+        g2d.Defence.create("digits", tmp_path / "v", other.override(harden__recipe=[]))
 
 
 @pytest.mark.parametrize(
@@ -357,3 +402,6 @@ def test_labels_that_are_missing_are_refused_before_any_training():
 
     with pytest.raises(DataError, match="labels"):
         Split(torch.rand(4, 2), None)  # type: ignore[arg-type]
+    for labels in (None, [0, None, 1, 0], ["a", "b", "c", "d"]):
+        with pytest.raises(DataError, match=r"labels y are (missing|no numbers)"):
+            g2d.split_dataset(torch.rand(4, 2), labels)

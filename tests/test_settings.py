@@ -41,7 +41,7 @@ def test_round_trip_of_any_text_and_number(name, scope, members, rate):
         ("[population]\nmembers = true", "members must be int"),
         ("[population]\nrecipe = 'repeled'", "Did you mean 'repelled'?"),
         ("[guidance]\nconditioned = 1", "conditioned must be bool"),
-        ("[autoencoder]\nscope = 'fc.*'", "scope must be tuple"),
+        ("[autoencoder]\nscope = 'fc.*'", "scope must be a list"),
         ("[autoencoder]\nscope = [1]", "list of texts"),
         ("task = 3", "'task' is a section"),
         ("[task", "not valid TOML"),

@@ -415,3 +415,14 @@ def test_a_strided_stem_is_its_convolution_and_so_are_all_its_gradients() -> Non
     for mine, theirs in zip(*found, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)
     assert torch.equal(stem(x), plain(x))  # without a gradient of x it is the very same call
+
+
+def test_a_strided_stem_of_another_shape_takes_the_convolutions_own_way() -> None:
+    draws = torch.Generator().manual_seed(0)
+    for kind in ({"stride": 1}, {"padding_mode": "reflect"}, {"dilation": 2}, {"padding": (2, 1)}):
+        stem = networks.StridedStem(1, 3, 5, **({"stride": 2, "padding": 2} | kind))
+        plain = nn.Conv2d(1, 3, 5, **({"stride": 2, "padding": 2} | kind))
+        plain.load_state_dict(stem.state_dict())
+        for side in (28, 29):
+            x = torch.rand(2, 1, side, side, generator=draws, requires_grad=True)
+            assert torch.equal(stem(x), plain(x))

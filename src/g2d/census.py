@@ -116,7 +116,16 @@ def _plain_sequence(model: nn.Module) -> TypeGuard[nn.Sequential]:
 
     A subclass may do anything in its own forward.
     """
-    return type(model) is nn.Sequential and not (model._forward_pre_hooks or model._forward_hooks)
+    hooked = model._forward_pre_hooks or model._forward_hooks or "forward" in vars(model)
+    return type(model) is nn.Sequential and not hooked
+
+
+def _cut(model: nn.Sequential, at: int) -> tuple[nn.Sequential, nn.Sequential]:
+    layers = list(model)
+    return nn.Sequential(*layers[:at]), nn.Sequential(*layers[at:])
+
+
+_KEPT = 2000  # examples whose activations are kept: one batch of `predict`
 
 
 def _more(lost: float, threshold: float) -> bool:
@@ -159,12 +168,22 @@ class _Bench:
         Two thirds of a small CNN's weights lie behind its convolutions: a flip there costs a
         fortieth of a whole pass.
         """
-        entry = name.partition(".")[0]
-        if entry == self._entry or not _plain_sequence(self._model):
+        entry, model = name.partition(".")[0], self._model
+        if entry == self._entry:
             return
-        at = [key for key, _ in self._model.named_children()].index(entry)
-        self._entry, self._tail = entry, self._model[at:]
-        self._entering = predict(self._model[:at], self._split.x)
+        self._entry, self._tail, self._entering = entry, model, self._split.x
+        if not _plain_sequence(model) or len(self._split) > _KEPT or entry not in model._modules:
+            return
+        before, after = _cut(model, list(model._modules).index(entry))
+        try:
+            entering = predict(before, self._split.x)
+            given = entering.clone()
+            right = int((predict(after, entering).argmax(1) == self._split.y).sum())
+        except (TypeError, RuntimeError):  # what passes between the layers is no batch of examples
+            return
+        # A layer may change what it is given in place.
+        if right == self.before and torch.equal(given, entering):
+            self._tail, self._entering = after, entering
 
     def _right(self) -> int:
         """How many examples the copy classifies correctly as it stands."""

@@ -173,7 +173,7 @@ def print_generations(vault: Vault, last: int) -> None:
     if len(rows) > last:
         print_line(f"(the last {last}; see --last)")
     print_table(rows[-last:])
-    print_line(f"rejected     {len(rejections)} candidates")
+    print_line(f"rejected     {len(rejections)} candidates" + (", because" if rejections else ""))
     reasons = Counter(reason for item in rejections for reason in item.get("reasons", []))
     for reason, times in list(reasons.items())[-5:]:
         print_line(f"  {reason}" + (f" ({times} times)" if times > 1 else ""))
@@ -181,12 +181,13 @@ def print_generations(vault: Vault, last: int) -> None:
 
 def _row(made: Generation, state: str) -> dict[str, str]:
     measured = {title: value for title, value, _ in measures(made.manifest)}
-    cpu = made.manifest.get("cpu_seconds")
+    cpu, figures = made.manifest.get("cpu_seconds"), made.manifest.get("figures", {})
     return {
         "number": str(made.number),
         "state": state,
         "made": when(made.created, "%m-%d %H:%M"),
         **{title: measured.get(title, "-") for title, _ in _GATES.values()},
+        "robust": f"{figures['robust_accuracy']:.2%}" if "robust_accuracy" in figures else "-",
         "CPU s": "-" if cpu is None else f"{cpu:.2f}",
     }
 

@@ -58,7 +58,8 @@ class Split:
             )
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise DataError(
-                f"labels are {y.dtype}, expected integers 0, 1, ...; convert them with y.long()"
+                f"labels are {y.dtype}, expected integers 0, 1, ...; once none is missing (NaN), "
+                "convert them with y.long()"
             )
         if not x.is_floating_point():
             raise DataError(f"x is {x.dtype}, expected floats; convert it with x.float()")
@@ -125,11 +126,11 @@ def split_dataset(
         y: (N,) integer labels.
 
     Raises:
-        DataError: the fractions are not positive or exceed 1, the data is malformed, or a split
-            would have fewer than 2 examples.
+        DataError: the fractions are not positive or exceed 1, the data is malformed, labels are
+            missing, or a split would have fewer than 2 examples.
     """
     doubles = isinstance(x, np.ndarray) and x.dtype == np.float64
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    x, y = _tensor(x, "examples x"), _tensor(y, "labels y")
     if doubles:
         x = x.to(torch.get_default_dtype())
     if x.dim() < 1 or y.dim() != 1 or len(x) != len(y):
@@ -142,6 +143,18 @@ def split_dataset(
         held_out = order[: cuts[0]]
         test = Split(_unit(x[held_out]), y[held_out])
     return Splits(train, guide, gate, test)
+
+
+def _tensor(given: Any, what: str) -> Tensor:
+    if given is None:
+        raise DataError(f"the {what} are missing (None); expected a tensor or a NumPy array")
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the {what} are no numbers throughout ({error}); expected a tensor or a NumPy array: "
+            "floats for x, integers 0, 1, ... for y, none missing"
+        ) from error
 
 
 def _cuts(n: int, given: int | None, fractions: tuple[float, float, float]) -> list[int]:

@@ -311,10 +311,13 @@ class Defence:
             attempt, at = candidate.draw.attempt, candidate.began
             self.vault.reject({"number": number, "attempt": attempt, "reasons": reasons, "at": at})
         best = f" The most robust candidate reached {max(robust):.1%}." if robust else ""
+        hint = "raise polish_steps in [guidance]"
+        if robust and not self.settings.guidance.robust:
+            hint = "set robust in [guidance], which then keeps candidates robust"
         raise GenerationError(
             f"no candidate passed its gates in {self.settings.gates.attempts} attempts; the live "
             f"generation stays. The last one failed because: {'; '.join(reasons)}.{best} Loosen "
-            "[gates], or raise polish_steps in [guidance]"
+            f"[gates], or {hint}; `g2d population VAULT --settings FILE` changes both"
         )
 
     def _candidates(

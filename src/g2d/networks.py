@@ -54,7 +54,7 @@ class SoftThreshold(nn.Module):
 
 
 class StridedStem(nn.Conv2d):
-    """A first convolution of stride 2, whose gradient with respect to its input is cheap.
+    """A first convolution, whose gradient with respect to its input is cheap at stride 2.
 
     oneDNN takes 48 us an image for the gradient of a 5x5 convolution of one channel, where it takes
     4 us forwards. The same convolution over the input's four phases, at stride 1, takes 15 us for
@@ -62,13 +62,22 @@ class StridedStem(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, channels, H / 2, W / 2)."""
-        if not (x.requires_grad and torch.is_grad_enabled()):
+        """Map (N, C, H, W) as the convolution does; what has no phases takes the usual way."""
+        if not (x.requires_grad and torch.is_grad_enabled() and self._halves(x)):
             return super().forward(x)
         odd = self.kernel_size[0] % 2
         phases = F.pixel_unshuffle(F.pad(x, (int(self.padding[0]),) * 4), 2)
         weight = F.pixel_unshuffle(F.pad(self.weight, (0, odd, 0, odd)), 2)
         return F.conv2d(phases, weight, self.bias)
+
+    def _halves(self, x: Tensor) -> bool:
+        (height, width), pad = self.kernel_size, self.padding
+        plain = self.stride == (2, 2) and self.dilation == (1, 1) and self.groups == 1
+        square = height == width and not isinstance(pad, str) and pad[0] == pad[1]
+        return (
+            plain and square and self.padding_mode == "zeros" and x.dim() == 4
+            and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+        )  # fmt: skip
 
 
 def mnist_robust_cnn() -> nn.Module:

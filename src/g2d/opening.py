@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from g2d.attacks.pgd import check_budget
 from g2d.engine import Engine, LocalEngine, SerialEngine
-from g2d.errors import DataError, VaultError
+from g2d.errors import DataError, SettingsError, VaultError
+from g2d.harden import check, find_teacher, try_out
 from g2d.population import TaskSource, resolve
 from g2d.settings import Settings, TaskSettings, build
 from g2d.tasks import Task
@@ -34,13 +36,15 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
         tables = {key: dict(table) for key, table in loaded.settings.items()}
         there = build(Settings, tables, f"settings of task {loaded.name!r}")
     full = replace(there, task=named)
+    if not Path(path, "ledger.sqlite").exists():
+        check_hardening(loaded, full)  # what cannot work leaves no folder behind
     vault = _open_or_create(Path(path), full.to_toml())
     try:
         kept = Settings.from_toml(vault.settings_text, str(known))
-        if not _compatible(kept, full):
+        if vault.entry("base") is not None and (other := _differences(kept, full)):
             raise VaultError(
-                f"{path} was made with other task or population settings; use a new folder, or "
-                "leave the settings out to go on with the vault's own"
+                f"{path} was made with other task or population settings ({'; '.join(other)}); use "
+                "a new folder, or leave the settings out to go on with the vault's own"
             )
         vault.write_settings(full.to_toml())
         _check_data(loaded, vault)
@@ -113,15 +117,39 @@ def _open_or_create(path: Path, settings_toml: str) -> Vault:
             raise refused from None
 
 
-def _compatible(kept: Settings, given: Settings) -> bool:
-    """Whether a vault can go on: more members or other workers, a moved data folder are fine."""
+def check_hardening(task: Task, settings: Settings) -> None:
+    """Check before anything is made that hardening can work: one step of it is tried.
 
-    def fixed(s: Settings) -> tuple[object, ...]:
-        population = replace(s.population, members=2, workers=0)
-        hardening = replace(s.harden, teacher="") if s.harden.recipe else s.harden.stale
-        return replace(s.task, data=""), population, hardening
+    Raises:
+        SettingsError: a recipe or a budget of [harden] or [guidance] does not fit.
+        TaskError, CheckpointError, VaultError: the teacher does not.
+    """
+    check(task, settings.harden)
+    try_out(task, settings.harden, find_teacher(settings.harden))
+    try:
+        check_budget(settings.guidance.robust_eps, 1, task.bounds)
+    except SettingsError as error:
+        raise SettingsError(f"[guidance] robust_eps: {error}") from None
 
-    return fixed(kept) == fixed(given)
+
+def _differences(kept: Settings, given: Settings) -> list[str]:
+    """Why a vault cannot go on: more members or other workers, a moved data folder are fine."""
+
+    def fixed(s: Settings) -> dict[str, object]:
+        hardening = asdict(s.harden)
+        free = ("population.members", "population.workers", "task.data", "harden.teacher")
+        if not s.harden.recipe:
+            hardening = {"recipe": (), "stale": s.harden.stale}
+        sections = {"task": asdict(s.task), "population": asdict(s.population), "harden": hardening}
+        named = {f"{a}.{k}": v for a, section in sections.items() for k, v in section.items()}
+        return {name: value for name, value in named.items() if name not in free}
+
+    old, new = fixed(kept), fixed(given)
+    return [
+        f"[{name.replace('.', '] ')} was {old[name]!r} and is {new[name]!r}"
+        for name in old
+        if name in new and old[name] != new[name]
+    ]
 
 
 def default_engine(source: TaskSource, workers: int) -> Engine:

@@ -48,7 +48,7 @@ class Checked:
 class TaskSettings(Checked):
     """What is defended: a built-in task or `module:factory`, its data and its attack budget."""
 
-    name: str = free("digits", "digits, mnist, cifar10 or your own 'module:factory'")
+    name: str = free("digits", "digits, mnist, mnist-robust, cifar10 or your own 'module:factory'")
     data: str = free("", "folder that holds the data (mnist, cifar10)")
     eps: float = within(0.0, 1e6, 0.0, "attack budget, L-infinity norm; 0: the task's own")
     split_seed: int = within(0, 2**31 - 1, 0, "seed of the train/guide/gate split")
@@ -85,7 +85,7 @@ class HardenSettings(Checked):
     """How base and members are hardened while they are trained; docs/hardening.md."""
 
     recipe: tuple[str, ...] = free(
-        (), "in this order: l2, clamp, distil, adversarial or your own 'module:function'"
+        (), "applied as listed: of l2, clamp, distil, adversarial and your own 'module:function'"
     )
     method: str = one_of(("pgd", "trades", "fgsm"), "pgd", "adversarial: how attacks are learned")
     norm: str = one_of(("inf", "2"), "inf", "adversarial: the norm of its ball")
@@ -286,6 +286,9 @@ def _checked(item: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     wrong_bool = isinstance(value, bool) and expected is not bool
     if isinstance(expected, types.UnionType) or not isinstance(value, expected) or wrong_bool:
         name = getattr(expected, "__name__", str(expected))
+        name = {"tuple": 'a list, as ["one", "two"]', "str": 'a text in quotes, as "inf"'}.get(
+            name, name
+        )
         raise SettingsError(f"{item.name} must be {name}, not {value!r}")
     if "range" in item.metadata:
         low, high = item.metadata["range"]

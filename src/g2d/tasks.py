@@ -44,8 +44,9 @@ class Task:
         bounds: least and largest value that an input may take; None: unbounded (tabular) data.
         eps: attack budget, L-infinity norm, in the units of x.
         augment: maps a batch (N, ...) to one of the same shape, drawing from the given generator.
-        settings: per-task defaults for `g2d.settings.Settings` as nested tables, used only when a
-            vault is made without a settings file.
+        settings: per-task defaults for `g2d.settings.Settings` as nested tables. The command line
+            lays flags and a settings file over them, key by key; `Defence.create` takes them where
+            it is given no settings.
 
     Raises:
         TaskError: factory, model, loss, bounds, eps or augmentation does not fit the data.

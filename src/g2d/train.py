@@ -65,7 +65,10 @@ def train(
             )
     finite = all(bool(torch.isfinite(p).all()) for p in parameters)
     if not finite:
-        raise PopulationError("training ended in parameters that are not finite; lower the rate")
+        raise PopulationError(
+            "training ended in parameters that are not finite; lower the rate, or look at your own "
+            "recipe if [harden] names one"
+        )
     return model.eval()
 
 

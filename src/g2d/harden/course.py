@@ -6,7 +6,9 @@ are stands in `RECIPES`, and `find` also takes the user's own as 'module:functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -72,7 +74,7 @@ def budget(task: Task, settings: HardenSettings) -> float:
     try:
         check_budget(eps, settings.steps, task.bounds, settings.norm, size)
     except SettingsError as error:
-        raise SettingsError(f"[harden]: {error}") from None
+        raise SettingsError(f"[harden] eps, for task {task.name!r}: {error}; lower it") from None
     return eps
 
 
@@ -85,7 +87,7 @@ def check(task: Task, settings: HardenSettings) -> None:
     s, names = settings, settings.recipe
     for name in names:
         find(name)
-    if twice := [name for name in RECIPES if names.count(name) > 1]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SettingsError(f"[harden] recipe names {', '.join(twice)} twice; once is enough")
     if {"adversarial", "distil"} <= set(names):
         first = names.index("adversarial") < names.index("distil")
@@ -98,7 +100,10 @@ def check(task: Task, settings: HardenSettings) -> None:
     if "l2" in names and s.decay == s.penalty == 0:
         raise SettingsError("[harden] recipe has 'l2', and decay and penalty are both 0")
     if s.patience and not s.checks:
-        raise SettingsError("[harden] patience counts looks, and checks = 0 asks for none")
+        raise SettingsError(
+            "[harden] patience counts looks, and checks = 0 asks for none; set checks, or drop "
+            "patience"
+        )
     if "adversarial" in names and s.method == "fgsm" and s.guard != "off" and not s.checks:
         raise SettingsError(
             "[harden] guard looks for what FGSM hides, and checks = 0 asks for no look; set "
@@ -166,14 +171,30 @@ class Course:
             self.pools, self.teacher, x, y, y, partial(self._loss, y),
         )  # fmt: skip
         for name, recipe in self.recipes:
-            step = recipe(step)
+            with self._blamed(f"recipe {name!r}"):
+                step = recipe(step)
             if not isinstance(step, Step):
                 raise SettingsError(
                     f"recipe {name!r} gave {type(step).__name__}; it has to return the step that "
                     "it was given, changed by step.add or step.replace"
                 )
         self._last = step
-        return step.loss()
+        with self._blamed(f"what the recipe {[name for name, _ in self.recipes]} learns from"):
+            return step.loss()
+
+    @contextmanager
+    def _blamed(self, what: str) -> Iterator[None]:
+        """Say which recipe failed, where in its file, and at which step of the training."""
+        try:
+            yield
+        except G2DError:
+            raise
+        except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            raise SettingsError(
+                f"[harden] {what} fails at step {self._taken + 1} of {self.steps}: {words(error)} "
+                f"({at.filename}, line {at.lineno}). What was trained before is kept"
+            ) from error
 
     def _loss(self, y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return self.task.loss(logits, y)
@@ -233,13 +254,6 @@ def try_out(task: Task, settings: HardenSettings, teacher: Teacher | None = None
     batches = Batches(task, task.splits.train, 4, torch.Generator().manual_seed(0))
     course = Course(task, settings, batches, 1, seed=0, teacher=known)
     with torch.random.fork_rng(devices=[]):
-        try:
-            loss = course(task.model(0).train())
-        except G2DError:
-            raise
-        except Exception as error:
-            raise SettingsError(
-                f"[harden] recipe {list(settings.recipe)} fails on a first step: {words(error)}"
-            ) from error
+        loss = course(task.model(0).train())
     if not bool(torch.isfinite(loss)):
         raise SettingsError(f"[harden] recipe {list(settings.recipe)} gives a loss of {loss}")

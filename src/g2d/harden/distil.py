@@ -64,7 +64,7 @@ class Teacher:
         """
         state = unpack(self.weights, "the teacher")
         model = _build(self.model)
-        check_state(model.state_dict(), state, "the teacher's checkpoint")
+        check_state(model.state_dict(), state, f"the checkpoint of teacher {self.model!r}")
         model.load_state_dict(state)
         model.eval().requires_grad_(False)
         x = task.splits.guide.x[:2]
@@ -102,7 +102,7 @@ def find_teacher(settings: HardenSettings) -> Teacher | None:
             "recipe 'distil' needs a teacher: set [harden] teacher to a vault, or to a checkpoint "
             "with teacher_model = 'module:function' (or a built-in task's name)"
         )
-    path = Path(settings.teacher)
+    path = Path(settings.teacher).expanduser()
     if not path.exists():
         raise SettingsError(f"the teacher {path.absolute()} does not exist; name a vault or a file")
     if path.is_dir():
