@@ -1,0 +1,67 @@
+"""The parts of benchmarks/robust.py that decide what its tables say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from g2d.attacks import project
+from g2d.networks import mnist_robust_cnn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import robust_tables as tables
+from robust_judge import behind_front, bits
+
+
+def test_the_attack_behind_the_front_stays_in_the_ball_and_raises_the_loss():
+    torch.manual_seed(0)
+    model = mnist_robust_cnn().requires_grad_(False)
+    x, y = torch.rand(6, 1, 28, 28), torch.arange(6)
+    found = behind_front(model, x, y, 0.3, 10, seed=0)
+    assert torch.allclose(project(found, x, 0.3, (0.0, 1.0)), found, atol=1e-4)
+    loss = torch.nn.functional.cross_entropy
+    assert loss(model(found), y) > loss(model(x), y)
+
+
+def record(seed: int, own: list[int], stale: list[int]) -> tables.Record:
+    def alive(values: list[int]) -> dict[str, object]:
+        share = sum(values) / len(values)
+        kept = bits(torch.tensor(values).bool())
+        return {"accuracy": share, "worst": share, "survivors": [kept], "known": 20}
+
+    row = alive(own) | {"autoattack": 0.5, "stale_joint": alive(stale), "itself": alive(own)}
+    return {"seed": seed, "sizes": {"N": len(own)}, "rows": {"generated": row}}
+
+
+def test_differences_are_paired_by_image_and_averaged_over_seeds():
+    own = [1, 0] * 50
+    same, better = record(0, own, own), record(1, own, [1, 1] * 50)
+
+    def secret(one: tables.Record) -> list[tables.Alive | None]:
+        return [tables.alive(one, "generated", key) for key in ("stale_joint", "itself")]
+
+    def less(a: float, b: float) -> float:
+        return a - b
+
+    assert tables.paired([same], secret, less) == (0.0, 0.0, 0.0)  # no noise in what is equal
+    value, low, high = tables.paired([same, better], secret, less)
+    assert value == pytest.approx(0.25)
+    assert 0.15 < low < 0.25 < high < 0.35
+    assert tables.paired([{"rows": {}, "sizes": {"N": 1}}], secret, less) is None
+
+
+def test_only_the_first_images_are_compared_where_a_row_has_more():
+    one = record(0, [1, 1, 0, 0], [1, 1, 0, 0])
+    one["sizes"]["N"] = 2
+    assert np.array_equal(tables.alive(one, "generated"), [1.0, 1.0])
+
+
+def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
+    assert (tables.met(None, 0.9), tables.met(0.9, 0.9), tables.met(0.89, 0.9)) == (
+        "–", "yes", "**no**",
+    )  # fmt: skip
