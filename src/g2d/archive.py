@@ -167,12 +167,12 @@ class Archive:
         """
         split, measured = self.task.splits.gate, {g["gate"]: g["value"] for g in gates}
         clean = predict(model, split.x).argmax(1) == split.y
-        robust = predict(model, attacks).argmax(1) == split.y[index]
+        robust = clean[index] & (predict(model, attacks).argmax(1) == split.y[index])
         figures = {
             "clean_accuracy": round(float(clean.double().mean()), 6),
             "robust_accuracy": round(float(robust.double().mean()), 6),
         }
-        if "robust" in measured:  # by the gate, on more examples and only where clean is right
+        if "robust" in measured:  # by the gate, on more examples
             figures["robust_accuracy"] = round(float(measured["robust"]), 6)
         return figures | {n: measured[n] for n in ("stale_asr", "distance") if n in measured}
 
