@@ -144,7 +144,8 @@ class Run:
         with open(self.work / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.path.exists():
-                self.record = json.loads(self.path.read_text())
+                kept = {key: self.record[key] for key in ("settings", "sizes")}
+                self.record = kept | json.loads(self.path.read_text())
             place = self.record
             for key in keys[:-1]:
                 place = place.setdefault(key, {})
