@@ -74,6 +74,7 @@ class Recipe:
 
 RECIPES = {
     "standard": Recipe({"recipe": ()}, 4),
+    "standard, ordinary CNN": Recipe({"recipe": ()}, 4, robust_recipes.plain),
     "standard, clamped": Recipe({"recipe": ("clamp",)}, 4),
     "FGSM at eps = 1 alone, ordinary CNN": Recipe(
         {"recipe": ("robust_recipes:blog",)}, 4, robust_recipes.plain
