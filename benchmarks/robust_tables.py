@@ -18,9 +18,9 @@ Record = dict[str, Any]
 Alive = NDArray[np.float64]
 ROWS = (
     "standard, ordinary CNN", "standard", "standard, clamped",
-    "FGSM at eps = 1 alone, ordinary CNN", "FGSM-RS, unguarded", "FGSM-RS", "PGD", "TRADES", "repelled", "adversarial", "both", "generated",
-    "student, adversarial", "student, RSLAD", "student, teacher of defensive distillation",
-    "student, defensive distillation",
+    "FGSM at eps = 1 alone, ordinary CNN", "FGSM-RS, unguarded", "FGSM-RS", "PGD", "TRADES",
+    "repelled", "adversarial", "both", "generated", "student, adversarial", "student, RSLAD",
+    "student, teacher of defensive distillation", "student, defensive distillation",
 )  # fmt: skip
 ATTACKERS = (
     ("current weights: AutoAttack", "autoattack"),
