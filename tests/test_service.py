@@ -303,7 +303,9 @@ def test_admin_calls_need_the_token():
 
     run(harness, work)
     wrong = [line for line in harness.lines() if line["event"] == "wrong_token"]
-    assert len(wrong) == 5  # of one second: the rest is counted
+    # Five of one second, the rest is counted; on a busy machine the calls fell into two seconds.
+    told = [line.get("held_back", 0) for line in wrong]
+    assert len(wrong) == 5 or (len(wrong) <= 10 and sum(told) > 0)
     assert b"g2d_wrong_tokens_total 16.0" in harness.metrics.render()
     assert TOKEN not in harness.log.getvalue()
 
