@@ -87,7 +87,7 @@ def main() -> None:
     b.axvline(0, color="black", linewidth=0.6)
     b.margins(x=0.18)
     b.set_xlabel("points above the attack on itself", fontsize=8)
-    b.set_title("The joint attack on the last twenty, scored on …", fontsize=9, loc="left")
+    b.set_title("Joint attack on the last twenty, on …", fontsize=9, loc="left")
     for axes in (a, b):
         axes.tick_params(axis="x", labelsize=8)
     figure.savefig(PATH, dpi=110)
