@@ -316,12 +316,28 @@ def raising(step: Step) -> Step:
     raise ZeroDivisionError("of the recipe")
 
 
+def misshapen(step: Step) -> Step:
+    return step.replace(x=torch.cat([step.x, step.x[:, :, :3]]))
+
+
+def no_plain_loss(step: Step) -> Step:
+    return step.replace(criterion=lambda z: F.cross_entropy(z, step.y[:2]))
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
         (no_step, "gave NoneType; it has to return the step"),
         (nothing, "nothing to learn from"),
         (vector_loss, r"has shape \(4,\), not a scalar"),
+        (
+            misshapen,
+            r"recipe '.*misshapen' fails at step 1 of 1: RuntimeError: .*\(.*test_harden.py",
+        ),
+        (
+            no_plain_loss,
+            r"loss of recipe .* fails at step 1 of 1: ValueError: .*\(.*test_harden.py",
+        ),
         (raising, r"step 1 of 1: ZeroDivisionError: of the recipe \(.*test_harden.py, line \d+\)"),
     ],
 )

@@ -37,11 +37,12 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
         there = build(Settings, tables, f"settings of task {loaded.name!r}")
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
-        check_hardening(loaded, full)  # what cannot work leaves no folder behind
+        _check_hardening(loaded, full)  # what cannot work leaves no folder behind
     vault = _open_or_create(Path(path), full.to_toml())
     try:
         kept = Settings.from_toml(vault.settings_text, str(known))
-        if vault.entry("base") is not None and (other := _differences(kept, full)):
+        begun = any(vault.entries(kind) for kind in ("base", "member", "teacher"))
+        if begun and (other := _differences(kept, full)):
             raise VaultError(
                 f"{path} was made with other task or population settings ({'; '.join(other)}); use "
                 "a new folder, or leave the settings out to go on with the vault's own"
@@ -117,7 +118,7 @@ def _open_or_create(path: Path, settings_toml: str) -> Vault:
             raise refused from None
 
 
-def check_hardening(task: Task, settings: Settings) -> None:
+def _check_hardening(task: Task, settings: Settings) -> None:
     """Check before anything is made that hardening can work: one step of it is tried.
 
     Raises:

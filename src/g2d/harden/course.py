@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -179,7 +180,7 @@ class Course:
                     "it was given, changed by step.add or step.replace"
                 )
         self._last = step
-        with self._blamed(f"what the recipe {[name for name, _ in self.recipes]} learns from"):
+        with self._blamed(f"the loss of recipe {[name for name, _ in self.recipes]}"):
             return step.loss()
 
     @contextmanager
@@ -190,10 +191,11 @@ class Course:
         except G2DError:
             raise
         except Exception as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
+            if not self.recipes:  # plain training: the model or the task's loss
+                raise
             raise SettingsError(
                 f"[harden] {what} fails at step {self._taken + 1} of {self.steps}: {words(error)} "
-                f"({at.filename}, line {at.lineno}). What was trained before is kept"
+                f"({_place(error)}). What was trained before is kept"
             ) from error
 
     def _loss(self, y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -240,6 +242,15 @@ class Course:
         if self.watch.sound:
             model.load_state_dict(self.watch.sound)
         return Turn.AFRESH
+
+
+def _place(error: Exception) -> str:
+    """The innermost line that is the user's: torch's and ours would not tell them where to look."""
+    frames = traceback.extract_tb(error.__traceback__)
+    others = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    at = (own or frames)[-1]
+    return f"{at.filename}, line {at.lineno}"
 
 
 def try_out(task: Task, settings: HardenSettings, teacher: Teacher | None = None) -> None:
