@@ -62,6 +62,6 @@ def test_only_the_first_images_are_compared_where_a_row_has_more():
 
 
 def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
-    assert (tables.met(None, 0.9), tables.met(0.9, 0.9), tables.met(0.89, 0.9)) == (
-        "–", "yes", "**no**",
-    )  # fmt: skip
+    assert tables.met(None, at_least=0.9) == "–"
+    assert (tables.met(0.9, at_least=0.9), tables.met(0.89, at_least=0.9)) == ("yes", "**no**")
+    assert (tables.met(0.0, at_most=0.01), tables.met(0.02, at_most=0.01)) == ("yes", "**no**")
