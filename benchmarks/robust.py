@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,15 @@ FORKS = {"repelled": 6, "adversarial": 8}  # made for a row alone, in each basin
 PROPOSALS = 8  # the adaptive attacker's own
 DRAWS = (5, 10, 20, 40)  # fresh samples a step of the adaptive attacker
 UNSEEN = 100  # fresh samples that the adaptive attacks are scored on, too
-PARTS = (4, 2)  # the base's training, shortened: the curve of compute
+PARTS = (4, 2, 0.5)  # the base's steps, divided: the curve of compute
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A row of one network: what differs from the task's hardening, and a share of its steps."""
+    """A row of one network: what differs from the task's hardening; its steps are divided."""
 
     harden: dict[str, Any]
-    part: int = 1
+    part: float = 1
     factory: Any = None
     teacher: str = ""
 
@@ -109,8 +109,17 @@ COMMIT = subprocess.run(
 ).stdout.strip()  # fmt: skip
 
 
+def named(name: str, part: float) -> str:
+    """A row's name when its training is shortened, or stretched."""
+    if part == 1:
+        return name
+    return f"{name}, 1/{part:g} of the steps" if part > 1 else f"{name}, {1 / part:g} × the steps"
+
+
 class Run:
     """One seed: networks that are trained once, rows that are measured once."""
+
+    networks: Mapping[str, Recipe] = RECIPES | STUDENTS
 
     def __init__(self, seed: int, data: str, out: Path, work: Path) -> None:
         self.seed, self.path = seed, out / f"robust-mnist-seed{seed}.json"
@@ -189,21 +198,21 @@ class Run:
         attacks = path.with_suffix(".attacks").read_bytes()
         return Trained(path.read_bytes(), attacks, self.record["trainings"][name]["info"])
 
-    def base(self, name: str, part: int = 1) -> Trained:
+    def base(self, name: str, part: float = 1) -> Trained:
         """A network by the recipe of a row, of a `part`-th of its steps."""
-        row = (RECIPES | STUDENTS)[name]
+        row = self.networks[name]
         task = replace(self.task, factory=row.factory) if row.factory else self.task
         harden = replace(self.settings.harden, **row.harden)
         population, share = self.settings.population, row.part * part
-        population = replace(population, base_steps=population.base_steps // share)
+        population = replace(population, base_steps=round(population.base_steps / share))
         teacher = None
         if row.teacher:
-            of = (RECIPES | STUDENTS)[row.teacher].factory or mnist_robust_cnn
+            of = self.networks[row.teacher].factory or mnist_robust_cnn
             teacher = Teacher(
                 self.file(row.teacher).read_bytes(), f"{of.__module__}:{of.__name__}"
             )  # fmt: skip
         job = Job(task, "base", 0, 0, "base", population, None, (), (), harden, teacher)
-        key = name if part == 1 else f"{name}, 1/{part} of the steps"
+        key = named(name, part)
         made = self.trained(key, lambda: run_job(job))
         split = self.judge.many if key == "PGD" else None
 
@@ -265,7 +274,7 @@ class Run:
             self.base(name)
 
     def compute(self) -> None:
-        """The curve of compute: the base's recipe, shortened."""
+        """The curve of compute: the base's recipe, shortened and stretched."""
         for part in PARTS:
             self.base("PGD", part)
 

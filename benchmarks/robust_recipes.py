@@ -34,6 +34,23 @@ def plain() -> nn.Module:
     return nn.Sequential(*list(mnist_robust_cnn())[1:])
 
 
+def wide() -> nn.Module:
+    """Build the network of `mnist-robust` with twice its channels."""
+    return nn.Sequential(
+        SoftThreshold(),
+        StridedStem(1, 32, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2048, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
 def student() -> nn.Module:
     """Build a CNN for (N, 1, 28, 28), 10 classes; 9,376 parameters, 1/10.5 of the teacher's."""
     return nn.Sequential(

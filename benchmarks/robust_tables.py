@@ -322,18 +322,19 @@ def met(value: float | None, *, at_least: float = -math.inf, at_most: float = ma
 def compute(data: Sequence[Record]) -> str:
     """What more training buys: the curve of the base's recipe, on the same images."""
     lines, points = [], []
-    for part in (4, 2, 1):
-        name = "PGD" if part == 1 else f"PGD, 1/{part} of the steps"
+    steps = {"1/4 of": "1/4", "1/2 of": "1/2", "": "all", "2 ×": "twice"}
+    for words, short in steps.items():
+        name = f"PGD, {words} the steps" if words else "PGD"
         have = [r for r in data if name in r["rows"]]
         left = [float(a.mean()) for r in have if (a := alive(r, name)) is not None]
         if left:
             points += [(get(r, name, "cpu_seconds"), v) for r, v in zip(have, left, strict=True)]
             lines.append([
-                f"1/{part}" if part > 1 else "all", shown(of(have, name, "cpu_seconds"), 0, 1.0),
+                short, shown(of(have, name, "cpu_seconds"), 0, 1.0),
                 shown(of(have, name, "clean"), 2), shown([*left]),
             ])  # fmt: skip
     text = table(["steps", "CPU s", "clean", "AutoAttack"], lines)
-    return text + ("\n\n" + _extrapolated(points) if len(lines) == 3 else "")
+    return text + ("\n\n" + _extrapolated(points) if len(lines) >= 3 else "")
 
 
 def _extrapolated(points: Sequence[tuple[float, float]]) -> str:

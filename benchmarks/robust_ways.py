@@ -1,0 +1,160 @@
+"""Ways towards the targets of robust.py that were missed: tried on the gate split, never on test.
+
+    python benchmarks/robust_ways.py --data ../shared/data/mnist
+
+One network a way, of one seed; three attacks on a thousand images (APGD on cross-entropy and on the
+difference of logits ratio, 100 steps each; Square, 1,000 queries). `basins` asks what a basin that
+the attacker has never seen is worth. Reads the networks of robust.py from runs/robust-<seed> where
+they lie and trains them where they do not. Writes benchmarks/results/robust-ways-seed*.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import robust  # isort: skip  # sets the threads before torch is imported
+
+import torch
+from torch import Tensor
+
+import g2d
+import robust_recipes
+from g2d.attacks import apgd
+from g2d.attacks.autoattack import square
+from g2d.data import Split
+from g2d.engine import calm
+from g2d.population import seed_of
+from g2d.train import Logits, load_model, predict
+from g2d.weights import unpack
+from measure import save
+from robust import Recipe
+from robust_judge import Judge
+
+LOOKED = 1000  # images of the gate split
+BASINS = 400  # of them for attacks on many networks
+
+
+def taught(**changes: Any) -> Recipe:
+    """A student's half training by RSLAD, changed."""
+    harden = {"recipe": ("distil", "adversarial"), **changes}
+    return Recipe(harden, 2, robust_recipes.student, "PGD")
+
+
+WAYS = {
+    # towards 93 % of one model; TRADES with beta = 6 and PGD are rows of robust.py
+    "TRADES, beta 2": Recipe({"method": "trades", "beta": 2.0}, 2),
+    "TRADES, beta 1": Recipe({"method": "trades", "beta": 1.0}, 2),
+    "PGD, twice the width": Recipe({}, 2, robust_recipes.wide),
+    # towards a student of 95 %; a half of the steps
+    "student, RSLAD, clean 0": taught(),
+    "student, RSLAD, half of the labels": taught(soft=0.5),
+    "student, RSLAD, sharper": taught(temperature=0.5),
+}
+HALVES = ("PGD", "student, adversarial", "student, RSLAD")  # what ways of half the steps compare to
+WHOLE = ("PGD", "TRADES", "student, adversarial", "student, RSLAD")
+
+
+class Look(Judge):
+    """Judges on images of the gate split; cheaper attacks, for one choice among many."""
+
+    def clean(self, model: Logits) -> float:
+        """Accuracy on the whole gate split."""
+        gate = self.task.splits.gate
+        return float((predict(model, gate.x).argmax(1) == gate.y).double().mean())
+
+    def autoattack(self, model: Logits, split: Split) -> Tensor:
+        """What survives APGD on two losses and Square, (n,) bool."""
+        x, y, eps, seed, bounds = split.x, split.y, self.task.eps, self.seed, self.task.bounds
+        alive = torch.ones(len(y), dtype=torch.bool)
+        for craft in (
+            lambda x, y: apgd(model, x, y, eps=eps, steps=100, seed=seed, bounds=bounds),
+            lambda x, y: apgd(
+                model, x, y, eps=eps, steps=100, seed=seed, bounds=bounds, loss="dlr", keep="flip"
+            ),
+            lambda x, y: square(model, x, y, eps=eps, queries=1000, seed=seed, bounds=bounds),
+        ):
+            left = Split(x[alive], y[alive])
+            alive[alive.clone()] = self.survivors(model, craft(left.x, left.y), left)
+        return alive
+
+
+class Ways(robust.Run):
+    """One seed of the ways; shares the trained networks of `robust.py`, not its rows."""
+
+    networks: Mapping[str, Recipe] = {**robust.Run.networks, **WAYS}
+
+    def __init__(self, seed: int, data: str, out: Path, work: Path) -> None:
+        super().__init__(seed, data, out, work)
+        shared, self.path = self.record, out / f"robust-ways-seed{seed}.json"
+        self.record = {**shared, "rows": {}, "trainings": dict(shared["trainings"])}
+        if self.path.exists():
+            self.record = json.loads(self.path.read_text())
+            self.record["trainings"] = shared["trainings"] | self.record["trainings"]
+        kept = ("seed", "hardware", "settings", "sizes", "rows", "trainings")
+        self.record = {key: self.record[key] for key in kept}
+        draws = torch.Generator().manual_seed(seed_of(seed, "ways"))
+        looked = self.task.splits.gate.sample(LOOKED, draws)
+        self.judge = Look(self.task, looked, looked, seed)
+        save(self.path, self.record)
+
+    def ways(self) -> None:
+        """Every way, and what it is compared to."""
+        for name in WHOLE:
+            self.base(name)
+        for name in HALVES:
+            self.base(name, 2)
+        for name in WAYS:
+            self.base(name)
+
+    def basins(self) -> None:
+        """The members of each basin, under joint attacks on as many others, of it and elsewhere."""
+        with g2d.Defence.open(self.work / "vault") as defence:
+            entries = defence.vault.entries("member")
+            basin = [int(e.info["basin"]) for e in entries]
+            models = [load_model(self.task, unpack(defence.vault.read(e))) for e in entries]
+        some = self.judge.examples.take(range(BASINS))
+        judge = Look(self.task, some, some, self.seed)
+        for held in sorted(set(basin)):
+            last = max(i for i, b in enumerate(basin) if b == held)
+            target, others = models[last], [i for i in range(len(models)) if i != last]
+            elsewhere = [i for i in others if basin[i] != held]
+            # As many networks in both attacks: one gives way to each of the target's own basin.
+            own = [i for i in others if basin[i] == held]
+            mixed = own + elsewhere[: len(elsewhere) - len(own)]
+
+            def measure(target=target, mixed=mixed, elsewhere=elsewhere):  # type: ignore[no-untyped-def]
+                known = [models[i] for i in mixed]
+                new = [models[i] for i in elsewhere]
+                return {
+                    "its basin is known": self.stale([target], judge.crafted(known), len(known)),
+                    "its basin is new": self.stale([target], judge.crafted(new), len(new)),
+                    "itself": judge.itself([target]),
+                }
+
+            self.row(f"basin {held}", measure)
+
+
+def main() -> None:
+    """Parse the command line and try the ways."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="folder of the four MNIST idx files")
+    stages = ("ways", "basins")
+    parser.add_argument("--only", choices=stages, nargs="+", default=stages, help="stages")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    root = Path(__file__).parents[1]
+    parser.add_argument("--out", type=Path, default=root / "benchmarks" / "results")
+    parser.add_argument("--work", type=Path, default=root / "runs")
+    given = parser.parse_args()
+    calm()
+    for seed in given.seeds:
+        run = Ways(seed, given.data, given.out, given.work)
+        for stage in given.only:
+            getattr(run, stage)()
+
+
+if __name__ == "__main__":
+    main()
