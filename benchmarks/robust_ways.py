@@ -49,13 +49,14 @@ WAYS = {
     "TRADES, beta 2": Recipe({"method": "trades", "beta": 2.0}, 2),
     "TRADES, beta 1": Recipe({"method": "trades", "beta": 1.0}, 2),
     "PGD, twice the width": Recipe({}, 2, robust_recipes.wide),
+    "FGSM-RS, all steps": Recipe({"method": "fgsm"}),
     # towards a student of 95 %; a half of the steps
     "student, RSLAD, clean 0": taught(),
     "student, RSLAD, half of the labels": taught(soft=0.5),
     "student, RSLAD, sharper": taught(temperature=0.5),
 }
 HALVES = ("PGD", "student, adversarial", "student, RSLAD")  # what ways of half the steps compare to
-WHOLE = ("PGD", "TRADES", "student, adversarial", "student, RSLAD")
+WHOLE = ("PGD", "TRADES", "FGSM-RS", "student, adversarial", "student, RSLAD")
 
 
 class Look(Judge):

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import robust_tables
+import robust_ways_tables
 import serving_tables
 from measure import interval
 
@@ -288,6 +289,7 @@ def main() -> None:
         {"rig": rig(), "scale": scale(), "sweep": sweep(data)}
         | serving_tables.made()
         | robust_tables.made()
+        | robust_ways_tables.made()
     )
     if data and all("guided + polish" in d["rows"] for d in data):
         made |= {

@@ -1,0 +1,58 @@
+"""Tables of what was tried towards robust.py's missed targets, from robust_ways.py's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from robust_tables import RESULTS, Record, less, of, shown, spread, table
+
+BASIN = "basin "
+
+
+def records() -> list[Record]:
+    """Every seed's results; all images count, not only those that robust.py's rows share."""
+    found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("robust-ways-seed*.json"))]
+    return [record | {"sizes": {"N": None}} for record in found]
+
+
+def ways(data: Sequence[Record]) -> str:
+    """One network a way, on the gate split; students beside their teacher."""
+    lines = []
+    for name in {name: None for record in data for name in record["rows"]}:
+        if name.startswith(BASIN):
+            continue
+        have = [r for r in data if name in r["rows"]]
+        lines.append([
+            name, shown(of(have, name, "cpu_seconds"), 0, 1.0), shown(of(have, name, "clean"), 2),
+            shown(of(have, name, "autoattack")), spread(less(have, (name,), ("PGD",))),
+        ])  # fmt: skip
+    header = ["way", "CPU s", "clean", "under the three attacks", "above row PGD, points"]
+    return table(header, lines)
+
+
+def basins(data: Sequence[Record]) -> str:
+    """What a basin that the attacker has never seen is worth to one member of it."""
+    split = [
+        {**r, "rows": {"member": r["rows"][name]}}
+        for r in data for name in r["rows"] if name.startswith(BASIN)
+    ]  # fmt: skip
+    lines = []
+    for words in ("itself", "its basin is known", "its basin is new"):
+        path = ("member", words)
+        lines.append([
+            words, shown(of(split, *path, "accuracy")),
+            spread(less(split, path, ("member", "itself"))),
+        ])  # fmt: skip
+    return table(["the joint attack", "accuracy left", "above itself, points"], lines)
+
+
+def made() -> dict[str, str]:
+    """Every table by name."""
+    data = records()
+    found = {}
+    if any(not name.startswith(BASIN) for r in data for name in r["rows"]):
+        found["robust-ways"] = ways(data)
+    if any(name.startswith(BASIN) for r in data for name in r["rows"]):
+        found["robust-basins"] = basins(data)
+    return found
