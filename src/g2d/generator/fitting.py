@@ -51,7 +51,7 @@ def fit_autoencoder(
     """
     s = settings
     parameters = [*autoencoder.encoder.parameters(), *autoencoder.decoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, s.rate)
+    optimizer = torch.optim.Adam(parameters, s.rate, fused=True)
     variance = float(autoencoder.spread.square().sum())
     model = task.model(0).eval()
     batches = Batches(task, task.splits.guide, 128, generator)
@@ -99,7 +99,7 @@ def fit_diffusion(
         GenerationError: the loss is no longer finite.
     """
     s = settings
-    optimizer = torch.optim.Adam(diffusion.denoiser.parameters(), s.rate)
+    optimizer = torch.optim.Adam(diffusion.denoiser.parameters(), s.rate, fused=True)
     average = MovingAverage(diffusion.denoiser, s.ema)
     with torch.no_grad():
         sample = autoencoder.encode_coordinates(
