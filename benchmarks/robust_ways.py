@@ -48,11 +48,11 @@ WAYS = {
     # towards 93 % of one model; PGD, FGSM-RS and TRADES with beta = 6 are rows of robust.py
     "FGSM-RS, all steps": Recipe({"method": "fgsm"}),
     "TRADES, beta 2": Recipe({"method": "trades", "beta": 2.0}, 2),
-    "PGD, twice the width": Recipe({}, 2, robust_recipes.wide),
     # towards a student of 95 %; a half of the steps
     "student, RSLAD, clean 0": taught(),
     "student, RSLAD, half of the labels": taught(soft=0.5),
     "student, RSLAD, sharper": taught(temperature=0.5),
+    "PGD, twice the width": Recipe({}, 2, robust_recipes.wide),
 }
 HALVES = ("PGD", "student, adversarial", "student, RSLAD")  # what ways of half the steps compare to
 WHOLE = ("PGD", "TRADES", "FGSM-RS", "student, adversarial", "student, RSLAD")
@@ -103,10 +103,12 @@ class Ways(robust.Run):
 
     def ways(self) -> None:
         """Every way, and what it is compared to."""
-        for name in (*WHOLE, *WAYS):
+        for name in WHOLE:
             self.base(name)
         for name in HALVES:
             self.base(name, 2)
+        for name in WAYS:
+            self.base(name)
 
     def basins(self) -> None:
         """The members of each basin, under joint attacks on as many others, of it and elsewhere."""
