@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +121,21 @@ class Ways(robust.Run):
         judge = Look(self.task, some, some, self.seed)
         for held in sorted(set(basin)):
             last = max(i for i, b in enumerate(basin) if b == held)
-            target, others = models[last], [i for i in range(len(models)) if i != last]
-            elsewhere = [i for i in others if basin[i] != held]
+            own = [models[i] for i, b in enumerate(basin) if b == held and i != last]
+            new = [models[i] for i, b in enumerate(basin) if b != held]
             # As many networks in both attacks: one gives way to each of the target's own basin.
-            own = [i for i in others if basin[i] == held]
-            mixed = own + elsewhere[: len(elsewhere) - len(own)]
+            known = own + new[: len(new) - len(own)]
+            self.row(f"basin {held}", partial(self.member, judge, models[last], known, new))
 
-            def measure(target=target, mixed=mixed, elsewhere=elsewhere):  # type: ignore[no-untyped-def]
-                known = [models[i] for i in mixed]
-                new = [models[i] for i in elsewhere]
-                return {
-                    "its basin is known": self.stale([target], judge.crafted(known), len(known)),
-                    "its basin is new": self.stale([target], judge.crafted(new), len(new)),
-                    "itself": judge.itself([target]),
-                }
-
-            self.row(f"basin {held}", measure)
+    def member(
+        self, judge: Judge, target: Logits, known: list[Logits], new: list[Logits]
+    ) -> dict[str, Any]:
+        """One member under joint attacks on others: with, and without those of its own basin."""
+        return {
+            "its basin is known": self.stale([target], judge.crafted(known), len(known)),
+            "its basin is new": self.stale([target], judge.crafted(new), len(new)),
+            "itself": judge.itself([target]),
+        }
 
 
 def main() -> None:
