@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,13 +128,17 @@ class Ways(robust.Run):
             self.row(f"basin {held}", partial(self.member, judge, models[last], known, new))
 
     def member(
-        self, judge: Judge, target: Logits, known: list[Logits], new: list[Logits]
+        self,
+        judge: Judge,
+        target: Logits,
+        known: Sequence[Logits],
+        new: Sequence[Logits],
     ) -> dict[str, Any]:
         """One member under joint attacks on others: with, and without those of its own basin."""
+        pools = {"its basin is known": known, "its basin is new": new, "itself": [target]}
         return {
-            "its basin is known": self.stale([target], judge.crafted(known), len(known)),
-            "its basin is new": self.stale([target], judge.crafted(new), len(new)),
-            "itself": judge.itself([target]),
+            name: judge.summary([judge.alive(target, judge.crafted(pool))], len(pool))
+            for name, pool in pools.items()
         }
 
 
