@@ -278,6 +278,24 @@ class Run:
         for part in PARTS:
             self.base("PGD", part)
 
+    def fresh(self) -> None:
+        """Fresh trainings of other seeds, short and long, under the newest joint stale attack."""
+        with g2d.Defence.open(self.work / "vault", write=False) as defence:
+            newest = defence.vault.last_number()
+            known = [defence.generation(n).model() for n in range(newest - JOINT, newest)]
+        joint = self.judge.crafted(known)
+        for part in (*PARTS, 1):
+            name = named("PGD", part)
+            files = sorted(self.work.parent.glob(f"robust-*/{self.file(name).name}"))
+            made = [self.model(f.read_bytes()) for f in files if f.parent != self.work]
+
+            def measure(made: list[nn.Module] = made) -> dict[str, Any]:
+                stale = self.stale(made, joint, JOINT)
+                return {"stale_joint": stale, "itself": self.judge.itself(made)}
+
+            if made:
+                self.row(f"fresh, {name}", measure)
+
     def populations(self) -> None:
         """Forks: repelled alone, adversarial alone; the latter in the basins of `both`."""
         with g2d.Defence.open(self.work / "vault") as defence:
@@ -484,7 +502,8 @@ def main() -> None:
     """Parse the command line and run seed after seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="folder of the four MNIST idx files")
-    stages = ("trunk", "chain", "students", "recipes", "masking", "populations", "flips", "compute")
+    stages = ("trunk", "chain", "students", "recipes", "masking", "populations", "flips", "compute",
+              "fresh")  # fmt: skip
     parser.add_argument("--only", choices=stages, nargs="+", default=stages, help="stages")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     root = Path(__file__).parents[1]

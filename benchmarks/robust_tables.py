@@ -86,6 +86,7 @@ def alive(record: Record, row: str, *path: str) -> Alive | None:
     return np.array([[c == "1" for c in one[:size]] for one in found], float).mean(0)
 
 
+STEPS = {"1/4 of the steps": "1/4", "1/2 of the steps": "1/2", "": "all", "2 × the steps": "twice"}
 Pick = Callable[[Record], Sequence[Alive | None]]
 
 
@@ -130,19 +131,20 @@ def recipes(data: Sequence[Record]) -> str:
         judged = networks + (5 if name == "generated" else 0)
         worst = f"{least(of(data, name, 'autoattack_worst'))} of {int(judged)}"
         switched = sum(bool(v) for v in of(data, name, "switched_to_pgd"))
+        seeds = sum(name in record["rows"] for record in data)
         known = next((int(v) for v in of(data, name, "stale_joint", "known") if v), None)
         parameters = next(v for v in of(data, name, "parameters") if v)
         lines.append([
-            name + (f" ({switched} of {len(data)} seeds ended with PGD)" if switched else ""),
+            name + (f" ({switched} of {seeds} seeds ended with PGD)" if switched else ""),
             shown(of(data, name, "clean"), 2), shown(of(data, name, "autoattack")),
             worst if judged > 1 else "–", shown(of(data, name, "itself", "accuracy")),
             shown(of(data, name, "stale_joint", "accuracy")) + (f" on {known}" if known else ""),
             shown(of(data, name, "adaptive", "accuracy")), f"{int(parameters):,}",
-            shown(of(data, name, "cpu_seconds"), 1, 1.0),
+            shown(of(data, name, "cpu_seconds"), 1, 1.0), str(seeds),
         ])  # fmt: skip
     header = ["recipe", "clean", "AutoAttack, mean", "worst network, of", "transfer attacks on "
               "itself", "stale, joint", "adaptive, EOT", "parameters",
-              "CPU s a network"]  # fmt: skip
+              "CPU s a network", "seeds"]  # fmt: skip
     return table(header, lines)
 
 
@@ -321,31 +323,69 @@ def met(value: float | None, *, at_least: float = -math.inf, at_most: float = ma
 
 def compute(data: Sequence[Record]) -> str:
     """What more training buys: the curve of the base's recipe, on the same images."""
-    lines, points = [], []
-    steps = {"1/4 of": "1/4", "1/2 of": "1/2", "": "all", "2 ×": "twice"}
-    for words, short in steps.items():
-        name = f"PGD, {words} the steps" if words else "PGD"
+    lines, names = [], []
+    for words, short in STEPS.items():
+        name = f"PGD, {words}" if words else "PGD"
         have = [r for r in data if name in r["rows"]]
-        left = [float(a.mean()) for r in have if (a := alive(r, name)) is not None]
-        if left:
-            points += [(get(r, name, "cpu_seconds"), v) for r, v in zip(have, left, strict=True)]
+        if have:
+            names.append(name)
+            left = [alive(r, name) for r in have]
             lines.append([
                 short, shown(of(have, name, "cpu_seconds"), 0, 1.0),
-                shown(of(have, name, "clean"), 2), shown([*left]),
+                shown(of(have, name, "clean"), 2),
+                shown([float(a.mean()) for a in left if a is not None]), str(len(have)),
+                shown(of(data, f"fresh, {name}", "stale_joint", "accuracy")),
+                spread(less(data, (f"fresh, {name}", "stale_joint"), (f"fresh, {name}", "itself"))),
             ])  # fmt: skip
-    text = table(["steps", "CPU s", "clean", "AutoAttack"], lines)
-    return text + ("\n\n" + _extrapolated(points) if len(lines) >= 3 else "")
+    whole = [r for r in data if all(name in r["rows"] for name in names)]
+    header = ["steps", "CPU s", "clean", "AutoAttack", "seeds", "stale, joint, as a fresh training",
+              "above the attack on itself, points"]  # fmt: skip
+    text = table(header, lines)
+    return text + ("\n\n" + _extrapolated(whole, names) if len(names) > 2 and whole else "")
 
 
-def _extrapolated(points: Sequence[tuple[float, float]]) -> str:
-    """A power law of the error in CPU seconds, and where it would reach the targets."""
-    x, y = (np.log([v if i == 0 else 1 - v for v in col]) for i, col in enumerate(zip(*points)))  # noqa: B905
-    slope, offset = np.polyfit(x, y, 1)
-    if slope >= -0.02:
-        return "The error does not fall with the steps: no budget can be read off."
-    at = {goal: math.exp((math.log(1 - goal) - offset) / slope) for goal in (0.93, 0.945, 0.96)}
-    read = ", ".join(f"{100 * goal:.1f} % at {cpu:,.0f} CPU s" for goal, cpu in at.items())
-    return f"A power law through these points (error ~ CPU^{slope:.2f}) reaches {read}."
+def _extrapolated(data: Sequence[Record], names: Sequence[str]) -> str:
+    """A power law of the error in CPU seconds, and where it would reach the targets.
+
+    From the seeds that have the whole curve; images are drawn anew for the interval.
+    """
+    cpu = np.log([mean(of(data, name, "cpu_seconds")) or 1.0 for name in names])
+    goals = {goal: paired(data, _curve(names), _reached(cpu, goal)) for goal in (0.93, 0.96)}
+    slope = paired(data, _curve(names), lambda *left: _fitted(cpu, left)[0])
+    assert slope is not None, "every one of these records has every point"
+    told = ", ".join(
+        f"{100 * goal:.0f} % at {_seconds(found[0])} CPU s ({_seconds(found[1])} to "
+        f"{_seconds(found[2])})"
+        for goal, found in goals.items() if found
+    )  # fmt: skip
+    return (
+        f"A power law through the {len(names)} points of {len(data)} seed{'s'[: len(data) > 1]}, "
+        f"error ~ CPU^{slope[0]:.2f} ({slope[1]:.2f} to {slope[2]:.2f}), reaches {told}."
+    )
+
+
+def _curve(names: Sequence[str]) -> Pick:
+    return lambda record: [alive(record, name) for name in names]
+
+
+def _fitted(cpu: Alive, left: Sequence[float]) -> tuple[float, float]:
+    """Slope and offset of log error in log CPU seconds; an error of 0 counts as 1 in 1,000."""
+    slope, offset = np.polyfit(cpu, np.log([max(1 - v, 1e-3) for v in left]), 1)
+    return float(slope), float(offset)
+
+
+def _reached(cpu: Alive, goal: float) -> Callable[..., float]:
+    """CPU seconds at which the law reaches a goal, as a power of ten; 9 stands for never."""
+
+    def power(*left: float) -> float:
+        slope, offset = _fitted(cpu, left)
+        return min(9.0, (math.log(1 - goal) - offset) / slope / math.log(10)) if slope < 0 else 9.0
+
+    return power
+
+
+def _seconds(power: float) -> str:
+    return "never" if power >= 7 else f"{10**power:,.0f}"
 
 
 def flips(data: Sequence[Record]) -> str:
