@@ -65,3 +65,24 @@ def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
     assert tables.met(None, at_least=0.9) == "–"
     assert (tables.met(0.9, at_least=0.9), tables.met(0.89, at_least=0.9)) == ("yes", "**no**")
     assert (tables.met(0.0, at_most=0.01), tables.met(0.02, at_most=0.01)) == ("yes", "**no**")
+
+
+def test_the_curve_of_compute_says_where_a_goal_is_reached_or_that_it_never_is():
+    cpu = np.log([100.0, 200.0, 400.0])
+    assert 10 ** tables._reached(cpu, 0.95)(0.8, 0.9, 0.95) == pytest.approx(400.0)
+    assert tables._seconds(tables._reached(cpu, 0.95)(0.9, 0.9, 0.8)) == "never"
+    curve = {
+        f"PGD, {words}" if words else "PGD": {
+            "autoattack": share, "cpu_seconds": seconds, "clean": 0.99,
+            "survivors": [bits(torch.arange(100) < 100 * share)],
+        }
+        for words, share, seconds in zip(
+            ("1/4 of the steps", "1/2 of the steps", ""), (0.8, 0.9, 0.95), (100, 200, 400),
+            strict=True,
+        )
+    }  # fmt: skip
+    text = tables.compute([{"seed": 0, "sizes": {"N": 100}, "rows": curve}])
+    assert "3 points of 1 seed," in text
+    assert "96 % at 500 CPU s" in text
+    one = {"seed": 1, "sizes": {"N": 100}, "rows": {"PGD": curve["PGD"]}}
+    assert "reaches" not in tables.compute([one])  # a single point is no curve
