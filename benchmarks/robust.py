@@ -62,6 +62,9 @@ UNSEEN = 100  # fresh samples that the adaptive attacks are scored on, too
 PARTS = (4, 2, 0.5)  # the base's steps, divided: the curve of compute
 
 
+WIDE = "PGD, twice the width"  # a way of robust_ways.py that was the best there
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A row of one network: what differs from the task's hardening; its steps are divided."""
@@ -73,6 +76,7 @@ class Recipe:
 
 
 RECIPES = {
+    WIDE: Recipe({}, 2, robust_recipes.wide),
     "standard": Recipe({"recipe": ()}, 4),
     "standard, ordinary CNN": Recipe({"recipe": ()}, 4, robust_recipes.plain),
     "standard, clamped": Recipe({"recipe": ("clamp",)}, 4),
@@ -214,7 +218,7 @@ class Run:
         job = Job(task, "base", 0, 0, "base", population, None, (), (), harden, teacher)
         key = named(name, part)
         made = self.trained(key, lambda: run_job(job))
-        split = self.judge.many if key == "PGD" else None
+        split = self.judge.many if key in ("PGD", WIDE) else None
 
         def judged() -> dict[str, Any]:
             row = self.judge.judge([self.model(made.weights, task)], self.cpu(key), split)

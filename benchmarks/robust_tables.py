@@ -21,6 +21,7 @@ Spread = tuple[float, float, float]
 ROWS = (
     "standard, ordinary CNN", "standard", "standard, clamped",
     "FGSM at eps = 1 alone, ordinary CNN", "FGSM-RS, unguarded", "FGSM-RS", "PGD", "TRADES",
+    "PGD, twice the width",
     "repelled", "adversarial", "both", "generated", "student, adversarial", "student, RSLAD",
     "student, teacher of defensive distillation", "student, defensive distillation",
 )  # fmt: skip

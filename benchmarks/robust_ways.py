@@ -46,15 +46,14 @@ def taught(**changes: Any) -> Recipe:
 
 
 WAYS = {
-    # towards 93 % of one model; PGD, FGSM-RS and TRADES with beta = 6 are rows of robust.py
+    # towards 93 % of one model; others are rows of robust.py
     "FGSM-RS, all steps": Recipe({"method": "fgsm"}),
-    "PGD, twice the width": Recipe({}, 2, robust_recipes.wide),
     # towards a student of 95 %; a half of the steps
     "student, RSLAD, clean 0": taught(),
     "student, RSLAD, half of the labels": taught(soft=0.5),
 }
 HALVES = ("PGD", "student, adversarial", "student, RSLAD")  # what ways of half the steps compare to
-WHOLE = ("PGD", "TRADES", "FGSM-RS", "student, adversarial", "student, RSLAD")
+WHOLE = ("PGD", robust.WIDE, "TRADES", "FGSM-RS", "student, adversarial", "student, RSLAD")
 
 
 class Look(Judge):
