@@ -88,7 +88,8 @@ def alive(record: Record, row: str, *path: str) -> Alive | None:
     return np.array([[c == "1" for c in one[:size]] for one in found], float).mean(0)
 
 
-STEPS = {"1/4 of the steps": "1/4", "1/2 of the steps": "1/2", "": "all", "2 × the steps": "twice"}
+STEPS = {"PGD, 1/4 of the steps": "1/4", "PGD, 1/2 of the steps": "1/2", "PGD": "all",
+         "PGD, 2 × the steps": "twice"}  # fmt: skip
 Pick = Callable[[Record], Sequence[Alive | None]]
 
 
@@ -328,11 +329,10 @@ def met(value: float | None, *, at_least: float = -math.inf, at_most: float = ma
 def compute(data: Sequence[Record]) -> str:
     """What more training buys: the curve of the base's recipe, on the same images."""
     lines, names = [], []
-    for words, short in STEPS.items():
-        name = f"PGD, {words}" if words else "PGD"
+    for name, short in (*STEPS.items(), (WIDE, "half, twice the width")):
         have = [r for r in data if name in r["rows"]]
         if have:
-            names.append(name)
+            names += [name] if name != WIDE else []
             left = [alive(r, name) for r in have]
             lines.append([
                 short, shown(of(have, name, "cpu_seconds"), 0, 1.0),
