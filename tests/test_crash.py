@@ -31,8 +31,8 @@ def work(path: Path, settings: Settings, pipe: int, phase: str) -> None:
             os.write(pipe, f"{made.number} {made.manifest['files']['weights']}\n".encode())
 
 
-def killed(path: Path, settings: Settings, phase: str, after: float) -> str:
-    """Fork a worker (torch is imported already), kill it after a while, return what it said."""
+def started(path: Path, settings: Settings, phase: str) -> tuple[int, int]:
+    """Fork a worker (torch is imported already); its process number, and where it is heard."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -42,11 +42,31 @@ def killed(path: Path, settings: Settings, phase: str, after: float) -> str:
         finally:
             os._exit(0)
     os.close(writer)
-    time.sleep(after)
+    return child, reader
+
+
+def ended(child: int, reader: int) -> str:
+    """Kill a worker; what it said that was not read yet."""
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with os.fdopen(reader) as said:
         return said.read()
+
+
+def killed(path: Path, settings: Settings, phase: str, after: float) -> str:
+    """Kill a worker after some seconds; what it said."""
+    child, reader = started(path, settings, phase)
+    time.sleep(after)
+    return ended(child, reader)
+
+
+def first_generation(path: Path, settings: Settings) -> float:
+    """Seconds until a worker has made a generation: machines differ, and how busy they are."""
+    began = time.monotonic()
+    child, reader = started(path, settings, "generate")
+    assert os.read(reader, 4096), "the worker ended without a generation"
+    ended(child, reader)
+    return time.monotonic() - began
 
 
 def contents(path: Path) -> tuple[dict[int, str], dict[int, str], int | None]:
@@ -84,10 +104,12 @@ def test_kill_storm(tmp_path, tiny_settings, tiny_vault):
         with g2d.Defence.open(vault) as defence:
             assert defence.generator.codec.size > 0
 
-    accepted, live = contents(vault)[1], 1
+    pace = first_generation(vault, kept)
+    _, accepted, live = contents(vault)
+    assert live is not None
     told = 0
     for _ in range(KILLS // 3):
-        said = killed(vault, kept, "generate", chance.uniform(0.2, 1.5))
+        said = killed(vault, kept, "generate", chance.uniform(0.3, 3.0) * pace)
         _, now, alive = contents(vault)
         assert accepted.items() <= now.items(), "an accepted generation was lost or changed"
         assert alive is not None
