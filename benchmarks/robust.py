@@ -502,23 +502,30 @@ class Run:
         return {name: asdict(rate) for name, rate in kept.items()} | {"worst_toll": worst}
 
 
-def main() -> None:
-    """Parse the command line and run seed after seed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+STAGES = ("trunk", "chain", "students", "recipes", "masking", "populations", "flips", "compute",
+          "fresh")  # fmt: skip
+
+
+def main(
+    run: type[Run] = Run,
+    stages: Sequence[str] = STAGES,
+    seeds: Sequence[int] = (0, 1, 2),
+    what: str = __doc__,
+) -> None:
+    """Parse the command line and run stage after stage of each seed."""
+    parser = argparse.ArgumentParser(description=what.split("\n")[0])
     parser.add_argument("--data", required=True, help="folder of the four MNIST idx files")
-    stages = ("trunk", "chain", "students", "recipes", "masking", "populations", "flips", "compute",
-              "fresh")  # fmt: skip
     parser.add_argument("--only", choices=stages, nargs="+", default=stages, help="stages")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
     root = Path(__file__).parents[1]
     parser.add_argument("--out", type=Path, default=root / "benchmarks" / "results")
     parser.add_argument("--work", type=Path, default=root / "runs")
     given = parser.parse_args()
     calm()
     for seed in given.seeds:
-        run = Run(seed, given.data, given.out, given.work)
+        one = run(seed, given.data, given.out, given.work)
         for stage in given.only:
-            getattr(run, stage)()
+            getattr(one, stage)()
 
 
 if __name__ == "__main__":

@@ -35,34 +35,27 @@ def plain() -> nn.Module:
 
 
 def wide() -> nn.Module:
-    """Build the network of `mnist-robust` with twice its channels."""
-    return nn.Sequential(
-        SoftThreshold(),
-        StridedStem(1, 32, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(64, 128, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(2048, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    )
+    """Build the network of `mnist-robust` with twice its channels; 257,738 parameters."""
+    return _of_width(32, 64, 128, 64)
 
 
 def student() -> nn.Module:
     """Build a CNN for (N, 1, 28, 28), 10 classes; 9,376 parameters, 1/10.5 of the teacher's."""
+    return _of_width(8, 12, 18, 16)
+
+
+def _of_width(a: int, b: int, c: int, hidden: int) -> nn.Module:
+    """The layers of `mnist-robust` with other widths."""
     return nn.Sequential(
         SoftThreshold(),
-        StridedStem(1, 8, 5, stride=2, padding=2),
+        StridedStem(1, a, 5, stride=2, padding=2),
         nn.ReLU(),
-        nn.Conv2d(8, 12, 5, stride=2, padding=2),
+        nn.Conv2d(a, b, 5, stride=2, padding=2),
         nn.ReLU(),
-        nn.Conv2d(12, 18, 3, stride=2, padding=1),
+        nn.Conv2d(b, c, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(288, 16),
+        nn.Linear(16 * c, hidden),
         nn.ReLU(),
-        nn.Linear(16, 10),
+        nn.Linear(hidden, 10),
     )

@@ -10,7 +10,6 @@ they lie and trains them where they do not. Writes benchmarks/results/robust-way
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,7 +26,6 @@ import robust_recipes
 from g2d.attacks import apgd
 from g2d.attacks.autoattack import square
 from g2d.data import Split
-from g2d.engine import calm
 from g2d.population import seed_of
 from g2d.train import Logits, load_model, predict
 from g2d.weights import unpack
@@ -139,23 +137,5 @@ class Ways(robust.Run):
         }
 
 
-def main() -> None:
-    """Parse the command line and try the ways."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="folder of the four MNIST idx files")
-    stages = ("ways", "basins")
-    parser.add_argument("--only", choices=stages, nargs="+", default=stages, help="stages")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    root = Path(__file__).parents[1]
-    parser.add_argument("--out", type=Path, default=root / "benchmarks" / "results")
-    parser.add_argument("--work", type=Path, default=root / "runs")
-    given = parser.parse_args()
-    calm()
-    for seed in given.seeds:
-        run = Ways(seed, given.data, given.out, given.work)
-        for stage in given.only:
-            getattr(run, stage)()
-
-
 if __name__ == "__main__":
-    main()
+    robust.main(Ways, ("ways", "basins"), [0], __doc__)
