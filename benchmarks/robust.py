@@ -513,7 +513,7 @@ def main(
     what: str = __doc__,
 ) -> None:
     """Parse the command line and run stage after stage of each seed."""
-    parser = argparse.ArgumentParser(description=what.split("\n")[0])
+    parser = argparse.ArgumentParser(description=what.split("\n", 1)[0])
     parser.add_argument("--data", required=True, help="folder of the four MNIST idx files")
     parser.add_argument("--only", choices=stages, nargs="+", default=stages, help="stages")
     parser.add_argument("--seeds", type=int, nargs="+", default=seeds)

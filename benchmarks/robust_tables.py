@@ -263,7 +263,8 @@ def _of_training(data: Sequence[Record]) -> list[list[str]]:
          met(mean(clean), at_least=0.988)],
         ["AutoAttack, one trained model (500 images)", "≥ 93 %",
          "TRADES 92.81, Madry 88.50, Wong 82.93",
-         f"PGD {shown(aa)}; twice as wide {shown(wide)}, a gain of "
+         f"PGD {shown(aa)}; twice as wide ({sum(v is not None for v in wide)} of {len(wide)} "
+         f"seeds) {shown(wide)}, a gain of "
          f"{spread(less(data, (WIDE,), ('PGD',)))} points on 150 images",
          f"{met(mean(aa), at_least=0.93)}; {met(mean(wide), at_least=0.93)}"],
         ["training the robust base, minutes on one core", "≤ 20 on two", "100k × 50 × PGD-40",
