@@ -32,19 +32,23 @@ def ways(data: Sequence[Record]) -> str:
 
 
 def basins(data: Sequence[Record]) -> str:
-    """What a basin that the attacker has never seen is worth to one member of it."""
-    split = [
-        {**r, "rows": {"member": r["rows"][name]}}
-        for r in data for name in r["rows"] if name.startswith(BASIN)
-    ]  # fmt: skip
-    lines = []
-    for words in ("itself", "its basin is known", "its basin is new"):
-        path = ("member", words)
+    """What a basin that the attacker has never seen is worth to one member of it; one seed."""
+    names = [name for name in data[0]["rows"] if name.startswith(BASIN)]
+    lines, kinds = [], ("itself", "its basin is known", "its basin is new")
+    # The basins share their images: one row of all their networks, so that they are drawn together.
+    together = {
+        kind: {"survivors": [s for n in names for s in data[0]["rows"][n][kind]["survivors"]]}
+        for kind in kinds
+    }
+    whole = [{**data[0], "rows": {"members": together}}]
+    for kind in kinds:
         lines.append([
-            words, shown(of(split, *path, "accuracy")),
-            spread(less(split, path, ("member", "itself"))),
+            kind, shown([data[0]["rows"][n][kind]["accuracy"] for n in names]),
+            spread(less(whole, ("members", kind), ("members", "itself"))),
+            spread(less(whole, ("members", kind), ("members", "its basin is known"))),
         ])  # fmt: skip
-    return table(["the joint attack", "accuracy left", "above itself, points"], lines)
+    header = ["the joint attack", "accuracy left", "above itself, points", "above a known basin"]
+    return table(header, lines)
 
 
 def made() -> dict[str, str]:
