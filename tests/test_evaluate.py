@@ -213,7 +213,9 @@ def test_a_hardened_defence_is_shown_beside_a_plain_training(tmp_path, tiny_sett
     hardened = tiny_settings.override(harden__recipe=["adversarial"], harden__steps=2)
     with g2d.Defence.build("digits", tmp_path / "v", hardened, engine=SerialEngine()) as defence:
         defence.generate(1, seed=0)
-        rows = {row.threat: row for row in evaluate(defence, n=100, fresh=1, draws=2).rows}
-        without = evaluate(defence, n=100, fresh=0, draws=2).rows
+        fresh = [retrained(defence.task, hardened, 0)]
+        rows = {row.threat: row for row in evaluate(defence, n=100, fresh=fresh, draws=2).rows}
+        without = evaluate(defence, n=100, draws=2).rows
+    assert "1 retrainings" in rows["fresh seed"].target
     assert rows["undefended"].asr.value > rows["frozen"].asr.value
-    assert "undefended" not in {row.threat for row in without}
+    assert not {"undefended", "fresh seed"} & {row.threat for row in without}

@@ -241,7 +241,7 @@ def test_moving_average_follows():
     average = MovingAverage(layer, 0.9)
     torch.nn.init.constant_(layer.weight, 5.0)
     for _ in range(200):
-        average.update(layer)
+        average.update()
     assert abs(float(average.average.weight) - 5.0) < 1e-2
 
 

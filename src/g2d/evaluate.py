@@ -22,7 +22,7 @@ from g2d.defence import Defence
 from g2d.errors import DataError, SettingsError
 from g2d.generator import hidden_units
 from g2d.harden import Teacher
-from g2d.population import Job, run_job, seed_of, teacher_of
+from g2d.population import Job, run_job, seed_of
 from g2d.settings import HardenSettings, Settings
 from g2d.symmetry import permute
 from g2d.tasks import Task
@@ -269,7 +269,7 @@ def evaluate(
     n: int = 1000,
     seed: int = 0,
     last: int = 8,
-    fresh: int = 2,
+    fresh: Sequence[tuple[Logits, float]] = (),
     draws: int = 16,
     eps: float | None = None,
     latest: int | None = None,
@@ -281,8 +281,8 @@ def evaluate(
         n: test examples. last: exposed generations that the joint attack knows.
         eps: attack budget; the task's own by default. latest: judge the first generation and only
             so many of the last ones (all, if None).
-        fresh: networks retrained from fresh seeds (0: leave out that row, and that of a hardened
-            defence's plainly trained control).
+        fresh: networks from fresh seeds with the CPU seconds of each, as `retrained` makes them
+            (none: leave out that row, and that of a hardened defence's plainly trained control).
         draws: samples that the attacker who owns the generator averages over.
 
     Raises:
@@ -300,7 +300,7 @@ def evaluate(
     models: dict[int, Logits] = {k: defence.generation(k).model() for k in numbers}
     clean = {k: accuracy_rate(model, trial.split) for k, model in models.items()}
     last = min(last, len(models) - 1)
-    total = len(models) + (len(models) - last) + fresh + 2
+    total = len(models) + (len(models) - last) + 2
     table = _Table(defence, models, clean, trial)
     matrix = transfer(models, trial, lambda done, _: tick(done, total))
     joint = stale_joint(models, trial, last, lambda d, _: tick(len(models) + d, total))
@@ -358,19 +358,16 @@ class _Table:
         note = f"{seconds:.1f} CPU s a network"
         return [self.row("undefended", "a plain training", clean, asr, note)]
 
-    def fresh(self, count: int) -> tuple[list[Row], float]:
+    def fresh(self, made: Sequence[tuple[Logits, float]]) -> tuple[list[Row], float]:
         """A chain of independent retrainings: crafted on one, scored on the next."""
-        if not count:
+        if not made:
             return [], 0.0
-        task, settings = self.defence.task, self.defence.settings
-        teacher = teacher_of(self.defence.vault, settings.harden)
-        made = [retrained(task, settings, index, teacher) for index in range(count)]
-        seconds = sum(cpu for _, cpu in made) / count
+        seconds = sum(cpu for _, cpu in made) / len(made)
         chain = {0: self.models[self.numbers[0]]} | {i + 1: m for i, (m, _) in enumerate(made)}
         asr = by_age(transfer(chain, self.trial))[1]
         clean = pooled([accuracy_rate(model, self.trial.split) for model, _ in made])
         note = f"{seconds:.1f} CPU s a network"
-        return [self.row("fresh seed", f"{count} retrainings", clean, asr, note)], seconds
+        return [self.row("fresh seed", f"{len(made)} retrainings", clean, asr, note)], seconds
 
     def unguided(self, count: int = 5) -> Row:
         """A chain of plain samples of the generator: crafted on one, scored on the next."""

@@ -8,7 +8,7 @@ model and then *verified* on data: a guess that changes the logits is discarded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -155,9 +155,7 @@ def balance(state: State, chain: Sequence[Coupling]) -> dict[str, Tensor]:
             ratio = (outgoing / torch.as_tensor(incoming).clamp_min(1e-30)).pow(0.25)
             factor = torch.where(alive, ratio, torch.ones_like(ratio))
             factors.append(factor)
-            ones = [torch.ones(c.units) for c in chain]
-            ones[chain.index(layer)] = factor
-            balanced = rescale(balanced, chain, ones)
+            balanced = rescale(balanced, [layer], [factor])
     return balanced
 
 
@@ -209,10 +207,18 @@ def aligned_distance(reference: State, state: State, chain: Sequence[Coupling]) 
 
     Both are balanced first, then `state` is aligned; a permuted or rescaled copy has distance zero.
     """
-    if chain:
-        reference, state = balance(reference, chain), balance(state, chain)
-        state = align(reference, state, chain)
-    return relative_l1(reference, state)
+    return aligned_distances([reference], state, chain)[0]
+
+
+def aligned_distances(
+    references: Iterable[State], state: State, chain: Sequence[Coupling]
+) -> list[float]:
+    """`aligned_distance` to each reference; `state` is balanced once."""
+    if not chain:
+        return [relative_l1(reference, state) for reference in references]
+    state = balance(state, chain)
+    even = (balance(reference, chain) for reference in references)
+    return [relative_l1(reference, align(reference, state, chain)) for reference in even]
 
 
 def relative_l1(reference: State, state: State) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from g2d.settings import DiffusionSettings
 
@@ -254,11 +255,11 @@ class MovingAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
         self.average = copy.deepcopy(module).requires_grad_(False)
+        # Walking through the modules each time took longer than the averaging.
+        self._means, self._now = list(self.average.parameters()), list(module.parameters())
 
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self) -> None:
         """Move the average towards the module; early steps count more (no bias to the start)."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for mean, now in zip(self.average.parameters(), module.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
+        get_ema_multi_avg_fn(decay)(self._means, self._now, self.steps)

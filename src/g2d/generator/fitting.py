@@ -107,7 +107,7 @@ def fit_diffusion(
         )
         diffusion.bound.copy_(1.25 * sample.abs().amax(0))
         latents = autoencoder.encode_coordinates(members.coordinates)
-    distance = distance_term(autoencoder, members, settings)
+    distance, means = distance_term(autoencoder, members, settings), basin_means(members)
     for step in range(s.steps):
         c = draw(members, s.batch, codec_settings.mixture, generator)
         condition = None
@@ -116,7 +116,7 @@ def fit_diffusion(
             half = s.batch // 2
             mask[:half] = False
             near = 0.3 * (c - members.coordinates[target]) + members.coordinates[target]
-            same = members.basins[target] == nearest_basin(members, c)
+            same = members.basins[target] == nearest_basin(means, c)
             pulled = torch.where(same[:, None], near, members.coordinates[target])
             c = torch.cat([c[:half], pulled[half:]])
             condition = diffusion.denoiser.embed_members(latents, exposed, mask)
@@ -125,7 +125,7 @@ def fit_diffusion(
             z_0 = autoencoder.encode_coordinates(c + noise)
         loss = diffusion.loss(z_0, generator, condition, distance)
         _descend(optimizer, loss, s.rate * schedule(step, s.steps, 100))
-        average.update(diffusion.denoiser)
+        average.update()
         if step % 50 == 49 or step + 1 == s.steps:
             _check(loss, "diffusion model")
             tick(step + 1, s.steps)
@@ -140,11 +140,16 @@ def draw(members: Members, size: int, width: float, generator: torch.Generator) 
     return members.coordinates[index]
 
 
-def nearest_basin(members: Members, c: Tensor) -> Tensor:
-    """Basin (n,) whose mean is nearest to each of the coordinates (n, r)."""
+def basin_means(members: Members) -> tuple[Tensor, Tensor]:
+    """The basins there are, (B,), and the mean coordinates of each, (B, r)."""
     known = members.basins.unique()
-    means = torch.stack([members.coordinates[members.basins == b].mean(0) for b in known])
-    return known[torch.cdist(c, means).argmin(1)]
+    return known, torch.stack([members.coordinates[members.basins == b].mean(0) for b in known])
+
+
+def nearest_basin(means: tuple[Tensor, Tensor], c: Tensor) -> Tensor:
+    """The basin (n,) of `basin_means` whose mean is nearest to each of the coordinates (n, r)."""
+    known, centres = means
+    return known[torch.cdist(c, centres).argmin(1)]
 
 
 def draw_exposed(

@@ -18,7 +18,7 @@ from g2d.attacks import pgd
 from g2d.data import Split
 from g2d.generator.guidance import Exposure
 from g2d.settings import GateSettings
-from g2d.symmetry import Coupling, aligned_distance
+from g2d.symmetry import Coupling, aligned_distances
 from g2d.train import Logits, predict
 from g2d.weights import State
 
@@ -122,7 +122,8 @@ def distance_gate(
     if not all(bool(torch.isfinite(t).all()) for t in state.values() if t.is_floating_point()):
         reason = "the distance of parameters that are not finite cannot be measured"
         return GateResult("distance", False, 0.0, settings.distance, reason)
-    distances = {n: aligned_distance(other, state, chain) for n, other in exposed.items()}
+    found = aligned_distances(exposed.values(), state, chain)
+    distances = dict(zip(exposed, found, strict=True))
     if not distances:
         return GateResult("distance", True, 0.0, settings.distance)
     number, least = min(distances.items(), key=lambda item: item[1])
