@@ -283,15 +283,15 @@ class Run:
             self.base("PGD", part)
 
     def fresh(self) -> None:
-        """Fresh trainings of other seeds, short and long, under the newest joint stale attack."""
+        """Fresh trainings of other seeds, short, long and wide, under the newest joint attack."""
         with g2d.Defence.open(self.work / "vault", write=False) as defence:
             newest = defence.vault.last_number()
             known = [defence.generation(n).model() for n in range(newest - JOINT, newest)]
         joint = self.judge.crafted(known)
-        for part in (*PARTS, 1):
-            name = named("PGD", part)
+        for name in (*(named("PGD", part) for part in (*PARTS, 1)), WIDE):
+            task = replace(self.task, factory=robust_recipes.wide) if name == WIDE else None
             files = sorted(self.work.parent.glob(f"robust-*/{self.file(name).name}"))
-            made = [self.model(f.read_bytes()) for f in files if f.parent != self.work]
+            made = [self.model(f.read_bytes(), task) for f in files if f.parent != self.work]
 
             def measure(made: list[nn.Module] = made) -> dict[str, Any]:
                 stale = self.stale(made, joint, JOINT)
