@@ -59,10 +59,12 @@ FORKS = {"repelled": 6, "adversarial": 8}  # made for a row alone, in each basin
 PROPOSALS = 8  # the adaptive attacker's own
 DRAWS = (5, 10, 20, 40)  # fresh samples a step of the adaptive attacker
 UNSEEN = 100  # fresh samples that the adaptive attacks are scored on, too
-PARTS = (4, 2, 0.5)  # the base's steps, divided: the curve of compute
+PARTS = (4, 2)  # the base's steps, divided: the curve of compute
+LONGER = 0.5  # of a student that learns twice as long
 
 
-WIDE = "PGD, twice the width"  # a way of robust_ways.py that was the best there
+WIDE = "PGD, twice the width"  # at half the steps: a way of robust_ways.py that was the best there
+WIDEST = f"{WIDE}, all steps"  # the last point of the curve
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Recipe:
 
 RECIPES = {
     WIDE: Recipe({}, 2, robust_recipes.wide),
+    WIDEST: Recipe({}, 1, robust_recipes.wide),
     "standard": Recipe({"recipe": ()}, 4),
     "standard, ordinary CNN": Recipe({"recipe": ()}, 4, robust_recipes.plain),
     "standard, clamped": Recipe({"recipe": ("clamp",)}, 4),
@@ -278,7 +281,7 @@ class Run:
             self.base(name)
 
     def compute(self) -> None:
-        """The curve of compute: the base's recipe, shortened and stretched."""
+        """The curve of compute: the base's recipe, shortened, and widened in `recipes`."""
         for part in PARTS:
             self.base("PGD", part)
 
@@ -288,8 +291,9 @@ class Run:
             newest = defence.vault.last_number()
             known = [defence.generation(n).model() for n in range(newest - JOINT, newest)]
         joint = self.judge.crafted(known)
-        for name in (*(named("PGD", part) for part in (*PARTS, 1)), WIDE):
-            task = replace(self.task, factory=robust_recipes.wide) if name == WIDE else None
+        for name in (*(named("PGD", part) for part in (*PARTS, 1)), WIDE, WIDEST):
+            wide = name in (WIDE, WIDEST)
+            task = replace(self.task, factory=robust_recipes.wide) if wide else None
             files = sorted(self.work.parent.glob(f"robust-*/{self.file(name).name}"))
             made = [self.model(f.read_bytes(), task) for f in files if f.parent != self.work]
 
@@ -323,6 +327,7 @@ class Run:
         """A small network: taught by the robust one, trained alone, and the broken way."""
         for name in STUDENTS:
             self.base(name)
+        self.base("student, RSLAD", LONGER)
 
     def chain(self) -> None:
         """The vault of the population `both`, and the generations made from it."""

@@ -105,6 +105,7 @@ class Ways(robust.Run):
             self.base(name, 2)
         for name in WAYS:
             self.base(name)
+        self.base("student, RSLAD", robust.LONGER)
 
     def basins(self) -> None:
         """The members of each basin, under joint attacks on as many others, of it and elsewhere."""

@@ -165,6 +165,41 @@ def test_a_switch_goes_back_to_what_was_sound_and_forgets_the_optimisers_past(di
     assert torch.equal(model.get_parameter("0.weight"), watch.states[1])  # of the look at half
 
 
+@pytest.mark.parametrize("checks", [1, 4])
+def test_a_collapse_that_nothing_sound_precedes_or_follows_is_an_error(digits, checks):
+    class Collapsed(Watch):
+        def look(self, model, done, eps):
+            self.checks.append(Check(done, eps, 0.99, 0.95, 0.01))
+            return self.checks[-1]
+
+    settings = HardenSettings(recipe=("adversarial",), method="fgsm", ramp=0.0, checks=checks)
+    model, batches = digits.model(0), Batches(digits, digits.splits.train, 8, torch.Generator())
+    course = Course(digits, settings, batches, 8, seed=0)
+    course.watch = Collapsed(digits, settings, 0)
+    train(model, course, steps=8, rate=1e-3, after=course.after)
+    assert course.switched == 1 / checks
+    assert not course.watch.best, "a collapsed look was kept"
+    with pytest.raises(PopulationError, match=r"1\.0% under PGD.*no look found a sound model"):
+        course.finish(model)
+
+
+def test_a_fork_that_collapses_at_its_first_look_goes_back_to_its_start(digits):
+    class Beginning(Watch):
+        def look(self, model, done, eps):
+            self.checks.append(Check(done, eps, 0.99, 0.95, 0.9 if done == 0 else 0.01))
+            return self.checks[-1]
+
+    settings = HardenSettings(recipe=("adversarial",), method="fgsm", steps=2, checks=4)
+    model, batches = digits.model(0), Batches(digits, digits.splits.train, 8, torch.Generator())
+    start = {name: t.clone() for name, t in model.state_dict().items()}
+    course = Course(digits, settings, batches, 8, seed=0, begun=True)
+    course.watch = Beginning(digits, settings, 0)
+    train(model, course, steps=8, rate=1e-3, after=course.after)
+    course.finish(model)
+    assert course.switched == 0.25
+    assert all(torch.equal(t, start[n]) for n, t in model.state_dict().items())
+
+
 @pytest.mark.parametrize(("steps", "checks"), [(25, 10), (19, 10), (3, 10), (20, 0)])
 def test_looks_are_as_many_as_asked_for_and_the_last_is_at_the_end(digits, steps, checks):
     settings = HardenSettings(recipe=("adversarial",), checks=checks)

@@ -144,6 +144,7 @@ class Course:
         self.watch = Watch(task, settings, seed) if "adversarial" in settings.recipe else None
         count = min(settings.checks, steps)
         self.looks = {round((i + 1) * steps / count) for i in range(count)}
+        self._guarded = settings.method == "fgsm" and settings.guard != "off"
         self.switched: float | None = None
         self._ramp = settings.ramp
         self._unsure = begun and self.watch is not None and self._ramp > 0
@@ -164,6 +165,8 @@ class Course:
             self._unsure = False
             found = self.watch.look(model, 0.0, self.eps)
             self._ramp = 0.0 if found.pgd >= 0.5 * found.clean else self._ramp
+            if not found.collapsed:  # where the guard goes back to, until a look finds better
+                self.watch.keep(model, found, full=False)
         x, y = self.batches.draw()
         # A first step at eps = 0 would craft nothing; the ramp's first step counts as done.
         eps = self.eps_at((self._taken + 1) / self.steps)
@@ -217,23 +220,34 @@ class Course:
         done = self._taken / self.steps
         eps = self.eps_at(done)
         found = self.watch.look(model, done, eps)
-        if self.settings.method == "fgsm" and self.settings.guard != "off" and found.collapsed:
-            return self._guard(model, found)
+        if self._guarded and found.collapsed:
+            # Found again after the switch: PGD has not undone it yet, and it is nothing to keep.
+            return self._guard(model, found) if self.switched is None else Turn.GO_ON
         self.watch.keep(model, found, eps >= self.eps)
         return Turn.END if self.watch.tired else Turn.GO_ON
 
     def finish(self, model: nn.Module) -> None:
-        """Give the model the most robust weights that were seen at the full budget."""
-        if self.watch is not None and self.watch.best:
-            model.load_state_dict(self.watch.best)
+        """Give the model the most robust weights that were seen at the full budget.
+
+        Raises:
+            PopulationError: FGSM collapsed, and no look before or after it found a sound model.
+        """
+        if self.watch is None:
+            return
+        if self.switched is not None and not self.watch.sound:
+            raise PopulationError(
+                f"{_overfitting(self.watch.checks[-1])}, and no look found a sound model to go "
+                "back to. Set [harden] method = 'pgd', or train longer and look more often (checks)"
+            )
+        kept = self.watch.best or (self.watch.sound if self.switched is not None else {})
+        if kept:
+            model.load_state_dict(kept)
 
     def _guard(self, model: nn.Module, found: Check) -> Turn:
         if self.settings.guard == "stop":
             raise PopulationError(
-                f"catastrophic overfitting at {found.done:.0%} of the training: accuracy on the "
-                f"guide split is {found.fgsm:.1%} under FGSM and {found.pgd:.1%} under PGD (eps "
-                f"{found.eps:g}). Set [harden] method = 'pgd', or guard = 'switch', which goes on "
-                "with PGD where FGSM fails"
+                f"{_overfitting(found)}. Set [harden] method = 'pgd', or guard = 'switch', which "
+                "goes on with PGD where FGSM fails"
             )
         assert self.watch is not None, "only a watch finds a collapse"
         self.settings = replace(self.settings, method="pgd")
@@ -242,6 +256,14 @@ class Course:
         if self.watch.sound:
             model.load_state_dict(self.watch.sound)
         return Turn.AFRESH
+
+
+def _overfitting(found: Check) -> str:
+    """What a look found, in words."""
+    return (
+        f"catastrophic overfitting at {found.done:.0%} of the training: accuracy on the guide "
+        f"split is {found.fgsm:.1%} under FGSM and {found.pgd:.1%} under PGD (eps {found.eps:g})"
+    )
 
 
 def _place(error: Exception) -> str:
