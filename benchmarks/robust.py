@@ -43,7 +43,7 @@ from g2d.settings import HardenSettings, Settings, build
 from g2d.symmetry import permute
 from g2d.tasks import Task, load_task
 from g2d.train import Logits, load_model
-from g2d.weights import unpack
+from g2d.weights import digest, unpack
 from measure import hardware, save
 from robust_judge import Judge
 from ways import Workshop
@@ -60,7 +60,7 @@ PROPOSALS = 8  # the adaptive attacker's own
 DRAWS = (5, 10, 20, 40)  # fresh samples a step of the adaptive attacker
 UNSEEN = 100  # fresh samples that the adaptive attacks are scored on, too
 PARTS = (4, 2)  # the base's steps, divided: the curve of compute
-LONGER = 0.5  # of a student that learns twice as long
+LONGER = ("student, adversarial", "student, RSLAD")  # trained with twice the steps, too
 
 
 WIDE = "PGD, twice the width"  # at half the steps: a way of robust_ways.py that was the best there
@@ -86,12 +86,12 @@ RECIPES = {
     "FGSM at eps = 1 alone, ordinary CNN": Recipe(
         {"recipe": ("robust_recipes:blog",)}, 4, robust_recipes.plain
     ),
-    "FGSM-RS, unguarded": Recipe({"method": "fgsm", "guard": "off", "checks": 0}, 2),
     "FGSM-RS": Recipe({"method": "fgsm"}, 2),
     "PGD": Recipe({}),
     "TRADES": Recipe({"method": "trades"}, 2),
 }
 STUDENTS = {
+    "student, standard": Recipe({"recipe": ()}, 4, robust_recipes.student),
     "student, adversarial": Recipe({}, factory=robust_recipes.student),
     "student, RSLAD": Recipe(
         {"recipe": ("distil", "adversarial"), "clean": 0.2},
@@ -189,21 +189,29 @@ class Run:
 
     def trained(self, name: str, make: Callable[[], Trained]) -> Trained:
         """Train a network, or read it; its CPU seconds and its looks stay in the record."""
-        path = self.file(name)
-        if name not in self.record["trainings"] or not path.exists():
+        path, known = self.file(name), self.record["trainings"].get(name, {})
+        if not known or not path.exists():
             cpu, wall = time.process_time(), time.perf_counter()
             done = make()
             path.write_bytes(done.weights)
             path.with_suffix(".attacks").write_bytes(done.attacks)
             took = {
+                "sha256": digest(done.weights),
                 "cpu_seconds": round(time.process_time() - cpu, 1),
                 "wall_seconds": round(time.perf_counter() - wall, 1),
                 "info": dict(done.info),
             }
+            if known and known["sha256"] != took["sha256"]:
+                raise SystemExit(
+                    f"{name}, trained again, is another network than that of the rows in "
+                    f"{self.path} (other hardware?): move that file away and measure anew"
+                )
             self.note("trainings", name, value=took)
             print(f"seed {self.seed}: {name}: {took['cpu_seconds']} CPU s", flush=True)
-        attacks = path.with_suffix(".attacks").read_bytes()
-        return Trained(path.read_bytes(), attacks, self.record["trainings"][name]["info"])
+        attacks, weights = path.with_suffix(".attacks").read_bytes(), path.read_bytes()
+        if digest(weights) != self.record["trainings"][name]["sha256"]:
+            raise SystemExit(f"{path} is not the network of the rows in {self.path}: move one away")
+        return Trained(weights, attacks, self.record["trainings"][name]["info"])
 
     def base(self, name: str, part: float = 1) -> Trained:
         """A network by the recipe of a row, of a `part`-th of its steps."""
@@ -327,7 +335,8 @@ class Run:
         """A small network: taught by the robust one, trained alone, and the broken way."""
         for name in STUDENTS:
             self.base(name)
-        self.base("student, RSLAD", LONGER)
+        for name in LONGER:
+            self.base(name, 0.5)
 
     def chain(self) -> None:
         """The vault of the population `both`, and the generations made from it."""

@@ -123,7 +123,9 @@ class Judge:
         seed = self.seed
         tries = {
             "PGD-40": self._pgd(model, eps),
-            "APGD-CE-100": apgd(model, x, y, eps=eps, steps=100, seed=seed, bounds=bounds),
+            "APGD-CE-100": apgd(
+                model, x, y, eps=eps, steps=100, seed=seed, bounds=bounds, keep="flip"
+            ),
             "APGD-DLR-100": apgd(
                 model, x, y, eps=eps, steps=100, seed=seed, bounds=bounds, loss="dlr", keep="flip"
             ),

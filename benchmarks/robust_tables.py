@@ -18,13 +18,16 @@ RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
 Alive = NDArray[np.float64]
 Spread = tuple[float, float, float]
+FRESH = "fresh trainings, other seeds"
 WIDE, WIDEST = "PGD, twice the width", "PGD, twice the width, all steps"
-TAUGHT, LONGER = "student, RSLAD", "student, RSLAD, 2 × the steps"
+ALONE, TAUGHT = "student, adversarial", "student, RSLAD"
+LONGER = ", 2 × the steps"
 ROWS = (
     "standard, ordinary CNN", "standard", "standard, clamped",
-    "FGSM at eps = 1 alone, ordinary CNN", "FGSM-RS, unguarded", "FGSM-RS", "PGD", "TRADES",
+    "FGSM at eps = 1 alone, ordinary CNN", "FGSM-RS", "PGD", "TRADES",
     WIDE, WIDEST,
-    "repelled", "adversarial", "both", "generated", "student, adversarial", TAUGHT, LONGER,
+    "repelled", "adversarial", "both", "generated",
+    "student, standard", ALONE, TAUGHT, ALONE + LONGER, TAUGHT + LONGER,
     "student, teacher of defensive distillation", "student, defensive distillation",
 )  # fmt: skip
 ATTACKERS = (
@@ -35,12 +38,32 @@ ATTACKERS = (
     ("the last twenty, one joint attack", "stale_joint"),
     ("the first twenty, one joint attack, all eleven later ones", "stale_early"),
     ("the generator too, all eleven later ones", "adaptive"),
+    ("the generator and those twenty attacks, one by one", "owning"),
 )
 
 
 def records() -> list[Record]:
-    """Every seed's results."""
-    return [json.loads(p.read_text()) for p in sorted(RESULTS.glob("robust-mnist-seed*.json"))]
+    """Every seed's results, and what follows from them."""
+    found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("robust-mnist-seed*.json"))]
+    for record in found:
+        if generated := record["rows"].get("generated"):
+            generated["owning"] = _owning(generated)
+            # The controls knew the networks of other seeds that there were when the chain was made.
+            fresh = generated["controls"].get(FRESH)
+            if fresh and (whole := record["rows"].get("fresh, PGD")):
+                fresh |= {key: whole[key] for key in ("stale_joint", "itself")}
+    return found
+
+
+def _owning(generated: Record) -> Record:
+    """Images that survive the adaptive attacks and each of twenty stored ones; newest targets."""
+    stored, adaptive = generated["stale_any"]["survivors"], generated["adaptive"]["survivors"]
+    both = [
+        "".join(str(int(a == b == "1")) for a, b in zip(*one, strict=True))
+        for one in zip(stored, adaptive[-len(stored) :], strict=True)
+    ]
+    each = [one.count("1") / len(one) for one in both]
+    return {"accuracy": sum(each) / len(each), "worst": min(each), "survivors": both}
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
@@ -81,12 +104,9 @@ def of(data: Sequence[Record], row: str, *path: str) -> list[float | None]:
 
 
 def alive(record: Record, row: str, *path: str) -> Alive | None:
-    """The share of a row's networks that each of the first N images survives on, (N,)."""
+    """The share of a row's networks that each of its images survives on, (images,)."""
     found = get(record, row, *path, "survivors")
-    if not found:
-        return None
-    size = record["sizes"]["N"]
-    return np.array([[c == "1" for c in one[:size]] for one in found], float).mean(0)
+    return np.array([[c == "1" for c in one] for one in found], float).mean(0) if found else None
 
 
 STEPS = {"PGD, 1/4 of the steps": "1/4", "PGD, 1/2 of the steps": "1/2", "PGD": "all"}
@@ -100,21 +120,33 @@ def paired(data: Sequence[Record], pick: Pick, combine: Callable[..., float]) ->
     Images are drawn anew within each seed, the same for all that is compared; seeds are averaged.
     The interval covers the choice of images, not the luck of training.
     """
+    drawn = redrawn(data, pick)
+    if drawn is None:
+        return None
+    values = [float(np.mean([combine(*one) for one in turn])) for turn in drawn]
+    low, high = np.quantile(values[1:], (0.025, 0.975))
+    return values[0], float(low), float(high)
+
+
+def redrawn(data: Sequence[Record], pick: Pick) -> Alive | None:
+    """Accuracies (1 + 2000, seeds, picked): as measured, then of images that are drawn anew.
+
+    Rows of more images than others begin with the same ones, which count alone.
+    """
     picked = [pick(record) for record in data]
     whole = [[a for a in one if a is not None] for one in picked if all(a is not None for a in one)]
     if not whole:
         return None
     draws = np.random.default_rng(0)
-    values = []
+    turns = []
     for turn in range(2001):
         each = []
         for parts in whole:
-            n = len(parts[0])
+            n = min(len(part) for part in parts)
             index = np.arange(n) if turn == 0 else draws.integers(0, n, n)
-            each.append(combine(*(part[index].mean() for part in parts)))
-        values.append(float(np.mean(each)))
-    low, high = np.quantile(values[1:], (0.025, 0.975))
-    return values[0], float(low), float(high)
+            each.append([part[index].mean() for part in parts])
+        turns.append(each)
+    return np.array(turns)
 
 
 def spread(found: Spread | None, digits: int = 1) -> str:
@@ -215,10 +247,14 @@ def once(record: Record) -> float | None:
     return float(base + sum(early) + members * each + record["fit_cpu_seconds"])
 
 
-def share(record: Record) -> float | None:
-    """How many generations one training of the base would pay for."""
-    one, base = get(record, "generated", "cpu_seconds"), get(record, "PGD", "cpu_seconds")
-    return base / one if one else None
+RIVALS = {"a training like the base's": "PGD", "a fork of a member": "both",
+          "a training with FGSM-RS": "FGSM-RS"}  # fmt: skip
+
+
+def share(record: Record, row: str) -> float | None:
+    """How many generations one network of a row would pay for."""
+    one, other = get(record, "generated", "cpu_seconds"), get(record, row, "cpu_seconds")
+    return other / one if one and other else None
 
 
 def worst_drop(record: Record) -> float | None:
@@ -228,11 +264,16 @@ def worst_drop(record: Record) -> float | None:
     return None if members is None or made is None else members - made
 
 
-def even(record: Record) -> float | None:
-    """After how many generations retraining each time would have cost as much."""
+def even(record: Record, row: str) -> float | None:
+    """After how many rotations a network of a row at each would have cost as much, base apart.
+
+    None where it never would.
+    """
     spent, per = once(record), get(record, "generated", "cpu_seconds")
-    base = get(record, "PGD", "cpu_seconds")
-    return None if spent is None or per is None else (spent - base) / (base - per)
+    base, other = get(record, "PGD", "cpu_seconds"), get(record, row, "cpu_seconds")
+    if spent is None or per is None or other is None or other <= per:
+        return None
+    return float((spent - base) / (other - per))
 
 
 def less(data: Sequence[Record], one: tuple[str, ...], other: tuple[str, ...]) -> Spread | None:
@@ -260,7 +301,14 @@ def targets(data: Sequence[Record]) -> str:
 def _of_training(data: Sequence[Record]) -> list[list[str]]:
     clean, aa = of(data, "PGD", "clean"), of(data, "PGD", "autoattack")
     wide = of(data, WIDE, "autoattack")
-    student, longer, flipped = kept(data, TAUGHT), kept(data, LONGER), "flips, standard, clamped"
+    students = [
+        (words, kept(data, row), counted(data, row))
+        for words, row in (
+            ("RSLAD", TAUGHT), ("without a teacher", ALONE), ("twice as long, RSLAD",
+            TAUGHT + LONGER), ("twice as long without a teacher", ALONE + LONGER),
+        )
+    ]  # fmt: skip
+    flipped = "flips, standard, clamped"
     minutes = [r["trainings"]["PGD"]["wall_seconds"] / 60 for r in data]
     alone = of(data, flipped, "fragile", "value")
     held = of(data, f"{flipped}, in ranges", "fragile", "value")
@@ -270,16 +318,14 @@ def _of_training(data: Sequence[Record]) -> list[list[str]]:
          met(mean(clean), at_least=0.988)],
         ["AutoAttack, one trained model (500 images)", "≥ 93 %",
          "TRADES 92.81, Madry 88.50, Wong 82.93",
-         f"PGD {shown(aa)}; twice as wide{counted(data, WIDE)} {shown(wide)}, a gain of "
-         f"{spread(less(data, (WIDE,), ('PGD',)))} points on 150 images",
+         f"PGD {shown(aa)}; twice as wide, half the steps {shown(wide)}, a gain of "
+         f"{spread(less(data, (WIDE,), ('PGD',)))} points",
          f"{met(mean(aa), at_least=0.93)}; {met(mean(wide), at_least=0.93)}"],
         ["training the robust base, minutes on one core", "≤ 20 on two", "100k × 50 × PGD-40",
          shown(minutes, 1, 1.0), met(mean(minutes), at_most=20)],
-        ["robust student (RSLAD) at 1/10 of the parameters, of the teacher's AutoAttack", "≥ 95 %",
-         "–", f"{spread(student)}; twice as long{counted(data, LONGER)} {spread(longer)}; without "
-         f"a teacher {spread(kept(data, 'student, adversarial'))}",
-         f"{met(student and student[0], at_least=0.95)}; "
-         f"{met(longer and longer[0], at_least=0.95)}"],
+        ["robust student at 1/10 of the parameters, of the teacher's AutoAttack", "≥ 95 %", "–",
+         "; ".join(f"{words}{seeds} {spread(v)}" for words, v, seeds in students),
+         "; ".join(met(v and v[0], at_least=0.95) for _, v, _ in students)],
         ["parameters whose worst bit flip costs > 10 points, with clamps", "≤ 1 %",
          "40–50 % (relative)", f"{shown(alone, 2)} clamped in training alone; {shown(held, 2)} "
          "held in the clamped ranges when served",
@@ -292,6 +338,7 @@ def _of_generating(data: Sequence[Record]) -> list[list[str]]:
     stayed = ("generated", "controls", "the newest exposed, had it stayed", "stale_joint")
     drop, lead = less(data, ("both",), generated), less(data, stale, generated)
     eot = less(data, ("generated", "adaptive"), ("PGD",))
+    owning = less(data, ("generated", "owning"), ("PGD",))
     drops, joint = [worst_drop(r) for r in data], of(data, *stale, "accuracy")
     return [
         ["AutoAttack, members less generated, mean", "≤ 0.5 points", "–", spread(drop),
@@ -308,17 +355,22 @@ def _of_generating(data: Sequence[Record]) -> list[list[str]]:
          spread(less(data, stale, stayed)), "–"],
         ["adaptive EOT accuracy, above the trained model's AutoAttack", "≥ 0 points", "–",
          spread(eot), met(eot and eot[0], at_least=0.0)],
+        ["… if each of twenty stored attacks may be tried, too", "≥ 0 points", "–",
+         spread(owning), met(owning and owning[0], at_least=0.0)],
     ]  # fmt: skip
 
 
 def _of_cost(data: Sequence[Record]) -> list[list[str]]:
-    shares = [share(r) for r in data]
-    spent, turns = [once(r) for r in data], [even(r) for r in data]
+    shares, spent = [share(r, "PGD") for r in data], [once(r) for r in data]
     return [
         ["one robust generation, of the CPU time of training one robust model", "≤ 1/20", "–",
-         f"1/{shown(shares, 1, 1.0)}", met(mean(shares), at_least=20.0)],
-        ["… spent once before, CPU s; generations until retraining would have cost as much", "–",
-         "–", f"{shown(spent, 0, 1.0)}; {shown(turns, 1, 1.0)}", "–"],
+         f"{shown(shares, 1, 1.0)} generations a training", met(mean(shares), at_least=20.0)],
+        ["… spent once before, CPU s", "–", "–", shown(spent, 0, 1.0), "–"],
+        *([f"… instead, {words} at each rotation: its cost in generations; rotations until it had "
+           "cost as much as all that generating needs", "–", "–",
+           f"{shown([share(r, row) for r in data], 1, 1.0)}; "
+           f"{shown([even(r, row) for r in data], 0, 1.0)}", "–"]
+          for words, row in RIVALS.items()),
     ]  # fmt: skip
 
 
@@ -337,7 +389,7 @@ def met(value: float | None, *, at_least: float = -math.inf, at_most: float = ma
 
 def compute(data: Sequence[Record]) -> str:
     """What more training buys: the curve of the base's recipe, on the same images."""
-    lines, names = [], []
+    lines, names, size = [], [], data[0]["sizes"]["N"]
     for name, short in (STEPS | WIDER).items():
         have = [r for r in data if name in r["rows"]]
         if have:
@@ -346,7 +398,7 @@ def compute(data: Sequence[Record]) -> str:
             lines.append([
                 short, shown(of(have, name, "cpu_seconds"), 0, 1.0),
                 shown(of(have, name, "clean"), 2),
-                shown([float(a.mean()) for a in left if a is not None]), str(len(have)),
+                shown([float(a[:size].mean()) for a in left if a is not None]), str(len(have)),
                 shown(of(data, f"fresh, {name}", "stale_joint", "accuracy")),
                 spread(less(data, (f"fresh, {name}", "stale_joint"), (f"fresh, {name}", "itself"))),
             ])  # fmt: skip
@@ -360,45 +412,35 @@ def compute(data: Sequence[Record]) -> str:
 def _extrapolated(data: Sequence[Record], names: Sequence[str]) -> str:
     """A power law of the error in CPU seconds, and where it would reach the targets.
 
-    From the seeds that have the whole curve; images are drawn anew for the interval.
+    Through the means of the seeds that have the whole curve; images are drawn anew for the
+    interval. An error of 0 counts as 1 in 1,000.
     """
+    drawn = redrawn(data, lambda record: [alive(record, name) for name in names])
+    assert drawn is not None, "every one of these records has every point"
     cpu = np.log([mean(of(data, name, "cpu_seconds")) or 1.0 for name in names])
-    goals = {goal: paired(data, _curve(names), _reached(cpu, goal)) for goal in (0.93, 0.96)}
-    slope = paired(data, _curve(names), lambda *left: _fitted(cpu, left)[0])
-    assert slope is not None, "every one of these records has every point"
-    told = ", ".join(
-        f"{100 * goal:.0f} % at {_seconds(found[0])} CPU s ({_seconds(found[1])} to "
-        f"{_seconds(found[2])})"
-        for goal, found in goals.items() if found
-    )  # fmt: skip
+    error = np.log(np.maximum(1 - drawn.mean(1), 1e-3))  # (draws, points)
+    slopes, offsets = np.polyfit(cpu, error.T, 1)
+    low, high = np.quantile(slopes[1:], (0.025, 0.975))
+    told = []
+    for goal in (0.93, 0.96):
+        with np.errstate(divide="ignore"):
+            at = np.where(slopes < 0, (math.log(1 - goal) - offsets) / slopes, np.inf)
+        at = np.maximum(at, cpu[0])  # a law says nothing below its shortest run
+        least, most = np.quantile(at[1:], (0.025, 0.975), method="higher")
+        told.append(
+            f"{100 * goal:.0f} % {_seconds(at[0], 'at ', 'never')} ({_seconds(least, 'from ')} "
+            f"{_seconds(most, 'to ', 'on, without a bound')})"
+        )
     return (
-        f"A power law through the {len(names)} points of {len(data)} seed{'s'[: len(data) > 1]}, "
-        f"error ~ CPU^{slope[0]:.2f} ({slope[1]:.2f} to {slope[2]:.2f}), reaches {told}."
+        f"A power law through the {len(names)} points, means of {len(data)} "
+        f"seed{'s'[: len(data) > 1]}, error ~ CPU^{slopes[0]:.2f} ({low:.2f} to {high:.2f}), "
+        f"reaches {', '.join(told)}."
     )
 
 
-def _curve(names: Sequence[str]) -> Pick:
-    return lambda record: [alive(record, name) for name in names]
-
-
-def _fitted(cpu: Alive, left: Sequence[float]) -> tuple[float, float]:
-    """Slope and offset of log error in log CPU seconds; an error of 0 counts as 1 in 1,000."""
-    slope, offset = np.polyfit(cpu, np.log([max(1 - v, 1e-3) for v in left]), 1)
-    return float(slope), float(offset)
-
-
-def _reached(cpu: Alive, goal: float) -> Callable[..., float]:
-    """CPU seconds at which the law reaches a goal, as a power of ten; 9 stands for never."""
-
-    def power(*left: float) -> float:
-        slope, offset = _fitted(cpu, left)
-        return min(9.0, (math.log(1 - goal) - offset) / slope / math.log(10)) if slope < 0 else 9.0
-
-    return power
-
-
-def _seconds(power: float) -> str:
-    return "never" if power >= 7 else f"{10**power:,.0f}"
+def _seconds(log: float, before: str, never: str = "") -> str:
+    """CPU seconds of a logarithm; what exceeds 4 months is never."""
+    return f"{before}{math.exp(log):,.0f} CPU s" if log < math.log(1e7) else never
 
 
 def flips(data: Sequence[Record]) -> str:
@@ -423,7 +465,7 @@ def machine(data: Sequence[Record]) -> str:
     """Where and when, and by which code."""
     lines = []
     for record in data:
-        commits = sorted({str(row.get("commit", "")) for row in record["rows"].values()} - {""})
+        commits = sorted({str(row.get("commit", "unknown")) for row in record["rows"].values()})
         told = ", ".join(f"{key}: {value}" for key, value in record["hardware"].items())
         lines.append(f"- seed {record['seed']}: {told}, commits: {', '.join(commits)}")
     return "\n".join(lines)
@@ -457,7 +499,7 @@ def lines(data: Sequence[Record]) -> str:
 
     stayed = ("controls", "the newest exposed, had it stayed", "stale_joint")
     rotating = less(data, ("generated", "stale_joint"), ("generated", *stayed))
-    paid = mean([share(r) for r in data]) or math.nan
+    paid, forked = (mean([share(r, row) for r in data]) or math.nan for row in ("PGD", "both"))
     return (
         f"**Robust and rotating** (MNIST, ε = 0.3; accuracy left; {len(data)} seeds; "
         f"[tables](docs/benchmarks.md#robust-members)).\n\n"
@@ -469,14 +511,19 @@ def lines(data: Sequence[Record]) -> str:
         f"it is the network's fixed soft threshold: plainly trained it keeps "
         f"{shown(of(data, 'standard', 'autoattack'), 0)} %, an ordinary CNN "
         f"{shown(of(data, 'standard, ordinary CNN', 'autoattack'), 0)} %.\n"
-        f"- **What rotation adds to it: next to nothing.** A joint attack on twenty exposed "
-        f"generations leaves {told('stale_joint', 'accuracy')} % of the next one and "
-        f"{told(*stayed, 'accuracy')} % of the newest exposed one, had it stayed "
-        f"({spread(rotating)} points between them); an attack on the one before alone leaves "
-        f"{told('stale_single', 'accuracy')} %. Robust networks err on the same inputs; a whole "
-        f"fresh training leaves "
-        f"{told('controls', 'fresh trainings, other seeds', 'stale_joint', 'accuracy')} %.\n"
+        f"- **What rotation adds to it: a little against whoever holds one stored attack, nothing "
+        f"against twenty.** An attack on the generation before leaves "
+        f"{told('stale_single', 'accuracy')} % of the next, where one on its own parameters leaves "
+        f"{told(*stayed[:-1], 'itself', 'accuracy')} % of a generation that stays. A joint attack "
+        f"on twenty exposed ones leaves {told('stale_joint', 'accuracy')} % of the next and "
+        f"{told(*stayed, 'accuracy')} % of the newest of the twenty, had it stayed "
+        f"({spread(rotating)} points between them); tried one by one, twenty stored attacks leave "
+        f"{told('stale_any', 'accuracy')} %. Robust networks err on the same inputs; a whole fresh "
+        f"training leaves {told('controls', FRESH, 'stale_joint', 'accuracy')} % under the joint "
+        f"attack.\n"
         f"- **What it costs.** One generation takes 1/{paid:.0f} of the CPU time of training one "
-        f"robust model, after {shown([once(r) for r in data], 0, 1.0)} CPU s spent once. Whoever "
-        f"owns the generator leaves {told('adaptive', 'accuracy')} %."
+        f"robust model and 1/{forked:.1f} of that of forking a member, which gives a network as "
+        f"robust; {shown([once(r) for r in data], 0, 1.0)} CPU s are spent once before. Against "
+        f"an attacker who owns the generator {told('adaptive', 'accuracy')} % stay right, "
+        f"{told('owning', 'accuracy')} % if the twenty stored attacks are tried, too."
     )

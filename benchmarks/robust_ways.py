@@ -67,9 +67,18 @@ class Look(Judge):
         x, y, eps, seed, bounds = split.x, split.y, self.task.eps, self.seed, self.task.bounds
         alive = torch.ones(len(y), dtype=torch.bool)
         for craft in (
-            lambda x, y: apgd(model, x, y, eps=eps, steps=100, seed=seed, bounds=bounds),
-            lambda x, y: apgd(
-                model, x, y, eps=eps, steps=100, seed=seed, bounds=bounds, loss="dlr", keep="flip"
+            *(
+                partial(
+                    apgd,
+                    model,
+                    eps=eps,
+                    steps=100,
+                    seed=seed,
+                    bounds=bounds,
+                    loss=loss,
+                    keep="flip",
+                )
+                for loss in ("ce", "dlr")
             ),
             lambda x, y: square(model, x, y, eps=eps, queries=1000, seed=seed, bounds=bounds),
         ):
@@ -105,7 +114,8 @@ class Ways(robust.Run):
             self.base(name, 2)
         for name in WAYS:
             self.base(name)
-        self.base("student, RSLAD", robust.LONGER)
+        for name in robust.LONGER:
+            self.base(name, 0.5)
 
     def basins(self) -> None:
         """The members of each basin, under joint attacks on as many others, of it and elsewhere."""
@@ -115,13 +125,20 @@ class Ways(robust.Run):
             models = [load_model(self.task, unpack(defence.vault.read(e))) for e in entries]
         some = self.judge.examples.take(range(BASINS))
         judge = Look(self.task, some, some, self.seed)
+        # Targets come from the last wave; nobody in their wave is known. As many networks, and as
+        # many of each earlier wave, in both pools: only whether the target's basin is among them
+        # differs (one of another basin gives way to each of its own).
+        waves = [range(i, i + len(set(basin))) for i in range(0, len(basin), len(set(basin)))]
         for held in sorted(set(basin)):
-            last = max(i for i, b in enumerate(basin) if b == held)
-            own = [models[i] for i, b in enumerate(basin) if b == held and i != last]
-            new = [models[i] for i, b in enumerate(basin) if b != held]
-            # As many networks in both attacks: one gives way to each of the target's own basin.
-            known = own + new[: len(new) - len(own)]
-            self.row(f"basin {held}", partial(self.member, judge, models[last], known, new))
+            known, new = [], []
+            for place, wave in enumerate(waves[:-1]):
+                others = [i for i in wave if basin[i] != held]
+                new += others
+                known += [i for i in wave if basin[i] == held]
+                known += [i for i in others if i != others[place % len(others)]]
+            target = next(models[i] for i in waves[-1] if basin[i] == held)
+            pools = [[models[i] for i in pool] for pool in (known, new)]
+            self.row(f"basin {held}", partial(self.member, judge, target, *pools))
 
     def member(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -56,9 +55,16 @@ def test_differences_are_paired_by_image_and_averaged_over_seeds():
 
 
 def test_only_the_first_images_are_compared_where_a_row_has_more():
-    one = record(0, [1, 1, 0, 0], [1, 1, 0, 0])
-    one["sizes"]["N"] = 2
-    assert np.array_equal(tables.alive(one, "generated"), [1.0, 1.0])
+    one = record(0, [1, 0, 1, 1], [1, 1])  # AutoAttack saw four, of which the first two are shared
+    drawn = tables.redrawn([one], lambda r: [tables.alive(r, "generated", "stale_joint"),
+                                             tables.alive(r, "generated")])  # fmt: skip
+    assert drawn[0].tolist() == [[1.0, 0.5]]
+
+
+def test_who_owns_the_generator_and_stored_attacks_is_stopped_by_neither_alone():
+    stored, adaptive = {"survivors": ["1100"]}, {"survivors": ["0000", "1010"]}
+    both = tables._owning({"stale_any": stored, "adaptive": adaptive})
+    assert both == {"accuracy": 0.25, "worst": 0.25, "survivors": ["1000"]}  # the newest targets
 
 
 def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
@@ -68,21 +74,27 @@ def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
 
 
 def test_the_curve_of_compute_says_where_a_goal_is_reached_or_that_it_never_is():
-    cpu = np.log([100.0, 200.0, 400.0])
-    assert 10 ** tables._reached(cpu, 0.95)(0.8, 0.9, 0.95) == pytest.approx(400.0)
-    assert tables._seconds(tables._reached(cpu, 0.95)(0.9, 0.9, 0.8)) == "never"
-    curve = {
-        f"PGD, {words}" if words else "PGD": {
-            "autoattack": share, "cpu_seconds": seconds, "clean": 0.99,
-            "survivors": [bits(torch.arange(100) < 100 * share)],
-        }
-        for words, share, seconds in zip(
-            ("1/4 of the steps", "1/2 of the steps", ""), (0.8, 0.9, 0.95), (100, 200, 400),
-            strict=True,
-        )
-    }  # fmt: skip
-    text = tables.compute([{"seed": 0, "sizes": {"N": 100}, "rows": curve}])
-    assert "3 points of 1 seed," in text
+    names = ("PGD, 1/4 of the steps", "PGD, 1/2 of the steps", "PGD")
+
+    def curve(seed: int, *shares: float) -> tables.Record:
+        rows = {
+            name: {
+                "autoattack": share, "cpu_seconds": seconds, "clean": 0.99,
+                "survivors": [bits(torch.arange(100) < 100 * share)],
+            }
+            for name, share, seconds in zip(names, shares, (100, 200, 400), strict=True)
+        }  # fmt: skip
+        return {"seed": seed, "sizes": {"N": 100}, "rows": rows}
+
+    rising, falling = curve(0, 0.8, 0.9, 0.95), curve(1, 0.9, 0.88, 0.85)
+    text = tables.compute([rising])
+    assert "3 points, means of 1 seed," in text
     assert "96 % at 500 CPU s" in text
-    one = {"seed": 1, "sizes": {"N": 100}, "rows": {"PGD": curve["PGD"]}}
+    assert "93 % never" in tables.compute([falling])
+    # A seed that never gets there lessens the mean; it is no power of ten to be averaged.
+    both = tables.compute([rising, falling])
+    assert "93 % at 1,198 CPU s" in both
+    assert "on, without a bound)" in both
+    rows = {"PGD": rising["rows"]["PGD"]}
+    one = {"seed": 1, "sizes": {"N": 100}, "rows": rows}
     assert "reaches" not in tables.compute([one])  # a single point is no curve
