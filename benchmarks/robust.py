@@ -49,7 +49,7 @@ from robust_judge import Judge
 from ways import Workshop
 
 N = 150  # test images of AutoAttack and of the transfer attacks
-MANY = 500  # of AutoAttack on the base; the first N are the same
+MANY = 500  # of AutoAttack on the rows FINER; the first N are the same
 CHAIN = 30  # generations
 NEWEST = 5  # judged by AutoAttack, without choice: the mean
 SUSPECTS = 5  # judged too: those that PGD hurts most; the worst of both
@@ -108,6 +108,7 @@ STUDENTS = {
         "student, teacher of defensive distillation",
     ),
 }
+FINER = ("PGD", WIDE, "student, adversarial", "student, RSLAD", "student, RSLAD, 2 × the steps")
 
 
 COMMIT = subprocess.run(
@@ -229,7 +230,7 @@ class Run:
         job = Job(task, "base", 0, 0, "base", population, None, (), (), harden, teacher)
         key = named(name, part)
         made = self.trained(key, lambda: run_job(job))
-        split = self.judge.many if key in ("PGD", WIDE) else None
+        split = self.judge.many if key in FINER else None
 
         def judged() -> dict[str, Any]:
             row = self.judge.judge([self.model(made.weights, task)], self.cpu(key), split)
