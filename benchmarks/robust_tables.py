@@ -177,10 +177,11 @@ def recipes(data: Sequence[Record]) -> str:
             shown(of(data, name, "stale_joint", "accuracy")) + (f" on {known}" if known else ""),
             shown(of(data, name, "adaptive", "accuracy")), f"{int(parameters):,}",
             shown(of(data, name, "cpu_seconds"), 1, 1.0), str(seeds),
+            str(min(int(v) for v in of(data, name, "images") if v)),
         ])  # fmt: skip
     header = ["recipe", "clean", "AutoAttack, mean", "worst network, of", "transfer attacks on "
               "itself", "stale, joint", "adaptive, EOT", "parameters",
-              "CPU s a network", "seeds"]  # fmt: skip
+              "CPU s a network", "seeds", "images"]  # fmt: skip
     return table(header, lines)
 
 
