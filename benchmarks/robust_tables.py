@@ -265,6 +265,43 @@ def worst_drop(record: Record) -> float | None:
     return None if members is None or made is None else members - made
 
 
+def floors(data: Sequence[Record]) -> str:
+    """Would a stricter gate have kept the worst generation away? Those judged by AutoAttack."""
+    have = [r for r in data if "generated" in r["rows"]]
+    lines, ties = [], []
+    for share in (0.0, 0.25, 0.5, 0.75):
+        drops, passed = [], []
+        for record in have:
+            gate, left = _judged(record)
+            floor = np.quantile([f["robust_accuracy"] for f in _figures(record)], share)
+            drops.append(get(record, "both", "autoattack") - left[gate >= floor].min())
+            passed.append(float((gate >= floor).sum()))
+            ties.append(np.corrcoef(gate, left)[0, 1])
+        words = f"the best {100 * (1 - share):.0f} % of the thirty by the gate's figure"
+        lines.append([words if share else "as it was", shown(passed, 1, 1.0), shown(drops)])
+    alone = [get(r, "both", "autoattack") - get(r, "both", "autoattack_worst") for r in have]
+    lines.append(["no generation: the worst of four trained members", "–", shown(alone)])
+    header = ["generations that a gate let pass", "of the ten judged", "worst of them below the "
+              "members' mean, points"]  # fmt: skip
+    said = f"Correlation of the gate's figure and AutoAttack over the ten: {np.mean(ties):.2f}."
+    return f"{table(header, lines)}\n\n{said}"
+
+
+def _figures(record: Record) -> list[dict[str, float]]:
+    figures: list[dict[str, float]] = record["rows"]["generated"]["figures"]
+    return figures
+
+
+def _judged(record: Record) -> tuple[Alive, Alive]:
+    """The gate's robust accuracy and AutoAttack of the newest and of those that PGD hurt most."""
+    row, figures = record["rows"]["generated"], _figures(record)
+    newest, suspects = row["autoattack_each"], row["suspects"]["autoattack_each"]
+    first = len(figures) - len(newest)
+    order = sorted(range(first), key=row["pgd_each"].__getitem__)[: len(suspects)]
+    at = [*range(first, len(figures)), *order]
+    return np.array([figures[i]["robust_accuracy"] for i in at]), np.array([*newest, *suspects])
+
+
 def even(record: Record, row: str) -> float | None:
     """After how many rotations a network of a row at each would have cost as much, base apart.
 
@@ -488,7 +525,7 @@ def made() -> dict[str, str]:
         "robust-machine": machine(data),
     }
     if any("generated" in record["rows"] for record in data):
-        found["robust"] = lines(data)
+        found["robust"], found["robust-floors"] = lines(data), floors(data)
     return found
 
 
