@@ -60,11 +60,10 @@ PROPOSALS = 8  # the adaptive attacker's own
 DRAWS = (5, 10, 20, 40)  # fresh samples a step of the adaptive attacker
 UNSEEN = 100  # fresh samples that the adaptive attacks are scored on, too
 PARTS = (4, 2)  # the base's steps, divided: the curve of compute
-LONGER = ("student, adversarial", "student, RSLAD")  # trained with twice the steps, too
+LONGER = ("student, RSLAD",)  # trained with twice the steps, too
 
 
 WIDE = "PGD, twice the width"  # at half the steps: a way of robust_ways.py that was the best there
-WIDEST = f"{WIDE}, all steps"  # the last point of the curve
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ class Recipe:
 
 RECIPES = {
     WIDE: Recipe({}, 2, robust_recipes.wide),
-    WIDEST: Recipe({}, 1, robust_recipes.wide),
     "standard": Recipe({"recipe": ()}, 4),
     "standard, ordinary CNN": Recipe({"recipe": ()}, 4, robust_recipes.plain),
     "standard, clamped": Recipe({"recipe": ("clamp",)}, 4),
@@ -108,7 +106,7 @@ STUDENTS = {
         "student, teacher of defensive distillation",
     ),
 }
-FINER = ("PGD", WIDE, "student, adversarial", "student, RSLAD", "student, RSLAD, 2 × the steps")
+FINER = ("PGD", WIDE)
 
 
 COMMIT = subprocess.run(
@@ -290,7 +288,7 @@ class Run:
             self.base(name)
 
     def compute(self) -> None:
-        """The curve of compute: the base's recipe, shortened, and widened in `recipes`."""
+        """The curve of compute: the base's recipe, shortened; `recipes` makes its other points."""
         for part in PARTS:
             self.base("PGD", part)
 
@@ -300,9 +298,8 @@ class Run:
             newest = defence.vault.last_number()
             known = [defence.generation(n).model() for n in range(newest - JOINT, newest)]
         joint = self.judge.crafted(known)
-        for name in (*(named("PGD", part) for part in (*PARTS, 1)), WIDE, WIDEST):
-            wide = name in (WIDE, WIDEST)
-            task = replace(self.task, factory=robust_recipes.wide) if wide else None
+        for name in (*(named("PGD", part) for part in (*PARTS, 1)), WIDE):
+            task = replace(self.task, factory=robust_recipes.wide) if name == WIDE else None
             files = sorted(self.work.parent.glob(f"robust-*/{self.file(name).name}"))
             made = [self.model(f.read_bytes(), task) for f in files if f.parent != self.work]
 

@@ -24,7 +24,7 @@ def known(values: Sequence[float | None]) -> list[float]:
 
 def attackers(data: Sequence[tables.Record]) -> list[Line]:
     """Accuracy left of the generated chain, by what the attacker has."""
-    colours = (WHITE, WHITE, STALE, STALE, STALE, STALE, OWNS)
+    colours = (WHITE, WHITE, STALE, STALE, STALE, STALE, OWNS, OWNS)
     found: list[Line] = [("nothing: clean", known(tables.of(data, "generated", "clean")), CONTROL)]
     for (words, key), colour in zip(tables.ATTACKERS, colours, strict=True):
         path = ("autoattack",) if key == "autoattack" else (key, "accuracy")
