@@ -20,13 +20,13 @@ Alive = NDArray[np.float64]
 Spread = tuple[float, float, float]
 FRESH, WIDE = "fresh trainings, other seeds", "PGD, twice the width"
 ALONE, TAUGHT = "student, adversarial", "student, RSLAD"
-LONGER = ", 2 × the steps"
+TWICE = ", 2 × the steps"
 ROWS = (
     "standard, ordinary CNN", "standard", "standard, clamped",
     "FGSM at eps = 1 alone, ordinary CNN", "FGSM-RS", "PGD", "TRADES",
     WIDE,
     "repelled", "adversarial", "both", "generated",
-    "student, standard", ALONE, TAUGHT, TAUGHT + LONGER,
+    "student, standard", ALONE, TAUGHT, TAUGHT + TWICE,
     "student, teacher of defensive distillation", "student, defensive distillation",
 )  # fmt: skip
 ATTACKERS = (
@@ -341,7 +341,7 @@ def _of_training(data: Sequence[Record]) -> list[list[str]]:
     students = [
         (words, kept(data, row), counted(data, row))
         for words, row in (
-            ("RSLAD", TAUGHT), ("RSLAD, twice as long", TAUGHT + LONGER),
+            ("RSLAD", TAUGHT), ("RSLAD, twice as long", TAUGHT + TWICE),
             ("without a teacher", ALONE),
         )
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from g2d.networks import digits_cnn, mnist_cnn, mnist_robust_cnn, resnet18
 from g2d.symmetry import (
     align,
-    aligned_distance,
+    aligned_distances,
     balance,
     couplings,
     match,
@@ -87,7 +87,7 @@ def test_permuted_and_rescaled_copies_have_distance_zero(seed):
     factors = [torch.rand(c.units, generator=g).mul(6).sub(3).exp2() for c in chain]
     moved = rescale(moved, chain, factors)
     assert relative_l1(state, moved) > 0.3
-    assert aligned_distance(state, moved, chain) < 5e-3
+    assert aligned_distances([state, moved], moved, chain)[0] < 5e-3
     torch.testing.assert_close(
         functional_call(model, balance(moved, chain), (x,)),
         functional_call(model, state, (x,)),
@@ -108,7 +108,7 @@ def test_models_that_are_no_chain_are_left_alone():
     model, state, x = made(resnet18, (3, 32, 32))
     assert couplings(model, x[:2]) == ()
     assert match(state, state, ()) == []
-    assert aligned_distance(state, state, ()) == 0
+    assert aligned_distances([state], state, ()) == [0]
 
 
 class Shuffled(nn.Module):

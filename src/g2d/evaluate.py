@@ -22,7 +22,7 @@ from g2d.defence import Defence
 from g2d.errors import DataError, SettingsError
 from g2d.generator import hidden_units
 from g2d.harden import Teacher
-from g2d.population import Job, run_job, seed_of
+from g2d.population import Job, TaskSource, run_job, seed_of
 from g2d.settings import HardenSettings, Settings
 from g2d.symmetry import permute
 from g2d.tasks import Task
@@ -232,21 +232,25 @@ def permuted(task: Task, state: State, seed: int) -> Logits | None:
     return load_model(task, permute(state, chain, orders))
 
 
-def retrained(
-    task: Task, settings: Settings, index: int, teacher: Teacher | None = None
-) -> tuple[Logits, float]:
+def retraining(
+    source: TaskSource, settings: Settings, index: int, teacher: Teacher | None = None
+) -> Job:
+    """The training of a network from a fresh seed, hardened as the base."""
+    # Far from the population's own indices, so that its seed is nobody else's.
+    return Job(
+        source, "member", 10**6 + index, 0, "seeds", settings.population, None, (), (),
+        settings.harden, teacher,
+    )  # fmt: skip
+
+
+def retrained(task: Task, settings: Settings, index: int) -> tuple[Logits, float]:
     """Train a network from a fresh seed, hardened as the base: the ordinary rival of a rotation.
 
     Returns:
         the model, and its CPU seconds (its own attacks included, as a generation's are).
     """
     began = time.process_time()
-    # Far from the population's own indices, so that its seed is nobody else's.
-    job = Job(
-        task, "member", 10**6 + index, 0, "seeds", settings.population, None, (), (),
-        settings.harden, teacher,
-    )  # fmt: skip
-    weights = run_job(job).weights
+    weights = run_job(retraining(task, settings, index)).weights
     return load_model(task, unpack(weights)), time.process_time() - began
 
 

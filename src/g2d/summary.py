@@ -18,7 +18,7 @@ import g2d
 from g2d.defence import Defence
 from g2d.evaluate import Evaluation, Row
 from g2d.generator import hidden_units
-from g2d.symmetry import aligned_distance
+from g2d.symmetry import aligned_distances
 from g2d.train import predict
 from g2d.weights import State, unpack
 
@@ -195,14 +195,13 @@ def _distances(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
     members = [unpack(defence.vault.read(entry)) for entry in defence.vault.entries("member")]
     listed = []
     for place, number in enumerate(numbers[1:], 1):
-        exposed = [aligned_distance(states[k], states[number], chain) for k in numbers[:place]]
-        near = min(aligned_distance(member, states[number], chain) for member in members)
+        exposed = aligned_distances([states[k] for k in numbers[:place]], states[number], chain)
         listed.append(
             {
                 "number": number,
                 "previous": exposed[-1],
                 "nearest_exposed": min(exposed),
-                "nearest_member": near,
+                "nearest_member": min(aligned_distances(members, states[number], chain)),
             }
         )
     return {

@@ -2,7 +2,7 @@
 
 Permuting hidden units, or rescaling them through a ReLU, changes the parameters and not the
 function. `align` undoes both (weight matching, Git Re-Basin, arXiv 2209.04836, algorithm 1, after
-balancing); `aligned_distance` is what gates and tables report. What may be permuted is read off the
+balancing); `aligned_distances` is what gates and tables report. What may be permuted is read off the
 model and then *verified* on data: a guess that changes the logits is discarded.
 """
 
@@ -143,7 +143,6 @@ def balance(state: State, chain: Sequence[Coupling]) -> dict[str, Tensor]:
     """
     balanced = dict(state)
     for _ in range(10):
-        factors = []
         for layer in chain:
             incoming = sum(
                 balanced[name].double().reshape(layer.units, -1).square().sum(1)
@@ -154,7 +153,6 @@ def balance(state: State, chain: Sequence[Coupling]) -> dict[str, Tensor]:
             alive = (torch.as_tensor(incoming) > 1e-20) & (outgoing > 1e-20)
             ratio = (outgoing / torch.as_tensor(incoming).clamp_min(1e-30)).pow(0.25)
             factor = torch.where(alive, ratio, torch.ones_like(ratio))
-            factors.append(factor)
             balanced = rescale(balanced, [layer], [factor])
     return balanced
 
@@ -202,18 +200,14 @@ def align(reference: State, state: State, chain: Sequence[Coupling]) -> dict[str
     return permute(state, chain, match(reference, state, chain)) if chain else dict(state)
 
 
-def aligned_distance(reference: State, state: State, chain: Sequence[Coupling]) -> float:
-    """Relative L1 distance `‖state − reference‖₁ / ‖reference‖₁` after removing symmetries.
-
-    Both are balanced first, then `state` is aligned; a permuted or rescaled copy has distance zero.
-    """
-    return aligned_distances([reference], state, chain)[0]
-
-
 def aligned_distances(
     references: Iterable[State], state: State, chain: Sequence[Coupling]
 ) -> list[float]:
-    """`aligned_distance` to each reference; `state` is balanced once."""
+    """Relative L1 distances `‖state − reference‖₁ / ‖reference‖₁` after removing symmetries.
+
+    All are balanced first, then `state` is aligned to each reference; to a permuted or rescaled
+    copy the distance is zero.
+    """
     if not chain:
         return [relative_l1(reference, state) for reference in references]
     state = balance(state, chain)

@@ -20,12 +20,13 @@ from torch import Tensor
 from g2d.data import Split
 from g2d.defence import Defence
 from g2d.engine import Engine
+from g2d.evaluate import retraining
 from g2d.files import make_folder, write_bytes
 from g2d.generator import hidden_units
 from g2d.harden import Course, stale
 from g2d.members import fitted_members
 from g2d.opening import data_digest
-from g2d.population import Job, run_job, seed_of, teacher_of
+from g2d.population import run_job, seed_of, teacher_of
 from g2d.redteam.cabinet import code_version, key_of
 from g2d.redteam.room import Chain, Network, Room, Site, enter
 from g2d.symmetry import permute
@@ -274,11 +275,8 @@ def make(order: _Order) -> list[tuple[bytes, float]]:
         if order.name == "rival":
             data = pack(_rival(room, index))
         elif order.name == "retrained":
-            job = Job(
-                room.site.source, "member", 10**6 + index, 0, "seeds",
-                room.site.settings.population, None, (), (), room.site.settings.harden,
-                teacher_of(room.defence.vault, room.site.settings.harden),
-            )  # fmt: skip
+            teacher = teacher_of(room.defence.vault, room.site.settings.harden)
+            job = retraining(room.site.source, room.site.settings, index, teacher)
             data = run_job(job).weights
         else:
             drawn = _draw(room, order.name, index)
