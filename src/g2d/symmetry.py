@@ -2,8 +2,8 @@
 
 Permuting hidden units, or rescaling them through a ReLU, changes the parameters and not the
 function. `align` undoes both (weight matching, Git Re-Basin, arXiv 2209.04836, algorithm 1, after
-balancing); `aligned_distances` is what gates and tables report. What may be permuted is read off the
-model and then *verified* on data: a guess that changes the logits is discarded.
+balancing); `aligned_distances` is what gates and tables report. What may be permuted is read off
+the model and then *verified* on data: a guess that changes the logits is discarded.
 """
 
 from __future__ import annotations
