@@ -32,11 +32,11 @@ from torch.nn import functional as F
 
 from g2d.attacks import autoattack, pgd, project
 from g2d.attacks.art import quiet, white_box
-from g2d.data import Split
-from g2d.defence import Defence
-from g2d.evaluate import attack_rate
-from g2d.tasks import Task
-from g2d.train import predict
+from g2d.defence.defence import Defence
+from g2d.redteam.scoring import attack_rate
+from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
 from measure import hardware, save
 
 STEPS = 20

@@ -25,12 +25,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import g2d
-from g2d.data import Split
-from g2d.evaluate import Trial
+from g2d.core.types import State
 from g2d.generator import Generator, hidden_units
+from g2d.redteam.scoring import Trial
 from g2d.settings import AutoencoderSettings, DiffusionSettings
-from g2d.train import accuracy, load_model
-from g2d.weights import State, pack, unpack
+from g2d.tasks.inference import accuracy, load_model
+from g2d.tasks.splits import Split
+from g2d.weights.checkpoints import pack, unpack
 from measure import Distances, hardware, save
 
 NETWORKS, EPOCHS, SAMPLES = 100, 5, 300

@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 
 import g2d
-from g2d.evaluate import Trial
+from g2d.core.types import State
+from g2d.redteam.scoring import Trial
 from g2d.settings import Settings
-from g2d.weights import State, unpack
+from g2d.weights.checkpoints import unpack
 from measure import (
     Distances,
     PeakMemory,
@@ -40,7 +41,7 @@ from measure import (
     white_box,
     wrong,
 )
-from ways import Made, Workshop
+from ways import Made, SpareMaker
 
 HISTORY = 16
 CHAIN = 40
@@ -81,7 +82,7 @@ class Seed:
 
     def prepare(self) -> None:
         """Models and distances that every row uses."""
-        self.shop = Workshop(self.defence, self.seed)
+        self.shop = SpareMaker(self.defence, self.seed)
         self.distances = Distances(self.shop.members, self.defence._judge.chain)
         self.member_models = [self.shop.model(state) for state in self.shop.members]
         base = self.shop.model(self.shop.base)

@@ -32,8 +32,8 @@ import numpy as np
 import psutil
 
 from g2d.errors import VaultError
-from g2d.protect.signing import VerifyKey, verify_generation
-from g2d.vault import Vault
+from g2d.vault.signing import VerifyKey, verify_generation
+from g2d.vault.vault import Vault
 from serving import wait_to_write
 from serving_answers import judge
 from serving_load import Answers, Load, answer_of, ask_once, bodies, infer_requests

@@ -1,6 +1,6 @@
 """What the benchmarks measure of networks: attacks, distances, novelty; and the machine's name.
 
-Scores come from `g2d.evaluate`, on the test split alone; here they are only collected.
+Scores come from `g2d.redteam.scoring`, on the test split alone; here they are only collected.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from scipy import stats
 from torch import Tensor
 
 import g2d
-from g2d.data import Split
-from g2d.evaluate import Rate, Trial, accuracy_rate
-from g2d.symmetry import Coupling, align, balance, relative_l1
-from g2d.train import Logits, predict
-from g2d.weights import State
+from g2d.core.types import Logits, State
+from g2d.redteam.scoring import Rate, Trial, accuracy_rate
+from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
+from g2d.weights.symmetry import Coupling, align, balance, relative_l1
 
 
 class PeakMemory:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import g2d
-from g2d.vault import SIGNATURE
+from g2d.vault.vault import SIGNATURE
 from serving_process import QUICK, Server, make_vault
 
 PATIENCE = 60.0  # seconds; the worker takes three to start

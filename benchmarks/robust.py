@@ -32,21 +32,24 @@ from torch import Tensor, nn
 import g2d
 import robust_recipes
 from g2d.attacks.eot import LOSSES, eot_pgd
-from g2d.census import flip_census
-from g2d.engine import SerialEngine, calm
+from g2d.core.engine import SerialEngine, configure_threads
+from g2d.core.seeds import seed_of
+from g2d.core.types import Logits
 from g2d.errors import GenerationError
-from g2d.harden import Teacher
-from g2d.networks import mnist_robust_cnn
-from g2d.population import Job, Trained, run_job, seed_of
 from g2d.protect.ranges import Ranges
+from g2d.redteam.flip_census import flip_census
 from g2d.settings import HardenSettings, Settings, build
-from g2d.symmetry import permute
-from g2d.tasks import Task, load_task
-from g2d.train import Logits, load_model
-from g2d.weights import digest, unpack
+from g2d.tasks.builtin import load_task
+from g2d.tasks.inference import load_model
+from g2d.tasks.networks import mnist_robust_cnn
+from g2d.tasks.task import Task
+from g2d.training.population import Trained, TrainingJob, run_job
+from g2d.training.recipes import Teacher
+from g2d.weights.checkpoints import digest, unpack
+from g2d.weights.symmetry import permute
 from measure import hardware, save
 from robust_judge import Judge
-from ways import Workshop
+from ways import SpareMaker
 
 N = 150  # test images of AutoAttack and of the transfer attacks
 MANY = 500  # of AutoAttack on the rows FINER; the first N are the same
@@ -225,7 +228,7 @@ class Run:
             teacher = Teacher(
                 self.file(row.teacher).read_bytes(), f"{of.__module__}:{of.__name__}"
             )  # fmt: skip
-        job = Job(task, "base", 0, 0, "base", population, None, (), (), harden, teacher)
+        job = TrainingJob(task, "base", 0, 0, "base", population, None, (), (), harden, teacher)
         key = named(name, part)
         made = self.trained(key, lambda: run_job(job))
         split = self.judge.many if key in FINER else None
@@ -245,8 +248,17 @@ class Run:
         at, attacks = list(starts), list(pools)
         for index in range(FORKS[name]):
             basin = index % len(starts)
-            job = Job(self.task, "member", index, basin, recipe, s, at[basin], tuple(attacks),
-                      harden=harden)  # fmt: skip
+            job = TrainingJob(
+                self.task,
+                "member",
+                index,
+                basin,
+                recipe,
+                s,
+                at[basin],
+                tuple(attacks),
+                harden=harden,
+            )
             made.append(self.trained(f"{name} {index}", lambda job=job: run_job(job)))
             at[basin] = made[-1].weights
             attacks += [made[-1].attacks] if pools else []
@@ -420,16 +432,16 @@ class Run:
         self, defence: g2d.Defence, chain: list[nn.Module], joint: list[Tensor]
     ) -> dict[str, Any]:
         """What costs nothing, or a whole training, in the place of the newest generation."""
-        workshop, judge = Workshop(defence, self.seed), self.judge
+        maker, judge = SpareMaker(defence, self.seed), self.judge
         units, draws = defence._judge.chain, self.draws("permutation")
         orders = [torch.randperm(c.units, generator=draws) for c in units]
         others = sorted(self.work.parent.glob("robust-*/PGD.safetensors"))
         fresh = [unpack(p.read_bytes()) for p in others if p.parent != self.work]
         made = {
             "a permuted copy of it": [permute(chain[-2].state_dict(), units, orders)],
-            "soups of members": workshop.soup(MEMBERS)[0],
-            "members with noise": workshop.noise(MEMBERS)[0],
-            "samples without guidance": workshop.unguided(MEMBERS)[0],
+            "soups of members": maker.soup(MEMBERS)[0],
+            "members with noise": maker.noise(MEMBERS)[0],
+            "samples without guidance": maker.unguided(MEMBERS)[0],
             "fresh trainings, other seeds": fresh,
         }
         targets = {"the newest exposed, had it stayed": [chain[-2]]}
@@ -533,7 +545,7 @@ def main(
     parser.add_argument("--out", type=Path, default=root / "benchmarks" / "results")
     parser.add_argument("--work", type=Path, default=root / "runs")
     given = parser.parse_args()
-    calm()
+    configure_threads()
     for seed in given.seeds:
         one = run(seed, given.data, given.out, given.work)
         for stage in given.only:

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from g2d.attacks import apgd, autoattack, pgd, project
 from g2d.attacks.autoattack import square
-from g2d.data import Split
-from g2d.population import seed_of
-from g2d.tasks import Task
-from g2d.train import Logits, predict
+from g2d.core.seeds import seed_of
+from g2d.core.types import Logits
+from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
 
 SWEEP = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from g2d.harden import Part, Step
-from g2d.harden.step import frozen
-from g2d.networks import SoftThreshold, StridedStem, mnist_robust_cnn
+from g2d.tasks.networks import SoftThreshold, StridedStem, mnist_robust_cnn
+from g2d.training.recipes import Part, Step
+from g2d.training.recipes.step import frozen
 
 
 def blog(step: Step) -> Step:

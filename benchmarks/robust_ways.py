@@ -25,10 +25,11 @@ import g2d
 import robust_recipes
 from g2d.attacks import apgd
 from g2d.attacks.autoattack import square
-from g2d.data import Split
-from g2d.population import seed_of
-from g2d.train import Logits, load_model, predict
-from g2d.weights import unpack
+from g2d.core.seeds import seed_of
+from g2d.core.types import Logits
+from g2d.tasks.inference import load_model, predict
+from g2d.tasks.splits import Split
+from g2d.weights.checkpoints import unpack
 from measure import save
 from robust import Recipe
 from robust_judge import Judge

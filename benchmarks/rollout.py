@@ -2,8 +2,8 @@
 
     python benchmarks/rollout.py [--vault VAULT] [--seeds 10]
 
-A SIMULATION: `Follower`, `Terms` and `Roster` of `g2d.cluster` run in simulated time; network,
-loads and absences are drawn. With --vault, how long a replica loads, and how many polls a
+A SIMULATION: `Follower`, `Terms` and `Roster` of `g2d.service.cluster` run in simulated time;
+network, loads and absences are drawn. With --vault, how long a replica loads, how many polls a
 coordinator answers in a second, are measured first on `g2d serve --engine ray` on this machine;
 without, what benchmarks/results/rollout.json holds is used. Writes that file, and the table in
 docs/cluster.md.
@@ -32,8 +32,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from g2d.cluster.lease import Follower, Hello, Terms
-from g2d.cluster.rollout import Roster
+from g2d.service.cluster.lease import Follower, Hello, Terms
+from g2d.service.cluster.rollout import Roster
 from measure import hardware, interval, save
 
 OUT = Path(__file__).parent / "results" / "rollout.json"
@@ -363,14 +363,14 @@ def ask(url: str, method: str = "GET") -> bytes:
 
 def measure_polls(vault: Path, polls: int = 3000) -> float:
     """A coordinator's CPU seconds for a poll: a thousand replicas known, each told one event."""
-    from g2d.cluster.joining import joined, require
+    from g2d.core.ray_cluster import joined, require
 
     require()
     import ray
 
-    from g2d.cluster.coordinator import Plan
-    from g2d.cluster.deployment import CoordinatorActor
-    from g2d.service.options import Options
+    from g2d.service.cluster.coordinator import Plan
+    from g2d.service.cluster.deployment import CoordinatorActor
+    from g2d.service.http.options import Options
 
     class Measured(CoordinatorActor):
         async def cpu(self) -> float:

@@ -28,10 +28,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import g2d
+from g2d.core.types import State
 from g2d.generator import Generator
-from g2d.networks import resnet18
 from g2d.settings import AutoencoderSettings, DiffusionSettings
-from g2d.weights import State
+from g2d.tasks.networks import resnet18
 from measure import hardware, save
 
 CHECKPOINTS = 24

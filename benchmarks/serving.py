@@ -39,7 +39,7 @@ import numpy as np
 
 from g2d.errors import VaultError
 from g2d.settings import Settings
-from g2d.vault import Vault
+from g2d.vault.vault import Vault
 from serving_answers import judge
 from serving_load import Load, bodies, infer_requests
 from serving_process import TINY, Server, bootstrap, make_vault, record, save

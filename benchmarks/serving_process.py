@@ -52,7 +52,7 @@ def make_vault(path: Path, tables: dict[str, Any], key: Path | None = None) -> P
     import torch
 
     import g2d
-    from g2d.engine import SerialEngine
+    from g2d.core.engine import SerialEngine
     from g2d.settings import build
 
     torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def record(arguments: Any) -> dict[str, Any]:
     """When, where and with what a result was measured."""
     import torch
 
-    from g2d.summary import hardware, versions
+    from g2d.redteam.overview_json import hardware, versions
 
     torch.set_num_threads(1)
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
@@ -170,7 +170,7 @@ class Server:
         """The process that makes generations, while there is one."""
         try:
             children = psutil.Process(self.process.pid).children()
-            return next((c for c in children if "g2d.spare" in c.cmdline()), None)
+            return next((c for c in children if "g2d.service.worker" in c.cmdline()), None)
         except psutil.Error:
             return None
 

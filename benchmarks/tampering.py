@@ -4,7 +4,7 @@
     python benchmarks/tampering.py --cases 240   # a try
 
 A vault of digits, signed with a key of `g2d keys new`; generation 2 is live, 4 is the next one. It
-is read as the running service reads it: one `VaultShelf` with the public key, opened once. Every
+is read as the running service reads it: one `VaultLoader` with the public key, opened once. Every
 seeded mutation meets it in one of two ways, in turn: tampered before the spare is loaded (`load`
 has to refuse), or after (`verify`, just before the swap, has to, and the spare in memory has to be
 unharmed). The mutations of files are those of tests/damages.py, half of them with the ledger
@@ -33,9 +33,9 @@ from typing import Any
 import g2d
 import recovery
 from g2d.errors import VaultError
-from g2d.protect.signing import SigningKey, VerifyKey
-from g2d.service.shelf import VaultShelf
-from g2d.vault import SIGNATURE
+from g2d.service.loader import VaultLoader
+from g2d.vault.signing import SigningKey, VerifyKey
+from g2d.vault.vault import SIGNATURE
 from serving_process import QUICK, ROOT, make_key, make_vault, record, save
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -208,22 +208,22 @@ def judge(act: Callable[[], Any]) -> str:
     return "accepted"
 
 
-def storm(scene: Scene, shelf: VaultShelf, a: argparse.Namespace) -> dict[str, Any]:
+def storm(scene: Scene, loader: VaultLoader, a: argparse.Namespace) -> dict[str, Any]:
     """Every case, and the controls among them."""
     chance, reasons = random.Random(a.seed), {m.__name__: Counter() for m in MUTATIONS}
     controls = harmed = moved = 0
     for case in range(a.cases):
         mutate = MUTATIONS[case % len(MUTATIONS)]
         warm = case // len(MUTATIONS) % 2 == 1
-        spare = shelf.load(NEXT, LIVE) if warm else None
+        spare = loader.load(NEXT, LIVE) if warm else None
         number = scene.mutate(mutate, chance)
-        act = shelf.verify if warm else shelf.load
+        act = loader.verify if warm else loader.load
         reasons[mutate.__name__][judge(lambda n=number, act=act: act(n, LIVE))] += 1
         harmed += bool(spare and spare.check())
-        moved += judge(lambda: shelf.live() == LIVE or 1 / 0) != "accepted"
+        moved += judge(lambda: loader.live() == LIVE or 1 / 0) != "accepted"
         scene.restore()
         if case % 100 == 0:
-            controls += judge(lambda: shelf.load(NEXT, LIVE)) != "accepted"
+            controls += judge(lambda: loader.load(NEXT, LIVE)) != "accepted"
     return {"reasons": {name: dict(found) for name, found in reasons.items()},
             "spares_harmed": harmed, "live_moved": moved, "controls_refused": controls}  # fmt: skip
 
@@ -233,11 +233,11 @@ def others(scene: Scene, public: Path, folder: Path) -> dict[str, str]:
     found = {}
     trusted = VerifyKey.read(public)
     stranger = SigningKey.generate().public
-    found["another public key"] = judge(lambda: VaultShelf(scene.vault, "g2d", key=stranger))
+    found["another public key"] = judge(lambda: VaultLoader(scene.vault, "g2d", key=stranger))
     memory = folder / "served"
-    with closing(VaultShelf(scene.vault, "g2d", key=trusted, served=memory)) as shelf:
-        shelf.served(NEXT)
-        found["vault put back"] = judge(shelf.first)
+    with closing(VaultLoader(scene.vault, "g2d", key=trusted, served=memory)) as loader:
+        loader.served(NEXT)
+        found["vault put back"] = judge(loader.first)
     return found
 
 
@@ -262,8 +262,8 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     private, public = make_key(folder)
     scene = prepared(folder, private)
     began = time.time()
-    with closing(VaultShelf(scene.vault, "g2d", key=VerifyKey.read(public))) as shelf:
-        found = storm(scene, shelf, a)
+    with closing(VaultLoader(scene.vault, "g2d", key=VerifyKey.read(public))) as loader:
+        found = storm(scene, loader, a)
     found["others"] = others(scene, public, folder)
     scene.ledger.close()
     every = sum((Counter(r) for r in found["reasons"].values()), Counter(found["others"].values()))

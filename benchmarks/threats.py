@@ -22,8 +22,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from g2d import redteam, report
-from g2d.console import show_progress
+from g2d import redteam
+from g2d.cli.console import show_progress
+from g2d.report import page as report
 from measure import save
 
 ROOT = Path(__file__).parents[1]

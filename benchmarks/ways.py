@@ -14,23 +14,26 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from g2d.data import Split
-from g2d.defence import Defence
+from g2d.attacks.pools import craft_pool
+from g2d.core.seeds import seed_of
+from g2d.core.types import State
+from g2d.defence.defence import Defence
+from g2d.defence.members import fitted_members
 from g2d.generator import Exposure, Generator
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.fitting import Members, fit_diffusion
-from g2d.harden import Course, lightly, stale
-from g2d.members import fitted_members
-from g2d.population import Job, craft_pool, run_job, seed_of
 from g2d.settings import GuidanceSettings, HardenSettings, PopulationSettings
-from g2d.symmetry import permute
-from g2d.train import Batches, train
-from g2d.weights import State, unpack
+from g2d.tasks.splits import Split
+from g2d.training.loop import Batches, train
+from g2d.training.population import TrainingJob, run_job
+from g2d.training.recipes import HardenedTraining, fgsm_light, stale
+from g2d.weights.checkpoints import unpack
+from g2d.weights.symmetry import permute
 
 Made = tuple[list[State], float]
 
 
-class Workshop:
+class SpareMaker:
     """What every way needs: the defence, its members as vectors, and a seed."""
 
     def __init__(self, defence: Defence, seed: int) -> None:
@@ -163,7 +166,7 @@ class Workshop:
         settings = dataclasses.replace(settings, pool=1, pool_steps=1)
         first = 10**6 * (1 + self.seed)
         jobs = iter(
-            Job(self.task, "member", first + i, 0, recipe, settings, start, ())
+            TrainingJob(self.task, "member", first + i, 0, recipe, settings, start, ())
             for i in range(count)
         )
         return _timed(count, lambda: unpack(run_job(next(jobs)).weights))
@@ -176,8 +179,10 @@ class Workshop:
         seed = seed_of(self.seed, "expose", number)
         x, index = craft_pool(self.task, model, split, settings.pool, settings.pool_steps, seed)
         guide = Split(x, split.y[index])
-        nobody = guide.take(range(1))
-        return Exposure(number, self.generator.codec.encode(state), guide, nobody, nobody)
+        null_embedding = guide.take(range(1))
+        return Exposure(
+            number, self.generator.codec.encode(state), guide, null_embedding, null_embedding
+        )
 
     def chain(
         self, name: str, count: int, propose: Callable[[list[Exposure]], Tensor],
@@ -229,8 +234,8 @@ class Workshop:
         )
         batches = Batches(self.task, clean, s.batch, self.source(f"retrained {fork} {index}"))
         budget = s.harden * self.task.eps if harden else 0.0
-        extra = (stale, *([partial(lightly, budget)] if budget else []))
-        course = Course(self.task, HardenSettings(), batches, steps, seed=0, extra=extra,
+        extra = (stale, *([partial(fgsm_light, budget)] if budget else []))
+        course = HardenedTraining(self.task, HardenSettings(), batches, steps, seed=0, extra=extra,
                         pools=[e.guide for e in exposures])  # fmt: skip
         train(model, course, steps=steps, rate=s.rate)
         state = {n: t.detach().clone() for n, t in model.state_dict().items()}
@@ -244,4 +249,4 @@ def _timed(count: int, one: Callable[[], State]) -> Made:
     return states, (time.process_time() - began) / count
 
 
-__all__ = ["Generator", "Made", "Workshop"]
+__all__ = ["Generator", "Made", "SpareMaker"]

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import g2d
-from g2d.engine import SerialEngine
+from g2d.core.engine import SerialEngine
 from g2d.settings import HardenSettings
 from hardening import trained
+from places import SHARED
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts a job in the background has it ignore Ctrl-C, and so would every child.
@@ -20,7 +21,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 torch.set_num_threads(1)
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 TINY = {
     "population": {

@@ -11,8 +11,8 @@ import random
 import sqlite3
 from pathlib import Path
 
-from g2d.protect.signing import SigningKey
-from g2d.vault import SIGNATURE
+from g2d.vault.signing import SigningKey
+from g2d.vault.vault import SIGNATURE
 
 
 def damage_bits(folder: Path, chance: random.Random, key: SigningKey) -> None:

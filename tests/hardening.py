@@ -7,16 +7,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from g2d.attacks import pgd
-from g2d.harden import Course, Step
 from g2d.settings import HardenSettings
-from g2d.tasks import Task
-from g2d.train import Batches, predict, train
+from g2d.tasks.inference import predict
+from g2d.tasks.task import Task
+from g2d.training.loop import Batches, train
+from g2d.training.recipes import HardenedTraining, Step
 
 
 def trained(task: Task, settings: HardenSettings, steps: int = 250, **more) -> nn.Module:
     model, generator = task.model(0), torch.Generator().manual_seed(0)
     batches = Batches(task, task.splits.train, 64, generator)
-    course = Course(task, settings, batches, steps, seed=0, **more)
+    course = HardenedTraining(task, settings, batches, steps, seed=0, **more)
     train(model, course, steps=steps, rate=3e-3, after=course.after)
     course.finish(model)
     return model.requires_grad_(False)

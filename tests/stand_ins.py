@@ -16,16 +16,16 @@ import httpx
 import numpy as np
 
 from g2d.errors import GenerationError, RefusedError
-from g2d.rotation import Live, Snapshot
-from g2d.schedule import Backoff, Rotation, Triggers
-from g2d.service.app import Service
-from g2d.service.batcher import Batcher
-from g2d.service.events import Board
-from g2d.service.limits import Guard
-from g2d.service.log import Log
-from g2d.service.metrics import Metrics
-from g2d.service.options import Options
-from g2d.service.protocol import Model
+from g2d.rotation.scheduler import Backoff, Rotation, Triggers
+from g2d.rotation.snapshot import Live, Snapshot
+from g2d.service.http.app import Service
+from g2d.service.http.batcher import Batcher
+from g2d.service.http.event_log import EventLog
+from g2d.service.http.limits import AdminToken
+from g2d.service.http.log import Log
+from g2d.service.http.metrics import Metrics
+from g2d.service.http.options import Options
+from g2d.service.http.protocol import Model
 
 MODEL = Model("g2d", (1, 2, 2), "float32", 3)
 TOKEN = "an admin token of the tests"
@@ -98,7 +98,7 @@ class Harness:
         self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN,
         results: Path | None = None, hosts: tuple[str, ...] = ("g2d",),
     ) -> None:  # fmt: skip
-        from g2d.service.pages import build
+        from g2d.service.http.status_api import build
 
         self.fake, self.live, self.log = Fake(), Live(numbered(1)), io.StringIO()
         options = options or Options()
@@ -108,19 +108,19 @@ class Harness:
         )
         self.metrics = Metrics(self.rotation.status)
         self.facts: dict[int, dict] = {}  # what `describe` knows of a generation beyond no gates
-        self.board = Board(
+        self.event_log = EventLog(
             self.metrics, Log(self.log), lambda number: {"gates": []} | self.facts.get(number, {})
         )
         batcher = Batcher(
             self.live, self.options.max_batch, self.options.max_waiting, self.rotation.count
         )
         self.service = Service(
-            MODEL, self.options, self.rotation, batcher, self.metrics, self.board,
-            Guard(token.encode() if token else None), lambda made: build(made, results),
+            MODEL, self.options, self.rotation, batcher, self.metrics, self.event_log,
+            AdminToken(token.encode() if token else None), lambda made: build(made, results),
         )  # fmt: skip
 
     def _tell(self, event: str, facts: dict) -> None:
-        self.board.tell(event, facts)
+        self.event_log.tell(event, facts)
 
     @contextlib.asynccontextmanager
     async def client(self):
@@ -134,7 +134,7 @@ class Harness:
             async with httpx.AsyncClient(transport=transport, base_url="http://g2d") as client:
                 yield client
         finally:
-            self.board.close()
+            self.event_log.close()
             said.put_nowait({})
             await life
 

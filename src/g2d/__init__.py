@@ -5,31 +5,36 @@ The public names load lazily, so that `import g2d` and `g2d --help` stay free of
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
+from g2d.core.imports import FormerNames
+
 if TYPE_CHECKING:
-    from g2d.data import Split, Splits, split_dataset
-    from g2d.defence import Defence, Generation
+    from g2d.defence.defence import Defence
+    from g2d.defence.generations import Generation
     from g2d.errors import G2DError
     from g2d.generator import Generator
-    from g2d.rotation import Rotor
+    from g2d.rotation.snapshot import Rotor
     from g2d.settings import Settings
-    from g2d.tasks import Task, load_task
+    from g2d.tasks.builtin import load_task
+    from g2d.tasks.splits import Split, Splits, split_dataset
+    from g2d.tasks.task import Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Defence": "g2d.defence",
+    "Defence": "g2d.defence.defence",
     "G2DError": "g2d.errors",
-    "Generation": "g2d.defence",
+    "Generation": "g2d.defence.generations",
     "Generator": "g2d.generator",
-    "Rotor": "g2d.rotation",
+    "Rotor": "g2d.rotation.snapshot",
     "Settings": "g2d.settings",
-    "Split": "g2d.data",
-    "Splits": "g2d.data",
-    "Task": "g2d.tasks",
-    "load_task": "g2d.tasks",
-    "split_dataset": "g2d.data",
+    "Split": "g2d.tasks.splits",
+    "Splits": "g2d.tasks.splits",
+    "Task": "g2d.tasks.task",
+    "load_task": "g2d.tasks.builtin",
+    "split_dataset": "g2d.tasks.splits",
 }
 
 __all__ = [
@@ -47,7 +52,20 @@ __all__ = [
 ]
 
 
+# Public since 0.1.0: `[harden] recipe` and `teacher_model` in people's settings name them.
+_FORMER = {
+    "g2d.data": "g2d.tasks.splits",
+    "g2d.harden": "g2d.training.recipes",
+    "g2d.networks": "g2d.tasks.networks",
+}
+sys.meta_path.append(FormerNames(_FORMER))
+
+
 def __getattr__(name: str) -> Any:
+    if f"g2d.{name}" in _FORMER:
+        import importlib
+
+        return importlib.import_module(f"g2d.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'g2d' has no attribute {name!r}")
     import importlib

@@ -45,7 +45,7 @@ class RefusedError(VaultError):
     """A generation is not what a trusted key signed, or may not be served now; the live one stays.
 
     Attributes:
-        reason: one of `g2d.protect.signing.REASONS`. number: the generation's.
+        reason: one of `g2d.vault.signing.REASONS`. number: the generation's.
     """
 
     def __init__(self, message: str, reason: str = "", number: int = 0) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,10 +18,8 @@ from torch.nn import functional as F
 
 from g2d.attacks.art import quiet
 from g2d.attacks.pgd import check_budget, project
+from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
-
-Logits = Callable[[Tensor], Tensor]
-Bounds = tuple[float, float] | None
 
 VERSIONS = ("standard", "plus", "rand")
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from g2d.data import Split
+from g2d.core.types import State
 from g2d.errors import SettingsError
-from g2d.weights import State
+from g2d.tasks.splits import Split
 
 BITS = 8
 FLOAT_BITS = 32

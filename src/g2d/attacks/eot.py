@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from g2d.attacks.pgd import Logits, check_budget, project
+from g2d.attacks.pgd import check_budget, project
+from g2d.core.types import Logits
 from g2d.errors import SettingsError
 
 LOSSES = ("cross-entropy", "probability")

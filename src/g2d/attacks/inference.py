@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from g2d.attacks.art import black_box, quiet, white_box
 from g2d.errors import SettingsError
-from g2d.tasks import Task
+from g2d.tasks.task import Task
 
 
 def logit_confidence(logits: Tensor, y: Tensor) -> Tensor:

@@ -6,15 +6,15 @@ It proposes; whoever scores calls `project` again and judges with its own forwar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from g2d.core.types import Logits
 from g2d.errors import SettingsError
 
-Logits = Callable[[Tensor], Tensor]
 Norm = str  # "inf" or "2"; `check_budget` refuses others
 
 

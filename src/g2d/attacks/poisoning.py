@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from g2d.data import Split
 from g2d.errors import DataError, SettingsError
-from g2d.tasks import Task
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
 
 _LEAST = 5  # pixels that an image needs for the pattern of 3 and its distance of 2 from the edge
 

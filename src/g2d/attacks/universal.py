@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from g2d.attacks.pgd import check_budget
+from g2d.core.types import Logits
 from g2d.errors import SettingsError
-
-Logits = Callable[[Tensor], Tensor]
 
 CAP = 9.0  # nats; Shafahi et al. 2020 clip there, so that no single example takes the sum over
 

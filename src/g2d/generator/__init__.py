@@ -1,16 +1,6 @@
-"""Weight autoencoder + latent diffusion, guidance and gates; `Generator` over them."""
+"""Weight autoencoder, latent diffusion and guidance; `Generator` over them proposes parameters."""
 
-from g2d.generator.gates import GateResult, Reference, run_gates, stale_asr
 from g2d.generator.guidance import Exposure
 from g2d.generator.model import FORMAT, Generator, hidden_units
 
-__all__ = [
-    "FORMAT",
-    "Exposure",
-    "GateResult",
-    "Generator",
-    "Reference",
-    "hidden_units",
-    "run_gates",
-    "stale_asr",
-]
+__all__ = ["FORMAT", "Exposure", "Generator", "hidden_units"]

@@ -73,10 +73,10 @@ class Denoiser(nn.Module):
     def __init__(self, latent: int, width: int, depth: int) -> None:
         super().__init__()
         self.width = width
-        self.inlet = nn.Linear(latent, width)
+        self.in_proj = nn.Linear(latent, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.member = nn.Sequential(nn.Linear(latent, width), nn.SiLU(), nn.Linear(width, width))
-        self.nobody = nn.Parameter(torch.zeros(width))
+        self.null_embedding = nn.Parameter(torch.zeros(width))
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
@@ -84,20 +84,20 @@ class Denoiser(nn.Module):
             for _ in range(depth)
         )
         self.films = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
-        self.outlet = nn.Linear(width, latent)
-        nn.init.zeros_(self.outlet.weight)
-        nn.init.zeros_(self.outlet.bias)
+        self.out_proj = nn.Linear(width, latent)
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Predict the noise in z_t (n, d) at times t (n,); `condition` (n, width) from `embed`."""
         if condition is None:
-            condition = self.nobody.expand(len(z_t), -1)
+            condition = self.null_embedding.expand(len(z_t), -1)
         context = self.time(_sinusoid(t, self.width)) + condition
-        h = self.inlet(z_t)
+        h = self.in_proj(z_t)
         for block, film in zip(self.blocks, self.films, strict=True):
             gain, offset = film(context).chunk(2, -1)
             h = h + block(h * (1 + gain) + offset)
-        return self.outlet(h)
+        return self.out_proj(h)
 
     def embed(self, exposed: Tensor) -> Tensor:
         """Embed one exposed set (m, d) as (1, width)."""
@@ -112,7 +112,7 @@ class Denoiser(nn.Module):
         weight = mask.float()
         share = torch.zeros(len(exposed), len(members)).scatter_add_(1, exposed, weight)
         some = share @ self.member(members) / weight.sum(1, keepdim=True).clamp_min(1)
-        return torch.where(mask.any(1, keepdim=True), some, self.nobody)
+        return torch.where(mask.any(1, keepdim=True), some, self.null_embedding)
 
 
 def _sinusoid(t: Tensor, width: int) -> Tensor:

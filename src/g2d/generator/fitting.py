@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,15 +9,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from g2d.core.types import Tick
 from g2d.errors import GenerationError
 from g2d.generator.autoencoder import WeightAutoencoder, mixtures
 from g2d.generator.diffusion import DistanceTerm, LatentDiffusion, MovingAverage
 from g2d.settings import AutoencoderSettings, DiffusionSettings
-from g2d.tasks import Task
-from g2d.train import Batches, schedule
-from g2d.weights import Codec
-
-Tick = Callable[[int, int], None]
+from g2d.tasks.task import Task
+from g2d.training.loop import Batches, schedule
+from g2d.weights.codec import Codec
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ the last term, for populations that were trained adversarially, is crafted anew 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from g2d.attacks import pgd
-from g2d.data import Split
+from g2d.core.types import Tick
 from g2d.generator.autoencoder import WeightAutoencoder
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.settings import GuidanceSettings
-from g2d.tasks import Task
-from g2d.train import Batches, schedule
-from g2d.weights import Codec
-
-Tick = Callable[[int, int], None]
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+from g2d.training.loop import Batches, schedule
+from g2d.weights.codec import Codec
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from g2d.core.types import Progress, State
 from g2d.errors import CheckpointError, PopulationError
 from g2d.generator.autoencoder import Span, WeightAutoencoder
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.fitting import Members, fit_autoencoder, fit_diffusion
 from g2d.generator.guidance import Exposure, Repulsion, guided_sample
 from g2d.settings import AutoencoderSettings, DiffusionSettings, GuidanceSettings, build
-from g2d.symmetry import Coupling, align, couplings
-from g2d.tasks import Task
-from g2d.weights import Codec, State, pack, unpack, unpack_metadata
+from g2d.tasks.task import Task
+from g2d.weights.checkpoints import pack, unpack, unpack_metadata
+from g2d.weights.codec import Codec
+from g2d.weights.symmetry import Coupling, align, couplings
 
 FORMAT = "g2d-generator-2"
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,1 @@
-"""Protections that weights need: signed generations, and a watch over weights in memory.
-
-Import `g2d.protect.signing` (knows no torch) or `g2d.protect.integrity` (does) by name.
-"""
+"""Protections that weights need: a watch over them in memory, and ranges that they are held in."""

@@ -1,7 +1,8 @@
 """A watch over the weights of a live model in memory: which tensors changed, and healing them.
 
 An attacker who writes to memory, or a failing chip, flips single bits; nothing else notices. When
-to check is the caller's schedule; `Watch.interval` says how often it costs one per cent of a core.
+to check is the caller's schedule; `MemoryWatch.interval` says how often that costs one per cent of
+a core.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from g2d.core.types import State
 from g2d.errors import CheckpointError
-from g2d.weights import State
 
-__all__ = ["Watch"]
+__all__ = ["MemoryWatch"]
 
 _SHARE = 0.01  # of a core
 _LONGEST = 0.5  # seconds: a change is found within one, if a check costs no more than 5 ms
 
 
-class Watch:
+class MemoryWatch:
     """SHA-256 of every parameter and buffer of a model, and what has changed since.
 
     With a `state`, digests are of the state dict and not of the model: its first `check()` tells

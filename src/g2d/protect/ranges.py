@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from g2d.core.types import State
 from g2d.errors import CheckpointError, nearest
-from g2d.weights import State
 
-__all__ = ["Ranges", "guard"]
+__all__ = ["Ranges", "hold_in_ranges"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Guard:
                 self._ranges.hold(name, tensor)
 
 
-def guard(model: nn.Module, ranges: Ranges) -> RemovableHandle:
+def hold_in_ranges(model: nn.Module, ranges: Ranges) -> RemovableHandle:
     """Have every forward of a model begin by bringing its tensors back into their ranges.
 
     A flipped bit then never acts outside its layer's range. Integers are left alone; names in the

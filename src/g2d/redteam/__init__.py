@@ -6,7 +6,7 @@ told does not live here.
 """
 
 from g2d.redteam.rows import Row, Status
-from g2d.redteam.runner import Service, attack
-from g2d.results import results_path
+from g2d.redteam.runner import ServiceAddress, attack
+from g2d.report.results import results_path
 
-__all__ = ["Row", "Service", "Status", "attack", "results_path"]
+__all__ = ["Row", "ServiceAddress", "Status", "attack", "results_path"]

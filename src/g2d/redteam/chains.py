@@ -17,23 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from g2d.data import Split
-from g2d.defence import Defence
-from g2d.engine import Engine
-from g2d.evaluate import retraining
-from g2d.files import make_folder, write_bytes
+from g2d.core.engine import Engine
+from g2d.core.files import make_folder, write_bytes
+from g2d.core.seeds import seed_of
+from g2d.core.types import Progress, State
+from g2d.defence.defence import Defence
+from g2d.defence.members import fitted_members
 from g2d.generator import hidden_units
-from g2d.harden import Course, stale
-from g2d.members import fitted_members
-from g2d.opening import data_digest
-from g2d.population import run_job, seed_of, teacher_of
-from g2d.redteam.cabinet import code_version, key_of
-from g2d.redteam.room import Chain, Network, Room, Site, enter
-from g2d.symmetry import permute
-from g2d.train import Batches, load_model, predict, train
-from g2d.weights import State, digest, pack, unpack
+from g2d.redteam.cache import code_version, key_of
+from g2d.redteam.context import AttackContext, Chain, Network, RunSpec, enter
+from g2d.redteam.controls import retraining
+from g2d.tasks.inference import load_model, predict
+from g2d.tasks.source import data_digest
+from g2d.tasks.splits import Split
+from g2d.training.loop import Batches, train
+from g2d.training.population import run_job
+from g2d.training.recipes import HardenedTraining, stale
+from g2d.training.recipes.distil import teacher_of
+from g2d.weights.checkpoints import digest, pack, unpack
+from g2d.weights.symmetry import permute
 
-Progress = Callable[[str, int, int], None]
 _DRAWS = 4  # proposals a job: some seconds each
 
 
@@ -55,7 +58,12 @@ class Sizes:
 
 
 def build_chains(
-    defence: Defence, site: Site, folder: Path, engine: Engine, names: set[str], progress: Progress
+    defence: Defence,
+    spec: RunSpec,
+    folder: Path,
+    engine: Engine,
+    names: set[str],
+    progress: Progress,
 ) -> dict[str, Chain]:
     """Make or find every chain of `names`.
 
@@ -63,24 +71,24 @@ def build_chains(
         chains by name; "draws" and "attacker" are left out where the vault has no generator, and
         soup, noise and "permuted" where its members or architecture have none.
     """
-    sizes, shelf = Sizes.of(site.quick), _Shelf(folder)
-    chains = {"generated": _generated(defence), "frozen": _frozen(defence, shelf)}
+    sizes, store = Sizes.of(spec.quick), NetworkStore(folder)
+    chains = {"generated": _generated(defence), "frozen": _frozen(defence, store)}
     made: dict[str, tuple[Callable[[], list[State]], bool, str]] = {
-        "soup": (lambda: _soups(defence, sizes.cheap, site.seed), False, "mean of four members"),
+        "soup": (lambda: _soups(defence, sizes.cheap, spec.seed), False, "mean of four members"),
         "noise": (
-            lambda: _noised(defence, sizes.cheap, site.seed),
+            lambda: _noised(defence, sizes.cheap, spec.seed),
             False,
             "a member plus noise of a tenth of each tensor's magnitude",
         ),
         "permuted": (
-            lambda: _permuted(defence, sizes.permuted, site.seed),
+            lambda: _permuted(defence, sizes.permuted, spec.seed),
             True,
             "the base with its hidden units in random order: the same function",
         ),
     }
     for name, (make, fixed, note) in made.items():
         if name in names:
-            networks = shelf.find_or_make(name, _identity(defence, site, name), make)
+            networks = store.find_or_make(name, _identity(defence, spec, name), make)
             if networks:
                 chains[name] = Chain(name, networks, fixed=fixed, note=note)
     if len(chains["generated"].networks) > 1:
@@ -92,8 +100,8 @@ def build_chains(
         jobs |= {"draws": sizes.draws, "attacker": sizes.attacker, "rival": sizes.rival}
     wanted = {name: count for name, count in jobs.items() if name in names}
     # A worker needs the settings, not the chains.
-    bare = replace(site, chains={})
-    for name, networks, cost in _made_by_jobs(defence, bare, shelf, engine, wanted, progress):
+    bare = replace(spec, chains={})
+    for name, networks, cost in _made_by_jobs(defence, bare, store, engine, wanted, progress):
         chains[name] = Chain(name, networks, cost, note=_NOTES[name])
     return chains
 
@@ -106,7 +114,7 @@ _NOTES = {
 }
 
 
-def _identity(defence: Defence, site: Site, name: str) -> str:
+def _identity(defence: Defence, spec: RunSpec, name: str) -> str:
     vault = defence.vault
     generator = vault.entry("generator")
     own = name in ("draws", "attacker", "rival")
@@ -118,7 +126,7 @@ def _identity(defence: Defence, site: Site, name: str) -> str:
         exposed=[vault.generation(k).files["weights"] for k in vault.exposures()] if own else [],
         task=task_identity(defence),
         settings=asdict(defence.settings) | {"task": ""},
-        seed=site.seed,
+        seed=spec.seed,
         code=code_version("g2d.redteam.chains"),
     )
 
@@ -157,11 +165,11 @@ def _generated(defence: Defence) -> Chain:
     return Chain("generated", tuple(networks), sum(cpu) / len(cpu) if cpu else None)
 
 
-def _frozen(defence: Defence, shelf: _Shelf) -> Chain:
+def _frozen(defence: Defence, store: NetworkStore) -> Chain:
     base = defence.vault.entry("base")
     assert base is not None  # a vault with generations has a base
     data = defence.vault.read(base)
-    network = shelf.keep("base", digest(data), 0, data)
+    network = store.keep("base", digest(data), 0, data)
     return Chain("frozen", (network,), fixed=True, note="the base, never rotated")
 
 
@@ -230,23 +238,23 @@ def _permuted(defence: Defence, count: int, seed: int) -> list[State]:
 class _Order:
     """Networks of one chain for a worker to make."""
 
-    site: Site
+    spec: RunSpec
     key: str
     name: str
     indices: tuple[int, ...]
 
 
 def _made_by_jobs(
-    defence: Defence, site: Site, shelf: _Shelf, engine: Engine, wanted: dict[str, int],
+    defence: Defence, spec: RunSpec, store: NetworkStore, engine: Engine, wanted: dict[str, int],
     progress: Progress,
 ) -> Iterator[tuple[str, tuple[Network, ...], float]]:  # fmt: skip
-    keys = {name: _identity(defence, site, name) for name in wanted}
+    keys = {name: _identity(defence, spec, name) for name in wanted}
     orders = []
     for name, count in wanted.items():
-        missing = [i for i in range(count) if not shelf.known(name, keys[name], i)]
+        missing = [i for i in range(count) if not store.known(name, keys[name], i)]
         each = 1 if name in ("retrained", "rival") else _DRAWS
         orders += [
-            _Order(site, keys[name], name, tuple(missing[i : i + each]))
+            _Order(spec, keys[name], name, tuple(missing[i : i + each]))
             for i in range(0, len(missing), each)
         ]
     total = sum(wanted.values())
@@ -255,78 +263,78 @@ def _made_by_jobs(
     for position, made in engine.run(make, orders):
         order = orders[position]
         for index, (data, seconds) in zip(order.indices, made, strict=True):
-            shelf.keep(order.name, order.key, index, data, seconds)
+            store.keep(order.name, order.key, index, data, seconds)
         done += len(made)
         progress("networks", done, total)
     for name, count in wanted.items():
-        found = [shelf.find(name, keys[name], index) for index in range(count)]
+        found = [store.find(name, keys[name], index) for index in range(count)]
         networks = tuple(network for network in found if network is not None)
-        costs = [shelf.cost(name, keys[name], index) for index in range(count)]
+        costs = [store.cost(name, keys[name], index) for index in range(count)]
         if networks:
             yield name, networks, sum(costs) / len(networks)
 
 
 def make(order: _Order) -> list[tuple[bytes, float]]:
     """Make the networks of an order in a worker: weights (empty: none passed) and CPU seconds."""
-    room = enter(order.site, order.key)
+    context = enter(order.spec, order.key)
     made = []
     for index in order.indices:
         began = time.process_time()
         if order.name == "rival":
-            data = pack(_rival(room, index))
+            data = pack(_rival(context, index))
         elif order.name == "retrained":
-            teacher = teacher_of(room.defence.vault, room.site.settings.harden)
-            job = retraining(room.site.source, room.site.settings, index, teacher)
+            teacher = teacher_of(context.defence.vault, context.spec.settings.harden)
+            job = retraining(context.spec.source, context.spec.settings, index, teacher)
             data = run_job(job).weights
         else:
-            drawn = _draw(room, order.name, index)
+            drawn = _draw(context, order.name, index)
             data = b"" if drawn is None else pack(drawn)
         made.append((data, time.process_time() - began))
     return made
 
 
-def _rival(room: Room, index: int) -> State:
+def _rival(context: AttackContext, index: int) -> State:
     """Retrain from a fresh seed on clean data and on the attacks of the last exposed generations.
 
     What a rotation by retraining with the same knowledge would give; as many steps as the base,
     and hardened as it was.
     """
-    defence, splits = room.defence, room.task.splits
-    s, memory = room.site.settings.population, room.site.settings.guidance.memory
+    defence, splits = context.defence, context.task.splits
+    s, memory = context.spec.settings.population, context.spec.settings.guidance.memory
     exposed = defence.vault.exposures()
     pools = [defence.exposure(number).guide for number in exposed[-memory:]] if memory else []
     clean = Split(
         torch.cat([splits.train.x, splits.guide.x]), torch.cat([splits.train.y, splits.guide.y])
     )
-    batches = Batches(room.task, clean, s.batch, room.source("rival", index))
-    seed = room.seed("rival", index)
+    batches = Batches(context.task, clean, s.batch, context.source("rival", index))
+    seed = context.seed("rival", index)
     # No looks: they would choose its weights on the guide split, which it trains on. Without looks
     # there is no guard either, and a collapsed rival would flatter us: PGD in FGSM's place.
-    harden = replace(room.site.settings.harden, checks=0, patience=0)
+    harden = replace(context.spec.settings.harden, checks=0, patience=0)
     if harden.method == "fgsm":
         harden = replace(harden, method="pgd")
-    model, teacher = room.task.model(seed), teacher_of(room.defence.vault, harden)
-    course = Course(
-        room.task, harden, batches, s.base_steps, seed=seed, extra=(stale,), pools=pools,
-        teacher=teacher.load(room.task) if teacher else None,
+    model, teacher = context.task.model(seed), teacher_of(context.defence.vault, harden)
+    course = HardenedTraining(
+        context.task, harden, batches, s.base_steps, seed=seed, extra=(stale,), pools=pools,
+        teacher=teacher.load(context.task) if teacher else None,
     )  # fmt: skip
     train(model, course, steps=s.base_steps, rate=s.rate, after=course.after)
     course.finish(model)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def _draw(room: Room, name: str, index: int) -> State | None:
+def _draw(context: AttackContext, name: str, index: int) -> State | None:
     """Propose for the next generation until a candidate passes its gates, as a rotation does.
 
     None where all attempts were rejected: the live generation would stay.
     """
-    defence = room.defence
+    defence = context.defence
     generator, exposed = defence.generator, defence.vault.exposures()
-    memory = room.site.settings.guidance.memory
+    memory = context.spec.settings.guidance.memory
     recent = [defence.exposure(number) for number in exposed[-memory:]] if memory else []
-    for attempt in range(room.site.settings.gates.attempts):
-        source = torch.Generator().manual_seed(seed_of(room.site.seed, name, index, attempt))
-        v = generator.propose(defence.task, recent, room.site.settings.guidance, source)
+    for attempt in range(context.spec.settings.gates.attempts):
+        source = torch.Generator().manual_seed(seed_of(context.spec.seed, name, index, attempt))
+        v = generator.propose(defence.task, recent, context.spec.settings.guidance, source)
         state = generator.codec.decode(v)
         if all(result.passed for result in defence.judge(state, recent, exposed)):
             return state
@@ -336,7 +344,7 @@ def _draw(room: Room, name: str, index: int) -> State | None:
 # --- files ---------------------------------------------------------------------------------------
 
 
-class _Shelf:
+class NetworkStore:
     """Files of networks, each named after its chain, what decides it, and its place."""
 
     def __init__(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from g2d.evaluate import Rate
+from g2d.redteam.scoring import Rate
 
 VERSIONS = {
     "MITRE ATLAS": "2026.10",

@@ -9,32 +9,33 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from g2d.attacks.art import require
-from g2d.defence import Defence, silent
-from g2d.engine import Engine, LocalEngine
+from g2d.core.engine import Engine, LocalEngine
+from g2d.core.files import write_bytes
+from g2d.core.types import Progress, silent
+from g2d.defence.defence import Defence
 from g2d.errors import SettingsError
-from g2d.evaluate import Rate, evaluate
-from g2d.files import write_bytes
-from g2d.redteam.cabinet import Cabinet, code_version, key_of
+from g2d.redteam.cache import RowCache, code_version, key_of
 from g2d.redteam.chains import build_chains, task_identity
-from g2d.redteam.room import Case, Site, enter
+from g2d.redteam.context import Case, RunSpec, enter
+from g2d.redteam.overview import evaluate
+from g2d.redteam.overview_json import hardware, summarise, versions
 from g2d.redteam.rows import VERSIONS, Row, Status
+from g2d.redteam.scoring import Rate
 from g2d.redteam.threats import CHAINS, FAMILIES, family
-from g2d.results import FORMAT, results_path
-from g2d.summary import hardware, summarise, versions
+from g2d.report.results import FORMAT, results_path
 
-Progress = Callable[[str, int, int], None]
 OVERVIEW = "overview"  # the vault at a glance, for the page's pictures of rotations
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceAddress:
     """A live HTTP service to attack (Open Inference Protocol v2): its address and model name."""
 
     url: str
@@ -51,7 +52,7 @@ def attack(
     seed: int = 0,
     out: Path | str | None = None,
     data: str = "",
-    service: Service | None = None,
+    service: ServiceAddress | None = None,
     engine: Engine | None = None,
     workers: int = 0,
     progress: Progress = silent,
@@ -76,19 +77,19 @@ def attack(
     for name in chosen:
         family(name)
     with Defence.open(vault, write=False, data=data) as defence:
-        site = _site(defence, eps, n, seed, quick)
+        spec = _site(defence, eps, n, seed, quick)
         folder = results_path(vault, out).parent
         own = engine is None
         engine = engine or LocalEngine(workers)
         try:
-            run = _Run(defence, site, folder, engine, progress, chosen, service)
+            run = _Run(defence, spec, folder, engine, progress, chosen, service)
             return run.finish()
         finally:
             if own:
                 engine.close()
 
 
-def _site(defence: Defence, eps: float | None, n: int | None, seed: int, quick: bool) -> Site:
+def _site(defence: Defence, eps: float | None, n: int | None, seed: int, quick: bool) -> RunSpec:
     if not defence.vault.exposures():
         raise SettingsError(
             f"{defence.vault.path} has no generation to attack yet; run `g2d fit`, then "
@@ -102,7 +103,7 @@ def _site(defence: Defence, eps: float | None, n: int | None, seed: int, quick: 
         raise SettingsError(f"eps is {eps:g}; expected {span}, in the units of the data")
     if n is not None and n < 10:
         raise SettingsError(f"{n} test examples say nothing; give at least 10")
-    return Site(
+    return RunSpec(
         source=defence.source,
         vault=str(Path(defence.vault.path).absolute()),
         settings=defence.settings,
@@ -117,19 +118,19 @@ class _Run:
     """One run of the red team."""
 
     def __init__(
-        self, defence: Defence, site: Site, folder: Path, engine: Engine, progress: Progress,
-        chosen: Sequence[str], service: Service | None,
+        self, defence: Defence, spec: RunSpec, folder: Path, engine: Engine, progress: Progress,
+        chosen: Sequence[str], service: ServiceAddress | None,
     ) -> None:  # fmt: skip
         self.defence, self.folder, self.engine = defence, folder, engine
         self.progress, self.chosen, self.service = progress, chosen, service
         self.began, self.reused, self.failed = time.perf_counter(), 0, False
-        self.cabinet = Cabinet(folder / "rows")
+        self.cache = RowCache(folder / "rows")
         self.identity = task_identity(defence)
         if service is None:
             names = set[str]().union(*(CHAINS[name] for name in chosen))
-            chains = build_chains(defence, site, folder / "networks", engine, names, progress)
-            site = replace(site, chains=chains)
-        self.site = site
+            chains = build_chains(defence, spec, folder / "networks", engine, names, progress)
+            spec = replace(spec, chains=chains)
+        self.spec = spec
 
     def finish(self) -> dict[str, Any]:
         """Run every case that is not known yet, and write the results."""
@@ -146,9 +147,9 @@ class _Run:
         for name in self.chosen:
             module: Any = family(name)
             if self.service is None:
-                cases += module.plan(self.site)
+                cases += module.plan(self.spec)
             elif hasattr(module, "plan_service"):
-                cases += module.plan_service(self.site, self.service.url, self.service.model)
+                cases += module.plan_service(self.spec, self.service.url, self.service.model)
             else:
                 raise SettingsError(f"{name!r} cannot be tried on a service, only on a vault")
         whole = self.service is None and set(self.chosen) == set(FAMILIES)
@@ -162,7 +163,7 @@ class _Run:
         keys = {case: self._key(case) for case in cases}
         found: dict[Case, dict[str, Any]] = {}
         for case in cases:
-            kept = None if self.service else self.cabinet.get(keys[case])
+            kept = None if self.service else self.cache.get(keys[case])
             if kept is not None:
                 found[case] = kept
         self.reused = len(found)
@@ -172,34 +173,38 @@ class _Run:
             case = waiting[position]
             found[case] = piece
             if not any(row["status"] in ("failed", "died") for row in piece["rows"]):
-                self.cabinet.put(keys[case], piece)
+                self.cache.put(keys[case], piece)
             self.progress("attacks", len(found), len(cases))
         return found
 
-    def _payloads(self, cases: Iterable[Case]) -> Iterable[tuple[Site, str, Case]]:
-        networks = {name: [n.digest for n in c.networks] for name, c in self.site.chains.items()}
+    def _payloads(self, cases: Iterable[Case]) -> Iterable[tuple[RunSpec, str, Case]]:
+        networks = {name: [n.digest for n in c.networks] for name, c in self.spec.chains.items()}
         everything = key_of(
-            site=self._outline(), chains=networks, vault=self._vault(),
+            spec=self._outline(), chains=networks, vault=self._vault(),
             settings=asdict(self.defence.settings),
         )  # fmt: skip
-        return [(self.site, everything, case) for case in cases]
+        return [(self.spec, everything, case) for case in cases]
 
     def _outline(self) -> dict[str, Any]:
-        site = self.site
+        spec = self.spec
         return {
-            "task": self.defence.task.name, "identity": self.identity, "n": site.n,
-            "eps": site.eps, "seed": site.seed, "quick": site.quick, "vault": site.vault,
+            "task": self.defence.task.name, "identity": self.identity, "n": spec.n,
+            "eps": spec.eps, "seed": spec.seed, "quick": spec.quick, "vault": spec.vault,
         }  # fmt: skip
 
     def _key(self, case: Case) -> str:
-        chains = self.site.chains
+        chains = self.spec.chains
         reads = sorted({case.chain, *case.reads} & set(chains))
         settings = asdict(self.defence.settings) | {"task": ""}
         outline = {k: v for k, v in self._outline().items() if k != "vault"}
-        own = "summary" if case.family == OVERVIEW else f"redteam.threats.{FAMILIES[case.family]}"
+        own = (
+            "redteam.overview_json"
+            if case.family == OVERVIEW
+            else f"redteam.threats.{FAMILIES[case.family]}"
+        )
         return key_of(
             case=asdict(case) | {"cost": 0},
-            site=outline,
+            spec=outline,
             networks={name: [n.digest for n in chains[name].networks] for name in reads},
             vault=self._vault() if case.generator else "",
             settings=settings if case.generator else settings["population"],
@@ -256,24 +261,24 @@ class _Run:
         }
 
     def _head(self) -> dict[str, Any]:
-        site, task = self.site, self.defence.task
+        spec, task = self.spec, self.defence.task
         return {
             "format": FORMAT,
             "task": task.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "quick": site.quick,
-            "eps": site.eps,
+            "quick": spec.quick,
+            "eps": spec.eps,
             "norm": "Linf",
             "bounds": list(task.bounds) if task.bounds else None,
-            "n": min(site.n, len(task.splits.test)),
-            "seed": site.seed,
+            "n": min(spec.n, len(task.splits.test)),
+            "seed": spec.seed,
             "service": asdict(self.service) if self.service else None,
             "code": code_version("g2d.redteam"),
             "catalogues": VERSIONS,
             "vault": self._vault(),
             "chains": {
                 name: {"networks": len(c.networks), "cost": c.cost, "note": c.note}
-                for name, c in site.chains.items()
+                for name, c in spec.chains.items()
             },
             "settings_toml": self.defence.settings.to_toml(),
             "versions": versions(),
@@ -290,27 +295,29 @@ def _row(values: Mapping[str, Any]) -> Row:
     return Row(**dict(values) | rates | {"status": Status(values["status"])})
 
 
-def work(payload: tuple[Site, str, Case]) -> dict[str, Any]:
+def work(payload: tuple[RunSpec, str, Case]) -> dict[str, Any]:
     """Run one case in a worker: its rows as plain values, and CPU seconds. Never raises.
 
     What breaks becomes a row that says so, and the other cases go on.
     """
-    site, key, case = payload
+    spec, key, case = payload
     began = time.process_time()
     summary = None
     try:
-        room = enter(site, key)
+        context = enter(spec, key)
         if case.family == OVERVIEW:
             # In full, rows of other families tell what retraining does; quick, this is the place.
-            chain = room.chain("retrained") if site.quick else None
-            fresh = [(m, chain.cost or 0.0) for m in room.models(chain.networks)] if chain else []
+            chain = context.chain("retrained") if spec.quick else None
+            fresh = (
+                [(m, chain.cost or 0.0) for m in context.models(chain.networks)] if chain else []
+            )
             judged = evaluate(
-                room.defence, n=min(400 if site.quick else 250, site.n), seed=site.seed,
-                eps=site.eps, latest=15, fresh=fresh,
+                context.defence, n=min(400 if spec.quick else 250, spec.n), seed=spec.seed,
+                eps=spec.eps, latest=15, fresh=fresh,
             )  # fmt: skip
-            summary, rows = summarise(room.defence, judged), []
+            summary, rows = summarise(context.defence, judged), []
         else:
-            rows = family(case.family).run(case, room)
+            rows = family(case.family).run(case, context)
     except Exception as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"

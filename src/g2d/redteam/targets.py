@@ -1,7 +1,7 @@
 """Targets: what an attacker reaches, from a frozen model to a live service; and who counts queries.
 
-The same attack runs on each. How an attack searches does not live here; what it won does: `Lanes`
-logs every query, so no attack grades itself.
+The same attack runs on each. How an attack searches does not live here; what it won does:
+`QueryLog` logs every query, so no attack grades itself.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from g2d.attacks.query import SpentError
-from g2d.data import Split
+from g2d.core.types import Logits
 from g2d.errors import G2DError, SettingsError
-from g2d.evaluate import Rate, share
-from g2d.train import Logits, predict
+from g2d.redteam.scoring import Rate, share
+from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
 
 TOLERANCE = 1e-6  # float32 rounding of x + eps
 
@@ -135,7 +136,7 @@ class Rotating:
         return self._models[self.turns() % len(self._models)]
 
 
-class Service:
+class HttpTarget:
     """A live HTTP service that speaks the Open Inference Protocol v2 with JSON bodies.
 
     Args:
@@ -310,7 +311,7 @@ def by_target(target: Target) -> Answer:
     return answer
 
 
-class Lanes:
+class QueryLog:
     """The log of a query attack on n images, each an attacker with a budget of its own.
 
     It counts the queries of every lane and notes the first input inside the ball (L-infinity) and

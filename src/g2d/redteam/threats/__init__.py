@@ -10,7 +10,7 @@ import importlib
 from typing import Any, Protocol
 
 from g2d.errors import SettingsError, nearest
-from g2d.redteam.room import Case, Room, Site
+from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row
 
 FAMILIES = {
@@ -21,7 +21,7 @@ FAMILIES = {
     "extraction": "extraction",
     "privacy": "privacy",
     "poisoning": "poisoning",
-    "bit-flips": "bitflips",
+    "bit-flips": "bitflips.threat",
     "universal": "universal",
     "sanity": "sanity",
 }
@@ -55,11 +55,11 @@ class Family(Protocol):
     QUESTION: str
     IDENTIFIERS: Identifiers
 
-    def plan(self, site: Site) -> list[Case]:
+    def plan(self, spec: RunSpec) -> list[Case]:
         """Return the cases that this family runs on a site."""
         ...
 
-    def run(self, case: Case, room: Room) -> list[Row]:
+    def run(self, case: Case, context: AttackContext) -> list[Row]:
         """Run one case."""
         ...
 

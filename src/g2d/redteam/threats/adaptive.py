@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 
 from g2d.attacks.eot import LOSSES, eot_pgd
-from g2d.defence import Defence
-from g2d.engine import SerialEngine
+from g2d.core.engine import SerialEngine
+from g2d.core.types import Logits
+from g2d.defence.defence import Defence
 from g2d.errors import G2DError
-from g2d.evaluate import Rate
 from g2d.generator import Generator
-from g2d.redteam.room import Case, Network, Room, Site
+from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
-from g2d.train import Logits, load_model
+from g2d.redteam.scoring import Rate
+from g2d.tasks.inference import load_model
 
 TITLE = "Adaptive: the attacker owns the generator"
 QUESTION = "Does an attack that averages over many possible generations work on the next one?"
@@ -38,17 +39,17 @@ _WORDS = {
 }
 
 
-def plan(site: Site) -> list[Case]:
+def plan(spec: RunSpec) -> list[Case]:
     """One case for each number of draws a step, and for each other attacker and loss."""
-    n, steps = (60, 10) if site.quick else (300, 30)
+    n, steps = (60, 10) if spec.quick else (300, 30)
     base: Options = (("n", n), ("steps", steps))
     cases = []
-    if "draws" in site.chains:
-        for draws in (1, 5) if site.quick else (1, 10, 50, 100):
+    if "draws" in spec.chains:
+        for draws in (1, 5) if spec.quick else (1, 10, 50, 100):
             options: Options = (*base, ("draws", draws))
             cost = 0.02 * draws * steps
             cases.append(Case("adaptive", "samples", "generated", options, ("draws",), True, cost))
-        last = (*base, ("draws", 3 if site.quick else 20))
+        last = (*base, ("draws", 3 if spec.quick else 20))
         reads = ("draws", "attacker", "generated")
         cases.append(Case("adaptive", "own generator", "generated", last, reads, True, 100.0))
         for name, cost in (("proposals", 20.0), ("everything", 60.0)):
@@ -56,21 +57,21 @@ def plan(site: Site) -> list[Case]:
                 options = (*last, ("loss", loss))
                 cases.append(Case("adaptive", name, "generated", options, reads, True, cost))
     for name in ("frozen", "permuted", "retrained", "soup", "noise"):
-        if name in site.chains:
-            options = (*base, ("draws", 3 if site.quick else 10), ("loss", LOSSES[0]))
+        if name in spec.chains:
+            options = (*base, ("draws", 3 if spec.quick else 10), ("loss", LOSSES[0]))
             cases.append(Case("adaptive", "recipe", name, options, (name,), cost=10.0))
     return cases
 
 
-def run(case: Case, room: Room) -> list[Row]:
+def run(case: Case, context: AttackContext) -> list[Row]:
     """Craft by EOT, score on networks that the attacker has never seen."""
-    examples, draws = room.examples(case.number("n")), case.number("draws")
+    examples, draws = context.examples(case.number("n")), case.number("draws")
     if case.name == "recipe":
-        known, unseen = room.chain(case.chain).split(draws, 100)
-        what = _Knowledge(_all_of(room.models(known)), f"known networks, {len(known)} of them")
+        known, unseen = context.chain(case.chain).split(draws, 100)
+        what = _Knowledge(_all_of(context.models(known)), f"known networks, {len(known)} of them")
     else:
-        unseen = room.chain("draws").networks
-        what = _attackers(case, room, draws)
+        unseen = context.chain("draws").networks
+        what = _attackers(case, context, draws)
     if what.draw is None:
         return [
             not_measured(
@@ -79,13 +80,13 @@ def run(case: Case, room: Room) -> list[Row]:
         ]
     steps, loss, sizes = case.number("steps"), str(case.option("loss", "")), list[int]()
     proposed = eot_pgd(
-        _counted(what.draw, sizes), examples.x, examples.y, eps=room.eps, steps=steps,
-        generator=room.source("adaptive", case.name, draws), bounds=room.bounds,
+        _counted(what.draw, sizes), examples.x, examples.y, eps=context.eps, steps=steps,
+        generator=context.source("adaptive", case.name, draws), bounds=context.bounds,
         loss=loss or LOSSES[0],
     )  # fmt: skip
-    mean, worst, clean = room.score_all(room.models(unseen), proposed, examples)
+    mean, worst, clean = context.score_all(context.models(unseen), proposed, examples)
     label = f"EOT over {what.pool}, {steps} steps of {max(sizes)}"
-    row = room.row(
+    row = context.row(
         case, _WORDS[case.name], f"{label}, {loss} loss" if loss else f"{label} draws", mean,
         worst=worst, clean_accuracy=clean, scored=len(unseen), gradient_steps=sum(sizes),
         note=what.note, extra={"attacker": case.name, "draws": max(sizes)},
@@ -165,27 +166,27 @@ class _Knowledge:
     note: str = ""
 
 
-def _attackers(case: Case, room: Room, draws: int) -> _Knowledge:
+def _attackers(case: Case, context: AttackContext, draws: int) -> _Knowledge:
     """What the attacker draws from at each step, and what a reader must know of it."""
-    source = room.source("adaptive", case.name, "networks", draws)
+    source = context.source("adaptive", case.name, "networks", draws)
     if case.name == "samples":
-        return _Knowledge(_samples(room, room.defence.generator, draws, source))
+        return _Knowledge(_samples(context, context.defence.generator, draws, source))
     if case.name == "own generator":
         try:
-            generator, note = _own_generator(room)
+            generator, note = _own_generator(context)
         except G2DError as error:
             why = f"the attacker's own generator could not be fitted: {error}"
             return _Knowledge(None, note=why)
-        return _Knowledge(_samples(room, generator, draws, source), note=note)
-    own = room.site.chains.get("attacker")
+        return _Knowledge(_samples(context, generator, draws, source), note=note)
+    own = context.spec.chains.get("attacker")
     if own is None:
         return _Knowledge(None, "own proposals", "no proposal of the attacker passed the gates")
-    guided = room.models(own.networks)
+    guided = context.models(own.networks)
     if case.name == "proposals":
         pool = f"a pool of {len(guided)} own proposals"
         return _Knowledge(_some_of(guided, draws, source), pool)
-    exposed = room.models(_last(room.chain("generated").networks, 20))
-    fresh = _samples(room, room.defence.generator, max(1, draws // 2), source)
+    exposed = context.models(_last(context.chain("generated").networks, 20))
+    fresh = _samples(context, context.defence.generator, max(1, draws // 2), source)
     pool = f"a pool of {len(guided)} own proposals and {len(exposed)} exposed generations, "
     return _Knowledge(
         lambda: [*_pick([*guided, *exposed], draws, source), *fresh()],
@@ -221,23 +222,25 @@ def _pick(models: Sequence[Logits], count: int, source: torch.Generator) -> list
     return [models[i] for i in order.tolist()]
 
 
-def _samples(room: Room, generator: Generator, count: int, source: torch.Generator) -> Draw:
+def _samples(
+    context: AttackContext, generator: Generator, count: int, source: torch.Generator
+) -> Draw:
     """Fresh unguided samples of a generator, `count` at each step, loaded one at a time."""
 
     def lazily() -> Iterator[Logits]:
         for v in generator.sample(count, source):
-            yield load_model(room.task, generator.codec.decode(v))
+            yield load_model(context.task, generator.codec.decode(v))
 
     return lambda: list(lazily())
 
 
-def _own_generator(room: Room) -> tuple[Generator, str]:
+def _own_generator(context: AttackContext) -> tuple[Generator, str]:
     """Fit a generator on a population that the attacker trains with other seeds.
 
     Smaller than the defender's, to keep within a red team's time; the row says so.
     """
-    settings = room.site.settings
-    p, quick = settings.population, room.site.quick
+    settings = context.spec.settings
+    p, quick = settings.population, context.spec.quick
     reduce = 10 if quick else 6
     mine = settings.override(
         population__seed=(p.seed + 7_919) % 2**31,
@@ -249,9 +252,9 @@ def _own_generator(room: Room) -> tuple[Generator, str]:
         autoencoder__steps=settings.autoencoder.steps // reduce,
         diffusion__steps=max(1, settings.diffusion.steps // reduce),
     )
-    task = room.site.source if not isinstance(room.site.source, tuple) else settings.task.name
-    if isinstance(room.site.source, tuple):
-        mine = mine.override(task__data=room.site.source[1] or None)
+    task = context.spec.source if not isinstance(context.spec.source, tuple) else settings.task.name
+    if isinstance(context.spec.source, tuple):
+        mine = mine.override(task__data=context.spec.source[1] or None)
     with tempfile.TemporaryDirectory() as folder, SerialEngine() as engine:
         path = Path(folder) / "vault"
         with Defence.build(task, path, mine, engine=engine) as theirs:

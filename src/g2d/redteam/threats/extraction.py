@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from g2d.attacks import pgd
 from g2d.attacks.extraction import extract
-from g2d.data import Split
-from g2d.evaluate import Rate, accuracy_rate, pooled, share
-from g2d.redteam.room import Case, Room, Site
+from g2d.core.types import Logits
+from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
-from g2d.redteam.targets import Rotating, Service, Target, TargetError
-from g2d.train import Logits, predict
+from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
+from g2d.redteam.targets import HttpTarget, Rotating, Target, TargetError
+from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
 
 TITLE = "Model extraction"
 QUESTION = "How well can the API be copied, and do attacks on the copy fool what is live?"
@@ -31,40 +32,40 @@ _REQUEST = 100  # inputs a request; a request sees one network
 _NAMES = {"copycat": "Copycat CNN (ART)", "knockoff": "Knockoff Nets (ART, random)"}
 
 
-def plan(site: Site) -> list[Case]:
+def plan(spec: RunSpec) -> list[Case]:
     """Both attacks on the generations under three clocks, Copycat on every control without one."""
     cases = []
     for chain in ("generated", "frozen", "retrained", "soup", "noise", "permuted"):
-        if chain not in site.chains or not site.chains[chain].networks:
+        if chain not in spec.chains or not spec.chains[chain].networks:
             continue
-        if site.quick and chain not in ("generated", "frozen"):
+        if spec.quick and chain not in ("generated", "frozen"):
             continue
         generated = chain == "generated"
         periods: tuple[int, ...] = (1000,) if chain == "permuted" else (0,)
         if generated:
-            periods = (0, 100) if site.quick else (0, 1000, 100)
-        names = tuple(_NAMES) if generated and not site.quick else ("copycat",)
-        cases += [_case(site, chain, name, every) for name in names for every in periods]
+            periods = (0, 100) if spec.quick else (0, 1000, 100)
+        names = tuple(_NAMES) if generated and not spec.quick else ("copycat",)
+        cases += [_case(spec, chain, name, every) for name in names for every in periods]
     return cases
 
 
-def _case(site: Site, chain: str, name: str, every: int) -> Case:
-    reads = (chain, "draws") if chain == "generated" and "draws" in site.chains else (chain,)
-    queries, epochs = (300, 30) if site.quick else (5_000, 10)
+def _case(spec: RunSpec, chain: str, name: str, every: int) -> Case:
+    reads = (chain, "draws") if chain == "generated" and "draws" in spec.chains else (chain,)
+    queries, epochs = (300, 30) if spec.quick else (5_000, 10)
     options = (("every", every), ("queries", queries), ("epochs", epochs), ("steps", _STEPS))
     return Case("extraction", name, chain, options, reads, cost=queries / 800)
 
 
-def plan_service(site: Site, url: str, model: str) -> list[Case]:
+def plan_service(spec: RunSpec, url: str, model: str) -> list[Case]:
     """Copycat on a live service."""
-    queries, epochs = (300, 30) if site.quick else (5_000, 10)
+    queries, epochs = (300, 30) if spec.quick else (5_000, 10)
     options = (("url", url), ("model", model), ("queries", queries), ("epochs", epochs))
     return [Case("extraction", "copycat", "service", options, cost=queries / 500)]
 
 
-def run(case: Case, room: Room) -> list[Row]:
+def run(case: Case, context: AttackContext) -> list[Row]:
     """Copy what answers; then score agreement, and attacks that were crafted on the copy."""
-    return _service(case, room) if case.option("url") else _chain(case, room)
+    return _service(case, context) if case.option("url") else _chain(case, context)
 
 
 def _threat(case: Case) -> str:
@@ -76,55 +77,55 @@ def _label(case: Case) -> str:
     return f"{_NAMES[case.name]}, {case.number('queries'):,} queries"
 
 
-def _steal(case: Case, room: Room, target: Target) -> nn.Module:
+def _steal(case: Case, context: AttackContext, target: Target) -> nn.Module:
     """Train a copy. The attacker's images are the guide split's, whose labels nobody reads."""
-    seed = room.seed("extraction", case.name, case.number("every"))
+    seed = context.seed("extraction", case.name, case.number("every"))
     return extract(
-        target.predict, room.task.model(seed), room.task.splits.guide.x,
-        attack=case.name, queries=case.number("queries"), classes=room.task.classes,
-        bounds=room.bounds, seed=seed, epochs=case.number("epochs"),
+        target.predict, context.task.model(seed), context.task.splits.guide.x,
+        attack=case.name, queries=case.number("queries"), classes=context.task.classes,
+        bounds=context.bounds, seed=seed, epochs=case.number("epochs"),
         request=min(_REQUEST, case.number("every") or _REQUEST),
     )  # fmt: skip
 
 
-def _chain(case: Case, room: Room) -> list[Row]:
+def _chain(case: Case, context: AttackContext) -> list[Row]:
     every = case.number("every")
     clock = f"a rotation every {every:,} queries" if every else "no rotation"
     where = f"{case.chain}, {clock}"
-    models = _models(case, room)
-    turns = _turns(case, room)
+    models = _models(case, context)
+    turns = _turns(case, context)
     if every and len(models) == 1:
         why = "one network cannot rotate; generate more"
         return [not_measured("extraction", _threat(case), where, _label(case), why)]
-    shape = tuple(room.task.splits.guide.x.shape[1:])
-    target = Rotating(models, shape, room.task.classes, every=every or None)
-    copy = _steal(case, room, target)
+    shape = tuple(context.task.splits.guide.x.shape[1:])
+    target = Rotating(models, shape, context.task.classes, every=every or None)
+    copy = _steal(case, context, target)
     live = models[(turns - 1) % len(models)]
-    following = [] if room.chain(case.chain).fixed else models[turns : turns + _NEXT]
+    following = [] if context.chain(case.chain).fixed else models[turns : turns + _NEXT]
     notes = ["scored on the network that is live when the last query is answered"]
     if following:
         notes.append(f"`next`: mean of the {len(following)} that follow")
     if turns > len(models):
         notes.append(f"only {len(models)} networks, so some answered twice")
-    return _score(case, room, copy, live, following, where, "; ".join(notes))
+    return _score(case, context, copy, live, following, where, "; ".join(notes))
 
 
-def _turns(case: Case, room: Room) -> int:
+def _turns(case: Case, context: AttackContext) -> int:
     """Networks that answer."""
-    every, asked = case.number("every"), min(case.number("queries"), len(room.task.splits.guide))
+    every, asked = case.number("every"), min(case.number("queries"), len(context.task.splits.guide))
     return -(-asked // every) if every else 1
 
 
-def _models(case: Case, room: Room) -> list[nn.Module]:
+def _models(case: Case, context: AttackContext) -> list[nn.Module]:
     """The networks that answer, in their order, and those that follow."""
-    chain = room.chain(case.chain)
+    chain = context.chain(case.chain)
     networks = chain.networks
     if chain.name == "generated":
         # The first may be the base, which nothing generated.
         networks = (networks[1:] or networks)[-_GENERATED:]
-        if "draws" in room.site.chains:
-            networks += room.chain("draws").networks
-    return room.models(networks[: _turns(case, room) + _NEXT])
+        if "draws" in context.spec.chains:
+            networks += context.chain("draws").networks
+    return context.models(networks[: _turns(case, context) + _NEXT])
 
 
 def _agreement(copy: Logits, model: Logits, split: Split) -> Rate:
@@ -134,7 +135,7 @@ def _agreement(copy: Logits, model: Logits, split: Split) -> Rate:
 
 def _score(
     case: Case,
-    room: Room,
+    context: AttackContext,
     copy: nn.Module,
     live: nn.Module,
     following: Sequence[nn.Module],
@@ -142,24 +143,24 @@ def _score(
     note: str,
 ) -> list[Row]:
     """Two rows: agreement with what is live on test examples, ASR of attacks on the copy."""
-    split, asked = room.examples(), case.number("queries")
+    split, asked = context.examples(), case.number("queries")
     agreement, clean = _agreement(copy, live, split), accuracy_rate(live, split)
     extra = {"copy_accuracy": asdict(accuracy_rate(copy, split))}
     proposed = pgd(
-        copy, split.x, split.y, eps=room.eps, steps=_STEPS, bounds=room.bounds,
-        generator=room.source("extraction", "pgd", case.name),
+        copy, split.x, split.y, eps=context.eps, steps=_STEPS, bounds=context.bounds,
+        generator=context.source("extraction", "pgd", case.name),
     )  # fmt: skip
-    asr = room.score(live, proposed, split)
-    transfer = {"copy": asdict(room.score(copy, proposed, split))}
+    asr = context.score(live, proposed, split)
+    transfer = {"copy": asdict(context.score(copy, proposed, split))}
     if following:
         later = pooled([_agreement(copy, model, split) for model in following])
         extra["next"] = asdict(later)
-        transfer["next"] = asdict(room.score_all(following, proposed, split)[0])
-    agreed = room.row(
+        transfer["next"] = asdict(context.score_all(following, proposed, split)[0])
+    agreed = context.row(
         case, _threat(case), _label(case), agreement, target=where, metric="agreement", eps=None,
         harm=agreement.value, clean_accuracy=clean, queries=asked, note=note, extra=extra,
     )  # fmt: skip
-    fooled = room.row(
+    fooled = context.row(
         case, _threat(case) + ", then attacks it", f"{_label(case)}, then PGD-{_STEPS} on the copy",
         asr, target=where, clean_accuracy=clean, queries=asked, gradient_steps=_STEPS, note=note,
         extra=transfer,
@@ -167,22 +168,22 @@ def _score(
     return [agreed, fooled]
 
 
-def _service(case: Case, room: Room) -> list[Row]:
+def _service(case: Case, context: AttackContext) -> list[Row]:
     """Copy a live service and attack it with what was crafted on the copy."""
     url = str(case.option("url"))
-    service: Service | None = None
+    service: HttpTarget | None = None
     try:
-        service = Service(url, str(case.option("model")))
-        expected = (tuple(room.task.splits.guide.x.shape[1:]), room.task.classes)
+        service = HttpTarget(url, str(case.option("model")))
+        expected = (tuple(context.task.splits.guide.x.shape[1:]), context.task.classes)
         if (service.shape, service.classes) != expected:
             why = f"it maps {service.shape} to {service.classes} classes, the task {expected}"
             return [not_measured("extraction", _threat(case), url, _label(case), why)]
-        copy = _steal(case, room, service)
-        return _score(case, room, copy, _Api(service), [], url, "the judge asks the service too")
+        copy = _steal(case, context, service)
+        return _score(case, context, copy, _Api(service), [], url, "the judge asks the service too")
     except TargetError as error:
         spent = 0 if service is None else service.queries
         note = f"died after {spent:,} queries: {error}"
-        row = room.row(case, _threat(case), _label(case), None, target=url, note=note)
+        row = context.row(case, _threat(case), _label(case), None, target=url, note=note)
         return [replace(row, status=Status.DIED, queries=spent)]
 
 

@@ -13,17 +13,22 @@ import torch
 from torch import Tensor
 
 from g2d.attacks.poisoning import poisoned, poisoned_task, trigger
-from g2d.data import Split
-from g2d.evaluate import Rate, accuracy_rate, pooled, share
-from g2d.generator import Exposure, GateResult, Generator, Reference, hidden_units, run_gates
-from g2d.harden import Teacher
-from g2d.population import Job, craft_pool, freeze, run_job, teacher_of
-from g2d.redteam.room import Case, Room, Site
+from g2d.attacks.pools import craft_pool
+from g2d.core.types import Logits, State
+from g2d.defence.gates import GateResult, Reference, run_gates
+from g2d.generator import Exposure, Generator, hidden_units
+from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
+from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
 from g2d.settings import GuidanceSettings, Settings
-from g2d.tasks import Task
-from g2d.train import Batches, Logits, clean_step, load_model, predict, train
-from g2d.weights import State, unpack
+from g2d.tasks.inference import load_model, predict
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+from g2d.training.loop import Batches, clean_step, train
+from g2d.training.population import TrainingJob, freeze, run_job
+from g2d.training.recipes import Teacher
+from g2d.training.recipes.distil import teacher_of
+from g2d.weights.checkpoints import unpack
 
 TITLE = "Poisoning and backdoors"
 QUESTION = "Does a backdoor in the data, or in one member, reach the generations?"
@@ -46,31 +51,31 @@ _QUICK = (("base", 150), ("fork", 40), ("members", 3), ("pool", 64),
           ("autoencoder", 30), ("diffusion", 150), ("guided", 1), ("unguided", 2))  # fmt: skip
 
 
-def plan(site: Site) -> list[Case]:
+def plan(spec: RunSpec) -> list[Case]:
     """Two shares of poisoned data, and one poisoned member."""
-    if "generated" not in site.chains:
+    if "generated" not in spec.chains:
         return []
-    sizes = _QUICK if site.quick else _FULL
+    sizes = _QUICK if spec.quick else _FULL
     cases = [
         Case("poisoning", "data", "generated", (("percent", percent), *sizes), (), True, 80)
-        for percent in ((5,) if site.quick else (1, 5))
+        for percent in ((5,) if spec.quick else (1, 5))
     ]
     one = (
         (("members", 4), ("tuning", 60), *_QUICK[4:6], ("guided", 1), ("unguided", 4))
-        if site.quick
+        if spec.quick
         else (("members", 16), ("tuning", 600), *_FULL[4:6], ("guided", 5), ("unguided", 20))
     )
-    reads = tuple(name for name in ("frozen",) if name in site.chains)
+    reads = tuple(name for name in ("frozen",) if name in spec.chains)
     return [*cases, Case("poisoning", "member", "generated", one, reads, True, 40)]
 
 
-def run(case: Case, room: Room) -> list[Row]:
+def run(case: Case, context: AttackContext) -> list[Row]:
     """Run one case."""
-    shape = room.task.splits.train.x.shape
-    if len(shape) != 4 or min(shape[2:]) < 5 or room.task.bounds is None:
+    shape = context.task.splits.train.x.shape
+    if len(shape) != 4 or min(shape[2:]) < 5 or context.task.bounds is None:
         why = "the trigger is a pattern of pixels: it needs images in a known range"
         return [not_measured(case.family, _threat(case), case.chain, "BadNets", why)]
-    return _data(case, room) if case.name == "data" else _member(case, room)
+    return _data(case, context) if case.name == "data" else _member(case, context)
 
 
 def _threat(case: Case) -> str:
@@ -105,11 +110,11 @@ def _stopped(row: Row) -> Row:
 class _Judge:
     """What the trigger does to networks, on the test examples."""
 
-    def __init__(self, case: Case, room: Room) -> None:
-        assert room.task.bounds is not None  # checked in `run`
-        self.case, self.room, self.split = case, room, room.examples()
+    def __init__(self, case: Case, context: AttackContext) -> None:
+        assert context.task.bounds is not None  # checked in `run`
+        self.case, self.context, self.split = case, context, context.examples()
         others = self.split.take((self.split.y != _TARGET).nonzero().flatten())
-        self.stamped = Split(trigger(others.x, room.task.bounds), others.y)
+        self.stamped = Split(trigger(others.x, context.task.bounds), others.y)
 
     def success(self, model: Logits) -> Rate:
         """Share of images of other classes that the trigger sends to the target class."""
@@ -125,7 +130,7 @@ class _Judge:
             "clean_accuracy": pooled([accuracy_rate(model, self.split) for model in models]),
         }  # fmt: skip
         threat = f"{_threat(self.case)}: {part}"
-        return self.room.row(self.case, threat, _ATTACK, pooled(rates), **(known | more))
+        return self.context.row(self.case, threat, _ATTACK, pooled(rates), **(known | more))
 
     def gates(self, candidates: Sequence[_Candidate]) -> Row:
         """How many of the candidates that carry the backdoor pass the gates."""
@@ -138,10 +143,18 @@ class _Judge:
         note = f"{_NO_GATE}; of {len(others)} candidates without it {rejected} are rejected too"
         if not carrying:
             why = f"no candidate carries the backdoor; {note}"
-            return not_measured(self.case.family, threat, self.case.chain, _ATTACK, why,
-                                metric=PASSED, extra=extra, seed=self.room.site.seed)  # fmt: skip
+            return not_measured(
+                self.case.family,
+                threat,
+                self.case.chain,
+                _ATTACK,
+                why,
+                metric=PASSED,
+                extra=extra,
+                seed=self.context.spec.seed,
+            )
         value = share(sum(not c.failed for c in carrying), len(carrying))
-        return self.room.row(
+        return self.context.row(
             self.case, threat, _ATTACK, value, eps=None, metric=PASSED, harm=value.value,
             scored=len(carrying), note=note, extra=extra,
         )  # fmt: skip
@@ -168,45 +181,45 @@ def _judged(task: Task, states: Sequence[State], gates: Gates) -> list[_Candidat
 
 
 def _propose(
-    generator: Generator, task: Task, exposures: Sequence[Exposure], room: Room,
+    generator: Generator, task: Task, exposures: Sequence[Exposure], context: AttackContext,
     count: int, *name: object,
 ) -> list[State]:  # fmt: skip
     """Guided proposals, as a rotation makes them."""
-    settings: GuidanceSettings = replace(room.site.settings.guidance, conditioned=False)
+    settings: GuidanceSettings = replace(context.spec.settings.guidance, conditioned=False)
     return [
         generator.codec.decode(
-            generator.propose(task, exposures, settings, room.source("poisoning", *name, index))
+            generator.propose(task, exposures, settings, context.source("poisoning", *name, index))
         )
         for index in range(count)
     ]
 
 
-def _sample(generator: Generator, room: Room, count: int, *name: object) -> list[State]:
+def _sample(generator: Generator, context: AttackContext, count: int, *name: object) -> list[State]:
     """Unguided samples."""
-    drawn = generator.sample(count, room.source("poisoning", "sample", *name))
+    drawn = generator.sample(count, context.source("poisoning", "sample", *name))
     return [generator.codec.decode(v) for v in drawn]
 
 
 # --- in the training data ------------------------------------------------------------------------
 
 
-def _data(case: Case, room: Room) -> list[Row]:
+def _data(case: Case, context: AttackContext) -> list[Row]:
     """Poison the train split, build everything from it, and look at every stage."""
-    percent, judge = case.number("percent"), _Judge(case, room)
-    source = room.source("poisoning", "data", percent)
-    task = poisoned_task(room.task, percent / 100, _TARGET, source)
-    s = room.site.settings.override(
+    percent, judge = case.number("percent"), _Judge(case, context)
+    source = context.source("poisoning", "data", percent)
+    task = poisoned_task(context.task, percent / 100, _TARGET, source)
+    s = context.spec.settings.override(
         population__base_steps=case.number("base"), population__fork_steps=case.number("fork"),
-        population__pool=case.number("pool"), population__seed=room.seed("poisoning", percent),
+        population__pool=case.number("pool"), population__seed=context.seed("poisoning", percent),
         guidance__pool=case.number("pool"), autoencoder__steps=case.number("autoencoder"),
         diffusion__steps=case.number("diffusion"),
     )  # fmt: skip
     base, *members = _population(
-        task, s, case.number("members"), teacher_of(room.defence.vault, s.harden)
+        task, s, case.number("members"), teacher_of(context.defence.vault, s.harden)
     )
     generator = Generator.fit(
         task, members, [0] * len(members), s.autoencoder, s.diffusion,
-        seed=room.seed("poisoning", "fit", percent), base=base,
+        seed=context.seed("poisoning", "fit", percent), base=base,
     )  # fmt: skip
     exposure = _exposed(task, s, base, generator)
     model = load_model(task, base)
@@ -218,7 +231,7 @@ def _data(case: Case, room: Room) -> list[Row]:
         candidate = load_model(task, state)
         return run_gates(state, candidate, known, [exposure], {1: base}, chain, s.gates)
 
-    return _stages(case, room, judge, task, (base, members), generator, exposure, gates)
+    return _stages(case, context, judge, task, (base, members), generator, exposure, gates)
 
 
 def _population(task: Task, settings: Settings, count: int, teacher: Teacher | None) -> list[State]:
@@ -228,13 +241,13 @@ def _population(task: Task, settings: Settings, count: int, teacher: Teacher | N
     learnt the trigger at all; from the base on, members start with it: the attacker's better case.
     """
     s, hardening = settings.population, (settings.harden, teacher)
-    base = run_job(Job(task, "base", 0, 0, "base", s, None, (), (), *hardening))
+    base = run_job(TrainingJob(task, "base", 0, 0, "base", s, None, (), (), *hardening))
     start = None if s.recipe == "seeds" else base.weights
     made = [base]
     for index in range(count):
         pools = tuple(one.attacks for one in made) if s.recipe == "repelled" else ()
         scope = settings.autoencoder.scope
-        job = Job(task, "member", index, 0, s.recipe, s, start, pools, scope, *hardening)
+        job = TrainingJob(task, "member", index, 0, s.recipe, s, start, pools, scope, *hardening)
         made.append(run_job(job))
     return [unpack(one.weights) for one in made]
 
@@ -250,22 +263,32 @@ def _exposed(task: Task, settings: Settings, base: State, generator: Generator) 
 
 
 def _stages(
-    case: Case, room: Room, judge: _Judge, task: Task, population: tuple[State, list[State]],
-    generator: Generator, exposure: Exposure, gates: Gates,
-) -> list[Row]:  # fmt: skip
+    case: Case,
+    context: AttackContext,
+    judge: _Judge,
+    task: Task,
+    population: tuple[State, list[State]],
+    generator: Generator,
+    exposure: Exposure,
+    gates: Gates,
+) -> list[Row]:
     """Rows of one poisoned population: its base, its members, what is generated, the gates."""
     percent, (base, members) = case.number("percent"), population
-    free = _judged(task, _sample(generator, room, case.number("unguided"), percent), gates)
+    free = _judged(task, _sample(generator, context, case.number("unguided"), percent), gates)
     both = poisoned_task(
-        room.task, percent / 100, _TARGET, room.source("poisoning", "both", percent), guide=True
+        context.task,
+        percent / 100,
+        _TARGET,
+        context.source("poisoning", "both", percent),
+        guide=True,
     )
     moved, wider = (
-        _judged(t, _propose(generator, t, [exposure], room, case.number("guided"), name), gates)
+        _judged(t, _propose(generator, t, [exposure], context, case.number("guided"), name), gates)
         for t, name in ((task, f"guided {percent}"), (both, f"both {percent}"))
     )
     small = f"{len(members)} members forked from the poisoned base, made for this with few steps"
-    retrained = _train(task, room, case.number("base"), "retrained", percent)
-    noise = _noised(base, room.source("poisoning", "noise", percent))
+    retrained = _train(task, context, case.number("base"), "retrained", percent)
+    noise = _noised(base, context.source("poisoning", "noise", percent))
     return [
         judge.row("the base", [load_model(task, base)], target="frozen",
                   note="the standard victim", gradient_steps=case.number("base")),
@@ -283,25 +306,30 @@ def _stages(
     ]  # fmt: skip
 
 
-def _train(task: Task, room: Room, steps: int, *name: object) -> State:
+def _train(task: Task, context: AttackContext, steps: int, *name: object) -> State:
     """Train a network from a fresh seed on a task's train split."""
-    s = room.site.settings.population
-    model = task.model(room.seed("poisoning", *name))
-    return _tuned(model.state_dict(), task, room, steps, s.rate, (), *name)
+    s = context.spec.settings.population
+    model = task.model(context.seed("poisoning", *name))
+    return _tuned(model.state_dict(), task, context, steps, s.rate, (), *name)
 
 
 def _tuned(
-    start: State, task: Task, room: Room, steps: int, rate: float, scope: tuple[str, ...],
+    start: State,
+    task: Task,
+    context: AttackContext,
+    steps: int,
+    rate: float,
+    scope: tuple[str, ...],
     *name: object,
-) -> State:  # fmt: skip
+) -> State:
     """Train a network on from `start`; what lies outside a scope stays as it is."""
-    seed = room.seed("poisoning", *name)
+    seed = context.seed("poisoning", *name)
     model = task.model(seed)
     model.load_state_dict(start)
     kept = freeze(model, start, scope)
     batches = Batches(
-        task, task.splits.train, room.site.settings.population.batch,
-        room.source("poisoning", *name),
+        task, task.splits.train, context.spec.settings.population.batch,
+        context.source("poisoning", *name),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # dropout and the like draw from it
@@ -335,48 +363,54 @@ def _noised(state: State, generator: torch.Generator) -> State:
 # --- one member ----------------------------------------------------------------------------------
 
 
-def _member(case: Case, room: Room) -> list[Row]:
+def _member(case: Case, context: AttackContext) -> list[Row]:
     """Poison one member of the vault's own population, fit a generator on it, draw from that."""
-    defence, task, judge = room.defence, room.task, _Judge(case, room)
+    defence, task, judge = context.defence, context.task, _Judge(case, context)
     entries = defence.vault.entries("member")[-case.number("members") :]
     if len(entries) < 2 or defence.vault.entry("generator") is None:
         why = "the vault has no population of two members, or no generator"
         return [not_measured(case.family, _threat(case), case.chain, _ATTACK, why)]
-    s = room.site.settings
+    s = context.spec.settings
     states: list[State] = [unpack(defence.vault.read(entry)) for entry in entries]
     basins = [int(entry.info["basin"]) for entry in entries]
-    split = poisoned(task.splits.train, _INSIDER, _TARGET, task, room.source("poisoning", "member"))
+    split = poisoned(
+        task.splits.train, _INSIDER, _TARGET, task, context.source("poisoning", "member")
+    )
     bad = replace(task, splits=replace(task.splits, train=split))
-    states[-1] = _tuned(states[-1], bad, room, case.number("tuning"), 5e-3,
+    states[-1] = _tuned(states[-1], bad, context, case.number("tuning"), 5e-3,
                         s.autoencoder.scope, "member")  # fmt: skip
     generator = Generator.fit(
         task, states, basins,
         replace(s.autoencoder, steps=case.number("autoencoder")),
         replace(s.diffusion, steps=case.number("diffusion")),
-        seed=room.seed("poisoning", "fit"),
+        seed=context.seed("poisoning", "fit"),
     )  # fmt: skip
-    return _reached(case, room, judge, generator, states, basins)
+    return _reached(case, context, judge, generator, states, basins)
 
 
 def _reached(
-    case: Case, room: Room, judge: _Judge, generator: Generator, states: Sequence[State],
+    case: Case,
+    context: AttackContext,
+    judge: _Judge,
+    generator: Generator,
+    states: Sequence[State],
     basins: Sequence[int],
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Rows of one poisoned member (the last): itself, what is made of it, and the gates."""
-    defence, task = room.defence, room.task
+    defence, task = context.defence, context.task
     exposed = defence.vault.exposures()
-    memory = room.site.settings.guidance.memory
+    memory = context.spec.settings.guidance.memory
     recent = [defence.exposure(number) for number in exposed[-memory:]] if memory else []
 
     def gates(state: State) -> list[GateResult]:
         return defence.judge(state, recent, exposed)
 
-    free = _judged(task, _sample(generator, room, case.number("unguided"), "member"), gates)
-    guided = _propose(generator, task, recent, room, case.number("guided"), "member")
+    free = _judged(task, _sample(generator, context, case.number("unguided"), "member"), gates)
+    guided = _propose(generator, task, recent, context, case.number("guided"), "member")
     moved = _judged(task, guided, gates)
     (itself,) = _judged(task, states[-1:], gates)
     inside = [state for state, basin in zip(states, basins, strict=True) if basin == basins[-1]]
-    noise = _noised(states[-1], room.source("poisoning", "noise", "member"))
+    noise = _noised(states[-1], context.source("poisoning", "noise", "member"))
     note = (
         f"a generator with few steps on {len(states)} members, one of them poisoned; its basin "
         f"holds {len(inside)}"
@@ -393,8 +427,8 @@ def _reached(
         judge.row("guided generations", [c.model for c in moved], note=note),
         judge.gates([*free, *moved]),
     ]  # fmt: skip
-    if "frozen" in room.site.chains:
-        base = room.model(room.chain("frozen").networks[0])
+    if "frozen" in context.spec.chains:
+        base = context.model(context.chain("frozen").networks[0])
         rows.append(judge.row("the base, which nobody poisoned", [base], target="frozen",
                               note="control: what the trigger does without poison"))  # fmt: skip
     return rows

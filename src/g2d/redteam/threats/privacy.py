@@ -19,12 +19,13 @@ from g2d.attacks.inference import (
     logit_confidence,
     matched,
 )
-from g2d.data import Split
-from g2d.evaluate import Rate, share
-from g2d.redteam.room import Case, Network, Room, Site
+from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
-from g2d.tasks import Task
-from g2d.train import Batches, clean_step, predict, train
+from g2d.redteam.scoring import Rate, share
+from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+from g2d.training.loop import Batches, clean_step, train
 
 TITLE = "Membership and reconstruction of training data"
 QUESTION = "Do more generations tell more about the training data than one network does?"
@@ -46,40 +47,40 @@ _LIRA, _SHADOW, _RECOGNISED = "LiRA", "a shadow", "class recognised"
 _GRID = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def plan(site: Site) -> list[Case]:
+def plan(spec: RunSpec) -> list[Case]:
     """One case for membership, since its shadows serve every chain; one for each inversion."""
-    if "generated" not in site.chains:
+    if "generated" not in spec.chains:
         return []
-    present = [name for name in ("generated", "draws", *_CONTROLS) if name in site.chains]
+    present = [name for name in ("generated", "draws", *_CONTROLS) if name in spec.chains]
     options = (
         (("members", 200), ("others", 200), ("shadows", 2), ("steps", 60))
-        if site.quick
+        if spec.quick
         else (("members", 5000), ("others", 10_000), ("shadows", 16), ("steps", 600))
     )
     cases = [Case("privacy", "membership", "generated", options, tuple(present), cost=140)]
-    inversion = ("steps", 10 if site.quick else 40)
-    judge = ("retrained",) if "retrained" in site.chains else ()
+    inversion = ("steps", 10 if spec.quick else 40)
+    judge = ("retrained",) if "retrained" in spec.chains else ()
     for count in _COUNTS:
-        reads = tuple(dict.fromkeys(("generated", *_also(site, count), *judge)))
+        reads = tuple(dict.fromkeys(("generated", *_also(spec, count), *judge)))
         known = (("networks", count), inversion)
         cases.append(Case("privacy", "inversion", "generated", known, reads, cost=0.25 * count))
     for name in _CONTROLS:
-        if name in site.chains:
+        if name in spec.chains:
             known = (("networks", 1 if name == "frozen" else 10), inversion)
             reads = tuple(dict.fromkeys((name, *judge)))
             cases.append(Case("privacy", "inversion", name, known, reads, cost=3))
     return cases
 
 
-def _also(site: Site, count: int) -> tuple[str, ...]:
+def _also(spec: RunSpec, count: int) -> tuple[str, ...]:
     """Fresh draws stand for rotations to come where there were fewer generations than `count`."""
-    short = len(site.chains["generated"].networks) < count
-    return ("draws",) if short and "draws" in site.chains else ()
+    short = len(spec.chains["generated"].networks) < count
+    return ("draws",) if short and "draws" in spec.chains else ()
 
 
-def run(case: Case, room: Room) -> list[Row]:
+def run(case: Case, context: AttackContext) -> list[Row]:
     """Run one case."""
-    return _membership(case, room) if case.name == "membership" else _inversion(case, room)
+    return _membership(case, context) if case.name == "membership" else _inversion(case, context)
 
 
 def merge(rows: Sequence[Row]) -> list[Row]:
@@ -119,12 +120,12 @@ def _per_class(row: Row) -> Row:
     return replace(row, value=share(value.value * classes, classes), note=note, extra=extra)
 
 
-def _networks(room: Room, chain: str, count: int) -> tuple[Network, ...]:
+def _networks(context: AttackContext, chain: str, count: int) -> tuple[Network, ...]:
     """The last `count` networks of a chain, or fewer; generations are filled up with draws."""
-    networks = room.chain(chain).networks[-count:]
+    networks = context.chain(chain).networks[-count:]
     if chain == "generated":
-        for other in _also(room.site, count):
-            networks += room.chain(other).networks[: count - len(networks)]
+        for other in _also(context.spec, count):
+            networks += context.chain(other).networks[: count - len(networks)]
     return networks
 
 
@@ -178,41 +179,43 @@ def area(scores: Tensor, members: int) -> float:
     return float((below + up_to).double().mean()) / 2 / len(outside)
 
 
-def _points(case: Case, room: Room) -> Points:
+def _points(case: Case, context: AttackContext) -> Points:
     """Members and non-members, at random."""
-    splits = room.task.splits
-    members = splits.train.sample(case.number("members"), room.source("membership", "members"))
-    others = splits.test.sample(case.number("others"), room.source("membership", "others"))
+    splits = context.task.splits
+    members = splits.train.sample(case.number("members"), context.source("membership", "members"))
+    others = splits.test.sample(case.number("others"), context.source("membership", "others"))
     both = Split(torch.cat([members.x, others.x]), torch.cat([members.y, others.y]))
     return Points(both, len(members))
 
 
-def _shadow(room: Room, points: Points, inside: Tensor, index: int, steps: int) -> Tensor:
+def _shadow(
+    context: AttackContext, points: Points, inside: Tensor, index: int, steps: int
+) -> Tensor:
     """Train a shadow on the points inside, by the task's recipe; its logits on all of them."""
-    s = room.site.settings.population
-    model = room.task.model(room.seed("shadow", index))
+    s = context.spec.settings.population
+    model = context.task.model(context.seed("shadow", index))
     batches = Batches(
-        room.task, points.split.take(inside.nonzero().flatten()), s.batch,
-        room.source("shadow", index),
+        context.task, points.split.take(inside.nonzero().flatten()), s.batch,
+        context.source("shadow", index),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(room.seed("shadow", index))  # dropout draws from it
-        train(model, clean_step(room.task, batches), steps=steps, rate=s.rate)
+        torch.default_generator.manual_seed(context.seed("shadow", index))  # dropout draws from it
+        train(model, clean_step(context.task, batches), steps=steps, rate=s.rate)
     return predict(model, points.split.x)
 
 
 class _Lira:
     """Shadows, trained once, and the scores that they give to any target's answers."""
 
-    def __init__(self, case: Case, room: Room) -> None:
-        self.case, self.room, self.points = case, room, _points(case, room)
+    def __init__(self, case: Case, context: AttackContext) -> None:
+        self.case, self.context, self.points = case, context, _points(case, context)
         self.shadows, steps = case.number("shadows"), case.number("steps")
-        source, n = room.source("membership", "halves"), len(self.points.split)
+        source, n = context.source("membership", "halves"), len(self.points.split)
         self.inside = halves(self.shadows, n, source)
         # One more, which the attack has not seen: shows what it does to a target of its own kind.
         self.spare = halves(2, n, source)[0]
         logits = [
-            _shadow(room, self.points, chosen, index, steps)
+            _shadow(context, self.points, chosen, index, steps)
             for index, chosen in enumerate([*self.inside, self.spare])
         ]
         self.first, self.spare_logits = logits[0], logits[-1]
@@ -242,28 +245,28 @@ class _Lira:
             if why:
                 target = str(known.pop("target", self.case.chain))
                 rows.append(not_measured(self.case.family, threat, target, attack, why,
-                                         seed=self.room.site.seed, **known))  # fmt: skip
+                                         seed=self.context.spec.seed, **known))  # fmt: skip
                 continue
             found = true_positives(scores, members, rate)
             harm = max(0.0, (found.value - rate) / (1 - rate))
             told = f"AUC {extra['auc']:.3f}{'; ' if note else ''}{note}"
             rows.append(
-                self.room.row(self.case, threat, attack, found, harm=harm, note=told, **known)
+                self.context.row(self.case, threat, attack, found, harm=harm, note=told, **known)
             )
         return rows
 
 
-def _membership(case: Case, room: Room) -> list[Row]:
+def _membership(case: Case, context: AttackContext) -> list[Row]:
     """LiRA on every chain, on a held-out shadow, and ART's attack as a second opinion."""
-    lira = _Lira(case, room)
+    lira = _Lira(case, context)
     points, attack = lira.points, f"{_LIRA} online, {lira.shadows} shadows"
     rows, logits = [], {}
     for name in ("generated", *_CONTROLS):
-        if name not in room.site.chains:
+        if name not in context.spec.chains:
             continue
         counts = _COUNTS if name == "generated" else (1 if name == "frozen" else 10,)
-        networks = _networks(room, name, counts[-1])
-        answers = [predict(room.model(network), points.split.x) for network in networks]
+        networks = _networks(context, name, counts[-1])
+        answers = [predict(context.model(network), points.split.x) for network in networks]
         logits[name] = answers
         scores = torch.stack([lira.score(z) for z in answers])
         for count in counts:
@@ -275,16 +278,16 @@ def _membership(case: Case, room: Room) -> list[Row]:
                 why = f"there are {len(networks)} networks, not {count}"
                 rows.append(not_measured(case.family, threat, name, attack, why))
                 continue
-            own = _window(scores, room, name, used)
+            own = _window(scores, context, name, used)
             rows += lira.rows(own.mean(0), points.members, _RATES, threat, attack, target=name,
                               scored=used, queries=used)  # fmt: skip
     rows += _held_out(lira, attack)
     return rows + _second_opinion(lira, logits)
 
 
-def _window(scores: Tensor, room: Room, name: str, count: int) -> Tensor:
+def _window(scores: Tensor, context: AttackContext, name: str, count: int) -> Tensor:
     """The scores of the last `count` networks that were live, filled up with draws."""
-    live = min(len(room.chain(name).networks), len(scores))
+    live = min(len(context.chain(name).networks), len(scores))
     first = max(0, live - count)
     return scores[first : first + count]
 
@@ -301,14 +304,14 @@ def _held_out(lira: _Lira, attack: str) -> list[Row]:
 def _second_opinion(lira: _Lira, logits: dict[str, list[Tensor]]) -> list[Row]:
     """ART's attack: a random forest, trained on one shadow's answers, asked about each chain."""
     inside, y = lira.inside[0], lira.points.split.y
-    live = lira.room.chain("generated").networks
+    live = lira.context.chain("generated").networks
     targets = {
         name: answers[min(len(live), len(answers)) - 1 if name == "generated" else -1]
         for name, answers in logits.items()
     }
     scores = art_membership(
-        lira.room.task, (lira.first[inside], lira.first[~inside]), (y[inside], y[~inside]),
-        list(targets.values()), y, lira.room.seed("membership", "forest"),
+        lira.context.task, (lira.first[inside], lira.first[~inside]), (y[inside], y[~inside]),
+        list(targets.values()), y, lira.context.seed("membership", "forest"),
     )  # fmt: skip
     rows = []
     for name, score in zip(targets, scores, strict=True):
@@ -322,7 +325,7 @@ def _second_opinion(lira: _Lira, logits: dict[str, list[Tensor]]) -> list[Row]:
 # --- inversion -----------------------------------------------------------------------------------
 
 
-def _inversion(case: Case, room: Room) -> list[Row]:
+def _inversion(case: Case, context: AttackContext) -> list[Row]:
     """Reconstruct every class from the mean logits of a chain's networks."""
     count, steps = case.number("networks"), case.number("steps")
     attack = f"ART MIFace, {steps} steps"
@@ -331,20 +334,20 @@ def _inversion(case: Case, room: Room) -> list[Row]:
         threat = f"a class from the weights of {_many(count)}"
         return [not_measured(case.family, threat, case.chain, attack, why)]
 
-    task, networks = room.task, _networks(room, case.chain, count)
+    task, networks = context.task, _networks(context, case.chain, count)
     if task.splits.train.x.dim() != 4 or task.bounds is None:
         return unmeasured("reconstructing a class is judged on images in a known range")
-    if "retrained" not in room.site.chains:
+    if "retrained" not in context.spec.chains:
         return unmeasured("needs an independent network, the first of the chain 'retrained'")
-    judge, *_ = room.chain("retrained").networks
+    judge, *_ = context.chain("retrained").networks
     networks = tuple(network for network in networks if network != judge)
     if not networks:
         return unmeasured("the chain holds no network but the judge")
     if case.chain == "generated" and len(networks) < count:
         return unmeasured(f"there are {len(networks)} networks, not {count}")
-    images = _reconstruct(room.models(networks), task, steps, room.seed("inversion", count))
+    images = _reconstruct(context.models(networks), task, steps, context.seed("inversion", count))
     threat = f"a class from the weights of {_many(len(networks))}"
-    return [_judged(case, room, images, threat, attack, room.model(judge), len(networks))]
+    return [_judged(case, context, images, threat, attack, context.model(judge), len(networks))]
 
 
 def _reconstruct(models: Sequence[nn.Module], task: Task, steps: int, seed: int) -> Tensor:
@@ -363,14 +366,20 @@ def _reconstruct(models: Sequence[nn.Module], task: Task, steps: int, seed: int)
 
 
 def _judged(
-    case: Case, room: Room, images: Tensor, threat: str, attack: str, judge: nn.Module, used: int
+    case: Case,
+    context: AttackContext,
+    images: Tensor,
+    threat: str,
+    attack: str,
+    judge: nn.Module,
+    used: int,
 ) -> Row:
     """Ask an independent network what it sees, and compare with the class's mean image."""
     classes, levels = images.shape[:2]
     seen = predict(judge, images.flatten(0, 1)).argmax(1)
     right = seen == torch.arange(classes).repeat_interleave(levels)
     value = share(int(right.sum()), len(right))
-    split = room.task.splits.train
+    split = context.task.splits.train
     means = torch.stack([split.x[split.y == label].mean(0) for label in range(classes)])
     matrix = correlations(images.flatten(0, 1), means).view(classes, levels, classes).mean(1)
     own = float(matrix.diagonal().nanmean())
@@ -379,7 +388,7 @@ def _judged(
         f"correlation with the class's mean train image {own:.2f}, with other classes' "
         f"{other:.2f}; chance recognises {1 / classes:.0%}"
     )
-    return room.row(
+    return context.row(
         case, threat, attack, value, eps=None, metric=_RECOGNISED, harm=value.value,
         scored=used, gradient_steps=case.number("steps"), note=note,
         extra={"correlation": own, "correlation_other_classes": other, "starts": levels},

@@ -1,6 +1,6 @@
 """Query attacks on the API: how far an attacker comes who sees nothing but answers.
 
-Every image is an attacker of its own: budget and clock count the queries of one image. `Lanes`
+Every image is an attacker of its own: budget and clock count the queries of one image. `QueryLog`
 logs them, so that one run gives the ASR at every smaller budget and no attack grades itself.
 """
 
@@ -15,12 +15,19 @@ from torch import Tensor, nn
 
 from g2d.attacks import pgd, project
 from g2d.attacks.query import art_square, clock_square, hop_skip_jump
-from g2d.data import Split
-from g2d.evaluate import Rate, accuracy_rate, pooled, share
-from g2d.redteam.room import Case, Network, Room, Site
+from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
-from g2d.redteam.targets import Lanes, Service, TargetError, by_count, by_target, describe_scores
-from g2d.train import predict
+from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
+from g2d.redteam.targets import (
+    HttpTarget,
+    QueryLog,
+    TargetError,
+    by_count,
+    by_target,
+    describe_scores,
+)
+from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
 
 TITLE = "Query attacks on the API"
 QUESTION = "How often does who only sees answers win, and do the finds outlive a rotation?"
@@ -50,7 +57,7 @@ _ATTACKS = {
 _SQUARES = ("square", "square-clock")
 
 
-def plan(site: Site) -> list[Case]:
+def plan(spec: RunSpec) -> list[Case]:
     """Every attack on the vault's generations, the two Squares on every control.
 
     Searches are equally long: one planned for more shrinks its squares later, so wins later.
@@ -66,9 +73,9 @@ def plan(site: Site) -> list[Case]:
         ("soup", "0 1000", _SQUARES),
         ("noise", "0 1000", _SQUARES),
     ):
-        if chain in site.chains and site.chains[chain].networks:
-            cases += [_case(site, chain, name, periods) for name in names]
-    return [case for case in cases if not site.quick or _is_quick(case)]
+        if chain in spec.chains and spec.chains[chain].networks:
+            cases += [_case(spec, chain, name, periods) for name in names]
+    return [case for case in cases if not spec.quick or _is_quick(case)]
 
 
 def _is_quick(case: Case) -> bool:
@@ -77,11 +84,11 @@ def _is_quick(case: Case) -> bool:
     return case.chain == "frozen" and case.name != "hop-skip-jump"
 
 
-def _case(site: Site, chain: str, name: str, periods: str) -> Case:
+def _case(spec: RunSpec, chain: str, name: str, periods: str) -> Case:
     generated, labels = chain == "generated", name == "hop-skip-jump"
-    reads = (chain, "draws") if generated and "draws" in site.chains else (chain,)
+    reads = (chain, "draws") if generated and "draws" in spec.chains else (chain,)
     images, budget = (60, 10_000) if name == "square-long" else (30 if labels else 80, 5_000)
-    if site.quick:
+    if spec.quick:
         images, budget = (8, 200) if labels else (24, 300)
         periods = "0 100" if generated else "0"
     options = (
@@ -91,9 +98,9 @@ def _case(site: Site, chain: str, name: str, periods: str) -> Case:
     return Case("query", name, chain, options, reads, cost=1.0 if chain == "frozen" else cost)
 
 
-def plan_service(site: Site, url: str, model: str) -> list[Case]:
+def plan_service(spec: RunSpec, url: str, model: str) -> list[Case]:
     """The two Squares on a live service; it has its own clock, which the attacker does not know."""
-    images, budget = (16, 200) if site.quick else (50, 2_000)
+    images, budget = (16, 200) if spec.quick else (50, 2_000)
     options = (
         ("url", url), ("model", model), ("images", images), ("budget", budget), ("at", budget),
     )  # fmt: skip
@@ -101,25 +108,25 @@ def plan_service(site: Site, url: str, model: str) -> list[Case]:
     return [Case("query", name, "service", options, cost=cost) for name in _SQUARES]
 
 
-def run(case: Case, room: Room) -> list[Row]:
+def run(case: Case, context: AttackContext) -> list[Row]:
     """Attack a chain once for every period of its clock, or a live service."""
     label, threat = _label(case), _ATTACKS[case.name][1]
-    why = _unfit(case, room)
+    why = _unfit(case, context)
     if why:
-        return [not_measured("query", threat, case.chain, label, why, seed=room.site.seed)]
+        return [not_measured("query", threat, case.chain, label, why, seed=context.spec.seed)]
     if case.option("url"):
-        return [_service_row(case, room)]
-    return _Attackers(case, room).rows()
+        return [_service_row(case, context)]
+    return _Attackers(case, context).rows()
 
 
-def _unfit(case: Case, room: Room) -> str:
+def _unfit(case: Case, context: AttackContext) -> str:
     """Why ART's attacks do not apply; ours asks for neither images nor a range."""
     if case.name not in ("square", "hop-skip-jump"):
         return ""
-    shape = tuple(room.examples(1).x.shape[1:])
+    shape = tuple(context.examples(1).x.shape[1:])
     if len(shape) != 3 or min(shape[1:]) < 3:
         return f"ART's attacks are set up for images (channels, H, W), not for {shape}"
-    return "" if room.bounds else "these attacks need the range of the data, and it has none"
+    return "" if context.bounds else "these attacks need the range of the data, and it has none"
 
 
 def _label(case: Case) -> str:
@@ -127,17 +134,21 @@ def _label(case: Case) -> str:
 
 
 def _launch(
-    case: Case, room: Room, lanes: Lanes, every: int | None, begin: Tensor | None = None
+    case: Case,
+    context: AttackContext,
+    lanes: QueryLog,
+    every: int | None,
+    begin: Tensor | None = None,
 ) -> None:
     """Let the attack search; what it won stands in the log."""
     x, y = lanes.split.x, lanes.split.y
-    bounds, classes = room.bounds, room.task.classes
-    seed = room.seed("query", case.name, every)
+    bounds, classes = context.bounds, context.task.classes
+    seed = context.seed("query", case.name, every)
     if case.name == "square":
         assert bounds is not None, "checked before"
         art_square(
             lanes, x, y,
-            eps=room.eps, budget=lanes.budget, seed=seed, bounds=bounds, classes=classes,
+            eps=context.eps, budget=lanes.budget, seed=seed, bounds=bounds, classes=classes,
         )  # fmt: skip
     elif case.name == "hop-skip-jump":
         assert bounds is not None, "checked before"
@@ -146,12 +157,12 @@ def _launch(
         generator = torch.Generator().manual_seed(seed)
         clock_square(
             lanes, x, y,
-            eps=room.eps, budget=lanes.budget, generator=generator, bounds=bounds, every=every,
+            eps=context.eps, budget=lanes.budget, generator=generator, bounds=bounds, every=every,
             start=begin,
         )  # fmt: skip
 
 
-def _curve(lanes: Lanes) -> list[dict[str, float]]:
+def _curve(lanes: QueryLog) -> list[dict[str, float]]:
     known = [budget for budget in BUDGETS if budget <= lanes.budget]
     if lanes.budget not in known:
         known.append(lanes.budget)
@@ -161,14 +172,14 @@ def _curve(lanes: Lanes) -> list[dict[str, float]]:
 class _Attackers:
     """One attack on the networks of one chain, under every clock."""
 
-    def __init__(self, case: Case, room: Room) -> None:
-        self.case, self.room = case, room
+    def __init__(self, case: Case, context: AttackContext) -> None:
+        self.case, self.context = case, context
         self.at = case.number("at")
         self.periods = [int(period) for period in str(case.option("periods")).split()]
-        self.fixed = room.chain(case.chain).fixed
+        self.fixed = context.chain(case.chain).fixed
         networks = self._networks()
-        self.models: list[nn.Module] = room.models(networks)
-        self.examples = room.examples(case.number("images"))
+        self.models: list[nn.Module] = context.models(networks)
+        self.examples = context.examples(case.number("images"))
         starts = min(_STARTS, len(networks))
         if case.name != "hop-skip-jump":
             # At least 20 images a network: smaller batches cost more time an image.
@@ -180,13 +191,13 @@ class _Attackers:
 
     def _networks(self) -> Sequence[Network]:
         """The networks that attackers meet, in their order."""
-        chain = self.room.chain(self.case.chain)
+        chain = self.context.chain(self.case.chain)
         networks = own = chain.networks
         if chain.name == "generated":
             # The first may be the base, which nothing generated.
             networks = own = (networks[1:] or networks)[-_GENERATED:]
-            if "draws" in self.room.site.chains:
-                networks += self.room.chain("draws").networks
+            if "draws" in self.context.spec.chains:
+                networks += self.context.chain("draws").networks
         # Networks that were live, so exposed, when the first attacker comes.
         self.before = len(chain.networks) - len(own)
         longest = max(self._turns(every) for every in self.periods) + 1
@@ -206,19 +217,19 @@ class _Attackers:
 
     def _exposed(self, start: int) -> Sequence[Network]:
         """The last generations before the one that is live when an attacker comes."""
-        return self.room.chain(self.case.chain).networks[: self.before + start][-_EXPOSED:]
+        return self.context.chain(self.case.chain).networks[: self.before + start][-_EXPOSED:]
 
     def _stale(self) -> Tensor | None:
         """Proposals of a joint attack on what was exposed when each attacker comes."""
-        begin, room = self.split.x.clone(), self.room
+        begin, context = self.split.x.clone(), self.context
         for start in self.start.unique().tolist():
             if not self._exposed(start):
                 return None
             own = (self.start == start).nonzero()[:, 0]
             begin[own] = pgd(
-                room.models(self._exposed(start)), self.split.x[own], self.split.y[own],
-                eps=room.eps, steps=_STEPS, bounds=room.bounds,
-                generator=room.source("query", "stale", start),
+                context.models(self._exposed(start)), self.split.x[own], self.split.y[own],
+                eps=context.eps, steps=_STEPS, bounds=context.bounds,
+                generator=context.source("query", "stale", start),
             )  # fmt: skip
         return begin
 
@@ -235,7 +246,7 @@ class _Attackers:
         why = self._why()
         if why:
             return [self._no_row(every, why) for every in self.periods]
-        logs: dict[int, Lanes] = {}
+        logs: dict[int, QueryLog] = {}
         rows = []
         for every in self.periods:
             if every and len(self.models) == 1 and not self.fixed:
@@ -244,23 +255,23 @@ class _Attackers:
                 continue
             logs[every] = self._attack(every)
             rows.append(self._row(every, logs[every], logs.get(0)))
-        full = self.case.chain == "generated" and not self.room.site.quick
+        full = self.case.chain == "generated" and not self.context.spec.quick
         if full and self.begin is None and 0 in logs and len(self.models) > 1:
             rows.append(self._row(10_000, logs[0], logs[0]))
         return rows
 
-    def _attack(self, every: int) -> Lanes:
+    def _attack(self, every: int) -> QueryLog:
         short = 0 < every <= _SHORT
         few = min(_FEW, len(self.split)) if short else len(self.split)
-        lanes = Lanes(
+        lanes = QueryLog(
             by_count(self.models, every or None, self.start),
             self.split.take(torch.arange(few)),
-            eps=self.room.eps,
+            eps=self.context.eps,
             budget=self.at if short else self.case.number("budget"),
-            bounds=self.room.bounds,
+            bounds=self.context.bounds,
         )
         begin = None if self.begin is None else self.begin[:few]
-        _launch(self.case, self.room, lanes, every or None, begin)
+        _launch(self.case, self.context, lanes, every or None, begin)
         return lanes
 
     def _target(self, every: int) -> str:
@@ -268,10 +279,10 @@ class _Attackers:
         return f"{self.case.chain}, {clock}"
 
     def _no_row(self, every: int, why: str) -> Row:
-        threat, seed = _ATTACKS[self.case.name][1], self.room.site.seed
+        threat, seed = _ATTACKS[self.case.name][1], self.context.spec.seed
         return not_measured("query", threat, self._target(every), _label(self.case), why, seed=seed)
 
-    def _row(self, every: int, lanes: Lanes, never: Lanes | None) -> Row:
+    def _row(self, every: int, lanes: QueryLog, never: QueryLog | None) -> Row:
         value = lanes.asr(self.at)
         met = self._met(every, lanes)
         extra: dict[str, Any] = self._durable(every, lanes) | {
@@ -295,7 +306,7 @@ class _Attackers:
         notes += self._caveats(every)
         models = [self.models[place] for place in sorted(set(met.flatten().tolist()))]
         clean = pooled([accuracy_rate(model, self.examples) for model in models])
-        return self.room.row(
+        return self.context.row(
             self.case, _ATTACKS[self.case.name][1], _label(self.case), value,
             target=self._target(every), clean_accuracy=clean, scored=len(models),
             queries=self.at, gradient_steps=steps, note="; ".join(notes), extra=extra,
@@ -313,13 +324,13 @@ class _Attackers:
             notes.append(f"only {len(self.models)} networks: an attacker meets some twice")
         return notes
 
-    def _met(self, every: int, lanes: Lanes) -> Tensor:
+    def _met(self, every: int, lanes: QueryLog) -> Tensor:
         """Places of the networks that each lane meets within `at` queries (n, turns)."""
         turns = -(-self.at // every) if every else 1
         start = self.start[: len(lanes.split)]
         return (start[:, None] + torch.arange(turns)) % len(self.models)
 
-    def _durable(self, every: int, lanes: Lanes) -> dict[str, Any]:
+    def _durable(self, every: int, lanes: QueryLog) -> dict[str, Any]:
         """How many of the finds also fool the network after the next rotation, and of all lanes.
 
         Without a rotation every find goes on working; without a find there is no such share.
@@ -328,7 +339,7 @@ class _Attackers:
         chosen = won.nonzero()[:, 0]
         kept = len(chosen)
         if every and kept:
-            found = project(lanes.found, lanes.split.x, self.room.eps, self.room.bounds)
+            found = project(lanes.found, lanes.split.x, self.context.eps, self.context.bounds)
             following = by_count(self.models, None, lanes.network + 1)
             scores, _ = following(found[chosen], chosen, torch.ones_like(chosen))
             kept = int((scores.argmax(1) != lanes.split.y[chosen]).sum())
@@ -355,37 +366,37 @@ def _compared(value: Rate, never: Rate) -> str:
     return f"{without}"
 
 
-def _service_row(case: Case, room: Room) -> Row:
+def _service_row(case: Case, context: AttackContext) -> Row:
     """Attack a live service; what was found before it died is reported."""
     url, threat = str(case.option("url")), "API, scores; does not know the clock"
-    lanes: Lanes | None = None
+    lanes: QueryLog | None = None
     asked, note = 0, ""
     try:
-        service = Service(url, str(case.option("model")))
-        split = room.examples(case.number("images"))
-        expected = (tuple(split.x.shape[1:]), room.task.classes)
+        service = HttpTarget(url, str(case.option("model")))
+        split = context.examples(case.number("images"))
+        expected = (tuple(split.x.shape[1:]), context.task.classes)
         if (service.shape, service.classes) != expected:
             why = f"it maps {service.shape} to {service.classes} classes, the task {expected}"
-            return not_measured("query", threat, url, _label(case), why, seed=room.site.seed)
+            return not_measured("query", threat, url, _label(case), why, seed=context.spec.seed)
         scores = service.predict(split.x)
         split = split.take((scores.argmax(1) == split.y).nonzero()[:, 0])
         note = f"the service answers {describe_scores(scores)}"
         if not len(split):
             why = "the service classifies no image correctly to begin with"
-            return not_measured("query", threat, url, _label(case), why, seed=room.site.seed)
-        lanes = Lanes(
+            return not_measured("query", threat, url, _label(case), why, seed=context.spec.seed)
+        lanes = QueryLog(
             by_target(service),
-            split, eps=room.eps, budget=case.number("budget"), bounds=room.bounds,
+            split, eps=context.eps, budget=case.number("budget"), bounds=context.bounds,
         )  # fmt: skip
-        _launch(case, room, lanes, None)
+        _launch(case, context, lanes, None)
     except TargetError as error:
         asked = 0 if lanes is None else int(lanes.spent.max())
-        row = _told(case, room, lanes, f"died after {asked:,} queries an image: {error}")
+        row = _told(case, context, lanes, f"died after {asked:,} queries an image: {error}")
         return replace(row, status=Status.DIED, queries=asked)
-    return _told(case, room, lanes, note)
+    return _told(case, context, lanes, note)
 
 
-def _told(case: Case, room: Room, lanes: Lanes | None, note: str) -> Row:
+def _told(case: Case, context: AttackContext, lanes: QueryLog | None, note: str) -> Row:
     """The row of a service: ASR so far, and which generations answered with a mistake."""
     url, threat = str(case.option("url")), "API, scores; does not know the clock"
     value, extra = None, {}
@@ -394,7 +405,7 @@ def _told(case: Case, room: Room, lanes: Lanes | None, note: str) -> Row:
         fooled = lanes.network[lanes.first > 0]
         generations = sorted({int(number) for number in fooled if number >= 0})
         extra = {"curve": _curve(lanes), "generations": generations}
-    return room.row(
+    return context.row(
         case, threat, _label(case), value,
         target=url, queries=case.number("at"), note=note, extra=extra,
     )  # fmt: skip

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from g2d.attacks import apgd, box, pgd
-from g2d.data import Split
-from g2d.evaluate import Rate, accuracy_rate, pooled
-from g2d.redteam.room import Case, Network, Room, Site
+from g2d.core.types import Logits
+from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
-from g2d.train import Logits, predict
+from g2d.redteam.scoring import Rate, accuracy_rate, pooled
+from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
 
 TITLE = "Stale weights"
 QUESTION = "How well does an attack that was made on exposed generations work on later ones?"
@@ -33,36 +34,36 @@ LATER = 11
 SECOND = 55e-6  # CPU seconds of one gradient of one MNIST image, measured on one core
 
 
-def plan(site: Site) -> list[Case]:
+def plan(spec: RunSpec) -> list[Case]:
     """Cases by chain, number of exposed networks and attack; then the worst single, and age."""
-    following = [case for name in NEXT if name in site.chains for case in _transfers(site, name)]
+    following = [case for name in NEXT if name in spec.chains for case in _transfers(spec, name)]
     return [
         case
         for name in CHAINS
-        if name in site.chains
-        for case in [*_transfers(site, name), *_worst(site, name), *_ages(site, name)]
+        if name in spec.chains
+        for case in [*_transfers(spec, name), *_worst(spec, name), *_ages(spec, name)]
     ] + following
 
 
-def run(case: Case, room: Room) -> list[Row]:
+def run(case: Case, context: AttackContext) -> list[Row]:
     """Run one case."""
-    chain = room.chain(case.chain)
+    chain = context.chain(case.chain)
     if len(chain.networks) < 2 and not chain.fixed and case.chain not in NEXT:
         why = f"{case.chain} holds one network: nothing is stale yet; generate more"
         return [not_measured("stale", f"stale, {case.name}", case.chain, "transfer", why)]
     if case.name == "worst":
-        return _several(case, room)
-    return [{"transfer": _transfer, "age": _age}[case.name](case, room)]
+        return _several(case, context)
+    return [{"transfer": _transfer, "age": _age}[case.name](case, context)]
 
 
-def _transfers(site: Site, name: str) -> list[Case]:
+def _transfers(spec: RunSpec, name: str) -> list[Case]:
     source = "generated" if name in NEXT else name
-    if source not in site.chains:
+    if source not in spec.chains:
         return []
-    chain = site.chains[source]
+    chain = spec.chains[source]
     most = 1 if chain.fixed else max(1, len(chain.networks) - (source == name))
-    wanted = EXPOSED[:2] if site.quick else EXPOSED
-    n = 100 if site.quick else 1000 if name == "generated" else 250
+    wanted = EXPOSED[:2] if spec.quick else EXPOSED
+    n = 100 if spec.quick else 1000 if name == "generated" else 250
     cases = []
     for asked in wanted:
         k = min(asked, most)
@@ -70,7 +71,7 @@ def _transfers(site: Site, name: str) -> list[Case]:
             continue  # the largest k that is possible has its own case already
         attacks = (("apgd", 100 if k == 1 else 50), ("momentum", 20))
         for attack, steps in attacks[:1] if name in NEXT else attacks:
-            steps = min(steps, 20) if site.quick else steps  # noqa: PLW2901
+            steps = min(steps, 20) if spec.quick else steps  # noqa: PLW2901
             options = (("k", k), ("asked", asked), ("attack", attack), ("steps", steps), ("n", n),
                        ("later", LATER))  # fmt: skip
             cost = 1 + k * steps * n * SECOND
@@ -81,64 +82,76 @@ def _transfers(site: Site, name: str) -> list[Case]:
     return cases
 
 
-def _worst(site: Site, name: str) -> list[Case]:
-    if site.chains[name].fixed or len(site.chains[name].networks) < 3:
+def _worst(spec: RunSpec, name: str) -> list[Case]:
+    if spec.chains[name].fixed or len(spec.chains[name].networks) < 3:
         return []
-    n, last = (100, 5) if site.quick else (250, 20)
+    n, last = (100, 5) if spec.quick else (250, 20)
     options = (("n", n), ("last", last), ("steps", 20), ("later", LATER))
     cost = 2 + (last + LATER) * 20 * n * SECOND
     return [Case("stale", "worst", name, options, (name,), cost=cost)]
 
 
-def _ages(site: Site, name: str) -> list[Case]:
-    n, steps = (100, 20) if site.quick else (500 if name == "generated" else 250, 100)
-    reads = (name, "generated") if site.chains[name].fixed else (name,)
+def _ages(spec: RunSpec, name: str) -> list[Case]:
+    n, steps = (100, 20) if spec.quick else (500 if name == "generated" else 250, 100)
+    reads = (name, "generated") if spec.chains[name].fixed else (name,)
     options = (("n", n), ("steps", steps), ("sources", 3))
-    present = tuple(read for read in reads if read in site.chains)
+    present = tuple(read for read in reads if read in spec.chains)
     return [Case("stale", "age", name, options, present, cost=12.0)]
 
 
 def _craft(
-    attack: str, networks: Sequence[Network], room: Room, split: Split, steps: int, name: object
+    attack: str,
+    networks: Sequence[Network],
+    context: AttackContext,
+    split: Split,
+    steps: int,
+    name: object,
 ) -> Tensor:
     """Propose by APGD, keeping the highest joint loss, or by momentum."""
-    models, seed = room.models(networks), room.seed("stale", attack, name)
+    models, seed = context.models(networks), context.seed("stale", attack, name)
     if attack == "momentum":
         # On MNIST's gate split a step of eps / 4 transferred better than 2.5 eps / steps.
         return pgd(
-            models, split.x, split.y, eps=room.eps, steps=steps, bounds=room.bounds, decay=1.0,
-            step_size=room.eps / 4, generator=room.source("stale", attack, name),
-        )  # fmt: skip
+            models,
+            split.x,
+            split.y,
+            eps=context.eps,
+            steps=steps,
+            bounds=context.bounds,
+            decay=1.0,
+            step_size=context.eps / 4,
+            generator=context.source("stale", attack, name),
+        )
     return apgd(
-        models, split.x, split.y, eps=room.eps, steps=steps, seed=seed,
-        bounds=box(split.x, room.eps, room.bounds),
+        models, split.x, split.y, eps=context.eps, steps=steps, seed=seed,
+        bounds=box(split.x, context.eps, context.bounds),
     )  # fmt: skip
 
 
-def _transfer(case: Case, room: Room) -> Row:
+def _transfer(case: Case, context: AttackContext) -> Row:
     """Craft once on the exposed networks together, score on every later one."""
     k, steps, attack = case.number("k"), case.number("steps"), str(case.option("attack"))
-    exposed, later = room.chain(case.chain).split(k, case.number("later"))
+    exposed, later = context.chain(case.chain).split(k, case.number("later"))
     if case.chain in NEXT:
-        exposed = room.chain("generated").networks[-k:]
-        later = room.chain(case.chain).networks[: case.number("later")]
-    split = room.examples(case.number("n"))
+        exposed = context.chain("generated").networks[-k:]
+        later = context.chain(case.chain).networks[: case.number("later")]
+    split = context.examples(case.number("n"))
     threat = "stale, single" if k == 1 else f"stale, joint over the last {k}"
     label = f"APGD-CE {steps} steps" if attack == "apgd" else f"MI-FGSM {steps} steps, decay 1"
-    proposed = _craft(attack, exposed, room, split, steps, k)
-    mean, worst, clean = room.score_all(room.models(later), proposed, split)
-    return room.row(
+    proposed = _craft(attack, exposed, context, split, steps, k)
+    mean, worst, clean = context.score_all(context.models(later), proposed, split)
+    return context.row(
         case, threat, label, mean, worst=worst, clean_accuracy=clean, scored=len(later),
-        gradient_steps=steps * len(exposed), note=_remark(case, room, len(exposed)),
+        gradient_steps=steps * len(exposed), note=_remark(case, context, len(exposed)),
     )  # fmt: skip
 
 
-def _remark(case: Case, room: Room, exposed: int) -> str:
-    chain, asked, n = room.chain(case.chain), case.number("asked"), case.number("n")
-    words = [f"{n} images"] if n < room.site.n else []
+def _remark(case: Case, context: AttackContext, exposed: int) -> str:
+    chain, asked, n = context.chain(case.chain), case.number("asked"), case.number("n")
+    words = [f"{n} images"] if n < context.spec.n else []
     if case.chain in NEXT:
         words.append(f"crafted on the vault's last {exposed} generations; what would follow next")
-        chain = room.chain("generated")
+        chain = context.chain("generated")
     elif len(chain.networks) == 1:
         words.append("the exposed network is the scored one: nothing was rotated")
     elif chain.fixed:
@@ -149,35 +162,35 @@ def _remark(case: Case, room: Room, exposed: int) -> str:
     return "; ".join(words)
 
 
-def _several(case: Case, room: Room) -> list[Row]:
+def _several(case: Case, context: AttackContext) -> list[Row]:
     """One attack on each exposed network: the best for the newest, and all as several tries."""
     steps, last, networks = (
         case.number("steps"),
         case.number("last"),
-        room.chain(case.chain).networks,
+        context.chain(case.chain).networks,
     )
-    read, later = room.chain(case.chain).split(last, case.number("later"))
-    split, first = room.examples(case.number("n")), len(networks) - len(later) - len(read)
+    read, later = context.chain(case.chain).split(last, case.number("later"))
+    split, first = context.examples(case.number("n")), len(networks) - len(later) - len(read)
     made = [
         pgd(
-            room.model(network), split.x, split.y, eps=room.eps, steps=steps,
-            generator=room.source("stale", "worst", place), bounds=room.bounds,
+            context.model(network), split.x, split.y, eps=context.eps, steps=steps,
+            generator=context.source("stale", "worst", place), bounds=context.bounds,
         )
         for place, network in enumerate(networks[first:-1], start=first)
     ]  # fmt: skip
     return [
-        _hindsight(case, room, split, made[-last:]),
-        _tries(case, room, split, made[: len(read)], room.models(later)),
+        _hindsight(case, context, split, made[-last:]),
+        _tries(case, context, split, made[: len(read)], context.models(later)),
     ]
 
 
-def _hindsight(case: Case, room: Room, split: Split, made: Sequence[Tensor]) -> Row:
+def _hindsight(case: Case, context: AttackContext, split: Split, made: Sequence[Tensor]) -> Row:
     """The single exposed network whose attack hurts the newest most, chosen with hindsight."""
-    steps, live = case.number("steps"), room.model(room.chain(case.chain).networks[-1])
-    rates = [room.score(live, proposed, split) for proposed in made]
+    steps, live = case.number("steps"), context.model(context.chain(case.chain).networks[-1])
+    rates = [context.score(live, proposed, split) for proposed in made]
     best = max(range(len(rates)), key=lambda place: rates[place].value)
     age = len(made) - best
-    return room.row(
+    return context.row(
         case, f"stale, worst single of the last {len(made)}", f"PGD-{steps}", rates[best],
         clean_accuracy=accuracy_rate(live, split), gradient_steps=steps * len(made),
         note=f"exposed {age} rotation(s) before; chosen on the {len(split)} images that score it",
@@ -186,12 +199,16 @@ def _hindsight(case: Case, room: Room, split: Split, made: Sequence[Tensor]) -> 
 
 
 def _tries(
-    case: Case, room: Room, split: Split, made: Sequence[Tensor], later: Sequence[Logits]
+    case: Case,
+    context: AttackContext,
+    split: Split,
+    made: Sequence[Tensor],
+    later: Sequence[Logits],
 ) -> Row:
     """Submit every stored attack in turn: an image falls to any of them."""
     steps, k = case.number("steps"), len(made)
-    rates = [room.score(model, _any_of(model, made, split), split) for model in later]
-    return room.row(
+    rates = [context.score(model, _any_of(model, made, split), split) for model in later]
+    return context.row(
         case, f"stale, best of {k} tries", f"PGD-{steps} on each exposed network", pooled(rates),
         worst=max(rates, key=lambda rate: rate.value), scored=len(later), queries=k,
         clean_accuracy=pooled([accuracy_rate(model, split) for model in later]),
@@ -217,35 +234,35 @@ def _sources(count: int, wanted: int, skip: int) -> list[int]:
     return [skip + i * gap for i in range(wanted) if i * gap <= half]
 
 
-def _reach(room: Room) -> int:
+def _reach(context: AttackContext) -> int:
     """How far the generated chain's curve goes, so that a fixed chain's goes as far."""
-    chain = room.site.chains.get("generated")
+    chain = context.spec.chains.get("generated")
     if chain is None or len(chain.networks) < 2:
         return 1
     count = len(chain.networks)
     return count - 1 - _sources(count, 3, int(count > 4))[-1]
 
 
-def _age(case: Case, room: Room) -> Row:
+def _age(case: Case, context: AttackContext) -> Row:
     """ASR against age, the mean over attacks crafted on several networks of the chain."""
-    chain, steps = room.chain(case.chain), case.number("steps")
-    split, count = room.examples(case.number("n")), len(chain.networks)
+    chain, steps = context.chain(case.chain), case.number("steps")
+    split, count = context.examples(case.number("n")), len(chain.networks)
     # The base is no generation: with enough of them, their chain is measured without it.
     skip = int(case.chain == "generated" and count > 4)
     sources = [0] if chain.fixed else _sources(count, case.number("sources"), skip)
-    reach = _reach(room) if chain.fixed else count - 1 - sources[-1]
+    reach = _reach(context) if chain.fixed else count - 1 - sources[-1]
     found: dict[int, list[Rate]] = {age: [] for age in range(reach + 1)}
     for place in sources:
-        proposed = _craft("apgd", [chain.networks[place]], room, split, steps, ("age", place))
+        proposed = _craft("apgd", [chain.networks[place]], context, split, steps, ("age", place))
         for age, scores in found.items():
             network = chain.networks[(place + age) % count if chain.fixed else place + age]
-            scores.append(room.score(room.model(network), proposed, split))
+            scores.append(context.score(context.model(network), proposed, split))
     rates = {age: pooled(scores) for age, scores in found.items()}
     after = [rate for age, rate in rates.items() if age]
-    return room.row(
+    return context.row(
         case, "stale, by age", f"APGD-CE {steps} steps", pooled(after),
         worst=max(after, key=lambda rate: rate.value), scored=len(after), gradient_steps=steps,
-        clean_accuracy=pooled([accuracy_rate(m, split) for m in room.models(chain.networks)]),
+        clean_accuracy=pooled([accuracy_rate(m, split) for m in context.models(chain.networks)]),
         note=f"{len(split)} images, crafted on {len(sources)} network(s); mean of ages 1–{reach}, "
         f"{100 * rates[0].value:.1f} % on the crafted network itself",
         extra={"curve": [_point(age, rate) for age, rate in rates.items()]},

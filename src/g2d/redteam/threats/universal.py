@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from g2d.attacks import project, universal
-from g2d.data import Split
-from g2d.evaluate import Rate
-from g2d.redteam.room import Case, Chain, Network, Room, Site
+from g2d.redteam.context import AttackContext, Case, Chain, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
+from g2d.redteam.scoring import Rate
+from g2d.tasks.splits import Split
 
 TITLE = "Universal perturbation"
 QUESTION = "Does one perturbation, fitted on past generations, fool later ones on any input?"
@@ -36,15 +36,15 @@ RANDOM = 4  # patterns of random signs, beside the two constants
 HELD = 500  # guide examples that nothing is fitted on
 
 
-def plan(site: Site) -> list[Case]:
+def plan(spec: RunSpec) -> list[Case]:
     """A case for each chain and number of exposed networks; patterns that nobody fitted beside."""
     cases = []
     for name in CHAINS:
-        chain = site.chains.get(name)
+        chain = spec.chains.get(name)
         if chain is None:
             continue
         most = 1 if chain.fixed else max(1, len(chain.networks) - 1)
-        n, steps = (100, 50) if site.quick else (1000 if name == "generated" else 500, 600)
+        n, steps = (100, 50) if spec.quick else (1000 if name == "generated" else 500, 600)
         for k in sorted({1, min(EXPOSED, most)}):
             # What is fitted on the scored network itself; on a fixed chain that is this fit.
             own = int(name == "generated" or (name == "retrained" and k == 1))
@@ -58,9 +58,9 @@ def plan(site: Site) -> list[Case]:
     return cases
 
 
-def run(case: Case, room: Room) -> list[Row]:
+def run(case: Case, context: AttackContext) -> list[Row]:
     """Fit on the exposed networks, score on the later ones; and on the scored one itself."""
-    chain, k = room.chain(case.chain), case.number("k")
+    chain, k = context.chain(case.chain), case.number("k")
     threat = f"universal, fitted on the last {k}" if k > 1 else "universal, fitted on one"
     attack = f"signed ascent, {case.number('steps')} batches of {BATCH}, best of {RESTARTS}"
     if case.name == "pattern":
@@ -69,47 +69,49 @@ def run(case: Case, room: Room) -> list[Row]:
     if len(chain.networks) < 2 and not chain.fixed:
         why = f"{case.chain} holds one network: nothing is stale yet; generate more"
         return [not_measured("universal", threat, case.chain, attack, why)]
-    return [(_pattern if case.name == "pattern" else _fitted)(case, room, chain, threat, attack)]
+    return [(_pattern if case.name == "pattern" else _fitted)(case, context, chain, threat, attack)]
 
 
-def _fitted(case: Case, room: Room, chain: Chain, threat: str, attack: str) -> Row:
+def _fitted(case: Case, context: AttackContext, chain: Chain, threat: str, attack: str) -> Row:
     exposed, later = chain.split(case.number("k"), case.number("later"))
-    split = room.examples(case.number("n"))
-    fit = _Fit(case, room)
+    split = context.examples(case.number("n"))
+    fit = _Fit(case, context)
     name, delta = fit.best(exposed)
-    proposed = project(split.x + delta, split.x, room.eps, room.bounds)
-    mean, worst, clean = room.score_all(room.models(later), proposed, split)
-    last = room.model(later[-1])
-    same = room.score(last, proposed, split)
+    proposed = project(split.x + delta, split.x, context.eps, context.bounds)
+    mean, worst, clean = context.score_all(context.models(later), proposed, split)
+    last = context.model(later[-1])
+    same = context.score(last, proposed, split)
     white: Rate | None = same if chain.fixed else None
     if case.number("own"):
-        known = project(split.x + fit.best(later[-1:])[1], split.x, room.eps, room.bounds)
-        white = room.score(last, known, split)
+        known = project(split.x + fit.best(later[-1:])[1], split.x, context.eps, context.bounds)
+        white = context.score(last, known, split)
     extra: dict[str, object] = {"kept": name}
     if white is not None:
         extra["white_box"] = {"value": white.value, "low": white.low, "high": white.high}
     steps = case.number("steps") * case.number("restarts")
-    return room.row(
+    return context.row(
         case, threat, attack, mean, worst=worst, clean_accuracy=clean, scored=len(later),
         gradient_steps=steps * min(len(exposed), case.number("drawn")),
-        note=_remark(case, room, white, same, len(exposed), name), extra=extra,
+        note=_remark(case, context, white, same, len(exposed), name), extra=extra,
     )  # fmt: skip
 
 
-def _pattern(case: Case, room: Room, chain: Chain, threat: str, attack: str) -> Row:
+def _pattern(case: Case, context: AttackContext, chain: Chain, threat: str, attack: str) -> Row:
     """What a pattern does that no gradient has seen."""
     exposed, later = chain.split(case.number("k"), case.number("later"))
-    split = room.examples(case.number("n"))
-    name, delta = _Fit(case, room).chosen(exposed, _patterns(room))
-    proposed = project(split.x + delta, split.x, room.eps, room.bounds)
-    mean, worst, clean = room.score_all(room.models(later), proposed, split)
-    return room.row(
+    split = context.examples(case.number("n"))
+    name, delta = _Fit(case, context).chosen(exposed, _patterns(context))
+    proposed = project(split.x + delta, split.x, context.eps, context.bounds)
+    mean, worst, clean = context.score_all(context.models(later), proposed, split)
+    return context.row(
         case, threat, attack, mean, worst=worst, clean_accuracy=clean, scored=len(later),
         gradient_steps=0, note=f"kept: {name}", extra={"kept": name},
     )  # fmt: skip
 
 
-def _remark(case: Case, room: Room, white: Rate | None, same: Rate, exposed: int, name: str) -> str:
+def _remark(
+    case: Case, context: AttackContext, white: Rate | None, same: Rate, exposed: int, name: str
+) -> str:
     words = [f"kept: {name}"]
     if white is not None:
         words.append(f"{100 * white.value:.1f} % where it is fitted on the scored network itself")
@@ -120,7 +122,7 @@ def _remark(case: Case, room: Room, white: Rate | None, same: Rate, exposed: int
         )
     if case.number("drawn") < exposed:
         words.append(f"each step draws {case.number('drawn')} of the {exposed} networks")
-    if case.number("n") < room.site.n:
+    if case.number("n") < context.spec.n:
         words.append(f"{case.number('n')} images")
     if 1 < exposed < EXPOSED:
         words.append(
@@ -129,10 +131,10 @@ def _remark(case: Case, room: Room, white: Rate | None, same: Rate, exposed: int
     return "; ".join(words)
 
 
-def _patterns(room: Room) -> dict[str, Tensor]:
+def _patterns(context: AttackContext) -> dict[str, Tensor]:
     """Perturbations that need no network: both constants, and random signs."""
-    one = torch.full_like(room.task.splits.guide.x[0], room.eps)
-    source = room.source("universal", "patterns")
+    one = torch.full_like(context.task.splits.guide.x[0], context.eps)
+    source = context.source("universal", "patterns")
     found = {"constant +eps": one, "constant -eps": -one}
     for number in range(RANDOM):
         signs = torch.randint(2, one.shape, generator=source) * 2 - 1
@@ -143,10 +145,10 @@ def _patterns(room: Room) -> dict[str, Tensor]:
 class _Fit:
     """The attacker's own data: one part to fit on, another to choose by."""
 
-    def __init__(self, case: Case, room: Room) -> None:
-        self.case, self.room = case, room
-        guide = room.task.splits.guide
-        mixed = guide.sample(len(guide), room.source("universal", "guide"))
+    def __init__(self, case: Case, context: AttackContext) -> None:
+        self.case, self.context = case, context
+        guide = context.task.splits.guide
+        mixed = guide.sample(len(guide), context.source("universal", "guide"))
         held = max(1, min(HELD, len(mixed) // 4))
         self.held = mixed.take(range(held))
         self.own: Split = mixed.take(range(held, len(mixed))) if len(mixed) > 1 else mixed
@@ -157,22 +159,22 @@ class _Fit:
         """The candidate that flips most held-out examples of these networks."""
 
         def flipped(delta: Tensor) -> float:
-            models = self.room.models(networks)
-            return self.room.score_all(models, self.held.x + delta, self.held)[0].value
+            models = self.context.models(networks)
+            return self.context.score_all(models, self.held.x + delta, self.held)[0].value
 
         return max(candidates.items(), key=lambda item: flipped(item[1]))
 
     def best(self, networks: Sequence[Network]) -> tuple[str, Tensor]:
         """Fit from nothing and from the best pattern; keep the best of all, patterns included."""
-        name, pattern = self.chosen(networks, _patterns(self.room))
+        name, pattern = self.chosen(networks, _patterns(self.context))
         found = {name: pattern}
         for restart in range(self.case.number("restarts")):
             start = pattern if restart % 2 else None
             begun = f"fitted from {name}" if restart % 2 else "fitted from nothing"
             found[begun] = universal(
-                self.room.models(networks), self.own.x, self.own.y, eps=self.room.eps,
-                steps=self.case.number("steps"), batch=BATCH, bounds=self.room.bounds,
-                generator=self.room.source("universal", len(networks), restart),
+                self.context.models(networks), self.own.x, self.own.y, eps=self.context.eps,
+                steps=self.case.number("steps"), batch=BATCH, bounds=self.context.bounds,
+                generator=self.context.source("universal", len(networks), restart),
                 start=start, drawn=self.case.number("drawn"),
             )  # fmt: skip
         return self.chosen(networks, found)

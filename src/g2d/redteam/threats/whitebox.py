@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from g2d.attacks import apgd, autoattack, box
-from g2d.evaluate import Rate, accuracy_rate, pooled
-from g2d.redteam.room import Case, Chain, Room, Site
+from g2d.core.types import Logits
+from g2d.redteam.context import AttackContext, Case, Chain, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status
-from g2d.train import Logits
+from g2d.redteam.scoring import Rate, accuracy_rate, pooled
 
 TITLE = "White-box, this generation"
 QUESTION = "How often does an attacker win who holds the weights that are live right now?"
@@ -29,13 +29,13 @@ THREAT = "white-box"
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
-def plan(site: Site) -> list[Case]:
+def plan(spec: RunSpec) -> list[Case]:
     """One case of AutoAttack for each network, and one sweep for the live and the frozen one."""
-    judged = {"generated": 1, "frozen": 1} if site.quick else {"generated": 10, **CONTROLS}
-    n, steps = (24, 20) if site.quick else (150, 100)
+    judged = {"generated": 1, "frozen": 1} if spec.quick else {"generated": 10, **CONTROLS}
+    n, steps = (24, 20) if spec.quick else (150, 100)
     cases = []
     for name, wanted in judged.items():
-        chain = site.chains.get(name)
+        chain = spec.chains.get(name)
         if chain is None:
             continue
         count = len(chain.networks)
@@ -43,17 +43,17 @@ def plan(site: Site) -> list[Case]:
             options = (("number", number), ("n", n))
             cases.append(Case("white-box", "autoattack", name, options, (name,), cost=29.0))
     for name in ("generated", "frozen"):
-        if name in site.chains:
+        if name in spec.chains:
             options = (("n", n), ("steps", steps))
             cases.append(Case("white-box", "sweep", name, options, (name,), cost=16.0))
     return cases
 
 
-def run(case: Case, room: Room) -> list[Row]:
+def run(case: Case, context: AttackContext) -> list[Row]:
     """Run AutoAttack on one network, or the sweep of budgets."""
     if case.name == "sweep":
-        return [_sweep(case, room)]
-    return [_autoattack(case, room)]
+        return [_sweep(case, context)]
+    return [_autoattack(case, context)]
 
 
 def merge(rows: Sequence[Row]) -> list[Row]:
@@ -94,15 +94,22 @@ def _fold(rows: Sequence[Row]) -> Row:
 
 
 def strongest(
-    model: Logits, x: Tensor, y: Tensor, room: Room, *, eps: float, steps: int, name: object
+    model: Logits,
+    x: Tensor,
+    y: Tensor,
+    context: AttackContext,
+    *,
+    eps: float,
+    steps: int,
+    name: object,
 ) -> Tensor:
     """Propose with APGD, the strongest attack by gradients alone.
 
     On a generated MNIST network it finds 48 % where PGD finds 40 %, whatever PGD's step size.
     """
     return apgd(
-        model, x, y, eps=eps, steps=steps, seed=room.seed("apgd", name),
-        bounds=box(x, eps, room.bounds), keep="flip", restarts=starts(x),
+        model, x, y, eps=eps, steps=steps, seed=context.seed("apgd", name),
+        bounds=box(x, eps, context.bounds), keep="flip", restarts=starts(x),
     )  # fmt: skip
 
 
@@ -134,40 +141,40 @@ def _label(chain: Chain, number: int) -> str:
     return chain.networks[number].label or f"{chain.name} {number + 1}"
 
 
-def _autoattack(case: Case, room: Room) -> Row:
-    chain, number = room.chain(case.chain), case.number("number")
-    split = room.examples(case.number("n"))
-    model = room.model(chain.networks[number])
+def _autoattack(case: Case, context: AttackContext) -> Row:
+    chain, number = context.chain(case.chain), case.number("number")
+    split = context.examples(case.number("n"))
+    model = context.model(chain.networks[number])
     proposed = autoattack(
-        model, split.x, split.y, eps=room.eps, seed=room.seed("autoattack"),
-        bounds=box(split.x, room.eps, room.bounds),
+        model, split.x, split.y, eps=context.eps, seed=context.seed("autoattack"),
+        bounds=box(split.x, context.eps, context.bounds),
     )  # fmt: skip
-    targets = min(9, room.task.classes - 1)
-    return room.row(
+    targets = min(9, context.task.classes - 1)
+    return context.row(
         case,
         THREAT,
         "AutoAttack standard",
-        room.score(model, proposed, split),
+        context.score(model, proposed, split),
         clean_accuracy=accuracy_rate(model, split),
-        gradient_steps=100 * (1 + targets * (1 if room.task.classes < 4 else 2)),
+        gradient_steps=100 * (1 + targets * (1 if context.task.classes < 4 else 2)),
         queries=5000,
         note=f"{len(split)} images; steps and queries are upper limits, for one that never flips",
         extra={"number": number, "label": _label(chain, number)},
     )
 
 
-def _sweep(case: Case, room: Room) -> Row:
+def _sweep(case: Case, context: AttackContext) -> Row:
     """ASR against the budget on the newest network, until nothing is classified any more."""
-    split, steps = room.examples(case.number("n")), case.number("steps")
-    model = room.model(room.chain(case.chain).networks[-1])
+    split, steps = context.examples(case.number("n")), case.number("steps")
+    model = context.model(context.chain(case.chain).networks[-1])
     curve, value = [], None
-    for eps in budgets(room.eps, room.bounds):
-        proposed = strongest(model, split.x, split.y, room, eps=eps, steps=steps, name=eps)
-        rate = room.score(model, proposed, split, eps)
+    for eps in budgets(context.eps, context.bounds):
+        proposed = strongest(model, split.x, split.y, context, eps=eps, steps=steps, name=eps)
+        rate = context.score(model, proposed, split, eps)
         curve.append(point(eps, rate))
-        value = rate if eps == room.eps else value
+        value = rate if eps == context.eps else value
     zero = next((p["eps"] for p in curve if p["value"] == 1), None)
-    return room.row(
+    return context.row(
         case,
         "white-box, budget swept",
         f"APGD-CE {steps} steps",

@@ -1,0 +1,1 @@
+"""The command line: commands only; no decision about a defence is made here."""

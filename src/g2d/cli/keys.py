@@ -1,0 +1,136 @@
+"""The commands `g2d keys new|show|use|trust`: they print fingerprints and paths, never a key.
+
+Thin, like `cli`, and as lazy. What keys are and what they sign is in `protect`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from g2d.cli.console import print_line
+from g2d.errors import KeyFileError
+
+app = typer.Typer(
+    name="keys",
+    help="Keys that sign generations and verify them before they are served.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+KeyPath = Annotated[
+    Path | None,
+    typer.Option("--key", metavar="FILE", help="Private key; ~/.config/g2d/signing.key."),
+]
+
+
+@app.command()
+def new(
+    key: KeyPath = None,
+    public: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Public key; beside it, as .pub.")
+    ] = None,
+) -> None:
+    """Make a key pair: the private file for generating, the public one for serving."""
+    from g2d.vault.keys import SigningKey, default_key
+
+    private = key or default_key()
+    public = public or private.with_suffix(".pub")
+    if public == private:
+        raise KeyFileError(f"both keys would be {private}: name another file with --public")
+    _refuse_existing(private, public)
+    made = SigningKey.generate()
+    made.write(private)
+    made.public.write(public)
+    print_line(f"private key  {private} (mode 600; keep it where generations are made)")
+    print_line(f"public key   {public} (what serving needs)")
+    print_line(f"fingerprint  {made.fingerprint}")
+    print_line(f"Next: g2d keys use VAULT --key {private}")
+
+
+@app.command()
+def show(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A private or public key file.")
+    ] = None,
+) -> None:
+    """Print the fingerprints of the public keys in a file, and the vaults that it is bound to."""
+    from g2d.vault.keys import default_key, read_public
+
+    trusted = read_public(file or default_key())
+    for fingerprint in trusted.fingerprints:
+        print_line(f"fingerprint  {fingerprint}")
+    for identity in sorted(trusted.vaults):
+        print_line(f"vault        {identity}")
+
+
+@app.command()
+def use(
+    vault: Annotated[Path, typer.Argument(metavar="VAULT", help="Folder of the vault.")],
+    key: KeyPath = None,
+) -> None:
+    """Sign every generation that a vault accepts from now on."""
+    from g2d.settings import Settings
+    from g2d.vault.keys import SigningKey, default_key
+    from g2d.vault.vault import Vault
+
+    private = (key or default_key()).expanduser().absolute()
+    fingerprint = SigningKey.read(private).fingerprint
+    with Vault.open(vault, write=True) as opened:
+        settings = Settings.from_toml(opened.settings_text, str(opened.path / "task.toml"))
+        opened.write_settings(settings.override(signing__key=str(private)).to_toml())
+        identity, last = opened.identity, opened.last_number()
+    print_line(f"vault        {identity}")
+    print_line(f"fingerprint  {fingerprint}")
+    kept = f"; generations up to {last} stay as they are" if last else ""
+    print_line(f"Generations are signed from now on{kept}.")
+
+
+@app.command()
+def trust(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, for serving.")],
+    keys: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Key files to trust.")],
+    vault: Annotated[
+        list[Path] | None, typer.Option(metavar="VAULT", help="Only for this vault; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Gather public keys into one file: several while keys change, bound to a vault if named."""
+    from g2d.vault.keys import VerifyKey, read_public
+    from g2d.vault.vault import Vault
+
+    if not force:
+        _refuse_existing(out)
+    elif _is_private(out):
+        raise KeyFileError(f"{out} is a private key, which is not overwritten; name another file")
+    found = [read_public(path) for path in keys]
+    if not vault and len({frozenset(each.vaults) for each in found}) > 1:
+        raise KeyFileError(
+            "these files are bound to different vaults, and together each key would be trusted for"
+            " all of them: name the vaults with --vault, or keep a file for each"
+        )
+    vaults = {identity for each in found for identity in each.vaults}
+    for path in vault or ():
+        with Vault.open(path) as opened:
+            if not opened.identity:
+                raise KeyFileError(f"{path} has no identity yet: run `g2d keys use {path}` first")
+            vaults.add(opened.identity)
+    together = VerifyKey(tuple(key for each in found for key in each.keys), frozenset(vaults))
+    together.write(out)
+    for fingerprint in together.fingerprints:
+        print_line(f"fingerprint  {fingerprint}")
+    for identity in sorted(vaults):
+        print_line(f"vault        {identity}")
+    print_line(f"{out} trusts {len(together.keys)} keys, for {len(vaults) or 'all'} vaults.")
+
+
+def _is_private(path: Path) -> bool:
+    return path.is_file() and b"PRIVATE KEY" in path.read_bytes()[:4096]
+
+
+def _refuse_existing(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise KeyFileError(f"{path} exists already; name another file")

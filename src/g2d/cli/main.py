@@ -1,0 +1,445 @@
+"""The command line: thin commands over `Defence` and `Vault`, and how they fail.
+
+Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`, how a vault is
+got at in `cli_opening`; `serve` and `keys` have files of their own. No decision about a defence is
+made here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+import traceback as tracebacks
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from g2d.cli import keys as cli_keys
+from g2d.cli import serve as cli_serve
+from g2d.cli.console import (
+    commented,
+    duration,
+    measures,
+    print_attacks,
+    print_generations,
+    print_line,
+    print_population,
+    print_table,
+    say,
+    show_progress,
+    when,
+)
+from g2d.cli.shared import (
+    DataFolder,
+    EngineName,
+    RayAddress,
+    VaultPath,
+    Workers,
+    configure_torch,
+    make_engine,
+    open_defence,
+    prepare,
+    vault_settings,
+)
+from g2d.errors import G2DError
+
+if TYPE_CHECKING:
+    from g2d.core.engine import LocalEngine
+    from g2d.core.ray_engine import RayEngine
+
+_INTERRUPTED = "interrupted; what is complete is kept, run the same command again to go on"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Commands(TyperGroup):
+    """The commands, with one way out: an error is one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; 1 after an error, 130 after Ctrl-C (usage errors are typer's: 2)."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say(_INTERRUPTED)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            _drop_output()
+            raise typer.Exit(1) from None
+        except (G2DError, OSError) as error:
+            if ctx.params.get("traceback"):
+                tracebacks.print_exc()
+            with contextlib.suppress(ValueError):  # a closed stdout has nothing left to fail
+                try:
+                    sys.stdout.flush()
+                except OSError:
+                    _drop_output()
+            say(_reason(error), "error: ")
+            raise typer.Exit(1) from None
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: it must not fail once more as the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reason(error: G2DError | OSError) -> str:
+    if isinstance(error, G2DError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in _NO_ROOM:
+        return f"{where}the disk is full. Free some space and run the same command again."
+    return f"{where}{error.strerror or error}"
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="g2d",
+    help="Generate to Defend: fresh parameters for a deployed classifier, rotated like passwords.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+app.add_typer(cli_keys.app)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+Zoo = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Take the checkpoints that you have.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from g2d import __version__
+
+        typer.echo(f"g2d {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option(envvar="G2D_TRACEBACK", help="Show the full trace of an error.")
+    ] = False,
+) -> None:
+    """Take the options that precede every command."""
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the report goes.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all draws.")] = 0,
+    workers: Workers = None,
+) -> None:
+    """See the whole idea work on handwritten digits, in three minutes."""
+    configure_torch()
+    from g2d.cli.demo import run
+
+    began = time.monotonic()
+    with show_progress() as progress:
+        summary = run(out=out, seed=seed, workers=workers or 0, progress=progress)
+    print_table(summary["table"])
+    print_line(f"Report:  {out / 'report.html'}")
+    print_line(f"Numbers: {out / 'summary.json'}")
+    print_line(f"Next:    g2d serve {out / 'vault'} --every 60s")
+    print_line(f"Done in {duration(time.monotonic() - began)}.")
+
+
+@app.command()
+def population(
+    vault: VaultPath,
+    task: Annotated[
+        str | None,
+        typer.Option(help="digits, mnist, mnist-robust, cifar10 or your own module:factory."),
+    ] = None,
+    data: DataFolder = None,
+    settings: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags override them.")
+    ] = None,
+    members: Annotated[int | None, typer.Option(help="Number of checkpoints.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="repelled, forks or seeds.")] = None,
+    basins: Annotated[int | None, typer.Option(help="Independent early checkpoints.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all draws.")] = None,
+    eps: Annotated[
+        float | None, typer.Option(help="Attack budget, L-infinity; 0: the task's own.")
+    ] = None,
+    workers: Workers = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
+    base: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Take this model as the base.")
+    ] = None,
+    harden: Annotated[
+        str | None, typer.Option(help="Recipes for all that is trained: adversarial,l2,clamp,…")
+    ] = None,
+    from_checkpoints: Zoo = None,
+) -> None:
+    """Make a vault and train its population, or go on where an earlier run stopped."""
+    if from_checkpoints and (members, recipe, basins, base, harden) != (None,) * 5:
+        raise typer.BadParameter(
+            "--from-checkpoints takes the folder as it is; drop --members, --recipe, --basins, "
+            "--base and --harden"
+        )
+    flags = {
+        "task__name": task,
+        "task__data": None if data is None else str(data.absolute()),
+        "task__eps": eps,
+        "population__members": members,
+        "population__recipe": recipe,
+        "population__basins": basins,
+        "population__seed": seed,
+        "population__workers": workers,
+        "harden__recipe": None if harden is None else [n for n in harden.split(",") if n],
+    }
+    defence, count = prepare(vault, settings, flags)
+    with defence:
+        with show_progress() as progress:
+            if from_checkpoints:
+                defence.adopt(from_checkpoints, progress)
+            else:
+                if base is not None:
+                    from g2d.weights.checkpoints import load_checkpoint
+
+                    defence.adopt_base(load_checkpoint(base))
+                with make_engine(engine, ray_address, count) as jobs:
+                    defence.populate(jobs, progress)
+        print_population(defence.vault, defence.settings)
+    print_line(f"Next: g2d fit {vault}")
+
+
+@app.command()
+def fit(
+    vault: VaultPath,
+    again: Annotated[bool, typer.Option("--again", help="Fit anew, even if it is there.")] = False,
+    data: DataFolder = None,
+) -> None:
+    """Fit the generator (autoencoder and latent diffusion) on the population."""
+    with open_defence(vault, data) as defence, show_progress() as progress:
+        before = defence.vault.entry("generator")
+        defence.fit(progress, again)
+        fresh = defence.vault.entry("generator") != before
+        live = defence.vault.live()
+    print_line(
+        "The generator is fitted." if fresh else "The generator was there already (see --again)."
+    )
+    print_line(f"Generation {live} is live. Next: g2d generate {vault}")
+
+
+@app.command()
+def generate(
+    vault: VaultPath,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="For reproduction only; else 256 secret bits.")
+    ] = None,
+    activate: Annotated[
+        bool, typer.Option("--activate/--no-activate", " /--keep", help="Make each one live.")
+    ] = True,
+    data: DataFolder = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
+) -> None:
+    """Generate the next parameters, judge them by the gates and make them live.
+
+    With `--engine ray` all of a generation's candidates are made at once, as tasks.
+    """
+    with ExitStack() as stack:
+        defence = stack.enter_context(open_defence(vault, data))
+        jobs: LocalEngine | RayEngine | None = None
+        if engine != "local":
+            jobs = make_engine(engine, ray_address, 0)
+            stack.enter_context(jobs)
+        progress = stack.enter_context(show_progress())
+        for index in range(count):
+            (made,) = defence.generate(
+                seed=seed,
+                activate=activate,
+                engine=jobs,
+                progress=lambda stage, done, total, i=index: progress(  # type: ignore[misc]
+                    stage, i * total + done, count * total
+                ),
+                on_reject=lambda results: print_line(
+                    "rejected: " + "; ".join(r.reason for r in results if not r.passed)
+                ),
+            )
+            state = "live" if activate else "kept, not live"
+            parts = [
+                f"{title} {value} (limit {limit})"
+                for title, value, limit in measures(made.manifest)
+            ]
+            parts.append(f"{made.manifest['cpu_seconds']:.2f} CPU s")
+            print_line(f"generation {made.number} ({state}): " + ", ".join(parts))
+
+
+@app.command()
+def activate(
+    vault: VaultPath,
+    number: Annotated[int, typer.Argument(min=1, help="A generation that was kept.")],
+    data: DataFolder = None,
+) -> None:
+    """Make a kept generation live, if it still passes its gates against what is exposed now."""
+    with open_defence(vault, data) as defence:
+        defence.activate(number)
+    print_line(f"Generation {number} is live.")
+
+
+@app.command()
+def attack(
+    vault: VaultPath,
+    threat: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this family; repeat for more.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smoke test of two minutes, no evidence.")
+    ] = False,
+    eps: Annotated[float | None, typer.Option(help="Attack budget; the task's by default.")] = None,
+    n: Annotated[int | None, typer.Option("--examples", help="Test examples.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every attack.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Results; VAULT/redteam by default.")
+    ] = None,
+    data: DataFolder = None,
+    workers: Workers = None,
+    service: Annotated[
+        str | None, typer.Option(metavar="URL", help="Attack a live service of the task instead.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The service's model name.")] = "g2d",
+    engine: EngineName = "local",
+    ray_address: RayAddress = "",
+) -> None:
+    """Attack a vault with everything the field has, beside controls; then run `g2d report`.
+
+    Goes on where an interrupted run stopped; rows whose inputs have not changed are reused.
+    """
+    vault_settings(vault)
+    configure_torch()
+    from g2d import redteam
+
+    live = redteam.ServiceAddress(service, model) if service else None
+    with make_engine(engine, ray_address, workers or 0) as jobs, show_progress() as progress:
+        results = redteam.attack(
+            vault, threats=threat or (), quick=quick, eps=eps, n=n, seed=seed, out=out,
+            data="" if data is None else str(data.absolute()), service=live,
+            engine=jobs, progress=progress,
+        )  # fmt: skip
+    print_attacks(results)
+    print_line(f"results      {redteam.results_path(vault, out)}")
+    if any(row["status"] in ("failed", "died") for row in results["rows"]):
+        raise G2DError("some rows could not be measured; they say why above")
+
+
+@app.command()
+def report(
+    vault: VaultPath,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where `g2d attack` wrote its results.")
+    ] = None,
+) -> None:
+    """Turn the results of `g2d attack` into report.html and table.md."""
+    from g2d.report import page as pages
+    from g2d.report.results import read_results
+
+    folder = out or vault / "redteam"
+    results = read_results(folder / "results.json")
+    pages.render_results(results, folder / "report.html")
+    pages.write(folder / "table.md", pages.markdown(results))
+    print_line(f"{folder / 'report.html'}")
+    print_line(f"{folder / 'table.md'}")
+
+
+app.command()(cli_serve.serve)
+
+
+@app.command()
+def show(
+    vault: VaultPath,
+    last: Annotated[int, typer.Option(min=1, help="How many generations to list.")] = 20,
+) -> None:
+    """Show a vault at a glance; it may be read-only or in use."""
+    from g2d.settings import Settings
+    from g2d.vault.vault import Vault
+
+    with Vault.open(vault) as opened:
+        settings = Settings.from_toml(opened.settings_text, str(opened.path / "task.toml"))
+        task = settings.task
+        budget = f"{task.eps:g}" if task.eps else "the task's own"
+        print_line(f"vault        {opened.path}")
+        print_line(
+            f"task         {task.name}, eps {budget}" + (f", {task.data}" if task.data else "")
+        )
+        print_population(opened, settings)
+        generator = opened.entry("generator")
+        print_line(
+            f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"
+        )
+        print_generations(opened, last)
+
+
+@app.command()
+def export(
+    vault: VaultPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
+    number: Annotated[int | None, typer.Option(help="Generation; the live one by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Write a generation as a plain safetensors state dict, its digest verified."""
+    from g2d.vault.vault import Vault
+
+    if out.exists() and not force:
+        raise G2DError(f"{out} exists; name another file, or overwrite it with --force")
+    with Vault.open(vault) as opened:
+        number = opened.live() if number is None else number
+        if number is None:
+            raise G2DError(f"{opened.path} has no generation yet; run `g2d fit` first")
+        weights = opened.read_generation(number)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(weights)
+        temporary.replace(out)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    print_line(
+        f"generation {number} is in {out}: model.load_state_dict(safetensors.torch.load_file(..))"
+    )
+
+
+@app.command()
+def settings(
+    vault: Annotated[
+        Path | None, typer.Argument(metavar="[VAULT]", help="Folder of the vault.")
+    ] = None,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Of no vault: the defaults.")
+    ] = False,
+) -> None:
+    """Print all settings as TOML, each with its meaning."""
+    from g2d.settings import Settings
+
+    if (vault is None) == (not defaults):
+        raise typer.BadParameter("name a VAULT, or give --defaults")
+    if vault is None:
+        typer.echo("# Keep only the lines that you change: a task has its own values for others.")
+        typer.echo(commented(Settings()))
+    else:
+        typer.echo(commented(vault_settings(vault)))

@@ -1,0 +1,120 @@
+"""What the commands share: common arguments, and how a command gets at a vault or an engine.
+
+Imports lazily, like `cli`. No command lives here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from g2d.errors import SettingsError
+
+if TYPE_CHECKING:
+    from g2d.core.engine import LocalEngine
+    from g2d.core.ray_engine import RayEngine
+    from g2d.defence.defence import Defence
+    from g2d.settings import Settings
+
+VaultPath = Annotated[Path, typer.Argument(metavar="VAULT", help="Folder of the vault.")]
+DataFolder = Annotated[
+    Path | None, typer.Option("--data", metavar="FOLDER", help="Where the task's data lies.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, max=1024, help="Worker processes; 0: one per core.")
+]
+EngineName = Annotated[
+    Literal["local", "ray"], typer.Option(help="Worker processes here, or a Ray cluster.")
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(metavar="ADDRESS", help="HOST:PORT or auto; else $RAY_ADDRESS, or a local one."),
+]
+
+
+def configure_torch() -> None:
+    """Give torch one thread: on a busy machine more of them were up to 60 times slower."""
+    threads = os.environ.get("G2D_THREADS", "1")
+    if not threads.isdecimal() or int(threads) < 1:
+        raise SettingsError(f"G2D_THREADS is {threads!r}, expected a number of threads, 1 or more")
+    from g2d.core.engine import configure_threads
+
+    configure_threads(int(threads))
+
+
+def open_defence(path: Path, data: Path | None) -> Defence:
+    """Open a vault for writing; what is wrong with it is said before torch is imported."""
+    vault_settings(path)
+    configure_torch()
+    from g2d.defence.defence import Defence
+
+    return Defence.open(path, data="" if data is None else str(data.absolute()))
+
+
+def vault_settings(path: Path) -> Settings:
+    """Read a vault's settings; what is wrong with either is said here."""
+    from g2d.settings import Settings
+    from g2d.vault.vault import Vault
+
+    with Vault.open(path) as vault:
+        return Settings.from_toml(vault.settings_text, str(vault.path / "task.toml"))
+
+
+def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[Defence, int]:
+    """Make or open a vault; return it with the number of workers to use.
+
+    Settings come from flags, then the file, then the vault's own or else the task's defaults.
+    """
+    from g2d.settings import Settings
+
+    asked = (Settings.from_file(file) if file else Settings()).override(**flags)
+    there = vault_settings(path) if (path / "ledger.sqlite").exists() else None
+    configure_torch()
+    from g2d.defence.defence import Defence
+
+    base = dataclasses.asdict(there) if there else _task_defaults(asked)
+    full = _layered(base, file).override(**flags)
+    if full.task.data:
+        full = full.override(task__data=str(Path(full.task.data).absolute()))
+    workers = full.population.workers
+    if there is None:
+        return Defence.create(full.task.name, path, full), workers
+    full = full.override(population__workers=there.population.workers)
+    if full.override(task__data=there.task.data) == there:
+        return Defence.open(path, data=full.task.data), workers
+    return Defence.create(full.task.name, path, full), workers
+
+
+def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngine:
+    """Make the engine that `--engine` names; 0 workers: one per core."""
+    if name == "ray":
+        from g2d.core.ray_engine import RayEngine
+
+        return RayEngine(address, workers)
+    from g2d.core.engine import LocalEngine
+
+    return LocalEngine(workers)
+
+
+def _task_defaults(asked: Settings) -> dict[str, Any]:
+    from g2d.tasks.source import resolve
+
+    task = asked.task
+    return dict(resolve((task.name, task.data, task.split_seed, task.eps)).settings)
+
+
+def _layered(base: Mapping[str, Any], file: Path | None) -> Settings:
+    """Put what the file says over `base`; the file has been read and checked before."""
+    import tomllib
+
+    from g2d.settings import Settings, build
+
+    tables = {section: dict(table) for section, table in base.items()}
+    for section, table in tomllib.loads(file.read_text("utf-8")).items() if file else ():
+        tables.setdefault(section, {}).update(table)
+    return build(Settings, tables, str(file or "settings"))

@@ -1,0 +1,80 @@
+"""The user's own code, named 'module:attribute' in settings; and names that modules once had."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+from g2d.errors import G2DError, nearest
+
+
+def import_module(name: str, module_name: str, what: str, error: type[G2DError]) -> Any:
+    """Import a module with the current directory first on `sys.path`.
+
+    Args:
+        name: as the user wrote it, for messages. what: the kind of thing, as "task" or "recipe".
+        error: what to raise if there is no such module or it fails.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        # Left there: what is imported may import more, and spawned workers inherit sys.path.
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except (Exception, SystemExit) as failure:
+        missing = failure.name if isinstance(failure, ModuleNotFoundError) else None
+        if missing and (module_name == missing or module_name.startswith(missing + ".")):
+            raise error(
+                f"{what} {name!r}: there is no module {module_name!r} in {here} or among the "
+                "installed packages; write 'package.module:callable', without '.py'"
+            ) from failure
+        raise error(
+            f"{what} {name!r}: importing {module_name!r} raised {words(failure)}"
+        ) from failure  # fmt: skip
+
+
+def import_attribute(name: str, what: str, error: type[G2DError]) -> Any:
+    """Import 'module:attribute'; raises `error` where either is missing."""
+    module_name, _, attribute = name.partition(":")
+    module = import_module(name, module_name, what, error)
+    found = getattr(module, attribute, None)
+    if found is None:
+        public = [known for known in vars(module) if not known.startswith("_")]
+        raise error(
+            f"{what} {name!r}: module {module_name!r} ({getattr(module, '__file__', 'built in')}) "
+            f"has no {attribute!r}.{nearest(attribute, public)}"
+        )
+    return found
+
+
+def words(error: BaseException) -> str:
+    """An error's type and, if it has one, its message."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+class FormerNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Lets a public module be imported by the name that it had before: settings still say it.
+
+    Args:
+        names: new name by old one.
+    """
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self._names = names
+
+    def find_spec(
+        self, fullname: str, path: object = None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find a module by its former name."""
+        known = fullname in self._names
+        return importlib.machinery.ModuleSpec(fullname, self) if known else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the module of the new name in the place of the old one."""
+        sys.modules[module.__name__] = importlib.import_module(self._names[module.__name__])

@@ -1,0 +1,1 @@
+"""Propose, judge, keep: a defended task from end to end."""

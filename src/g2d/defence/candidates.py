@@ -1,0 +1,149 @@
+"""One candidate: drawn from a secret, guided, judged by every gate; here or where an engine runs.
+
+A candidate is a pure function of its job, so the same secret gives the same bytes on any machine.
+What becomes of one that passed, or failed, is decided in `defence`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g2d.core.engine import Engine
+from g2d.core.seeds import seed_of
+from g2d.core.types import State, Tick
+from g2d.defence.gates import GateResult, Reference, run_gates
+from g2d.generator import Exposure, Generator, hidden_units
+from g2d.settings import GateSettings, Settings
+from g2d.tasks.inference import load_model, predict
+from g2d.tasks.source import TaskSource, resolve
+from g2d.tasks.task import Task
+from g2d.weights.checkpoints import unpack
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a candidate is drawn from; `private`: all bits of the secret count, not 32 of a seed."""
+
+    attempt: int
+    secret: bytes
+    private: bool
+
+    @property
+    def seed(self) -> int:
+        """Seed of what else is drawn for this candidate."""
+        return seed_of(self.secret, self.attempt)
+
+    def source(self) -> torch.Generator:
+        """Return a generator in the state that the draw gives."""
+        source = torch.Generator().manual_seed(self.seed)
+        if self.private:
+            scramble(source, self.secret)
+        return source
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Proposed parameters and every gate's verdict on them; seconds of CPU that both took."""
+
+    draw: Draw
+    state: dict[str, Tensor]
+    results: list[GateResult]
+    began: float
+    cpu: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed it."""
+        return all(result.passed for result in self.results)
+
+
+class Judge:
+    """Runs every gate on a state dict, against the base of the task."""
+
+    def __init__(self, task: Task, base: State) -> None:
+        split = task.splits.gate
+        correct = predict(load_model(task, base), split.x).argmax(1) == split.y
+        self.reference = Reference(split, correct, task.classes, task.eps, task.bounds)
+        self._task, self.chain = task, hidden_units(task)
+
+    def __call__(
+        self,
+        state: State,
+        recent: Sequence[Exposure],
+        states: Mapping[int, State],
+        gates: GateSettings,
+    ) -> list[GateResult]:
+        """Judge; `recent`: exposures with their attacks, `states`: those that distance counts."""
+        model = load_model(self._task, state)
+        return run_gates(state, model, self.reference, recent, states, self.chain, gates)
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateJob:
+    """Everything that one candidate needs; picklable."""
+
+    task: TaskSource
+    settings: Settings
+    generator: bytes
+    base: bytes
+    recent: tuple[Exposure, ...]
+    states: Mapping[int, State]
+    draw: Draw
+
+
+def run_job(job: CandidateJob) -> Candidate:
+    """Make one candidate in a worker process."""
+    task, generator = resolve(job.task), Generator.from_bytes(job.generator)
+    judge = Judge(task, unpack(job.base))
+    return make(task, job.settings, generator, judge, job.recent, job.states, job.draw)
+
+
+def make(
+    task: Task,
+    settings: Settings,
+    generator: Generator,
+    judge: Judge,
+    recent: Sequence[Exposure],
+    states: Mapping[int, State],
+    draw: Draw,
+    tick: Tick = lambda *_: None,
+) -> Candidate:
+    """Propose, guided away from `recent`, and judge."""
+    began, cpu = time.time(), time.process_time()
+    v = generator.propose(task, recent, settings.guidance, draw.source(), tick)
+    state = generator.codec.decode(v)
+    results = judge(state, recent, states, settings.gates)
+    return Candidate(draw, state, results, began, time.process_time() - cpu)
+
+
+def make_many(engine: Engine, job: CandidateJob, draws: Sequence[Draw]) -> Iterator[Candidate]:
+    """Make candidates on an engine, all at once; they come in the order of their draws.
+
+    Whoever takes the first that passed takes the one that would have been made alone.
+    """
+    waiting: dict[int, Candidate] = {}
+    following = 0
+    for position, candidate in engine.run(run_job, [replace(job, draw=draw) for draw in draws]):
+        waiting[position] = candidate
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def scramble(generator: torch.Generator, secret: bytes) -> None:
+    """Fill a generator's whole state (Mersenne twister, 624 words) from a secret.
+
+    `manual_seed` uses 32 bits of its seed: an attacker who owns everything else could try them all.
+    """
+    state = generator.get_state()
+    words = np.frombuffer(hashlib.shake_256(secret).digest(624 * 4), np.uint32).astype(np.uint64)
+    raw = state.numpy().copy()
+    raw[24 : 24 + 624 * 8] = words.view(np.uint8)  # after seed, left, seeded and next
+    generator.set_state(torch.from_numpy(raw))

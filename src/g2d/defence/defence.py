@@ -1,0 +1,456 @@
+"""A defended task from end to end: population, generator, generations; over one vault.
+
+This is the library's front door; the command line is a thin layer over it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from g2d.core.engine import Engine
+from g2d.core.seeds import seed_of
+from g2d.core.types import Progress, State
+from g2d.defence import opening
+from g2d.defence.candidates import Candidate, CandidateJob, Draw, Judge, make, make_many
+from g2d.defence.gates import GateResult, Reference
+from g2d.defence.generations import Generation, GenerationStore
+from g2d.defence.members import fit_generator, fitted_members, identity_of
+from g2d.defence.opening import default_engine
+from g2d.errors import GenerationError, PopulationError, VaultError
+from g2d.generator import Exposure, Generator
+from g2d.protect.ranges import Ranges, hold_in_ranges
+from g2d.rotation.snapshot import Snapshot
+from g2d.settings import Settings
+from g2d.tasks.source import TaskSource, data_digest
+from g2d.tasks.task import Task
+from g2d.training.adopt import adopt_base, adopt_checkpoints
+from g2d.training.population import build_population
+from g2d.vault.vault import Vault
+from g2d.weights.checkpoints import unpack
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
+class Defence:
+    """One defended task over its vault. Use `build`, `create` or `open`; then `generate`.
+
+    A context manager: leaving it closes the vault. It is a `rotation.Source`, so `Rotor(defence)`
+    serves the live generation and rotates it.
+    """
+
+    def __init__(self, task: Task, source: TaskSource, vault: Vault, settings: Settings) -> None:
+        self.task, self.vault, self.settings = task, vault, settings
+        self.source = source
+        self._generator: Generator | None = None
+        self._judging: Judge | None = None
+        self._archive = GenerationStore(task, vault, settings)
+        self.on_damage: Callable[[int, str], None] | None = None
+        """Called once for each exposed generation that cannot be read, which then counts no more;
+        None: that is an error."""
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, task: Task | str, path: Path | str, settings: Settings | None = None
+    ) -> Defence:
+        """Make an empty vault for a task, or open the one that is there to go on with it.
+
+        Args:
+            task: a `Task`, a built-in name or `module:factory`.
+            settings: overrides; None takes the defaults that the task brings.
+
+        Raises:
+            TaskError, DataError, SettingsError: the task cannot be loaded.
+            VaultError: the folder holds something else, or a vault with other settings.
+        """
+        return cls(*opening.create(task, path, settings))
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        task: Task | None = None,
+        write: bool = True,
+        data: str = "",
+        named: str = "",
+    ) -> Defence:
+        """Open a vault; the task is loaded by the name that its settings give.
+
+        Args:
+            task: needed only if the vault was made from a `Task` object that has no name.
+            data: where the data lies now, if its folder has moved.
+            named: the task that it has to be; loading another's module would run its code.
+        """
+        return cls(*opening.reopen(path, task, write, data, named))
+
+    @classmethod
+    def build(
+        cls,
+        task: Task | str,
+        path: Path | str,
+        settings: Settings | None = None,
+        engine: Engine | None = None,
+        progress: Progress = silent,
+    ) -> Defence:
+        """Make population and generator, or finish what an earlier run began; then open for use."""
+        defence = cls.create(task, path, settings)
+        try:
+            defence.populate(engine, progress)
+            defence.fit(progress)
+        except BaseException:
+            defence.close()
+            raise
+        return defence
+
+    def close(self) -> None:
+        """Close the vault."""
+        self.vault.close()
+
+    def __enter__(self) -> Defence:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- once: population and generator ----------------------------------------------------------
+
+    def populate(self, engine: Engine | None = None, progress: Progress = silent) -> None:
+        """Make the population, or what is missing of it. A local engine is used by default."""
+        settings = self.settings.population
+        adopted = [e for e in self.vault.entries("member") if e.info.get("recipe") == "adopted"]
+        if adopted:
+            if len(adopted) < adopted[0].info["of"]:
+                raise PopulationError(
+                    f"only {len(adopted)} of {adopted[0].info['of']} checkpoints were adopted; run "
+                    "`g2d population` with --from-checkpoints again"
+                )
+            return
+        own = engine is None
+        engine = engine or default_engine(self.source, settings.workers)
+        try:
+            build_population(
+                self.source,
+                self.vault,
+                settings,
+                engine,
+                progress,
+                self.settings.autoencoder.scope,
+                {"data": data_digest(self.task)},
+                self.settings.harden,
+            )
+        finally:
+            if own:
+                engine.close()
+
+    def adopt_base(self, state: State) -> None:
+        """Take a model that is deployed as the base, before there is a population.
+
+        Raises:
+            CheckpointError: it does not fit the task's model. VaultError: there is another base.
+        """
+        adopt_base(
+            self.task, self.vault, self.settings, state, {"data": data_digest(self.task)}
+        )  # fmt: skip
+
+    def adopt(self, folder: Path | str, progress: Progress = silent) -> None:
+        """Take a folder of checkpoints that the user has as the population.
+
+        Members that an interrupted run has adopted already are adopted again, to the same bytes.
+        """
+        if any(e.info.get("recipe") != "adopted" for e in self.vault.entries("member")):
+            raise VaultError(f"{self.vault.path} has a population already; use a new folder")
+        adopt_checkpoints(
+            self.task,
+            self.vault,
+            self.settings.population,
+            Path(folder),
+            progress,
+            {"data": data_digest(self.task)},
+        )
+
+    def fit(self, progress: Progress = silent, again: bool = False) -> Generator:
+        """Fit the generator on the population, unless the vault holds it; expose the base.
+
+        Raises:
+            PopulationError: the vault has no population, or one of a single member.
+        """
+        entries = fitted_members(self.vault.entries("member"), self.settings.autoencoder.newest)
+        if not entries:
+            raise PopulationError(
+                f"{self.vault.path} holds no population yet; run `g2d population` first"
+            )
+        identity = identity_of(entries, self.settings)
+        kept = self.vault.entry("generator")
+        if kept is None or again or kept.info.get("identity") != identity:
+            base = self._base()
+            generator = fit_generator(self.task, self.vault, self.settings, entries, base, progress)
+            self.vault.put(
+                "generator", 0, {"weights": generator.to_bytes()}, {"identity": identity}
+            )
+            self._generator = generator
+        self._expose_base()
+        return self.generator
+
+    @property
+    def generator(self) -> Generator:
+        """The fitted generator, read from the vault once."""
+        if self._generator is None:
+            entry = self.vault.entry("generator")
+            if entry is None:
+                raise VaultError(f"{self.vault.path} has no generator yet; run `g2d fit` first")
+            self._generator = Generator.from_bytes(self.vault.read(entry))
+        return self._generator
+
+    # --- generations -----------------------------------------------------------------------------
+
+    def _expose_base(self) -> None:
+        """Make the base generation 1: it is what has been deployed, so it is exposed first."""
+        if self.vault.live() is not None:
+            return
+        state = self._base()
+        manifest = {"origin": "base", "gates": [], "exposed": [], "generator": ""}
+        self._archive.accept(state, manifest, seed_of(self.settings.population.seed, "base"), True)
+
+    def generate(
+        self,
+        count: int = 1,
+        *,
+        seed: int | None = None,
+        activate: bool = True,
+        progress: Progress = silent,
+        on_reject: Callable[[list[GateResult]], None] = lambda _: None,
+        engine: Engine | None = None,
+    ) -> list[Generation]:
+        """Make the next `count` generations; each joins the exposed set and is live in turn.
+
+        Args:
+            seed: for reproduction only. None draws 256 secret bits; the manifest holds their
+                commitment.
+            activate: False keeps a generation without making it live.
+            on_reject: called with the gate results of every rejected candidate.
+            engine: makes a generation's candidates all at once, where it runs; the first in order
+                that passes is taken, as if each had been made after the last. None: one by one.
+
+        Raises:
+            GenerationError: no candidate passed within `gates.attempts`; the live one stays.
+        """
+        return [
+            self._generate_one(
+                seed,
+                activate,
+                on_reject,
+                lambda done, total, i=index: progress(  # type: ignore[misc]
+                    "generating", i * total + done, count * total
+                ),
+                engine,
+            )
+            for index in range(count)
+        ]
+
+    def activate(self, number: int) -> Generation:
+        """Make a kept generation live, once it passes the gates against what is exposed *now*.
+
+        Raises:
+            GenerationError: a gate fails: it was judged before others were exposed.
+            VaultError: it is unknown, or older than the live one (a replay).
+        """
+        kept = self.generation(number)
+        exposed = [n for n in self.exposed() if n != number]
+        recent = [self.exposure(n) for n in self._remembered(exposed)]
+        failed = [r.reason for r in self.judge(kept.state, recent, exposed) if not r.passed]
+        if failed:
+            raise GenerationError(
+                f"generation {number} no longer passes its gates: {'; '.join(failed)}. Make a new "
+                "one with `g2d generate`"
+            )
+        self.vault.activate(number)
+        return kept
+
+    def _generate_one(
+        self,
+        seed: int | None,
+        activate: bool,
+        on_reject: Callable[[list[GateResult]], None],
+        tick: Callable[[int, int], None],
+        engine: Engine | None,
+    ) -> Generation:
+        self._archive.signing_key()  # a key that cannot be read fails before the work, not after
+        number, exposed = self.vault.last_number() + 1, self.exposed()
+        recent = [self.exposure(n) for n in self._remembered(exposed)]
+        reasons: list[str] = []
+        robust: list[float] = []
+        spent = 0.0  # rejected candidates are part of an accepted one's cost
+        draws = self._draws(seed, number)
+        for candidate in self._candidates(draws, recent, exposed, tick, engine):
+            spent += candidate.cpu
+            if candidate.passed:
+                manifest = self._manifest(candidate, recent)
+                cpu = time.process_time() - spent
+                return self._archive.accept(
+                    candidate.state, manifest, candidate.draw.seed, activate, cpu
+                )
+            on_reject(candidate.results)
+            reasons = [result.reason for result in candidate.results if not result.passed]
+            robust += [result.value for result in candidate.results if result.gate == "robust"]
+            attempt, at = candidate.draw.attempt, candidate.began
+            self.vault.reject({"number": number, "attempt": attempt, "reasons": reasons, "at": at})
+        best = f" The most robust candidate reached {max(robust):.1%}." if robust else ""
+        hint = "raise polish_steps in [guidance]"
+        if robust and not self.settings.guidance.robust:
+            hint = "set robust in [guidance], which then keeps candidates robust"
+        raise GenerationError(
+            f"no candidate passed its gates in {self.settings.gates.attempts} attempts; the live "
+            f"generation stays. The last one failed because: {'; '.join(reasons)}.{best} Loosen "
+            f"[gates], or {hint}; `g2d population VAULT --settings FILE` changes both"
+        )
+
+    def _candidates(
+        self,
+        draws: list[Draw],
+        recent: list[Exposure],
+        exposed: list[int],
+        tick: Callable[[int, int], None],
+        engine: Engine | None,
+    ) -> Iterator[Candidate]:
+        """Yield candidates in order: one after the other here, or all at once on an engine."""
+        generator, states = self.generator, self._counted(exposed)
+        if engine is None:
+            own = self.task, self.settings, generator, self._judge
+            yield from (make(*own, recent, states, draw, tick) for draw in draws)
+            return
+        kept = {kind: self.vault.entry(kind) for kind in ("generator", "base")}
+        stored = {kind: self.vault.read(entry) for kind, entry in kept.items() if entry}
+        job = CandidateJob(
+            self.source, self.settings, **stored, recent=tuple(recent), states=states, draw=draws[0]
+        )
+        yield from make_many(engine, job, draws)
+
+    def _manifest(self, candidate: Candidate, recent: list[Exposure]) -> dict[str, Any]:
+        return {
+            "origin": "generated",
+            "gates": [asdict(result) for result in candidate.results],
+            "exposed": [e.number for e in recent],
+            "seed_commitment": hashlib.sha256(candidate.draw.secret).hexdigest(),
+            "attempt": candidate.draw.attempt,
+            "generator": self._digest_of("generator"),
+            "began": candidate.began,
+        }
+
+    def _draws(self, seed: int | None, number: int) -> list[Draw]:
+        """What the candidates are drawn from: 256 fresh bits each, or for reproduction a seed.
+
+        A number that was given up before is drawn anew, not the same candidates again.
+        """
+        attempts = range(self.settings.gates.attempts)
+        if seed is None:
+            return [Draw(attempt, secrets.token_bytes(32), True) for attempt in attempts]
+        before = sum(r.get("number") == number for r in self.vault.rejections())
+        given_up = before // len(attempts)
+        parts = (seed, "generation", number - 1, *([given_up] if given_up else []))
+        secret = seed_of(*parts).to_bytes(8, "big")
+        return [Draw(attempt, secret, False) for attempt in attempts]
+
+    def exposed(self) -> list[int]:
+        """Return the last exposed generations, as many as gates and guidance count."""
+        s = self.settings
+        numbers = self.vault.exposures(max(s.gates.history, s.guidance.memory) + 1)
+        if self.on_damage is None:
+            return numbers
+        return self._archive.sound(numbers, lambda: self.generator.codec, self.on_damage)
+
+    def _remembered(self, exposed: list[int]) -> list[int]:
+        memory = self.settings.guidance.memory
+        return exposed[len(exposed) - memory :] if len(exposed) > memory else exposed
+
+    def judge(
+        self, state: Mapping[str, Tensor], recent: list[Exposure], exposed: list[int]
+    ) -> list[GateResult]:
+        """Run every gate on a candidate's state dict."""
+        return self._judge(state, recent, self._counted(exposed), self.settings.gates)
+
+    def _counted(self, exposed: list[int]) -> dict[int, dict[str, Tensor]]:
+        """The states of the exposed generations that the distance gate counts."""
+        counted = exposed[-self.settings.gates.history :]
+        return {number: self._archive.state(number) for number in counted}
+
+    @property
+    def _judge(self) -> Judge:
+        if self._judging is None:
+            self._judging = Judge(self.task, self._base())
+        return self._judging
+
+    @property
+    def reference(self) -> Reference:
+        """The base's correctness on the gate split."""
+        return self._judge.reference
+
+    def _base(self) -> dict[str, Tensor]:
+        base = self.vault.entry("base")
+        if base is None:
+            raise VaultError(f"{self.vault.path} has no base yet; run `g2d population` first")
+        return unpack(self.vault.read(base))
+
+    def _digest_of(self, kind: str) -> str:
+        entry = self.vault.entry(kind)
+        return entry.files["weights"] if entry else ""
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def generation(self, number: int | None = None) -> Generation:
+        """Read a generation, the live one by default; its digest is verified."""
+        return self._archive.generation(number)
+
+    def exposure(self, number: int) -> Exposure:
+        """Read an exposed generation with the attacks crafted on it."""
+        return self._archive.exposure(number, self.generator.codec)
+
+    # --- rotation.Source -------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The live generation as an immutable snapshot."""
+        live = self.generation()
+        return _snapshot(live)
+
+    def advance(self) -> Snapshot:
+        """Make the next generation live and return its snapshot."""
+        (made,) = self.generate(1)
+        return _snapshot(made)
+
+
+def _snapshot(generation: Generation) -> Snapshot:
+    """A generation as it is served: its weights held in their layers' ranges."""
+    model = generation.model()
+    hold_in_ranges(model, Ranges.of(generation.state))
+    return Snapshot(generation.number, _Inference(model))
+
+
+class _Inference:
+    """A frozen model as a function without gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._model(x)
+
+
+__all__ = ["Defence", "Generation"]

@@ -1,0 +1,189 @@
+"""Generations in the vault: read with their attacks, or accepted with attacks crafted for them.
+
+What makes a candidate, or lets it pass, does not live here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from g2d.attacks.pools import compact, craft_pool
+from g2d.core.seeds import seed_of
+from g2d.core.types import Logits
+from g2d.errors import CheckpointError, UnavailableError, VaultError
+from g2d.generator import Exposure
+from g2d.settings import Settings
+from g2d.tasks.inference import load_model, predict
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+from g2d.vault.signing import SigningKey, sign_generation
+from g2d.vault.vault import Vault
+from g2d.weights.checkpoints import digest, pack, unpack
+from g2d.weights.codec import Codec
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """An accepted generation: its number, its manifest and its parameters."""
+
+    number: int
+    manifest: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    task: Task
+
+    def model(self) -> nn.Module:
+        """Build the generation's model in evaluation mode, its parameters frozen."""
+        return load_model(self.task, self.state)
+
+
+class GenerationStore:
+    """The generations of one vault. What is read is verified by digest, and kept in memory."""
+
+    def __init__(self, task: Task, vault: Vault, settings: Settings) -> None:
+        self.task, self.vault, self.settings = task, vault, settings
+        self._exposures: dict[int, Exposure] = {}
+        self._states: dict[int, dict[str, Tensor]] = {}
+        self._damaged: set[int] = set()
+
+    def generation(self, number: int | None = None) -> Generation:
+        """Read a generation, the live one by default.
+
+        Raises:
+            VaultError: there is none, or its files are not what the ledger says.
+        """
+        number = self.vault.live() if number is None else number
+        if number is None:
+            raise VaultError(f"{self.vault.path} has no generation yet; run `g2d fit` first")
+        record = self.vault.generation(number)
+        return Generation(number, record.manifest, self.state(number), self.task)
+
+    def state(self, number: int) -> dict[str, Tensor]:
+        """A generation's state dict."""
+        found = self._states.get(number)
+        if found is None:
+            found = self._states[number] = unpack(self.vault.read_generation(number))
+            for old in sorted(self._states)[: -self.settings.gates.history - 1]:
+                del self._states[old]  # perhaps this very one, which is older than what is kept
+        return found
+
+    def exposure(self, number: int, codec: Codec) -> Exposure:
+        """Read an exposed generation with the attacks crafted on it."""
+        if number in self._exposures:
+            return self._exposures[number]
+        pool = unpack(self.vault.read_generation(number, "attacks"), "attacks")
+        splits, dtype = self.task.splits, self.task.splits.guide.x.dtype
+        clean = splits.gate.take(pool["gate_index"])
+        exposure = Exposure(
+            number,
+            codec.encode(self.state(number)),
+            Split(pool["guide"].to(dtype), splits.guide.y[pool["guide_index"]]),
+            Split(pool["gate"].to(dtype), clean.y),
+            clean,
+        )
+        self._exposures[number] = exposure
+        for old in sorted(self._exposures)[: -max(1, self.settings.guidance.memory)]:
+            del self._exposures[old]  # attacks are megabytes; what is forgotten is read again
+        return exposure
+
+    def sound(
+        self,
+        numbers: Sequence[int],
+        codec: Callable[[], Codec],
+        on_damage: Callable[[int, str], None],
+    ) -> list[int]:
+        """Those of the exposed generations that can be read, the newest with their attacks.
+
+        Args:
+            codec: called only where attacks are read. on_damage: called once for each that cannot
+                be read.
+        """
+        found: list[int] = []
+        for number in reversed(numbers):
+            try:
+                if len(found) < self.settings.guidance.memory:
+                    self.exposure(number, codec())
+                else:
+                    self.state(number)
+            except UnavailableError:
+                raise
+            except (VaultError, CheckpointError, KeyError) as error:
+                if number not in self._damaged:
+                    on_damage(number, str(error))
+                self._damaged.add(number)
+            else:
+                found.insert(0, number)
+        return found
+
+    def accept(
+        self, state: Mapping[str, Tensor], manifest: Mapping[str, Any], seed: int, activate: bool,
+        cpu: float | None = None,
+    ) -> Generation:  # fmt: skip
+        """Craft a generation's attacks, once, and commit weights, attacks and manifest, signed.
+
+        Args:
+            seed: of the attacks. cpu: `time.process_time()` when its making began, for the record.
+        """
+        model, s, splits = load_model(self.task, state), self.settings, self.task.splits
+        own = seed_of(seed, "attacks")
+        guide, guide_index = craft_pool(
+            self.task, model, splits.guide, s.guidance.pool, s.guidance.pool_steps, own
+        )
+        gate, gate_index = craft_pool(
+            self.task, model, splits.gate, s.gates.pool, s.gates.pool_steps, own + 1
+        )
+        attacks = {"guide": compact(guide, self.task), "guide_index": guide_index}
+        attacks |= {"gate": compact(gate, self.task), "gate_index": gate_index}
+        members = [entry.files["weights"] for entry in self.vault.entries("member")]
+        full = dict(manifest) | {
+            "task": self.task.name,
+            "population": digest("".join(members).encode()),
+            "settings": digest(s.to_toml().encode()),
+        }
+        full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
+        if cpu is not None:
+            full["cpu_seconds"] = round(time.process_time() - cpu, 3)
+        files = {"weights": pack(state), "attacks": pack(attacks)}
+        key = self.signing_key()
+        if key is None:
+            record = self.vault.accept(files, full, activate)
+        else:
+            lifetime = s.signing.lifetime
+            record = sign_generation(
+                self.vault, files, full, key, lifetime=lifetime, activate=activate
+            )
+        return Generation(record.number, record.manifest, dict(state), self.task)
+
+    def _figures(
+        self, model: Logits, attacks: Tensor, index: Tensor, gates: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """What a generation is worth, measured on the gate split, for its manifest.
+
+        Returns:
+            clean_accuracy; robust_accuracy on the attacks that are kept with it, crafted on this
+            very model by cheap PGD (an upper bound, no more); and worst stale ASR and least aligned
+            distance, where its gates measured them.
+        """
+        split, measured = self.task.splits.gate, {g["gate"]: g["value"] for g in gates}
+        clean = predict(model, split.x).argmax(1) == split.y
+        robust = clean[index] & (predict(model, attacks).argmax(1) == split.y[index])
+        figures = {
+            "clean_accuracy": round(float(clean.double().mean()), 6),
+            "robust_accuracy": round(float(robust.double().mean()), 6),
+        }
+        if "robust" in measured:  # by the gate, on more examples
+            figures["robust_accuracy"] = round(float(measured["robust"]), 6)
+        return figures | {n: measured[n] for n in ("stale_asr", "distance") if n in measured}
+
+    def signing_key(self) -> SigningKey | None:
+        """Read the key that the settings name; None if generations are not signed.
+
+        Raises:
+            KeyFileError: it cannot be used; an unsigned generation is not made in its place.
+        """
+        path = self.settings.signing.key
+        return SigningKey.read(path) if path else None

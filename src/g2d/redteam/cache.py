@@ -1,0 +1,102 @@
+"""Where a run's finished pieces lie, so that the next run goes on and reuses what has not changed.
+
+A piece's key is the digest of everything that decides it: settings, seeds, digests of networks and
+data, and the source code that computes it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from g2d.core.files import make_folder, write_bytes
+from g2d.weights.checkpoints import digest
+
+_ROOT = Path(__file__).parents[2]
+# Where work runs, how files are written and what errors say decides no number.
+_NEUTRAL = {
+    "g2d.core.engine",
+    "g2d.errors",
+    "g2d.core.files",
+    "g2d.redteam.cache",
+    "g2d.rotation.snapshot",
+}
+_LIBRARIES = ("torch", "numpy", "adversarial-robustness-toolbox", "pyautoattack")
+
+
+@functools.lru_cache(maxsize=64)
+def code_version(module: str) -> str:
+    """Digest of a module's source, of every module of ours that it imports, and of the libraries.
+
+    Only what decides a result counts: a change of a page or of another attack invalidates nothing.
+    """
+    found = hashlib.sha256()
+    for name in sorted(_closure(module) - _NEUTRAL):
+        found.update(name.encode() + _source(name).read_bytes())
+    for library in _LIBRARIES:
+        found.update(f"{library} {importlib.metadata.version(library)}".encode())
+    return found.hexdigest()
+
+
+def _closure(module: str) -> set[str]:
+    """The module and everything of g2d that it imports, directly or not."""
+    seen, waiting = set[str](), [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += [other for other in _imports(name) if _source(other).is_file()]
+    return seen
+
+
+def _imports(module: str) -> set[str]:
+    """Names under g2d that a module's import statements, wherever they stand, may mean."""
+    names = set[str]()
+    for node in ast.walk(ast.parse(_source(module).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.startswith("g2d.")}
+
+
+def _source(module: str) -> Path:
+    path = _ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def key_of(**parts: Any) -> str:
+    """Digest of named plain values."""
+    return digest(json.dumps(parts, sort_keys=True, default=str).encode())
+
+
+class RowCache:
+    """A folder of JSON files by key; each is written whole or not at all.
+
+    Raises:
+        G2DError: the folder cannot be made or written, or the disk is full.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = make_folder(folder)
+
+    def get(self, key: str) -> Any | None:
+        """Return what was put under a key, or None; a damaged file counts as absent."""
+        try:
+            return json.loads(self._path(key).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def put(self, key: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
+        """Keep plain values under a key."""
+        text = json.dumps(value, allow_nan=False, indent=1) + "\n"
+        write_bytes(self._path(key), text.encode())
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key[:32]}.json"

@@ -1,0 +1,300 @@
+"""The summary of a judged vault as plain JSON values: what pages and pictures are drawn from.
+
+How attacks are scored lives in `evaluate`, how a page looks in `report`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import g2d
+from g2d.core.types import State
+from g2d.defence.defence import Defence
+from g2d.generator import hidden_units
+from g2d.redteam.overview import Evaluation, Row
+from g2d.tasks.inference import predict
+from g2d.weights.checkpoints import unpack
+from g2d.weights.symmetry import aligned_distances
+
+# threat -> (what, meaning); {…} are filled from the row and the summary's numbers.
+_WORDS = {
+    "undefended": (
+        "No hardening, no rotation: plainly trained",
+        "How most models are deployed. All rows below are of hardened members.",
+    ),
+    "frozen": (
+        "No rotation: attack crafted on the deployed model",
+        "What a model that never changes faces: the attacker studied these very parameters.",
+    ),
+    "permutation": (
+        "Control: hidden units reordered",
+        "Other parameters, same function: must equal the line above. Distance alone is no defence.",
+    ),
+    "fresh seed": (
+        "Control: retrained from a fresh seed",
+        "The ordinary rival, attack from the network before it. {note}; a rotation took {cpu:.1f}.",
+    ),
+    "unguided": (
+        "Control: generated without guidance",
+        "Sampled from the same generator, but not steered away from attacks on the sample before.",
+    ),
+    "stale single": (
+        "Rotation: attack on one generation, scored on the next",
+        "The attacker stole the parameters just before the rotation.",
+    ),
+    "stale worst": (
+        "Rotation: the exposed generation that hurts the live one most",
+        "The attacker tries every leaked generation; this one ({note}) works best.",
+    ),
+    "stale joint": (
+        "Rotation: one attack against many exposed generations at once",
+        "The attacker kept {note} and attacks {target}.",
+    ),
+    "owns generator": (
+        "NOT solved: attacker owns the generator too",
+        "Attack averaged over {note}; a more patient attacker does better.",
+    ),
+    "white-box": (
+        "NOT solved: white-box, attacker reads the live parameters",
+        "Rotation does nothing here; only robust training helps. Also what freezing a generated "
+        "network would give.",
+    ),
+}
+
+
+def summarise(defence: Defence, found: Evaluation) -> dict[str, Any]:
+    """Gather all that a report shows of a judged vault, as plain JSON values."""
+    numbers = _numbers(defence, found)
+    rejections = _rejections(defence)
+    return {
+        "task": defence.task.name,
+        "headline": _headline(numbers, found),
+        "table": [_told(row, numbers) for row in found.rows],
+        "numbers": numbers,
+        "rows": [asdict(row) for row in found.rows],
+        "generations": _generations(defence, found),
+        "rejected": rejections,
+        "matrix": [
+            {"crafted": c, "scored": s, **asdict(rate)} for (c, s), rate in found.matrix.items()
+        ],
+        "age": [{"age": age, **asdict(rate)} for age, rate in found.age.items()],
+        "distances": _distances(defence, sorted(found.clean_accuracy)),
+        "images": _images(defence, found),
+        "latents": _latents(defence, sorted(found.clean_accuracy)),
+        "settings": asdict(defence.settings),
+        "settings_toml": defence.settings.to_toml(),
+        "digests": _digests(defence),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _told(row: Row, numbers: Mapping[str, float]) -> dict[str, str]:
+    (what, meaning), asr = _WORDS[row.threat], row.asr
+    return {
+        "what": what,
+        "clean accuracy": f"{100 * row.clean_accuracy.value:.1f}\u00a0%",
+        "attack success rate [95 % CI]": f"{100 * asr.value:.1f}\u00a0% "
+        f"[{100 * asr.low:.1f}–{100 * asr.high:.1f}]",
+        "meaning": meaning.format(
+            note=row.note, target=row.target, cpu=numbers["rotation_cpu_seconds"]
+        ),
+    }
+
+
+def _numbers(defence: Defence, found: Evaluation) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for row in found.rows:
+        key = row.threat.replace(" ", "_").replace("-", "_")
+        numbers[f"{key}_asr"] = row.asr.value
+        numbers[f"{key}_asr_low"], numbers[f"{key}_asr_high"] = row.asr.low, row.asr.high
+        numbers[f"{key}_clean_accuracy"] = row.clean_accuracy.value
+    rotated = [rate.value for rate in list(found.clean_accuracy.values())[1:]]
+    numbers["clean_accuracy_worst"] = min(rotated)
+    cpu = [g.manifest["cpu_seconds"] for g in defence.vault.generations()[1:]]
+    numbers["rotation_cpu_seconds"] = sum(cpu) / len(cpu)
+    numbers["retrain_cpu_seconds"] = found.retrain_seconds
+    numbers["rotations"], numbers["rejected"] = len(cpu), len(defence.vault.rejections())
+    numbers["test_examples"], numbers["eps"] = len(found.trial.split), found.trial.eps
+    numbers["gate_examples"] = len(defence.task.splits.gate)
+    return numbers
+
+
+def _headline(n: Mapping[str, float], found: Evaluation) -> list[dict[str, str]]:
+    p = {key: f"{100 * value:.0f}\u00a0%" for key, value in n.items() if "_asr" in key}
+    known = next(row.note for row in found.rows if row.threat == "stale joint")
+    question = (
+        "An attacker has studied parameters that were live until the last rotation. Do those "
+        "attacks still work on the parameters that are live now?"
+    )
+    plainly = "undefended_asr" in n
+    hardened = (
+        f"Trained plainly and attacked with its own parameters, a model loses "
+        f"{p['undefended_asr']} of the images; hardening, which is training, changes the next "
+        f"number. "
+        if plainly
+        else ""
+    )
+    buys = hardened + (
+        f"On a model that never changes, attacks flip {p['frozen_asr']} of the images. Crafted on "
+        f"one generation and tried on the next, they flip {p['stale_single_asr']}; crafted on "
+        f"{known} together, {p['stale_joint_asr']}. Clean accuracy: "
+        f"{100 * n['frozen_clean_accuracy']:.1f}\u00a0% before, "
+        f"{100 * n['stale_single_clean_accuracy']:.1f}\u00a0% after."
+    )
+    lacks = (
+        f"Whoever reads the live parameters still flips {p['white_box_asr']} (what that gains on "
+        "the frozen model comes from training, not from rotation); whoever owns the generator "
+        f"flips {p['owns_generator_asr']}. Rotation raises the cost of reusing an attack, no more."
+    )
+    texts = {"The question": question, "What rotation buys": buys, "What it does not": lacks}
+    return [{"label": label, "text": text} for label, text in texts.items()]
+
+
+def _generations(defence: Defence, found: Evaluation) -> list[dict[str, Any]]:
+    listed = []
+    for record in defence.vault.generations():
+        if record.number not in found.clean_accuracy:
+            continue
+        m = record.manifest
+        listed.append(
+            {
+                "number": record.number,
+                "origin": m["origin"],
+                "clean_accuracy": asdict(found.clean_accuracy[record.number]),
+                "gates": m["gates"],
+                "attempts": m.get("attempt", 0) + 1,
+                "cpu_seconds": m.get("cpu_seconds"),
+                "weights": record.files["weights"],
+            }
+        )
+    return listed
+
+
+def _rejections(defence: Defence) -> list[dict[str, Any]]:
+    """Rejected candidates with the generation number that they were meant for."""
+    return [
+        {"for": info["number"], "attempt": info["attempt"] + 1, "reasons": info["reasons"]}
+        for info in defence.vault.rejections()
+    ]
+
+
+def _states(defence: Defence, numbers: Sequence[int]) -> dict[int, State]:
+    return {k: defence.generation(k).state for k in numbers}
+
+
+def _distances(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
+    """Aligned relative L1 distance of each generation to exposed ones and to the population."""
+    chain, states = hidden_units(defence.task), _states(defence, numbers)
+    members = [unpack(defence.vault.read(entry)) for entry in defence.vault.entries("member")]
+    listed = []
+    for place, number in enumerate(numbers[1:], 1):
+        exposed = aligned_distances([states[k] for k in numbers[:place]], states[number], chain)
+        listed.append(
+            {
+                "number": number,
+                "previous": exposed[-1],
+                "nearest_exposed": min(exposed),
+                "nearest_member": min(aligned_distances(members, states[number], chain)),
+            }
+        )
+    return {
+        "aligned": bool(chain),
+        "limit": defence.settings.gates.distance,
+        "generations": listed,
+    }
+
+
+def _images(defence: Defence, found: Evaluation, count: int = 8) -> dict[str, Any]:
+    """The first test images that both networks get right, attacked; not chosen by outcome."""
+    split = found.trial.split
+    if split.x.dim() != 4 or split.x.shape[1] not in (1, 3) or defence.task.bounds is None:
+        return {"items": []}
+    crafted, *_, live = sorted(found.clean_accuracy)
+    models = {k: defence.generation(k).model() for k in (crafted, live)}
+    proposed = found.trial.craft(models[crafted], "single", crafted)
+    right = [predict(model, split.x).argmax(1) == split.y for model in models.values()]
+    chosen = (right[0] & right[1]).nonzero()[:count, 0]
+    said = {k: predict(model, proposed[chosen]).argmax(1).tolist() for k, model in models.items()}
+    items = [
+        {
+            "label": int(split.y[i]),
+            "exposed": said[crafted][place],
+            "live": said[live][place],
+            "clean": _pixels(split.x[i], defence.task.bounds),
+            "attacked": _pixels(proposed[i], defence.task.bounds),
+        }
+        for place, i in enumerate(chosen.tolist())
+    ]
+    return {"exposed": crafted, "live": live, "items": items}
+
+
+def _pixels(x: Tensor, bounds: tuple[float, float]) -> list[Any]:
+    """Rows of grey values or [r, g, b], 0 to 255, of an image (C, H, W)."""
+    low, high = bounds
+    bytes_ = ((x - low) / (high - low) * 255).round().clamp(0, 255).int()
+    return (bytes_[0] if len(bytes_) == 1 else bytes_.permute(1, 2, 0)).tolist()
+
+
+def _latents(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
+    """Latents of population and generations on the population's two principal axes."""
+    generator, entries = defence.generator, defence.vault.entries("member")
+    states = [unpack(defence.vault.read(entry)) for entry in entries]
+    generations = _states(defence, numbers).values()
+    with torch.no_grad():
+        made = [generator.codec.encode(s) for s in [*states, *generations]]
+        Z = generator.autoencoder.encode(torch.stack(made).float()).double()
+    centred = Z - Z[: len(states)].mean(0)
+    _, s, axes = torch.linalg.svd(centred[: len(states)], full_matrices=False)
+    # The sign of a principal axis is arbitrary: make its largest component positive.
+    signs = [float(axis[axis.abs().argmax()].sign()) for axis in axes[:2]]
+    xy = (centred @ axes[:2].T * torch.tensor(signs, dtype=torch.float64)).tolist()
+    basins = [int(entry.info["basin"]) for entry in entries]
+    return {
+        "explained": (s[:2].square() / s.square().sum()).tolist(),
+        "members": [{"x": x, "y": y, "basin": b} for (x, y), b in zip(xy, basins, strict=False)],
+        "generations": [
+            {"x": x, "y": y, "number": k}
+            for (x, y), k in zip(xy[len(states) :], numbers, strict=True)
+        ],
+    }
+
+
+def _digests(defence: Defence) -> dict[str, Any]:
+    records = defence.vault.generations()
+    return {
+        "population": records[-1].manifest["population"],
+        "generator": records[-1].manifest["generator"],
+        "generations": {str(r.number): r.files["weights"] for r in records},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    return {"g2d": g2d.__version__, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def hardware() -> dict[str, Any]:
+    """What machine this is, and the peak memory so far."""
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return found
+    kilo = 1 if platform.system() == "Linux" else 1024  # macOS counts bytes
+    for name, who in (("main", resource.RUSAGE_SELF), ("worker", resource.RUSAGE_CHILDREN)):
+        peak = resource.getrusage(who).ru_maxrss
+        found[f"peak_memory_mb_{name}"] = round(peak / 1024 / kilo, 1)
+    return found

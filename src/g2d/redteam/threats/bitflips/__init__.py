@@ -1,0 +1,1 @@
+"""Bit flips in stored weights: the threat, its scoring, and kept networks."""

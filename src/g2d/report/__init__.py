@@ -1,0 +1,1 @@
+"""JSON to pages and pictures; knows no torch."""

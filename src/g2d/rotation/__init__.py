@@ -1,0 +1,1 @@
+"""Snapshots and when they are swapped; knows neither HTTP nor torch."""

@@ -1,0 +1,346 @@
+"""When a service rotates: triggers, a warm spare made before it is due, backoff. No HTTP, no torch.
+
+`Rotation` swaps from a thread of its own; where spares come from (`SpareMaker`) and how the serving
+side reads them (`GenerationLoader`) are protocols. What a swap is, is in `rotation`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from g2d.errors import G2DError, GenerationError, UnavailableError, VaultError
+from g2d.rotation.snapshot import Live, Snapshot
+
+
+class SpareMaker(Protocol):
+    """Where the next generation is made before it is due; `spare.Worker` is one.
+
+    Both calls block, and raise a `G2DError` where they cannot deliver: nothing is live then that
+    was not before.
+    """
+
+    def make(self, after: int) -> int:
+        """Make, gate and keep a generation whose number is above `after`; return its number."""
+        ...
+
+    def commit(self, number: int) -> None:
+        """Log a kept generation as live."""
+        ...
+
+    def close(self) -> None:
+        """Stop making; a call that blocks raises."""
+        ...
+
+
+class GenerationLoader(Protocol):
+    """Where the serving side reads generations; it trusts nothing that it has not verified."""
+
+    def live(self) -> int:
+        """Return the number that was committed last."""
+        ...
+
+    def load(self, number: int, after: int) -> Snapshot:
+        """Verify and load a generation newer than `after`, ready to answer at full speed."""
+        ...
+
+    def verify(self, number: int, after: int) -> None:
+        """Raise a `VaultError` unless the generation may be live now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Triggers:
+    """What makes a rotation due, besides an operator and an alarm; 0 turns one off.
+
+    Attributes:
+        every: mean seconds between rotations. queries: mean number of inputs answered between them.
+            jitter: each wait is drawn evenly from `[1 - jitter, 1 + jitter]` times the mean, in
+            secret: a client that counts inputs must not know the moment either.
+    """
+
+    every: float = 0.0
+    jitter: float = 0.1
+    queries: int = 0
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait after the n-th failure in a row: doubling, bounded, a tenth at random."""
+
+    first: float = 1.0
+    most: float = 300.0
+
+    def seconds(self, failures: int, chance: random.Random) -> float:
+        """Return the seconds to wait after `failures` >= 1 failures in a row."""
+        doubled: float = self.first * 2.0 ** min(failures - 1, 60)
+        return min(self.most, doubled) * chance.uniform(0.9, 1.1)
+
+
+GRACE = 30.0
+"""Seconds that a rotation may be overdue before that is an alarm."""
+
+
+class Rotation:
+    """Keeps a spare warm and swaps it in when it is due, from one thread of its own.
+
+    A swap never waits for generation: what is due without a spare waits for one, while the live
+    generation answers. Several reasons that are due together cause one rotation.
+
+    Args:
+        tell: called with an event's name and facts, from any thread: spare, swap, refused, failed,
+            alarm, paused, resumed; committed: in the ledger, and what answers next. chance: draws
+            jitter; the default is secret.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        maker: SpareMaker,
+        loader: GenerationLoader,
+        triggers: Triggers,
+        tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
+        chance: random.Random | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._live, self._maker, self._loader = live, maker, loader
+        self._triggers, self._tell = triggers, tell
+        self._chance = chance or random.SystemRandom()
+        self._backoff = backoff or Backoff()
+        self._wake = threading.Condition()
+        self._due: list[str] = []
+        self._asked: list[Future[int]] = []
+        self._paused = self._stopping = False
+        self._failures, self._refused, self._answered = 0, 0, 0
+        self._due_at, self._warned = math.inf, False
+        self._spare: Snapshot | None = None
+        self._since = time.monotonic()
+        self._at = self._draw(self._since, self._triggers.every)
+        self._enough = self._draw(0.0, self._triggers.queries)
+        self._thread = threading.Thread(target=self._run, name="rotation", daemon=True)
+
+    @property
+    def live(self) -> int:
+        """Number of the live generation."""
+        return self._live.number
+
+    def start(self) -> None:
+        """Begin to prepare the first spare."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop for good; the live generation goes on answering."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        self._maker.close()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._answer_asked(GenerationError("the service is stopping; ask the next one"))
+
+    def request(self) -> Future[int]:
+        """Ask for a rotation as soon as there is a spare; the result is the number then live.
+
+        The future raises `GenerationError` or `VaultError` if rotation is paused, the spare is
+        refused or none can be made: the live generation stays.
+        """
+        future: Future[int] = Future()
+        with self._wake:
+            if self._paused or self._stopping:
+                what = "ending" if self._stopping else "paused; resume it first"
+                future.set_exception(GenerationError(f"rotation is {what}"))
+            else:
+                self._asked.append(future)
+                self._demand("demand")
+        return future
+
+    def alarm(self, kind: str, text: str, rotate: bool = True) -> None:
+        """Take an alarm from a monitor (drift, integrity, a query attack), and rotate away."""
+        self._tell("alarm", {"kind": kind, "text": text})
+        if rotate:
+            with self._wake:
+                self._demand(f"alarm: {kind}")
+
+    def count(self, inputs: int) -> None:
+        """Count answered inputs; about every `triggers.queries` of them a rotation is due."""
+        self._answered += inputs  # by one thread, the one that infers
+        if self._triggers.queries and self._answered >= self._enough:
+            self._answered, self._enough = 0, self._draw(0.0, self._triggers.queries)
+            with self._wake:
+                self._demand("queries")
+
+    def pause(self, paused: bool = True) -> None:
+        """Suspend rotation, or go on; the spare stays warm, and what falls due meanwhile waits."""
+        with self._wake:
+            changed, self._paused = self._paused != paused, paused
+            self._wake.notify_all()
+        if changed:
+            self._tell("paused" if paused else "resumed", {})
+
+    def status(self) -> dict[str, Any]:
+        """Say what is live, for how long, and what comes next; the jitter stays secret."""
+        now, every = time.monotonic(), self._triggers.every
+        with self._wake:
+            return {
+                "generation": self._live.number,
+                "age": now - self._since,
+                "countdown": max(0.0, self._since + every - now) if every else None,
+                "every": every or None,
+                "queries": self._triggers.queries or None,
+                "answered": self._answered,
+                "spare": self._spare.number if self._spare else None,
+                "due": sorted(self._due),
+                "late": self._late(now),
+                "failures": self._failures,
+                "paused": self._paused,
+            }
+
+    def watch(self) -> None:
+        """Raise an alarm, once, if a rotation is overdue by a period (and by `GRACE`)."""
+        with self._wake:
+            late = self._late(time.monotonic())
+            warn = late > max(GRACE, self._triggers.every) and not self._warned
+            self._warned |= warn
+        if warn:
+            text = f"a rotation is overdue by {late:.0f} s: there is no spare that may be live"
+            self.alarm("late", text, rotate=False)
+
+    def _late(self, now: float) -> float:
+        """Seconds since a rotation fell due; the caller holds the lock."""
+        at = min(self._due_at, self._at if self._triggers.every else math.inf)
+        return 0.0 if self._paused or now <= at else now - at
+
+    def _demand(self, reason: str) -> None:
+        """Note a reason to rotate; the caller holds the lock."""
+        if reason not in self._due:
+            self._due.append(reason)
+            self._due_at = min(self._due_at, time.monotonic())
+        self._wake.notify_all()
+
+    # --- the rotation thread ---------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._spare = self._prepare()
+                if self._await_due():
+                    self._rotate(self._spare)
+            except Exception as error:  # whatever happens here, the live generation goes on
+                try:
+                    self._fail(error)
+                except Exception:  # and so does this thread, even if telling fails
+                    time.sleep(self._backoff.first)
+
+    def _prepare(self) -> Snapshot:
+        began, live = time.monotonic(), self._live.number
+        number = self._maker.make(max(live, self._refused))
+        made = time.monotonic()
+        try:
+            spare = self._loader.load(number, live)
+        except VaultError as error:
+            self._refuse(number, error)
+            raise
+        took = {"make": made - began, "load": time.monotonic() - made}
+        self._tell("spare", {"generation": number, "seconds": took})
+        return spare
+
+    def _await_due(self) -> bool:
+        """Wait until a rotation is due and allowed; False: the service stops."""
+        with self._wake:
+            while not self._stopping:
+                wait = None
+                if self._triggers.every and not self._paused and not self._due:
+                    wait = self._at - time.monotonic()
+                    if wait <= 0:
+                        self._due.append("schedule")
+                if self._due and not self._paused:
+                    return True
+                self._wake.wait(wait)
+        return False
+
+    def _rotate(self, spare: Snapshot) -> None:
+        began, before = time.monotonic(), self._live.number
+        try:
+            self._loader.verify(spare.number, before)
+            if spare.check and (changed := spare.check()):
+                raise VaultError(
+                    f"generation {spare.number} changed in memory ({', '.join(changed)}) before it"
+                    " was live: look for faulty memory. It will be made anew."
+                )
+        except VaultError as error:
+            self._refuse(spare.number, error)
+            raise
+        self._commit(spare.number)
+        self._tell("committed", {"generation": spare.number})
+        with self._wake:
+            self._live.swap(spare)
+            reasons, self._due = sorted(self._due), []
+            asked, self._asked = self._asked, []
+            self._spare, self._failures = None, 0
+            self._due_at, self._warned = math.inf, False
+            self._since = time.monotonic()
+            self._at = self._draw(self._since, self._triggers.every)
+        facts = {"generation": spare.number, "before": before, "reasons": reasons}
+        self._tell("swap", facts | {"seconds": self._since - began})
+        for future in asked:
+            _resolve(future, spare.number)
+
+    def _refuse(self, number: int, error: VaultError) -> None:
+        """Never offer a generation again, unless it is the machine that could not read it."""
+        if not isinstance(error, UnavailableError):
+            self._refused = number
+
+    def _commit(self, number: int) -> None:
+        """Commit, and find out whether it happened if the worker died over it."""
+        try:
+            self._maker.commit(number)
+        except G2DError:
+            if self._loader.live() != number:
+                raise
+
+    def _fail(self, error: Exception) -> None:
+        """Keep the live generation, say so, and wait longer after each failure in a row."""
+        with self._wake:
+            self._spare = None
+            if self._stopping:
+                return
+            self._failures += 1
+            wait = self._backoff.seconds(self._failures, self._chance)
+        text = str(error) if isinstance(error, G2DError) else f"{type(error).__name__}: {error}"
+        refused = isinstance(error, VaultError) and not isinstance(error, UnavailableError)
+        reason = getattr(error, "reason", "unreadable" if refused else "none made")
+        facts = {"reason": str(reason), "text": text, "live": self._live.number}
+        self._tell("refused" if refused else "failed", facts | {"retry": wait})
+        self._answer_asked(error if isinstance(error, G2DError) else GenerationError(text))
+        until = time.monotonic() + wait
+        with self._wake:
+            while not (self._stopping or self._asked) and time.monotonic() < until:
+                self._wake.wait(until - time.monotonic())
+
+    def _answer_asked(self, error: Exception) -> None:
+        with self._wake:
+            asked, self._asked = self._asked, []
+            self._due = [reason for reason in self._due if reason != "demand"]
+        for future in asked:
+            _resolve(future, error)
+
+    def _draw(self, since: float, mean: float) -> float:
+        """When the next rotation is due, in seconds or in inputs."""
+        jitter = self._triggers.jitter
+        return since + mean * self._chance.uniform(1 - jitter, 1 + jitter)
+
+
+def _resolve(future: Future[int], result: int | Exception) -> None:
+    """Answer one who asked, unless they have gone."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -1,0 +1,245 @@
+"""The coordinator: one process beside the vault that owns the schedule, the worker and the ledger.
+
+It makes, gates, signs and commits through the parts that serve one machine (`Rotation`, `Worker`,
+`VaultLoader`), and tells replicas by long polls. It holds no state that the vault does not: after a
+crash a new one reads the ledger and goes on. Knows no Ray; `deployment` makes an actor of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from g2d.errors import G2DError
+from g2d.rotation.scheduler import Rotation, Triggers
+from g2d.rotation.snapshot import Live
+from g2d.service.cluster.lease import Announced, Hello, News, Terms
+from g2d.service.cluster.mirror import Origin, Parcel, origin, pack
+from g2d.service.cluster.rollout import RolloutLoader, Roster
+from g2d.service.http.event_log import EventLog
+from g2d.service.http.log import Log
+from g2d.service.http.metrics import Metrics
+from g2d.service.http.options import Options
+from g2d.service.loader import VaultLoader
+from g2d.service.worker import Worker
+from g2d.vault.keys import VerifyKey
+from g2d.vault.vault import Vault
+
+_KEPT = 512  # events that a replica which was away may still hear
+_QUIET = frozenset({"replica", "rolled out"})  # for the operator; a thousand replicas' joining
+# would wake a thousand polls each time
+_STATUS = 0.25  # seconds that a status is good for: every poll carries it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the coordinator is to serve; everything that it needs to start again."""
+
+    vault: Path
+    options: Options
+    terms: Terms
+    data: str = ""
+    key: VerifyKey | None = None
+    served: Path | None = None
+
+
+class Coordinator:
+    """Owns a vault's rotation and tells replicas what is live; its methods are called from afar.
+
+    Args:
+        store: puts a generation's bytes where replicas can fetch them; returns what says where,
+            which travels to them as `Announced.parcel`.
+    """
+
+    def __init__(self, plan: Plan, store: Callable[[Parcel], Any]) -> None:
+        self._plan, self._store, self._stopping = plan, store, False
+        self._term, self._sequence, self._happened = secrets.token_hex(8), 0, 0
+        self._status: tuple[float, dict[str, Any]] = (-math.inf, {})
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
+        self._events: deque[tuple[int, str, dict[str, Any]]] = deque(maxlen=_KEPT)
+        self._mutex = threading.Lock()
+        self._announced: dict[int, Announced] = {}
+        self._roster = Roster(plan.terms, self._tell)
+        self._failed = "the coordinator is starting"
+        self._try()
+        if self._failed:
+            threading.Thread(target=self._retry, daemon=True).start()
+
+    def _try(self) -> None:
+        try:
+            self._open()
+            self._failed = ""
+        except G2DError as error:
+            self._failed = str(error)
+
+    def _retry(self) -> None:
+        """A vault that cannot be read as a restarted coordinator looks may be readable later."""
+        while self._failed and not self._stopping:
+            time.sleep(self._plan.terms.lease)
+            self._try()
+
+    def _open(self) -> None:
+        plan, options = self._plan, self._plan.options
+        loader = VaultLoader(plan.vault, options.name, plan.data, plan.key, plan.served)
+        first, warning = loader.first()
+        self._reader = Vault.open(plan.vault)
+        loader.served(first.number)
+        self._loader, self._live = loader, Live(first)
+        self._origin = origin(self._reader)
+        rollout = RolloutLoader(loader, self._roster, self._announce, lambda: self._stopping)
+        worker = Worker(plan.vault, plan.data, self._tell, options.patience, loader.task)
+        triggers = Triggers(options.every, options.jitter, options.queries)
+        self._rotation = Rotation(self._live, worker, rollout, triggers, self._tell)
+        self._event_log = EventLog(Metrics(self._rotation.status), Log(), loader.describe)
+        self._announce(first.number)
+        if warning:
+            self._rotation.alarm(warning.reason, str(warning))
+        self._rotation.start()
+        threading.Thread(target=self._watch_lateness, daemon=True).start()
+
+    # --- called from afar ------------------------------------------------------------------------
+
+    async def start(self) -> tuple[str, int]:
+        """Say why nothing can be served, "" if it can; and what is live."""
+        return self._failed, 0 if self._failed else self._live.number
+
+    async def origin(self) -> Origin:
+        """Describe the vault, for a replica's mirror."""
+        self._needed()
+        return self._origin
+
+    async def watch(self, hello: Hello) -> News:
+        """Answer at once if there is news since `hello`, else after a beat at most."""
+        self._needed()
+        self._loop = asyncio.get_running_loop()
+        if hello.replica:
+            self._roster.greet(hello)
+            if hello.inputs:
+                self._rotation.count(hello.inputs)
+        until = time.monotonic() + self._plan.terms.beat
+        while hello.term == self._term and hello.sequence >= self._sequence:
+            self._news.clear()
+            try:
+                async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                    await self._news.wait()
+            except TimeoutError:
+                break
+        return self._tidings(hello)
+
+    async def note(self, hello: Hello) -> None:
+        """Take what a replica says between two polls: that it has loaded, refused or swapped."""
+        self._roster.greet(hello)
+
+    async def leave(self, replica: str) -> None:
+        """Forget a replica that ends."""
+        self._roster.leave(replica)
+
+    async def rotate(self) -> int | str:
+        """Rotate on demand and see all replicas follow; the number then live, or why not."""
+        self._needed()
+        try:
+            number = await asyncio.wrap_future(self._rotation.request())
+        except G2DError as error:
+            return str(error)
+        await asyncio.to_thread(self._roster.await_rolled, number)
+        return number
+
+    async def pause(self, paused: bool) -> None:
+        """Suspend rotation, or go on."""
+        self._needed()
+        self._rotation.pause(paused)
+
+    async def alarm(self, kind: str, text: str, rotate: bool) -> None:
+        """Take an alarm from a replica."""
+        self._needed()
+        self._rotation.alarm(kind, text, rotate)
+
+    async def stop(self) -> None:
+        """Stop rotation for good, and end the worker."""
+        self._stopping = True
+        if not self._failed:
+            self._tell("stopping", {"live": self._live.number})
+            await asyncio.to_thread(self._rotation.stop)
+
+    # --- telling ---------------------------------------------------------------------------------
+
+    def _needed(self) -> None:
+        if self._failed:
+            raise G2DError(self._failed)
+
+    def _announce(self, number: int) -> None:
+        parcel = pack(self._reader, number)
+        announced = Announced(number, parcel.digest, self._store(parcel))
+        with self._mutex:
+            live = self._live.number
+            self._announced = {n: a for n, a in self._announced.items() if n == live}
+            self._announced[number] = announced
+        self._bump()
+
+    def _tell(self, event: str, facts: dict[str, Any]) -> None:
+        """Take every event, from any thread; replicas and the operator hear it in order."""
+        event_log = getattr(self, "_board", None)
+        if event_log is not None:
+            event_log.tell(event, facts)
+        if event == "swap":
+            self._roster.roll(facts["generation"])
+        if event == "committed":
+            try:
+                self._loader.served(facts["generation"])
+            except G2DError as error:
+                self._tell("alarm", {"kind": "served", "text": str(error)})
+        loud = event not in _QUIET
+        with self._mutex:
+            self._sequence += loud
+            self._happened += 1
+            self._events.append((self._happened, event, {"time": time.time(), **facts}))
+        if loud:
+            self._wake()
+
+    def _bump(self) -> None:
+        with self._mutex:
+            self._sequence += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._news.set)
+
+    def _tidings(self, hello: Hello) -> News:
+        known = hello.event if hello.term == self._term else 0
+        with self._mutex:
+            live = self._announced[self._live.number]
+            spare = max(self._announced.values(), key=lambda announced: announced.number)
+            events = tuple(
+                (event, facts)
+                for n, event, facts in self._events
+                if n > known and not (hello.replica and event in _QUIET)
+            )
+            ahead = spare if spare.number > live.number else None
+            sequence, event = self._sequence, self._happened
+        return News(self._term, sequence, event, live, ahead, events, self._summary())
+
+    def _summary(self) -> dict[str, Any]:
+        """The status, made anew if it is too old or tells of another generation."""
+        at, status = self._status
+        number, now = self._live.number, time.monotonic()
+        if now > at + _STATUS or status["generation"] != number:
+            status = self._rotation.status()
+            status["cluster"] = {"lease": self._plan.terms.lease, **self._roster.summary()}
+            self._status = now, status
+        return status
+
+    def _watch_lateness(self) -> None:
+        while not self._stopping:
+            self._rotation.watch()
+            time.sleep(1.0)

@@ -1,0 +1,140 @@
+"""What a replica keeps of the vault: a vault of its own in a temporary folder, of two generations.
+
+The replica verifies what it is given as if it read the vault itself: same code, same refusals.
+Attack pools stay with the vault: a replica has no use for attacks on what it serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from g2d.errors import RefusedError, VaultError
+from g2d.service.loader import VaultLoader
+from g2d.vault.ledger import take_lock
+from g2d.vault.vault import SIGNATURE, Vault
+
+_PREFIX = "g2d-replica-"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of which vault a mirror is: settings and identity, and the base's accuracy for display."""
+
+    settings: str
+    identity: str
+    base_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A generation's bytes on their way to a replica; they prove nothing until verified there."""
+
+    number: int
+    manifest: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+    weights: bytes = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which binds the weights' own."""
+        return hashlib.sha256(self.manifest).hexdigest()
+
+
+def origin(vault: Vault) -> Origin:
+    """Describe a vault to those who mirror it."""
+    base = vault.entry("base")
+    accuracy = float(base.info["accuracy"]) if base else None
+    return Origin(vault.settings_text, vault.identity, accuracy)
+
+
+def pack(vault: Vault, number: int) -> Parcel:
+    """Read a generation to send it; `signature` is empty if there is none."""
+    signature = vault.generation_file(number).parent / SIGNATURE
+    try:
+        signed = signature.read_bytes() if signature.exists() else b""
+    except OSError as error:
+        raise VaultError(f"{signature} cannot be read: {error.strerror}") from error
+    manifest = vault.read_generation(number, "manifest")
+    return Parcel(number, manifest, signed, vault.read_generation(number))
+
+
+class Mirror(Vault):
+    """A replica's own vault, which takes generations under the numbers that they have."""
+
+    @classmethod
+    def make(cls, of: Origin) -> Mirror:
+        """Make an empty mirror in a temporary folder."""
+        _sweep(Path(tempfile.gettempdir()))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        mirror = cls.create(folder / "vault", of.settings)
+        assert isinstance(mirror, Mirror)
+        with mirror._writing():
+            mirror._ledger.execute("UPDATE identity SET id = ?", (of.identity,))
+        if of.base_accuracy is not None:
+            mirror.put("base", 0, {}, {"accuracy": of.base_accuracy})
+        return mirror
+
+    def take(self, parcel: Parcel, digest: str) -> None:
+        """Keep a generation as it came, to be verified; `digest` is what was announced.
+
+        Raises:
+            RefusedError: it is not what was announced. VaultError: it cannot be written.
+        """
+        number = parcel.number
+        try:
+            manifest = json.loads(parcel.manifest) if parcel.digest == digest else {}
+            if manifest["number"] != number:
+                raise ValueError
+            row: tuple[Any, ...] = (
+                number, json.dumps(manifest["files"]), parcel.manifest.decode(),
+                float(manifest["created"]),
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError):
+            raise RefusedError(
+                f"generation {number} is not what the coordinator announced: it was changed on"
+                " its way, and is fetched again",
+                "digest",
+                number,
+            ) from None
+        contents = {"manifest.json": parcel.manifest, "weights.safetensors": parcel.weights}
+        if parcel.signature:
+            contents[SIGNATURE] = parcel.signature
+        with self._writing():
+            self._place(number, contents)
+            self._ledger.execute("INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?)", row)
+
+    def retire(self, number: int) -> None:
+        """Make a generation live here, and forget older ones."""
+        self.activate(number)
+        with self._writing():
+            self._ledger.execute("DELETE FROM generations WHERE number < ?", (number,))
+        self._try_tidy()
+
+    def remove(self) -> None:
+        """Close the mirror and delete its folder."""
+        self.close()
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+class MirrorLoader(VaultLoader):
+    """Reads a mirror; verifies manifest, signature and weights, all that a replica is given."""
+
+    _files = ("weights",)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete mirrors of ours that killed replicas left: nobody holds their locks."""
+    for left in folder.glob(f"{_PREFIX}*"):
+        try:
+            if left.stat().st_uid == os.getuid():
+                take_lock(left / "vault").close()
+                shutil.rmtree(left, ignore_errors=True)
+        except (OSError, VaultError):
+            continue

@@ -1,0 +1,356 @@
+"""A replica: the service of one machine (`Service`, `Batcher`, `Live`) led by a coordinator's news.
+
+It answers only with a lease, and only from what is live as far as it knows; else 503. It is a warm
+standby for what comes: an announced generation is verified and loaded before it is due. Knows no
+Ray: `deployment` gives it a `Line` to the coordinator.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from g2d.errors import G2DError
+from g2d.rotation.scheduler import Rotation
+from g2d.rotation.snapshot import Live
+from g2d.service.cluster.lease import Announced, Follower, Hello, News, Terms
+from g2d.service.cluster.mirror import Mirror, MirrorLoader, Origin, Parcel
+from g2d.service.http.app import Asgi, Receive, Scope, Send, Service
+from g2d.service.http.batcher import Batcher
+from g2d.service.http.event_log import EventLog
+from g2d.service.http.limits import AdminToken
+from g2d.service.http.log import Log
+from g2d.service.http.metrics import Metrics
+from g2d.service.http.options import Options
+from g2d.service.http.protocol import RequestError
+from g2d.service.monitors.memory import Monitor
+from g2d.vault.keys import VerifyKey
+
+_PATIENCE = 60.0  # seconds that a replica which starts looks for the coordinator
+
+
+class AwayError(Exception):
+    """The coordinator did not answer in time, or is not there."""
+
+
+class Line(Protocol):
+    """A replica's line to the coordinator; calls raise `AwayError` or return within seconds."""
+
+    def origin(self) -> Origin:
+        """Describe the vault."""
+        ...
+
+    def watch(self, hello: Hello, patience: float) -> News:
+        """Long-poll for news, `patience` seconds at most."""
+        ...
+
+    def fetch(self, announced: Announced, patience: float) -> Parcel:
+        """Get an announced generation's bytes."""
+        ...
+
+    def send(self, call: str, *arguments: Any) -> Future[Any]:
+        """Call a method of the coordinator; the future raises `AwayError`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Post:
+    """What every replica is given when it is deployed."""
+
+    options: Options
+    terms: Terms
+    admin_token: AdminToken
+    data: str = ""
+    key: VerifyKey | None = None
+
+
+class Link:
+    """Follows the coordinator from a thread of its own, and loads what is announced from another.
+
+    Polling goes on while a generation loads, so a load may take longer than a lease.
+    """
+
+    def __init__(self, line: Line, post: Post, name: str) -> None:
+        self._line, self._post, self._name = line, post, name
+        self._mutex, self._ending = threading.Lock(), threading.Event()
+        self._term, self._sequence, self._event, self._inputs = "", -1, 0, 0
+        self._loading, self._took = 0, 0.0
+        self.status: Mapping[str, Any] = {}
+        self.tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None
+        asked, news = self._begin()
+        first, _ = self.loader.first()
+        self.live = Live(first)
+        self._spares = {first.number: first}
+        self._since = time.monotonic()
+        self.follower = Follower(post.terms, first.number)
+        self.follower.loaded = first.number
+        self.follower.hear(news.live.number, 0, asked)
+        self.status = news.status
+        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no more; without a lease nothing is answered soon."""
+        self._ending.set()
+        self._line.send("leave", self._name)
+        self._mirror.remove()  # its threads end by themselves; they hold nothing else
+
+    def may_answer(self) -> bool:
+        """Whether an answer may leave now."""
+        return self.follower.may_answer(time.monotonic())
+
+    def count(self, inputs: int) -> None:
+        """Count answered inputs for the coordinator's trigger; by the one thread that infers."""
+        self._inputs += inputs
+
+    def send(self, call: str, *arguments: Any) -> Future[Any]:
+        """Call a method of the coordinator."""
+        return self._line.send(call, *arguments)
+
+    def about(self) -> dict[str, Any]:
+        """What a status says of this replica."""
+        left = self.follower.left(time.monotonic())
+        return {"replica": self._name, "pid": os.getpid(), "lease_left": round(left, 3),
+                "answers": self.may_answer(), "age": time.monotonic() - self._since,
+                "refused": {str(n): text for n, text in self.follower.refused.items()}}  # fmt: skip
+
+    # --- the first contact -----------------------------------------------------------------------
+
+    def _begin(self) -> tuple[float, News]:
+        """Ask the coordinator before anything else: what a replica had before does not count."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                asked = time.monotonic()
+                news = self._line.watch(Hello(""), self._post.terms.patience)
+                mirror = Mirror.make(self._line.origin())
+                break
+            except AwayError as error:
+                if time.monotonic() > until:
+                    raise G2DError(f"no coordinator within {_PATIENCE:g} s: {error}") from error
+                self._ending.wait(self._post.terms.retry)
+        options = self._post.options
+        try:
+            parcel = self._line.fetch(news.live, _PATIENCE)
+            mirror.take(parcel, news.live.digest)
+            mirror.activate(parcel.number)
+            loader = MirrorLoader(mirror.path, options.name, self._post.data, self._post.key)
+        except BaseException:
+            mirror.remove()
+            raise
+        self._mirror, self.loader = mirror, loader
+        return asked, news
+
+    # --- the link's threads ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            asked, inputs = time.monotonic(), self._inputs
+            try:
+                news = self._line.watch(self._hello(inputs), self._post.terms.patience)
+            except AwayError:
+                self._ending.wait(self._post.terms.retry)
+                continue
+            self._inputs -= inputs
+            try:
+                if not self._ending.is_set():
+                    self._hear(news, asked)
+            except Exception as error:  # a link that ends would leave the replica refusing for good
+                self.tell("alarm", {"kind": "link", "text": f"{type(error).__name__}: {error}"})
+                self._ending.wait(self._post.terms.retry)
+
+    def _hello(self, inputs: int = 0) -> Hello:
+        follower = self.follower
+        about = {"pid": os.getpid(), "node": socket.gethostname(), "load_seconds": self._took}
+        return Hello(
+            self._name, self._term, self._sequence, self._event, self.live.number,
+            follower.loaded, dict(follower.refused), inputs, about,
+        )  # fmt: skip
+
+    def _hear(self, news: News, asked: float) -> None:
+        spare = news.spare.number if news.spare else 0
+        with self._mutex:
+            wanted = self.follower.hear(news.live.number, spare, asked)
+            swapped = self._swap()
+            load = bool(wanted) and not self._loading
+            self._loading = wanted if load else self._loading
+        if swapped:
+            self._line.send("note", self._hello())
+        if load:
+            announced = news.live if wanted == news.live.number else cast(Announced, news.spare)
+            threading.Thread(target=self._load, args=(announced,), daemon=True).start()
+        self._term, self._sequence, self._event = news.term, news.sequence, news.event
+        self.status = news.status
+        for event, facts in news.events:
+            self.tell(event, dict(facts))
+
+    def _load(self, announced: Announced) -> None:
+        """Fetch, verify and load what is announced; swap if it is live by then."""
+        number, began = announced.number, time.monotonic()
+        try:
+            parcel = self._line.fetch(announced, _PATIENCE)
+            self._mirror.take(parcel, announced.digest)
+            snapshot = self.loader.load(number, self.live.number)
+            self._took = time.monotonic() - began
+            with self._mutex:
+                self._spares[number] = snapshot
+                self.follower.load(number)
+                self._swap()
+        except (AwayError, G2DError) as error:
+            with self._mutex:
+                self.follower.refuse(number, str(error))
+            self.tell("refused", {"reason": str(getattr(error, "reason", "away")),
+                                  "text": str(error), "live": self.live.number})  # fmt: skip
+            self._ending.wait(self._post.terms.retry)
+        finally:
+            self._loading = 0
+        self._line.send("note", self._hello())
+
+    def _swap(self) -> bool:
+        """Let the follower's generation answer; the caller holds the lock."""
+        number = self.follower.live
+        if number == self.live.number:
+            return False
+        self.live.swap(self._spares[number])
+        self._spares = {n: spare for n, spare in self._spares.items() if n >= number}
+        self._since = time.monotonic()
+        try:
+            self._mirror.retire(number)
+        except G2DError as error:  # a full disk: what is in memory answers all the same
+            self.tell("alarm", {"kind": "mirror", "text": str(error)})
+        return True
+
+
+class RemoteRotation:
+    """What `Service` asks of a `Rotation`, answered by the coordinator far away."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @property
+    def live(self) -> int:
+        """Number of the generation that answers here."""
+        return self._link.live.number
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._link.start()
+
+    def stop(self) -> None:
+        """Follow no more."""
+        self._link.stop()
+
+    def status(self) -> dict[str, Any]:
+        """The coordinator's status as it was last heard, and this replica's own."""
+        about = self._link.about()
+        own = {"generation": self.live, "age": about["age"], "replica": about}
+        return {"late": 0.0, "paused": False, **self._link.status, **own}
+
+    def request(self) -> Future[int]:
+        """Ask the coordinator for a rotation; done when all replicas with a lease have followed."""
+        found: Future[int] = Future()
+
+        def take(answer: Future[Any]) -> None:
+            error = answer.exception()
+            if error is None and isinstance(answer.result(), int):
+                found.set_result(answer.result())
+            else:
+                found.set_exception(G2DError(str(error or answer.result())))
+
+        self._link.send("rotate").add_done_callback(take)
+        return found
+
+    def pause(self, paused: bool = True) -> None:
+        """Ask the coordinator to suspend rotation, or to go on."""
+        if not self._link.may_answer():
+            raise RequestError(503, "the coordinator is away; ask again later")
+        self._link.send("pause", paused)
+
+    def alarm(self, kind: str, text: str, rotate: bool = True) -> None:
+        """Pass an alarm of this replica on."""
+        self._link.send("alarm", kind, f"{self._link.about()['replica']}: {text}", rotate)
+
+    def watch(self) -> None:
+        """Do nothing: the coordinator sees whether rotation is late."""
+
+
+class Leased:
+    """Lets answers out only while this replica may answer; says in a header who answered.
+
+    Checked as an answer leaves, not only as its request comes: one that took too long is no
+    exception.
+    """
+
+    def __init__(self, inner: Asgi, link: Link, name: str) -> None:
+        self._inner, self._link, self._name = inner, link, name.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the lifespan."""
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        path: str = scope["path"]
+        bound = path.startswith("/v2/models/") or path == "/v2/health/ready"
+        refused = False
+
+        async def out(message: Any) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start":
+                refused = bound and message["status"] < 300 and not self._link.may_answer()
+                if refused:
+                    await _refuse(send, self._name)
+                else:
+                    headers = [*message["headers"], (b"g2d-replica", self._name)]
+                    await send({**message, "headers": headers})
+            elif not refused:
+                await send(message)
+
+        if bound and not self._link.may_answer():
+            await _refuse(send, self._name)
+        else:
+            await self._inner(scope, receive, out)
+
+
+async def _refuse(send: Send, name: bytes) -> None:
+    body = b'{"error":"this replica does not know what is live; send again in a second"}'
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
+               (b"retry-after", b"1"), (b"g2d-replica", name)]  # fmt: skip
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def assemble(line: Line, post: Post, name: str) -> Leased:
+    """Build a replica's application: the service of one machine, led by the coordinator."""
+    sys.setswitchinterval(5e-4)
+    link, options = Link(line, post, name), post.options
+    led = cast(Rotation, RemoteRotation(link))  # all that `Service` and `Monitor` ask of one
+    metrics = Metrics(led.status)
+    event_log = EventLog(metrics, Log(), link.loader.describe)
+
+    def tell(event: str, facts: dict[str, Any]) -> None:
+        if event == "stopping":
+            event_log.close()  # streams of events would hold the end up
+        event_log.tell(event, facts)
+
+    link.tell = tell
+    batcher = Batcher(link.live, options.max_batch, options.max_waiting, link.count)
+    model = link.loader.model
+    service = Service(model, options, led, batcher, metrics, event_log, post.admin_token, _pages)
+    Monitor(link.live, link.loader, led, metrics, options.check_every).start()
+    return Leased(service, link, name)
+
+
+def _pages(service: Service) -> Asgi:
+    from g2d.service.http.status_api import build
+
+    return build(service)

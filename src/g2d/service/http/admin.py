@@ -1,0 +1,133 @@
+"""Admin calls: rotate, pause, resume, and alarms from outside. All need the token.
+
+With `pages` FastAPI's room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
+
+from g2d.errors import G2DError
+from g2d.service.http.openapi import ERROR
+from g2d.service.http.protocol import RequestError
+
+if TYPE_CHECKING:
+    from g2d.service.http.app import Service
+
+_JSON = "application/json"
+
+
+class Alarm(BaseModel):
+    """What a monitor has seen. The kinds are few, for each is a label of a metric."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    kind: Literal["drift", "integrity", "query_attack", "other"]
+    text: str = Field(max_length=500)
+    rotate: bool = True
+
+
+def add_admin(app: FastAPI, service: Service) -> None:
+    """Add the calls that change what is served; each needs the admin token."""
+    described = HTTPBearer(auto_error=False, description="The admin token.")
+
+    async def admitted(request: Request) -> None:
+        if not service.admin_token.open:
+            raise RequestError(403, "admin calls are off: start the service with an admin token")
+        admit(request, service)
+        service.event_log.tell("admin", {"client": address(request), "call": request.url.path})
+
+    needed = [Depends(described), Depends(admitted)]
+
+    @app.post("/admin/rotate", tags=["admin"], dependencies=needed,
+              responses={202: {}, **_wrong(401, 403, 409)})  # fmt: skip
+    async def rotate() -> JSONResponse:
+        """Rotate as soon as a spare is ready. 202: not within the timeout; 409: refused, why."""
+        return await _rotated(service.rotation.request(), service)
+
+    @app.post("/admin/pause", tags=["admin"], dependencies=needed,
+              responses=_wrong(401, 403))  # fmt: skip
+    async def pause() -> JSONResponse:
+        """Suspend rotation; what falls due meanwhile waits."""
+        service.rotation.pause()
+        return JSONResponse({"paused": True})
+
+    @app.post("/admin/resume", tags=["admin"], dependencies=needed,
+              responses=_wrong(401, 403))  # fmt: skip
+    async def resume() -> JSONResponse:
+        """Go on with rotation."""
+        service.rotation.pause(False)
+        return JSONResponse({"paused": False})
+
+    described_alarm = {"required": True, "content": {_JSON: {"schema": Alarm.model_json_schema()}}}
+
+    @app.post("/admin/alarm", tags=["admin"], dependencies=needed, openapi_extra={
+        "requestBody": described_alarm}, responses=_wrong(400, 401, 403, 415, 422))  # fmt: skip
+    async def alarm(request: Request) -> JSONResponse:
+        """Take an alarm from a monitor of yours, show it, and rotate away unless told not to."""
+        told = await _alarm(request)  # here, not by FastAPI: it would read it before the token
+        service.rotation.alarm(told.kind, told.text, told.rotate)
+        return JSONResponse({"live": service.rotation.live})
+
+
+def address(request: Request) -> str:
+    """Return the client's address."""
+    return request.client.host if request.client else ""
+
+
+def admit(request: Request, service: Service) -> bool:
+    """Return True for the admin's token; count, log and refuse a wrong one."""
+    if not service.admin_token.admits(request.headers.get("authorization", "").encode()):
+        facts = {"client": address(request), "call": request.url.path}
+        service.event_log.tell("wrong_token", facts)
+        raise RequestError(401, "the admin token is missing or wrong")
+    return True
+
+
+async def _alarm(request: Request) -> Alarm:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != _JSON:
+        raise RequestError(415, f"the body's content-type must be {_JSON}")
+    try:
+        return Alarm.model_validate_json(await request.body())
+    except ClientDisconnect:
+        raise RequestError(400, "the body is too large, or did not arrive in time") from None
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise RequestError(422, _what(wrong["loc"], wrong["type"], wrong["msg"])) from None
+
+
+def _what(place: tuple[int | str, ...], kind: str, text: str) -> str:
+    """Say which field is wrong and why; nothing of what was sent, names of its members included."""
+    if kind == "json_invalid":
+        return "the body is not JSON"
+    if not place:
+        return "the body must be a JSON object"
+    name = str(place[0])
+    if name not in Alarm.model_fields:
+        return f"a member is unknown; they are {', '.join(Alarm.model_fields)}"
+    return f"{name}: {text}"
+
+
+def _wrong(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    body = {"content": {_JSON: {"schema": ERROR}}}
+    return {status: {"description": "Refused", **body} for status in statuses}
+
+
+async def _rotated(asked: Future[int], service: Service) -> JSONResponse:
+    try:
+        async with asyncio.timeout(service.options.timeout):
+            number = await asyncio.shield(asyncio.wrap_future(asked))
+    except TimeoutError:
+        facts = {"pending": True, "live": service.rotation.live}
+        return JSONResponse(facts, 202)
+    except G2DError as error:
+        raise RequestError(409, str(error)) from None
+    return JSONResponse({"generation": number})

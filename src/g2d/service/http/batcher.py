@@ -1,0 +1,144 @@
+"""Micro-batching: one thread infers; what waits when it is free is one batch of one generation.
+
+Nothing waits on purpose: an idle service answers a lone request at once. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from g2d.core.types import Array
+from g2d.rotation.snapshot import Live, Snapshot
+
+Answer = tuple[Array, int]
+
+
+class BusyError(Exception):
+    """Too many inputs wait already."""
+
+
+class BrokenError(Exception):
+    """The model raised something on these inputs; its type is said, no value of theirs."""
+
+
+class NotFiniteError(Exception):
+    """The model gave logits that are not finite: inputs too large, or damaged weights."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    x: Array
+    future: asyncio.Future[Answer]
+
+
+class Batcher:
+    """Answers arrays (n, ...) from the live snapshot; `submit` belongs to one event loop.
+
+    Args:
+        most: inputs of a batch. waiting: inputs that may wait. count: called with the number of
+            inputs of every batch answered, from the thread that infers.
+    """
+
+    def __init__(
+        self, live: Live, most: int, waiting: int, count: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._live, self._most, self._room, self._count = live, most, waiting, count
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._left: _Job | None = None
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to answer what is submitted from `loop`."""
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread once everything submitted is answered."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def submit(self, x: Array) -> asyncio.Future[Answer]:
+        """Return a future of logits (n, classes) and of the one generation that made them.
+
+        Raises:
+            BusyError: too many inputs wait.
+        """
+        assert self._loop is not None
+        if self._room < len(x):
+            raise BusyError
+        self._room -= len(x)
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._jobs.put(_Job(x, future))
+        return future
+
+    # --- the thread that infers ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while jobs := self._gather():
+            snapshot = self._live.snapshot  # the whole batch is answered by this one
+            answers = _infer(snapshot, jobs)
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._deliver, jobs, answers, snapshot.number)
+            self._count(sum(len(job.x) for job in jobs))
+
+    def _gather(self) -> list[_Job]:
+        """Wait for a job, then take what waits, as far as it fits a batch; []: stop."""
+        first, self._left = self._left or self._jobs.get(), None
+        if first is None:
+            return []
+        jobs, rows = [first], len(first.x)
+        while rows < self._most:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None or rows + len(job.x) > self._most:
+                self._left = job
+                if job is None:
+                    self._jobs.put(None)  # stop after this batch
+                break
+            jobs.append(job)
+            rows += len(job.x)
+        return jobs
+
+    def _deliver(self, jobs: list[_Job], answers: list[Array | Exception], number: int) -> None:
+        for job, logits in zip(jobs, answers, strict=True):
+            self._room += len(job.x)
+            if job.future.done():  # its client has gone, or its time is over
+                continue
+            if isinstance(logits, Exception):
+                job.future.set_exception(logits)
+            else:
+                job.future.set_result((logits, number))
+
+
+def _infer(snapshot: Snapshot, jobs: list[_Job]) -> list[Array | Exception]:
+    """Answer jobs as one batch; if that fails, one by one, so that each fails for itself."""
+    if len(jobs) == 1:
+        return [_predict(snapshot, jobs[0].x)]
+    logits = _predict(snapshot, np.concatenate([job.x for job in jobs]))
+    if isinstance(logits, Exception):
+        return [_predict(snapshot, job.x) for job in jobs]
+    answers: list[Array | Exception] = []
+    begin = 0
+    for job in jobs:
+        answers.append(logits[begin : begin + len(job.x)])
+        begin += len(job.x)
+    return answers
+
+
+def _predict(snapshot: Snapshot, x: Array) -> Array | Exception:
+    try:
+        logits = snapshot.predict(x)
+    except Exception as error:  # the user's model may raise anything; the service goes on
+        return BrokenError(f"the model raised {type(error).__name__}")
+    if not np.isfinite(logits).all():
+        return NotFiniteError()
+    return np.asarray(logits, np.float32)

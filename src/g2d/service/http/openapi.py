@@ -1,0 +1,136 @@
+"""The OpenAPI description of the `/v2` calls, which `app` answers without FastAPI."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from g2d.service.http.options import Options
+from g2d.service.http.protocol import Model
+
+Schema = dict[str, Any]
+_REFUSALS = (400, 403, 404, 405, 408, 413, 415, 421, 422, 429, 503)  # of infer
+_TAG = ["Open Inference Protocol v2"]
+ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+
+
+def merge(schema: Schema, model: Model, options: Options) -> Schema:
+    """Add the calls of the protocol to FastAPI's description of the others."""
+    paths = {
+        "/v2": _get("Server metadata", {"type": "object"}),
+        "/v2/health/live": _get("Whether the process answers"),
+        "/v2/health/ready": _get("Whether it takes requests", failing=("503",)),
+    }
+    for prefix, named in (("", False), ("/versions/{version}", True)):
+        path = f"/v2/models/{{name}}{prefix}"
+        about = _parameters(model, named)
+        paths[path] = _get("Model metadata", {"type": "object"}, about, ("404",))
+        paths[f"{path}/ready"] = _get("Whether the model answers", None, about, ("404", "503"))
+        paths[f"{path}/infer"] = {"post": _infer(model, options) | {"parameters": about}}
+    return schema | {"paths": paths | schema["paths"]}
+
+
+def _get(
+    summary: str,
+    body: Schema | None = None,
+    parameters: list[Schema] | None = None,
+    failing: tuple[str, ...] = (),
+) -> Schema:
+    good = {"description": "Yes"} if body is None else _json("The answer", body)
+    # A health probe's refusal has no body, a model's has.
+    responses = {"200": good} | {status: {"description": "No"} for status in failing}
+    responses |= {status: _json("Why not", ERROR) for status in ("403", "405", "421", "429")}
+    return {
+        "get": {
+            "summary": summary, "tags": _TAG, "parameters": parameters or [],
+            "responses": responses,
+        }
+    }  # fmt: skip
+
+
+def _json(text: str, schema: Schema) -> Schema:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _parameters(model: Model, version: bool) -> list[Schema]:
+    name = {"name": "name", "in": "path", "required": True,
+            "schema": {"type": "string"}, "example": model.name}  # fmt: skip
+    number = {"name": "version", "in": "path", "required": True,
+              "description": "Answered only while it is the live generation.",
+              "schema": {"type": "string"}}  # fmt: skip
+    return [name, number] if version else [name]
+
+
+def _infer(model: Model, options: Options) -> Schema:
+    return {
+        "summary": "Infer",
+        "description": "Logits of one generation, whose number is `parameters.generation`. A"
+        " binary tensor may follow the JSON (header Inference-Header-Content-Length).",
+        "tags": _TAG,
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _request(model, options.max_batch),
+                                             "example": _example(model)},
+                        "application/octet-stream": {"schema": {"format": "binary"}}},
+        },
+        "responses": {
+            "200": {
+                "description": "The answer",
+                "content": {"application/json": {"schema": _answer(model)},
+                            "application/octet-stream": {"schema": {"format": "binary"}}},
+            },
+            **{str(status): _json("Refused", ERROR)
+               for status in _REFUSALS},
+        },
+    }  # fmt: skip
+
+
+def _request(model: Model, most: int) -> Schema:
+    shape = [{"type": "integer", "minimum": 1, "maximum": most}]
+    shape += [{"const": side} for side in model.shape]
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype", "data"],
+        "properties": {
+            "name": {"const": "input"},
+            "datatype": {"const": model.datatype},
+            "shape": {"type": "array", "prefixItems": shape, "minItems": len(shape),
+                      "maxItems": len(shape)},
+            # How many the shape asks for is more than JSON Schema can say.
+            "data": {"type": "array", "description": "Numbers, flat or nested as the shape.",
+                     "minItems": 1, "items": {"type": ["number", "array"]}},
+        },
+    }  # fmt: skip
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": ["string", "null"]},
+            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
+        },
+    }
+
+
+def _example(model: Model) -> Schema:
+    """One input of zeros."""
+    data = [0] * math.prod(model.shape)
+    tensor = {"name": "input", "shape": [1, *model.shape], "datatype": model.datatype, "data": data}
+    return {"inputs": [tensor]}
+
+
+def _answer(model: Model) -> Schema:
+    return {
+        "type": "object",
+        "required": ["model_name", "model_version", "parameters", "outputs"],
+        "properties": {
+            "model_name": {"const": model.name},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "parameters": {
+                "type": "object",
+                "required": ["generation"],
+                "properties": {"generation": {"type": "integer"}},
+            },
+            "outputs": {"type": "array", "items": {"type": "object"}},
+        },
+    }

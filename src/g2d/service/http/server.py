@@ -1,0 +1,265 @@
+"""Puts the parts together and runs them under uvicorn until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from g2d.errors import G2DError, SettingsError
+from g2d.rotation.scheduler import Rotation, Triggers
+from g2d.rotation.snapshot import Live
+from g2d.service.http.app import Asgi, Service
+from g2d.service.http.batcher import Batcher
+from g2d.service.http.connection import within
+from g2d.service.http.event_log import EventLog
+from g2d.service.http.limits import AdminToken
+from g2d.service.http.log import Log
+from g2d.service.http.metrics import Metrics
+from g2d.service.http.options import Options
+from g2d.service.http.startup import leave
+from g2d.service.worker import Worker
+
+if TYPE_CHECKING:
+    from g2d.service.loader import VaultLoader
+
+_BACKLOG = 2048
+_CONNECTIONS, _FILES = 2000, 100  # at once; descriptors besides: the vault, the worker, libraries
+_SWITCH = 5e-4  # seconds that a thread may keep the interpreter; Python's 5 ms is a late answer
+
+
+def listen(options: Options) -> socket.socket:
+    """Open the service's socket, so that a port in use is said before anything is loaded.
+
+    Raises:
+        SettingsError: the address cannot be bound.
+    """
+    host = options.host.strip("[]")
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, proto)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen(_BACKLOG)  # only this keeps a second service off; who connects waits
+        except BaseException:
+            bound.close()
+            raise
+    except OSError as error:
+        raise SettingsError(
+            f"cannot bind to {options.host} port {options.port} ({error.strerror}); choose another"
+            " --port, or --port 0 for any free one"
+        ) from error
+    bound.set_inheritable(False)
+    return bound
+
+
+def connections(log: Callable[..., None]) -> int:
+    """Return how many connections there may be; make room for file descriptors if there is little.
+
+    Without one left the service could not even open its vault.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _CONNECTIONS + _FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return _CONNECTIONS
+    found = max(16, soft - _FILES)
+    text = f"of {soft} file descriptors {found} are for connections: raise `ulimit -n` to {needed}"
+    log("few_descriptors", text=text)
+    return found
+
+
+class _Lines(logging.Handler):
+    """Turns what uvicorn logs, an exception above all, into structured lines."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; of an exception its type and where it was raised, not its values."""
+        facts: dict[str, Any] = {"logger": record.name}
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            places = traceback.extract_tb(error.__traceback__)
+            facts["error"] = type(error).__name__
+            facts["trace"] = [f"{place.filename}:{place.lineno}" for place in places[-8:]]
+        self._log("server", text=record.getMessage(), **facts)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it begins to drain."""
+
+    def __init__(self, config: uvicorn.Config, ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain on the first signal; uvicorn gives up waiting on a second Ctrl-C."""
+        self._ending()
+        super().handle_exit(sig, frame)
+
+
+def serve(
+    vault: Path,
+    options: Options,
+    *,
+    bound: socket.socket,
+    token: bytes | None = None,
+    key: Path | None = None,
+    served: Path | None = None,
+    data: str = "",
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve a vault's live generation and rotate it, until SIGTERM or Ctrl-C has drained it.
+
+    Args:
+        bound: from `listen`. key: public key file; None: generations need no signature. served:
+            see `VaultLoader`. say: called with lines for the operator.
+
+    Raises:
+        G2DError: there is nothing that may be served.
+    """
+    from g2d.service.loader import VaultLoader
+
+    log = Log()
+    loader = VaultLoader(vault, options.name, data, read_public_key(key), served)
+    sys.setswitchinterval(_SWITCH)
+    service, monitor = _assemble(loader, vault, data, options, token, log)
+    address = f"{'https' if options.tls_cert else 'http'}://{_where(bound)}"
+    say(f"generation {service.rotation.live} is live at {address}/v2/models/{options.name}")
+    warn(options, token, key, log, say)
+    log("start", generation=service.rotation.live, address=address, pid=os.getpid())
+    gc.freeze()  # what is loaded stays: collecting it again would stop answers for 50 ms
+    monitor.start()
+    try:
+        _run(service, options, bound, log)
+    finally:
+        monitor.stop()
+        service.rotation.stop()
+        loader.close()
+    log("stop", generation=service.rotation.live)
+    log.close()
+
+
+def _assemble(
+    loader: VaultLoader, vault: Path, data: str, options: Options, token: bytes | None, log: Log
+) -> tuple[Service, Any]:
+    from g2d.service.monitors.memory import Monitor
+
+    first, warning = loader.first()
+    loader.served(first.number)
+    live = Live(first)
+    triggers = Triggers(options.every, options.jitter, options.queries)
+
+    def tell(event: str, facts: dict[str, Any]) -> None:
+        if event == "committed":  # before it answers: a kill in between must not forget it
+            _remember(loader, facts["generation"], event_log)
+        event_log.tell(event, facts)
+
+    worker = Worker(vault, data, tell, options.patience, loader.task)
+    rotation = Rotation(live, worker, loader, triggers, tell)
+    metrics = Metrics(rotation.status)
+    event_log = EventLog(metrics, log, loader.describe, vault)
+    event_log.remember(loader.exposures())
+    if warning:
+        rotation.alarm(warning.reason, str(warning))
+    batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
+    service = Service(
+        loader.model,
+        options,
+        rotation,
+        batcher,
+        metrics,
+        event_log,
+        AdminToken(token),
+        partial(_pages, vault),
+    )
+    return service, Monitor(live, loader, rotation, metrics, options.check_every)
+
+
+def _pages(vault: Path, service: Service) -> Asgi:
+    from g2d.report.results import results_path
+    from g2d.service.http.status_api import build
+
+    return build(service, results_path(vault))
+
+
+def _remember(loader: VaultLoader, number: int, event_log: EventLog) -> None:
+    try:
+        loader.served(number)
+    except G2DError as error:
+        event_log.tell("alarm", {"kind": "served", "text": str(error)})
+
+
+def read_public_key(key: Path | None) -> Any:
+    """Read what `--key` names; None if it names nothing."""
+    if key is None:
+        return None
+    from g2d.vault.signing import VerifyKey
+
+    return VerifyKey.read(key)
+
+
+def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> None:
+    config = uvicorn.Config(
+        service, http=within(options.timeout), loop="uvloop", ws="none", lifespan="on",
+        log_config=None, access_log=False, server_header=False, date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
+        limit_concurrency=connections(log), backlog=_BACKLOG,
+        ssl_certfile=options.tls_cert or None, ssl_keyfile=options.tls_key or None,
+    )  # fmt: skip
+
+    def ending() -> None:
+        service.draining = True
+        # Not here: a signal may interrupt this very thread while it holds the board's lock.
+        threading.Thread(target=service.event_log.close).start()
+
+    errors = logging.getLogger("uvicorn")
+    errors.handlers, errors.propagate = [_Lines(log)], False
+    # uvicorn raises what it caught again once it has drained: then this handler ends it with 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None if service.draining else leave())
+    _Server(config, ending).run(sockets=[bound])
+
+
+def _where(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def warn(
+    options: Options, token: bytes | None, key: Path | None, log: Log, say: Callable[[str], None]
+) -> None:
+    """Say loudly what an operator may not have meant."""
+    if options.exposed and not options.tls_cert:
+        text = (
+            f"EXPOSED WITHOUT TLS: {options.host} is open to other machines; inputs, answers and"
+            " admin tokens travel in the clear. Give --tls-cert and --tls-key, or keep to loopback"
+            " behind a proxy"
+        )
+        say(f"WARNING: {text}.")
+        log("exposed", host=options.host, text=text)
+    if token is None:
+        say("admin calls are off: no token was given")
+    if key is None:
+        say("generations are served unsigned: give --key to have their signatures verified")

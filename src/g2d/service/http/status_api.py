@@ -1,0 +1,141 @@
+"""Everything but inference: status, live events, metrics, the pages; `admin` adds its calls.
+
+FastAPI's room; imported after the service is ready, for its import costs a third of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from g2d import __version__
+from g2d.service.http.admin import add_admin, address, admit
+from g2d.service.http.log import to_json
+from g2d.service.http.metrics import CONTENT_TYPE_LATEST, public
+from g2d.service.http.openapi import merge
+from g2d.service.http.protocol import RequestError
+from g2d.service.http.redteam_summary import Findings
+from g2d.service.http.web_page import add_pages
+
+if TYPE_CHECKING:
+    from g2d.service.http.app import Service
+
+_BEAT = 2.0  # seconds between the ticks of a stream of events; they keep it open, too
+
+
+def build(service: Service, results: Path | None = None) -> FastAPI:
+    """Build the application for everything but `/v2`.
+
+    Args:
+        results: what `g2d attack` wrote or will write, for the page.
+    """
+    app = FastAPI(
+        title="G2D",
+        version=__version__,
+        description="Inference whose parameters rotate: Open Inference Protocol v2.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    add_pages(app)
+    _add_reading(app, service, Findings(results))
+    add_admin(app, service)
+
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> Response:
+        return JSONResponse({"error": error.text}, error.status)
+
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = merge(plain(), service.model, service.options)
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]
+    described()  # in this thread, which has time, not in the first request for it
+    return app
+
+
+def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
+    @app.get("/status", tags=["status"])
+    async def status() -> Response:
+        """What is live, what comes next, and what happened."""
+        return _json(_whole(service, findings))
+
+    @app.get("/redteam", tags=["status"])
+    def redteam() -> Response:  # no coroutine: it may read a megabyte
+        """What the last `g2d attack` on this vault found; null: nothing yet."""
+        found = findings.read()
+        if found and "error" in found:
+            found = {"error": service.event_log.plain(found["error"])}
+        return _json(found)
+
+    @app.get("/metrics", tags=["status"], response_class=Response)
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/events", tags=["status"], response_class=StreamingResponse)
+    async def events(request: Request) -> Response:
+        """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds.
+
+        There is always room for a request with the admin token.
+        """
+        given = request.headers.get("authorization", "").lower().startswith("bearer ")
+        listener = service.event_log.listen(address(request), given and admit(request, service))
+        if listener is None:
+            raise RequestError(503, "too many listen already, or the service is ending")
+        return StreamingResponse(
+            _stream(service, findings, listener),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+
+def _json(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")
+
+
+def _whole(service: Service, findings: Findings) -> dict[str, Any]:
+    return service.status() | _moment(service, findings)
+
+
+def _moment(service: Service, findings: Findings) -> dict[str, Any]:
+    """What changes all the time, in few bytes."""
+    return {
+        "now": time.time(),
+        "rotation": public(service.rotation.status()),
+        "traffic": service.metrics.traffic(),
+        "admin": service.admin_token.open,
+        "redteam": findings.version(),
+    }
+
+
+async def _stream(
+    service: Service, findings: Findings, listener: asyncio.Queue[bytes | None]
+) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    try:
+        yield b"event: status\ndata: %b\n\n" % to_json(_whole(service, findings))
+        beat = loop.time() + _BEAT
+        while True:
+            try:
+                async with asyncio.timeout_at(beat):
+                    message = await listener.get()
+                if message is None:
+                    return
+                yield message
+            except TimeoutError:
+                pass
+            if loop.time() >= beat:  # also where events never cease
+                tick = _moment(service, findings) | {"latencies": service.event_log.latencies()}
+                yield b"event: tick\ndata: %b\n\n" % to_json(tick)
+                beat = loop.time() + _BEAT
+    finally:
+        service.event_log.leave(listener)

@@ -1,0 +1,248 @@
+"""The reading side of a vault: verify a generation, load it, make it ready to answer.
+
+The one room of torch in the service. Reads only; the worker (`spare`) writes. A built-in task's
+model is built without its data, which would cost a second of every start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from g2d.core.files import write_bytes
+from g2d.core.types import Array
+from g2d.errors import CheckpointError, RefusedError, VaultError
+from g2d.protect.integrity import MemoryWatch
+from g2d.protect.ranges import Ranges, hold_in_ranges
+from g2d.rotation.snapshot import Snapshot
+from g2d.service.http.protocol import DATATYPES, Model
+from g2d.settings import Settings
+from g2d.tasks.builtin import blueprint
+from g2d.vault.vault import Vault
+from g2d.weights.checkpoints import unpack
+
+if TYPE_CHECKING:
+    from g2d.vault.signing import VerifyKey
+
+_SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """Verified weights; if they were signed, the task's name that was signed with them."""
+
+    weights: bytes
+    task: str | None = None
+    expires: float = math.inf
+
+
+class VaultLoader:
+    """Generations of one vault as snapshots: a `GenerationLoader`, safe to use from many threads.
+
+    Args:
+        key: verifies what is served; None: digests of the ledger alone are. served: a file outside
+            the vault that remembers the highest number served, so that a vault which was put back
+            is refused; None: the ledger alone remembers.
+
+    Attributes:
+        task: name of the task; where generations are signed, what was signed.
+
+    Raises:
+        G2DError: the vault or the task cannot be loaded, or what is live is not sound.
+    """
+
+    _files: tuple[str, ...] = ()  # which of a generation's files are verified; (): all
+
+    def __init__(
+        self,
+        vault: Path,
+        name: str,
+        data: str = "",
+        key: VerifyKey | None = None,
+        served: Path | None = None,
+    ) -> None:
+        self._vault, self._key, self._served = Vault.open(vault), key, served
+        self._building = threading.Lock()  # a factory draws from torch's one global generator
+        try:
+            self._check_place(vault)
+            settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
+            s, self.task = settings.task, settings.task.name
+            # Before the task is loaded, for that imports code: what was signed must name it.
+            sound, _ = self._verify_live(self._not_put_back(self.live()))
+            if sound.task is not None and sound.task != s.name:
+                raise VaultError(f"{vault / 'task.toml'} changed while it was read: look why.")
+            self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
+            self.model = self._described(name)
+        except BaseException:
+            self._vault.close()
+            raise
+
+    def _described(self, name: str) -> Model:
+        shape, dtype = self._blueprint.shape, str(self._blueprint.dtype).removeprefix("torch.")
+        if dtype not in DATATYPES:
+            raise VaultError(f"inputs are {dtype}; serving takes {', '.join(DATATYPES)}.")
+        return Model(name, shape, dtype, self._blueprint.classes)
+
+    def close(self) -> None:
+        """Close the vault."""
+        self._vault.close()
+
+    def live(self) -> int:
+        """Return the number that was committed last."""
+        number = self._vault.live()
+        if number is None:
+            raise VaultError(f"{self._vault.path} has no generation yet; run `g2d fit` first.")
+        return number
+
+    def first(self) -> tuple[Snapshot, RefusedError | None]:
+        """Load what was live last; also a warning, why it would be refused as a new one, or None.
+
+        One that has expired, or is from the future of a clock that was put back, is served with a
+        warning until the next one: better than nothing.
+
+        Raises:
+            VaultError: it is refused for any other reason, or older than one served before.
+        """
+        number = self._not_put_back(self.live())
+        sound, warning = self._verify_live(number)
+        return self._build(number, sound), warning
+
+    def again(self, number: int) -> Snapshot:
+        """Load anew what is live already, to heal it; even if its time has ended meanwhile.
+
+        Raises:
+            VaultError: the vault's copy is not what was signed, or cannot be read.
+        """
+        return self._build(number, self._verify_live(number)[0])
+
+    def load(self, number: int, after: int) -> Snapshot:
+        """Verify and load a generation newer than `after`; its first forward pass is made.
+
+        Raises:
+            VaultError: it is refused, unreadable or does not fit the task.
+        """
+        return self._build(number, self._verify(number, after, time.time()))
+
+    def verify(self, number: int, after: int) -> None:
+        """Raise a `VaultError` unless the generation may be live now."""
+        self._verify(number, after, time.time())
+
+    def served(self, number: int) -> None:
+        """Remember a number as served, outside the vault."""
+        if self._served is not None:
+            write_bytes(self._served, json.dumps({"served": number}).encode())
+
+    def describe(self, number: int) -> Mapping[str, Any]:
+        """Facts about a generation for the history: gates, times, cost."""
+        try:
+            manifest = self._vault.generation(number).manifest
+        except VaultError:
+            return {}
+        facts = {key: manifest[key] for key in _SHOWN if key in manifest}
+        figures = manifest.get("figures", {})
+        return facts | {
+            "accuracy": figures.get("clean_accuracy"),
+            "robust": figures.get("robust_accuracy"),
+            "distance": figures.get("distance"),
+        }
+
+    def exposures(self) -> list[int]:
+        """Return the last numbers that have been live."""
+        return self._vault.exposures(20)
+
+    def _verify(self, number: int, after: int, now: float) -> _Sound:
+        if self._key is None:
+            if number <= after:
+                raise RefusedError(f"generation {number} is not above {after}", "replay", number)
+            return _Sound(self._vault.read_generation(number))
+        from g2d.vault.signing import verify_generation
+
+        found = verify_generation(
+            self._vault, number, self._key, after=after, now=now, files=self._files
+        )
+        return _Sound(found.weights, str(found.manifest["source"]), found.expires)
+
+    def _verify_live(self, number: int) -> tuple[_Sound, RefusedError | None]:
+        """Verify what is live. Its times are a warning alone: there is nothing better yet.
+
+        It was in time when it became live; since then it expired, or the clock was put back.
+        """
+        try:
+            return self._verify(number, number - 1, time.time()), None
+        except RefusedError as error:
+            if error.reason not in ("expired", "future"):
+                raise
+            created = float(self._vault.generation(number).created)
+            return self._verify(number, number - 1, created), error
+
+    def _build(self, number: int, sound: _Sound) -> Snapshot:
+        with self._building:
+            model = self._blueprint.factory()
+        try:
+            state = unpack(sound.weights)
+            model.load_state_dict(state)
+            watch = MemoryWatch(model.eval().requires_grad_(False), state)
+            # Between two looks of the watch, a bit that flipped before a forward pass began acts
+            # inside its layer's range.
+            hold_in_ranges(model, Ranges.of(state))
+        except (RuntimeError, CheckpointError) as error:
+            raise VaultError(
+                f"generation {number} does not fit the task's model: {' '.join(str(error).split())}"
+            ) from error
+        if changed := watch.check():
+            raise VaultError(f"generation {number} changed while it was loaded: {changed}.")
+        predict = _Inference(model)
+        logits = predict(np.zeros((1, *self.model.shape), self.model.dtype))
+        if logits.shape != (1, self.model.classes):
+            raise VaultError(f"generation {number} gives {logits.shape}, not (1, classes).")
+        return Snapshot(number, predict, watch.check, watch.interval, sound.expires)
+
+    def _check_place(self, vault: Path) -> None:
+        if self._served and self._served.absolute().resolve().is_relative_to(vault.resolve()):
+            raise VaultError(
+                f"{self._served} lies in the vault, and would be put back with it: name a --served"
+                " file outside"
+            )
+
+    def _not_put_back(self, number: int) -> int:
+        if number < (floor := self._floor()):
+            raise RefusedError(
+                f"the vault's live generation is {number}, and {self._served} says that {floor} has"
+                " been served: the vault was put back. Restore the newer one, or make generations"
+                " beyond it",
+                "replay",
+                number,
+            )
+        return number
+
+    def _floor(self) -> int:
+        if self._served is None or not self._served.exists():
+            return 0
+        try:
+            return int(json.loads(self._served.read_text("utf-8"))["served"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise VaultError(
+                f"{self._served} is not what `g2d serve` wrote ({error}): look why. Delete it only"
+                " if you are sure which generation was served last."
+            ) from error
+
+
+class _Inference:
+    """A frozen model as a function of arrays."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @torch.inference_mode()
+    def __call__(self, x: Array) -> Array:
+        return np.asarray(self._model(torch.from_numpy(x)).numpy())

@@ -1,0 +1,85 @@
+"""Watches the live weights in memory, heals them from the vault, and watches rotation."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from g2d.errors import G2DError
+from g2d.rotation.scheduler import Rotation
+from g2d.rotation.snapshot import Live, Snapshot
+from g2d.service.http.metrics import Metrics
+from g2d.service.loader import VaultLoader
+
+_LOOK = 0.5  # seconds between looks at rotation and expiry
+
+
+class Monitor:
+    """Checks the live snapshot; one that has changed is replaced by a sound copy, with an alarm.
+
+    Args:
+        every: seconds between checks; longer for a model so large that hashing costs over 1 %.
+    """
+
+    def __init__(
+        self, live: Live, loader: VaultLoader, rotation: Rotation, metrics: Metrics, every: float
+    ) -> None:
+        self._live, self._loader, self._rotation = live, loader, rotation
+        self._metrics, self._every = metrics, every
+        self._ending, self._expired = threading.Event(), 0
+        self._thread = threading.Thread(target=self._run, name="integrity", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch: the weights, unless `every` is 0, and whether rotation keeps up."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop checking."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def check(self) -> bool:
+        """Check the live weights once; heal them if they changed. True: they were sound."""
+        snapshot = self._live.snapshot
+        changed = snapshot.check() if snapshot.check else []
+        self._metrics.checks.labels("changed" if changed else "sound").inc()
+        if changed:
+            self._heal(snapshot, changed)
+        return not changed
+
+    def _heal(self, snapshot: Snapshot, changed: list[str]) -> None:
+        number = snapshot.number
+        what = f"generation {number} changed in memory: {', '.join(changed[:5])}"
+        try:
+            # A fresh copy and one assignment: no answer mixes healed tensors with damaged ones.
+            healed = self._live.heal(self._loader.again(number))
+            outcome = "healed from the vault" if healed else "it is not live any more"
+        except Exception as error:  # whatever is wrong with the vault, it must be told
+            text = str(error) if isinstance(error, G2DError) else type(error).__name__
+            outcome = f"NOT healed: {text}"
+        self._rotation.alarm("integrity", f"{what}; {outcome}")
+
+    def _run(self) -> None:
+        due = time.monotonic() + self._wait()
+        while not self._ending.wait(min(_LOOK, self._wait())):
+            try:
+                if self._every and time.monotonic() >= due:
+                    due = time.monotonic() + self._wait()
+                    self.check()
+                self._rotation.watch()
+                self._watch_expiry()
+            except Exception as error:  # a watch that ends in silence is worse than none
+                text = f"the watch failed ({type(error).__name__}) and goes on"
+                self._rotation.alarm("integrity", text, rotate=False)
+
+    def _wait(self) -> float:
+        """Seconds between checks: never so few that hashing costs over 1 % of a core."""
+        return max(self._every, self._live.snapshot.interval)
+
+    def _watch_expiry(self) -> None:
+        snapshot = self._live.snapshot
+        if time.time() >= snapshot.expires and snapshot.number != self._expired:
+            self._expired = snapshot.number
+            text = f"generation {snapshot.number} has expired while it is live"
+            self._rotation.alarm("expired", text)

@@ -1,0 +1,329 @@
+"""The warm spare: a worker process at low priority that makes, gates, keeps and commits.
+
+The worker holds the vault's writer's lock and, where generations are signed, is the only one that
+reads the private key; the serving side only reads. They speak JSON lines over the worker's stdin
+and stdout. Without its parent the worker ends. When to swap is decided in `schedule`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from g2d.core.types import Values
+from g2d.errors import CheckpointError, G2DError, GenerationError, UnavailableError, VaultError
+
+if TYPE_CHECKING:
+    from g2d.defence.defence import Defence
+    from g2d.defence.gates import GateResult
+
+NICE = 10
+"""The worker's niceness where it may not idle: a tenth of the service's share of a core."""
+_STARVED, _SHARE = 5.0, 0.2
+"""Seconds after which a worker that got less than this share of a core is starved.
+
+A worker starts under SCHED_IDLE, which runs when nobody else wants to: beside it the service's p99
+was 1.3 times the steady one, beside one at niceness 10 or 19 1.4 times (two cores, load on one).
+But on a saturated machine it would make nothing, so one that starves is replaced by one at `NICE`.
+"""
+
+
+class Worker:
+    """A worker process as a `schedule.SpareMaker`; started when needed, again after it has died.
+
+    Args:
+        vault: its folder. data: where the task's data lies; "": as the vault says. tell: called
+            with "rejected" and a candidate's failed gates, "refused" and a kept generation that
+            cannot be read, or "alarm" and an exposed one. patience: seconds that a candidate may
+            take before the worker counts as hung and is killed. task: the name that the vault's
+            settings gave when the live generation was verified; with another the worker loads
+            nothing, for that would run its code beside the signing key.
+    """
+
+    def __init__(
+        self,
+        vault: Path,
+        data: str = "",
+        tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
+        patience: float = 900.0,
+        task: str = "",
+    ) -> None:
+        self._arguments = [str(vault), data, task]
+        self._tell, self._patience = tell, patience
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said: IO[bytes] | None = None
+        self._closed = self._hurried = False
+        self._starting = threading.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id, None before it is needed."""
+        return self._process.pid if self._process else None
+
+    def make(self, after: int) -> int:
+        """Make and keep the next generation above `after`, or judge anew one that is kept.
+
+        Raises:
+            GenerationError: no candidate passed, the vault cannot be written, the worker died or
+                was too slow.
+        """
+        return self._ask({"do": "make", "after": after})
+
+    def commit(self, number: int) -> None:
+        """Log a kept generation as live.
+
+        Raises:
+            GenerationError: it was not logged, or, if the worker died, perhaps it was.
+        """
+        self._ask({"do": "commit", "number": number})
+
+    def close(self) -> None:
+        """End the worker; what it has kept and committed stays."""
+        with self._starting:
+            self._closed = True
+            self._end()
+
+    def _ask(self, what: Values) -> int:
+        try:
+            return self._ask_once(what)
+        except _StarvedError:
+            self._tell("hurried", {"text": f"the machine is busy: the worker runs at nice {NICE}"})
+            self._hurried = True
+            with self._starting:
+                self._end()
+            return self._ask_once(what)
+
+    def _ask_once(self, what: Values) -> int:
+        process = self._running()
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(what).encode() + b"\n")
+            process.stdin.flush()
+            answer = self._listen(process)
+        except (OSError, ValueError):  # ValueError: what it said is no JSON, or a closed pipe
+            raise self._died(process) from None
+        if "failed" in answer:
+            raise GenerationError(str(answer["failed"]))
+        return int(answer["done"])
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """Read lines until the one that answers; rejected candidates are told on the way."""
+        assert process.stdout is not None
+        until = time.monotonic() + self._patience
+        while True:
+            self._await_line(process, until)
+            line = process.stdout.readline()
+            if not line:
+                raise self._died(process)
+            answer: dict[str, Any] = json.loads(line)
+            if "told" not in answer:
+                return answer
+            self._tell(answer["told"], answer["facts"])
+            until = time.monotonic() + self._patience  # each candidate has its own time
+
+    def _await_line(self, process: subprocess.Popen[bytes], until: float) -> None:
+        """Wait until the worker says something; give it up if it takes too long, or starves."""
+        # Not select(): it takes no descriptor above 1023, and a service may hold thousands.
+        poll, began, used = select.poll(), time.monotonic(), _cpu_seconds(process.pid)
+        poll.register(process.stdout, select.POLLIN)  # type: ignore[arg-type]
+        while not poll.poll(1e3 * min(1.0, max(0.0, until - time.monotonic()))):
+            now = time.monotonic()
+            if now >= until:
+                process.kill()
+                raise GenerationError(
+                    f"the worker took more than {self._patience:g} s and was ended; allow it more"
+                    " time, or fewer steps in [guidance]"
+                )
+            got = _cpu_seconds(process.pid) - used
+            if not self._hurried and now - began > _STARVED and got < _SHARE * (now - began):
+                raise _StarvedError
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        with self._starting:
+            if self._closed:
+                raise GenerationError("the worker is closed")
+            if self._process is None or self._process.poll() is not None:
+                self._end()
+                self._said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "g2d.service.worker", *self._arguments],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
+                    bufsize=0, env=_environment(),
+                    process_group=0,  # Ctrl-C in a terminal is for the service alone
+                )  # fmt: skip
+                with suppress(ProcessLookupError):
+                    os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
+                    if not self._hurried and hasattr(os, "SCHED_IDLE"):
+                        os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
+            return self._process
+
+    def _died(self, process: subprocess.Popen[bytes]) -> GenerationError:
+        process.kill()
+        code = process.wait()
+        said = ""
+        with suppress(OSError, ValueError):
+            if self._said is not None:
+                self._said.seek(0)
+                said = " ".join(self._said.read()[-400:].decode(errors="replace").split())
+        tail = f" Its last words: {said}" if said else ""
+        return GenerationError(
+            f"the worker that makes the spare died (exit code {code}); a new one is started.{tail}"
+        )
+
+    def _end(self) -> None:
+        """End the worker, if there is one, and close what was open to it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, self._said):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+            self._said = None
+
+
+class _StarvedError(Exception):
+    """The worker gets too little of a core."""
+
+
+def _cpu_seconds(process: int) -> float:
+    """CPU seconds of a process so far; infinite where they cannot be known: nothing starves."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return math.inf
+
+
+def _environment() -> dict[str, str]:
+    """The worker's: one thread, and nothing of what admits an admin."""
+    kept = {name: value for name, value in os.environ.items() if name != "G2D_ADMIN_TOKEN"}
+    return kept | {"OMP_NUM_THREADS": "1"}
+
+
+# --- in the worker process -----------------------------------------------------------------------
+
+
+def work(vault: str, data: str, task: str) -> None:
+    """Do what the parent asks, until it has gone; every failure is an answer."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_orders, args=(orders,), daemon=True).start()
+
+    def answer(**facts: Any) -> None:
+        out.write(json.dumps(facts) + "\n")
+
+    def tell(event: str, facts: Values) -> None:
+        answer(told=event, facts=facts)
+
+    def damaged(number: int, text: str) -> None:
+        tell("alarm", {"kind": "vault", "text": f"gates and guidance count generation {number} no"
+                       f" more: {text}"})  # fmt: skip
+
+    first = orders.get()
+    try:
+        from g2d.core.engine import configure_threads
+        from g2d.defence.defence import Defence
+
+        configure_threads()
+        defence = Defence.open(vault, data=data, named=task)
+        defence.on_damage = damaged
+    except Exception as error:
+        answer(failed=_words(error))
+        return
+    with defence:
+        order, failed = first, set[int]()
+        while True:
+            try:
+                answer(done=_obey(defence, order, tell, failed))
+            except Exception as error:
+                answer(failed=_words(error))
+            order = orders.get()
+
+
+def _read_orders(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in sys.stdin.buffer:
+        orders.put(json.loads(line))
+    os._exit(0)  # the parent has gone, whatever killed it; what is half done has no row
+
+
+def _obey(
+    defence: Defence, order: Values, tell: Callable[[str, Values], None], failed: set[int]
+) -> int:
+    if order["do"] == "commit":
+        defence.vault.activate(int(order["number"]))
+        return int(order["number"])
+    kept = _kept(defence, int(order["after"]), tell, failed)
+    if kept is not None:
+        return kept
+    number = defence.vault.last_number() + 1
+    (made,) = defence.generate(
+        activate=False, on_reject=lambda results: tell("rejected", _failed(number, results))
+    )
+    return made.number
+
+
+def _kept(
+    defence: Defence, after: int, tell: Callable[[str, Values], None], failed: set[int]
+) -> int | None:
+    """The oldest generation above `after` that is kept and passes its gates as of now.
+
+    A spare that a killed service left, or one made ahead with `g2d generate --keep`. One that has
+    failed joins `failed` and is judged no more: exposures only grow. One that cannot be read does
+    too: it must not hold up those that can be made.
+    """
+    exposed = defence.exposed()
+    memory = defence.settings.guidance.memory
+    recent = [defence.exposure(n) for n in exposed[max(0, len(exposed) - memory) :]]
+    for number in sorted(set(range(after + 1, defence.vault.last_number() + 1)) - failed):
+        try:
+            state = defence.generation(number).state
+        except UnavailableError:
+            raise
+        except (VaultError, CheckpointError) as error:
+            failed.add(number)
+            tell("refused", {"generation": number, "reason": "unreadable", "text": str(error)})
+            continue
+        results = defence.judge(state, recent, exposed)
+        if all(result.passed for result in results):
+            return number
+        failed.add(number)
+        tell("rejected", _failed(number, results))
+    return None
+
+
+def _failed(number: int, results: list[GateResult]) -> dict[str, Any]:
+    failed = [
+        {key: _finite(value) for key, value in asdict(result).items()}
+        for result in results
+        if not result.passed
+    ]
+    return {"generation": number, "gates": failed}
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which a bad candidate may well measure, are no JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, G2DError) else f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:4])

@@ -1,0 +1,1 @@
+"""Trains checkpoints: the loop, the population, adopted models, and recipes."""

@@ -1,0 +1,142 @@
+"""Checkpoints that the user has: one as the base, or a folder of them as the population."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from g2d.attacks.pools import craft_pool, pack_pool
+from g2d.core.seeds import seed_of
+from g2d.core.types import Progress, State
+from g2d.errors import CheckpointError, PopulationError, VaultError
+from g2d.settings import PopulationSettings, Settings
+from g2d.tasks.inference import accuracy, load_model
+from g2d.tasks.task import Task
+from g2d.training.population import fingerprint
+from g2d.training.recipes.distil import keep_teacher
+from g2d.vault.vault import Entry, Vault
+from g2d.weights.checkpoints import check_state, load_checkpoint, pack
+
+
+def adopt_base(
+    task: Task, vault: Vault, settings: Settings, state: State, note: Mapping[str, Any]
+) -> Entry:
+    """Take a model that is deployed as the base; the population is then forked and trained anew.
+
+    With `early_steps = 0` members begin at it, and keep what it has learned.
+
+    Raises:
+        CheckpointError: it does not fit the task's model. VaultError: the vault has another base.
+    """
+    reference = task.model(0).state_dict()
+    check_state(reference, state, "the base")
+    fitting = {name: state[name].to(tensor.dtype) for name, tensor in reference.items()}
+    weights, there = pack(fitting), vault.entry("base")
+    if there is not None:
+        if vault.read(there) != weights:
+            raise VaultError(f"{vault.path} has another base already; use a new folder")
+        return there
+    model, s = load_model(task, fitting), settings.population
+    seed = seed_of(s.seed, "base", 0)
+    pool = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
+    harden = settings.harden
+    info = {
+        "index": 0,
+        "basin": 0,
+        "recipe": "adopted base",
+        "accuracy": accuracy(model, task.splits.gate),
+        "settings": fingerprint(s, harden, keep_teacher(vault, harden)),
+        **note,
+    }
+    return vault.put("base", 0, {"weights": weights, "attacks": pack_pool(*pool, task)}, info)
+
+
+def adopt_checkpoints(
+    task: Task,
+    vault: Vault,
+    settings: PopulationSettings,
+    folder: Path,
+    progress: Progress,
+    note: Mapping[str, Any] | None = None,
+) -> list[Entry]:
+    """Adopt a folder of checkpoints (.safetensors, .pt, .pth) as the population.
+
+    The checkpoint that is most accurate on the guide split becomes the base. Members share a basin
+    if the midpoint of their parameters keeps the accuracy (linear mode connectivity).
+
+    Raises:
+        PopulationError: fewer than two checkpoints; CheckpointError: one does not fit the model.
+    """
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".pt", ".pth"))
+    if len(files) < 2:
+        raise PopulationError(
+            f"{folder} holds {len(files)} checkpoint(s) (.safetensors, .pt, .pth); a population "
+            "needs at least two"
+        )
+    model = task.model(0).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    reference = model.state_dict()
+    reference = {name: tensor.clone() for name, tensor in reference.items()}
+    states: list[dict[str, Tensor]] = []
+    for path in files:
+        state = load_checkpoint(path)
+        check_state(reference, state, path.name)
+        states.append({n: state[n].to(t.dtype) for n, t in reference.items()})
+    scores = [_score(task, model, state) for state in states]
+    basins = _basins(task, model, states, scores)
+    best = max(range(len(files)), key=lambda i: scores[i])
+    for index in [best, *range(len(files))]:
+        kind = "base" if index == best and vault.entry("base") is None else "member"
+        model.load_state_dict(states[index])
+        seed = seed_of(settings.seed, "adopt", index)
+        pool = craft_pool(task, model, task.splits.train, settings.pool, settings.pool_steps, seed)
+        info = {
+            "index": index,
+            "basin": basins[index],
+            "recipe": "adopted",
+            "file": files[index].name,
+            "of": len(files),
+            "accuracy": accuracy(model, task.splits.gate),
+            "settings": "adopted",
+        } | (dict(note or {}) if kind == "base" else {})
+        weights = pack(model.state_dict())
+        number = 0 if kind == "base" else index
+        vault.put(kind, number, {"weights": weights, "attacks": pack_pool(*pool, task)}, info)
+        if kind == "member":
+            progress("adopting checkpoints", index + 1, len(files))
+    return vault.entries("member")
+
+
+def _score(task: Task, model: torch.nn.Module, state: Mapping[str, Tensor]) -> float:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"a checkpoint does not fit the model: {error}") from error
+    return accuracy(model, task.splits.guide)
+
+
+def _basins(
+    task: Task, model: torch.nn.Module, states: Sequence[Mapping[str, Tensor]], scores: list[float]
+) -> list[int]:
+    """Assign each state to the first basin whose founder it is linearly connected to."""
+    founders: list[int] = []
+    basins = []
+    for index, state in enumerate(states):
+        for basin, founder in enumerate(founders):
+            middle = {
+                n: (t + states[founder][n]) / 2 if t.is_floating_point() else t
+                for n, t in state.items()
+            }
+            barrier = min(scores[index], scores[founder]) - _score(task, model, middle)
+            if barrier <= 0.05:  # forks lose under a point, independent seeds 35 to 70 points
+                basins.append(basin)
+                break
+        else:
+            basins.append(len(founders))
+            founders.append(index)
+    return basins

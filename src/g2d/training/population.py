@@ -1,0 +1,304 @@
+"""The population of checkpoints: fork, diversify, resume; or adopt a zoo that the user has.
+
+A member is trained by a pure function of its job, so that any engine may run it and the same seed
+gives the same bytes whatever the number of workers. Members are made in waves: a `repelled` member
+trains on attacks crafted on random members of *earlier* waves, and begins where its basin's last
+one ended (the trunk), so that a population deepens like self-play; docs/benchmarks.md shows how
+accuracy rises and stale ASR falls from wave to wave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from g2d.attacks.pools import craft_pool, pack_pool, unpack_pool
+from g2d.core.engine import Engine
+from g2d.core.seeds import seed_of
+from g2d.core.types import Progress, State
+from g2d.errors import SettingsError, VaultError
+from g2d.settings import HardenSettings, PopulationSettings
+from g2d.tasks.inference import accuracy, predict
+from g2d.tasks.source import TaskSource, resolve
+from g2d.tasks.task import Task
+from g2d.training.loop import Batches, train
+from g2d.training.recipes import (
+    HardenedTraining,
+    Recipe,
+    Teacher,
+    check,
+    fgsm_light,
+    stale,
+    try_out,
+)
+from g2d.training.recipes.distil import keep_teacher
+from g2d.vault.vault import Entry, Vault
+from g2d.weights.checkpoints import pack, unpack
+
+_WAVE = 6  # members a wave where there are fewer basins: enough to keep several workers busy
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything that one training needs; picklable."""
+
+    task: TaskSource
+    kind: str  # "base", "early" or "member"
+    index: int
+    basin: int
+    recipe: str
+    settings: PopulationSettings
+    start: bytes | None
+    pools: tuple[bytes, ...]
+    scope: tuple[str, ...] = ()
+    harden: HardenSettings = field(default_factory=HardenSettings)
+    teacher: Teacher | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished checkpoint: weights and attacks as safetensors bytes, and what was measured."""
+
+    weights: bytes
+    attacks: bytes
+    info: Mapping[str, Any]
+
+
+def run_job(job: TrainingJob) -> Trained:
+    """Train one checkpoint and craft its attacks; runs in a worker, a pure function of its job."""
+    began = time.process_time()
+    task, s = resolve(job.task), job.settings
+    seed = seed_of(s.seed, job.kind, job.index)
+    model = task.model(seed)
+    kept: dict[str, Tensor] = {}
+    if job.start is not None:
+        start = unpack(job.start)
+        model.load_state_dict(start)
+        kept = freeze(model, start, job.scope)
+    generator = torch.Generator().manual_seed(seed)
+    batches = Batches(task, task.splits.train, s.batch, generator)
+    pools = [unpack_pool(pool, task.splits.train) for pool in job.pools]
+    steps, rate = {
+        "base": (s.base_steps, s.rate),
+        "early": (s.early_steps, s.rate),
+        "member": (s.fork_steps, s.fork_rate),
+    }[job.kind]
+    if job.recipe == "seeds":
+        steps, rate = s.base_steps, s.rate
+    course = HardenedTraining(
+        task, job.harden, batches, max(1, steps), seed=seed, begun=job.start is not None,
+        extra=_extra(job, task), pools=pools,
+        teacher=job.teacher.load(task) if job.teacher else None,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
+        train(model, course, steps=steps, rate=rate, after=course.after)
+    course.finish(model)
+    model.load_state_dict(kept, strict=False)  # batch norm's statistics move without a gradient
+    model.requires_grad_(False)
+    state = model.state_dict()
+    info = {
+        "index": job.index,
+        "basin": job.basin,
+        "recipe": job.recipe,
+        "accuracy": accuracy(model, task.splits.gate),
+    }
+    attacks, index = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
+    right = predict(model, attacks).argmax(1) == task.splits.train.y[index]
+    info["robust"] = float(right.double().mean())
+    if course.watch is not None:
+        info["checks"] = [asdict(found) for found in course.watch.checks]
+    if course.switched is not None:
+        info["switched_to_pgd"] = course.switched
+    info["cpu_seconds"] = round(time.process_time() - began, 2)
+    return Trained(pack(state), pack_pool(attacks, index, task), info)
+
+
+def _extra(job: TrainingJob, task: Task) -> tuple[Recipe, ...]:
+    """What the population's own recipe adds to the hardening: others' attacks, and a light one.
+
+    The light one would only repeat adversarial training at a smaller budget.
+    """
+    if job.recipe != "repelled":
+        return ()
+    eps = job.settings.harden * task.eps
+    if eps == 0 or "adversarial" in job.harden.recipe:
+        return (stale,)
+    return (stale, partial(fgsm_light, eps))
+
+
+def freeze(model: torch.nn.Module, start: State, scope: tuple[str, ...]) -> dict[str, Tensor]:
+    """Freeze what lies outside a scope; return those tensors. An empty scope freezes nothing.
+
+    Members must agree outside the scope: the generator takes those tensors from one of them.
+    """
+    if not scope:
+        return {}
+    outside = {n: t for n, t in start.items() if not any(fnmatch(n, p) for p in scope)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in outside)
+    return outside
+
+
+def build_population(
+    source: TaskSource,
+    vault: Vault,
+    settings: PopulationSettings,
+    engine: Engine,
+    progress: Progress = lambda *_: None,
+    scope: tuple[str, ...] = (),
+    note: Mapping[str, Any] | None = None,
+    harden: HardenSettings | None = None,
+) -> list[Entry]:
+    """Make, or finish, the population of a vault; members that are complete are kept.
+
+    With a `scope` (name patterns), everything outside it stays as it is in the base, and basins
+    begin at the base too. `note` is kept with the base. `harden` applies to all that is trained.
+
+    Raises:
+        SettingsError: a recipe of `harden` is unknown, or its budget does not fit the data.
+        PopulationError: training diverged or a worker died.
+        VaultError: the vault holds members that other settings made, or cannot be written.
+    """
+    harden = harden or HardenSettings()
+    check(resolve(source), harden)
+    builder = _Builder(source, vault, settings, engine, progress, scope, note or {}, harden)
+    builder.check_settings()
+    builder.base_and_basins()
+    for first in range(0, settings.members, builder.wave):
+        builder.members(range(first, min(first + builder.wave, settings.members)))
+    return vault.entries("member")[: settings.members]
+
+
+class _Builder:
+    """The state of one population run."""
+
+    def __init__(
+        self,
+        source: TaskSource,
+        vault: Vault,
+        settings: PopulationSettings,
+        engine: Engine,
+        progress: Progress,
+        scope: tuple[str, ...],
+        note: Mapping[str, Any],
+        harden: HardenSettings,
+    ) -> None:
+        self.source, self.vault, self.settings, self.scope = source, vault, settings, scope
+        self.note, self.harden = note, harden
+        self.teacher = keep_teacher(vault, harden)
+        try_out(resolve(source), harden, self.teacher)
+        self.engine, self.progress = engine, progress
+        self.wave = max(settings.basins, _WAVE)
+        self.fingerprint = fingerprint(settings, harden, self.teacher)
+
+    def check_settings(self) -> None:
+        s = self.settings
+        if s.early_steps == 0 and s.basins > 1 and s.recipe != "seeds":
+            raise SettingsError(
+                f"[population] early_steps = 0 makes the base the start of all {s.basins} basins; "
+                "set basins = 1, or give early checkpoints steps of their own"
+            )
+        for kind in ("base", "member"):
+            for entry in self.vault.entries(kind)[:1]:
+                if entry.info.get("settings") != self.fingerprint:
+                    raise VaultError(
+                        f"{self.vault.path} holds a population made with other settings "
+                        "(recipe, seed or training length); use a new folder, or the old settings"
+                    )
+
+    def base_and_basins(self) -> None:
+        if self.vault.entry("base") is None:
+            self._run("base", [0], 1)
+        if self.settings.recipe == "seeds":
+            return
+        have = {entry.index for entry in self.vault.entries("early")}
+        missing = set(range(self.settings.basins)) - have
+        self._run("early", sorted(missing), self.settings.basins)
+
+    def members(self, indices: range) -> None:
+        have = {entry.index for entry in self.vault.entries("member")}
+        self._run("member", [k for k in indices if k not in have], self.settings.members)
+
+    def _job(self, kind: str, index: int, basin: int) -> TrainingJob:
+        recipe = self.settings.recipe
+        start: bytes | None = None
+        pools: tuple[bytes, ...] = ()
+        if kind == "member" and recipe != "seeds":
+            start = self._start(index, basin)
+        if kind == "member" and recipe == "repelled":
+            pools = self._pools(index)
+        if kind == "early" and recipe == "repelled":
+            base = self.vault.entry("base")
+            assert base is not None, "the base is made first"
+            pools = (self.vault.read(base, "attacks"),)
+        from_base = self.scope or (kind == "early" and self.settings.early_steps == 0)
+        if kind != "base" and start is None and from_base:
+            base = self.vault.entry("base")
+            assert base is not None, "the base is made first"
+            start = self.vault.read(base)
+        if kind == "base":
+            recipe = "base"
+        return TrainingJob(
+            self.source, kind, index, basin, recipe, self.settings, start, pools, self.scope,
+            self.harden, self.teacher,
+        )  # fmt: skip
+
+    def _start(self, index: int, basin: int) -> bytes:
+        """Where a fork begins: its basin's early checkpoint, or with `trunk` its latest member."""
+        start = self.vault.entry("early", basin)
+        before = [k for k in range(index - index % self.wave) if k % self.settings.basins == basin]
+        if before and self.settings.trunk and self.settings.recipe == "repelled":
+            start = self.vault.entry("member", before[-1])
+        assert start is not None, "basins and earlier waves are made first"
+        return self.vault.read(start)
+
+    def _pools(self, index: int) -> tuple[bytes, ...]:
+        """Attacks of random members of the last three waves; the base's always among them."""
+        earlier = index - index % self.wave
+        recent = [
+            *self.vault.entries("early"),
+            *(e for e in self.vault.entries("member") if e.index < earlier),
+        ][-3 * self.wave :]
+        generator = torch.Generator().manual_seed(seed_of(self.settings.seed, "sources", index))
+        chosen = torch.randperm(len(recent), generator=generator)[: self.settings.sources - 1]
+        entries = [self.vault.entry("base"), *(recent[int(i)] for i in chosen)]
+        return tuple(self.vault.read(entry, "attacks") for entry in entries if entry is not None)
+
+    def _run(self, kind: str, indices: Sequence[int], total: int) -> None:
+        stage = {"base": "base", "early": "early checkpoints", "member": "population"}[kind]
+        done = len(self.vault.entries(kind))
+        self.progress(stage, done, total)
+        # Made one by one as workers get free: a job carries megabytes of attacks.
+        jobs = (self._job(kind, k, k % self.settings.basins) for k in indices)
+        for position, trained in self.engine.run(run_job, jobs):
+            files = {"weights": trained.weights, "attacks": trained.attacks}
+            info = dict(trained.info) | {"settings": self.fingerprint}
+            if kind == "base":
+                info |= self.note
+            self.vault.put(kind, indices[position], files, info)
+            done += 1
+            self.progress(stage, done, total)
+
+
+def fingerprint(
+    settings: PopulationSettings, harden: HardenSettings, teacher: Teacher | None
+) -> str:
+    """What members depend on; the number of members and of workers may change later."""
+    fields = {k: v for k, v in asdict(settings).items() if k not in ("members", "workers")}
+    if harden.stale != HardenSettings().stale:
+        fields["stale"] = harden.stale
+    if harden.recipe:  # else vaults from before there was hardening could not go on
+        fields["hardening"] = {k: v for k, v in asdict(harden).items() if k != "teacher"}
+    if teacher is not None:
+        fields["teacher"] = hashlib.sha256(teacher.weights).hexdigest()
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,295 @@
+"""A hardened training from first step to last: which recipes, which budget, when it ends.
+
+`HardenedTraining` is what `training.loop.train` is given. What a recipe does lives beside; which
+recipes there are stands in `RECIPES`, and `find` also takes the user's own as 'module:function'.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from g2d.attacks.pgd import check_budget
+from g2d.core.imports import import_attribute, words
+from g2d.core.types import Logits
+from g2d.errors import G2DError, PopulationError, SettingsError, nearest
+from g2d.settings import HardenSettings
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+from g2d.training.loop import Batches, NextStep
+from g2d.training.recipes.adversarial import adversarial
+from g2d.training.recipes.distil import Teacher, distil
+from g2d.training.recipes.monitor import Check, TrainingMonitor
+from g2d.training.recipes.regularise import clamp, l2
+from g2d.training.recipes.step import Step
+
+Recipe = Callable[[Step], Step]
+
+RECIPES: Mapping[str, Recipe] = {
+    "l2": l2,
+    "clamp": clamp,
+    "distil": distil,
+    "adversarial": adversarial,
+}
+
+
+def find(name: str) -> Recipe:
+    """Return a recipe by its name, or the user's own from 'module:function'.
+
+    Raises:
+        SettingsError: there is no such recipe, or the module cannot be imported.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if ":" not in name:
+        raise SettingsError(
+            f"there is no recipe {name!r}.{nearest(name, RECIPES)} Built in are "
+            f"{', '.join(RECIPES)}; your own is named 'module:function'"
+        )
+    found = import_attribute(name, "recipe", SettingsError)
+    if not callable(found):
+        raise SettingsError(f"recipe {name!r} is no function of a step")
+    return found
+
+
+def budget(task: Task, settings: HardenSettings) -> float:
+    """The full attack budget of a training: the settings', or the task's own.
+
+    Raises:
+        SettingsError: it is larger than the data range, or the task's is asked for under the
+            2-norm, which it is not measured in.
+    """
+    if settings.norm == "2" and settings.eps == 0:
+        raise SettingsError(
+            f"[harden] norm is '2', and the eps of task {task.name!r} ({task.eps:g}) is of the "
+            "inf-norm: set [harden] eps, in Euclidean units of the inputs"
+        )
+    eps = settings.eps or task.eps
+    size = task.splits.guide.x[:1].numel()
+    try:
+        check_budget(eps, settings.steps, task.bounds, settings.norm, size)
+    except SettingsError as error:
+        raise SettingsError(f"[harden] eps, for task {task.name!r}: {error}; lower it") from None
+    return eps
+
+
+def check(task: Task, settings: HardenSettings) -> None:
+    """Check what can be known before a training begins; raises what `find` and `budget` do.
+
+    Raises:
+        SettingsError: a recipe stands there twice, or would do nothing where it stands.
+    """
+    s, names = settings, settings.recipe
+    for name in names:
+        find(name)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SettingsError(f"[harden] recipe names {', '.join(twice)} twice; once is enough")
+    if {"adversarial", "distil"} <= set(names):
+        first = names.index("adversarial") < names.index("distil")
+        if first and (s.method == "trades" or s.clean == 0):
+            raise SettingsError(
+                "[harden] recipe has 'distil' after 'adversarial', where the teacher would teach "
+                "nothing: attacks keep their labels, and clean inputs are left out. Put 'distil' "
+                "first, or set clean > 0 with method 'pgd' or 'fgsm'"
+            )
+    if "l2" in names and s.decay == s.penalty == 0:
+        raise SettingsError("[harden] recipe has 'l2', and decay and penalty are both 0")
+    if s.patience and not s.checks:
+        raise SettingsError(
+            "[harden] patience counts looks, and checks = 0 asks for none; set checks, or drop "
+            "patience"
+        )
+    if "adversarial" in names and s.method == "fgsm" and s.guard != "off" and not s.checks:
+        raise SettingsError(
+            "[harden] guard looks for what FGSM hides, and checks = 0 asks for no look; set "
+            "checks, or guard = 'off'"
+        )
+    if names:
+        budget(task, settings)
+
+
+class HardenedTraining:
+    """The step function of one training, and what is done after each step.
+
+    Args:
+        extra: recipes that the population adds, before those of the settings.
+        begun: whether the model has been trained before. Where it resists attacks already, it meets
+            the full budget at once; eps rises from zero for all others.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: HardenSettings,
+        batches: Batches,
+        steps: int,
+        *,
+        seed: int,
+        begun: bool = False,
+        extra: Sequence[Recipe] = (),
+        pools: Sequence[Split] = (),
+        teacher: Logits | None = None,
+    ) -> None:
+        self.task, self.settings, self.batches, self.steps = task, settings, batches, steps
+        named = [(name, find(name)) for name in settings.recipe]
+        self.recipes = [*((str(r), r) for r in extra), *named]
+        self.pools, self.teacher = pools, teacher
+        self.eps = budget(task, settings) if settings.recipe else 0.0
+        self.watch = (
+            TrainingMonitor(task, settings, seed) if "adversarial" in settings.recipe else None
+        )
+        count = min(settings.checks, steps)
+        self.looks = {round((i + 1) * steps / count) for i in range(count)}
+        self._guarded = settings.method == "fgsm" and settings.guard != "off"
+        self.switched: float | None = None
+        self._ramp = settings.ramp
+        self._unsure = begun and self.watch is not None and self._ramp > 0
+        self._taken = 0
+        self._last: Step | None = None
+
+    def eps_at(self, done: float) -> float:
+        """The budget when a share `done` of the training is behind: linear, then flat."""
+        return self.eps * min(1.0, done / self._ramp) if self._ramp else self.eps
+
+    def __call__(self, model: nn.Module) -> torch.Tensor:
+        """The loss of the next step.
+
+        Raises:
+            SettingsError: a recipe gives no step, or one whose loss is no finite scalar.
+        """
+        if self._unsure and self.watch is not None:
+            self._unsure = False
+            found = self.watch.look(model, 0.0, self.eps)
+            self._ramp = 0.0 if found.pgd >= 0.5 * found.clean else self._ramp
+            if not found.collapsed:  # where the guard goes back to, until a look finds better
+                self.watch.keep(model, found, full=False)
+        x, y = self.batches.draw()
+        # A first step at eps = 0 would craft nothing; the ramp's first step counts as done.
+        eps = self.eps_at((self._taken + 1) / self.steps)
+        step = Step(
+            model, self.task, self.settings, eps, self._taken / self.steps, self.batches.generator,
+            self.pools, self.teacher, x, y, y, partial(self._loss, y),
+        )  # fmt: skip
+        for name, recipe in self.recipes:
+            with self._blamed(f"recipe {name!r}"):
+                step = recipe(step)
+            if not isinstance(step, Step):
+                raise SettingsError(
+                    f"recipe {name!r} gave {type(step).__name__}; it has to return the step that "
+                    "it was given, changed by step.add or step.replace"
+                )
+        self._last = step
+        with self._blamed(f"the loss of recipe {[name for name, _ in self.recipes]}"):
+            return step.loss()
+
+    @contextmanager
+    def _blamed(self, what: str) -> Iterator[None]:
+        """Say which recipe failed, where in its file, and at which step of the training."""
+        try:
+            yield
+        except G2DError:
+            raise
+        except Exception as error:
+            if not self.recipes:  # plain training: the model or the task's loss
+                raise
+            raise SettingsError(
+                f"[harden] {what} fails at step {self._taken + 1} of {self.steps}: {words(error)} "
+                f"({_place(error)}). What was trained before is kept"
+            ) from error
+
+    def _loss(self, y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return self.task.loss(logits, y)
+
+    @torch.no_grad()
+    def after(self, model: nn.Module, rate: float) -> NextStep:
+        """Do what recipes want done after a step; say how the training goes on.
+
+        Raises:
+            PopulationError: catastrophic overfitting, and the guard is to stop.
+        """
+        step, self._last = self._last, None
+        for hook in step.after if step is not None else ():
+            hook(model, rate)
+        self._taken += 1
+        if self.watch is None or self._taken not in self.looks:
+            return NextStep.GO_ON
+        done = self._taken / self.steps
+        eps = self.eps_at(done)
+        found = self.watch.look(model, done, eps)
+        if self._guarded and found.collapsed:
+            # Found again after the switch: PGD has not undone it yet, and it is nothing to keep.
+            return self._guard(model, found) if self.switched is None else NextStep.GO_ON
+        self.watch.keep(model, found, eps >= self.eps)
+        return NextStep.END if self.watch.tired else NextStep.GO_ON
+
+    def finish(self, model: nn.Module) -> None:
+        """Give the model the most robust weights that were seen at the full budget.
+
+        Raises:
+            PopulationError: FGSM collapsed, and no look before or after it found a sound model.
+        """
+        if self.watch is None:
+            return
+        if self.switched is not None and not self.watch.sound:
+            raise PopulationError(
+                f"{_overfitting(self.watch.checks[-1])}, and no look found a sound model to go "
+                "back to. Set [harden] method = 'pgd', or train longer and look more often (checks)"
+            )
+        kept = self.watch.best or (self.watch.sound if self.switched is not None else {})
+        if kept:
+            model.load_state_dict(kept)
+
+    def _guard(self, model: nn.Module, found: Check) -> NextStep:
+        if self.settings.guard == "stop":
+            raise PopulationError(
+                f"{_overfitting(found)}. Set [harden] method = 'pgd', or guard = 'switch', which "
+                "goes on with PGD where FGSM fails"
+            )
+        assert self.watch is not None, "only a watch finds a collapse"
+        self.settings = replace(self.settings, method="pgd")
+        self.switched = found.done
+        self.watch.forgive()
+        if self.watch.sound:
+            model.load_state_dict(self.watch.sound)
+        return NextStep.AFRESH
+
+
+def _overfitting(found: Check) -> str:
+    """What a look found, in words."""
+    return (
+        f"catastrophic overfitting at {found.done:.0%} of the training: accuracy on the guide "
+        f"split is {found.fgsm:.1%} under FGSM and {found.pgd:.1%} under PGD (eps {found.eps:g})"
+    )
+
+
+def _place(error: Exception) -> str:
+    """The innermost line that is the user's: torch's and ours would not tell them where to look."""
+    frames = traceback.extract_tb(error.__traceback__)
+    others = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    at = (own or frames)[-1]
+    return f"{at.filename}, line {at.lineno}"
+
+
+def try_out(task: Task, settings: HardenSettings, teacher: Teacher | None = None) -> None:
+    """Take one step's loss on a few examples, so that what cannot work fails before the work.
+
+    Raises:
+        SettingsError: a recipe fails. TaskError, CheckpointError: the teacher does not fit.
+    """
+    if not settings.recipe:
+        return
+    known = teacher.load(task) if teacher is not None else None
+    batches = Batches(task, task.splits.train, 4, torch.Generator().manual_seed(0))
+    course = HardenedTraining(task, settings, batches, 1, seed=0, teacher=known)
+    with torch.random.fork_rng(devices=[]):
+        loss = course(task.model(0).train())
+    if not bool(torch.isfinite(loss)):
+        raise SettingsError(f"[harden] recipe {list(settings.recipe)} gives a loss of {loss}")

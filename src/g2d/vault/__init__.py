@@ -1,0 +1,1 @@
+"""One folder that holds everything about one defended task; knows no torch."""

@@ -1,0 +1,279 @@
+"""Ed25519 keys on disk: a private `SigningKey`, and the `VerifyKey` that the serving side trusts.
+
+What is signed with them is decided in `signing`. `cryptography` is imported here alone, and only
+when a key is used; no message and no representation holds key material. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from g2d.core.files import make_folder, write_bytes
+from g2d.errors import G2DError, KeyFileError
+from g2d.vault.ledger import LEDGER
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+
+__all__ = ["SigningKey", "VerifyKey", "default_key", "open_plain", "read_public"]
+
+_CONTEXT = b"g2d signed manifest 1\0"  # a signature made for anything else is worth nothing here
+_MOST = 1 << 16  # bytes of a key file
+_PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\n[A-Za-z0-9+/=\n]+-----END \1-----\n?")
+_PIN = re.compile(r"vault: ([0-9a-f]{32})")
+
+
+class SigningKey:
+    """A private Ed25519 key of the generating side. No representation of it shows the key."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Draw a new key from the system's randomness."""
+        return cls(_ed25519().Ed25519PrivateKey.generate())
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Read a private key: PEM, PKCS 8, without a passphrase.
+
+        Raises:
+            KeyFileError: it is absent, inside a vault, not such a key, or others may read it.
+        """
+        path, ed25519 = _outside_vaults(path), _ed25519()
+        with _key_file(path) as (data, mode):
+            if mode & 0o077:
+                raise KeyFileError(
+                    f"{path} may be used by others (mode {mode:o}), so it may be known: run"
+                    f" `chmod 600 {path}`, or make a new key with `g2d keys new`"
+                )
+            from cryptography.exceptions import UnsupportedAlgorithm
+            from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+            try:
+                key = load_pem_private_key(data, password=None)
+            except (ValueError, TypeError, UnsupportedAlgorithm):
+                key = None  # the library's own words may quote the file
+        if not isinstance(key, ed25519.Ed25519PrivateKey):
+            raise KeyFileError(
+                f"{path} is not an Ed25519 private key (PEM, PKCS 8, no passphrase): make one"
+                " with `g2d keys new`"
+            )
+        return cls(key)
+
+    def write(self, path: Path | str) -> None:
+        """Write the key into a new file, mode 600; its folder is made, mode 700.
+
+        Raises:
+            KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
+        """
+        from cryptography.hazmat.primitives import serialization as s
+
+        path = _outside_vaults(path)
+        data = self._key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with FileIO(handle, "w") as file:
+                file.write(data)
+                os.fsync(handle)
+        except FileExistsError:
+            raise KeyFileError(
+                f"{path} exists and a key is never overwritten: name another file"
+            ) from None
+        except OSError as error:
+            raise KeyFileError(f"cannot write the key {path}: {error.strerror}") from error
+
+    @property
+    def public(self) -> VerifyKey:
+        """What the serving side needs."""
+        return VerifyKey((self._key.public_key(),))
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the public key."""
+        return self.public.fingerprint
+
+    def sign(self, manifest: bytes) -> bytes:
+        """Sign the bytes of a manifest; 64 bytes."""
+        return self._key.sign(_CONTEXT + manifest)
+
+    def __repr__(self) -> str:
+        return f"SigningKey({self.fingerprint})"
+
+
+@dataclass(frozen=True)
+class VerifyKey:
+    """What the serving side trusts: one or several public keys, and which vaults they sign for.
+
+    While keys are rotated, old and new are trusted together. `vaults` holds identities
+    (`Vault.identity`); empty: whatever identity the vault at hand claims.
+    """
+
+    keys: tuple[Ed25519PublicKey, ...]
+    vaults: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Read a file of PEM public keys and lines `vault: IDENTITY`; `#` begins a comment.
+
+        Raises:
+            KeyFileError: it is absent, inside a vault, holds anything else, or others may write it.
+        """
+        path = _outside_vaults(path)
+        with _key_file(path) as (data, mode):
+            if mode & 0o022:
+                raise KeyFileError(
+                    f"others may write {path} (mode {mode:o}), so it may not be what you trust:"
+                    f" run `chmod 644 {path}` once you have checked it with `g2d keys show`"
+                )
+            text = data.decode("ascii", "replace").replace("\r\n", "\n")
+        keys = tuple(_public_key(path, found.group()) for found in _PEM.finditer(text))
+        rest = [line.partition("#")[0].strip() for line in _PEM.sub("", text).splitlines()]
+        pins = [_PIN.fullmatch(line) for line in rest if line]
+        if not keys or not all(pins):
+            raise KeyFileError(
+                f"{path} is not a file of public keys: expected PEM blocks and, if the keys are to"
+                " sign for certain vaults only, lines 'vault: IDENTITY'. See `g2d keys trust`"
+            )
+        return cls(keys, frozenset(pin[1] for pin in pins if pin))
+
+    def write(self, path: Path | str) -> None:
+        """Write the keys, each under its fingerprint, and the vaults; mode 644, whole or not.
+
+        Raises:
+            G2DError: it lies in a vault, or cannot be written.
+        """
+        path = _outside_vaults(path)
+        lines = [f"vault: {identity}\n" for identity in sorted(self.vaults)]
+        for key in self.keys:
+            lines += [f"# {_fingerprint(key)}\n", _pem(key)]
+        make_folder(path.parent)
+        write_bytes(path, "".join(lines).encode())
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Fingerprint of each key: "sha256:" and the digest of its 32 bytes, in hexadecimal."""
+        return tuple(map(_fingerprint, self.keys))
+
+    @property
+    def fingerprint(self) -> str:
+        """All fingerprints in one line."""
+        return ", ".join(self.fingerprints)
+
+    def signer(self, manifest: bytes, signature: bytes) -> str | None:
+        """Return the fingerprint of the key that signed these bytes, None if none of ours did."""
+        from cryptography.exceptions import InvalidSignature
+
+        for key in self.keys:
+            try:
+                key.verify(signature, _CONTEXT + manifest)
+            except InvalidSignature:
+                continue
+            return _fingerprint(key)
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the keys' 32 bytes each: a replica on another machine is given the trust."""
+        return _trust, (tuple(key.public_bytes_raw() for key in self.keys), self.vaults)
+
+
+def _trust(keys: tuple[bytes, ...], vaults: frozenset[str]) -> VerifyKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    return VerifyKey(tuple(map(Ed25519PublicKey.from_public_bytes, keys)), vaults)
+
+
+def read_public(path: Path | str) -> VerifyKey:
+    """Read public keys, or the public half of a private key.
+
+    Raises:
+        KeyFileError: as `SigningKey.read` and `VerifyKey.read`.
+    """
+    with _key_file(_outside_vaults(path)) as (data, _):
+        private = b"PRIVATE KEY-----" in data
+    return SigningKey.read(path).public if private else VerifyKey.read(path)
+
+
+def default_key() -> Path:
+    """Where the private key lies unless a path is given: ~/.config/g2d/signing.key."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "g2d" / "signing.key"
+
+
+@contextmanager
+def open_plain(path: Path) -> Iterator[FileIO]:
+    """Open a plain file to read; a pipe or a device that somebody put there must not block us."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with FileIO(handle) as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(0, "it is not a plain file")
+        yield file
+
+
+@contextmanager
+def _key_file(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Give a key file's bytes and permissions, both of the same open file."""
+    try:
+        with open_plain(path) as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            yield file.read(_MOST) or b"", mode
+    except OSError as error:
+        advice = "check the path, or make a key with `g2d keys new`"
+        raise KeyFileError(f"cannot read the key {path}: {error.strerror}; {advice}") from error
+
+
+def _outside_vaults(path: Path | str) -> Path:
+    """Return the absolute path; a key in a vault would travel, or be swapped, with the vault."""
+    path = Path(path).expanduser().absolute()
+    for folder in path.resolve().parents:
+        if (folder / LEDGER).exists():
+            raise KeyFileError(f"{path} lies in the vault {folder}: keep keys outside of vaults")
+    return path
+
+
+def _ed25519() -> Any:
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as error:
+        raise G2DError(
+            "signing needs the package cryptography: pip install 'g2d[signing]'"
+        ) from error
+    return ed25519
+
+
+def _public_key(path: Path, block: str) -> Ed25519PublicKey:
+    ed25519 = _ed25519()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(block.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ed25519.Ed25519PublicKey):
+        raise KeyFileError(f"{path} holds something else than Ed25519 public keys (PEM)")
+    return key
+
+
+def _fingerprint(key: Ed25519PublicKey) -> str:
+    return f"sha256:{hashlib.sha256(key.public_bytes_raw()).hexdigest()}"
+
+
+def _pem(key: Ed25519PublicKey) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()

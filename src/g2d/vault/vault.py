@@ -1,0 +1,426 @@
+"""The vault: the folder that holds one defended task, and the ledger that says what counts.
+
+Files are opaque bytes named by their SHA-256; what is inside them (safetensors) is decided
+elsewhere. Knows no torch and loads no pickle. `ledger.sqlite` is the source of truth: a file
+counts only once its row is committed, so a process killed at any moment leaves a vault that opens.
+How files and rows reach the disk is in `ledger`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, Self
+
+from g2d.errors import VaultError, nearest
+from g2d.vault.ledger import (
+    FORMAT,
+    LEDGER,
+    SETTINGS,
+    SUBFOLDERS,
+    TEMP,
+    Frozen,
+    check_ledger,
+    connect,
+    connect_reader,
+    explained,
+    fill_file,
+    give_identity,
+    is_vacant,
+    make_ledger,
+    read_file,
+    sha256,
+    sync_folder,
+    take_lock,
+    write_file,
+)
+
+__all__ = ["FORMAT", "SIGNATURE", "Entry", "GenerationRecord", "Vault"]
+
+SIGNATURE = "manifest.sig"
+"""File beside manifest.json that holds its signature, if the generation was signed."""
+
+_FOLDERS = {"base": "", "generator": "", "teacher": "", "early": "early", "member": "population"}
+_NAME = re.compile(r"(?!v\d+$)[a-z][a-z0-9_]*")
+_OURS = re.compile(r"(base|generator|\d{6,})(\.v\d+)?(\.[a-z][a-z0-9_]*)?\.safetensors")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A base, early checkpoint, population member or generator: its files' digests and notes."""
+
+    kind: str
+    index: int
+    files: dict[str, str]
+    info: dict[str, Any]
+    created: float
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """An accepted candidate; `manifest` is what manifest.json holds, number and digests too."""
+
+    number: int
+    files: dict[str, str]
+    manifest: dict[str, Any]
+    created: float
+
+
+class Vault:
+    """The folder of one defended task: one writer at a time, any number of readers.
+
+    Use `Vault.create` or `Vault.open`, as a context manager or with `close()`. Methods may be
+    called from several threads. Every failure is a `VaultError`, and leaves what was accepted.
+    """
+
+    def __init__(self, path: Path, ledger: sqlite3.Connection, lock: FileIO | None) -> None:
+        self.path = path
+        self._ledger = ledger
+        self._lock = lock
+        self._mutex = threading.RLock()
+
+    @classmethod
+    def create(cls, path: Path | str, settings_toml: str) -> Vault:
+        """Make a new vault in an absent or empty folder and open it for writing."""
+        path = Path(path).absolute()
+        with explained(path, "written"):
+            if path.exists() and not is_vacant(path):
+                raise VaultError(
+                    f"{path} is not an empty folder. Name one that is absent or empty."
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as undo:
+                lock = undo.enter_context(take_lock(path))
+                vault = cls(path, make_ledger(path, settings_toml), lock)
+                undo.pop_all()
+            return vault
+
+    @classmethod
+    def open(cls, path: Path | str, write: bool = False) -> Vault:
+        """Open a vault; `write=True` takes the writer's lock and removes what a kill left behind.
+
+        Raises:
+            VaultError: the folder is absent, not a vault, of a newer format, corrupt, or locked.
+        """
+        path = Path(path).absolute()
+        with explained(path, "written" if write else "read"):
+            if not path.is_dir():
+                raise VaultError(f"there is no vault at {path}: no such folder. Check the path.")
+            if not (path / LEDGER).is_file():
+                raise VaultError(f"{path} is not a vault: it holds no {LEDGER}. Check the path.")
+            with ExitStack() as undo:
+                lock = undo.enter_context(take_lock(path)) if write else None
+                ledger = connect(path, "rw") if write else connect_reader(path)
+                undo.callback(ledger.close)
+                check_ledger(path, ledger)
+                vault = cls(path, ledger, lock)
+                if write:
+                    give_identity(ledger)
+                    vault._tidy()
+                undo.pop_all()
+            return vault
+
+    def close(self) -> None:
+        """Close the ledger and let the next writer in."""
+        with self._mutex:
+            self._ledger.close()
+            if self._lock is not None:
+                self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def settings_text(self) -> str:
+        """The text of task.toml."""
+        try:
+            with explained(self.path, "read"):
+                return (self.path / SETTINGS).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise VaultError(f"{self.path / SETTINGS} is not UTF-8 text: {error}") from error
+
+    @property
+    def identity(self) -> str:
+        """Random id made with the vault, 32 digits; "" in an old one not yet opened for writing."""
+        known = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'identity'")
+        return str(self._rows("SELECT id FROM identity")[0][0]) if known else ""
+
+    def write_settings(self, text: str) -> None:
+        """Replace task.toml."""
+        with self._writing():
+            write_file(self.path / SETTINGS, text.encode())
+
+    def put(
+        self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]
+    ) -> Entry:
+        """Keep one entry, replacing the one of the same kind and index.
+
+        A replacement gets file names of its own (`000012.v2.safetensors`), so no kill can leave
+        the ledger pointing at other bytes. `index` of a base or a generator is 0.
+        """
+        if kind not in _FOLDERS:
+            raise VaultError(f"unknown kind {kind!r}, expected one of {', '.join(_FOLDERS)}.")
+        if index < 0 or (index and not _FOLDERS[kind]):
+            raise VaultError(f"index {index} does not fit a {kind}: expected 0 or, in lists, more.")
+        digests, notes = _digests(files), _to_json(info, "info")
+        with self._writing():
+            old = self.entry(kind, index)
+            version = old.version + 1 if old else 1
+            entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
+            for name, data in files.items():
+                write_file(self._entry_path(entry, name), data)
+            row = (kind, index, version, _to_json(digests, "files"), notes, entry.created)
+            self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
+        if old:
+            self._try_tidy()
+        return entry
+
+    def entries(self, kind: str) -> list[Entry]:
+        """Return all entries of a kind, sorted by index."""
+        return self._entries("WHERE kind = ? ORDER BY position", kind)
+
+    def entry(self, kind: str, index: int = 0) -> Entry | None:
+        """Return one entry, or None."""
+        found = self._entries("WHERE kind = ? AND position = ?", kind, index)
+        return found[0] if found else None
+
+    def read(self, entry: Entry, name: str = "weights") -> bytes:
+        """Return a file's bytes once their SHA-256 equals the entry's digest."""
+        what = f"{entry.kind} {entry.index}"
+        digest = _digest_of(entry.files, name, what)
+        try:
+            return read_file(
+                self._entry_path(entry, name), digest, "run `g2d fit` to make it again"
+            )
+        except VaultError:
+            if self.entry(entry.kind, entry.index) != entry:
+                raise VaultError(f"{what} was replaced or deleted: list it again.") from None
+            raise
+
+    def delete(self, kind: str) -> None:
+        """Drop all entries of a kind: rows first, files after."""
+        with self._writing():
+            self._ledger.execute("DELETE FROM entries WHERE kind = ?", (kind,))
+        self._try_tidy()
+
+    def accept(
+        self,
+        files: Mapping[str, bytes],
+        manifest: Mapping[str, Any],
+        activate: bool = False,
+        sign: Callable[[bytes], bytes] | None = None,
+    ) -> GenerationRecord:
+        """Keep a candidate as the next generation and, if `activate`, expose it in the same commit.
+
+        number = highest ever issued + 1. `files` must hold "weights"; the vault itself adds
+        "number", "files" (digests) and "created" to the manifest, which must be strict JSON. What
+        `sign` makes of the bytes of manifest.json is placed beside it before the row is committed.
+        """
+        digests = _digests(files)
+        if "weights" not in files or "manifest" in files:
+            raise VaultError(f"a generation holds 'weights', not 'manifest'; given {list(files)}.")
+        if taken := {"number", "files", "created"} & manifest.keys():
+            raise VaultError(f"the vault itself writes these into a manifest: {sorted(taken)}.")
+        with self._writing():
+            number = 1 + (self._rows("SELECT max(number) FROM generations")[0][0] or 0)
+            created = time.time()
+            full = {**manifest, "number": number, "files": digests, "created": created}
+            text = _to_json(full, "manifest", allow_nan=False, indent=2)
+            contents = {f"{name}.safetensors": data for name, data in files.items()}
+            contents["manifest.json"] = text.encode()
+            if sign:
+                contents[SIGNATURE] = sign(contents["manifest.json"])
+            self._place(number, contents)
+            row = (number, _to_json(digests, "files"), text, created)
+            self._ledger.execute("INSERT INTO generations VALUES (?, ?, ?, ?)", row)
+            if activate:
+                self._expose(number)
+        return GenerationRecord(number, digests, json.loads(text), created)
+
+    def generations(self) -> list[GenerationRecord]:
+        """Return every accepted generation, sorted by number."""
+        rows = self._rows("SELECT * FROM generations ORDER BY number")
+        return [
+            GenerationRecord(n, json.loads(f), json.loads(m), created) for n, f, m, created in rows
+        ]
+
+    def last_number(self) -> int:
+        """Return the highest number ever issued, 0 before the first generation."""
+        number: int = self._rows("SELECT max(number) FROM generations")[0][0] or 0
+        return number
+
+    def generation(self, number: int) -> GenerationRecord:
+        """Return one generation; a number that was never accepted is a `VaultError`."""
+        rows = self._rows("SELECT * FROM generations WHERE number = ?", number)
+        if not rows:
+            last = self._rows("SELECT max(number) FROM generations")[0][0]
+            raise VaultError(f"{self.path} has no generation {number}; its last one is {last}.")
+        try:
+            return GenerationRecord(
+                number, json.loads(rows[0][1]), json.loads(rows[0][2]), rows[0][3]
+            )
+        except (ValueError, TypeError) as error:
+            raise VaultError(
+                f"{self.path}: the ledger's row of generation {number} is damaged ({error});"
+                " restore the vault from a backup, or make the next one with `g2d generate`."
+            ) from error
+
+    def read_generation(self, number: int, name: str = "weights") -> bytes:
+        """Return a generation's file once its SHA-256 is right; "manifest" is manifest.json."""
+        folder = self._generation_path(number)
+        advice = "make the next one with `g2d generate`"
+        if name == "manifest":
+            rows = self._rows("SELECT manifest FROM generations WHERE number = ?", number)
+            if rows:
+                return read_file(folder / "manifest.json", sha256(rows[0][0].encode()), advice)
+        digest = _digest_of(self.generation(number).files, name, f"generation {number}")
+        return read_file(folder / f"{name}.safetensors", digest, advice)
+
+    def generation_file(self, number: int, name: str = "weights") -> Path:
+        """Return where a generation's file lies; what is read from there must be verified."""
+        return self._generation_path(number) / f"{name}.safetensors"
+
+    def activate(self, number: int) -> None:
+        """Append a generation to the exposure log; the live one again changes nothing.
+
+        Raises:
+            VaultError: the number is unknown, or lower than the live one (a replay).
+        """
+        with self._writing():
+            self.generation(number)
+            self._expose(number)
+
+    def live(self) -> int | None:
+        """Return the number of the live generation, None before the first."""
+        number: int | None = self._rows("SELECT max(number) FROM exposures")[0][0]
+        return number
+
+    def exposures(self, last: int = -1) -> list[int]:
+        """Return the numbers that have been live in order of first exposure, or the `last` ones."""
+        query = "SELECT number FROM exposures ORDER BY number DESC LIMIT ?"
+        return [row[0] for row in self._rows(query, last)][::-1]
+
+    def reject(self, info: Mapping[str, Any]) -> None:
+        """Log one rejected candidate with its reasons."""
+        row = (_to_json(info, "info"), time.time())
+        with self._writing():
+            self._ledger.execute("INSERT INTO rejections (info, created) VALUES (?, ?)", row)
+
+    def rejections(self) -> list[dict[str, Any]]:
+        """Return what every `reject` was given, in order."""
+        return [json.loads(r[0]) for r in self._rows("SELECT info FROM rejections ORDER BY id")]
+
+    def _expose(self, number: int) -> None:
+        live = self.live()
+        if live is not None and number < live:
+            raise VaultError(
+                f"replay refused: generation {number} is older than the live one, {live}."
+                " Numbers only rise; activate a newer one."
+            )
+        row = (number, time.time())
+        self._ledger.execute("INSERT OR IGNORE INTO exposures VALUES (?, ?)", row)
+
+    def _place(self, number: int, contents: Mapping[str, bytes]) -> None:
+        target = self._generation_path(number)
+        staged = target.with_name(TEMP + target.name)
+        for leftover in (staged, target):  # neither has a row: `number` is not issued yet
+            if leftover.exists():
+                rmtree(leftover)
+        staged.mkdir(parents=True)
+        for name, data in contents.items():
+            fill_file(staged / name, data)
+        sync_folder(staged)
+        staged.rename(target)
+        sync_folder(target.parent)
+
+    def _generation_path(self, number: int) -> Path:
+        return self.path / "generations" / f"{number:06d}"
+
+    def _entry_path(self, entry: Entry, name: str) -> Path:
+        folder = _FOLDERS[entry.kind]
+        stem = f"{entry.index:06d}" if folder else entry.kind
+        version = f".v{entry.version}" if entry.version > 1 else ""
+        suffix = "" if name == "weights" else f".{name}"
+        return self.path / folder / f"{stem}{version}{suffix}.safetensors"
+
+    def _entries(self, where: str, *values: object) -> list[Entry]:
+        rows = self._rows(f"SELECT * FROM entries {where}", *values)  # noqa: S608 (our own texts)
+        return [Entry(k, i, json.loads(f), json.loads(n), t, v) for k, i, v, f, n, t in rows]
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        with self._mutex, explained(self.path, "read"):
+            if isinstance(self._ledger, Frozen) and not self._ledger.in_transaction:
+                # It never shows changes: take a fresh one (`in_transaction` raises if closed).
+                self._ledger.close()
+                self._ledger = connect_reader(self.path)
+            return self._ledger.execute(query, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Commit once at the end of the block; on any failure roll back and remove its files."""
+        if self._lock is None or self._lock.closed:
+            raise VaultError(f"{self.path} is not open for writing: use Vault.open(.., write=True)")
+        with self._mutex, explained(self.path, "written"):
+            try:
+                self._ledger.execute("BEGIN IMMEDIATE")
+                yield
+                self._ledger.execute("COMMIT")
+            except BaseException:
+                if self._ledger.in_transaction:
+                    with suppress(sqlite3.Error):
+                        self._ledger.execute("ROLLBACK")
+                self._try_tidy()  # asks the ledger: Ctrl-C just after COMMIT must not lose files
+                raise
+
+    def _tidy(self) -> None:
+        """Make the folders; remove temporary files and whatever of ours has no row."""
+        known = {self._entry_path(e, name) for e in self._entries("") for name in e.files}
+        known |= {self._generation_path(n) for (n,) in self._rows("SELECT number FROM generations")}
+        for folder in ("", *SUBFOLDERS):
+            (self.path / folder).mkdir(exist_ok=True)
+            pattern = re.compile(r"\d{6,}") if folder == "generations" else _OURS
+            for path in (self.path / folder).iterdir():
+                if path.name.startswith(TEMP) or (
+                    pattern.fullmatch(path.name) and path not in known
+                ):
+                    rmtree(path) if path.is_dir() else path.unlink()
+        sync_folder(self.path)
+        with suppress(sqlite3.Error):  # a log that a full disk stopped gives its room back
+            self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _try_tidy(self) -> None:
+        with suppress(OSError, VaultError), self._mutex:  # else the next writer does it
+            self._tidy()
+
+
+def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    for name in files:
+        if not _NAME.fullmatch(name):
+            raise VaultError(f"{name!r} does not fit a file: use a-z, 0-9, _ (and not v1, v2, ..).")
+    return {name: sha256(data) for name, data in files.items()}
+
+
+def _digest_of(files: Mapping[str, str], name: str, what: str) -> str:
+    if name not in files:
+        raise VaultError(f"{what} has no file {name!r}.{nearest(name, files)}")
+    return files[name]
+
+
+def _to_json(value: Mapping[str, Any], what: str, **options: Any) -> str:
+    try:
+        return json.dumps(dict(value), sort_keys=True, **options)
+    except (TypeError, ValueError) as error:
+        raise VaultError(f"{what} does not fit JSON: {error}") from error

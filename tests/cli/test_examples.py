@@ -1,0 +1,43 @@
+"""What the README and examples/ show must run as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from places import ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_breast_cancer_example_rotates_a_users_own_model(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "breast_cancer.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=560, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [f"generation {n} is live" in done.stdout for n in (2, 3, 4)] == [True] * 3
+
+
+def test_example_is_about_twenty_lines():
+    text = (ROOT / "examples" / "breast_cancer.py").read_text()
+    code = [s for s in text.splitlines() if s.strip() and not s.startswith(("import", "from", '"'))]
+    assert len(code) <= 30
+
+
+def test_readme_names_exist():
+    """Every file, command and public name that the README mentions is there."""
+    import g2d
+    from g2d.cli.main import app
+
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"\]\(((?:docs|examples)/[^)#]+)\)", text):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"from g2d import ([\w, ]+)", text):
+        assert all(hasattr(g2d, part.strip()) for part in name.split(","))
+    known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    known |= {group.typer_instance.info.name for group in app.registered_groups}
+    assert set(re.findall(r"^g2d (\w+)", text, re.MULTILINE)) <= known

@@ -1,0 +1,220 @@
+"""The judge clips, re-scores and believes nobody; its controls show zero defence."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import g2d
+from g2d.core.engine import SerialEngine
+from g2d.errors import DataError, SettingsError
+from g2d.redteam.controls import permuted, retrained
+from g2d.redteam.overview import evaluate
+from g2d.redteam.scoring import (
+    Rate,
+    Trial,
+    accuracy_rate,
+    attack_rate,
+    by_age,
+    pooled,
+    share,
+    stale_joint,
+    transfer,
+    wilson,
+)
+from g2d.settings import PopulationSettings, Settings
+from g2d.tasks.splits import Split, split_dataset
+from g2d.tasks.task import Task
+
+
+def small():
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def tanh_of_sine():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.weight(torch.sin(x))
+
+    return Odd()
+
+
+def toy(factory=small, n=400):
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.tensor([[0.3, 0.7, 0.5, 0.3, 0.6, 0.5], [0.7, 0.3, 0.5, 0.6, 0.3, 0.5],
+                            [0.5, 0.5, 0.7, 0.5, 0.5, 0.2]])  # fmt: skip
+    y = torch.arange(n) % 3
+    x = (centres[y] + 0.08 * torch.randn(n, 6, generator=generator)).clamp(0, 1)
+    return Task("toy", factory, split_dataset(x, y), classes=3, eps=0.15)
+
+
+def trained(task, seed, steps=120):
+    model = task.model(seed)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(steps):
+        loss = F.cross_entropy(model(task.splits.train.x), task.splits.train.y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return toy()
+
+
+@pytest.fixture(scope="module")
+def models(task):
+    return {number: trained(task, number) for number in (1, 2, 4, 7)}
+
+
+@pytest.fixture(scope="module")
+def trial(task):
+    return Trial.of(task, n=60, steps=10, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # R's prop.test(..., correct = FALSE)
+        (0, 10, 0.0, 0.2775328),
+        (10, 10, 0.7224672, 1.0),
+        (5, 10, 0.2365931, 0.7634069),
+        (81, 263, 0.2552934, 0.3662159),
+        (1, 29, 0.0061124, 0.1717552),
+    ],
+)
+def test_wilson_gives_known_values(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=2e-5)
+
+
+def test_wilson_grows_with_confidence_and_of_nothing_says_nothing():
+    (a, b), (c, d) = wilson(5, 20, 0.9), wilson(5, 20, 0.99)
+    assert c < a < 0.25 < b < d
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("successes", "n", "confidence"), [(-1, 5, 0.9), (6, 5, 0.9), (1, 5, 1.0)])
+def test_wilson_refuses_what_is_no_share(successes, n, confidence):
+    with pytest.raises(SettingsError):
+        wilson(successes, n, confidence)
+
+
+def test_pooling_rates_of_the_same_examples_narrows_nothing():
+    assert pooled([share(25, 100)] * 50) == share(25, 100)
+    assert pooled([share(0, 100), share(50, 100)]).value == pytest.approx(0.25)
+    assert pooled([]) == Rate(0.0, 0.0, 1.0, 0)
+
+
+def test_a_proposal_that_changes_nothing_scores_zero(models, trial):
+    rate = trial.score(models[1], trial.split.x)
+    assert rate.value == 0
+    assert rate.n == round(accuracy_rate(models[1], trial.split).value * 60)
+
+
+def threshold(x):
+    """Class 1 above 0.7."""
+    return torch.cat([0.7 - x, x - 0.7], 1)
+
+
+def test_a_proposal_outside_the_ball_is_clipped_before_it_is_scored():
+    split = Split(torch.tensor([[0.5], [0.65], [0.9], [0.2]]), torch.tensor([0, 0, 1, 1]))
+    far = torch.full((4, 1), 100.0)
+    # The last is misclassified as it is and counts for nothing; within 0.1 only 0.65 can be moved.
+    rate = attack_rate(threshold, far, split, 0.1, (0.0, 1.0))
+    assert (rate.value, rate.n) == (pytest.approx(1 / 3), 3)
+    assert attack_rate(threshold, far, split, 0.04, (0.0, 1.0)).value == 0
+    # 0.9, itself outside this range, is the one that clipping to it flips.
+    assert attack_rate(threshold, far, split, 0.1, (0.0, 0.69)).value == pytest.approx(1 / 3)
+    assert attack_rate(threshold, far[:2], split.take([0, 1]), 0.1, (0.0, 0.69)).value == 0
+    assert attack_rate(threshold, far, split, 50.0, None).value == pytest.approx(2 / 3)
+
+
+def test_a_proposal_that_is_not_a_number_attacks_nothing():
+    split = Split(torch.tensor([[0.5], [0.65]]), torch.tensor([0, 0]))
+    nan = torch.full((2, 1), float("nan"))
+    assert attack_rate(threshold, nan, split, 0.2, (0.0, 1.0)).value == 0
+    infinite = torch.full((2, 1), float("inf"))
+    assert attack_rate(threshold, infinite, split, 0.06, (0.0, 1.0)).value == 0.5
+
+
+def test_a_proposal_of_another_shape_is_refused():
+    split = Split(torch.rand(4, 2), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(DataError, match=r"\(3, 2\), expected \(4, 2\)"):
+        attack_rate(threshold, torch.rand(3, 2), split, 0.1, None)
+
+
+def test_the_matrix_holds_every_later_generation_and_the_diagonal_is_white_box(models, trial):
+    matrix = transfer(models, trial)
+    assert set(matrix) == {(a, b) for a in models for b in models if a <= b}
+    proposed = trial.craft(models[2], "single", 2)
+    assert matrix[2, 7] == trial.score(models[7], proposed)
+    assert matrix == transfer(models, trial)
+    other = transfer(models, dataclasses.replace(trial, seed=9))
+    assert other.keys() == matrix.keys()
+
+
+def test_age_counts_rotations_not_numbers_and_leaves_the_base_out_of_white_box(models, trial):
+    matrix = transfer(models, trial)
+    ages = by_age(matrix)
+    assert list(ages) == [0, 1, 2, 3]
+    assert ages[0] == pooled([matrix[k, k] for k in (2, 4, 7)])
+    assert ages[1] == pooled([matrix[1, 2], matrix[2, 4], matrix[4, 7]])
+    assert ages[3] == matrix[1, 7]
+
+
+def test_the_joint_attack_knows_just_the_last_exposed(models, trial):
+    joint = stale_joint(models, trial, 2)
+    assert list(joint) == [4, 7]
+    proposed = trial.craft([models[2], models[4]], "joint", 2, 7)
+    assert joint[7] == trial.score(models[7], proposed)
+
+
+def test_a_pure_permutation_defends_nothing(task, models, trial):
+    state = models[1].state_dict()
+    model = permuted(task, state, seed=0)
+    assert not torch.equal(model.state_dict()["0.weight"], state["0.weight"])
+    proposed = trial.craft(models[1], "single", 1)
+    frozen = trial.score(models[1], proposed)
+    assert frozen.value > 0.3
+    assert trial.score(model, proposed) == frozen
+
+
+def test_without_hidden_units_there_is_no_permutation():
+    task = toy(tanh_of_sine)
+    assert permuted(task, task.model(0).state_dict(), seed=0) is None
+
+
+def test_a_fresh_retraining_is_a_function_of_its_index(task):
+    settings = Settings(population=PopulationSettings(base_steps=30, pool=16, pool_steps=1))
+    (one, seconds), (again, _), (two, _) = (retrained(task, settings, i) for i in (0, 0, 1))
+    assert seconds > 0
+    assert torch.equal(one.state_dict()["0.weight"], again.state_dict()["0.weight"])
+    assert not torch.equal(one.state_dict()["0.weight"], two.state_dict()["0.weight"])
+
+
+def test_a_trial_draws_from_the_test_split_alone(task):
+    trial = Trial.of(task, n=10, seed=5)
+    rows = {tuple(x.tolist()) for x in task.splits.test.x}
+    assert all(tuple(x.tolist()) in rows for x in trial.split.x)
+    assert torch.equal(trial.split.x, Trial.of(task, n=10, seed=5).split.x)
+    assert not torch.equal(trial.split.x, Trial.of(task, n=10, seed=6).split.x)
+    assert len(Trial.of(task, n=10**6).split) == len(task.splits.test)
+
+
+def test_a_hardened_defence_is_shown_beside_a_plain_training(tmp_path, tiny_settings):
+    hardened = tiny_settings.override(harden__recipe=["adversarial"], harden__steps=2)
+    with g2d.Defence.build("digits", tmp_path / "v", hardened, engine=SerialEngine()) as defence:
+        defence.generate(1, seed=0)
+        fresh = [retrained(defence.task, hardened, 0)]
+        rows = {row.threat: row for row in evaluate(defence, n=100, fresh=fresh, draws=2).rows}
+        without = evaluate(defence, n=100, draws=2).rows
+    assert "1 retrainings" in rows["fresh seed"].target
+    assert rows["undefended"].asr.value > rows["frozen"].asr.value
+    assert not {"undefended", "fresh seed"} & {row.threat for row in without}

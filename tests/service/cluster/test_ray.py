@@ -1,0 +1,324 @@
+"""Ray itself, on this machine: jobs as tasks, and `g2d serve --engine ray` as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from test_service_process import Process, expected
+
+import g2d
+from g2d.core.engine import SerialEngine
+from g2d.errors import G2DError
+from g2d.vault.vault import Vault
+from places import ROOT
+from stand_ins import wait_for
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+ENV = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+STEPS = "[population]\nbase_steps = 60\nearly_steps = 20\nfork_steps = 20\npool = 64\n"
+
+
+@pytest.fixture
+def alone():
+    """Nothing that a test starts may be there when it has ended."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    left = [p for p in psutil.Process().children(recursive=True) if p not in before]
+    assert psutil.wait_procs(left, timeout=10)[1] == []
+
+
+@pytest.fixture
+def vault(tiny_vault: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_vault, tmp_path / "vault"))
+
+
+@pytest.fixture
+def x(digits: g2d.Task) -> np.ndarray:
+    return digits.splits.test.x[:5].numpy()
+
+
+# --- jobs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_population_is_the_same_bytes_by_ray(tmp_path):
+    from g2d.settings import Settings
+
+    file = tmp_path / "settings.toml"
+    file.write_text(STEPS)
+    command = ["population", str(tmp_path / "ray"), "--task", "digits", "--settings", str(file),
+               "--members", "4", "--basins", "2", "--engine", "ray", "--workers", "2"]  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "g2d", *command], env=ENV, timeout=200,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Vault.open(tmp_path / "ray") as made:
+        settings = Settings.from_toml(made.settings_text)
+        by_ray = {(k, e.index): e.files for k in ("base", "early", "member")
+                  for e in made.entries(k)}  # fmt: skip
+    with g2d.Defence.create("digits", tmp_path / "serial", settings) as defence:
+        defence.populate(SerialEngine())
+        vault = defence.vault
+        serial = {(k, e.index): e.files for k in ("base", "early", "member")
+                  for e in vault.entries(k)}  # fmt: skip
+    assert by_ray == serial
+    assert len(by_ray) == 1 + 2 + 4
+
+
+JOBS = """
+import os, time, signal, sys, torch
+from g2d.service.cluster.ray_engine import RayEngine
+from g2d.errors import GenerationError, PopulationError
+
+def square(x): return x * x
+def threads(_): return torch.get_num_threads()
+def broken(x): raise GenerationError(f"job {x} says so")
+def dies(_): os._exit(7)
+def slow(_): time.sleep(100)
+
+with RayEngine(workers=2) as engine:
+    print(sorted(engine.run(square, [3, 1, 2])), list(engine.run(threads, [0])))
+    for work, kind in ((broken, GenerationError), (dies, PopulationError)):
+        try:
+            list(engine.run(work, [5]))
+        except kind as error:
+            print(type(error).__name__, error)
+    made = []
+    def payloads():
+        for n in range(8):
+            made.append(n)
+            yield n
+    run = engine.run(square, payloads())
+    next(run)
+    print("in flight", len(made) <= 3)
+    run.close()
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    began = time.monotonic()
+    try:
+        list(engine.run(slow, [0]))
+    except KeyboardInterrupt:
+        print("cancelled", time.monotonic() - began < 10)
+"""
+
+
+@pytest.mark.usefixtures("alone")
+def test_jobs_say_what_failed_are_bounded_and_can_be_cancelled(tmp_path):
+    script = tmp_path / "jobs.py"
+    script.write_text(JOBS)
+    done = subprocess.run([sys.executable, str(script)], env=ENV, timeout=200,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "(raylet)" not in line]
+    squares, broken, died, flight, cancelled = lines
+    assert squares == "[(0, 9), (1, 1), (2, 4)] [(0, 1)]"
+    assert broken == "GenerationError job 5 says so"
+    assert died.startswith("PopulationError a job was lost 4 times")
+    assert (flight, cancelled) == ("in flight True", "cancelled True")
+
+
+def test_no_cluster_and_wrong_addresses_are_said_at_once():
+    from g2d.core.ray_cluster import joined
+
+    for address, text in (
+        ("127.0.0.1:1", "does not answer at 127.0.0.1:1"),
+        ("ray://there:10001", "Ray Client's address"),
+    ):
+        began = time.monotonic()
+        with pytest.raises(G2DError, match=text), joined(address):
+            pass
+        assert time.monotonic() - began < 20
+
+
+# --- the service ---------------------------------------------------------------------------------
+
+
+class Client:
+    """One connection, kept open; says which replica answered."""
+
+    def __init__(self, address: str) -> None:
+        self.line = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc, timeout=30)
+
+    def close(self) -> None:
+        self.line.close()
+
+    def infer(self, x: np.ndarray, version: str = "") -> tuple[int, str, dict]:
+        tensor = {"name": "input", "shape": x.shape, "datatype": "FP32", "data": x.ravel().tolist()}
+        path = f"/v2/models/g2d{version}/infer"
+        self.line.request("POST", path, json.dumps({"inputs": [tensor]}))
+        response = self.line.getresponse()
+        told = json.loads(response.read())
+        return response.status, response.headers.get("g2d-replica", ""), told
+
+
+class Load(threading.Thread):
+    """Infers all the time; keeps every answer's status, replica, generation and logits."""
+
+    def __init__(self, address: str, x: np.ndarray) -> None:
+        super().__init__(daemon=True)
+        self.client, self.x, self.ending = Client(address), x, False
+        self.answers: list[tuple[int, str, int, np.ndarray]] = []
+        self.failed: list[object] = []
+
+    def run(self) -> None:
+        while not self.ending:
+            try:
+                status, replica, told = self.client.infer(self.x)
+                if status != 200:
+                    self.failed.append(told)
+                    continue
+                output = told["outputs"][0]
+                logits = np.reshape(output["data"], output["shape"])
+                number = told["parameters"]["generation"]
+                self.answers.append((status, replica, number, logits))
+            except Exception as error:
+                self.failed.append(error)
+
+    def stop(self) -> None:
+        self.ending = True
+        self.join(30)
+        self.client.line.close()
+
+
+def replicas(served: Process) -> dict[str, dict]:
+    status, told = served.ask("/status")
+    assert status == 200
+    return {one["replica"]: one for one in told["rotation"]["cluster"]["replicas"]}
+
+
+def both(served: Process) -> dict[str, int]:
+    """Process ids of the two replicas, once one that answers has heard of both."""
+    found: dict[str, int] = {}
+
+    def there() -> bool:
+        found.clear()
+        found.update({name: one["pid"] for name, one in replicas(served).items()})
+        return len(found) == 2
+
+    wait_for(there, 60)
+    return found
+
+
+def answering(served: Process, x: np.ndarray, count: int) -> set[int]:
+    """Ask until so many replicas have answered; return the generations that they did from."""
+    found: dict[str, int] = {}
+    client = Client(served.address)
+    for _ in range(200):
+        status, replica, told = client.infer(x)
+        assert status == 200
+        found[replica] = told["parameters"]["generation"]
+        if len(found) == count:
+            break
+    client.line.close()
+    assert len(found) == count
+    return set(found.values())
+
+
+def coordinator(served: Process) -> psutil.Process | None:
+    for child in psutil.Process(served.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # one that was just killed
+            if "CoordinatorActor" in " ".join(child.cmdline()):
+                return child
+    return None
+
+
+@pytest.mark.usefixtures("alone")
+def test_replicas_follow_every_rotation_under_load_and_are_not_restarted(vault, x, tmp_path):
+    options = ("--engine", "ray", "--replicas", "2", "--lease", "8s")
+    with Process(vault, *options, log=tmp_path / "log") as served:
+        pids = both(served)
+        loads = [Load(served.address, x) for _ in range(2)]
+        for load in loads:
+            load.start()
+        for number in (2, 3, 4):
+            assert served.rotate() == number
+            assert answering(served, x, 2) == {number}  # all of them, now
+            wait_for(lambda: {one["generation"] for one in replicas(served).values()} == {number})  # noqa: B023
+        client = Client(served.address)
+        status, _, told = client.infer(x, "/versions/3")
+        client.line.close()
+        assert (status, told["error"]) == (404, "version '3' is not live; 4 is")
+
+        wait_for(lambda: served.ask("/status")[1]["rotation"]["spare"] == 5, 120)
+        weights = vault / "generations" / "000005" / "weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+        status, told = served.ask("/admin/rotate", method="POST")
+        assert status == 409, told  # tampered with: refused
+        assert served.infer(x)[0] == 4  # and the live one stays
+        assert served.rotate() == 6
+        for load in loads:
+            load.stop()
+        assert both(served) == pids
+        assert served.ask("/v2/health/ready")[0] == 200
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(60) == 0
+    check(loads, vault, x)
+    assert {answer[1] for load in loads for answer in load.answers} == pids.keys()
+    rolled = [line for line in served.lines() if line["event"] == "rolled out"]
+    assert {line["generation"] for line in rolled} == {2, 3, 4, 6}
+    assert all(line["seconds"] < 8 for line in rolled)
+    assert served.lines()[-1]["event"] == "stop"
+
+
+def check(loads: list[Load], vault: Path, x: np.ndarray) -> None:
+    """No answer failed, mixed generations, or went back at its replica."""
+    known: dict[int, np.ndarray] = {}
+    for load in loads:
+        assert load.failed == []
+        last: dict[str, int] = {}
+        for _, replica, number, logits in load.answers:
+            if number not in known:
+                known[number] = expected(vault, number, x)
+            assert np.allclose(logits, known[number], atol=1e-5)
+            assert number >= last.get(replica, 0)
+            last[replica] = number
+    assert len(known) > 3
+
+
+@pytest.mark.usefixtures("alone")
+def test_without_its_coordinator_a_replica_refuses_and_comes_back(vault, x, tmp_path):
+    options = ("--engine", "ray", "--replicas", "2", "--lease", "3s")
+    with (
+        Process(vault, *options, log=tmp_path / "log") as served,
+        contextlib.closing(Client(served.address)) as client,
+    ):
+
+        def answer(status: int) -> bool:
+            """Whether all of twenty requests, to either replica, have this status."""
+            return all(client.infer(x)[0] == status for _ in range(20))
+
+        pids = both(served)
+        assert served.rotate() == 2
+        away = coordinator(served)
+        away.suspend()
+        began = time.monotonic()
+        assert client.infer(x)[0] == 200  # the lease goes on
+        wait_for(lambda: answer(503), 30)
+        assert time.monotonic() - began < 3 + 3
+        assert served.ask("/v2/health/live")[0] == 200
+        away.resume()
+        wait_for(lambda: answer(200), 30)
+
+        away.kill()  # a new one is started; it reads the ledger and goes on
+        wait_for(lambda: coordinator(served) not in (None, away), 60)
+        wait_for(lambda: answer(200), 60)
+        assert served.infer(x)[0] == 2
+        assert served.rotate() >= 3
+        assert both(served) == pids
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(60) == 0
