@@ -29,8 +29,7 @@ class Shape:
 def shapes_of(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Shape]:
     """The shape of each tensor of `parse`."""
     return {
-        name: Shape(tuple(tensor["shape"]), tensor["dtype"])
-        for name, tensor in tensors.items()
+        name: Shape(tuple(tensor["shape"]), tensor["dtype"]) for name, tensor in tensors.items()
     }
 
 

@@ -118,6 +118,7 @@ class _Look:
 
     def __init__(self, path: Path, rows: _Rows, key: VerifyKey | None) -> None:
         self.path, self.rows, self.key = path, rows, key
+        self.texts: dict[Any, str] = {row[0]: row[2] for row in rows.generations}
         self.found: list[Problem] = []
         self.known: set[Path] = set()
         self.reference: Mapping[str, tensors.Shape] | None = None
@@ -231,17 +232,17 @@ class _Look:
     def _manifest(self, path: Path, made: GenerationRecord) -> None:
         """What manifest.json says is what the ledger says, and both make sense."""
         self.known.add(path)
-        texts = {number: text for number, _, text, _ in self.rows.generations}
         data, about = self._bytes(path, _MOST_TEXT), made.manifest
-        if data is not None and data != texts[made.number].encode():
+        if data is not None and data != self.texts[made.number].encode():
             self._tell("digest", path, "it is corrupt: it is not what the ledger says")
         own = {"number": made.number, "files": made.files, "created": made.created}
         for name, value in own.items():
             if about.get(name) != value:
                 self._tell("manifest", path, f"its {name!r} is not that of the ledger's row")
         exposed, gates = about.get("exposed", []), about.get("gates", [])
-        earlier = {number for number in texts if number < made.number}
-        if not isinstance(exposed, list) or not all(_is_one_of(n, earlier) for n in exposed):
+        if not isinstance(exposed, list) or not all(
+            type(n) is int and n < made.number and n in self.texts for n in exposed
+        ):
             self._tell("manifest", path, "its 'exposed' are not numbers of earlier generations")
         if not isinstance(gates, list) or not all(_passed(gate) for gate in gates):
             self._tell("manifest", path, "its 'gates' have not all been passed")
@@ -333,10 +334,6 @@ def _read_rows(path: Path) -> _Rows:
 
 def _passed(gate: Any) -> bool:
     return isinstance(gate, dict) and gate.get("passed", True) is True
-
-
-def _is_one_of(value: Any, numbers: set[int]) -> bool:
-    return type(value) is int and value in numbers
 
 
 def _is_folder(path: Path) -> bool:
