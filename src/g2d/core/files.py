@@ -28,7 +28,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         if staged:
             Path(staged).unlink(missing_ok=True)
         raise G2DError(
-            f"cannot write {path}: {error}; the old file, if any, is as it was"
+            f"cannot write {path}: {error}; the old file, if there is one, is unchanged"
         ) from error
 
 
