@@ -86,7 +86,7 @@ def joined(address: str = "", cpus: int = 0) -> Iterator[bool]:
 def _reach(address: str) -> None:
     if "://" in address:
         raise G2DError(
-            f"{address} is the address of a Ray Client: run g2d on a node of the cluster, and"
+            f"{address} is a Ray Client's address: run g2d on a node of the cluster, and"
             " give HOST:PORT or auto"
         )
     host, colon, port = address.rpartition(":")

@@ -63,7 +63,7 @@ class RayEngine:
             raise error.cause from None
         except RayError as error:
             raise PopulationError(
-                f"a job lost its node or worker {_RETRIES + 1} times ({_words(error)})."
+                f"a job was lost {_RETRIES + 1} times with its node or worker ({_words(error)})."
                 " What is complete is kept: run the same command again, with fewer --workers if"
                 " memory is short"
             ) from error
