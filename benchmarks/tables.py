@@ -1,6 +1,6 @@
 """Make the tables of docs/benchmarks.md from benchmarks/results/*.json; numbers are never typed.
 
-    python benchmarks/tables.py
+    python -m benchmarks.tables
 
 Each table stands between `<!-- name -->` and `<!-- /name -->` and is replaced in place.
 """
@@ -11,20 +11,15 @@ import json
 import math
 import re
 import statistics
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+from benchmarks.common.measure import interval
+from benchmarks.common.places import RESULTS, ROOT
+from benchmarks.robust import tables as robust_tables
+from benchmarks.robust import ways_tables as robust_ways_tables
+from benchmarks.serving import tables as serving_tables
 
-import robust_tables
-import robust_ways_tables
-import serving_tables
-from measure import interval
-
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 ORDER = (
     "frozen", "pure permutation", "forks", "independent seeds", "retrained",
     "retrained, 938 steps", "retrained, hardened", "retrained fork",
