@@ -30,13 +30,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cluster.tables import table
 from benchmarks.common.measure import hardware, interval, save
-from benchmarks.common.places import DOCS, RESULTS
+from benchmarks.common.places import RESULTS
 from g2d.service.cluster.lease import Follower, Hello, Terms
 from g2d.service.cluster.rollout import Roster
 
 OUT = RESULTS / "rollout.json"
-PAGE = DOCS / "cluster.md"
 TOKEN = "benchmarks-of-the-rollout"
 
 
@@ -409,23 +409,6 @@ def cases(load: float, poll: float) -> list[Case]:
     ]  # fmt: skip
 
 
-def table(results: dict[str, Any]) -> str:
-    head = (
-        "how", "away", "all that are there have followed, s", "last stale answer after, s",
-        "stale answers a rotation", "refused (503) a rotation",
-    )  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in results["cases"]:
-        found = row["found"]
-        cells = [row["name"], f"{row['away']:.0%}"]
-        for key, digits in (("followed_seconds", 2), ("stale_until_seconds", 1),
-                            ("stale_answers", 0), ("refused", 0)):  # fmt: skip
-            mean, _, high = found[key]
-            cells.append(f"{mean:,.{digits}f} ± {high - mean:,.{digits}f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vault", type=Path, help="measure loads and polls first; it is rotated")
@@ -443,8 +426,6 @@ def main() -> None:
     for row in results["cases"]:
         row["lease"] = None if row["lease"] == math.inf else row["lease"]
     save(OUT, results)
-    text, marks = PAGE.read_text(), r"(<!-- rollout -->\n).*(<!-- /rollout -->)"
-    PAGE.write_text(re.sub(marks, lambda m: m[1] + table(results) + "\n" + m[2], text, flags=re.S))
     print(table(results))
 
 

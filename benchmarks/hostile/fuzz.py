@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from benchmarks.common.places import ROOT
+from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.hostile.malformed import KINDS, SLOW, Case
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import answer_of, ask_once, infer_request, inputs
@@ -236,7 +237,6 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-    from benchmarks.serving.run import show
 
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--cases", type=int, default=12_000, help="malformed requests")
@@ -251,7 +251,7 @@ def main() -> None:
         result = measure(a, Path(folder))
     save("fuzz", result, a.out)
     print(json.dumps(result["outcomes"], indent=1))
-    show(rows(result))
+    print(markdown(TARGETS, rows(result)))
 
 
 if __name__ == "__main__":

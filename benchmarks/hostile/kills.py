@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Answers, Load, answer_of, ask_once, bodies, infer_requests
 from benchmarks.serving.process import QUICK, Server, free_port, make_key, make_vault, record, save
@@ -227,7 +228,6 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-    from benchmarks.serving.run import show
 
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--kills", type=int, default=100)
@@ -240,7 +240,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = measure(a, Path(folder))
     save("kills", result, a.out)
-    show(rows(result))
+    print(markdown(TARGETS, rows(result)))
 
 
 if __name__ == "__main__":

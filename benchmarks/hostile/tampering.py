@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import g2d
+from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.hostile import recovery
 from benchmarks.hostile.damages import DAMAGES, restore, with_ledger_in_step
 from benchmarks.serving.process import QUICK, make_key, make_vault, record, save
@@ -287,7 +288,6 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-    from benchmarks.serving.run import show
 
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--cases", type=int, default=2400)
@@ -298,7 +298,7 @@ def main() -> None:
         result = measure(a, Path(folder))
     save("tampering", result, a.out)
     print(json.dumps(result["reasons"], indent=1))
-    show(rows(result))
+    print(markdown(TARGETS, rows(result)))
 
 
 if __name__ == "__main__":

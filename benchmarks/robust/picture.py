@@ -2,7 +2,7 @@
 
     python -m benchmarks.robust.picture
 
-Drawn from the JSON of robust.py; a dot is one seed, a stroke their mean.
+Drawn from the JSON of benchmarks/robust; a dot is one seed, a stroke their mean.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common.places import DOCS
-from benchmarks.robust import tables
+from benchmarks.robust.records import Record, get, of, records
+from benchmarks.robust.tables import ATTACKERS
 
 PATH = DOCS / "pictures" / "robust.png"
 Line = tuple[str, list[float], str]
@@ -22,25 +23,25 @@ def known(values: Sequence[float | None]) -> list[float]:
     return [100 * v for v in values if v is not None]
 
 
-def attackers(data: Sequence[tables.Record]) -> list[Line]:
+def attackers(data: Sequence[Record]) -> list[Line]:
     """Accuracy left of the generated chain, by what the attacker has."""
     colours = (WHITE, WHITE, STALE, STALE, STALE, STALE, OWNS, OWNS)
-    found: list[Line] = [("nothing: clean", known(tables.of(data, "generated", "clean")), CONTROL)]
-    for (words, key), colour in zip(tables.ATTACKERS, colours, strict=True):
+    found: list[Line] = [("nothing: clean", known(of(data, "generated", "clean")), CONTROL)]
+    for (words, key), colour in zip(ATTACKERS, colours, strict=True):
         path = ("autoattack",) if key == "autoattack" else (key, "accuracy")
-        found.append((words, known(tables.of(data, "generated", *path)), colour))
+        found.append((words, known(of(data, "generated", *path)), colour))
     return found
 
 
-def controls(data: Sequence[tables.Record]) -> list[Line]:
+def controls(data: Sequence[Record]) -> list[Line]:
     """What the secret is worth: the stale joint attack less the same attack on itself."""
     names: list[str] = []
     for record in data:
-        for name in tables.get(record, "generated", "controls") or ():
+        for name in get(record, "generated", "controls") or ():
             names += [name] * (name not in names)
 
     def worth(*path: str) -> list[float]:
-        stale, own = (tables.of(data, *path, key, "accuracy") for key in ("stale_joint", "itself"))
+        stale, own = (of(data, *path, key, "accuracy") for key in ("stale_joint", "itself"))
         return [
             100 * (s - i) for s, i in zip(stale, own, strict=True)
             if s is not None and i is not None
@@ -73,7 +74,7 @@ def main() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    data = tables.records()
+    data = records()
     left, right = attackers(data), controls(data)
     figure, (a, b) = plt.subplots(
         1, 2, figsize=(11, 3.6), layout="constrained", width_ratios=(3, 2)

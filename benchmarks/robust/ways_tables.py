@@ -1,11 +1,13 @@
-"""Tables of what was tried towards robust.py's missed targets, from robust_ways.py's JSON."""
+"""Tables of what was tried towards benchmarks.robust's missed targets, from the JSON of ways.py."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 
-from benchmarks.robust.tables import RESULTS, Record, less, of, shown, spread, table
+from benchmarks.common.places import RESULTS
+from benchmarks.common.tables import markdown, shown
+from benchmarks.robust.records import Record, less, of, spread
 
 BASIN = "basin "
 
@@ -27,7 +29,7 @@ def ways(data: Sequence[Record]) -> str:
             shown(of(have, name, "autoattack")), spread(less(have, (name,), ("PGD",))),
         ])  # fmt: skip
     header = ["way", "CPU s", "clean", "under the three attacks", "above row PGD, points"]
-    return table(header, lines)
+    return markdown(header, lines)
 
 
 def basins(data: Sequence[Record]) -> str:
@@ -47,7 +49,7 @@ def basins(data: Sequence[Record]) -> str:
             spread(less(whole, ("members", kind), ("members", "its basin is known"))),
         ])  # fmt: skip
     header = ["the joint attack", "accuracy left", "above itself, points", "above a known basin"]
-    return table(header, lines)
+    return markdown(header, lines)
 
 
 def made() -> dict[str, str]:

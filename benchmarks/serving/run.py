@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Load, bodies, infer_requests
 from benchmarks.serving.process import TINY, Server, bootstrap, make_vault, record, save
@@ -318,11 +319,6 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     return found
 
 
-def show(found: list[list[str]]) -> None:
-    print("| what | target | reached |\n|---|---|---|")
-    print("\n".join("| " + " | ".join(row) + " |" for row in found))
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--vault", type=Path, help="a digits vault; it is copied")
@@ -337,7 +333,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = measure(a, Path(folder))
     save("serving", result, a.out)
-    show(rows(result))
+    print(markdown(TARGETS, rows(result)))
 
 
 if __name__ == "__main__":

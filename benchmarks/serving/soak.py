@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Load, bodies, infer_requests
 from benchmarks.serving.process import QUICK, Server, make_vault, record, save
@@ -141,7 +142,6 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-    from benchmarks.serving.run import show
 
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--rotations", type=int, default=10_000)
@@ -154,7 +154,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = measure(a, Path(folder))
     save("soak", result, a.out)
-    show(rows(result))
+    print(markdown(TARGETS, rows(result)))
 
 
 if __name__ == "__main__":

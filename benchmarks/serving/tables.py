@@ -1,6 +1,6 @@
-"""Tables of docs/benchmarks.md's section on serving, from the JSON of its five scripts.
+"""Tables of docs/benchmarks/serving.md, from the JSON of its five scripts.
 
-`tables.py` puts them in their places; what has not been measured says so.
+`benchmarks/tables.py` puts them in their places; what has not been measured says so.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.common.places import RESULTS
+from benchmarks.common.tables import markdown
 from benchmarks.hostile import fuzz, kills, tampering
 from benchmarks.serving import run as serving
 from benchmarks.serving import soak
-from benchmarks.serving.process import RESULTS
 
 Result = dict[str, Any]
 SCRIPTS: dict[str, Callable[[Result], list[list[str]]]] = {
@@ -27,18 +28,12 @@ def results() -> dict[str, Result]:
     return {name: json.loads(p.read_text("utf-8")) for name, p in paths.items() if p.is_file()}
 
 
-def table(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |"
-                     for line in (header, ["---"] * len(header), *lines))  # fmt: skip
-
-
 def targets(found: dict[str, Result]) -> str:
     """The issue's targets beside what was reached, every script's rows."""
     lines = []
     for name, rows in SCRIPTS.items():
         lines += rows(found[name]) if name in found else [[name, "–", "not measured yet"]]
-    return table(["what", "target", "reached"], lines) + "\n\n" + conditions(found)
+    return markdown(["what", "target", "reached"], lines) + "\n\n" + conditions(found)
 
 
 def conditions(found: dict[str, Result]) -> str:
@@ -46,7 +41,7 @@ def conditions(found: dict[str, Result]) -> str:
     given = found.get("serving", {}).get("arguments", {}).get("vault")
     own = "of the vault given with `--vault`" if given else "of a tiny vault made for it"
     return (
-        f"`serving.py` rotates generations {own}, by that vault's gates. Soak, kills and"
+        f"`benchmarks.serving` rotates generations {own}, by that vault's gates. Soak, kills and"
         " tampering use a vault that makes a generation in 25 ms, so that thousands fit into an"
         " hour: nothing is guided, every quality gate is open, and each generation is compared with"
         " the one before it alone (where a service has to go on over damage: with eight). They"
@@ -65,7 +60,7 @@ def speeds(result: Result) -> str:
             line.append(f"{row['median'][name]:,.0f} ({row['cpu_us'][name]:.0f})")
         lines.append([*line, row["litserve"].removeprefix("litserve ")])
     header = ["body, inputs", "G2D", *serving.RIVALS.values(), "LitServe's batch, queue"]
-    return table(header, lines)
+    return markdown(header, lines)
 
 
 def latencies(result: Result) -> str:
@@ -87,7 +82,7 @@ def latencies(result: Result) -> str:
         "p99 within 50 ms of a swap / of the rest",
         "s to make / to verify, commit, swap",
     ]
-    return table(header, lines)
+    return markdown(header, lines)
 
 
 def machine(found: dict[str, Result]) -> str:
@@ -104,7 +99,7 @@ def machine(found: dict[str, Result]) -> str:
 
 
 def readme(found: dict[str, Result]) -> str:
-    """README's lines: what serving costs, in one paragraph."""
+    """What serving costs, in one paragraph."""
     if found.keys() != SCRIPTS.keys():
         return "Not measured yet."
     s, slow = found["serving"], found["serving"]["latency"]["rotating"]
@@ -125,8 +120,7 @@ def readme(found: dict[str, Result]) -> str:
         f" generation, in {k['restart_s']['p50']:.1f} s (worst {k['restart_s']['max']:.1f});"
         f" {soak_['rotations']:,} rotations grew memory by {growth[0]:.1f} % (service) and"
         f" {growth[1]:.1f} % (worker); {t['cases'] - missed:,} of {t['cases']:,}"
-        " tampered generations were refused. [All rows, what they mean, where it falls"
-        " short](docs/benchmarks.md#serving)."
+        " tampered generations were refused."
     )
 
 
