@@ -9,7 +9,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable
 export OMP_NUM_THREADS := 1
 export PYTHONPATH :=
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format docs clean
 
 demo: .venv/demo.stamp
 	$(BIN)/g2d demo
@@ -28,8 +28,11 @@ format: .venv/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf .venv demo runs build .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv site demo runs build .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -41,3 +44,7 @@ clean:
 .venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) '.[dev]'
 	touch $@ .venv/demo.stamp
+
+.venv/docs.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) '.[docs]'
+	touch $@
