@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -28,3 +29,11 @@ def loader(vault):
     opened = VaultLoader(vault, "g2d")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that we start run like anybody else: on a busy machine idle ones wait for minutes."""
+    monkeypatch.delattr(os, "SCHED_IDLE", raising=False)
+    monkeypatch.setattr("g2d.service.worker.NICE", 0)
+    monkeypatch.setattr("g2d.service.worker._SHARE", 0.0)

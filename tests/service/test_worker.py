@@ -17,6 +17,7 @@ from places import ROOT
 from service_process import TOKEN, can_write
 
 
+@pytest.mark.usefixtures("eager")
 def test_the_worker_makes_keeps_and_commits_and_takes_what_was_kept(vault):
     told: list[tuple[str, dict]] = []
     worker = Worker(vault, tell=lambda event, facts: told.append((event, facts)))
@@ -41,6 +42,7 @@ def test_the_worker_makes_keeps_and_commits_and_takes_what_was_kept(vault):
         worker.make(3)
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_worker_that_cannot_write_or_hangs_says_so(vault, tmp_path):
     worker = Worker(vault)
     with Vault.open(vault, write=True), pytest.raises(GenerationError, match="another g2d process"):
@@ -56,6 +58,7 @@ def test_a_worker_that_cannot_write_or_hangs_says_so(vault, tmp_path):
         hung.close()
 
 
+@pytest.mark.usefixtures("eager")
 def test_rejected_candidates_are_told_with_their_gates(vault):
     with Vault.open(vault, write=True) as opened:
         settings = Settings.from_toml(opened.settings_text)
@@ -77,23 +80,7 @@ def test_rejected_candidates_are_told_with_their_gates(vault):
     assert {gate["gate"] for gate in told[0][1]["gates"]} == {"distance"}
 
 
-def test_a_worker_that_starves_is_replaced_by_one_that_does_not_idle(vault, monkeypatch):
-    monkeypatch.setattr("g2d.service.worker._STARVED", 0.5)
-    told: list[str] = []
-    worker = Worker(vault, tell=lambda event, _facts: told.append(event))
-    try:
-        assert worker.make(1) == 2
-        first = worker.pid
-        assert os.sched_getscheduler(first) == os.SCHED_IDLE
-        os.kill(first, signal.SIGSTOP)  # it gets nothing of a core any more
-        assert worker.make(2) == 3
-        assert (worker.pid != first, told) == (True, ["hurried"])
-        assert os.sched_getscheduler(worker.pid) == os.SCHED_OTHER
-        assert psutil.Process(worker.pid).nice() == 10
-    finally:
-        worker.close()
-
-
+@pytest.mark.usefixtures("eager")
 def test_what_cannot_be_read_does_not_hold_up_what_can_be_made(vault):
     """A damaged spare is told as refused; damaged exposed ones count no more, with an alarm."""
     with g2d.Defence.open(vault) as defence:
@@ -118,6 +105,7 @@ def test_what_cannot_be_read_does_not_hold_up_what_can_be_made(vault):
     assert all(any(f"generation {number} no more" in text for text in alarms) for number in (2, 3))
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_worker_loads_no_other_task_and_knows_no_admin_token(vault, tmp_path, monkeypatch):
     """Whoever can write the vault must not run code beside the signing key."""
     monkeypatch.setenv("G2D_ADMIN_TOKEN", TOKEN)
@@ -138,3 +126,19 @@ def test_a_worker_loads_no_other_task_and_knows_no_admin_token(vault, tmp_path, 
     finally:
         worker.close()
     assert not proof.exists()
+
+
+def test_a_worker_that_starves_is_replaced_by_one_that_does_not_idle(vault, monkeypatch):
+    monkeypatch.setattr("g2d.service.worker._STARVED", 0.5)
+    told: list[str] = []
+    worker = Worker(vault, tell=lambda event, _facts: told.append(event))
+    try:
+        first = worker._running().pid
+        assert os.sched_getscheduler(first) == os.SCHED_IDLE
+        os.kill(first, signal.SIGSTOP)  # it gets nothing of a core
+        assert worker.make(1) == 2
+        assert (worker.pid != first, told) == (True, ["hurried"])
+        assert os.sched_getscheduler(worker.pid) == os.SCHED_OTHER
+        assert psutil.Process(worker.pid).nice() == 10
+    finally:
+        worker.close()
