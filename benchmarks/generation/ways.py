@@ -40,7 +40,7 @@ class SpareMaker:
         self.defence, self.seed = defence, seed
         self.task, self.generator = defence.task, defence.generator
         # The members that the generator was fitted on: every way starts from the same ones.
-        newest = defence.settings.autoencoder.newest
+        newest = defence.settings.autoencoder.newest_share
         entries = fitted_members(defence.vault.entries("member"), newest)
         self.members: list[State] = [unpack(defence.vault.read(entry)) for entry in entries]
         self.basins = torch.tensor([int(entry.info["basin"]) for entry in entries])
@@ -233,7 +233,7 @@ class SpareMaker:
             torch.cat([splits.train.x, splits.guide.x]), torch.cat([splits.train.y, splits.guide.y])
         )
         batches = Batches(self.task, clean, s.batch, self.source(f"retrained {fork} {index}"))
-        budget = s.harden * self.task.eps if harden else 0.0
+        budget = s.light_eps * self.task.eps if harden else 0.0
         extra = (stale, *([partial(fgsm_light, budget)] if budget else []))
         course = HardenedTraining(self.task, HardenSettings(), batches, steps, seed=0, extra=extra,
                         pools=[e.guide for e in exposures])  # fmt: skip

@@ -1,7 +1,10 @@
 """Every setting of a defence: frozen dataclasses, read from and written to one TOML file.
 
 An unknown key is an error that suggests the nearest name; a value out of range says what its range
-is. Knows no torch, so that the command line can read and check settings at once.
+is. A setting that was renamed says `was`: people's files are told the new name, a vault's own file
+is understood, and digests go on using the former one. A setting that came after the first release
+says `since`: digests leave it out where it has its default, so that older vaults go on. Knows no
+torch, so that the command line can read and check settings at once.
 """
 
 from __future__ import annotations
@@ -19,19 +22,28 @@ from g2d.errors import SettingsError, nearest
 T = TypeVar("T")
 
 
-def within(low: float, high: float, default: Any, doc: str) -> Any:
+def within(
+    low: float, high: float, default: Any, doc: str, *, was: str = "", since: str = ""
+) -> Any:
     """Declare a numeric field with its closed range `[low, high]` and its one-line meaning."""
-    return field(default=default, metadata={"range": (low, high), "doc": doc})
+    return field(default=default, metadata=_described(doc, was, since) | {"range": (low, high)})
 
 
-def one_of(choices: tuple[str, ...], default: str, doc: str) -> Any:
+def one_of(
+    choices: tuple[str, ...], default: str, doc: str, *, was: str = "", since: str = ""
+) -> Any:
     """Declare a text field that takes one of `choices`."""
-    return field(default=default, metadata={"choices": choices, "doc": doc})
+    return field(default=default, metadata=_described(doc, was, since) | {"choices": choices})
 
 
-def free(default: Any, doc: str) -> Any:
+def free(default: Any, doc: str, *, was: str = "", since: str = "") -> Any:
     """Declare a field that any value of its type suits."""
-    return field(default=default, metadata={"doc": doc})
+    return field(default=default, metadata=_described(doc, was, since))
+
+
+def _described(doc: str, was: str, since: str) -> dict[str, Any]:
+    named = {"doc": doc, "was": was, "since": since}
+    return {key: text for key, text in named.items() if text}
 
 
 class Checked:
@@ -58,7 +70,9 @@ class TaskSettings(Checked):
 class PopulationSettings(Checked):
     """How the population of checkpoints is made."""
 
-    recipe: str = one_of(("repelled", "forks", "seeds"), "repelled", "how members are trained")
+    recipe: str = one_of(
+        ("repelled", "forks", "seeds"), "repelled", "where members begin and what repels them"
+    )
     members: int = within(2, 100_000, 64, "number of checkpoints")
     basins: int = within(1, 1000, 6, "independent early checkpoints that members are forked from")
     base_steps: int = within(1, 10**7, 3500, "optimiser steps of the base, the model to defend")
@@ -66,9 +80,10 @@ class PopulationSettings(Checked):
         0, 10**7, 1000, "optimiser steps of a basin's early checkpoint; 0: the base is the basin"
     )
     fork_steps: int = within(1, 10**7, 600, "optimiser steps of a fork")
-    harden: float = within(
-        0.0, 1.0, 0.5, "FGSM budget of repelled forks, as a share of eps; 0: off"
-    )
+    light_eps: float = within(
+        0.0, 1.0, 0.5, "budget of repelled members' light FGSM, as a share of eps; 0: off",
+        was="harden",
+    )  # fmt: skip
     batch: int = within(1, 10**6, 128, "examples a step (as many again of attacks, if repelled)")
     rate: float = within(1e-8, 10.0, 3e-3, "Adam's peak learning rate; warm-up, then linear decay")
     trunk: bool = free(True, "repelled forks begin at their basin's latest member, not its first")
@@ -85,7 +100,8 @@ class HardenSettings(Checked):
     """How base and members are hardened while they are trained; docs/hardening.md."""
 
     recipe: tuple[str, ...] = free(
-        (), "applied as listed: of l2, clamp, distil, adversarial and your own 'module:function'"
+        (),
+        "what each step learns from; as listed: l2, clamp, distil, adversarial, your 'module:name'",
     )
     method: str = one_of(("pgd", "trades", "fgsm"), "pgd", "adversarial: how attacks are learned")
     norm: str = one_of(("inf", "2"), "inf", "adversarial: the norm of its ball")
@@ -114,7 +130,9 @@ class AutoencoderSettings(Checked):
 
     scope: tuple[str, ...] = free((), "name patterns of the tensors in scope; empty: all")
     align: bool = free(False, "permute hidden units onto the first member before fitting")
-    newest: float = within(0.01, 1.0, 0.5, "share of each basin's repelled members to fit on")
+    newest_share: float = within(
+        0.01, 1.0, 0.5, "which share of each basin's repelled members to fit on", was="newest"
+    )
     latent: int = within(0, 100_000, 0, "latent dimensions; 0: one per direction of the population")
     width: int = within(1, 65_536, 256, "hidden width of encoder and decoder")
     sigma: float = within(0.0, 100.0, 0.1, "std of the noise on V, in units of a basin's spread")
@@ -139,7 +157,9 @@ class DiffusionSettings(Checked):
     batch: int = within(1, 10**6, 128, "latents a step")
     rate: float = within(1e-8, 10.0, 2e-3, "Adam's peak learning rate")
     ema: float = within(0.0, 0.999999, 0.999, "decay of the moving average of the weights")
-    distance: float = within(0.0, 1e6, 0.0, "lambda of the distance regulariser; 0: plain DDPM")
+    distance_weight: float = within(
+        0.0, 1e6, 0.0, "lambda of the distance regulariser; 0: plain DDPM", was="distance"
+    )
     margin: float = within(0.0, 1e6, 1.0, "the regulariser's bound on relative L1 distance")
     reference: str = one_of(("base", "population"), "base", "what the regulariser leaves")
     sampler: str = one_of(("ddim", "ddpm"), "ddim", "reverse process")
@@ -155,11 +175,15 @@ class GuidanceSettings(Checked):
     pool: int = within(1, 10**7, 1500, "attacks crafted on each accepted generation")
     pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
     mu: float = within(0.0, 1e4, 2.0, "weight of the stale-attack term")
-    robust: float = within(0.0, 1e4, 0.0, "weight of PGD on the candidate itself; 0: off")
+    robust_weight: float = within(
+        0.0, 1e4, 0.0, "weight of PGD on the candidate itself; 0: off", was="robust"
+    )
     robust_steps: int = within(1, 1000, 5, "PGD steps of that term")
     robust_eps: float = within(0.0, 1e6, 0.0, "its budget, norm inf; 0: the task's own")
     temperature: float = within(1e-3, 1e4, 0.5, "softmax temperature over exposures' losses")
-    newest: float = within(1e-3, 1e4, 4.0, "how much more often the newest exposure is drawn")
+    newest_weight: float = within(
+        1e-3, 1e4, 4.0, "how much more often the newest exposure is drawn", was="newest"
+    )
     batch: int = within(1, 10**6, 128, "clean examples a step, and as many attacks")
     particles: int = within(1, 10_000, 32, "samples that start a candidate; the best goes on")
     reverse_steps: int = within(0, 10_000, 5, "guided steps inside the reverse process")
@@ -210,20 +234,21 @@ class Settings(Checked):
     @classmethod
     def from_toml(cls, text: str, where: str = "settings") -> Settings:
         """Read settings from TOML text; `where` names the source in errors."""
-        try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise SettingsError(f"{where} is not valid TOML: {error}") from error
-        return build(cls, table, where)
+        return build(cls, _parsed(text, where), where)
 
     @classmethod
-    def from_file(cls, path: Path) -> Settings:
-        """Read settings from a TOML file."""
+    def from_vault(cls, text: str, where: str = "task.toml") -> Settings:
+        """Read the settings that a vault keeps, whichever version of G2D wrote them."""
+        return build(cls, _parsed(text, where), where, stored=True)
+
+    @classmethod
+    def from_file(cls, path: Path, *, stored: bool = False) -> Settings:
+        """Read settings from a TOML file: a person's, or the one that a vault keeps (`stored`)."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from error
-        return cls.from_toml(text, str(path))
+        return cls.from_vault(text, str(path)) if stored else cls.from_toml(text, str(path))
 
     def to_toml(self) -> str:
         """Write every setting, so that `from_toml(s.to_toml()) == s`."""
@@ -250,28 +275,63 @@ class Settings(Checked):
         return build(Settings, merged, "command line")
 
 
-def build(kind: type[T], table: dict[str, Any], where: str) -> T:
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{where} is not valid TOML: {error}") from error
+
+
+def build(kind: type[T], table: dict[str, Any], where: str, *, stored: bool = False) -> T:
     """Build a dataclass from a table, recursing into sections.
 
+    Args:
+        stored: the table is what an earlier G2D kept, so former names are understood.
+
     Raises:
-        SettingsError: a key is unknown (the nearest name is suggested) or a value does not fit.
+        SettingsError: a key is unknown (the nearest name is suggested) or was renamed (the new name
+            is told), or a value does not fit.
     """
     hints = typing.get_type_hints(kind)
     known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    renamed = {_former(item): item.name for item in known.values() if "was" in item.metadata}
     values: dict[str, Any] = {}
-    for key, value in table.items():
+    for given, value in table.items():
+        key = renamed.get(given, given)
+        if key != given and not stored:
+            raise SettingsError(f"{where}: {given!r} is called {key!r} now")
         if key not in known:
             raise SettingsError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+        if key in values:
+            raise SettingsError(f"{where}: {_former(known[key])!r} and {key!r} are one setting")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise SettingsError(f"{where}: {key!r} is a section, write [{key}]")
-            values[key] = build(hints[key], value, f"{where} [{key}]")
+            values[key] = build(hints[key], value, f"{where} [{key}]", stored=stored)
         else:
             values[key] = value
     try:
         return kind(**values)
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}") from None
+
+
+def stored(section: Checked) -> dict[str, Any]:
+    """Return a section's values as 0.1.0 named them: for digests, and for files that vaults keep.
+
+    Else a better name, or a new setting that nobody has touched, would change the digest of a vault
+    that is there, and its members or its generator would count as another's. `build(...,
+    stored=True)` is the inverse.
+    """
+    return {
+        _former(item): value
+        for item in dataclasses.fields(section)  # type: ignore[arg-type]
+        if (value := getattr(section, item.name)) != item.default or "since" not in item.metadata
+    }
+
+
+def _former(item: dataclasses.Field[Any]) -> str:
+    return str(item.metadata.get("was", item.name))
 
 
 def _checked(item: dataclasses.Field[Any], kind: Any, value: Any) -> Any:

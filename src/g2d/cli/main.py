@@ -380,7 +380,7 @@ def show(
     from g2d.vault.vault import Vault
 
     with Vault.open(vault) as opened:
-        settings = Settings.from_toml(opened.settings_text, str(opened.path / "task.toml"))
+        settings = Settings.from_vault(opened.settings_text, str(opened.path / "task.toml"))
         task = settings.task
         budget = f"{task.eps:g}" if task.eps else "the task's own"
         print_line(f"vault        {opened.path}")

@@ -192,7 +192,9 @@ class Defence:
         Raises:
             PopulationError: the vault has no population, or one of a single member.
         """
-        entries = fitted_members(self.vault.entries("member"), self.settings.autoencoder.newest)
+        entries = fitted_members(
+            self.vault.entries("member"), self.settings.autoencoder.newest_share
+        )
         if not entries:
             raise PopulationError(
                 f"{self.vault.path} holds no population yet; run `g2d population` first"
@@ -314,8 +316,8 @@ class Defence:
             self.vault.reject({"number": number, "attempt": attempt, "reasons": reasons, "at": at})
         best = f" The most robust candidate reached {max(robust):.1%}." if robust else ""
         hint = "raise polish_steps in [guidance]"
-        if robust and not self.settings.guidance.robust:
-            hint = "set robust in [guidance], which then keeps candidates robust"
+        if robust and not self.settings.guidance.robust_weight:
+            hint = "set robust_weight in [guidance], which then keeps candidates robust"
         raise GenerationError(
             f"no candidate passed its gates in {self.settings.gates.attempts} attempts; the live "
             f"generation stays. The last one failed because: {'; '.join(reasons)}.{best} Loosen "

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -16,14 +15,14 @@ from torch import Tensor
 from g2d.attacks.pools import unpack_pool
 from g2d.core.seeds import seed_of
 from g2d.generator import FORMAT, Generator
-from g2d.settings import Settings
+from g2d.settings import Settings, stored
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.task import Task
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import check_state, digest, unpack
 
 
-def fitted_members(entries: list[Entry], newest: float) -> list[Entry]:
+def fitted_members(entries: list[Entry], newest_share: float) -> list[Entry]:
     """The members that a generator is fitted on: of a repelled trunk, each basin's newest.
 
     Early members of a trunk are less accurate and resist less; at least two of a basin are kept.
@@ -34,7 +33,7 @@ def fitted_members(entries: list[Entry], newest: float) -> list[Entry]:
     kept: list[Entry] = []
     for inside in basins.values():
         repelled = all(entry.info["recipe"] == "repelled" for entry in inside)
-        count = max(2, math.ceil(newest * len(inside))) if repelled else len(inside)
+        count = max(2, math.ceil(newest_share * len(inside))) if repelled else len(inside)
         kept += inside[-count:]
     return sorted(kept, key=lambda entry: entry.index)
 
@@ -44,8 +43,8 @@ def identity_of(entries: list[Entry], settings: Settings) -> str:
     what = {
         "format": FORMAT,
         "members": [entry.files["weights"] for entry in entries],
-        "autoencoder": asdict(settings.autoencoder),
-        "diffusion": asdict(settings.diffusion),
+        "autoencoder": stored(settings.autoencoder),
+        "diffusion": stored(settings.diffusion),
         "seed": settings.population.seed,
     }
     return digest(json.dumps(what, sort_keys=True).encode())

@@ -45,8 +45,8 @@ class Repulsion:
     """The guidance objective as a function of v, drawing fresh batches each call.
 
     Attacks are drawn from exposures in proportion to softmax(running loss / temperature): what
-    still hurts is seen most. The newest exposure, the likeliest to be reused, counts `newest`
-    times.
+    still hurts is seen most. The newest exposure, the likeliest to be reused, counts
+    `newest_weight` times.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Repulsion:
         if repelled:
             attacks, labels, of = self._draw_attacks()
             parts.append(attacks)
-        if s.robust > 0:
+        if s.robust_weight > 0:
             parts.append(self._attack(v, x, y))
         logits = list(self._logits(v, torch.cat(parts)).split([len(part) for part in parts]))
         loss = self.task.loss(logits.pop(0), y)
@@ -87,7 +87,9 @@ class Repulsion:
             stale = nn.functional.cross_entropy(logits.pop(0), labels, reduction="none")
             self._remember(stale.detach(), of)
             loss = loss + s.mu * stale.mean()
-        return loss + s.robust * self.task.loss(logits.pop(0), y) if s.robust > 0 else loss
+        if s.robust_weight > 0:
+            loss = loss + s.robust_weight * self.task.loss(logits.pop(0), y)
+        return loss
 
     def _attack(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """PGD on the candidate as it is: inputs of the shape of x."""
@@ -123,7 +125,7 @@ class Repulsion:
 
     def _draw_attacks(self) -> tuple[Tensor, Tensor, Tensor]:
         share = torch.softmax(self.running / self.settings.temperature, 0)
-        share[-1] *= self.settings.newest
+        share[-1] *= self.settings.newest_weight
         count = self.settings.batch
         of = torch.multinomial(share, count, replacement=True, generator=self.generator)
         rank = torch.rand(count, generator=self.generator)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from g2d.generator.autoencoder import Span, WeightAutoencoder
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.fitting import Members, fit_autoencoder, fit_diffusion
 from g2d.generator.guidance import Exposure, Repulsion, guided_sample
-from g2d.settings import AutoencoderSettings, DiffusionSettings, GuidanceSettings, build
+from g2d.settings import AutoencoderSettings, DiffusionSettings, GuidanceSettings, build, stored
 from g2d.tasks.task import Task
 from g2d.weights.checkpoints import pack, unpack, unpack_metadata
 from g2d.weights.codec import Codec
@@ -141,8 +140,8 @@ class Generator:
             {
                 "format": FORMAT,
                 "codec": json.dumps(self.codec.describe()),
-                "autoencoder": json.dumps(dataclasses.asdict(self.autoencoder_settings)),
-                "diffusion": json.dumps(dataclasses.asdict(self.diffusion.settings)),
+                "autoencoder": json.dumps(stored(self.autoencoder_settings)),
+                "diffusion": json.dumps(stored(self.diffusion.settings)),
             },
         )
 
@@ -165,10 +164,10 @@ class Generator:
             for part in ("rest", "autoencoder", "diffusion")
         }
         coder_settings = build(
-            AutoencoderSettings, json.loads(metadata["autoencoder"]), "generator"
+            AutoencoderSettings, json.loads(metadata["autoencoder"]), "generator", stored=True
         )
         diffusion_settings = build(
-            DiffusionSettings, json.loads(metadata["diffusion"]), "generator"
+            DiffusionSettings, json.loads(metadata["diffusion"]), "generator", stored=True
         )
         codec = Codec.restore(json.loads(metadata["codec"]), parts["rest"])
         state = parts["autoencoder"]

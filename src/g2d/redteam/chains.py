@@ -175,7 +175,8 @@ def _frozen(defence: Defence, store: NetworkStore) -> Chain:
 
 def _members(defence: Defence) -> tuple[list[State], Tensor]:
     """The members that the generator was fitted on, and their basins."""
-    entries = fitted_members(defence.vault.entries("member"), defence.settings.autoencoder.newest)
+    share = defence.settings.autoencoder.newest_share
+    entries = fitted_members(defence.vault.entries("member"), share)
     states: list[State] = [unpack(defence.vault.read(entry)) for entry in entries]
     return states, torch.tensor([int(entry.info["basin"]) for entry in entries])
 

@@ -75,7 +75,7 @@ class VaultLoader:
         self._building = threading.Lock()  # a factory draws from torch's one global generator
         try:
             self._check_place(vault)
-            settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
+            settings = Settings.from_vault(self._vault.settings_text, str(vault / "task.toml"))
             s, self.task = settings.task, settings.task.name
             # Before the task is loaded, for that imports code: what was signed must name it.
             sound, _ = self._verify_live(self._not_put_back(self.live()))
