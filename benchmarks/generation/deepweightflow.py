@@ -99,7 +99,7 @@ def main() -> None:
     began = time.process_time()
     vectors = [generator.sample(1, g)[0] for _ in range(SAMPLES)]
     each = (time.process_time() - began) / SAMPLES
-    generated = [generator.codec.decode(v) for v in vectors]
+    generated = [generator.to_state(v) for v in vectors]
     models = [load_model(task, state) for state in generated]
     made = [accuracy(model, s.test) for model in models]
 

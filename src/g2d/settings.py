@@ -125,6 +125,13 @@ class HardenSettings(Checked):
 
 
 @dataclass(frozen=True)
+class GeneratorSettings(Checked):
+    """What candidates are drawn from."""
+
+    space: str = free("diffusion", "latent space: diffusion, or your own 'module:Class'")
+
+
+@dataclass(frozen=True)
 class AutoencoderSettings(Checked):
     """The weight autoencoder (DESIGN section 2)."""
 
@@ -192,6 +199,7 @@ class GuidanceSettings(Checked):
     prior: float = within(0.0, 1e6, 1e-3, "weight of the pull back to the latent's start")
     polish_steps: int = within(0, 10**6, 150, "Adam steps in full weight space")
     polish_rate: float = within(1e-8, 10.0, 2e-3, "their peak learning rate, decayed to zero")
+    extra: tuple[str, ...] = free((), "terms of your own, each a 'module:function'")
 
 
 @dataclass(frozen=True)
@@ -208,6 +216,7 @@ class GateSettings(Checked):
     pool: int = within(1, 10**6, 256, "gate-split attacks for each exposure and each gate")
     pool_steps: int = within(1, 1000, 10, "PGD steps of those attacks")
     attempts: int = within(1, 1000, 4, "candidates tried before generation is given up")
+    extra: tuple[str, ...] = free((), "gates of your own, each a 'module:function'")
 
 
 @dataclass(frozen=True)
@@ -225,11 +234,22 @@ class Settings(Checked):
     task: TaskSettings = field(default_factory=TaskSettings)
     population: PopulationSettings = field(default_factory=PopulationSettings)
     harden: HardenSettings = field(default_factory=HardenSettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     gates: GateSettings = field(default_factory=GateSettings)
     signing: SigningSettings = field(default_factory=SigningSettings)
+
+    @property
+    def source(self) -> str:
+        """The task's name and that of every object of the user's own that making runs.
+
+        A signed generation binds it: opening a vault imports what its settings name.
+        """
+        space = self.generator.space
+        own = (*self.gates.extra, *self.guidance.extra, *([space] if ":" in space else []))
+        return " ".join((self.task.name, *own))
 
     @classmethod
     def from_toml(cls, text: str, where: str = "settings") -> Settings:

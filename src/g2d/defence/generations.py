@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from g2d.attacks.pools import compact, craft_pool
@@ -17,6 +18,8 @@ from g2d.core.seeds import seed_of
 from g2d.core.types import Logits
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
+from g2d.protect.ranges import Ranges, hold_in_ranges
+from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split
@@ -39,6 +42,23 @@ class Generation:
     def model(self) -> nn.Module:
         """Build the generation's model in evaluation mode, its parameters frozen."""
         return load_model(self.task, self.state)
+
+    def snapshot(self) -> Snapshot:
+        """The generation as it is served: its weights held in their layers' ranges."""
+        model = self.model()
+        hold_in_ranges(model, Ranges.of(self.state))
+        return Snapshot(self.number, _Inference(model))
+
+
+class _Inference:
+    """A frozen model as a function without gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._model(x)
 
 
 class GenerationStore:

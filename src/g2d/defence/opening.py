@@ -58,9 +58,9 @@ def reopen(path: Path | str, task: Task | None, write: bool, data: str, named: s
     try:
         settings = Settings.from_vault(vault.settings_text, str(Path(path) / "task.toml"))
         s = settings.task
-        if named and s.name != named:
+        if named and settings.source != named:
             raise VaultError(
-                f"{path} was of task {named!r} and names {s.name!r} now: nothing of it is"
+                f"{path} was of task {named!r} and names {settings.source!r} now: nothing of it is"
                 " loaded. Look who changed task.toml, and put it back."
             )
         source: TaskSource = task or (s.name, data or s.data, s.split_seed, s.eps)

@@ -55,7 +55,7 @@ class VaultLoader:
             is refused; None: the ledger alone remembers.
 
     Attributes:
-        task: name of the task; where generations are signed, what was signed.
+        task: `Settings.source`; where generations are signed, what was signed.
 
     Raises:
         G2DError: the vault or the task cannot be loaded, or what is live is not sound.
@@ -76,10 +76,10 @@ class VaultLoader:
         try:
             self._check_place(vault)
             settings = Settings.from_vault(self._vault.settings_text, str(vault / "task.toml"))
-            s, self.task = settings.task, settings.task.name
+            s, self.task = settings.task, settings.source
             # Before the task is loaded, for that imports code: what was signed must name it.
             sound, _ = self._verify_live(self._not_put_back(self.live()))
-            if sound.task is not None and sound.task != s.name:
+            if sound.task is not None and sound.task != self.task:
                 raise VaultError(f"{vault / 'task.toml'} changed while it was read: look why.")
             self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
             self.model = self._described(name)

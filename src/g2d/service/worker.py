@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -48,7 +47,7 @@ class Worker:
         vault: its folder. data: where the task's data lies; "": as the vault says. tell: called
             with "rejected" and a candidate's failed gates, "refused" and a kept generation that
             cannot be read, or "alarm" and an exposed one. patience: seconds that a candidate may
-            take before the worker counts as hung and is killed. task: the name that the vault's
+            take before the worker counts as hung and is killed. task: the `source` that the vault's
             settings gave when the live generation was verified; with another the worker loads
             nothing, for that would run its code beside the signing key.
     """
@@ -309,7 +308,7 @@ def _kept(
 
 def _failed(number: int, results: list[GateResult]) -> dict[str, Any]:
     failed = [
-        {key: _finite(value) for key, value in asdict(result).items()}
+        {key: _finite(value) for key, value in result.entry().items()}
         for result in results
         if not result.passed
     ]
