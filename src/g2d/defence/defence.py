@@ -14,12 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
-from g2d.core.types import Progress, State
+from g2d.core.types import Progress, State, silent
 from g2d.defence import opening
 from g2d.defence.candidates import Candidate, CandidateJob, Draw, Judge, make, make_many
 from g2d.defence.gates import GateResult, Reference
@@ -28,7 +27,7 @@ from g2d.defence.members import fit_generator, fitted_members, identity_of
 from g2d.defence.opening import default_engine
 from g2d.errors import GenerationError, PopulationError, VaultError
 from g2d.generator import Exposure, Generator
-from g2d.protect.ranges import Ranges, hold_in_ranges
+from g2d.protect.snapshots import build_snapshot
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.source import TaskSource, data_digest
@@ -37,10 +36,6 @@ from g2d.training.adopt import adopt_base, adopt_checkpoints
 from g2d.training.population import build_population
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report no progress."""
 
 
 class Defence:
@@ -425,32 +420,19 @@ class Defence:
     # --- rotation.Source -------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """The live generation as an immutable snapshot."""
-        live = self.generation()
-        return _snapshot(live)
+        """The live generation as an immutable snapshot, read from the vault anew: it may heal."""
+        number = self.vault.live()
+        if number is None:
+            raise VaultError(f"{self.vault.path} has no generation yet; run `g2d fit` first")
+        return self._snapshot(number, unpack(self.vault.read_generation(number)))
 
     def advance(self) -> Snapshot:
         """Make the next generation live and return its snapshot."""
         (made,) = self.generate(1)
-        return _snapshot(made)
+        return self._snapshot(made.number, made.state)
 
-
-def _snapshot(generation: Generation) -> Snapshot:
-    """A generation as it is served: its weights held in their layers' ranges."""
-    model = generation.model()
-    hold_in_ranges(model, Ranges.of(generation.state))
-    return Snapshot(generation.number, _Inference(model))
-
-
-class _Inference:
-    """A frozen model as a function without gradients."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._model(x)
+    def _snapshot(self, number: int, state: State) -> Snapshot:
+        return build_snapshot(number, self.task.model(0), state)
 
 
 __all__ = ["Defence", "Generation"]

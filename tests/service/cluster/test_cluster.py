@@ -32,7 +32,7 @@ from g2d.service.http.options import Options
 from g2d.settings import Settings
 from g2d.vault.signing import SigningKey
 from g2d.vault.vault import Vault
-from stand_ins import Fake, wait_for
+from stand_ins import Fake, into, wait_for
 
 # --- terms and leases ----------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ def test_a_spare_that_was_given_up_does_not_bar_an_older_one():
 
 def roster(terms: Terms) -> tuple[Roster, list[tuple[str, dict]]]:
     told: list[tuple[str, dict]] = []
-    return Roster(terms, lambda event, facts: told.append((event, facts))), told
+    return Roster(terms, into(told)), told
 
 
 def test_a_commit_waits_until_all_have_loaded():
@@ -246,7 +246,7 @@ def test_a_mirror_serves_what_the_vault_does_and_refuses_the_rest(signed, key, t
 
 
 def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key, monkeypatch):
-    monkeypatch.setattr("g2d.service.cluster.coordinator.Worker", lambda *_: Fake(live=2))
+    monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
     stored: list[Parcel] = []
 
     def store(parcel: Parcel) -> str:
@@ -264,14 +264,16 @@ def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key
 
 
 def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key, monkeypatch):
-    monkeypatch.setattr("g2d.service.cluster.coordinator.Worker", lambda *_: Fake(live=2))
+    monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
     monkeypatch.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
     coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), id)
     try:
         news = asyncio.run(coordinator.watch(Hello("a replica")))
     finally:
         asyncio.run(coordinator.stop())
-    assert ("alarm", "future") in [(event, facts.get("kind")) for event, facts in news.events]
+    assert ("alarm", "future") in [
+        (told.event.name, told.event.facts().get("kind")) for told in news.events
+    ]
 
 
 # --- a replica -----------------------------------------------------------------------------------

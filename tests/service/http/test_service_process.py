@@ -34,7 +34,7 @@ from g2d.settings import Settings
 from g2d.vault.signing import SigningKey
 from g2d.vault.vault import Vault
 from places import ROOT
-from stand_ins import TOKEN, wait_for
+from stand_ins import TOKEN, into, wait_for
 
 if TYPE_CHECKING:
     from g2d.service.loader import VaultLoader
@@ -282,7 +282,7 @@ def can_write(vault: Path) -> bool:
 
 def test_the_worker_makes_keeps_and_commits_and_takes_what_was_kept(vault):
     told: list[tuple[str, dict]] = []
-    worker = Worker(vault, tell=lambda event, facts: told.append((event, facts)))
+    worker = Worker(vault, tell=into(told))
     try:
         assert worker.make(1) == 2
         with Vault.open(vault) as opened:
@@ -328,7 +328,7 @@ def test_rejected_candidates_are_told_with_their_gates(vault):
         strict = settings.override(gates__distance=1e6, gates__attempts=2)
         opened.write_settings(strict.to_toml())
     told: list[tuple[str, dict]] = []
-    worker = Worker(vault, tell=lambda event, facts: told.append((event, facts)))
+    worker = Worker(vault, tell=into(told))
     try:
         for _ in range(2):
             with pytest.raises(GenerationError, match="no candidate passed"):
@@ -343,7 +343,7 @@ def test_rejected_candidates_are_told_with_their_gates(vault):
 def test_a_worker_that_starves_is_replaced_by_one_that_does_not_idle(vault, monkeypatch):
     monkeypatch.setattr("g2d.service.worker._STARVED", 0.5)
     told: list[str] = []
-    worker = Worker(vault, tell=lambda event, _facts: told.append(event))
+    worker = Worker(vault, tell=lambda event: told.append(event.name))
     try:
         assert worker.make(1) == 2
         first = worker.pid
@@ -368,7 +368,7 @@ def test_what_cannot_be_read_does_not_hold_up_what_can_be_made(vault):
         data[-3] ^= 1
         file.write_bytes(data)
     told: list[tuple[str, dict]] = []
-    worker = Worker(vault, tell=lambda event, facts: told.append((event, facts)))
+    worker = Worker(vault, tell=into(told))
     try:
         assert worker.make(3) == 5
         assert worker.make(5) == 6
@@ -423,7 +423,7 @@ def test_a_flipped_bit_is_found_and_healed_from_the_vault(vault, loader, x):
 
     first, _warning = loader.first()
     live, told = Live(first), []
-    rotation = Rotation(live, Fake(), Fake(), Triggers(), lambda e, f: told.append((e, f)))
+    rotation = Rotation(live, Fake(), Fake(), Triggers(), into(told))
     metrics = Metrics(rotation.status)
     monitor = Monitor(live, loader, rotation, metrics, every=0.05)
     before = first.predict(x)
@@ -452,7 +452,7 @@ def test_a_watch_goes_on_whatever_is_wrong_and_tells_what_expires(vault, loader)
 
     first, _warning = loader.first()
     live, told = Live(replace(first, expires=time.time() + 0.2)), []
-    rotation = Rotation(live, Fake(), Fake(), Triggers(), lambda e, f: told.append(f))
+    rotation = Rotation(live, Fake(), Fake(), Triggers(), lambda event: told.append(event.facts()))
     monitor = Monitor(live, loader, rotation, Metrics(rotation.status), every=0.05)
     ledger = sqlite3.connect(vault / "ledger.sqlite")
     with ledger:
