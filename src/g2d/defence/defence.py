@@ -382,8 +382,8 @@ class Defence:
     # --- rotation.Source -------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """The live generation as an immutable snapshot."""
-        return self.generation().snapshot()
+        """The live generation as an immutable snapshot, read from the vault anew: it may heal."""
+        return self._generations.read_anew().snapshot()
 
     def advance(self) -> Snapshot:
         """Make the next generation live and return its snapshot."""

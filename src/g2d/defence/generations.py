@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from g2d.attacks.pools import compact, craft_pool
@@ -18,7 +17,7 @@ from g2d.core.seeds import seed_of
 from g2d.core.types import Logits
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
-from g2d.protect.ranges import Ranges, hold_in_ranges
+from g2d.protect.snapshots import build_snapshot
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
@@ -44,21 +43,8 @@ class Generation:
         return load_model(self.task, self.state)
 
     def snapshot(self) -> Snapshot:
-        """The generation as it is served: its weights held in their layers' ranges."""
-        model = self.model()
-        hold_in_ranges(model, Ranges.of(self.state))
-        return Snapshot(self.number, _Inference(model))
-
-
-class _Inference:
-    """A frozen model as a function without gradients."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._model(x)
+        """The generation as it is served: held in its layers' ranges, its memory watched."""
+        return build_snapshot(self.number, self.task.model(0), self.state)
 
 
 class GenerationStore:
@@ -81,6 +67,11 @@ class GenerationStore:
             raise VaultError(f"{self.vault.path} has no generation yet; run `g2d fit` first")
         record = self.vault.generation(number)
         return Generation(number, record.manifest, self.state(number), self.task)
+
+    def read_anew(self) -> Generation:
+        """Read the live generation from the vault, whatever is kept in memory: memory may err."""
+        self._states.pop(self.vault.live() or 0, None)
+        return self.generation()
 
     def state(self, number: int) -> dict[str, Tensor]:
         """A generation's state dict."""

@@ -60,7 +60,7 @@ def test_a_mirror_serves_what_the_vault_does_and_refuses_the_rest(signed, key, t
 
 
 def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key, monkeypatch):
-    monkeypatch.setattr("g2d.service.cluster.coordinator.Worker", lambda *_: Fake(live=2))
+    monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
     stored: list[Parcel] = []
 
     def store(parcel: Parcel) -> str:
@@ -78,11 +78,13 @@ def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key
 
 
 def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key, monkeypatch):
-    monkeypatch.setattr("g2d.service.cluster.coordinator.Worker", lambda *_: Fake(live=2))
+    monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
     monkeypatch.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
     coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), id)
     try:
         news = asyncio.run(coordinator.watch(Hello("a replica")))
     finally:
         asyncio.run(coordinator.stop())
-    assert ("alarm", "future") in [(event, facts.get("kind")) for event, facts in news.events]
+    assert ("alarm", "future") in [
+        (told.event.name, told.event.facts().get("kind")) for told in news.events
+    ]

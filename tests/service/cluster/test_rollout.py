@@ -10,12 +10,12 @@ import pytest
 from g2d.errors import RefusedError
 from g2d.service.cluster.lease import Follower, Hello, Terms
 from g2d.service.cluster.rollout import RolloutLoader, Roster
-from stand_ins import Fake
+from stand_ins import Fake, into
 
 
 def roster(terms: Terms) -> tuple[Roster, list[tuple[str, dict]]]:
     told: list[tuple[str, dict]] = []
-    return Roster(terms, lambda event, facts: told.append((event, facts))), told
+    return Roster(terms, into(told)), told
 
 
 def test_a_spare_that_was_given_up_does_not_bar_an_older_one():

@@ -1,7 +1,7 @@
 """`g2d serve --engine ray`: the coordinator as an actor, replicas as a Ray Serve deployment.
 
 The process that is started here is the operator's: it ends all with SIGTERM or Ctrl-C, and writes
-what happens as structured lines. Ray is known here and in `joining` and `ray_engine` alone.
+what happens as structured lines. Ray is known here and in `core` alone.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def serve(
     """Serve a vault from many replicas until SIGTERM or Ctrl-C; the coordinator runs on this node.
 
     Args:
-        replicas: how many. address: see `joining.joined`. lease: seconds; 0: chosen from
+        replicas: how many. address: see `ray_cluster.joined`. lease: seconds; 0: chosen from
             `options.every`. Others as in `server.serve`.
 
     Raises:
@@ -263,8 +263,8 @@ class _Relay:
             return False
         news: News = asked.result()
         self._term, self._sequence, self._event = news.term, news.sequence, news.event
-        for event, facts in news.events:
-            self._log(event, **{key: value for key, value in facts.items() if key != "time"})
+        for happened in news.events:
+            self._log(happened.event.name, **happened.event.facts())
         return True
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from g2d.errors import SettingsError
+from g2d.rotation.events import Event
 
 LEAST_LEASE, MOST_LEASE = 2.0, 10.0
 """Seconds of a lease that is chosen from the rotation period."""
@@ -85,6 +86,14 @@ class Announced:
 
 
 @dataclass(frozen=True)
+class Happened:
+    """An event, and when it was, in seconds since 1970 on the coordinator's clock."""
+
+    at: float
+    event: Event
+
+
+@dataclass(frozen=True)
 class News:
     """What the coordinator answers: what is live, what will be, what happened since.
 
@@ -98,7 +107,7 @@ class News:
     event: int
     live: Announced
     spare: Announced | None = None
-    events: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    events: tuple[Happened, ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
 
 

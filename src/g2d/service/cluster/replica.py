@@ -15,22 +15,20 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from g2d.errors import G2DError
-from g2d.rotation.scheduler import Rotation
+from g2d.rotation.events import Alarm, Event, Refused
 from g2d.rotation.snapshot import Live
+from g2d.service.assembly import assemble as assemble_service
 from g2d.service.cluster.lease import Announced, Follower, Hello, News, Terms
 from g2d.service.cluster.mirror import Mirror, MirrorLoader, Origin, Parcel
-from g2d.service.http.app import Asgi, Receive, Scope, Send, Service
-from g2d.service.http.batcher import Batcher
-from g2d.service.http.event_log import EventLog
+from g2d.service.http.events import Stopping
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
-from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import RequestError
-from g2d.service.monitors.memory import Monitor
+from g2d.service.http.types import Asgi, Message, Receive, Scope, Send
 from g2d.vault.keys import VerifyKey
 
 _PATIENCE = 60.0  # seconds that a replica which starts looks for the coordinator
@@ -83,7 +81,7 @@ class Link:
         self._term, self._sequence, self._event, self._inputs = "", -1, 0, 0
         self._loading, self._took = 0, 0.0
         self.status: Mapping[str, Any] = {}
-        self.tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None
+        self.tell: Callable[[Event, float | None], None] = lambda _event, _at: None
         asked, news = self._begin()
         first, _ = self.loader.first()
         self.live = Live(first)
@@ -166,7 +164,7 @@ class Link:
                 if not self._ending.is_set():
                     self._hear(news, asked)
             except Exception as error:  # a link that ends would leave the replica refusing for good
-                self.tell("alarm", {"kind": "link", "text": f"{type(error).__name__}: {error}"})
+                self.tell(Alarm("link", f"{type(error).__name__}: {error}"), None)
                 self._ending.wait(self._post.terms.retry)
 
     def _hello(self, inputs: int = 0) -> Hello:
@@ -187,12 +185,12 @@ class Link:
         if swapped:
             self._line.send("note", self._hello())
         if load:
-            announced = news.live if wanted == news.live.number else cast(Announced, news.spare)
+            announced = news.spare if news.spare and wanted == spare else news.live
             threading.Thread(target=self._load, args=(announced,), daemon=True).start()
         self._term, self._sequence, self._event = news.term, news.sequence, news.event
         self.status = news.status
-        for event, facts in news.events:
-            self.tell(event, dict(facts))
+        for happened in news.events:
+            self.tell(happened.event, happened.at)
 
     def _load(self, announced: Announced) -> None:
         """Fetch, verify and load what is announced; swap if it is live by then."""
@@ -209,8 +207,8 @@ class Link:
         except (AwayError, G2DError) as error:
             with self._mutex:
                 self.follower.refuse(number, str(error))
-            self.tell("refused", {"reason": str(getattr(error, "reason", "away")),
-                                  "text": str(error), "live": self.live.number})  # fmt: skip
+            reason = str(getattr(error, "reason", "away"))
+            self.tell(Refused(reason=reason, text=str(error), live=self.live.number), None)
             self._ending.wait(self._post.terms.retry)
         finally:
             self._loading = 0
@@ -227,12 +225,12 @@ class Link:
         try:
             self._mirror.retire(number)
         except G2DError as error:  # a full disk: what is in memory answers all the same
-            self.tell("alarm", {"kind": "mirror", "text": str(error)})
+            self.tell(Alarm("mirror", str(error)), None)
         return True
 
 
 class RemoteRotation:
-    """What `Service` asks of a `Rotation`, answered by the coordinator far away."""
+    """A `RotationControl` whose rotation runs far away, beside the coordinator."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -280,6 +278,10 @@ class RemoteRotation:
         """Pass an alarm of this replica on."""
         self._link.send("alarm", kind, f"{self._link.about()['replica']}: {text}", rotate)
 
+    def count(self, inputs: int) -> None:
+        """Count answered inputs for the coordinator's trigger."""
+        self._link.count(inputs)
+
     def watch(self) -> None:
         """Do nothing: the coordinator sees whether rotation is late."""
 
@@ -303,7 +305,7 @@ class Leased:
         bound = path.startswith("/v2/models/") or path == "/v2/health/ready"
         refused = False
 
-        async def out(message: Any) -> None:
+        async def out(message: Message) -> None:
             nonlocal refused
             if message["type"] == "http.response.start":
                 refused = bound and message["status"] < 300 and not self._link.may_answer()
@@ -332,25 +334,22 @@ async def _refuse(send: Send, name: bytes) -> None:
 def assemble(line: Line, post: Post, name: str) -> Leased:
     """Build a replica's application: the service of one machine, led by the coordinator."""
     sys.setswitchinterval(5e-4)
-    link, options = Link(line, post, name), post.options
-    led = cast(Rotation, RemoteRotation(link))  # all that `Service` and `Monitor` ask of one
-    metrics = Metrics(led.status)
-    event_log = EventLog(metrics, Log(), link.loader.describe)
+    link = Link(line, post, name)
 
-    def tell(event: str, facts: dict[str, Any]) -> None:
-        if event == "stopping":
-            event_log.close()  # streams of events would hold the end up
-        event_log.tell(event, facts)
+    parts = assemble_service(
+        link.loader,
+        link.live,
+        lambda _: RemoteRotation(link),
+        post.options,
+        post.admin_token,
+        Log(),
+    )
 
-    link.tell = tell
-    batcher = Batcher(link.live, options.max_batch, options.max_waiting, link.count)
-    model = link.loader.model
-    service = Service(model, options, led, batcher, metrics, event_log, post.admin_token, _pages)
-    Monitor(link.live, link.loader, led, metrics, options.check_every).start()
-    return Leased(service, link, name)
+    def told(event: Event, at: float | None) -> None:
+        if isinstance(event, Stopping):
+            parts.event_log.close()  # streams of events would hold the end up
+        parts.event_log.tell(event, at)
 
-
-def _pages(service: Service) -> Asgi:
-    from g2d.service.http.status_api import build
-
-    return build(service)
+    link.tell = told
+    parts.monitor.start()
+    return Leased(parts.service, link, name)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from g2d.errors import RefusedError
+from g2d.rotation.events import Alarm, Tell
 from g2d.rotation.scheduler import GenerationLoader
 from g2d.rotation.snapshot import Snapshot
 from g2d.service.cluster.lease import Hello, Terms
+from g2d.service.http.events import ReplicaJoined, RolledOut
 
 _SHOWN = 64  # replicas: every poll carries the status, and a thousand rows would be 100 KB
-
-Tell = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Roster:
             done = self._settled(now)
             self._changed.notify_all()
         if fresh:
-            self._tell("replica", {"replica": hello.replica, "generation": hello.live})
+            self._tell(ReplicaJoined(hello.replica, hello.live))
         if done:
-            self._tell("rolled out", done)
+            self._tell(done)
 
     def leave(self, replica: str) -> None:
         """Forget a replica that ends."""
@@ -94,10 +94,10 @@ class Roster:
             raise RefusedError(f"every replica refused generation {number}: {text}", "replicas",
                                number)  # fmt: skip
         for replica, text in refused.items():
-            self._tell("alarm", {"kind": "replica", "text": f"{replica} refused: {text}"})
+            self._tell(Alarm("replica", f"{replica} refused: {text}"))
         if late:
             text = f"not loaded by {len(late)} of {len(there)} replicas: they fetch it when live"
-            self._tell("alarm", {"kind": "replica", "text": f"generation {number} {text}"})
+            self._tell(Alarm("replica", f"generation {number} {text}"))
 
     def roll(self, number: int) -> None:
         """Begin to watch how the replicas take what is now live."""
@@ -147,14 +147,14 @@ class Roster:
         oldest = now - self._terms.lease - self._terms.beat
         self._seen = {name: seen for name, seen in self._seen.items() if seen.at >= oldest}
 
-    def _settled(self, now: float) -> dict[str, Any] | None:
+    def _settled(self, now: float) -> RolledOut | None:
         if self._rolling is None:
             return None
         number, since = self._rolling
         if any(seen.hello.live < number for seen in self._seen.values()):
             return None
         self._rolling = None
-        return {"generation": number, "replicas": len(self._seen), "seconds": now - since}
+        return RolledOut(number, len(self._seen), now - since)
 
 
 class RolloutLoader:

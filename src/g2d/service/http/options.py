@@ -35,6 +35,7 @@ class Options(Checked):
     check_every: float = within(0.0, 3600.0, 0.5, "time between integrity checks of the weights")
     max_batch: int = within(1, 65_536, 256, "inputs of one request, and of one batch")
     max_body: int = within(0, 1 << 31, 0, "bytes of a request's body; 0: by the task's inputs")
+    observer: tuple[str, ...] = free((), "your own, shown what was answered: 'module:factory'")
     max_waiting: int = within(1, 10**7, 4096, "inputs that may wait before requests are refused")
     rate: float = within(0.0, 1e9, 0.0, "requests and inputs of one client in a second")
     burst: float = within(1.0, 1e9, 1000.0, "how many of them may come at once")
