@@ -22,28 +22,35 @@ from g2d.errors import SettingsError, nearest
 T = TypeVar("T")
 
 
-def within(
-    low: float, high: float, default: Any, doc: str, *, was: str = "", since: str = ""
-) -> Any:
-    """Declare a numeric field with its closed range `[low, high]` and its one-line meaning."""
-    return field(default=default, metadata=_described(doc, was, since) | {"range": (low, high)})
+def within(low: float, high: float, default: Any, doc: str, **about: str) -> Any:
+    """Declare a numeric field with its closed range `[low, high]` and its one-line meaning.
+
+    Args:
+        about: `was`, a former name; `since`, the first release that has it; and how the command
+            line shows it: `unit="s"` for a time span, or a `metavar`.
+    """
+    return field(default=default, metadata={"range": (low, high), "doc": doc, **about})
 
 
-def one_of(
-    choices: tuple[str, ...], default: str, doc: str, *, was: str = "", since: str = ""
-) -> Any:
-    """Declare a text field that takes one of `choices`."""
-    return field(default=default, metadata=_described(doc, was, since) | {"choices": choices})
+def one_of(choices: tuple[str, ...], default: str, doc: str, **about: str) -> Any:
+    """Declare a text field that takes one of `choices`; `about` as for `within`."""
+    return field(default=default, metadata={"choices": choices, "doc": doc, **about})
 
 
-def free(default: Any, doc: str, *, was: str = "", since: str = "") -> Any:
-    """Declare a field that any value of its type suits."""
-    return field(default=default, metadata=_described(doc, was, since))
+def free(default: Any, doc: str, **about: str) -> Any:
+    """Declare a field that any value of its type suits; `about` as for `within`."""
+    return field(default=default, metadata={"doc": doc, **about})
 
 
-def _described(doc: str, was: str, since: str) -> dict[str, Any]:
-    named = {"doc": doc, "was": was, "since": since}
-    return {key: text for key, text in named.items() if text}
+def meaning(item: dataclasses.Field[Any]) -> str:
+    """What a field means, its range and its choices, in one line: for TOML and for flags."""
+    text = str(item.metadata.get("doc", ""))
+    if "range" in item.metadata:
+        low, high = (f"{n:g}" if isinstance(n, float) else n for n in item.metadata["range"])
+        text += f" [{low}, {high}]"
+    if "choices" in item.metadata:
+        text += f" ({', '.join(item.metadata['choices'])})"
+    return text
 
 
 class Checked:
@@ -61,7 +68,7 @@ class TaskSettings(Checked):
     """What is defended: a built-in task or `module:factory`, its data and its attack budget."""
 
     name: str = free("digits", "digits, mnist, mnist-robust, cifar10 or your own 'module:factory'")
-    data: str = free("", "folder that holds the data (mnist, cifar10)")
+    data: str = free("", "folder that holds the data (mnist, cifar10)", metavar="FOLDER")
     eps: float = within(0.0, 1e6, 0.0, "attack budget, L-infinity norm; 0: the task's own")
     split_seed: int = within(0, 2**31 - 1, 0, "seed of the train/guide/gate split")
 

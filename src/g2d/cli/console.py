@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from g2d.core.types import Progress
+from g2d.settings import meaning
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from g2d.core.types import Progress
     from g2d.settings import Settings
     from g2d.vault.vault import GenerationRecord, Vault
 
@@ -204,17 +205,12 @@ def measures(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def commented(settings: Settings) -> str:
     """Write settings as TOML; each line ends with its field's meaning and range."""
     lines: list[str] = []
-    docs: dict[str, Mapping[Any, Any]] = {}
+    known: dict[str, str] = {}
     for line in settings.to_toml().splitlines():
         if line.startswith("["):
             part = getattr(settings, line[1:-1])
-            docs = {item.name: item.metadata for item in dataclasses.fields(part)}
-        about = docs.get(line.partition(" = ")[0], {})
-        text = about.get("doc", "")
-        if "range" in about:
-            text += " [{}, {}]".format(*about["range"])
-        if "choices" in about:
-            text += f" ({', '.join(about['choices'])})"
+            known = {item.name: meaning(item) for item in dataclasses.fields(part)}
+        text = known.get(line.partition(" = ")[0])
         lines.append(f"{line}  # {text}" if text else line)
     return "\n".join(lines)
 

@@ -35,6 +35,7 @@ from g2d.cli.console import (
     show_progress,
     when,
 )
+from g2d.cli.flags import Given, Set, merged, read_changes, with_flags
 from g2d.cli.shared import (
     DataFolder,
     EngineName,
@@ -48,6 +49,7 @@ from g2d.cli.shared import (
     vault_settings,
 )
 from g2d.errors import G2DError
+from g2d.settings import Settings
 
 if TYPE_CHECKING:
     from g2d.core.engine import LocalEngine
@@ -115,6 +117,7 @@ def main() -> None:
     app()
 
 
+_MADE = {f"population__{name}" for name in ("members", "recipe", "basins")} | {"harden__recipe"}
 Zoo = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Take the checkpoints that you have.")
 ]
@@ -166,51 +169,42 @@ def demo(
 
 
 @app.command()
+@with_flags(
+    Settings,
+    into="given",
+    names={
+        "task": "task__name",
+        "data": "task__data",
+        "members": "population__members",
+        "recipe": "population__recipe",
+        "basins": "population__basins",
+        "seed": "population__seed",
+        "eps": "task__eps",
+        "workers": "population__workers",
+        "harden": "harden__recipe",
+    },
+)
 def population(
     vault: VaultPath,
-    task: Annotated[
-        str | None,
-        typer.Option(help="digits, mnist, mnist-robust, cifar10 or your own module:factory."),
-    ] = None,
-    data: DataFolder = None,
+    given: Given,
     settings: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags override them.")
     ] = None,
-    members: Annotated[int | None, typer.Option(help="Number of checkpoints.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="repelled, forks or seeds.")] = None,
-    basins: Annotated[int | None, typer.Option(help="Independent early checkpoints.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all draws.")] = None,
-    eps: Annotated[
-        float | None, typer.Option(help="Attack budget, L-infinity; 0: the task's own.")
-    ] = None,
-    workers: Workers = None,
+    changes: Set = None,
     engine: EngineName = "local",
     ray_address: RayAddress = "",
     base: Annotated[
         Path | None, typer.Option(metavar="CHECKPOINT", help="Take this model as the base.")
     ] = None,
-    harden: Annotated[
-        str | None, typer.Option(help="Recipes for all that is trained: adversarial,l2,clamp,…")
-    ] = None,
     from_checkpoints: Zoo = None,
 ) -> None:
     """Make a vault and train its population, or go on where an earlier run stopped."""
-    if from_checkpoints and (members, recipe, basins, base, harden) != (None,) * 5:
+    flags = merged(given, read_changes(changes or ()))
+    if from_checkpoints and (base is not None or _MADE & flags.keys()):
         raise typer.BadParameter(
             "--from-checkpoints takes the folder as it is; drop --members, --recipe, --basins, "
             "--base and --harden"
         )
-    flags = {
-        "task__name": task,
-        "task__data": None if data is None else str(data.absolute()),
-        "task__eps": eps,
-        "population__members": members,
-        "population__recipe": recipe,
-        "population__basins": basins,
-        "population__seed": seed,
-        "population__workers": workers,
-        "harden__recipe": None if harden is None else [n for n in harden.split(",") if n],
-    }
     defence, count = prepare(vault, settings, flags)
     with defence:
         with show_progress() as progress:
@@ -376,7 +370,6 @@ def show(
     last: Annotated[int, typer.Option(min=1, help="How many generations to list.")] = 20,
 ) -> None:
     """Show a vault at a glance; it may be read-only or in use."""
-    from g2d.settings import Settings
     from g2d.vault.vault import Vault
 
     with Vault.open(vault) as opened:
@@ -434,8 +427,6 @@ def settings(
     ] = False,
 ) -> None:
     """Print all settings as TOML, each with its meaning."""
-    from g2d.settings import Settings
-
     if (vault is None) == (not defaults):
         raise typer.BadParameter("name a VAULT, or give --defaults")
     if vault is None:
