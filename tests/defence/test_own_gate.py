@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ import torch
 import g2d
 from g2d.core.engine import LocalEngine
 from g2d.defence.gates import CandidateView, GateResult, run_gates
-from g2d.errors import GenerationError, SettingsError, VaultError
+from g2d.errors import GenerationError, RefusedError, SettingsError, VaultError
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
+from g2d.vault.vault import Vault
 from places import example
 
 
@@ -137,3 +139,27 @@ def test_a_gate_that_cannot_be_found_fails_before_the_work(defence, name, said):
     with pytest.raises(SettingsError, match=said):
         defence.generate()
     assert defence.vault.rejections() == []
+
+
+def test_a_signature_binds_what_runs_beside_the_key(tmp_path):
+    """A gate that was slipped into task.toml would run where the private key lies."""
+    signing = pytest.importorskip("g2d.vault.signing")
+    key, plain = signing.SigningKey.generate(), '[task]\nname = "digits"\n'
+    manifest = {"task": "digits", "population": "", "generator": "", "exposed": [], "gates": []}
+    files = {"weights": b"weights", "attacks": b"attacks"}
+    with Vault.create(tmp_path / "vault", plain) as vault:
+
+        def sign():
+            return signing.sign_generation(vault, files, manifest, key, lifetime=1.0).manifest
+
+        def verify(number):
+            now = time.time()
+            return signing.verify_generation(vault, number, key.public, after=0, now=now)
+
+        assert sign()["source"] == "digits"  # as before there were such settings
+        verify(1)
+        vault.write_settings(plain + '[gates]\nextra = ["evil:gate"]\n')
+        with pytest.raises(RefusedError, match="settings say 'digits evil:gate'"):
+            verify(1)
+        assert sign()["source"] == "digits evil:gate"
+        verify(2)
