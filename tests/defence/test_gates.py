@@ -14,12 +14,12 @@ def reference(defence) -> Reference:
 def gates_by_name(defence, state, settings=None, exposures=(), exposed=()):
     model = defence.task.model(0).eval()
     model.load_state_dict(state)
-    results = run_gates(
+    view = CandidateView(
         state, model, reference(defence), list(exposures), dict(enumerate(exposed, 1)),
         defence._judge.chain,
         settings or GateSettings(),
     )  # fmt: skip
-    return {result.gate: result for result in results}
+    return {result.gate: result for result in run_gates(view)}
 
 
 def test_the_base_passes_the_gates_but_for_distance_to_itself(defence):
@@ -81,7 +81,11 @@ def test_accuracy_bound_is_wider_than_the_measured_drop():
     candidate = base.clone()
     candidate[:4] = False
     split = Split(torch.zeros(400, 1), torch.zeros(400, dtype=torch.long))
-    result = accuracy_gate(candidate, Reference(split, base, 1), GateSettings(accuracy_drop=0.012))
+    view = CandidateView(
+        {}, lambda x: torch.stack([candidate, ~candidate], 1).float(), Reference(split, base, 2),
+        (), {}, (), GateSettings(accuracy_drop=0.012),
+    )  # fmt: skip
+    result = accuracy_gate(view)
     assert 0.01 < result.value < 0.02
     assert not result.passed
     assert "1.00%" in result.reason
