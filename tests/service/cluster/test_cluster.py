@@ -23,9 +23,15 @@ from hypothesis import strategies as st
 import g2d
 from g2d.errors import RefusedError, VaultError
 from g2d.service.cluster.coordinator import Coordinator, Plan
-from g2d.service.cluster.lease import Announced, Follower, Hello, News, Terms
-from g2d.service.cluster.mirror import Mirror, MirrorLoader, Parcel, origin, pack
-from g2d.service.cluster.replica import AwayError, Leased, Post, assemble
+from g2d.service.cluster.lease import (
+    AnnouncedGeneration,
+    CoordinatorUpdate,
+    Follower,
+    ReplicaReport,
+    Terms,
+)
+from g2d.service.cluster.mirror import GenerationBytes, Mirror, MirrorLoader, identify, pack
+from g2d.service.cluster.replica import AwayError, LeasedApp, ReplicaSpec, assemble
 from g2d.service.cluster.rollout import RolloutLoader, Roster
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.options import Options
@@ -104,7 +110,7 @@ def test_a_spare_that_was_given_up_does_not_bar_an_older_one():
     assert follower.hear(4, 0, 0.2) == 0
     assert follower.may_answer(0.3)
     made, _ = roster(Terms())
-    made.greet(Hello("a", live=1, loaded=5))
+    made.greet(ReplicaReport("a", live=1, loaded=5))
     assert made.pending(4) == ["a"]
 
 
@@ -121,30 +127,30 @@ def test_a_commit_waits_until_all_have_loaded():
     announced: list[int] = []
     loader = RolloutLoader(Fake(), made, announced.append, lambda: False)
     for name in "ab":
-        made.greet(Hello(name, live=1))
+        made.greet(ReplicaReport(name, live=1))
     assert loader.load(2, 1).number == 2
     assert announced == [2]
     done = threading.Thread(target=loader.verify, args=(2, 1))
     done.start()
-    made.greet(Hello("a", live=1, loaded=2))
+    made.greet(ReplicaReport("a", live=1, loaded=2))
     time.sleep(0.05)
     assert done.is_alive()
-    made.greet(Hello("b", live=1, loaded=2))
+    made.greet(ReplicaReport("b", live=1, loaded=2))
     done.join(10)
     assert not done.is_alive()
     made.roll(2)
-    made.greet(Hello("a", live=2))
+    made.greet(ReplicaReport("a", live=2))
     assert not any(event == "rolled out" for event, _ in told)
-    made.greet(Hello("b", live=2))
+    made.greet(ReplicaReport("b", live=2))
     assert told[-1][1]["replicas"] == 2
     assert made.await_rolled(2)
 
 
 def test_one_that_is_late_or_refuses_holds_nobody_up_but_all_do():
     made, told = roster(Terms(prepare=0.1))
-    made.greet(Hello("a", live=1, loaded=2))
-    made.greet(Hello("late", live=1))
-    made.greet(Hello("bad", live=1, refused={2: "digest"}))
+    made.greet(ReplicaReport("a", live=1, loaded=2))
+    made.greet(ReplicaReport("late", live=1))
+    made.greet(ReplicaReport("bad", live=1, refused={2: "digest"}))
     made.await_loaded(2, lambda: False)
     texts = " ".join(facts.get("text", "") for _, facts in told)
     assert "bad refused: digest" in texts
@@ -158,7 +164,7 @@ def test_one_that_is_late_or_refuses_holds_nobody_up_but_all_do():
 def test_one_that_is_away_is_forgotten_after_its_lease():
     now = [0.0]
     made = Roster(Terms(lease=4.0, beat=1.0), lambda *_: None, lambda: now[0])
-    made.greet(Hello("a", live=1))
+    made.greet(ReplicaReport("a", live=1))
     assert made.summary()["count"] == 1
     now[0] = 5.1
     made.await_loaded(2, lambda: False)
@@ -188,20 +194,20 @@ def signed(tiny_vault: Path, key: SigningKey, tmp_path_factory: pytest.TempPathF
     return vault
 
 
-def parcels(vault: Path) -> dict[int, Parcel]:
+def parcels(vault: Path) -> dict[int, GenerationBytes]:
     with Vault.open(vault) as opened:
         return {number: pack(opened, number) for number in (1, 2, 3)}
 
 
-def mirrored(vault: Path, parcel: Parcel) -> Mirror:
+def mirrored(vault: Path, parcel: GenerationBytes) -> Mirror:
     with Vault.open(vault) as opened:
-        mirror = Mirror.make(origin(opened))
+        mirror = Mirror.make(identify(opened))
     mirror.take(parcel, parcel.digest)
     mirror.activate(parcel.number)
     return mirror
 
 
-def taken(mirror: Mirror, loader: MirrorLoader, parcel: Parcel) -> None:
+def taken(mirror: Mirror, loader: MirrorLoader, parcel: GenerationBytes) -> None:
     mirror.take(parcel, parcel.digest)
     loader.load(3, 2)
 
@@ -247,20 +253,20 @@ def test_a_mirror_serves_what_the_vault_does_and_refuses_the_rest(signed, key, t
 
 def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key, monkeypatch):
     monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
-    stored: list[Parcel] = []
+    stored: list[GenerationBytes] = []
 
-    def store(parcel: Parcel) -> str:
+    def store(parcel: GenerationBytes) -> str:
         stored.append(parcel)
         return f"at {len(stored)}"
 
     coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), store)
     try:
         assert asyncio.run(coordinator.start()) == ("", 2)
-        news = asyncio.run(coordinator.watch(Hello("a replica")))
+        news = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
     finally:
         asyncio.run(coordinator.stop())
     assert stored[0].number == 2
-    assert news.live == Announced(2, stored[0].digest, "at 1")
+    assert news.live == AnnouncedGeneration(2, stored[0].digest, "at 1")
 
 
 def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key, monkeypatch):
@@ -268,7 +274,7 @@ def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key
     monkeypatch.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
     coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), id)
     try:
-        news = asyncio.run(coordinator.watch(Hello("a replica")))
+        news = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
     finally:
         asyncio.run(coordinator.stop())
     assert ("alarm", "future") in [
@@ -287,29 +293,29 @@ class Script:
     def __init__(self, vault: Path) -> None:
         self.parcels = parcels(vault)
         with Vault.open(vault) as opened:
-            self.of = origin(opened)
+            self.of = identify(opened)
         self.live, self.spare, self.away, self.lost = 1, 0, False, False
-        self.hello = Hello("")
+        self.hello = ReplicaReport("")
         self.sent: list[tuple] = []
 
-    def origin(self):
+    def identity(self):
         return self.of
 
-    def watch(self, hello: Hello, patience: float) -> News:
+    def watch(self, hello: ReplicaReport, patience: float) -> CoordinatorUpdate:
         self.hello = hello if hello.replica else self.hello
         time.sleep(0.01)
         if self.away:
             raise AwayError("away")
         spare = self.announced(self.spare) if self.spare else None
-        return News("t", 0, 0, self.announced(self.live), spare)
+        return CoordinatorUpdate("t", 0, 0, self.announced(self.live), spare)
 
-    def announced(self, number: int) -> Announced:
-        return Announced(number, self.parcels[number].digest, number)
+    def announced(self, number: int) -> AnnouncedGeneration:
+        return AnnouncedGeneration(number, self.parcels[number].digest, number)
 
-    def fetch(self, announced: Announced, patience: float) -> Parcel:
+    def fetch(self, announced: AnnouncedGeneration, patience: float) -> GenerationBytes:
         if self.lost:
             raise AwayError("lost")
-        return self.parcels[announced.parcel]
+        return self.parcels[announced.place]
 
     def send(self, call: str, *arguments) -> Future:
         self.sent.append((call, *arguments))
@@ -321,7 +327,7 @@ class Script:
 
 
 @contextlib.asynccontextmanager
-async def client(app: Leased):
+async def client(app: LeasedApp):
     said: asyncio.Queue = asyncio.Queue()
     heard: asyncio.Queue = asyncio.Queue()
     life = asyncio.ensure_future(app({"type": "lifespan"}, said.get, heard.put))
@@ -338,7 +344,9 @@ async def client(app: Leased):
 
 def drive(script: Script, work: Callable, token: bytes | None = None) -> None:
     async def run() -> None:
-        app = assemble(script, Post(Options(allow_host=("g2d",)), TERMS, AdminToken(token)), "r1")
+        app = assemble(
+            script, ReplicaSpec(Options(allow_host=("g2d",)), TERMS, AdminToken(token)), "r1"
+        )
         async with client(app) as made:
             await work(made)
 
@@ -420,16 +428,16 @@ def test_an_answer_that_outlives_the_lease_does_not_leave(signed):
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"stale"})
 
-    class Link:
+    class GenerationSync:
         answers = True
 
         def may_answer(self) -> bool:
             return self.answers
 
-    link = Link()
+    link = GenerationSync()
 
     async def run() -> None:
-        transport = httpx.ASGITransport(Leased(Slow(), link, "r"))
+        transport = httpx.ASGITransport(LeasedApp(Slow(), link, "r"))
         async with httpx.AsyncClient(transport=transport, base_url="http://g2d") as client:
             answer = await client.get("/v2/models/g2d")
             assert answer.status_code == 503
