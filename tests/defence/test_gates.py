@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from g2d.defence.gates import Reference, run_gates
+from g2d.defence.gates import CandidateView, Reference, run_gates
 from g2d.settings import GateSettings
 from g2d.tasks.splits import Split
 

@@ -143,7 +143,7 @@ def test_the_terms_are_what_settings_ask_for(defence):
 
     recent = [defence.exposure(1)]
     assert kinds(recent, mu=3.0) == {CleanTerm: 1.0, StaleTerm: 3.0}
-    assert kinds([], robust=0.5) == {CleanTerm: 1.0, RobustTerm: 0.5}
+    assert kinds([], robust_weight=0.5) == {CleanTerm: 1.0, RobustTerm: 0.5}
     assert kinds(recent, memory=0) == {CleanTerm: 1.0}
 
 

@@ -396,6 +396,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
     """Write a generation as a plain safetensors state dict, its digest verified."""
+    from g2d.core.files import write_bytes
     from g2d.vault.vault import Vault
 
     if out.exists() and not force:
@@ -405,13 +406,7 @@ def export(
         if number is None:
             raise G2DError(f"{opened.path} has no generation yet; run `g2d fit` first")
         weights = opened.read_generation(number)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(weights)
-        temporary.replace(out)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(out, weights)
     print_line(
         f"generation {number} is in {out}: model.load_state_dict(safetensors.torch.load_file(..))"
     )

@@ -21,8 +21,14 @@ from typing import Any
 from g2d.errors import G2DError
 from g2d.rotation.events import Event, Swap
 from g2d.service.assembly import first_live, rotate_vault
-from g2d.service.cluster.lease import Announced, Happened, Hello, News, Terms
-from g2d.service.cluster.mirror import Origin, Parcel, origin, pack
+from g2d.service.cluster.lease import (
+    AnnouncedGeneration,
+    CoordinatorUpdate,
+    Happened,
+    ReplicaReport,
+    Terms,
+)
+from g2d.service.cluster.mirror import GenerationBytes, VaultIdentity, identify, pack
 from g2d.service.cluster.rollout import RolloutLoader, Roster
 from g2d.service.http.events import ReplicaJoined, RolledOut, Stopping
 from g2d.service.http.log import Log
@@ -54,18 +60,18 @@ class Coordinator:
 
     Args:
         store: puts a generation's bytes where replicas can fetch them; returns what says where,
-            which travels to them as `Announced.parcel`.
+            which travels to them as `AnnouncedGeneration.place`.
     """
 
-    def __init__(self, plan: Plan, store: Callable[[Parcel], Any]) -> None:
+    def __init__(self, plan: Plan, store: Callable[[GenerationBytes], Any]) -> None:
         self._plan, self._store, self._stopping, self._log = plan, store, False, Log()
         self._term, self._sequence, self._happened = secrets.token_hex(8), 0, 0
         self._status: tuple[float, dict[str, Any]] = (-math.inf, {})
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._events: deque[tuple[int, Happened]] = deque(maxlen=_KEPT)
         self._mutex = threading.Lock()
-        self._announced: dict[int, Announced] = {}
+        self._announced: dict[int, AnnouncedGeneration] = {}
         self._roster = Roster(plan.terms, self._tell)
         self._failed = "the coordinator is starting"
         self._try()
@@ -90,7 +96,7 @@ class Coordinator:
         loader = VaultLoader(plan.vault, options.name, plan.data, plan.key, plan.served)
         self._live, warning = first_live(loader)
         self._reader = Vault.open(plan.vault)
-        self._origin = origin(self._reader)
+        self._identity = identify(self._reader)
         rollout = RolloutLoader(loader, self._roster, self._announce, lambda: self._stopping)
         self._rotation = rotate_vault(
             plan.vault, loader, self._live, options, self._tell, plan.data, rollout
@@ -107,32 +113,32 @@ class Coordinator:
         """Say why nothing can be served, "" if it can; and what is live."""
         return self._failed, 0 if self._failed else self._live.number
 
-    async def origin(self) -> Origin:
+    async def identity(self) -> VaultIdentity:
         """Describe the vault, for a replica's mirror."""
         self._needed()
-        return self._origin
+        return self._identity
 
-    async def watch(self, hello: Hello) -> News:
-        """Answer at once if there is news since `hello`, else after a beat at most."""
+    async def watch(self, report: ReplicaReport) -> CoordinatorUpdate:
+        """Answer at once if there is news since `report`, else after a beat at most."""
         self._needed()
         self._loop = asyncio.get_running_loop()
-        if hello.replica:
-            self._roster.greet(hello)
-            if hello.inputs:
-                self._rotation.count(hello.inputs)
+        if report.replica:
+            self._roster.greet(report)
+            if report.inputs:
+                self._rotation.count(report.inputs)
         until = time.monotonic() + self._plan.terms.beat
-        while hello.term == self._term and hello.sequence >= self._sequence:
-            self._news.clear()
+        while report.term == self._term and report.sequence >= self._sequence:
+            self._changed.clear()
             try:
                 async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                    await self._news.wait()
+                    await self._changed.wait()
             except TimeoutError:
                 break
-        return self._tidings(hello)
+        return self._update(report)
 
-    async def note(self, hello: Hello) -> None:
+    async def note(self, report: ReplicaReport) -> None:
         """Take what a replica says between two polls: that it has loaded, refused or swapped."""
-        self._roster.greet(hello)
+        self._roster.greet(report)
 
     async def leave(self, replica: str) -> None:
         """Forget a replica that ends."""
@@ -172,8 +178,8 @@ class Coordinator:
             raise G2DError(self._failed)
 
     def _announce(self, number: int) -> None:
-        parcel = pack(self._reader, number)
-        announced = Announced(number, parcel.digest, self._store(parcel))
+        packed = pack(self._reader, number)
+        announced = AnnouncedGeneration(number, packed.digest, self._store(packed))
         with self._mutex:
             live = self._live.number
             self._announced = {n: a for n, a in self._announced.items() if n == live}
@@ -201,21 +207,21 @@ class Coordinator:
     def _wake(self) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._news.set)
+            loop.call_soon_threadsafe(self._changed.set)
 
-    def _tidings(self, hello: Hello) -> News:
-        known = hello.event if hello.term == self._term else 0
+    def _update(self, report: ReplicaReport) -> CoordinatorUpdate:
+        known = report.event if report.term == self._term else 0
         with self._mutex:
             live = self._announced[self._live.number]
             spare = max(self._announced.values(), key=lambda announced: announced.number)
             events = tuple(
                 happened
                 for n, happened in self._events
-                if n > known and not (hello.replica and isinstance(happened.event, _QUIET))
+                if n > known and not (report.replica and isinstance(happened.event, _QUIET))
             )
             ahead = spare if spare.number > live.number else None
             sequence, event = self._sequence, self._happened
-        return News(self._term, sequence, event, live, ahead, events, self._summary())
+        return CoordinatorUpdate(self._term, sequence, event, live, ahead, events, self._summary())
 
     def _summary(self) -> dict[str, Any]:
         """The status, made anew if it is too old or tells of another generation."""
