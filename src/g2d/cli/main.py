@@ -1,8 +1,8 @@
 """The command line: thin commands over `Defence` and `Vault`, and how they fail.
 
 Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`, how a vault is
-got at in `cli_opening`; `serve` and `keys` have files of their own. No decision about a defence is
-made here.
+got at in `shared`; `serve`, `keys` and the commands that only look at a vault have files of their
+own. No decision about a defence is made here.
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ from typer.core import TyperGroup
 
 from g2d.cli import keys as cli_keys
 from g2d.cli import serve as cli_serve
+from g2d.cli import vault_commands
 from g2d.cli.console import (
-    commented,
     duration,
     measures,
     print_attacks,
-    print_generations,
     print_line,
     print_population,
     print_table,
     say,
     show_progress,
-    when,
 )
 from g2d.cli.flags import Given, Set, merged, read_changes, with_flags
 from g2d.cli.shared import (
@@ -362,70 +360,4 @@ def report(
 
 
 app.command()(cli_serve.serve)
-
-
-@app.command()
-def show(
-    vault: VaultPath,
-    last: Annotated[int, typer.Option(min=1, help="How many generations to list.")] = 20,
-) -> None:
-    """Show a vault at a glance; it may be read-only or in use."""
-    from g2d.vault.vault import Vault
-
-    with Vault.open(vault) as opened:
-        settings = Settings.from_vault(opened.settings_text, str(opened.path / "task.toml"))
-        task = settings.task
-        budget = f"{task.eps:g}" if task.eps else "the task's own"
-        print_line(f"vault        {opened.path}")
-        print_line(
-            f"task         {task.name}, eps {budget}" + (f", {task.data}" if task.data else "")
-        )
-        print_population(opened, settings)
-        generator = opened.entry("generator")
-        print_line(
-            f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"
-        )
-        print_generations(opened, last)
-
-
-@app.command()
-def export(
-    vault: VaultPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
-    number: Annotated[int | None, typer.Option(help="Generation; the live one by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
-) -> None:
-    """Write a generation as a plain safetensors state dict, its digest verified."""
-    from g2d.core.files import write_bytes
-    from g2d.vault.vault import Vault
-
-    if out.exists() and not force:
-        raise G2DError(f"{out} exists; name another file, or overwrite it with --force")
-    with Vault.open(vault) as opened:
-        number = opened.live() if number is None else number
-        if number is None:
-            raise G2DError(f"{opened.path} has no generation yet; run `g2d fit` first")
-        weights = opened.read_generation(number)
-    write_bytes(out, weights)
-    print_line(
-        f"generation {number} is in {out}: model.load_state_dict(safetensors.torch.load_file(..))"
-    )
-
-
-@app.command()
-def settings(
-    vault: Annotated[
-        Path | None, typer.Argument(metavar="[VAULT]", help="Folder of the vault.")
-    ] = None,
-    defaults: Annotated[
-        bool, typer.Option("--defaults", help="Of no vault: the defaults.")
-    ] = False,
-) -> None:
-    """Print all settings as TOML, each with its meaning."""
-    if (vault is None) == (not defaults):
-        raise typer.BadParameter("name a VAULT, or give --defaults")
-    if vault is None:
-        typer.echo("# Keep only the lines that you change: a task has its own values for others.")
-        typer.echo(commented(Settings()))
-    else:
-        typer.echo(commented(vault_settings(vault)))
+vault_commands.add_to(app)
