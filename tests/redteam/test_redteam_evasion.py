@@ -153,8 +153,9 @@ def test_autoattack_is_no_weaker_than_apgd(spec, context):
 def test_merging_folds_the_networks_of_a_chain_and_leaves_the_rest():
     def one(target, number, flipped):
         return Row(
-            "white-box", "white-box-autoattack", "white-box", target, "AutoAttack standard", share(flipped, 10),
-            clean_accuracy=share(10, 10), seconds=2.0, extra={"number": number, "label": "x"},
+            "white-box", "white-box-autoattack", "white-box", target, "AutoAttack standard",
+            share(flipped, 10), clean_accuracy=share(10, 10), seconds=2.0,
+            extra={"number": number, "label": "x"},
         )  # fmt: skip
 
     sweep = Row("white-box", "white-box-sweep", "swept", "generated", "APGD", share(5, 10))
