@@ -21,6 +21,7 @@ from g2d.generator import Exposure, Generator, hidden_units
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
+from g2d.redteam.threat import Threat
 from g2d.settings import GuidanceSettings, Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split
@@ -30,14 +31,6 @@ from g2d.training.population import TrainingJob, freeze, run_job
 from g2d.training.recipes import Teacher
 from g2d.training.recipes.distil import teacher_of
 from g2d.weights.checkpoints import unpack
-
-TITLE = "Poisoning and backdoors"
-QUESTION = "Does a backdoor in the data, or in one member, reach the generations?"
-IDENTIFIERS = Identifiers(
-    atlas="AML.T0020 Training Data Poisoning; AML.T0018.000 Manipulate AI Model: Poison AI Model",
-    nist="NISTAML.023 Backdoor Poisoning; NISTAML.026 Model Poisoning",
-    owasp="ML02:2023 Data Poisoning Attack; ML10:2023 Model Poisoning",
-)
 
 METRIC = "trigger success"
 PASSED = "passed the gates"
@@ -461,3 +454,19 @@ def _reached(
             )
         )
     return rows
+
+
+THREAT = Threat(
+    name="poisoning",
+    title="Poisoning and backdoors",
+    question="Does a backdoor in the data, or in one member, reach the generations?",
+    ids=Identifiers(
+        atlas="AML.T0020 Training Data Poisoning; "
+        "AML.T0018.000 Manipulate AI Model: Poison AI Model",
+        nist="NISTAML.023 Backdoor Poisoning; NISTAML.026 Model Poisoning",
+        owasp="ML02:2023 Data Poisoning Attack; ML10:2023 Model Poisoning",
+    ),
+    plan=plan,
+    run=run,
+    merge=merge,
+)

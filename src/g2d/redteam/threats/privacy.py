@@ -22,21 +22,11 @@ from g2d.attacks.inference import (
 from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import Rate, share
+from g2d.redteam.threat import CONTROLS, Threat
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.loop import Batches, clean_step, train
-
-TITLE = "Membership and reconstruction of training data"
-QUESTION = "Do more generations tell more about the training data than one network does?"
-IDENTIFIERS = Identifiers(
-    atlas=(
-        "AML.T0024.000 Exfiltration via AI Inference API: Infer Training Data Membership; "
-        "AML.T0024.001 Exfiltration via AI Inference API: Invert AI Model"
-    ),
-    nist="NISTAML.033 Membership Inference; NISTAML.032 Data Reconstruction",
-    owasp="ML04:2023 Membership Inference Attack; ML03:2023 Model Inversion Attack",
-)
 
 MEMBERS, CONTROL = "privacy-membership", "privacy-membership-control"
 SECOND, CLASSES = "privacy-membership-second", "privacy-inversion"
@@ -413,3 +403,22 @@ def correlations(images: Tensor, means: Tensor) -> Tensor:
     a, b = (t.double().flatten(1) for t in (images, means))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return (a @ b.T) / (a.norm(dim=1)[:, None] * b.norm(dim=1)[None, :])
+
+
+THREAT = Threat(
+    name="privacy",
+    title="Membership and reconstruction of training data",
+    question="Do more generations tell more about the training data than one network does?",
+    ids=Identifiers(
+        atlas=(
+            "AML.T0024.000 Exfiltration via AI Inference API: Infer Training Data Membership; "
+            "AML.T0024.001 Exfiltration via AI Inference API: Invert AI Model"
+        ),
+        nist="NISTAML.033 Membership Inference; NISTAML.032 Data Reconstruction",
+        owasp="ML04:2023 Membership Inference Attack; ML03:2023 Model Inversion Attack",
+    ),
+    plan=plan,
+    run=run,
+    merge=merge,
+    chains=CONTROLS | {"draws"},
+)

@@ -26,16 +26,9 @@ from g2d.redteam.targets import (
     by_target,
     describe_scores,
 )
+from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
-
-TITLE = "Query attacks on the API"
-QUESTION = "How often does who only sees answers win, and do the finds outlive a rotation?"
-IDENTIFIERS = Identifiers(
-    atlas="AML.T0043.001 Craft Adversarial Data: Black-Box Optimization",
-    nist="NISTAML.025 Black-box Evasion",
-    owasp="ML01:2023 Input Manipulation Attack",
-)
 
 BUDGETS = (1, 10, 30, 100, 300, 1_000, 2_000, 5_000, 10_000)
 _GENERATED = 10  # live generations that attackers meet; fresh draws follow when they are used up
@@ -421,3 +414,36 @@ def _told(case: Case, context: AttackContext, lanes: QueryLog | None, note: str)
         case, _kind(case), threat, _label(case), value,
         target=url, queries=case.number("at"), note=note, extra=extra,
     )  # fmt: skip
+
+
+THREAT = Threat(
+    name="query",
+    title="Query attacks on the API",
+    question="How often does who only sees answers win, and do the finds outlive a rotation?",
+    ids=Identifiers(
+        atlas="AML.T0043.001 Craft Adversarial Data: Black-Box Optimization",
+        nist="NISTAML.025 Black-box Evasion",
+        owasp="ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+    on_service=plan_service,
+    chains=CONTROLS | {"draws"},
+    curve=CurveStyle(
+        x="queries",
+        by=("attack", "control"),
+        across="queries spent on one example",
+        title="Attacks that only ask questions",
+        reads=(
+            "One panel for each attack, one line for each clock. The attacker sees answers and "
+            "never parameters, and adapts as they come. Rotation helps where a line lies under "
+            "the one without rotation; where it lies above, every rotation gave the attacker one "
+            "more network to try."
+        ),
+        hides=(
+            "What a win is worth: it counts once any network that answered was fooled, even if "
+            "the next one reads the example right again (“durable” in the rows counts finds that "
+            "also fool the next). More queries can only help the attacker."
+        ),
+    ),
+)

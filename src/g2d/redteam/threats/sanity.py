@@ -18,17 +18,10 @@ from g2d.core.types import Logits
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate, share
+from g2d.redteam.threat import Threat
 from g2d.redteam.threats.whitebox import budgets, point, starts, strongest
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
-
-TITLE = "Sanity of the attacks"
-QUESTION = "Would this suite notice if a defence only hid its gradients, or if an attack were weak?"
-IDENTIFIERS = Identifiers(
-    atlas="nearest: AML.T0042 Verify Attack",
-    nist="nearest: NISTAML.022 Evasion",
-    owasp="nearest: ML01:2023 Input Manipulation Attack",
-)
 
 TARGETS = ("generated", "frozen")
 SURE = 0.99  # ASR that unbounded noise must reach
@@ -431,3 +424,19 @@ def _verdict(
         words,
         {other: value.value for other, value in found.items()},
     )
+
+
+THREAT = Threat(
+    name="sanity",
+    title="Sanity of the attacks",
+    question=(
+        "Would this suite notice if a defence only hid its gradients, or if an attack were weak?"
+    ),
+    ids=Identifiers(
+        atlas="nearest: AML.T0042 Verify Attack",
+        nist="nearest: NISTAML.022 Evasion",
+        owasp="nearest: ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+)
