@@ -27,12 +27,13 @@ from torch.nn import functional as F
 import g2d
 from g2d.core.types import State
 from g2d.generator import Generator, hidden_units
+from g2d.redteam.novelty import Distances
 from g2d.redteam.scoring import Trial
 from g2d.settings import AutoencoderSettings, DiffusionSettings
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.splits import Split
 from g2d.weights.checkpoints import pack, unpack
-from measure import Distances, hardware, save
+from measure import hardware, save
 
 NETWORKS, EPOCHS, SAMPLES = 100, 5, 300
 
