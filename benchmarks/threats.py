@@ -58,18 +58,19 @@ def share(values: Sequence[float | None], digits: int = 1) -> str:
     return f"{mean:.{digits}f} ({min(known):.{digits}f}–{max(known):.{digits}f})"
 
 
+# What tells rows of one kind, target and metric apart (docs/results.md).
+APART = ("exposed", "algorithm", "loss", "percent", "read")
+
+
 def matched(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Rows of all seeds that measure the same thing, in the order of the first seed."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for results in runs:
         for row in results["rows"]:
-            # Numbers in words (a generation's, a count) differ between seeds; the rest must not.
-            words = re.sub(r"\d+", "#", f"{row['threat']}|{row['attack']}")
-            key = (row["family"], row["target"], row["metric"], words)
-            if len(groups.setdefault(key, [])) and groups[key][-1]["seed"] == row["seed"]:
-                key = (*key, f"{row['threat']}|{row['attack']}")
+            apart = (row["extra"].get(key) for key in APART)
+            key = (row["family"], row["kind"], row["target"], row["metric"], *apart)
             groups.setdefault(key, []).append(row)
-    return [rows for rows in groups.values() if rows]
+    return list(groups.values())
 
 
 def value(rows: Sequence[dict[str, Any]], key: str) -> str:
@@ -107,8 +108,9 @@ def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     for family in runs[0]["families"]:
         name, ids = family["name"], family["identifiers"]
         own = [rows for rows in groups if rows[0]["family"] == name]
-        body = "\n".join(line(rows) for rows in own) if name != "sanity" else checks(own)
-        head = HEAD if name != "sanity" else "| check | seeds passed | found |\n|---|---|---|"
+        of_checks = all(rows[0]["metric"] == "check" for rows in own)
+        body = checks(own) if of_checks else "\n".join(line(rows) for rows in own)
+        head = "| check | seeds passed | found |\n|---|---|---|" if of_checks else HEAD
         cpu = sum(f["seconds"] for r in runs for f in r["families"] if f["name"] == name)
         made[name] = (
             f"*{family['question']}* {ids['atlas']} · {ids['nist']} · {ids['owasp']} · "
@@ -123,20 +125,22 @@ def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     return made
 
 
-def pick(runs: Sequence[dict[str, Any]], family: str, target: str, *words: str) -> dict[str, Any]:
-    """Mean over seeds of the attacker's best row of a family whose words all occur."""
+def pick(
+    runs: Sequence[dict[str, Any]], key: str, target: str, algorithm: str = ""
+) -> dict[str, Any]:
+    """Mean over seeds of the attacker's best row of a kind, or of a family."""
     best = []
     for results in runs:
         rows = [
             row
             for row in results["rows"]
-            if row["family"] == family
+            if key in (row["kind"], row["family"])
             and row["target"] == target
             and row["value"]
-            and all(word in f"{row['threat']}; {row['attack']}; {row['metric']}" for word in words)
+            and (not algorithm or row["extra"].get("algorithm") == algorithm)
         ]
         if not rows:
-            raise SystemExit(f"no row of {family} on {target} with {words}")
+            raise SystemExit(f"no row of {key} on {target} {algorithm}".rstrip())
         best.append(max(rows, key=lambda row: row["value"]["value"]))
     worst = [row["worst"]["value"] for row in best if row["worst"]]
     return {
@@ -153,22 +157,21 @@ def mean(values: Sequence[float]) -> float:
 def told(runs: Sequence[dict[str, Any]], link: str) -> str:
     """The lines on top: what rotation buys and what it does not."""
 
-    def of(family: str, chain: str, *words: str) -> str:
-        return str(pick(runs, family, chain, *words)["mean"])
+    def of(key: str, chain: str) -> str:
+        return str(pick(runs, key, chain)["mean"])
 
     single, soups, noises = (
-        pick(runs, "stale", chain, "single", "APGD") for chain in ("generated", "soup", "noise")
+        pick(runs, "stale-single", chain, "apgd") for chain in ("generated", "soup", "noise")
     )
-    white = pick(runs, "white-box", "generated", "AutoAttack")
+    white = pick(runs, "white-box-autoattack", "generated")
     clocks = ("no rotation", "a rotation every 1,000 queries")
-    never, often = (pick(runs, "query", f"generated, {c}", "Square (ours)") for c in clocks)
-    held = of("query", f"generated, {clocks[1]}", "Square (ours, stale start)")
+    never, often = (pick(runs, "query-square-clock", f"generated, {c}") for c in clocks)
+    held = of("query-square-stale", f"generated, {clocks[1]}")
     finds = [d for row in often["rows"] if (d := row["extra"]["durable"])]
     kept = sum(d["value"] * d["n"] for d in finds) / sum(d["n"] for d in finds)
     # Not the live network alone: one network a seed is luck (31 to 51 %).
-    aged = pick(runs, "stale", "generated", "by age")["rows"]
+    aged = pick(runs, "stale-age", "generated")["rows"]
     fresh = [row["extra"]["curve"][0]["value"] for row in aged]
-    flips = "the same flips on the next network;"
     costs = [r["chains"] for r in runs]
     dearer = mean([c["rival"]["cost"] / c["generated"]["cost"] for c in costs])
     lines = (
@@ -179,28 +182,28 @@ def told(runs: Sequence[dict[str, Any]], link: str) -> str:
         "",
         "- **What rotation buys: reuse stops paying.** Attacks on exposed generations flip "
         f"{single['mean']} of later ones' inputs if crafted on one, "
-        f"{of('stale', 'generated', 'joint')} if crafted on several together, "
-        f"{of('stale', 'generated', 'best of')} if twenty stored ones may all be tried; "
+        f"{of('stale-joint', 'generated')} if crafted on several together, "
+        f"{of('stale-tries', 'generated')} if twenty stored ones may all be tried; "
         f"{share(fresh, 0)} % on the generation they were crafted on, had it stayed; "
-        f"{of('stale', 'frozen', 'by age')} on the undefended base. A find of a query attack "
+        f"{of('stale-age', 'frozen')} on the undefended base. A find of a query attack "
         f"outlives the next rotation in {100 * kept:.0f} % of the cases. Bit flips that cost one "
-        f"generation {of('bit-flips', 'generated', 'flips on the network they were found on')} of "
-        f"the test images cost the next {of('bit-flips', 'generated', flips)}.",
+        f"generation {of('bit-flips-own', 'generated')} of "
+        f"the test images cost the next {of('bit-flips-next', 'generated')}.",
         "- **What gives as much.** Networks retrained on the same exposed attacks stand at "
-        f"{of('stale', 'rival', 'joint')} under the joint attack (fresh proposals: "
-        f"{of('stale', 'draws', 'joint')}) for {dearer:.0f} times the CPU time; plain retraining "
-        f"at {of('stale', 'retrained', 'joint')}. Most of the effect is the population's doing: "
+        f"{of('stale-joint', 'rival')} under the joint attack (fresh proposals: "
+        f"{of('stale-joint', 'draws')}) for {dearer:.0f} times the CPU time; plain retraining "
+        f"at {of('stale-joint', 'retrained')}. Most of the effect is the population's doing: "
         f"soups of its members stand at {soups['mean']} and members with noise at "
         f"{noises['mean']} where generations stand at {single['mean']} (worst "
         f"network: {soups['worst']}, {noises['worst']}, {single['worst']}).",
         "- **What it does not buy.** AutoAttack on the live generation flips "
         f"{white['mean']} (worst generation {white['worst']}; undefended base "
-        f"{of('white-box', 'frozen', 'AutoAttack')}: that difference comes from training, not from "
+        f"{of('white-box-autoattack', 'frozen')}: that difference comes from training, not from "
         f"rotation). Whoever owns the generator flips {of('adaptive', 'generated')}. A query "
         f"attack that knows the clock flips {often['mean']} where parameters rotate every 1,000 "
         f"queries, {held} if it starts from a stale attack, and {never['mean']} where the same "
         "generation stays: rotation hands a patient attacker more models to try. Bit flips found "
-        f"on five exposed generations cost unseen ones {of('bit-flips', 'generated', 'jointly')}.",
+        f"on five exposed generations cost unseen ones {of('bit-flips-joint', 'generated')}.",
     )
     return "\n".join(lines)
 
@@ -221,12 +224,11 @@ def targets(runs: Sequence[dict[str, Any]]) -> str:
     differ = sum(row["autoattack"]["images_that_differ"] for row in parity)
     judged = sum(row["autoattack"]["n"] for row in parity)
 
-    def at(family: str, chain: str, *words: str) -> str:
-        best = pick(runs, family, chain, *words)["rows"]
+    def at(key: str, chain: str) -> str:
+        best = pick(runs, key, chain)["rows"]
         return share([row["value"]["value"] for row in best]) + " %"
 
-    flips = "the same flips on the next network"
-    followed = pick(runs, "bit-flips", "generated", flips + ";")["rows"]
+    followed = pick(runs, "bit-flips-next", "generated")["rows"]
     enough = share([row["extra"]["lost_after_enough_flips"] for row in followed])
     thousand = "a rotation every 1,000 queries"
     rows = [
@@ -243,27 +245,27 @@ def targets(runs: Sequence[dict[str, Any]]) -> str:
         (
             "bit flips found on t, applied to t+1: accuracy lost",
             "≤ 0.5 points; frozen falls to chance",
-            f"{at('bit-flips', 'generated', flips + ';')} (with no more flips than ruin t: "
+            f"{at('bit-flips-next', 'generated')} (with no more flips than ruin t: "
             f"{enough} %); frozen "
-            f"{at('bit-flips', 'frozen', flips)}; random flips "
-            f"{at('bit-flips', 'generated', 'random flips')}; permuted "
-            f"{at('bit-flips', 'permuted', flips)}",
+            f"{at('bit-flips-next', 'frozen')}; random flips "
+            f"{at('bit-flips-random', 'generated')}; permuted "
+            f"{at('bit-flips-next', 'permuted')}",
         ),
         (
             "the same, weights stored in a secret order", "(a defender's option)",
-            at("bit-flips", "generated", "weights stored in a secret order"),
+            at("bit-flips-kept-secret-order", "generated"),
         ),
         (
             "Square, 5,000 queries, rotation every 1,000: ASR", "≤ half of frozen",
-            f"ART's {at('query', f'generated, {thousand}', 'Square (ART)')}, ours, which knows the "
-            f"clock, {at('query', f'generated, {thousand}', 'Square (ours)')}; frozen "
-            f"{at('query', 'frozen, no rotation', 'Square (ours)')}; never rotating "
-            f"{at('query', 'generated, no rotation', 'Square (ART)')} and "
-            f"{at('query', 'generated, no rotation', 'Square (ours)')}",
+            f"ART's {at('query-square', f'generated, {thousand}')}, ours, which knows the "
+            f"clock, {at('query-square-clock', f'generated, {thousand}')}; frozen "
+            f"{at('query-square-clock', 'frozen, no rotation')}; never rotating "
+            f"{at('query-square', 'generated, no rotation')} and "
+            f"{at('query-square-clock', 'generated, no rotation')}",
         ),
         (
             "the same, from a stale start", "(an attacker's option)",
-            at("query", f"generated, {thousand}", "Square (ours, stale start)"),
+            at("query-square-stale", f"generated, {thousand}"),
         ),
         (
             "adaptive EOT, best attacker", "as it is",

@@ -74,7 +74,7 @@ class Tricks:
             raise ValueError("a library stumbled")
         models = bench.models(bench.chain(case.chain).networks)
         clean = accuracy_rate(models[-1], bench.examples(20))
-        return [bench.row(case, "nothing", "none", share(1, 20), clean_accuracy=clean)]
+        return [bench.row(case, "trick", "nothing", "none", share(1, 20), clean_accuracy=clean)]
 
 
 @pytest.fixture
@@ -94,6 +94,7 @@ def test_rows_carry_what_the_schema_says(vault, tricks):
     assert json.loads((vault / "redteam" / "results.json").read_text()) == results
     assert {row["target"] for row in results["rows"]} == {"generated", "soup"}
     for row in results["rows"]:
+        assert row["kind"] == "trick"
         assert row["identifiers"]["atlas"] == "AML.T0043"
         assert row["status"] == "ok"
         assert row["harm"] == row["value"]["value"] == 0.05
@@ -138,6 +139,7 @@ def test_a_broken_case_is_a_row_and_the_rest_goes_on(vault, tricks):
     assert rows["soup"]["status"] == "failed"
     assert "a library stumbled" in rows["soup"]["note"]
     assert rows["soup"]["value"] is None
+    assert rows["soup"]["kind"] == "failed"
     assert rows["generated"]["status"] == "ok"
     tricks.broken = False
     tricks.ran.clear()
@@ -322,7 +324,9 @@ def test_code_version_follows_imports_not_pages():
 
 
 def test_rows_without_a_number_say_why():
-    row = not_measured("privacy", "members", "generated", "LiRA", "2 shadows, 16 are needed")
+    row = not_measured(
+        "privacy", "privacy-membership", "members", "generated", "LiRA", "2 shadows, 16 are needed"
+    )
     plain = row.as_json(IDS)
     assert plain["value"] is None
     assert plain["harm"] is None
@@ -330,7 +334,7 @@ def test_rows_without_a_number_say_why():
 
 
 def test_harm_is_the_asr_unless_said_otherwise():
-    row = Row("stale", "t", "generated", "a", share(1, 4))
+    row = Row("stale", "stale-single", "t", "generated", "a", share(1, 4))
     assert row.as_json(IDS)["harm"] == 0.25
     other = dataclasses.replace(row, metric="agreement")
     assert other.as_json(IDS)["harm"] is None
@@ -341,7 +345,7 @@ def test_adaptive_draws_fold_into_the_best(tmp_path):
 
     def row(draws, wins, attacker="samples"):
         extra = {"attacker": attacker, "draws": draws}
-        return Row("adaptive", "t", "generated", "EOT", share(wins, 100), extra=extra)
+        return Row("adaptive", "k", "t", "generated", "EOT", share(wins, 100), extra=extra)
 
     folded = merge([row(1, 10), row(10, 30), row(50, 31), row(20, 9, "proposals")])
     assert len(folded) == 2
@@ -356,7 +360,8 @@ def test_adaptive_rows_say_where_knowing_more_wins_less():
 
     def row(attacker, draws, wins):
         extra = {"attacker": attacker, "draws": draws}
-        return Row("adaptive", "t", "generated", "EOT", share(wins, 100), note="n", extra=extra)
+        value = share(wins, 100)
+        return Row("adaptive", "k", "t", "generated", "EOT", value, note="n", extra=extra)
 
     samples, proposals, everything, recipe = merge(
         [row("samples", 50, 40), row("proposals", 16, 38), row("everything", 60, 10),
@@ -425,6 +430,6 @@ def test_eot_maximises_the_probability_of_an_error():
 def test_services_are_attacked_by_families_that_can(exposed):
     with pytest.raises(SettingsError, match="only on a vault"):
         attack(
-            exposed, threats=["stale"], service=runner.Service("http://127.0.0.1:1", "m"),
+            exposed, threats=["stale"], service=runner.ServiceAddress("http://127.0.0.1:1", "m"),
             engine=SerialEngine(), quick=True,
         )  # fmt: skip

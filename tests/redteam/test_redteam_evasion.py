@@ -153,12 +153,14 @@ def test_autoattack_is_no_weaker_than_apgd(spec, context):
 def test_merging_folds_the_networks_of_a_chain_and_leaves_the_rest():
     def one(target, number, flipped):
         return Row(
-            "white-box", "white-box", target, "AutoAttack standard", share(flipped, 10),
-            clean_accuracy=share(10, 10), seconds=2.0, extra={"number": number, "label": "x"},
+            "white-box", "white-box-autoattack", "white-box", target, "AutoAttack standard",
+            share(flipped, 10), clean_accuracy=share(10, 10), seconds=2.0,
+            extra={"number": number, "label": "x"},
         )  # fmt: skip
 
-    sweep = Row("white-box", "white-box, budget swept", "generated", "APGD", share(5, 10))
-    failed = not_measured("white-box", "white-box", "generated", "AutoAttack standard", "why")
+    sweep = Row("white-box", "white-box-sweep", "swept", "generated", "APGD", share(5, 10))
+    kind, attack = "white-box-autoattack", "AutoAttack standard"
+    failed = not_measured("white-box", kind, "white-box", "generated", attack, "why")
     rows = [one("generated", 0, 2), sweep, one("generated", 1, 6), one("soup", 4, 9), failed]
     merged = family("white-box").merge(rows)
     assert merged[1] is sweep

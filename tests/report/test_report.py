@@ -430,11 +430,11 @@ def test_the_schema_names_every_field(results):
 
 def test_bit_flips_that_reach_the_unseen_are_not_hidden(results):
     row = picked(results, family="bit-flips", target="generated")[1]
-    later = row | {"threat": "the same flips two and more networks later"}
+    later = row | {"kind": "bit-flips-later"}
     later["value"] = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100}
-    joint = row | {"threat": "flips found jointly on the last 2, on unseen networks"}
+    joint = row | {"kind": "bit-flips-joint", "threat": "flips found jointly"}
     joint["value"] = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 100}
-    kept = row | {"threat": "the same flips on the next network: stored in secret order"}
+    kept = row | {"kind": "bit-flips-kept-secret-order", "threat": "in secret order"}
     kept["value"] = {"value": 0.0, "low": 0.0, "high": 0.1, "n": 100}
     results["rows"] = [kept, *results["rows"], joint, later]
     said = {label: text.replace("\u00a0", " ") for label, text in told(results).items()}
@@ -446,3 +446,21 @@ def test_the_most_successful_stale_attack_is_told_beside_the_joint_one(results):
     row = picked(results, family="stale", target="generated")[0]
     row["value"], row["harm"] = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 100}, 0.6
     assert "try (reads one exposed generation): 60" in told(results)["What rotation buys"]
+
+
+def test_rows_from_before_the_key_are_drawn_and_the_answer_says_what_to_do(results, tmp_path):
+    for row in results["rows"]:
+        del row["kind"]
+    seen = words(drawn(results, tmp_path))
+    assert "older than the keys by which rows are told apart; run `g2d attack` again" in seen
+    assert "The threat matrix" in seen
+    assert report.markdown(results).count("\n| ") > len(results["rows"])
+
+
+def test_words_select_no_row(results):
+    """Whatever a threat and its attack are called, the answer is the same."""
+    before = told(results)
+    for row in results["rows"]:
+        if row["family"] != "stale":  # names one of them
+            row["threat"] = f"renamed {row['threat'][::-1]}"
+    assert told(results) == before

@@ -30,6 +30,7 @@ from g2d.redteam.scoring import Rate
 from g2d.redteam.threats import CHAINS, FAMILIES, family
 from g2d.report.results import FORMAT, results_path
 
+FAILED = "failed"  # kind of the row of a case that broke: it would have had several
 OVERVIEW = "overview"  # the vault at a glance, for the page's pictures of rotations
 
 
@@ -312,7 +313,16 @@ def work(payload: tuple[RunSpec, str, Case]) -> dict[str, Any]:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
         rows = [
-            Row(case.family, case.name, case.chain, "", None, note=reason, status=Status.FAILED)
+            Row(
+                case.family,
+                FAILED,
+                case.name,
+                case.chain,
+                "",
+                None,
+                note=reason,
+                status=Status.FAILED,
+            )
         ]
     seconds = round(time.process_time() - began, 3)
     each = round(seconds / max(1, len(rows)), 3)

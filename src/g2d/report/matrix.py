@@ -58,6 +58,11 @@ def chain_of(row: Values) -> str:
     return word if word in TARGETS else ELSEWHERE
 
 
+def kind_of(row: Values) -> str:
+    """What a row measures, the key that readers select by; "" in files older than the key."""
+    return str(row.get("kind", ""))
+
+
 def clock_of(row: Values) -> str:
     """What a row's target says after its chain, for instance how often it rotates."""
     target, chain = str(row["target"]), chain_of(row)
@@ -150,6 +155,7 @@ class Line:
     """One line of the threat matrix: what an attacker does, and its rows by target's chain."""
 
     family: str
+    kind: str
     threat: str
     clock: str
     metric: str
@@ -172,6 +178,14 @@ class Line:
         """The row that won most for the attacker on a chain; None where nothing was measured."""
         rows = [row for row in self.rows.get(chain, []) if measured(row)]
         return max(rows, key=lambda row: (_harm(row), row["value"]["value"]), default=None)
+
+    @property
+    def still(self) -> bool:
+        """Whether its target could rotate by a clock and does not."""
+        extras = [row["extra"] for rows in self.rows.values() for row in rows]
+        return any("every" in extra for extra in extras) and not any(
+            extra.get("every") for extra in extras
+        )
 
     @property
     def cells(self) -> dict[str, dict[str, Any]]:
@@ -201,10 +215,10 @@ def matrix(rows: Iterable[Values]) -> list[Line]:
     Rows of one threat, clock and metric share a line across chains, though budgets may differ (the
     attack names them); where one chain was met with several attacks, every attack gets a line.
     """
-    groups: dict[tuple[str, str, str, str], list[Values]] = {}
+    groups: dict[tuple[str, str, str, str, str], list[Values]] = {}
     for row in rows:
         if row["metric"] != "check":
-            key = (row["family"], row["threat"], clock_of(row), row["metric"])
+            key = (row["family"], kind_of(row), row["threat"], clock_of(row), row["metric"])
             groups.setdefault(key, []).append(row)
     lines = []
     for key, group in groups.items():
@@ -247,8 +261,8 @@ def _rival(line: Line, name: str, lines: Sequence[Line]) -> Values | None:
     row = line.best(name)
     if row is not None or name != "frozen":
         return row
-    kind = (line.family, line.threat, line.metric, line.attack)
-    same = [x for x in lines if (x.family, x.threat, x.metric, x.attack) == kind]
+    known = (line.family, line.threat, line.metric, line.attack)
+    same = [x for x in lines if (x.family, x.threat, x.metric, x.attack) == known]
     return next((row for x in same if (row := x.best(name))), None)
 
 

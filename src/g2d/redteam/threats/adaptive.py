@@ -75,7 +75,12 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     if what.draw is None:
         return [
             not_measured(
-                "adaptive", _WORDS[case.name], case.chain, f"EOT over {what.pool}", what.note
+                "adaptive",
+                _kind(case),
+                _WORDS[case.name],
+                case.chain,
+                f"EOT over {what.pool}",
+                what.note,
             )
         ]
     steps, loss, sizes = case.number("steps"), str(case.option("loss", "")), list[int]()
@@ -87,11 +92,20 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     mean, worst, clean = context.score_all(context.models(unseen), proposed, examples)
     label = f"EOT over {what.pool}, {steps} steps of {max(sizes)}"
     row = context.row(
-        case, _WORDS[case.name], f"{label}, {loss} loss" if loss else f"{label} draws", mean,
+        case, _kind(case), _WORDS[case.name],
+        f"{label}, {loss} loss" if loss else f"{label} draws", mean,
         worst=worst, clean_accuracy=clean, scored=len(unseen), gradient_steps=sum(sizes),
-        note=what.note, extra={"attacker": case.name, "draws": max(sizes)},
+        note=what.note, extra={"attacker": case.name, "draws": max(sizes)} | _loss(loss),
     )  # fmt: skip
     return [row]
+
+
+def _kind(case: Case) -> str:
+    return f"adaptive-{case.name.replace(' ', '-')}"
+
+
+def _loss(loss: str) -> dict[str, str]:
+    return {"loss": loss} if loss else {}
 
 
 def merge(rows: Sequence[Row]) -> list[Row]:

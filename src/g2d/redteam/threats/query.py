@@ -113,7 +113,8 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     label, threat = _label(case), _ATTACKS[case.name][1]
     why = _unfit(case, context)
     if why:
-        return [not_measured("query", threat, case.chain, label, why, seed=context.spec.seed)]
+        seed = context.spec.seed
+        return [not_measured("query", _kind(case), threat, case.chain, label, why, seed=seed)]
     if case.option("url"):
         return [_service_row(case, context)]
     return _Attackers(case, context).rows()
@@ -131,6 +132,10 @@ def _unfit(case: Case, context: AttackContext) -> str:
 
 def _label(case: Case) -> str:
     return f"{_ATTACKS[case.name][0]}, {case.number('at'):,} queries"
+
+
+def _kind(case: Case) -> str:
+    return f"query-{case.name}"
 
 
 def _launch(
@@ -280,7 +285,8 @@ class _Attackers:
 
     def _no_row(self, every: int, why: str) -> Row:
         threat, seed = _ATTACKS[self.case.name][1], self.context.spec.seed
-        return not_measured("query", threat, self._target(every), _label(self.case), why, seed=seed)
+        kind, target = _kind(self.case), self._target(every)
+        return not_measured("query", kind, threat, target, _label(self.case), why, seed=seed)
 
     def _row(self, every: int, lanes: QueryLog, never: QueryLog | None) -> Row:
         value = lanes.asr(self.at)
@@ -307,7 +313,7 @@ class _Attackers:
         models = [self.models[place] for place in sorted(set(met.flatten().tolist()))]
         clean = pooled([accuracy_rate(model, self.examples) for model in models])
         return self.context.row(
-            self.case, _ATTACKS[self.case.name][1], _label(self.case), value,
+            self.case, _kind(self.case), _ATTACKS[self.case.name][1], _label(self.case), value,
             target=self._target(every), clean_accuracy=clean, scored=len(models),
             queries=self.at, gradient_steps=steps, note="; ".join(notes), extra=extra,
         )  # fmt: skip
@@ -368,7 +374,7 @@ def _compared(value: Rate, never: Rate) -> str:
 
 def _service_row(case: Case, context: AttackContext) -> Row:
     """Attack a live service; what was found before it died is reported."""
-    url, threat = str(case.option("url")), "API, scores; does not know the clock"
+    url = str(case.option("url"))
     lanes: QueryLog | None = None
     asked, note = 0, ""
     try:
@@ -377,13 +383,13 @@ def _service_row(case: Case, context: AttackContext) -> Row:
         expected = (tuple(split.x.shape[1:]), context.task.classes)
         if (service.shape, service.classes) != expected:
             why = f"it maps {service.shape} to {service.classes} classes, the task {expected}"
-            return not_measured("query", threat, url, _label(case), why, seed=context.spec.seed)
+            return _unmeasured(case, context, why)
         scores = service.predict(split.x)
         split = split.take((scores.argmax(1) == split.y).nonzero()[:, 0])
         note = f"the service answers {describe_scores(scores)}"
         if not len(split):
             why = "the service classifies no image correctly to begin with"
-            return not_measured("query", threat, url, _label(case), why, seed=context.spec.seed)
+            return _unmeasured(case, context, why)
         lanes = QueryLog(
             by_target(service),
             split, eps=context.eps, budget=case.number("budget"), bounds=context.bounds,
@@ -396,6 +402,12 @@ def _service_row(case: Case, context: AttackContext) -> Row:
     return _told(case, context, lanes, note)
 
 
+def _unmeasured(case: Case, context: AttackContext, why: str) -> Row:
+    url, threat = str(case.option("url")), "API, scores; does not know the clock"
+    seed = context.spec.seed
+    return not_measured("query", _kind(case), threat, url, _label(case), why, seed=seed)
+
+
 def _told(case: Case, context: AttackContext, lanes: QueryLog | None, note: str) -> Row:
     """The row of a service: ASR so far, and which generations answered with a mistake."""
     url, threat = str(case.option("url")), "API, scores; does not know the clock"
@@ -406,6 +418,6 @@ def _told(case: Case, context: AttackContext, lanes: QueryLog | None, note: str)
         generations = sorted({int(number) for number in fooled if number >= 0})
         extra = {"curve": _curve(lanes), "generations": generations}
     return context.row(
-        case, threat, _label(case), value,
+        case, _kind(case), threat, _label(case), value,
         target=url, queries=case.number("at"), note=note, extra=extra,
     )  # fmt: skip

@@ -152,6 +152,7 @@ def _autoattack(case: Case, context: AttackContext) -> Row:
     targets = min(9, context.task.classes - 1)
     return context.row(
         case,
+        "white-box-autoattack",
         THREAT,
         "AutoAttack standard",
         context.score(model, proposed, split),
@@ -176,6 +177,7 @@ def _sweep(case: Case, context: AttackContext) -> Row:
     zero = next((p["eps"] for p in curve if p["value"] == 1), None)
     return context.row(
         case,
+        "white-box-sweep",
         "white-box, budget swept",
         f"APGD-CE {steps} steps",
         value,
