@@ -33,7 +33,7 @@ from typing import Any
 from benchmarks.cluster.tables import table
 from benchmarks.common.measure import hardware, interval, save
 from benchmarks.common.places import RESULTS
-from g2d.service.cluster.lease import Follower, Hello, Terms
+from g2d.service.cluster.lease import Follower, ReplicaReport, Terms
 from g2d.service.cluster.rollout import Roster
 
 OUT = RESULTS / "rollout.json"
@@ -104,14 +104,14 @@ class Centre:
         world.after(world.case.make, self._announce)
         world.after(world.case.every, self._fall_due)
 
-    def hear(self, hello: Hello, reply: Callable[[], None] | None) -> None:
+    def hear(self, hello: ReplicaReport, reply: Callable[[], None] | None) -> None:
         self._serve(lambda: self._take(hello, reply))
 
     def _serve(self, what: Callable[[], None]) -> None:
         self._busy = max(self._busy, self.world.now) + self.world.case.poll_cost
         self.world.after(self._busy - self.world.now, what)
 
-    def _take(self, hello: Hello, reply: Callable[[], None] | None) -> None:
+    def _take(self, hello: ReplicaReport, reply: Callable[[], None] | None) -> None:
         self.roster.greet(hello)
         self._try_commit()
         if reply is None:
@@ -251,9 +251,9 @@ class Replica:
             hello = self._hello()
             self.world.travel(lambda: self.centre.hear(hello, None))
 
-    def _hello(self) -> Hello:
+    def _hello(self) -> ReplicaReport:
         follower = self.follower
-        return Hello(self.name, "t", self.sequence, follower.live, follower.loaded)
+        return ReplicaReport(self.name, "t", self.sequence, follower.live, follower.loaded)
 
     def _leave(self) -> None:
         self.away = True
@@ -381,10 +381,14 @@ def measure_polls(vault: Path, polls: int = 3000) -> float:
         assert ray.get(actor.start.remote())[0] == ""
         ray.get(actor.pause.remote(True))
         time.sleep(10.0)  # the worker has made its spare, or not: no more is asked of it
-        news = ray.get([actor.watch.remote(Hello(f"r{i}", live=1)) for i in range(1000)])[-1]
+        news = ray.get([actor.watch.remote(ReplicaReport(f"r{i}", live=1)) for i in range(1000)])[
+            -1
+        ]
         known = news.term, news.sequence - 1, news.event - 1
         began = ray.get(actor.cpu.remote())
-        ray.get([actor.watch.remote(Hello(f"r{i % 1000}", *known, 1)) for i in range(polls)])
+        ray.get(
+            [actor.watch.remote(ReplicaReport(f"r{i % 1000}", *known, 1)) for i in range(polls)]
+        )
         took = (ray.get(actor.cpu.remote()) - began) / polls
         ray.get(actor.stop.remote())
     return float(took)

@@ -23,10 +23,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import g2d
-from benchmarks.common.measure import Distances, hardware, save
+from benchmarks.common.measure import hardware, save
 from benchmarks.common.places import RESULTS
 from g2d.core.types import State
 from g2d.generator import Generator, hidden_units
+from g2d.redteam.novelty import Distances
 from g2d.redteam.scoring import Trial
 from g2d.settings import AutoencoderSettings, DiffusionSettings
 from g2d.tasks.inference import accuracy, load_model
@@ -99,7 +100,7 @@ def main() -> None:
     began = time.process_time()
     vectors = [generator.sample(1, g)[0] for _ in range(SAMPLES)]
     each = (time.process_time() - began) / SAMPLES
-    generated = [generator.codec.decode(v) for v in vectors]
+    generated = [generator.to_state(v) for v in vectors]
     models = [load_model(task, state) for state in generated]
     made = [accuracy(model, s.test) for model in models]
 

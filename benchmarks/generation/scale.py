@@ -100,7 +100,7 @@ def measure(size: str, data: str) -> dict[str, object]:
     vectors = generator.sample(4, torch.Generator().manual_seed(0))
     marks["sample_and_decode_each"] = (time.process_time() - began) / 4
     began = time.process_time()
-    state = generator.codec.decode(vectors[0])
+    state = generator.to_state(vectors[0])
     marks["state_dict"] = time.process_time() - began
     exact = generator.codec.decode(generator.codec.encode(states[3]))
     return {

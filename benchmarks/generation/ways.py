@@ -20,8 +20,7 @@ from g2d.core.types import State
 from g2d.defence.defence import Defence
 from g2d.defence.members import fitted_members
 from g2d.generator import Exposure, Generator
-from g2d.generator.diffusion import LatentDiffusion
-from g2d.generator.fitting import Members, fit_diffusion
+from g2d.generator.diffusion_space import DiffusionSpace
 from g2d.settings import GuidanceSettings, HardenSettings, PopulationSettings
 from g2d.tasks.splits import Split
 from g2d.training.loop import Batches, train
@@ -40,7 +39,7 @@ class SpareMaker:
         self.defence, self.seed = defence, seed
         self.task, self.generator = defence.task, defence.generator
         # The members that the generator was fitted on: every way starts from the same ones.
-        newest = defence.settings.autoencoder.newest
+        newest = defence.settings.autoencoder.newest_share
         entries = fitted_members(defence.vault.entries("member"), newest)
         self.members: list[State] = [unpack(defence.vault.read(entry)) for entry in entries]
         self.basins = torch.tensor([int(entry.info["basin"]) for entry in entries])
@@ -55,7 +54,7 @@ class SpareMaker:
 
     def decoded(self, vectors: Tensor) -> list[State]:
         """State dicts of vectors (n, P)."""
-        return [self.generator.codec.decode(v) for v in vectors]
+        return [self.generator.to_state(v) for v in vectors]
 
     def model(self, state: State) -> torch.nn.Module:
         """A frozen model."""
@@ -95,14 +94,14 @@ class SpareMaker:
         def one() -> State:
             first, second = self._mates(2, g)
             share = float(torch.rand((), generator=g))
-            return self.generator.codec.decode(torch.lerp(self.V[first], self.V[second], share))
+            return self.generator.to_state(torch.lerp(self.V[first], self.V[second], share))
 
         return _timed(count, one)
 
     def soup(self, count: int) -> Made:
         """The mean of four random members of one basin (model soup, arXiv 2203.05482)."""
         g = self.source("soup")
-        return _timed(count, lambda: self.generator.codec.decode(self.V[self._mates(4, g)].mean(0)))
+        return _timed(count, lambda: self.generator.to_state(self.V[self._mates(4, g)].mean(0)))
 
     def _mates(self, count: int, g: torch.Generator) -> Tensor:
         known = self.basins.unique()
@@ -114,13 +113,13 @@ class SpareMaker:
         """One Gaussian fitted to the members' latents, decoded by the same decoder."""
         g = self.source("gaussian")
         with torch.no_grad():
-            z = self.generator.autoencoder.encode(self.V)
+            z = self.generator.encode(self.members)
             mean, centred = z.mean(0), z - z.mean(0)
 
             def one() -> State:
                 weights = torch.randn(len(z), generator=g) / (len(z) - 1) ** 0.5
-                v = self.generator.autoencoder.decode(mean + weights @ centred)
-                return self.generator.codec.decode(v)
+                v = self.generator.space.decode(mean + weights @ centred)
+                return self.generator.to_state(v)
 
             return _timed(count, one)
 
@@ -133,18 +132,11 @@ class SpareMaker:
 
     def wide(self, count: int) -> Made:
         """The same, fitted on mixtures twice as wide: farther from the members, less accurate."""
-        d = self.defence
-        settings = dataclasses.replace(d.settings.autoencoder, mixture=2.0)
-        coder, g = self.generator.autoencoder, self.source("wide")
-        with torch.no_grad():
-            members = Members(coder.span.project(self.V), self.basins)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            diffusion = LatentDiffusion(coder.latent, d.settings.diffusion)
-        fit_diffusion(diffusion, coder, members, settings, d.settings.diffusion, g, lambda *_: None)
+        g, space = self.source("wide"), self.generator.space
+        assert isinstance(space, DiffusionSpace), "only diffusion is fitted on mixtures"
+        wide = Generator(space.refit(self.V, self.basins.tolist(), 2.0, self.seed, g))
         began = time.process_time()
-        with torch.no_grad():
-            states = self.decoded(coder.settle(diffusion.sample(count, g)))
+        states = self.decoded(wide.sample(count, g))
         return states, (time.process_time() - began) / count
 
     def seeds(self, count: int) -> Made:
@@ -193,7 +185,7 @@ class SpareMaker:
         for number in range(count):
             began = time.process_time()
             exposures.append(self.expose(states[-1], number, settings))
-            states.append(self.generator.codec.decode(propose(exposures[-settings.memory :])))
+            states.append(self.generator.to_state(propose(exposures[-settings.memory :])))
             spent += time.process_time() - began
         return states, spent / count
 
@@ -233,7 +225,7 @@ class SpareMaker:
             torch.cat([splits.train.x, splits.guide.x]), torch.cat([splits.train.y, splits.guide.y])
         )
         batches = Batches(self.task, clean, s.batch, self.source(f"retrained {fork} {index}"))
-        budget = s.harden * self.task.eps if harden else 0.0
+        budget = s.light_eps * self.task.eps if harden else 0.0
         extra = (stale, *([partial(fgsm_light, budget)] if budget else []))
         course = HardenedTraining(self.task, HardenSettings(), batches, steps, seed=0, extra=extra,
                         pools=[e.guide for e in exposures])  # fmt: skip

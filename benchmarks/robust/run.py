@@ -503,7 +503,7 @@ class Run:
         return torch.Generator().manual_seed(seed_of(self.seed, "eot", *name))
 
     def decoded(self, generator: Any, v: Tensor) -> nn.Module:
-        return load_model(self.task, generator.codec.decode(v))
+        return load_model(self.task, generator.to_state(v))
 
     def flips(self) -> None:
         """Single bit flips of float32 weights: with and without ranges, and clamped in training."""

@@ -212,7 +212,7 @@ def prepare(a: argparse.Namespace, folder: Path) -> dict[str, Path]:
     shutil.copytree(vault, ahead)
     with Vault.open(ahead, write=True) as opened:
         # What is made ahead is not guided away from each other: those gates would refuse most.
-        settings = Settings.from_toml(opened.settings_text)
+        settings = Settings.from_vault(opened.settings_text)
         settings = settings.override(gates__distance=0.0, gates__stale_asr=1.0)
         opened.write_settings(settings.to_toml())
     count = str(round(1.3 * a.seconds / a.every) + 2 * a.turns + 5)

@@ -10,15 +10,12 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from test_service_process import Process
 
 from g2d.errors import GenerationError
 from g2d.rotation.scheduler import Triggers
 from g2d.service.http.options import Options
-from g2d.service.http.redteam_summary import Findings, compact
 from places import DATA
 from stand_ins import TOKEN, Harness, body, wait_for
 
@@ -260,7 +257,7 @@ def test_what_it_is_told_is_text_and_never_markup(made, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     gate = {"gate": HOSTILE, "value": 0.1, "limit": 0.2, "passed": False, "reason": HOSTILE}
     made.harness.facts[2] = {"gates": [gate], "origin": HOSTILE}
-    made.harness.event_log.tell("rejected", {"generation": 2, "gates": [gate]})
+    made.harness.tell("rejected", {"generation": 2, "gates": [gate]})
     made.harness.rotation.alarm(HOSTILE, HOSTILE, rotate=False)
     made.rotate()
     shown = made.open()
@@ -283,7 +280,7 @@ def test_a_phone_scrolls_one_way_and_both_schemes_are_readable(made, tmp_path):
         made.harness.facts[number] = {"gates": gates(), "accuracy": 0.97, "distance": 1.3}
         assert made.rotate() == number
     failed = gates()[1] | {"passed": False, "reason": "worse than the base by " + "0123456789" * 9}
-    made.harness.event_log.tell("rejected", {"generation": 14, "gates": [failed]})
+    made.harness.tell("rejected", {"generation": 14, "gates": [failed]})
     made.harness.rotation.alarm("integrity", "weights/" + "layer." * 30 + " changed", rotate=False)
     pages = {}
     for scheme, width in (("light", 360), ("dark", 1280)):
@@ -375,53 +372,3 @@ def test_the_policy_and_the_names_in_the_pages():
         for wanted in re.findall(r"(?:\$|write)\(\"([a-z-]+)\"", html):
             there = f'id="{wanted}"' in html or f'id: "{wanted}"' in html
             assert there or name == "docs.html", wanted
-
-
-def test_findings_are_read_when_the_file_changes(tmp_path):
-    now = [0.0]
-    path = tmp_path / "results.json"
-    findings = Findings(path, lambda: now[0])
-    assert findings.read() is None
-    shutil.copy(RESULTS, path)
-    assert findings.read() is None, "it looked again within 10 s"
-    now[0] = 11.0
-    first = findings.version()
-    found = findings.read()
-    assert found["rows"]
-    assert found["generations"] == sorted(found["generations"])
-    assert findings.read() is found
-    path.write_text('{"format": "another"}')
-    now[0] = 22.0
-    assert findings.version() != first
-    assert "another" in findings.read()["error"]
-    path.write_text('{"format": "g2d-redteam-1", "rows": 3}')
-    now[0] = 33.0
-    assert "is not what" in findings.read()["error"]
-
-
-def test_findings_keep_the_attackers_best():
-    results = json.loads(RESULTS.read_text())
-    found = compact(results)
-    asked = [row for row in results["rows"] if row["metric"] != "check"]
-    assert len(found["rows"]) == len(asked)
-    assert all(row["value"] is None or 0 <= row["value"]["value"] <= 1 for row in found["rows"])
-    for line in found["best"]:
-        assert line["cells"]["generated"]["n"] > 0
-
-
-def test_a_real_service_has_the_page_and_its_vaults_findings(tiny_vault, tmp_path):
-    vault = Path(shutil.copytree(tiny_vault, tmp_path / "vault"))
-    (vault / "redteam").mkdir()
-    shutil.copy(RESULTS, vault / "redteam" / "results.json")
-    with Process(vault, log=tmp_path / "log") as served:
-        with urllib.request.urlopen(served.address + "/", timeout=30) as answer:
-            assert b"Live generation" in answer.read()
-            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
-            assert answer.headers["x-content-type-options"] == "nosniff"
-        assert served.ask("/redteam")[1]["rows"]
-        status = served.ask("/status")[1]
-        assert status["redteam"]
-        assert status["traffic"]["answers"] == 0
-        (base,) = status["history"]
-        assert base["origin"] == "base"
-        assert served.ask("/redoc")[0] == 404
