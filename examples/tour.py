@@ -71,8 +71,8 @@ def flipped(crafted: torch.Tensor, number: int) -> float:
 
 old, new = number - 1, number
 crafted = pgd(
-    defence.generation(old).model(), test.x, test.y, task.eps, bounds=task.bounds, steps=20,
-    generator=torch.Generator().manual_seed(0),
+    defence.generation(old).model(), test.x, test.y, eps=task.eps, steps=20,
+    bounds=task.bounds, generator=torch.Generator().manual_seed(0),
 )  # fmt: skip
 print(f"attacks crafted on generation {old} flip {flipped(crafted, old):.0%} of its own answers")
 print(f"and {flipped(crafted, new):.0%} of generation {new}'s")
