@@ -108,7 +108,7 @@ def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     for family in runs[0]["families"]:
         name, ids = family["name"], family["identifiers"]
         own = [rows for rows in groups if rows[0]["family"] == name]
-        of_checks = all(rows[0]["metric"] == "check" for rows in own)
+        of_checks = any(rows[0]["metric"] == "check" for rows in own)
         body = checks(own) if of_checks else "\n".join(line(rows) for rows in own)
         head = "| check | seeds passed | found |\n|---|---|---|" if of_checks else HEAD
         cpu = sum(f["seconds"] for r in runs for f in r["families"] if f["name"] == name)
