@@ -35,7 +35,8 @@ print(f"{task.name}: {len(test.y)} test images of shape {tuple(test.x.shape[1:])
 settings = Settings().override(
     population__members=8, population__basins=2, population__base_steps=200,
     population__early_steps=60, population__fork_steps=80, population__pool=128,
-    autoencoder__steps=200, diffusion__steps=1500, guidance__pool=100, gates__pool=100, gates__accuracy_drop=0.1, gates__class_drop=0.3,
+    autoencoder__steps=200, diffusion__steps=1500, guidance__pool=100, gates__pool=100,
+    gates__accuracy_drop=0.1, gates__class_drop=0.3,
 )  # fmt: skip
 engine = SerialEngine()  # no worker processes: cells have no file that those could import
 defence = Defence.build(task, folder / "vault", settings, engine)
