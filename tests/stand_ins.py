@@ -29,6 +29,8 @@ from g2d.service.http.protocol import Model
 
 MODEL = Model("g2d", (1, 2, 2), "float32", 3)
 TOKEN = "an admin token of the tests"
+ADMIN = {"authorization": f"Bearer {TOKEN}"}
+INFER = "/v2/models/g2d/infer"
 FAST = Backoff(first=0.02, most=0.1)
 
 
@@ -158,6 +160,14 @@ class Harness:
 
     def lines(self) -> list[dict]:
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+
+def run(harness: Harness, work) -> None:
+    async def whole() -> None:
+        async with harness.client() as client:
+            await work(client)
+
+    asyncio.run(whole())
 
 
 @contextlib.contextmanager

@@ -187,6 +187,16 @@ def test_digits():
     assert same(splits, readers.load_digits(0))
 
 
+def test_digits_are_read_as_scikit_learn_reads_them():
+    from sklearn.datasets import load_digits
+
+    images, labels = readers._embedded_digits()
+    told_images, told_labels = load_digits(return_X_y=True)
+    assert np.array_equal(images, told_images)
+    assert np.array_equal(labels, told_labels)
+    assert (images.dtype, labels.dtype) == (told_images.dtype, told_labels.dtype)
+
+
 def test_a_light_import_stays_light():
     code = "import sys, g2d.data; print([m for m in ('sklearn', 'PIL') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

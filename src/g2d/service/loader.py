@@ -54,7 +54,7 @@ class VaultLoader:
             is refused; None: the ledger alone remembers.
 
     Attributes:
-        task: name of the task; where generations are signed, what was signed.
+        task: `Settings.source`; where generations are signed, what was signed.
 
     Raises:
         G2DError: the vault or the task cannot be loaded, or what is live is not sound.
@@ -74,11 +74,11 @@ class VaultLoader:
         self._building = threading.Lock()  # a factory draws from torch's one global generator
         try:
             self._check_place(vault)
-            settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
-            s, self.task = settings.task, settings.task.name
+            settings = Settings.from_vault(self._vault.settings_text, str(vault / "task.toml"))
+            s, self.task = settings.task, settings.source
             # Before the task is loaded, for that imports code: what was signed must name it.
             verified, _ = self._verify_live(self._not_put_back(self.live()))
-            if verified.task is not None and verified.task != s.name:
+            if verified.task is not None and verified.task != self.task:
                 raise VaultError(f"{vault / 'task.toml'} changed while it was read: look why.")
             self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
             self.model = self._described(name)

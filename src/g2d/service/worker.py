@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -50,9 +49,9 @@ class Worker:
         vault: its folder. data: where the task's data lies; "": as the vault says. tell: hears of a
             candidate that is `Rejected`; of a kept generation that is `Refused`, for it cannot be
             read; of one that is exposed and cannot be read, as an `Alarm`. patience: seconds that a
-            candidate may take before the worker counts as hung and is killed. task: the name that
-            the vault's settings gave when the live generation was verified; with another the worker
-            loads nothing, for that would run its code beside the signing key.
+            candidate may take before the worker counts as hung and is killed. task: the `source`
+            that the vault's settings gave when the live generation was verified; with another the
+            worker loads nothing, for that would run its code beside the signing key.
     """
 
     def __init__(
@@ -315,7 +314,7 @@ def _kept(defence: Defence, after: int, tell: Tell, failed: set[int]) -> int | N
 
 def _rejected(number: int, results: list[GateResult]) -> Rejected:
     failed = (
-        {key: _finite(value) for key, value in asdict(result).items()}
+        {key: _finite(value) for key, value in result.entry().items()}
         for result in results
         if not result.passed
     )

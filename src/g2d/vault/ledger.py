@@ -29,8 +29,8 @@ FORMAT = 1
 _APPLICATION = 0x67326400  # "g2d\0": tells a ledger from any other SQLite file
 LEDGER, SETTINGS, TEMP = "ledger.sqlite", "task.toml", ".tmp-"
 SUBFOLDERS = ("early", "population", "generations")
-_LOCK = "vault.lock"
-_UNFINISHED = {_LOCK, SETTINGS, TEMP + SETTINGS, *SUBFOLDERS} | {
+LOCK = "vault.lock"
+_UNFINISHED = {LOCK, SETTINGS, TEMP + SETTINGS, *SUBFOLDERS} | {
     LEDGER + end for end in ("", "-wal", "-shm", "-journal")
 }
 _TABLES = (
@@ -97,7 +97,7 @@ def write_file(path: Path, data: bytes) -> None:
 def take_lock(path: Path) -> FileIO:
     """Take the writer's lock. `flock`, so that a second `Vault` of this process is refused too."""
     with ExitStack() as undo:
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         file = undo.enter_context(FileIO(descriptor, "r+"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,7 +155,7 @@ def is_vacant(path: Path) -> bool:
     """Whether a folder is empty, or holds only what a killed `create` may have left."""
     inside = {item.name for item in path.iterdir()} if path.is_dir() else {"a file"}
     deeper = any(any((path / name).iterdir()) for name in inside.intersection(SUBFOLDERS))
-    return not inside or (_LOCK in inside and inside <= _UNFINISHED and not deeper)
+    return not inside or (LOCK in inside and inside <= _UNFINISHED and not deeper)
 
 
 def make_ledger(path: Path, settings_toml: str) -> sqlite3.Connection:

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from test_service_process import Process, expected
 
 import g2d
 from g2d.core.engine import SerialEngine
 from g2d.errors import G2DError
 from g2d.vault.vault import Vault
 from places import ROOT
+from service_process import Process, expected
 from stand_ins import wait_for
 
 pytest.importorskip("ray")
@@ -82,7 +82,7 @@ def test_a_population_is_the_same_bytes_by_ray(tmp_path):
 
 JOBS = """
 import os, time, signal, sys, torch
-from g2d.service.cluster.ray_engine import RayEngine
+from g2d.core.ray_engine import RayEngine
 from g2d.errors import GenerationError, PopulationError
 
 def square(x): return x * x

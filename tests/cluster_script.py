@@ -1,0 +1,109 @@
+"""A replica without Ray: a scripted line to a coordinator, and what it is asked through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from g2d.service.cluster.lease import Announced, Hello, News, Terms
+from g2d.service.cluster.mirror import Mirror, Parcel, origin, pack
+from g2d.service.cluster.replica import AwayError, Leased, Post, assemble
+from g2d.service.http.limits import AdminToken
+from g2d.service.http.options import Options
+from g2d.vault.vault import Vault
+from stand_ins import wait_for
+
+TERMS = Terms(lease=0.6, beat=0.05, retry=0.02, prepare=0.2)
+
+
+def parcels(vault: Path) -> dict[int, Parcel]:
+    with Vault.open(vault) as opened:
+        return {number: pack(opened, number) for number in (1, 2, 3)}
+
+
+def mirrored(vault: Path, parcel: Parcel) -> Mirror:
+    with Vault.open(vault) as opened:
+        mirror = Mirror.make(origin(opened))
+    mirror.take(parcel, parcel.digest)
+    mirror.activate(parcel.number)
+    return mirror
+
+
+class Script:
+    """A line to a coordinator that says what the test wants it to say."""
+
+    def __init__(self, vault: Path) -> None:
+        self.parcels = parcels(vault)
+        with Vault.open(vault) as opened:
+            self.of = origin(opened)
+        self.live, self.spare, self.away, self.lost = 1, 0, False, False
+        self.hello = Hello("")
+        self.sent: list[tuple] = []
+
+    def origin(self):
+        return self.of
+
+    def watch(self, hello: Hello, patience: float) -> News:
+        self.hello = hello if hello.replica else self.hello
+        time.sleep(0.01)
+        if self.away:
+            raise AwayError("away")
+        spare = self.announced(self.spare) if self.spare else None
+        return News("t", 0, 0, self.announced(self.live), spare)
+
+    def announced(self, number: int) -> Announced:
+        return Announced(number, self.parcels[number].digest, number)
+
+    def fetch(self, announced: Announced, patience: float) -> Parcel:
+        if self.lost:
+            raise AwayError("lost")
+        return self.parcels[announced.parcel]
+
+    def send(self, call: str, *arguments) -> Future:
+        self.sent.append((call, *arguments))
+        if call == "note":
+            self.hello = arguments[0]
+        answer: Future = Future()
+        answer.set_result(7 if call == "rotate" else None)
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def client(app: Leased):
+    said: asyncio.Queue = asyncio.Queue()
+    heard: asyncio.Queue = asyncio.Queue()
+    life = asyncio.ensure_future(app({"type": "lifespan"}, said.get, heard.put))
+    said.put_nowait({})
+    await heard.get()
+    try:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://g2d") as made:
+            yield made
+    finally:
+        said.put_nowait({})
+        await life
+
+
+def drive(script: Script, work: Callable, token: bytes | None = None) -> None:
+    async def run() -> None:
+        app = assemble(script, Post(Options(allow_host=("g2d",)), TERMS, AdminToken(token)), "r1")
+        async with client(app) as made:
+            await work(made)
+
+    asyncio.run(run())
+
+
+async def until(what, seconds: float = 20.0) -> None:
+    await asyncio.to_thread(wait_for, what, seconds)
+
+
+async def infer(client: httpx.AsyncClient, x: np.ndarray) -> httpx.Response:
+    tensor = {"name": "input", "shape": x.shape, "datatype": "FP32", "data": x.ravel().tolist()}
+    return await client.post("/v2/models/g2d/infer", json={"inputs": [tensor]})
