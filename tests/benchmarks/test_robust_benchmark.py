@@ -1,20 +1,14 @@
-"""The parts of benchmarks/robust.py that decide what its tables say."""
+"""The parts of benchmarks/robust that decide what its tables say."""
 
 from __future__ import annotations
-
-import sys
 
 import pytest
 import torch
 
+from benchmarks.robust import tables
+from benchmarks.robust.judge import behind_front, bits
 from g2d.attacks import project
 from g2d.tasks.networks import mnist_robust_cnn
-from places import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import robust_tables as tables
-from robust_judge import behind_front, bits
 
 
 def test_the_attack_behind_the_front_stays_in_the_ball_and_raises_the_loss():

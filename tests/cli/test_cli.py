@@ -120,7 +120,7 @@ def test_help_and_version_answer_at_once_and_without_torch():
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["population", "--help"], ["--version"]])
 def test_no_torch_is_imported_to_answer_help(arguments):
     code = (
-        "import sys, g2d.cli\n"
+        "import sys, g2d.cli.main\n"
         "try:\n    g2d.cli.main.app(sys.argv[1:])\n"
         "except SystemExit:\n    pass\n"
         "assert not {'torch', 'numpy', 'sklearn'} & set(sys.modules)"
@@ -131,7 +131,7 @@ def test_no_torch_is_imported_to_answer_help(arguments):
 
 def test_show_settings_and_export_import_no_torch(vault, tmp_path):
     code = (
-        "import sys, g2d.cli\n"
+        "import sys, g2d.cli.main\n"
         "for a in (['show', V], ['settings', V], ['export', V, O], ['generate', '/nowhere']):\n"
         "    try:\n        g2d.cli.main.app(a)\n"
         "    except SystemExit as end:\n        assert bool(end.code) == ('/nowhere' in a)\n"
@@ -314,7 +314,7 @@ def test_show_needs_no_write_access(open_path, tiny_vault):
     for item in (open_path, *open_path.rglob("*")):
         item.chmod(0o555 if item.is_dir() else 0o444)
     code = (
-        "import os, sys, g2d.cli\n"
+        "import os, sys, g2d.cli.main\n"
         "try:  # import all: nobody may not be able to read this interpreter\n"
         "    g2d.cli.main.app(['show', sys.argv.pop()])\n"
         "except SystemExit:\n    print('readable, now read-only')\n"
@@ -562,7 +562,7 @@ def test_bars_on_a_terminal_and_no_colours_if_not_wanted():
 
 
 BARS = """
-from g2d.console import show_progress
+from g2d.cli.console import show_progress
 with show_progress() as progress:
     for done in range(201):
         progress("diffusion", done, 200)

@@ -12,17 +12,16 @@ import weakref
 import pytest
 
 from g2d.errors import GenerationError, UnavailableError, VaultError
+from g2d.rotation.events import Committed, Event, Failed
 from g2d.rotation.scheduler import Backoff, Rotation, Triggers
 from g2d.rotation.snapshot import Live, Snapshot
-from stand_ins import FAST, Fake, numbered, running, wait_for
+from stand_ins import FAST, Fake, into, numbered, running, wait_for
 
 
 def rotation(fake: Fake, triggers: Triggers | None = None, tell=None) -> tuple[Live, Rotation]:
     live = Live(numbered(fake.committed))
     told = tell if tell is not None else []
-    return live, Rotation(
-        live, fake, fake, triggers or Triggers(), lambda e, f: told.append((e, f)), backoff=FAST
-    )
+    return live, Rotation(live, fake, fake, triggers or Triggers(), into(told), backoff=FAST)
 
 
 def events(told: list, name: str) -> list[dict]:
@@ -217,9 +216,9 @@ def test_a_number_is_told_as_committed_before_it_answers():
     fake, live_then = Fake(), []
     live = Live(numbered(1))
 
-    def tell(event: str, facts: dict) -> None:
-        if event == "committed":
-            live_then.append((facts["generation"], live.number))
+    def tell(event: Event) -> None:
+        if isinstance(event, Committed):
+            live_then.append((event.generation, live.number))
 
     r = Rotation(live, fake, fake, Triggers(), tell, backoff=FAST)
     with running(r):
@@ -232,8 +231,8 @@ def test_telling_that_fails_does_not_end_rotation():
     fake.fails = [GenerationError("none")]
     live, raised = Live(numbered(1)), []
 
-    def tell(event: str, _facts: dict) -> None:
-        if event == "failed":
+    def tell(event: Event) -> None:
+        if isinstance(event, Failed):
             raised.append(event)
             raise TypeError("cannot be told")
 

@@ -15,12 +15,13 @@ from g2d.settings import Settings
 from g2d.vault.vault import Vault
 from places import ROOT
 from service_process import TOKEN, can_write
+from stand_ins import into
 
 
 @pytest.mark.usefixtures("eager")
 def test_the_worker_makes_keeps_and_commits_and_takes_what_was_kept(vault):
     told: list[tuple[str, dict]] = []
-    worker = Worker(vault, tell=lambda event, facts: told.append((event, facts)))
+    worker = Worker(vault, tell=into(told))
     try:
         assert worker.make(1) == 2
         with Vault.open(vault) as opened:
@@ -68,7 +69,7 @@ def test_rejected_candidates_are_told_with_their_gates(vault):
         strict = settings.override(gates__distance=1e6, gates__attempts=2)
         opened.write_settings(strict.to_toml())
     told: list[tuple[str, dict]] = []
-    worker = Worker(vault, tell=lambda event, facts: told.append((event, facts)))
+    worker = Worker(vault, tell=into(told))
     try:
         for _ in range(2):
             with pytest.raises(GenerationError, match="no candidate passed"):
@@ -92,7 +93,7 @@ def test_what_cannot_be_read_does_not_hold_up_what_can_be_made(vault):
         data[-3] ^= 1
         file.write_bytes(data)
     told: list[tuple[str, dict]] = []
-    worker = Worker(vault, tell=lambda event, facts: told.append((event, facts)))
+    worker = Worker(vault, tell=into(told))
     try:
         assert worker.make(3) == 5
         assert worker.make(5) == 6
@@ -131,7 +132,7 @@ def test_a_worker_loads_no_other_task_and_knows_no_admin_token(vault, tmp_path, 
 def test_a_worker_that_starves_is_replaced_by_one_that_does_not_idle(vault, monkeypatch):
     monkeypatch.setattr("g2d.service.worker._STARVED", 0.5)
     told: list[str] = []
-    worker = Worker(vault, tell=lambda event, _facts: told.append(event))
+    worker = Worker(vault, tell=lambda event: told.append(event.name))
     try:
         first = worker._running().pid
         assert os.sched_getscheduler(first) == os.SCHED_IDLE

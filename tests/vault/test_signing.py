@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 import g2d
-from damages import DAMAGES, restore, with_ledger_in_step
+from benchmarks.hostile.damages import DAMAGES, restore, with_ledger_in_step
 from g2d.cli import main as cli
 from g2d.errors import G2DError, KeyFileError, RefusedError, VaultError
 from g2d.vault import signing

@@ -175,7 +175,8 @@ def _frozen(defence: Defence, store: NetworkStore) -> Chain:
 
 def _members(defence: Defence) -> tuple[list[State], Tensor]:
     """The members that the generator was fitted on, and their basins."""
-    entries = fitted_members(defence.vault.entries("member"), defence.settings.autoencoder.newest)
+    share = defence.settings.autoencoder.newest_share
+    entries = fitted_members(defence.vault.entries("member"), share)
     states: list[State] = [unpack(defence.vault.read(entry)) for entry in entries]
     return states, torch.tensor([int(entry.info["basin"]) for entry in entries])
 
@@ -335,7 +336,7 @@ def _draw(context: AttackContext, name: str, index: int) -> State | None:
     for attempt in range(context.spec.settings.gates.attempts):
         source = torch.Generator().manual_seed(seed_of(context.spec.seed, name, index, attempt))
         v = generator.propose(defence.task, recent, context.spec.settings.guidance, source)
-        state = generator.codec.decode(v)
+        state = generator.to_state(v)
         if all(result.passed for result in defence.judge(state, recent, exposed)):
             return state
     return None

@@ -26,7 +26,7 @@ from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
 from g2d.errors import SettingsError, VaultError
-from g2d.settings import HardenSettings, PopulationSettings
+from g2d.settings import HardenSettings, PopulationSettings, stored
 from g2d.tasks.inference import accuracy, predict
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.task import Task
@@ -130,7 +130,7 @@ def _extra(job: TrainingJob, task: Task) -> tuple[Recipe, ...]:
     """
     if job.recipe != "repelled":
         return ()
-    eps = job.settings.harden * task.eps
+    eps = job.settings.light_eps * task.eps
     if eps == 0 or "adversarial" in job.harden.recipe:
         return (stale,)
     return (stale, partial(fgsm_light, eps))
@@ -294,11 +294,11 @@ def fingerprint(
     settings: PopulationSettings, harden: HardenSettings, teacher: Teacher | None
 ) -> str:
     """What members depend on; the number of members and of workers may change later."""
-    fields = {k: v for k, v in asdict(settings).items() if k not in ("members", "workers")}
+    fields = {k: v for k, v in stored(settings).items() if k not in ("members", "workers")}
     if harden.stale != HardenSettings().stale:
         fields["stale"] = harden.stale
     if harden.recipe:  # else vaults from before there was hardening could not go on
-        fields["hardening"] = {k: v for k, v in asdict(harden).items() if k != "teacher"}
+        fields["hardening"] = {k: v for k, v in stored(harden).items() if k != "teacher"}
     if teacher is not None:
         fields["teacher"] = hashlib.sha256(teacher.weights).hexdigest()
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,13 +12,13 @@ import pytest
 from cluster_script import mirrored, parcels
 from g2d.errors import RefusedError, VaultError
 from g2d.service.cluster.coordinator import Coordinator, Plan
-from g2d.service.cluster.lease import Announced, Hello, Terms
-from g2d.service.cluster.mirror import Mirror, MirrorLoader, Parcel
+from g2d.service.cluster.lease import AnnouncedGeneration, ReplicaReport, Terms
+from g2d.service.cluster.mirror import GenerationBytes, Mirror, MirrorLoader
 from g2d.service.http.options import Options
 from stand_ins import Fake
 
 
-def taken(mirror: Mirror, loader: MirrorLoader, parcel: Parcel) -> None:
+def taken(mirror: Mirror, loader: MirrorLoader, parcel: GenerationBytes) -> None:
     mirror.take(parcel, parcel.digest)
     loader.load(3, 2)
 
@@ -60,29 +60,31 @@ def test_a_mirror_serves_what_the_vault_does_and_refuses_the_rest(signed, key, t
 
 
 def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key, monkeypatch):
-    monkeypatch.setattr("g2d.service.cluster.coordinator.Worker", lambda *_: Fake(live=2))
-    stored: list[Parcel] = []
+    monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
+    stored: list[GenerationBytes] = []
 
-    def store(parcel: Parcel) -> str:
+    def store(parcel: GenerationBytes) -> str:
         stored.append(parcel)
         return f"at {len(stored)}"
 
     coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), store)
     try:
         assert asyncio.run(coordinator.start()) == ("", 2)
-        news = asyncio.run(coordinator.watch(Hello("a replica")))
+        news = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
     finally:
         asyncio.run(coordinator.stop())
     assert stored[0].number == 2
-    assert news.live == Announced(2, stored[0].digest, "at 1")
+    assert news.live == AnnouncedGeneration(2, stored[0].digest, "at 1")
 
 
 def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key, monkeypatch):
-    monkeypatch.setattr("g2d.service.cluster.coordinator.Worker", lambda *_: Fake(live=2))
+    monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
     monkeypatch.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
     coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), id)
     try:
-        news = asyncio.run(coordinator.watch(Hello("a replica")))
+        news = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
     finally:
         asyncio.run(coordinator.stop())
-    assert ("alarm", "future") in [(event, facts.get("kind")) for event, facts in news.events]
+    assert ("alarm", "future") in [
+        (told.event.name, told.event.facts().get("kind")) for told in news.events
+    ]

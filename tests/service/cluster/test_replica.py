@@ -11,7 +11,7 @@ import torch
 
 import g2d
 from cluster_script import BRIEF, Script, drive, infer, until, until_status
-from g2d.service.cluster.replica import Leased
+from g2d.service.cluster.replica import LeasedApp
 
 
 def test_a_replica_loads_ahead_swaps_when_told_and_says_so(signed, x):
@@ -73,16 +73,16 @@ def test_an_answer_that_outlives_the_lease_does_not_leave(signed):
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"stale"})
 
-    class Link:
+    class GenerationSync:
         answers = True
 
         def may_answer(self) -> bool:
             return self.answers
 
-    link = Link()
+    link = GenerationSync()
 
     async def run() -> None:
-        transport = httpx.ASGITransport(Leased(Slow(), link, "r"))
+        transport = httpx.ASGITransport(LeasedApp(Slow(), link, "r"))
         async with httpx.AsyncClient(transport=transport, base_url="http://g2d") as client:
             answer = await client.get("/v2/models/g2d")
             assert answer.status_code == 503

@@ -8,14 +8,14 @@ import time
 import pytest
 
 from g2d.errors import RefusedError
-from g2d.service.cluster.lease import Follower, Hello, Terms
+from g2d.service.cluster.lease import Follower, ReplicaReport, Terms
 from g2d.service.cluster.rollout import RolloutLoader, Roster
-from stand_ins import Fake
+from stand_ins import Fake, into
 
 
 def roster(terms: Terms) -> tuple[Roster, list[tuple[str, dict]]]:
     told: list[tuple[str, dict]] = []
-    return Roster(terms, lambda event, facts: told.append((event, facts))), told
+    return Roster(terms, into(told)), told
 
 
 def test_a_spare_that_was_given_up_does_not_bar_an_older_one():
@@ -28,7 +28,7 @@ def test_a_spare_that_was_given_up_does_not_bar_an_older_one():
     assert follower.hear(4, 0, 0.2) == 0
     assert follower.may_answer(0.3)
     made, _ = roster(Terms())
-    made.greet(Hello("a", live=1, loaded=5))
+    made.greet(ReplicaReport("a", live=1, loaded=5))
     assert made.pending(4) == ["a"]
 
 
@@ -37,30 +37,30 @@ def test_a_commit_waits_until_all_have_loaded():
     announced: list[int] = []
     loader = RolloutLoader(Fake(), made, announced.append, lambda: False)
     for name in "ab":
-        made.greet(Hello(name, live=1))
+        made.greet(ReplicaReport(name, live=1))
     assert loader.load(2, 1).number == 2
     assert announced == [2]
     done = threading.Thread(target=loader.verify, args=(2, 1))
     done.start()
-    made.greet(Hello("a", live=1, loaded=2))
+    made.greet(ReplicaReport("a", live=1, loaded=2))
     time.sleep(0.05)
     assert done.is_alive()
-    made.greet(Hello("b", live=1, loaded=2))
+    made.greet(ReplicaReport("b", live=1, loaded=2))
     done.join(60)
     assert not done.is_alive()
     made.roll(2)
-    made.greet(Hello("a", live=2))
+    made.greet(ReplicaReport("a", live=2))
     assert not any(event == "rolled out" for event, _ in told)
-    made.greet(Hello("b", live=2))
+    made.greet(ReplicaReport("b", live=2))
     assert told[-1][1]["replicas"] == 2
     assert made.await_rolled(2)
 
 
 def test_one_that_is_late_or_refuses_holds_nobody_up_but_all_do():
     made, told = roster(Terms(lease=600.0, prepare=0.1))
-    made.greet(Hello("a", live=1, loaded=2))
-    made.greet(Hello("late", live=1))
-    made.greet(Hello("bad", live=1, refused={2: "digest"}))
+    made.greet(ReplicaReport("a", live=1, loaded=2))
+    made.greet(ReplicaReport("late", live=1))
+    made.greet(ReplicaReport("bad", live=1, refused={2: "digest"}))
     made.await_loaded(2, lambda: False)
     texts = " ".join(facts.get("text", "") for _, facts in told)
     assert "bad refused: digest" in texts
@@ -74,7 +74,7 @@ def test_one_that_is_late_or_refuses_holds_nobody_up_but_all_do():
 def test_one_that_is_away_is_forgotten_after_its_lease():
     now = [0.0]
     made = Roster(Terms(lease=4.0, beat=1.0), lambda *_: None, lambda: now[0])
-    made.greet(Hello("a", live=1))
+    made.greet(ReplicaReport("a", live=1))
     assert made.summary()["count"] == 1
     now[0] = 5.1
     made.await_loaded(2, lambda: False)

@@ -13,7 +13,7 @@ from places import ROOT
 from stand_ins import TOKEN, Harness, wait_for
 
 pytest.importorskip("schemathesis", reason="schemathesis is not installed")
-CONFIG = ROOT / "benchmarks" / "schemathesis.toml"
+CONFIG = ROOT / "benchmarks" / "hostile" / "schemathesis.toml"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from g2d.rotation.scheduler import Triggers
 from g2d.service.http.event_log import EventLog
 from g2d.service.http.log import Log
 from g2d.service.http.metrics import Latencies, Metrics, public
-from stand_ins import ADMIN, INFER, TOKEN, Harness, body, run, wait_for
+from stand_ins import ADMIN, INFER, TOKEN, Harness, body, event, run, wait_for
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_status_history_and_metrics(clock):
         await asyncio.to_thread(wait_for, lambda: harness.rotation.status()["spare"] == 3)
         assert (await client.post("/admin/rotate", headers=ADMIN)).json() == {"generation": 3}
         rejected = {"generation": 9, "gates": [{"gate": "class", "reason": "r"}]}
-        harness.event_log.tell("rejected", rejected)
+        harness.tell("rejected", rejected)
         await client.post(INFER, json=body(3))
         clock[0] += 2  # seconds, after which latencies around a swap are complete
         await asyncio.to_thread(wait_for, lambda: not harness.event_log._swapped)
@@ -122,8 +122,10 @@ def test_what_anybody_may_read_holds_no_paths_and_no_last_words():
         "cannot read /srv/the models/vault/generations/7/weights: [Errno 13] '/home/me/x y';"
         " https://x.example/a/b stays. Its last words: Traceback /home/me secret"
     )
-    event_log.tell("failed", {"reason": "none made", "text": text, "live": 1, "retry": 1.0})
-    event_log.tell("refused", {"reason": "digest", "text": "weights: 1/2 of /a/b/c.bin", "live": 1})
+    event_log.tell(event("failed", {"reason": "none made", "text": text, "live": 1, "retry": 1.0}))
+    event_log.tell(
+        event("refused", {"reason": "digest", "text": "weights: 1/2 of /a/b/c.bin", "live": 1})
+    )
     failed, refused = event_log.snapshot()["alarms"]
     assert failed["text"] == (
         "cannot read vault/generations/7/weights: [Errno 13] 'x y'; https://x.example/a/b stays."
@@ -178,7 +180,7 @@ def test_a_listener_that_does_not_keep_up_costs_no_memory():
     async def work(_):
         listener = harness.event_log.listen()
         for number in range(2000):
-            harness.event_log.tell("spare", {"generation": number, "seconds": {}})
+            harness.tell("spare", {"generation": number, "seconds": {}})
         await asyncio.sleep(0.05)
         assert listener.qsize() == 256
         harness.event_log.close()

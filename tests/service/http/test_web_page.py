@@ -257,7 +257,7 @@ def test_what_it_is_told_is_text_and_never_markup(made, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     gate = {"gate": HOSTILE, "value": 0.1, "limit": 0.2, "passed": False, "reason": HOSTILE}
     made.harness.facts[2] = {"gates": [gate], "origin": HOSTILE}
-    made.harness.event_log.tell("rejected", {"generation": 2, "gates": [gate]})
+    made.harness.tell("rejected", {"generation": 2, "gates": [gate]})
     made.harness.rotation.alarm(HOSTILE, HOSTILE, rotate=False)
     made.rotate()
     shown = made.open()
@@ -280,7 +280,7 @@ def test_a_phone_scrolls_one_way_and_both_schemes_are_readable(made, tmp_path):
         made.harness.facts[number] = {"gates": gates(), "accuracy": 0.97, "distance": 1.3}
         assert made.rotate() == number
     failed = gates()[1] | {"passed": False, "reason": "worse than the base by " + "0123456789" * 9}
-    made.harness.event_log.tell("rejected", {"generation": 14, "gates": [failed]})
+    made.harness.tell("rejected", {"generation": 14, "gates": [failed]})
     made.harness.rotation.alarm("integrity", "weights/" + "layer." * 30 + " changed", rotate=False)
     pages = {}
     for scheme, width in (("light", 360), ("dark", 1280)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from g2d.rotation.snapshot import Live
-from stand_ins import wait_for
+from stand_ins import into, wait_for
 
 
 def test_a_flipped_bit_is_found_and_healed_from_the_vault(vault, loader, x):
@@ -20,7 +20,7 @@ def test_a_flipped_bit_is_found_and_healed_from_the_vault(vault, loader, x):
 
     first, _warning = loader.first()
     live, told = Live(first), []
-    rotation = Rotation(live, Fake(), Fake(), Triggers(), lambda e, f: told.append((e, f)))
+    rotation = Rotation(live, Fake(), Fake(), Triggers(), into(told))
     metrics = Metrics(rotation.status)
     monitor = Monitor(live, loader, rotation, metrics, every=0.05)
     before = first.predict(x)
@@ -49,7 +49,7 @@ def test_a_watch_goes_on_whatever_is_wrong_and_tells_what_expires(vault, loader)
 
     first, _warning = loader.first()
     live, told = Live(replace(first, expires=time.time() + 0.2)), []
-    rotation = Rotation(live, Fake(), Fake(), Triggers(), lambda e, f: told.append(f))
+    rotation = Rotation(live, Fake(), Fake(), Triggers(), lambda event: told.append(event.facts()))
     monitor = Monitor(live, loader, rotation, Metrics(rotation.status), every=0.05)
     ledger = sqlite3.connect(vault / "ledger.sqlite")
     with ledger:

@@ -15,7 +15,7 @@ from torch import Tensor
 from g2d.attacks.poisoning import poisoned, poisoned_task, trigger
 from g2d.attacks.pools import craft_pool
 from g2d.core.types import Logits, State
-from g2d.defence.gates import GateResult, Reference, run_gates
+from g2d.defence.gates import CandidateView, GateResult, Reference, run_gates
 from g2d.generator import Exposure, Generator, hidden_units
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
@@ -187,7 +187,7 @@ def _propose(
     """Guided proposals, as a rotation makes them."""
     settings: GuidanceSettings = replace(context.spec.settings.guidance, conditioned=False)
     return [
-        generator.codec.decode(
+        generator.to_state(
             generator.propose(task, exposures, settings, context.source("poisoning", *name, index))
         )
         for index in range(count)
@@ -197,7 +197,7 @@ def _propose(
 def _sample(generator: Generator, context: AttackContext, count: int, *name: object) -> list[State]:
     """Unguided samples."""
     drawn = generator.sample(count, context.source("poisoning", "sample", *name))
-    return [generator.codec.decode(v) for v in drawn]
+    return [generator.to_state(v) for v in drawn]
 
 
 # --- in the training data ------------------------------------------------------------------------
@@ -229,7 +229,9 @@ def _data(case: Case, context: AttackContext) -> list[Row]:
 
     def gates(state: State) -> list[GateResult]:
         candidate = load_model(task, state)
-        return run_gates(state, candidate, known, [exposure], {1: base}, chain, s.gates)
+        return run_gates(
+            CandidateView(state, candidate, known, [exposure], {1: base}, chain, s.gates)
+        )
 
     return _stages(case, context, judge, task, (base, members), generator, exposure, gates)
 
