@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -20,7 +21,8 @@ from g2d.service.http.options import Options
 from g2d.vault.vault import Vault
 from stand_ins import wait_for
 
-TERMS = Terms(lease=0.6, beat=0.05, retry=0.02, prepare=0.2)
+TERMS = Terms(lease=120.0, beat=0.05, retry=0.02, prepare=0.2)
+BRIEF = replace(TERMS, lease=0.6)
 
 
 def parcels(vault: Path) -> dict[int, Parcel]:
@@ -91,19 +93,28 @@ async def client(app: Leased):
         await life
 
 
-def drive(script: Script, work: Callable, token: bytes | None = None) -> None:
+def drive(script: Script, work: Callable, token: bytes | None = None, terms: Terms = TERMS) -> None:
     async def run() -> None:
-        app = assemble(script, Post(Options(allow_host=("g2d",)), TERMS, AdminToken(token)), "r1")
+        app = assemble(script, Post(Options(allow_host=("g2d",)), terms, AdminToken(token)), "r1")
         async with client(app) as made:
             await work(made)
 
     asyncio.run(run())
 
 
-async def until(what, seconds: float = 20.0) -> None:
-    await asyncio.to_thread(wait_for, what, seconds)
+async def until(what) -> None:
+    await asyncio.to_thread(wait_for, what)
 
 
 async def infer(client: httpx.AsyncClient, x: np.ndarray) -> httpx.Response:
     tensor = {"name": "input", "shape": x.shape, "datatype": "FP32", "data": x.ravel().tolist()}
     return await client.post("/v2/models/g2d/infer", json={"inputs": [tensor]})
+
+
+async def until_status(client: httpx.AsyncClient, x: np.ndarray, status: int) -> httpx.Response:
+    """Infer until the answer has this status."""
+    end = time.monotonic() + 120
+    while (answer := await infer(client, x)).status_code != status:
+        assert time.monotonic() < end, answer.text
+        await asyncio.sleep(0.01)
+    return answer
