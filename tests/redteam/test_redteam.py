@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import pickle
 import shutil
 
 import pytest
@@ -16,7 +17,8 @@ from g2d.redteam.cache import RowCache, _closure, code_version, key_of
 from g2d.redteam.context import Case, Chain, Network
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import accuracy_rate, share
-from g2d.redteam.threats import FAMILIES, family
+from g2d.redteam.threat import CONTROLS, Threat
+from g2d.redteam.threats import _MODULES, threats
 
 pytest.importorskip("art")
 pytest.importorskip("pyautoattack")
@@ -57,15 +59,13 @@ def vault(exposed, tmp_path):
 class Tricks:
     """A family of two cases: one scores the chain's networks, one breaks when told to."""
 
-    TITLE, QUESTION, IDENTIFIERS = "Tricks", "Does it hold?", IDS
-
     def __init__(self):
         self.ran, self.broken = [], False
 
     def plan(self, spec):
         return [
-            Case("stale", "score", "generated", (("n", 20),), ("generated",), cost=2.0),
-            Case("stale", "breaks", "soup", (), ("soup",)),
+            Case("tricks", "score", "generated", (("n", 20),), ("generated",), cost=2.0),
+            Case("tricks", "breaks", "soup", (), ("soup",)),
         ]
 
     def run(self, case, bench):
@@ -74,26 +74,31 @@ class Tricks:
             raise ValueError("a library stumbled")
         models = bench.models(bench.chain(case.chain).networks)
         clean = accuracy_rate(models[-1], bench.examples(20))
-        return [bench.row(case, "nothing", "none", share(1, 20), clean_accuracy=clean)]
+        return [bench.row(case, "trick", "nothing", "none", share(1, 20), clean_accuracy=clean)]
+
+    @property
+    def threat(self):
+        chains = CONTROLS | {"draws", "rival"}
+        return Threat("tricks", "Tricks", "Does it hold?", IDS, self.plan, self.run, chains=chains)
 
 
 @pytest.fixture
-def tricks(monkeypatch):
-    made = Tricks()
-    monkeypatch.setattr(runner, "family", lambda name: made if name == "stale" else family(name))
-    return made
+def tricks():
+    return Tricks()
 
 
-def run(vault, **more):
-    return attack(vault, threats=["stale"], quick=True, engine=SerialEngine(), **more)
+def run(vault, tricks, engine=None, **more):
+    engine = engine or SerialEngine()
+    return attack(vault, threats=[tricks.threat], quick=True, engine=engine, **more)
 
 
 def test_rows_carry_what_the_schema_says(vault, tricks):
-    results = run(vault)
+    results = run(vault, tricks)
     assert results["format"] == "g2d-redteam-1"
     assert json.loads((vault / "redteam" / "results.json").read_text()) == results
     assert {row["target"] for row in results["rows"]} == {"generated", "soup"}
     for row in results["rows"]:
+        assert row["kind"] == "trick"
         assert row["identifiers"]["atlas"] == "AML.T0043"
         assert row["status"] == "ok"
         assert row["harm"] == row["value"]["value"] == 0.05
@@ -109,10 +114,10 @@ def test_rows_carry_what_the_schema_says(vault, tricks):
 
 
 def test_a_second_run_reuses_every_row(vault, tricks):
-    first = run(vault)
+    first = run(vault, tricks)
     tricks.ran.clear()
     stages = []
-    again = run(vault, progress=lambda *step: stages.append(step))
+    again = run(vault, tricks, progress=lambda *step: stages.append(step))
     assert tricks.ran == []
     assert again["rows"] == first["rows"]
     assert again["reused"] == again["cases"] == 2
@@ -120,28 +125,29 @@ def test_a_second_run_reuses_every_row(vault, tricks):
 
 
 def test_other_settings_or_networks_are_other_rows(vault, tricks):
-    run(vault)
+    run(vault, tricks)
     tricks.ran.clear()
-    run(vault, eps=0.1)
+    run(vault, tricks, eps=0.1)
     assert sorted(tricks.ran) == ["breaks", "score"]
     tricks.ran.clear()
     with g2d.Defence.open(vault) as defence:
         generate(defence, 1)
-    run(vault)
+    run(vault, tricks)
     # The soup is made of members: a new generation does not touch it.
     assert tricks.ran == ["score"]
 
 
 def test_a_broken_case_is_a_row_and_the_rest_goes_on(vault, tricks):
     tricks.broken = True
-    rows = {row["target"]: row for row in run(vault)["rows"]}
+    rows = {row["target"]: row for row in run(vault, tricks)["rows"]}
     assert rows["soup"]["status"] == "failed"
     assert "a library stumbled" in rows["soup"]["note"]
     assert rows["soup"]["value"] is None
+    assert rows["soup"]["kind"] == "failed"
     assert rows["generated"]["status"] == "ok"
     tricks.broken = False
     tricks.ran.clear()
-    assert {row["status"] for row in run(vault)["rows"]} == {"ok"}
+    assert {row["status"] for row in run(vault, tricks)["rows"]} == {"ok"}
     assert tricks.ran == ["breaks"]  # failures are not kept, the rest is
 
 
@@ -154,17 +160,17 @@ def test_an_interrupted_run_goes_on(vault, tricks):
                 yield position, work(payload)
 
     with pytest.raises(KeyboardInterrupt):
-        attack(vault, threats=["stale"], quick=True, engine=Interrupted())
+        run(vault, tricks, Interrupted())
     assert not (vault / "redteam" / "results.json").exists()
     before = list(tricks.ran)
-    results = run(vault)
+    results = run(vault, tricks)
     assert results["reused"] == 1
     assert before == ["score"]
     assert tricks.ran == ["score", "breaks"]
 
 
 def test_changed_networks_are_refused(vault, tricks):
-    run(vault)
+    run(vault, tricks)
     for file in (vault / "redteam" / "rows").iterdir():
         file.unlink()
 
@@ -178,20 +184,20 @@ def test_changed_networks_are_refused(vault, tricks):
                 yield position, work(payload)
 
     context._context.cache_clear()  # a fresh worker has no network in memory yet
-    results = attack(vault, threats=["stale"], quick=True, engine=Meddling())
+    results = run(vault, tricks, Meddling())
     (row,) = [row for row in results["rows"] if row["target"] == "soup"]
     assert row["status"] == "failed"
     assert "has changed" in row["note"]
 
 
 def test_a_changed_model_or_range_is_another_task(vault, tricks, monkeypatch):
-    run(vault)
+    run(vault, tricks)
     tricks.ran.clear()
     real = chains.task_identity
     monkeypatch.setattr(
         runner, "task_identity", lambda defence: real(defence) | {"function": "another"}
     )
-    run(vault)
+    run(vault, tricks)
     assert sorted(tricks.ran) == ["breaks", "score"]
 
 
@@ -224,7 +230,7 @@ def test_probabilities_are_detected_and_said(vault, tricks, monkeypatch):
         lambda task, state: torch.nn.Sequential(load(task, state), torch.nn.Softmax(1)),
     )
     context._context.cache_clear()
-    results = run(vault, seed=3)
+    results = run(vault, tricks, seed=3)
     context._context.cache_clear()
     assert all("probabilities, not logits" in row["note"] for row in results["rows"])
 
@@ -259,13 +265,16 @@ def test_missing_libraries_are_named(exposed, monkeypatch):
 
 
 def test_every_family_is_complete():
-    for name in FAMILIES:
-        module = family(name)
-        assert module.TITLE
-        assert module.QUESTION.endswith("?")
-        assert all(dataclasses.astuple(module.IDENTIFIERS))
-        assert callable(module.plan)
-        assert callable(module.run)
+    assert len(threats()) == len(_MODULES)
+    for name, threat in threats().items():
+        assert threat.name == name
+        assert threat.title
+        assert threat.question.endswith("?")
+        assert all(dataclasses.astuple(threat.ids))
+        assert threat.module.startswith("g2d.redteam.threats.")
+        assert pickle.loads(pickle.dumps(threat)) == threat
+        told = json.loads(json.dumps(threat.as_json()))
+        assert told["curve"] is None or {"x", "by", "across", "title"} <= set(told["curve"])
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -322,7 +331,9 @@ def test_code_version_follows_imports_not_pages():
 
 
 def test_rows_without_a_number_say_why():
-    row = not_measured("privacy", "members", "generated", "LiRA", "2 shadows, 16 are needed")
+    row = not_measured(
+        "privacy", "privacy-membership", "members", "generated", "LiRA", "2 shadows, 16 are needed"
+    )
     plain = row.as_json(IDS)
     assert plain["value"] is None
     assert plain["harm"] is None
@@ -330,7 +341,7 @@ def test_rows_without_a_number_say_why():
 
 
 def test_harm_is_the_asr_unless_said_otherwise():
-    row = Row("stale", "t", "generated", "a", share(1, 4))
+    row = Row("stale", "stale-single", "t", "generated", "a", share(1, 4))
     assert row.as_json(IDS)["harm"] == 0.25
     other = dataclasses.replace(row, metric="agreement")
     assert other.as_json(IDS)["harm"] is None
@@ -341,7 +352,7 @@ def test_adaptive_draws_fold_into_the_best(tmp_path):
 
     def row(draws, wins, attacker="samples"):
         extra = {"attacker": attacker, "draws": draws}
-        return Row("adaptive", "t", "generated", "EOT", share(wins, 100), extra=extra)
+        return Row("adaptive", "k", "t", "generated", "EOT", share(wins, 100), extra=extra)
 
     folded = merge([row(1, 10), row(10, 30), row(50, 31), row(20, 9, "proposals")])
     assert len(folded) == 2
@@ -356,7 +367,8 @@ def test_adaptive_rows_say_where_knowing_more_wins_less():
 
     def row(attacker, draws, wins):
         extra = {"attacker": attacker, "draws": draws}
-        return Row("adaptive", "t", "generated", "EOT", share(wins, 100), note="n", extra=extra)
+        value = share(wins, 100)
+        return Row("adaptive", "k", "t", "generated", "EOT", value, note="n", extra=extra)
 
     samples, proposals, everything, recipe = merge(
         [row("samples", 50, 40), row("proposals", 16, 38), row("everything", 60, 10),
@@ -425,6 +437,6 @@ def test_eot_maximises_the_probability_of_an_error():
 def test_services_are_attacked_by_families_that_can(exposed):
     with pytest.raises(SettingsError, match="only on a vault"):
         attack(
-            exposed, threats=["stale"], service=runner.Service("http://127.0.0.1:1", "m"),
+            exposed, threats=["stale"], service=runner.ServiceAddress("http://127.0.0.1:1", "m"),
             engine=SerialEngine(), quick=True,
         )  # fmt: skip

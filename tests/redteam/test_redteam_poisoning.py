@@ -152,8 +152,8 @@ def test_gates_stop_a_backdoor_only_if_they_pass_what_has_none(
     failed = [[] for _ in range(passed + clean)] + [["accuracy"]] * bad
     extra = {"candidates": carrying + others, "carrying": carrying, "failed": failed}
     value = share(passed, carrying)
-    row = Row("poisoning", "t", "generated", "BadNets", value, metric=poisoning.PASSED,
-              harm=value.value, extra=extra)  # fmt: skip
+    row = Row("poisoning", "poisoning-data-gates", "t", "generated", "BadNets", value,
+              metric=poisoning.PASSED, harm=value.value, extra=extra)  # fmt: skip
     (merged,) = poisoning.merge([row])
     assert (merged.status is Status.OK) == measured
     if measured:

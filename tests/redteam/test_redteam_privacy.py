@@ -175,10 +175,9 @@ def test_nothing_is_planned_without_generations(spec):
 
 
 def lira(target: str, hits: int, metric: str = "TPR at 1 % FPR") -> Row:
-    known = {"metric": metric, "harm": 0.1}
-    return Row(
-        "privacy", "membership", target, "LiRA online, 16 shadows", share(hits, 1000), **known
-    )
+    kind = privacy.CONTROL if target == "a shadow" else privacy.MEMBERS
+    attack, known = "LiRA online, 16 shadows", {"metric": metric, "harm": 0.1}
+    return Row("privacy", kind, "membership", target, attack, share(hits, 1000), **known)
 
 
 def test_without_power_in_the_positive_control_membership_harms_nobody_and_says_so():
@@ -191,12 +190,12 @@ def test_without_power_in_the_positive_control_membership_harms_nobody_and_says_
     (alone,) = privacy.merge([lira("generated", 50, "TPR at 0.1 % FPR")])
     assert alone.harm is None
     assert "not measured" in alone.note
-    other = dataclasses.replace(lira("generated", 50), attack="ART")
+    other = dataclasses.replace(lira("generated", 50), kind=privacy.SECOND)
     assert privacy.merge([other]) == [other]
 
 
 def test_an_inversion_has_as_many_trials_as_classes():
-    row = Row("privacy", "a class", "frozen", "ART MIFace", share(15, 30),
+    row = Row("privacy", privacy.CLASSES, "a class", "frozen", "ART MIFace", share(15, 30),
               metric="class recognised", extra={"starts": 3})  # fmt: skip
     (merged,) = privacy.merge([row])
     assert merged.value == share(5, 10)

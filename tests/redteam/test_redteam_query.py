@@ -236,7 +236,7 @@ def test_rows_of_a_quick_run_are_complete(spec):
             assert row.extra["durable"]["value"] * finds == pytest.approx(kept["value"] * kept["n"])
         assert row.clean_accuracy.value > 0.8, "the untrained first network is never met"
         assert row.queries == row.extra["curve"][-1]["queries"]
-        json.dumps(row.as_json(query.IDENTIFIERS))
+        json.dumps(row.as_json(query.THREAT.ids))
     again = query.run(query.plan(spec)[0], AttackContext(spec))
     assert [row.value for row in again] == [row.value for row in rows[: len(again)]]
 

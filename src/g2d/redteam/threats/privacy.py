@@ -22,22 +22,14 @@ from g2d.attacks.inference import (
 from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import Rate, share
+from g2d.redteam.threat import CONTROLS, Threat
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.loop import Batches, clean_step, train
 
-TITLE = "Membership and reconstruction of training data"
-QUESTION = "Do more generations tell more about the training data than one network does?"
-IDENTIFIERS = Identifiers(
-    atlas=(
-        "AML.T0024.000 Exfiltration via AI Inference API: Infer Training Data Membership; "
-        "AML.T0024.001 Exfiltration via AI Inference API: Invert AI Model"
-    ),
-    nist="NISTAML.033 Membership Inference; NISTAML.032 Data Reconstruction",
-    owasp="ML04:2023 Membership Inference Attack; ML03:2023 Model Inversion Attack",
-)
-
+MEMBERS, CONTROL = "privacy-membership", "privacy-membership-control"
+SECOND, CLASSES = "privacy-membership-second", "privacy-inversion"
 _COUNTS = (1, 10, 100)  # how many networks the attacker averages over
 _CONTROLS = ("frozen", "retrained", "soup", "noise")
 _RATES = (0.01, 0.001)
@@ -90,10 +82,10 @@ def merge(rows: Sequence[Row]) -> list[Row]:
 
 def _with_power(row: Row, rows: Sequence[Row]) -> Row:
     """Take the harm from a row of LiRA whose positive control does not show that it works."""
-    if not row.attack.startswith(_LIRA) or row.status != Status.OK:
+    if row.kind not in (MEMBERS, CONTROL) or row.status != Status.OK:
         return row
-    known, rates = (row.attack, row.metric), {_metric(rate): rate for rate in _RATES}
-    control = [r.value for r in rows if r.target == _SHADOW and (r.attack, r.metric) == known]
+    rates = {_metric(rate): rate for rate in _RATES}
+    control = [r.value for r in rows if (r.kind, r.metric) == (CONTROL, row.metric)]
     found = control[0] if control else None
     if found is not None and found.low > rates[row.metric]:
         return row
@@ -110,7 +102,7 @@ def _metric(rate: float) -> str:
 def _per_class(row: Row) -> Row:
     """Starts that climb to one class are no trials of their own: as many trials as classes."""
     value, starts = row.value, int(row.extra.get("starts", 1))
-    if row.metric != _RECOGNISED or value is None or "images" in row.extra:
+    if row.kind != CLASSES or value is None or "images" in row.extra:
         return row
     classes = value.n // starts
     note = (
@@ -229,29 +221,31 @@ class _Lira:
         return likelihood_ratio(matched(self._phi(logits), self.phi), self.phi, self.inside)
 
     def rows(
-        self, scores: Tensor, members: int, rates: Sequence[float], threat: str, attack: str,
-        note: str = "", **more: object,
+        self, kind: str, scores: Tensor, members: int, rates: Sequence[float], threat: str,
+        attack: str, note: str = "", read: int = 1, **more: object,
     ) -> list[Row]:  # fmt: skip
         """Judge scores (members first) at every rate of false positives."""
         others = len(scores) - members
         rows = []
         for rate in rates:
             roc = [{"false": x, "true": true_positives(scores, members, x).value} for x in _GRID]
-            extra = {"auc": area(scores, members), "roc": roc, "members": members,
+            extra = {"read": read, "auc": area(scores, members), "roc": roc, "members": members,
                      "others": others, "shadows": self.shadows}  # fmt: skip
             metric = _metric(rate)
             known = {"eps": None, "metric": metric, "extra": extra} | more
             why = why_not(others, rate, self.shadows)
             if why:
                 target = str(known.pop("target", self.case.chain))
-                rows.append(not_measured(self.case.family, threat, target, attack, why,
+                rows.append(not_measured(self.case.family, kind, threat, target, attack, why,
                                          seed=self.context.spec.seed, **known))  # fmt: skip
                 continue
             found = true_positives(scores, members, rate)
             harm = max(0.0, (found.value - rate) / (1 - rate))
             told = f"AUC {extra['auc']:.3f}{'; ' if note else ''}{note}"
             rows.append(
-                self.context.row(self.case, threat, attack, found, harm=harm, note=told, **known)
+                self.context.row(
+                    self.case, kind, threat, attack, found, harm=harm, note=told, **known
+                )
             )
         return rows
 
@@ -276,11 +270,14 @@ def _membership(case: Case, context: AttackContext) -> list[Row]:
             )
             if name == "generated" and len(networks) < count:
                 why = f"there are {len(networks)} networks, not {count}"
-                rows.append(not_measured(case.family, threat, name, attack, why))
+                extra = {"read": count}
+                rows.append(
+                    not_measured(case.family, MEMBERS, threat, name, attack, why, extra=extra)
+                )
                 continue
             own = _window(scores, context, name, used)
-            rows += lira.rows(own.mean(0), points.members, _RATES, threat, attack, target=name,
-                              scored=used, queries=used)  # fmt: skip
+            rows += lira.rows(MEMBERS, own.mean(0), points.members, _RATES, threat, attack,
+                              target=name, read=count, scored=used, queries=used)  # fmt: skip
     rows += _held_out(lira, attack)
     return rows + _second_opinion(lira, logits)
 
@@ -297,8 +294,9 @@ def _held_out(lira: _Lira, attack: str) -> list[Row]:
     order = torch.cat([lira.spare.nonzero().flatten(), (~lira.spare).nonzero().flatten()])
     scores = lira.score(lira.spare_logits)[order]
     note = "positive control: a further shadow, trained as the attack's own shadows are"
-    return lira.rows(scores, int(lira.spare.sum()), _RATES, "membership in a held-out shadow",
-                     attack, note, target=_SHADOW, queries=1)  # fmt: skip
+    return lira.rows(CONTROL, scores, int(lira.spare.sum()), _RATES,
+                     "membership in a held-out shadow", attack, note, target=_SHADOW,
+                     queries=1)  # fmt: skip
 
 
 def _second_opinion(lira: _Lira, logits: dict[str, list[Tensor]]) -> list[Row]:
@@ -316,7 +314,7 @@ def _second_opinion(lira: _Lira, logits: dict[str, list[Tensor]]) -> list[Row]:
     rows = []
     for name, score in zip(targets, scores, strict=True):
         rows += lira.rows(
-            score, lira.points.members, _RATES[:1], "membership, a second opinion",
+            SECOND, score, lira.points.members, _RATES[:1], "membership, a second opinion",
             "ART MembershipInferenceBlackBox, random forest on one shadow", target=name, queries=1,
         )  # fmt: skip
     return rows
@@ -332,7 +330,8 @@ def _inversion(case: Case, context: AttackContext) -> list[Row]:
 
     def unmeasured(why: str) -> list[Row]:
         threat = f"a class from the weights of {_many(count)}"
-        return [not_measured(case.family, threat, case.chain, attack, why)]
+        extra = {"read": count}
+        return [not_measured(case.family, CLASSES, threat, case.chain, attack, why, extra=extra)]
 
     task, networks = context.task, _networks(context, case.chain, count)
     if task.splits.train.x.dim() != 4 or task.bounds is None:
@@ -389,9 +388,10 @@ def _judged(
         f"{other:.2f}; chance recognises {1 / classes:.0%}"
     )
     return context.row(
-        case, threat, attack, value, eps=None, metric=_RECOGNISED, harm=value.value,
+        case, CLASSES, threat, attack, value, eps=None, metric=_RECOGNISED, harm=value.value,
         scored=used, gradient_steps=case.number("steps"), note=note,
-        extra={"correlation": own, "correlation_other_classes": other, "starts": levels},
+        extra={"read": case.number("networks"), "correlation": own,
+               "correlation_other_classes": other, "starts": levels},
     )  # fmt: skip
 
 
@@ -403,3 +403,22 @@ def correlations(images: Tensor, means: Tensor) -> Tensor:
     a, b = (t.double().flatten(1) for t in (images, means))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return (a @ b.T) / (a.norm(dim=1)[:, None] * b.norm(dim=1)[None, :])
+
+
+THREAT = Threat(
+    name="privacy",
+    title="Membership and reconstruction of training data",
+    question="Do more generations tell more about the training data than one network does?",
+    ids=Identifiers(
+        atlas=(
+            "AML.T0024.000 Exfiltration via AI Inference API: Infer Training Data Membership; "
+            "AML.T0024.001 Exfiltration via AI Inference API: Invert AI Model"
+        ),
+        nist="NISTAML.033 Membership Inference; NISTAML.032 Data Reconstruction",
+        owasp="ML04:2023 Membership Inference Attack; ML03:2023 Model Inversion Attack",
+    ),
+    plan=plan,
+    run=run,
+    merge=merge,
+    chains=CONTROLS | {"draws"},
+)

@@ -26,16 +26,9 @@ from g2d.redteam.targets import (
     by_target,
     describe_scores,
 )
+from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
-
-TITLE = "Query attacks on the API"
-QUESTION = "How often does who only sees answers win, and do the finds outlive a rotation?"
-IDENTIFIERS = Identifiers(
-    atlas="AML.T0043.001 Craft Adversarial Data: Black-Box Optimization",
-    nist="NISTAML.025 Black-box Evasion",
-    owasp="ML01:2023 Input Manipulation Attack",
-)
 
 BUDGETS = (1, 10, 30, 100, 300, 1_000, 2_000, 5_000, 10_000)
 _GENERATED = 10  # live generations that attackers meet; fresh draws follow when they are used up
@@ -113,7 +106,8 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     label, threat = _label(case), _ATTACKS[case.name][1]
     why = _unfit(case, context)
     if why:
-        return [not_measured("query", threat, case.chain, label, why, seed=context.spec.seed)]
+        seed = context.spec.seed
+        return [not_measured("query", _kind(case), threat, case.chain, label, why, seed=seed)]
     if case.option("url"):
         return [_service_row(case, context)]
     return _Attackers(case, context).rows()
@@ -131,6 +125,10 @@ def _unfit(case: Case, context: AttackContext) -> str:
 
 def _label(case: Case) -> str:
     return f"{_ATTACKS[case.name][0]}, {case.number('at'):,} queries"
+
+
+def _kind(case: Case) -> str:
+    return f"query-{case.name}"
 
 
 def _launch(
@@ -280,7 +278,8 @@ class _Attackers:
 
     def _no_row(self, every: int, why: str) -> Row:
         threat, seed = _ATTACKS[self.case.name][1], self.context.spec.seed
-        return not_measured("query", threat, self._target(every), _label(self.case), why, seed=seed)
+        kind, target = _kind(self.case), self._target(every)
+        return not_measured("query", kind, threat, target, _label(self.case), why, seed=seed)
 
     def _row(self, every: int, lanes: QueryLog, never: QueryLog | None) -> Row:
         value = lanes.asr(self.at)
@@ -307,7 +306,7 @@ class _Attackers:
         models = [self.models[place] for place in sorted(set(met.flatten().tolist()))]
         clean = pooled([accuracy_rate(model, self.examples) for model in models])
         return self.context.row(
-            self.case, _ATTACKS[self.case.name][1], _label(self.case), value,
+            self.case, _kind(self.case), _ATTACKS[self.case.name][1], _label(self.case), value,
             target=self._target(every), clean_accuracy=clean, scored=len(models),
             queries=self.at, gradient_steps=steps, note="; ".join(notes), extra=extra,
         )  # fmt: skip
@@ -368,7 +367,7 @@ def _compared(value: Rate, never: Rate) -> str:
 
 def _service_row(case: Case, context: AttackContext) -> Row:
     """Attack a live service; what was found before it died is reported."""
-    url, threat = str(case.option("url")), "API, scores; does not know the clock"
+    url = str(case.option("url"))
     lanes: QueryLog | None = None
     asked, note = 0, ""
     try:
@@ -377,13 +376,13 @@ def _service_row(case: Case, context: AttackContext) -> Row:
         expected = (tuple(split.x.shape[1:]), context.task.classes)
         if (service.shape, service.classes) != expected:
             why = f"it maps {service.shape} to {service.classes} classes, the task {expected}"
-            return not_measured("query", threat, url, _label(case), why, seed=context.spec.seed)
+            return _unmeasured(case, context, why)
         scores = service.predict(split.x)
         split = split.take((scores.argmax(1) == split.y).nonzero()[:, 0])
         note = f"the service answers {describe_scores(scores)}"
         if not len(split):
             why = "the service classifies no image correctly to begin with"
-            return not_measured("query", threat, url, _label(case), why, seed=context.spec.seed)
+            return _unmeasured(case, context, why)
         lanes = QueryLog(
             by_target(service),
             split, eps=context.eps, budget=case.number("budget"), bounds=context.bounds,
@@ -396,6 +395,12 @@ def _service_row(case: Case, context: AttackContext) -> Row:
     return _told(case, context, lanes, note)
 
 
+def _unmeasured(case: Case, context: AttackContext, why: str) -> Row:
+    url, threat = str(case.option("url")), "API, scores; does not know the clock"
+    seed = context.spec.seed
+    return not_measured("query", _kind(case), threat, url, _label(case), why, seed=seed)
+
+
 def _told(case: Case, context: AttackContext, lanes: QueryLog | None, note: str) -> Row:
     """The row of a service: ASR so far, and which generations answered with a mistake."""
     url, threat = str(case.option("url")), "API, scores; does not know the clock"
@@ -406,6 +411,39 @@ def _told(case: Case, context: AttackContext, lanes: QueryLog | None, note: str)
         generations = sorted({int(number) for number in fooled if number >= 0})
         extra = {"curve": _curve(lanes), "generations": generations}
     return context.row(
-        case, threat, _label(case), value,
+        case, _kind(case), threat, _label(case), value,
         target=url, queries=case.number("at"), note=note, extra=extra,
     )  # fmt: skip
+
+
+THREAT = Threat(
+    name="query",
+    title="Query attacks on the API",
+    question="How often does who only sees answers win, and do the finds outlive a rotation?",
+    ids=Identifiers(
+        atlas="AML.T0043.001 Craft Adversarial Data: Black-Box Optimization",
+        nist="NISTAML.025 Black-box Evasion",
+        owasp="ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+    on_service=plan_service,
+    chains=CONTROLS | {"draws"},
+    curve=CurveStyle(
+        x="queries",
+        by=("attack", "control"),
+        across="queries spent on one example",
+        title="Attacks that only ask questions",
+        reads=(
+            "One panel for each attack, one line for each clock. The attacker sees answers and "
+            "never parameters, and adapts as they come. Rotation helps where a line lies under "
+            "the one without rotation; where it lies above, every rotation gave the attacker one "
+            "more network to try."
+        ),
+        hides=(
+            "What a win is worth: it counts once any network that answered was fooled, even if "
+            "the next one reads the example right again (“durable” in the rows counts finds that "
+            "also fool the next). More queries can only help the attacker."
+        ),
+    ),
+)
