@@ -166,6 +166,7 @@ def test_the_end_waits_for_an_observer_only_so_long():
 @pytest.mark.parametrize(
     ("name", "why"),
     [
+        ("my_observers", "expected 'module:factory'"),
         ("no_such_module:x", "no module 'no_such_module'"),
         ("my_observers:lost", "has no 'lost'"),
         ("my_observers:fails", "making it raised KeyError"),
