@@ -21,9 +21,9 @@ def share(value: float) -> str:
     return "all" if value > 0.995 else f"{100 * value:.0f}"
 
 
-def of(runs: Runs, family: str, target: str, *words: str, worst: bool = False) -> str:
+def of(runs: Runs, keys: str | tuple[str, ...], target: str, worst: bool = False) -> str:
     """Mean over seeds of the strongest row, and its worst network of any seed."""
-    rows = pick(runs, family, target, *words)["rows"]
+    rows = pick(runs, keys, target)["rows"]
     found = share(mean([row["value"]["value"] for row in rows]))
     if not worst:
         return found
@@ -38,22 +38,22 @@ def seconds(row: str) -> str:
 
 def table(runs: Runs) -> str:
     """Attack success rate in percent, and what a change costs."""
-    exact = "AutoAttack standard"
-    live = of(runs, "white-box", "generated", exact)
-    query = ("Square (ours", "5,000 queries")
+    exact = "white-box-autoattack"
+    live = of(runs, exact, "generated")
+    query = ("query-square-clock", "query-square-stale")
     lines = [
         ("holds the live weights",
-         of(runs, "white-box", "frozen", exact), live,
-         of(runs, "white-box", "generated", exact, worst=True),
-         of(runs, "white-box", "retrained", exact)),
+         of(runs, exact, "frozen"), live,
+         of(runs, exact, "generated", worst=True),
+         of(runs, exact, "retrained")),
         ("kept twenty old generations",
          of(runs, "stale", "frozen"), live,
          of(runs, "stale", "generated", worst=True), of(runs, "stale", "rival")),
         ("queries, and knows the clock",
-         of(runs, "query", "frozen, no rotation", *query),
-         of(runs, "query", "generated, no rotation", *query),
-         of(runs, "query", f"generated, {CLOCK}", *query, worst=True),
-         of(runs, "query", f"retrained, {CLOCK}", *query)),
+         of(runs, query, "frozen, no rotation"),
+         of(runs, query, "generated, no rotation"),
+         of(runs, query, f"generated, {CLOCK}", worst=True),
+         of(runs, query, f"retrained, {CLOCK}")),
         ("owns the generator",
          of(runs, "adaptive", "frozen"), live,
          of(runs, "adaptive", "generated", worst=True), of(runs, "adaptive", "retrained")),
@@ -66,7 +66,7 @@ def table(runs: Runs) -> str:
 def rivals(runs: Runs) -> str:
     """What costs nothing, or is fair, beside the second row."""
     stale = {name: of(runs, "stale", name) for name in ("soup", "noise", "rival")}
-    joint = of(runs, "stale", "generated", "joint")
+    joint = of(runs, "stale-joint", "generated")
     return (
         f"Under the stored attacks of the second row, soups of members, which cost nothing, stand "
         f"at {stale['soup']} and members with noise at {stale['noise']}: most of the effect is the "
