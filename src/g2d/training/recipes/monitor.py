@@ -1,6 +1,6 @@
 """Watching a hardened training on the guide split: its best weights, and when it fools itself.
 
-`TrainingMonitor` measures and remembers; what follows from a look is decided in `course`.
+`TrainingMonitor` measures and remembers; what follows from a look is decided in `hardened`.
 
 Single-step training can collapse: the model becomes robust to FGSM by hiding its gradients, and PGD
 brings it to zero (catastrophic overfitting, Wong et al. 2020, section 5.4). Robust overfitting is
