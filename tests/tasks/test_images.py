@@ -84,7 +84,7 @@ SMALL = encoded(picture(0, side=16))
         ({"y": None}, "expected the arrays blob, length and y"),
         ({"y": GOOD["y"].astype(object)}, "cannot read .*train_jpeg.npz"),
         ({"blob": GOOD["blob"].astype(np.int16)}, "blob is int16"),
-        ({"blob": GOOD["blob"] * 0}, "image 0, is no readable JPEG"),
+        ({"blob": GOOD["blob"] * 0}, "image 0, is not a readable JPEG"),
         (
             {
                 "blob": np.frombuffer(SMALL, np.uint8),
@@ -104,7 +104,7 @@ def test_packed_jpeg_refuses_a_truncated_picture(tmp_path):
     cut = GOOD["length"].copy()
     cut[0] -= 200
     cut[1] += 200
-    with pytest.raises(DataError, match="image 0, is no readable JPEG"):
+    with pytest.raises(DataError, match="image 0, is not a readable JPEG"):
         readers.load_cifar10(write_packed(tmp_path, length=cut))
 
 
@@ -195,7 +195,7 @@ def test_image_folder_refuses(tmp_path):
     with pytest.raises(DataError, match="cow holds no images"):
         readers.load_image_folder(tmp_path)
     (tmp_path / "cow" / "a.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"a.png is no readable PNG"):
+    with pytest.raises(DataError, match=r"a.png is not a readable PNG"):
         readers.load_image_folder(tmp_path)
     Image.fromarray(np.full((32, 32), 60_000, np.uint16)).save(tmp_path / "cow" / "a.png")
     with pytest.raises(DataError, match=r"a.png: pixels are I;16, expected 8 bits"):

@@ -47,8 +47,8 @@ def check_budget(
     """Check what every attack is given; `size`: values an input has, which bounds an L2 budget.
 
     Raises:
-        SettingsError: eps is negative, no number or larger than the data range, or there is no
-            step, or no such norm.
+        SettingsError: eps is negative, NaN or larger than the data range, steps is below 1, or the
+            norm is unknown.
     """
     if norm not in ("inf", "2"):
         raise SettingsError(f"the norm is 'inf' or '2', not {norm!r}")

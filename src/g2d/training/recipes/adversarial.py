@@ -32,8 +32,8 @@ class Adversarial(Recipe):
         """Refuse a guard that never looks."""
         if settings.method == "fgsm" and settings.guard != "off" and not settings.checks:
             raise SettingsError(
-                "[harden] guard looks for what FGSM hides, and checks = 0 asks for no look; set "
-                "checks, or guard = 'off'"
+                "[harden] guard needs looks to find what FGSM hides, and checks = 0 allows none; "
+                "set checks above 0, or guard = 'off'"
             )
 
     def __call__(self, step: Step) -> Step:

@@ -89,7 +89,7 @@ def check(task: Task, settings: HardenSettings) -> None:
     """Check what can be known before a training begins; raises what `find` and `budget` do.
 
     Raises:
-        SettingsError: a recipe is named twice, or would do nothing where it stands.
+        SettingsError: a recipe is named twice, or would have no effect in its place.
     """
     s, names = settings, settings.recipe
     recipes = [find(name) for name in names]
@@ -99,14 +99,14 @@ def check(task: Task, settings: HardenSettings) -> None:
         first = names.index("adversarial") < names.index("distil")
         if first and (s.method == "trades" or s.clean == 0):
             raise SettingsError(
-                "[harden] recipe has 'distil' after 'adversarial', where the teacher would teach "
-                "nothing: attacks keep their labels, and clean inputs are left out. Put 'distil' "
+                "[harden] recipe has 'distil' after 'adversarial', where the teacher would have "
+                "no effect: attacks keep their labels, and clean inputs are left out. Put 'distil' "
                 "first, or set clean > 0 with method 'pgd' or 'fgsm'"
             )
     if s.patience and not s.checks:
         raise SettingsError(
-            "[harden] patience counts looks, and checks = 0 asks for none; set checks, or drop "
-            "patience"
+            "[harden] patience counts looks, and checks = 0 allows none; set checks above 0, or "
+            "patience = 0"
         )
     for recipe in recipes:
         recipe.check(task, settings)
@@ -206,7 +206,7 @@ class HardenedTraining:
         """The loss of the next step.
 
         Raises:
-            SettingsError: a recipe gives no step, or one whose loss is no finite scalar.
+            SettingsError: a recipe fails, does not return a step, or its loss is not a scalar.
         """
         self._look_at_the_start(model)
         with self._blamed(f"the sampler of recipe {self._names()}"):
@@ -277,10 +277,10 @@ class HardenedTraining:
         eps = self.eps_at(done)
         found = self.monitor.look(model, done, eps)
         if self._guarded and found.collapsed:
-            # Found again after the switch: PGD has not undone it yet, and it is nothing to keep.
+            # Found again after the switch: PGD has not undone it yet; such weights are not kept.
             return self._guard(model, found) if self.switched is None else NextStep.GO_ON
         self.monitor.keep(model, found, eps >= self.eps)
-        return NextStep.END if self.monitor.tired else NextStep.GO_ON
+        return NextStep.END if self.monitor.out_of_patience else NextStep.GO_ON
 
     def finish(self, model: nn.Module) -> None:
         """Give the model the most robust weights that were seen at the full budget.
@@ -308,7 +308,7 @@ class HardenedTraining:
         assert self.monitor is not None, "only a monitor finds a collapse"
         self.settings = replace(self.settings, method="pgd")
         self.switched = found.done
-        self.monitor.forgive()
+        self.monitor.reset_patience()
         if self.monitor.sound:
             model.load_state_dict(self.monitor.sound)
         return NextStep.AFRESH

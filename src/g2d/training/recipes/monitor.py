@@ -82,11 +82,11 @@ class TrainingMonitor:
             self._highest, self._waited = check.pgd, 0
             self.best = self.sound
 
-    def forgive(self) -> None:
-        """Count patience anew: the training goes on another way."""
+    def reset_patience(self) -> None:
+        """Start counting again: the training goes on by another method."""
         self._waited = 0
 
     @property
-    def tired(self) -> bool:
+    def out_of_patience(self) -> bool:
         """Whether `patience` looks in a row found nothing better."""
         return 0 < self.settings.patience <= self._waited

@@ -104,7 +104,7 @@ class Step:
         """The scalar to descend: every part's loss, from one forward pass, and the penalties.
 
         Raises:
-            SettingsError: there is no part, or a loss is no scalar.
+            SettingsError: there is nothing to learn from, or a loss is not a scalar.
         """
         parts = self.parts
         if self.clean > 0:
