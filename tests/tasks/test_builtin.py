@@ -39,16 +39,6 @@ def test_digits():
     assert build(Settings, dict(task.settings), "test").population.base_steps == 600
 
 
-def test_digits_are_read_as_scikit_learn_reads_them():
-    from sklearn.datasets import load_digits
-
-    images, labels = readers._embedded_digits()
-    told_images, told_labels = load_digits(return_X_y=True)
-    assert np.array_equal(images, told_images)
-    assert np.array_equal(labels, told_labels)
-    assert (images.dtype, labels.dtype) == (told_images.dtype, told_labels.dtype)
-
-
 def test_the_split_seed_is_used():
     first, again, other = (load_task("digits", seed=seed).splits.test.x for seed in (1, 1, 2))
     assert torch.equal(first, again)
