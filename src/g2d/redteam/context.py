@@ -95,7 +95,7 @@ class Case:
     """One piece of work: an attack of a family on a chain.
 
     Attributes:
-        family: module of `g2d.redteam.threats` that runs it. name: which of its attacks.
+        family: name of the threat that runs it. name: which of its attacks.
         chain: the chain that is attacked. reads: every chain whose networks decide the outcome.
         options: everything else that decides the outcome.
         generator: the outcome depends on the vault's generator or population too.

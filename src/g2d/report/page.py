@@ -22,7 +22,6 @@ from g2d.report.matrix import Line
 from g2d.report.results import FORMAT
 
 TEMPLATES = Path(__file__).parent / "templates"
-FAMILIES = 10  # of threats; a test holds it to `redteam.threats.FAMILIES`
 
 # Columns of the Markdown table.
 _HEADER = (
@@ -73,7 +72,7 @@ def render_results(results: Values, path: Path) -> None:
         columns=redplots.columns(lines),
         targets=redplots.TARGETS,
         rivals=redplots.rivals(lines),
-        groups=redplots.panels(rows),
+        groups=redplots.panels(rows, families),
         families=families,
         command=_command(results),
         **(_summary(results["summary"]) if results.get("summary") else {"s": None}),
@@ -270,7 +269,7 @@ def _check(results: Values) -> None:
 
 def _families(results: Values) -> list[dict[str, Any]]:
     """The results' families, and those that only rows name."""
-    blank: dict[str, Any] = {"question": "", "identifiers": {}, "seconds": None}
+    blank: dict[str, Any] = {"question": "", "identifiers": {}, "seconds": None, "curve": None}
     listed = {
         f["name"]: {"title": f["name"]} | blank | dict(f) for f in results.get("families", [])
     }
@@ -314,7 +313,7 @@ def _command(results: Values) -> str:
     families = [str(family["name"]) for family in results.get("families", [])]
     if service := results.get("service"):
         told += ["--service", service["url"], "--model", service["model"]]
-    elif len(families) < FAMILIES:
+    elif not results.get("whole"):
         told += [x for name in families for x in ("--threat", name)]
     return shlex.join([*told, *["--quick"] * bool(results.get("quick"))])
 

@@ -18,15 +18,8 @@ from g2d.generator import Generator
 from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate
+from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.tasks.inference import load_model
-
-TITLE = "Adaptive: the attacker owns the generator"
-QUESTION = "Does an attack that averages over many possible generations work on the next one?"
-IDENTIFIERS = Identifiers(
-    atlas="AML.T0043.000 Craft Adversarial Data: White-Box Optimization",
-    nist="NISTAML.022 Evasion",
-    owasp="ML01:2023 Input Manipulation Attack",
-)
 
 Options = tuple[tuple[str, int | float | str], ...]
 _ORDER = ("own generator", "samples", "proposals", "everything")  # who knows more comes later
@@ -274,3 +267,34 @@ def _own_generator(context: AttackContext) -> tuple[Generator, str]:
         with Defence.build(task, path, mine, engine=engine) as theirs:
             count = len(theirs.vault.entries("member"))
             return theirs.generator, f"a population of {count}, of shorter trainings and fits"
+
+
+THREAT = Threat(
+    name="adaptive",
+    title="Adaptive: the attacker owns the generator",
+    question="Does an attack that averages over many possible generations work on the next one?",
+    ids=Identifiers(
+        atlas="AML.T0043.000 Craft Adversarial Data: White-Box Optimization",
+        nist="NISTAML.022 Evasion",
+        owasp="ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+    merge=merge,
+    chains=CONTROLS | {"draws", "attacker"},
+    curve=CurveStyle(
+        x="draws",
+        by=("threat",),
+        across="networks averaged at each step",
+        title="The attacker owns the generator",
+        reads=(
+            "The attacker averages over many possible next generations before one of them is "
+            "live. Where the line is flat, more of them would not help; where it still rises, "
+            "they would."
+        ),
+        hides=(
+            "The best such attack: this is one way of averaging, and what it reaches is a lower "
+            "bound."
+        ),
+    ),
+)

@@ -14,16 +14,9 @@ from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
 from g2d.redteam.targets import HttpTarget, Rotating, Target, TargetError
+from g2d.redteam.threat import CONTROLS, Threat
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
-
-TITLE = "Model extraction"
-QUESTION = "How well can the API be copied, and do attacks on the copy fool what is live?"
-IDENTIFIERS = Identifiers(
-    atlas="AML.T0024.002 Exfiltration via AI Inference API: Extract AI Model",
-    nist="NISTAML.031 Model Extraction",
-    owasp="ML05:2023 Model Theft",
-)
 
 AGREES, FOOLS = "extraction-agreement", "extraction-transfer"
 _NEXT = 5  # networks after the live one, on which the copy is scored too
@@ -198,3 +191,19 @@ class _Api(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._target.predict(x)
+
+
+THREAT = Threat(
+    name="extraction",
+    title="Model extraction",
+    question="How well can the API be copied, and do attacks on the copy fool what is live?",
+    ids=Identifiers(
+        atlas="AML.T0024.002 Exfiltration via AI Inference API: Extract AI Model",
+        nist="NISTAML.031 Model Extraction",
+        owasp="ML05:2023 Model Theft",
+    ),
+    plan=plan,
+    run=run,
+    on_service=plan_service,
+    chains=CONTROLS | {"draws"},
+)

@@ -16,16 +16,9 @@ from g2d.core.types import Logits
 from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled
+from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
-
-TITLE = "Stale weights"
-QUESTION = "How well does an attack that was made on exposed generations work on later ones?"
-IDENTIFIERS = Identifiers(
-    atlas="nearest: AML.T0043.002 Craft Adversarial Data: Black-Box Transfer",
-    nist="nearest: NISTAML.025 Black-box Evasion (transferability of attacks)",
-    owasp="ML01:2023 Input Manipulation Attack",
-)
 
 CHAINS = ("generated", "frozen", "unrotated", "retrained", "soup", "noise", "permuted")
 NEXT = ("rival", "draws")  # no chains in time: what could follow the vault's exposed generations
@@ -280,3 +273,34 @@ def _age(case: Case, context: AttackContext) -> Row:
 
 def _point(age: int, rate: Rate) -> dict[str, float]:
     return {"age": age, "value": rate.value, "low": rate.low, "high": rate.high}
+
+
+THREAT = Threat(
+    name="stale",
+    title="Stale weights",
+    question="How well does an attack that was made on exposed generations work on later ones?",
+    ids=Identifiers(
+        atlas="nearest: AML.T0043.002 Craft Adversarial Data: Black-Box Transfer",
+        nist="nearest: NISTAML.025 Black-box Evasion (transferability of attacks)",
+        owasp="ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+    chains=CONTROLS | {"draws", "rival"},
+    curve=CurveStyle(
+        x="age",
+        by=("threat", "attack"),
+        across="rotations since the attack was crafted",
+        title="How an attack decays over rotations",
+        reads=(
+            "At 0 an attack is scored on the network that it was crafted on, to the right on "
+            "those that were live one, two, … rotations later. Low is good for the defender; a "
+            "flat line means that age does not matter. The model that never changes is the line "
+            "to compare with, retraining the rival to beat. Bands are 95 % intervals."
+        ),
+        hides=(
+            "An attacker who reads the live parameters, or who owns the generator: for those see "
+            "the matrix."
+        ),
+    ),
+)

@@ -15,15 +15,8 @@ from g2d.attacks import project, universal
 from g2d.redteam.context import AttackContext, Case, Chain, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate
+from g2d.redteam.threat import CONTROLS, Threat
 from g2d.tasks.splits import Split
-
-TITLE = "Universal perturbation"
-QUESTION = "Does one perturbation, fitted on past generations, fool later ones on any input?"
-IDENTIFIERS = Identifiers(
-    atlas="nearest: AML.T0043.002 Craft Adversarial Data: Black-Box Transfer",
-    nist="nearest: NISTAML.022 Evasion (universal perturbation)",
-    owasp="ML01:2023 Input Manipulation Attack",
-)
 
 CHAINS = ("generated", "frozen", "unrotated", "retrained", "soup", "noise", "permuted")
 PATTERNS = ("generated", "frozen", "unrotated")
@@ -184,3 +177,18 @@ class _Fit:
                 start=start, drawn=self.case.number("drawn"),
             )  # fmt: skip
         return self.chosen(networks, found)
+
+
+THREAT = Threat(
+    name="universal",
+    title="Universal perturbation",
+    question="Does one perturbation, fitted on past generations, fool later ones on any input?",
+    ids=Identifiers(
+        atlas="nearest: AML.T0043.002 Craft Adversarial Data: Black-Box Transfer",
+        nist="nearest: NISTAML.022 Evasion (universal perturbation)",
+        owasp="ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+    chains=CONTROLS,
+)

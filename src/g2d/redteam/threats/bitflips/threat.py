@@ -13,16 +13,9 @@ from g2d.attacks.bitflip import Flip, quantise, random_flips
 from g2d.errors import SettingsError
 from g2d.redteam.context import AttackContext, Case, Chain, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row
+from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.redteam.threats.bitflips.scoring import RESAMPLES, Bench, Curve, Pair, points, unmeasured
 from g2d.redteam.threats.bitflips.storage import hardened
-
-TITLE = "Bit flips in the stored weights"
-QUESTION = "Do the bits that ruin one generation ruin the next one too?"
-IDENTIFIERS = Identifiers(
-    atlas="nearest: AML.T0018 Manipulate AI Model",
-    nist="nearest: NISTAML.011 Model Poisoning (availability)",
-    owasp="nearest: ML10:2023 Model Poisoning",
-)
 
 _CONTROLS = ("frozen", "unrotated", "permuted", "retrained", "soup", "noise")
 # CPU seconds of one exposed network: 50 iterations of the search, and the curves on 1,000 images.
@@ -244,3 +237,33 @@ def _healing(bench: Bench, chain: Chain) -> list[Row]:
     )
     pair, kept = (live, following), Curve(curve.before, (healed,))
     return [bench.row("healing", threat, [pair], [kept], [0], note=note, extra=extra)]
+
+
+THREAT = Threat(
+    name="bit-flips",
+    title="Bit flips in the stored weights",
+    question="Do the bits that ruin one generation ruin the next one too?",
+    ids=Identifiers(
+        atlas="nearest: AML.T0018 Manipulate AI Model",
+        nist="nearest: NISTAML.011 Model Poisoning (availability)",
+        owasp="nearest: ML10:2023 Model Poisoning",
+    ),
+    plan=plan,
+    run=run,
+    chains=CONTROLS,
+    curve=CurveStyle(
+        x="flips",
+        by=("threat",),
+        across="bits flipped",
+        upwards="accuracy",
+        title="Flipped bits in the weights",
+        reads=(
+            "An attacker flips the worst bits of one network's 8-bit weights, and then the same "
+            "bits of another network. A line that hardly moves says that bits found on the one do"
+            " nothing to the other; random flips show what any damage costs."
+        ),
+        hides=(
+            "How an attacker gets to flip bits, and one who searches anew after every rotation."
+        ),
+    ),
+)
