@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Two workers; a group of tests that must not meet (Ray's) stays with one of them.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test check ci lint format clean
+.PHONY: demo test check ci lint format docs clean
 
 demo: .venv/demo.stamp
 	$(BIN)/g2d demo
@@ -50,8 +50,11 @@ format: .venv/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf .venv demo runs build .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv site demo runs build .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -63,3 +66,7 @@ clean:
 .venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) '.[dev]'
 	touch $@ .venv/demo.stamp
+
+.venv/docs.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) '.[docs]'
+	touch $@

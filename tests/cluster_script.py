@@ -52,8 +52,8 @@ class Script:
     def identity(self):
         return self.of
 
-    def watch(self, hello: ReplicaReport, patience: float) -> CoordinatorUpdate:
-        self.hello = hello if hello.replica else self.hello
+    def watch(self, report: ReplicaReport, patience: float) -> CoordinatorUpdate:
+        self.hello = report if report.replica else self.hello
         time.sleep(0.01)
         if self.away:
             raise AwayError("away")

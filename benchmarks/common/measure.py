@@ -1,6 +1,7 @@
-"""What the benchmarks measure of networks: attacks, distances, novelty; and the machine's name.
+"""What the benchmarks measure of networks: attacks and what they get wrong; the machine's name.
 
 Scores come from `g2d.redteam.scoring`, on the test split alone; here they are only collected.
+Distances and novelty are those of the product (`g2d.redteam.novelty`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import statistics
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import date
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from scipy import stats
 from torch import Tensor
 
 import g2d
-from g2d.core.types import Logits, State
+from g2d.core.types import Logits
 from g2d.redteam.scoring import Rate, Trial, accuracy_rate
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
-from g2d.weights.symmetry import Coupling, align, balance, relative_l1
 
 
 class PeakMemory:
@@ -103,32 +102,6 @@ def stale(
 def white_box(target: Logits, trial: Trial) -> float:
     """ASR of an attack crafted on the target itself."""
     return trial.score(target, trial.craft(target, "white-box")).value
-
-
-class Distances:
-    """Aligned relative L1 distances to the members of a population, symmetries removed once."""
-
-    def __init__(self, members: Sequence[State], chain: Sequence[Coupling]) -> None:
-        self.chain = chain
-        self.members = [balance(m, chain) if chain else m for m in members]
-
-    def _one(self, reference: State, state: State) -> float:
-        return relative_l1(reference, align(reference, state, self.chain))
-
-    def nearest(self, state: State) -> tuple[float, int]:
-        """Distance to the nearest member, and which it is."""
-        balanced = balance(state, self.chain) if self.chain else state
-        found = [self._one(member, balanced) for member in self.members]
-        least = min(found)
-        return least, found.index(least)
-
-    @cached_property
-    def unit(self) -> float:
-        """The members' median distance to their own nearest member: tau counts in these."""
-        return statistics.median(
-            min(self._one(a, b) for j, b in enumerate(self.members) if j != i)
-            for i, a in enumerate(self.members)
-        )
 
 
 def wrong(model: Logits, split: Split) -> Tensor:

@@ -23,10 +23,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import g2d
-from benchmarks.common.measure import Distances, hardware, save
+from benchmarks.common.measure import hardware, save
 from benchmarks.common.places import RESULTS
 from g2d.core.types import State
 from g2d.generator import Generator, hidden_units
+from g2d.redteam.novelty import Distances
 from g2d.redteam.scoring import Trial
 from g2d.settings import AutoencoderSettings, DiffusionSettings
 from g2d.tasks.inference import accuracy, load_model

@@ -25,7 +25,6 @@ import torch
 
 import g2d
 from benchmarks.common.measure import (
-    Distances,
     PeakMemory,
     function_columns,
     hardware,
@@ -38,6 +37,7 @@ from benchmarks.common.measure import (
 from benchmarks.common.places import RESULTS
 from benchmarks.generation.ways import Made, SpareMaker
 from g2d.core.types import State
+from g2d.redteam.novelty import MARGIN, TAUS, Distances, share_novel
 from g2d.redteam.scoring import Trial
 from g2d.settings import Settings
 from g2d.weights.checkpoints import unpack
@@ -161,15 +161,9 @@ class Seed:
         models = [self.shop.model(state) for state in sample]
         near = [self.distances.nearest(state) for state in sample]
         columns = function_columns(models, [self.member_models[i] for _, i in near], self.test)
-        bar = self.base_accuracy - 0.01  # set beforehand: a point below the base
-        passed = [accuracy >= bar for accuracy in columns["clean_each"]]
-        unit = self.distances.unit
-        novelty = {
-            str(tau): statistics.mean(
-                float(ok and d > tau * unit) for ok, (d, _) in zip(passed, near, strict=True)
-            )
-            for tau in (1, 2, 3)
-        }
+        bar, unit = self.base_accuracy - MARGIN, self.distances.unit
+        found = [(d, a) for (d, _), a in zip(near, columns["clean_each"], strict=True)]
+        novelty = {str(tau): share_novel(found, bar, unit, tau) for tau in TAUS}
         exposed = Distances(list(states)[-HISTORY - 1 : -1], self.defence._judge.chain)
         return columns | {
             "member_distance": statistics.mean(d for d, _ in near),

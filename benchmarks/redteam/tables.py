@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import TARGETS, markdown, mean, ranged
 
+# What tells rows of one kind, target and metric apart (docs/results.md).
+APART = ("exposed", "algorithm", "loss", "percent", "read")
+
 
 def matched(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Rows of all seeds that measure the same thing, in the order of the first seed."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for results in runs:
         for row in results["rows"]:
-            # Numbers in words (a generation's, a count) differ between seeds; the rest must not.
-            words = re.sub(r"\d+", "#", f"{row['threat']}|{row['attack']}")
-            key = (row["family"], row["target"], row["metric"], words)
-            if len(groups.setdefault(key, [])) and groups[key][-1]["seed"] == row["seed"]:
-                key = (*key, f"{row['threat']}|{row['attack']}")
+            apart = (row["extra"].get(key) for key in APART)
+            key = (row["family"], row["kind"], row["target"], row["metric"], *apart)
             groups.setdefault(key, []).append(row)
-    return [rows for rows in groups.values() if rows]
+    return list(groups.values())
 
 
 def value(rows: Sequence[dict[str, Any]], key: str) -> str:
@@ -31,7 +30,6 @@ def value(rows: Sequence[dict[str, Any]], key: str) -> str:
 
 
 CLOCK = "a rotation every 1,000 queries"
-FOLLOWED = "the same flips on the next network"
 COLUMNS = (
     "target", "attacker", "attack", "measures", "value", "worst", "clean", "n", "scored on",
     "spent", "notes",
@@ -88,7 +86,8 @@ def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     for each in runs[0]["families"]:
         name, ids = each["name"], each["identifiers"]
         own = [rows for rows in groups if rows[0]["family"] == name]
-        body = checks(own) if name == "sanity" else family(own)
+        of_checks = all(rows[0]["metric"] == "check" for rows in own)
+        body = checks(own) if of_checks else family(own)
         cpu = sum(f["seconds"] for r in runs for f in r["families"] if f["name"] == name)
         made[name] = (
             f"*{each['question']}* {ids['atlas']} · {ids['nist']} · {ids['owasp']} · "
@@ -103,20 +102,22 @@ def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     return made
 
 
-def pick(runs: Sequence[dict[str, Any]], family: str, target: str, *words: str) -> dict[str, Any]:
-    """Mean over seeds of the attacker's best row of a family whose words all occur."""
+def pick(
+    runs: Sequence[dict[str, Any]], key: str, target: str, algorithm: str = ""
+) -> dict[str, Any]:
+    """Mean over seeds of the attacker's best row of a kind, or of a family."""
     best = []
     for results in runs:
         rows = [
             row
             for row in results["rows"]
-            if row["family"] == family
+            if key in (row["kind"], row["family"])
             and row["target"] == target
             and row["value"]
-            and all(word in f"{row['threat']}; {row['attack']}; {row['metric']}" for word in words)
+            and (not algorithm or row["extra"].get("algorithm") == algorithm)
         ]
         if not rows:
-            raise SystemExit(f"no row of {family} on {target} with {words}")
+            raise SystemExit(f"no row of {key} on {target} {algorithm}".rstrip())
         best.append(max(rows, key=lambda row: row["value"]["value"]))
     worst = [row["worst"]["value"] for row in best if row["worst"]]
     return {
@@ -141,9 +142,9 @@ def told(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def mean_of(runs: Sequence[dict[str, Any]], family: str, chain: str, *words: str) -> str:
-    """The attacker's best row of a family, mean over seeds."""
-    return str(pick(runs, family, chain, *words)["mean"])
+def mean_of(runs: Sequence[dict[str, Any]], key: str, chain: str, algorithm: str = "") -> str:
+    """The attacker's best row of a kind or family, mean over seeds."""
+    return str(pick(runs, key, chain, algorithm)["mean"])
 
 
 def durable(runs: Sequence[dict[str, Any]]) -> str:
@@ -152,7 +153,7 @@ def durable(runs: Sequence[dict[str, Any]]) -> str:
     for results in runs:
         for row in results["rows"]:
             if row["target"] == f"generated, {CLOCK}" and row["extra"].get("durable"):
-                finds.setdefault(row["attack"], []).append(row["extra"]["durable"])
+                finds.setdefault(row["kind"], []).append(row["extra"]["durable"])
     shares = [sum(d["value"] * d["n"] for d in f) / sum(d["n"] for d in f) for f in finds.values()]
     return f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"
 
@@ -160,60 +161,59 @@ def durable(runs: Sequence[dict[str, Any]]) -> str:
 def bought(runs: Sequence[dict[str, Any]]) -> str:
     """What rotation buys."""
     # Not the live network alone: one network a seed is luck (31 to 51 %).
-    aged = pick(runs, "stale", "generated", "by age")["rows"]
+    aged = pick(runs, "stale-age", "generated")["rows"]
     fresh = [row["extra"]["curve"][0]["value"] for row in aged]
-    found = "flips on the network they were found on"
     return (
         "- **What rotation buys: reuse stops paying.** Attacks on exposed generations flip "
-        f"{mean_of(runs, 'stale', 'generated', 'single', 'APGD')} of later ones' inputs if crafted "
-        f"on one, {mean_of(runs, 'stale', 'generated', 'joint')} if crafted on several together, "
-        f"{mean_of(runs, 'stale', 'generated', 'best of')} if twenty stored ones may all be tried; "
+        f"{mean_of(runs, 'stale-single', 'generated', 'apgd')} of later ones' inputs if crafted "
+        f"on one, {mean_of(runs, 'stale-joint', 'generated')} if crafted on several together, "
+        f"{mean_of(runs, 'stale-tries', 'generated')} if twenty stored ones may all be tried; "
         f"{ranged(fresh, 0)} % on the generation they were crafted on, had it stayed; "
-        f"{mean_of(runs, 'stale', 'frozen', 'by age')} on the undefended base. Of what query "
+        f"{mean_of(runs, 'stale-age', 'frozen')} on the undefended base. Of what query "
         f"attacks find, {durable(runs)} outlives the next rotation, from attack to attack. Bit "
-        f"flips that cost one generation {mean_of(runs, 'bit-flips', 'generated', found)} of the "
-        f"test images cost the next {mean_of(runs, 'bit-flips', 'generated', FOLLOWED + ';')}."
+        f"flips that cost one generation {mean_of(runs, 'bit-flips-own', 'generated')} of the "
+        f"test images cost the next {mean_of(runs, 'bit-flips-next', 'generated')}."
     )
 
 
 def as_good(runs: Sequence[dict[str, Any]]) -> str:
     """What gives as much without rotation, or without a generator."""
     single, soups, noises = (
-        pick(runs, "stale", chain, "single", "APGD") for chain in ("generated", "soup", "noise")
+        pick(runs, "stale-single", chain, "apgd") for chain in ("generated", "soup", "noise")
     )
     costs = [r["chains"] for r in runs]
     dearer = mean([c["rival"]["cost"] / c["generated"]["cost"] for c in costs])
     return (
         "- **What gives as much.** Networks retrained on the same exposed attacks stand at "
-        f"{mean_of(runs, 'stale', 'rival', 'joint')} under the joint attack (fresh proposals: "
-        f"{mean_of(runs, 'stale', 'draws', 'joint')}) for {dearer:.0f} times the CPU time; plain "
-        f"retraining at {mean_of(runs, 'stale', 'retrained', 'joint')}, on fewer exposed ones. "
+        f"{mean_of(runs, 'stale-joint', 'rival')} under the joint attack (fresh proposals: "
+        f"{mean_of(runs, 'stale-joint', 'draws')}) for {dearer:.0f} times the CPU time; plain "
+        f"retraining at {mean_of(runs, 'stale-joint', 'retrained')}, on fewer exposed ones. "
         f"Most of the effect is the population's doing: soups of its members stand at "
         f"{soups['mean']} and members with noise at {noises['mean']} where generations stand at "
         f"{single['mean']} (worst network: {soups['worst']}, {noises['worst']}, "
         f"{single['worst']}). The bit flips cost a mere permutation "
-        f"{mean_of(runs, 'bit-flips', 'permuted', FOLLOWED)}, less than a new generation."
+        f"{mean_of(runs, 'bit-flips-next', 'permuted')}, less than a new generation."
     )
 
 
 def not_bought(runs: Sequence[dict[str, Any]]) -> str:
     """What rotation does not buy, or makes worse."""
-    white = pick(runs, "white-box", "generated", "AutoAttack")
+    white = pick(runs, "white-box-autoattack", "generated")
     never, often = (
-        mean_of(runs, "query", f"generated, {clock}", "Square (ours)")
+        mean_of(runs, "query-square-clock", f"generated, {clock}")
         for clock in ("no rotation", CLOCK)
     )
-    held = mean_of(runs, "query", f"generated, {CLOCK}", "Square (ours, stale start)")
+    held = mean_of(runs, "query-square-stale", f"generated, {CLOCK}")
     return (
         f"- **What it does not buy.** AutoAttack on the live generation flips {white['mean']} "
         f"(worst generation {white['worst']}; undefended base "
-        f"{mean_of(runs, 'white-box', 'frozen', 'AutoAttack')}: that difference comes from "
+        f"{mean_of(runs, 'white-box-autoattack', 'frozen')}: that difference comes from "
         f"training, not from rotation). Whoever owns the generator flips "
         f"{mean_of(runs, 'adaptive', 'generated')}. A query attack that knows the clock flips "
         f"{often} where parameters rotate every 1,000 queries, {held} if it starts from a stale "
         f"attack, and {never} where the same generation stays: rotation hands a patient attacker "
         f"more models to try. Bit flips found on five exposed generations cost unseen ones "
-        f"{mean_of(runs, 'bit-flips', 'generated', 'jointly')}."
+        f"{mean_of(runs, 'bit-flips-joint', 'generated')}."
     )
 
 
@@ -240,9 +240,9 @@ def targets(runs: Sequence[dict[str, Any]]) -> str:
     return markdown(TARGETS, rows)
 
 
-def at(runs: Sequence[dict[str, Any]], family: str, chain: str, *words: str) -> str:
+def at(runs: Sequence[dict[str, Any]], key: str, chain: str) -> str:
     """The attacker's best row of each seed: mean and range."""
-    best = pick(runs, family, chain, *words)["rows"]
+    best = pick(runs, key, chain)["rows"]
     return ranged([row["value"]["value"] for row in best]) + " %"
 
 
@@ -270,20 +270,20 @@ def of_parity() -> list[tuple[str, str, str]]:
 
 def of_flips(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Bit flips that were found on one generation, on the next."""
-    followed = pick(runs, "bit-flips", "generated", FOLLOWED + ";")["rows"]
+    followed = pick(runs, "bit-flips-next", "generated")["rows"]
     enough = ranged([row["extra"]["lost_after_enough_flips"] for row in followed])
     return [
         (
             "bit flips found on t, applied to t+1: accuracy lost",
             "≤ 0.5 points; frozen falls to chance",
-            f"{at(runs, 'bit-flips', 'generated', FOLLOWED + ';')} (with no more flips than ruin "
-            f"t: {enough} %); frozen {at(runs, 'bit-flips', 'frozen', FOLLOWED)}; random flips "
-            f"{at(runs, 'bit-flips', 'generated', 'random flips')}; permuted "
-            f"{at(runs, 'bit-flips', 'permuted', FOLLOWED)}",
+            f"{at(runs, 'bit-flips-next', 'generated')} (with no more flips than ruin "
+            f"t: {enough} %); frozen {at(runs, 'bit-flips-next', 'frozen')}; random flips "
+            f"{at(runs, 'bit-flips-random', 'generated')}; permuted "
+            f"{at(runs, 'bit-flips-next', 'permuted')}",
         ),
         (
             "the same, weights stored in a secret order", "(a defender's option)",
-            at(runs, "bit-flips", "generated", "weights stored in a secret order"),
+            at(runs, "bit-flips-kept-secret-order", "generated"),
         ),
     ]  # fmt: skip
 
@@ -294,15 +294,15 @@ def of_queries(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     return [
         (
             "Square, 5,000 queries, rotation every 1,000: ASR", "≤ half of frozen",
-            f"ART's {at(runs, 'query', rotated, 'Square (ART)')}, ours, which knows the clock, "
-            f"{at(runs, 'query', rotated, 'Square (ours)')}; frozen "
-            f"{at(runs, 'query', 'frozen, no rotation', 'Square (ours)')}; never rotating "
-            f"{at(runs, 'query', never, 'Square (ART)')} and "
-            f"{at(runs, 'query', never, 'Square (ours)')}",
+            f"ART's {at(runs, 'query-square', rotated)}, ours, which knows the clock, "
+            f"{at(runs, 'query-square-clock', rotated)}; frozen "
+            f"{at(runs, 'query-square-clock', 'frozen, no rotation')}; never rotating "
+            f"{at(runs, 'query-square', never)} and "
+            f"{at(runs, 'query-square-clock', never)}",
         ),
         (
             "the same, from a stale start", "(an attacker's option)",
-            at(runs, "query", rotated, "Square (ours, stale start)"),
+            at(runs, "query-square-stale", rotated),
         ),
     ]  # fmt: skip
 

@@ -112,7 +112,8 @@ def readme(found: dict[str, Result]) -> str:
     return (
         f"On two cores shared with worker and load: {slow['rotations']} rotations in"
         f" {slow['rotating_seconds']:.0f} s under {slow['rate']:,.0f} requests a second, {bad} of"
-        f" {slow['answered']:,} answers failed, dropped, wrong or out of order; p99"
+        f" {slow['answered']:,} answers failed, dropped, wrong or out of order ("
+        f"{slow['rotating']['answers']:,} of them were given while it rotated); p99"
         f" {slow['rotating']['p99_ms']:.1f} ms while rotating, {slow['steady']['p99_ms']:.1f}"
         f" before ({slow['p99_ratio']:.2f} times). Throughput {ratio['fastapi']:.1f} times that of"
         f" FastAPI and {ratio['litserve']:.1f} times LitServe's for the same small model."

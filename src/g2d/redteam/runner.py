@@ -24,8 +24,7 @@ from g2d.errors import SettingsError
 from g2d.redteam.cache import RowCache, code_version, key_of
 from g2d.redteam.chains import build_chains, task_identity
 from g2d.redteam.context import Case, RunSpec, enter
-from g2d.redteam.overview import evaluate
-from g2d.redteam.overview_json import hardware, summarise, versions
+from g2d.redteam.overview_json import glance, hardware, versions
 from g2d.redteam.rows import VERSIONS, Row, Status
 from g2d.redteam.scoring import Rate
 from g2d.redteam.threat import Threat
@@ -314,16 +313,7 @@ def work(payload: Payload) -> dict[str, Any]:
     try:
         context = enter(spec, key)
         if one is None:
-            # In full, rows of other families tell what retraining does; quick, this is the place.
-            chain = context.chain("retrained") if spec.quick else None
-            fresh = (
-                [(m, chain.cost or 0.0) for m in context.models(chain.networks)] if chain else []
-            )
-            judged = evaluate(
-                context.defence, n=min(400 if spec.quick else 250, spec.n), seed=spec.seed,
-                eps=spec.eps, latest=15, fresh=fresh,
-            )  # fmt: skip
-            summary, rows = summarise(context.defence, judged), []
+            summary, rows = glance(context), []
         else:
             rows = one.run(case, context)
     except Exception as error:

@@ -139,14 +139,14 @@ def test_a_head_that_never_ends_is_ended(vault, x, tmp_path):
 def test_kill_storm_under_load(vault, x, tmp_path):
     """SIGKILL of service or worker at random moments: the last committed generation comes back."""
     chance, seen = random.Random(5), 0
-    for round_ in range(6):
+    for round_ in range(3):  # a longer storm: python -m benchmarks.hostile.kills
         with Vault.open(vault) as opened:
             committed = opened.live()
         with Process(vault, "--every", "200ms", log=tmp_path / f"{round_}.log") as served:
             number, logits = served.infer(x)
             assert number >= max(committed, seen)
             assert np.allclose(logits, expected(vault, number, x), atol=1e-5)
-            first, patience = number, time.monotonic() + 240
+            first, patience = number, time.monotonic() + 280
             while round_ % 2 and served.infer(x)[0] == first:  # odd rounds: in mid rotation
                 assert time.monotonic() < patience, served.text()
                 time.sleep(0.2)  # the worker has the lower priority: leave it some time
@@ -155,7 +155,7 @@ def test_kill_storm_under_load(vault, x, tmp_path):
                 number = served.infer(x)[0]
                 assert number >= seen, "a generation went back"
                 seen = number
-            if round_ == 3:
+            if round_ == 1:
                 served.worker().kill()
                 assert served.infer(x)[0] >= seen
             served.process.kill()
