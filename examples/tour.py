@@ -36,7 +36,7 @@ settings = Settings().override(
     population__members=8, population__basins=2, population__base_steps=200,
     population__early_steps=60, population__fork_steps=80, population__pool=128,
     autoencoder__steps=200, diffusion__steps=1500, guidance__pool=100, gates__pool=100,
-    gates__accuracy_drop=0.1, gates__class_drop=0.3,
+    gates__accuracy_drop=0.1, gates__class_drop=0.3, gates__stale_asr=0.9,
 )  # fmt: skip
 engine = SerialEngine()  # no worker processes: cells have no file that those could import
 defence = Defence.build(task, folder / "vault", settings, engine)
@@ -71,8 +71,8 @@ def flipped(crafted: torch.Tensor, number: int) -> float:
 
 old, new = number - 1, number
 crafted = pgd(
-    defence.generation(old).model(), test.x, test.y, task.eps, bounds=task.bounds, steps=20,
-    generator=torch.Generator().manual_seed(0),
+    defence.generation(old).model(), test.x, test.y, eps=task.eps, steps=20,
+    bounds=task.bounds, generator=torch.Generator().manual_seed(0),
 )  # fmt: skip
 print(f"attacks crafted on generation {old} flip {flipped(crafted, old):.0%} of its own answers")
 print(f"and {flipped(crafted, new):.0%} of generation {new}'s")

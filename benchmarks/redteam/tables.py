@@ -103,22 +103,21 @@ def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def pick(
-    runs: Sequence[dict[str, Any]], keys: str | tuple[str, ...], target: str, algorithm: str = ""
+    runs: Sequence[dict[str, Any]], key: str, target: str, algorithm: str = ""
 ) -> dict[str, Any]:
-    """Mean over seeds of the attacker's best row of some kinds, or of a family."""
-    wanted = {keys} if isinstance(keys, str) else set(keys)
+    """Mean over seeds of the attacker's best row of a kind, or of a family."""
     best = []
     for results in runs:
         rows = [
             row
             for row in results["rows"]
-            if wanted & {row["kind"], row["family"]}
+            if key in (row["kind"], row["family"])
             and row["target"] == target
             and row["value"]
             and (not algorithm or row["extra"].get("algorithm") == algorithm)
         ]
         if not rows:
-            raise SystemExit(f"no row of {keys} on {target} {algorithm}".rstrip())
+            raise SystemExit(f"no row of {key} on {target} {algorithm}".rstrip())
         best.append(max(rows, key=lambda row: row["value"]["value"]))
     worst = [row["worst"]["value"] for row in best if row["worst"]]
     return {
@@ -154,7 +153,7 @@ def durable(runs: Sequence[dict[str, Any]]) -> str:
     for results in runs:
         for row in results["rows"]:
             if row["target"] == f"generated, {CLOCK}" and row["extra"].get("durable"):
-                finds.setdefault(row["attack"], []).append(row["extra"]["durable"])
+                finds.setdefault(row["kind"], []).append(row["extra"]["durable"])
     shares = [sum(d["value"] * d["n"] for d in f) / sum(d["n"] for d in f) for f in finds.values()]
     return f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"
 

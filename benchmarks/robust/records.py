@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,10 @@ def paired(data: Sequence[Record], pick: Pick, combine: Callable[..., float]) ->
     Images are drawn anew within each seed, the same for all that is compared; seeds are averaged.
     The interval covers the choice of images, not the luck of training.
     """
-    drawn = redrawn(data, pick)
-    if drawn is None:
+    turns = redrawn(data, pick)
+    if turns is None:
         return None
-    values = [float(np.mean([combine(*one) for one in turn])) for turn in drawn]
+    values = [float(np.mean([combine(*one) for one in turn])) for turn in turns]
     low, high = np.quantile(values[1:], (0.025, 0.975))
     return values[0], float(low), float(high)
 
@@ -88,16 +89,19 @@ def redrawn(data: Sequence[Record], pick: Pick) -> Alive | None:
     whole = [[a for a in one if a is not None] for one in picked if all(a is not None for a in one)]
     if not whole:
         return None
-    draws = np.random.default_rng(0)
     turns = []
-    for turn in range(2001):
-        each = []
-        for parts in whole:
-            n = min(len(part) for part in parts)
-            index = np.arange(n) if turn == 0 else draws.integers(0, n, n)
-            each.append([part[index].mean() for part in parts])
-        turns.append(each)
-    return np.array(turns)
+    for parts, index in zip(whole, drawn(tuple(min(map(len, one)) for one in whole)), strict=True):
+        n = index.shape[1]
+        turns.append([np.concatenate([[part[:n].mean()], part[index].mean(1)]) for part in parts])
+    return np.array(turns).transpose(2, 0, 1)
+
+
+@lru_cache
+def drawn(sizes: tuple[int, ...]) -> list[NDArray[np.int64]]:
+    """Places of images of each seed, drawn anew 2000 times, (draws, images) each."""
+    chance = np.random.default_rng(0)
+    turns = [[chance.integers(0, n, n) for n in sizes] for _ in range(2000)]
+    return [np.array(one) for one in zip(*turns, strict=True)]
 
 
 def spread(found: Spread | None, digits: int = 1) -> str:

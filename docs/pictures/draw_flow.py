@@ -16,13 +16,13 @@ INK, MUTED, BLUE, GREEN, RED = "#1f2933", "#52606d", "#e6eefc", "#e3f4e8", "#fde
 # name: column, row, colour, title, what it holds
 BOXES = {
     "model": (0, 0, BLUE, "your model", "and your data"),
-    "population": (1, 0, BLUE, "population", "checkpoints that repel"),
+    "population": (1, 0, BLUE, "population", "members that repel"),
     "generator": (2, 0, BLUE, "generator", "autoencoder, diffusion"),
     "vault": (0, 1, GREEN, "vault", "signed generations"),
     "gates": (1, 1, GREEN, "gates", "accuracy, old attacks"),
     "candidate": (2, 1, GREEN, "candidate", "sampled, guided"),
-    "live": (0, 2, GREEN, "live service", "one generation at a time"),
-    "exposed": (1, 2, RED, "exposed set", "what attackers may know"),
+    "live": (0, 2, GREEN, "live service", "one generation"),
+    "exposed": (1, 2, RED, "exposed set", "known to attackers"),
     "red team": (2, 2, RED, "red team", "attacks, report"),
 }
 ARROWS = (

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from damages import DAMAGES, restore, with_ledger_in_step
 from typer.testing import CliRunner
 
 import g2d
+from benchmarks.hostile.damages import DAMAGES, restore, with_ledger_in_step
 from g2d.cli.main import app
 from g2d.errors import KeyFileError, VaultError
 from g2d.vault.ledger import sha256
