@@ -36,12 +36,19 @@ class Process:
         )  # fmt: skip
 
     def __enter__(self) -> Process:
-        wait_for(lambda: " is live at " in self.text() or self.process.poll() is not None, 120)
-        assert self.process.poll() is None, self.text()
-        self.address = self.text().split(" is live at ")[1].split("/v2")[0]
+        try:
+            wait_for(lambda: " is live at " in self.text() or self.process.poll() is not None, 240)
+            assert self.process.poll() is None, self.text()
+            self.address = self.text().split(" is live at ")[1].split("/v2")[0]
+        except BaseException:
+            self.end()  # or what it leaves open fails another test
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -58,10 +65,11 @@ class Process:
         headers = {"authorization": f"Bearer {TOKEN}"} if path.startswith("/admin") else {}
         request = urllib.request.Request(self.address + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=120) as response:
                 return response.status, json.loads(response.read() or "{}")
         except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read() or "{}")
+            with error:
+                return error.code, json.loads(error.read() or "{}")
 
     def infer(self, x: np.ndarray) -> tuple[int, np.ndarray]:
         tensor = {"name": "input", "shape": x.shape, "datatype": "FP32", "data": x.ravel().tolist()}
@@ -71,7 +79,7 @@ class Process:
         return told["parameters"]["generation"], np.reshape(output["data"], output["shape"])
 
     def rotate(self) -> int:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 240
         while time.monotonic() < until:  # 202: not within the request's time; 409: said why
             status, told = self.ask("/admin/rotate", method="POST")
             if status == 200:
@@ -88,7 +96,7 @@ class Process:
             found[:] = [c for c in children if "g2d.service.worker" in c.cmdline()]
             return bool(found)
 
-        wait_for(there, 60)
+        wait_for(there)
         return found[0]
 
 
@@ -108,7 +116,7 @@ def can_write(vault: Path) -> bool:
 def serve(*arguments: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "g2d", "serve", *arguments], capture_output=True, text=True,
-        timeout=120, check=False, env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | env,
+        timeout=240, check=False, env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | env,
     )  # fmt: skip
 
 

@@ -179,7 +179,7 @@ def running(rotation: Rotation) -> Iterator[None]:
         rotation.stop()
 
 
-def wait_for(what, seconds: float = 20.0) -> None:
+def wait_for(what, seconds: float = 120.0) -> None:
     until = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < until, "it did not happen in time"

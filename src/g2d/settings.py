@@ -42,17 +42,6 @@ def free(default: Any, doc: str, **about: str) -> Any:
     return field(default=default, metadata={"doc": doc, **about})
 
 
-def meaning(item: dataclasses.Field[Any]) -> str:
-    """What a field means, its range and its choices, in one line: for TOML and for flags."""
-    text = str(item.metadata.get("doc", ""))
-    if "range" in item.metadata:
-        low, high = (f"{n:g}" if isinstance(n, float) else n for n in item.metadata["range"])
-        text += f" [{low}, {high}]"
-    if "choices" in item.metadata:
-        text += f" ({', '.join(item.metadata['choices'])})"
-    return text
-
-
 class Checked:
     """A frozen dataclass that checks its own fields against their declared type and range."""
 

@@ -64,17 +64,17 @@ def test_workers_end_when_the_parent_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=90)
     assert alive == []
 
 
 def test_close_is_quick_while_jobs_run():
     engine = LocalEngine(1)
-    results = engine.run(time.sleep, [0, 60])
+    results = engine.run(time.sleep, [0, 290])
     next(results)
     began = time.monotonic()
     engine.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 120
 
 
 def page_faults(first: str) -> int:

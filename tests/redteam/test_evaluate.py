@@ -31,7 +31,7 @@ from g2d.redteam.scoring import (
     transfer,
     wilson,
 )
-from g2d.redteam.threats import FAMILIES
+from g2d.redteam.threats import threats
 from g2d.settings import PopulationSettings, Settings
 from g2d.tasks.inference import load_model
 from g2d.tasks.splits import Split, split_dataset
@@ -254,7 +254,7 @@ def test_a_hardened_defence_is_shown_beside_a_plain_training(hardened, judged):
 
 def test_every_row_is_one_of_the_red_teams_and_has_its_words(hardened, judged):
     assert [row.kind for row in judged.rows] == list(KINDS) == list(overview_json._WORDS)
-    assert {row.family for row in judged.rows} <= set(FAMILIES)
+    assert {row.family for row in judged.rows} <= set(threats())
     for row in judged.rows:
         assert (row.status, row.metric, row.eps, row.seed) == (Status.OK, "ASR", 0.15, 0)
     assert judged.matrix[1, 2] == hardened.score(

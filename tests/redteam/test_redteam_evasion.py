@@ -5,11 +5,9 @@ import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-import g2d
-from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
+from g2d.redteam.context import AttackContext, Chain
 from g2d.redteam.rows import Row, Status, not_measured
 from g2d.redteam.scoring import share
 from g2d.redteam.threats import threat
@@ -17,74 +15,11 @@ from g2d.redteam.threats import universal as universal_family
 from g2d.redteam.threats.whitebox import budgets
 from g2d.tasks.splits import split_dataset
 from g2d.tasks.task import Task
-from g2d.weights.checkpoints import digest, pack
+from sites import cases, site_of, trained
 
 pytest.importorskip("pyautoattack")
 
 EVASION = ("white-box", "stale", "universal", "sanity")
-
-
-def small():
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 24), nn.ReLU(),
-        nn.Linear(24, 10),
-    )  # fmt: skip
-
-
-def trained(task, seed, steps=120):
-    model = task.model(seed)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(steps):
-        loss = F.cross_entropy(model(task.splits.train.x), task.splits.train.y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.state_dict()
-
-
-def written(folder, name, states):
-    networks = []
-    for number, state in enumerate(states):
-        path = folder / f"{name}-{number}.safetensors"
-        path.write_bytes(pack(state))
-        networks.append(Network(str(path), digest(path.read_bytes()), f"{name} {number}"))
-    return tuple(networks)
-
-
-def site_of(task, folder, states, **more):
-    networks = written(folder, "generation", states)
-    chains = {
-        "generated": Chain("generated", networks),
-        "frozen": Chain("frozen", networks[:1], fixed=True),
-        "permuted": Chain("permuted", (networks[0],) * 3, fixed=True),
-    }
-    return RunSpec(
-        task, str(folder), g2d.Settings(), chains, n=60, eps=task.eps, quick=True, **more
-    )
-
-
-@pytest.fixture(scope="module")
-def digits_task():
-    splits = g2d.load_task("digits").splits
-    return Task("evasion", small, splits, classes=10, eps=0.1)
-
-
-@pytest.fixture(scope="module")
-def spec(digits_task, tmp_path_factory):
-    states = [trained(digits_task, seed) for seed in range(6)]
-    return site_of(digits_task, tmp_path_factory.mktemp("nets"), states)
-
-
-@pytest.fixture(scope="module")
-def context(spec):
-    return AttackContext(spec)
-
-
-def cases(of, spec, /, **wanted):
-    found = threat(of).plan(spec)
-    for key, value in wanted.items():
-        found = [case for case in found if getattr(case, key) == value]
-    return found
 
 
 @pytest.mark.parametrize("name", EVASION)
@@ -114,9 +49,6 @@ def test_full_plans_cover_the_issues_numbers(name, spec):
         assert joint == {1, 5, 20}
         assert {c.option("attack") for c in planned if c.name == "transfer"} == {"apgd", "momentum"}
         assert all(len(long.split(k, 11)[1]) >= 10 for k in joint)
-
-
-# --- white-box ---
 
 
 def test_budgets_end_at_the_whole_range():
@@ -171,9 +103,6 @@ def test_merging_folds_the_networks_of_a_chain_and_leaves_the_rest():
     assert "mean and worst over 2 networks" in first.attack
     assert (soup.target, soup.value.value, soup.scored) == ("soup", 0.9, 1)
     assert merged[3] is failed
-
-
-# --- stale and universal ---
 
 
 @pytest.mark.parametrize("name", ["stale", "universal"])
@@ -305,92 +234,6 @@ def test_one_network_has_nothing_stale(spec):
 def test_the_same_case_gives_the_same_rows_in_another_room(name, spec, context):
     case = cases(name, spec, chain="generated")[0]
     assert threat(name).run(case, context) == threat(name).run(case, AttackContext(spec))
-
-
-# --- sanity ---
-
-
-def checks(name, spec, context, chain="generated"):
-    (case,) = cases("sanity", spec, chain=chain, name=name)
-    return threat("sanity").run(case, context)
-
-
-@pytest.mark.parametrize("name", ["grows", "boxes", "steps", "unit", "masking"])
-def test_every_check_passes_on_an_honest_network(name, spec, context):
-    rows = checks(name, spec, context)
-    for row in rows:
-        assert row.extra["passed"], row.note
-        assert row.note.startswith("passed")
-        assert row.metric == "check"
-        assert row.harm is None
-        assert row.extra["rule"]
-    assert len(rows) == {"unit": 3, "masking": 2}.get(name, 1)
-
-
-def planted(context, monkeypatch, wrap):
-    """A room in which every network stands behind a defence."""
-    model = context.model
-
-    class Behind(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return wrap(self.inner, x)
-
-    monkeypatch.setattr(context, "model", lambda network: Behind(model(network)))
-
-
-def test_a_defence_that_hides_its_gradients_is_found(spec, monkeypatch):
-    context = AttackContext(spec)
-    planted(context, monkeypatch, lambda model, x: model((x * 12).round() / 12))
-    (row,) = checks("boxes", spec, context)
-    assert not row.extra["passed"]
-    assert row.note.startswith("FAILED: GRADIENTS ARE MASKED")
-    assert "beats white-box" in row.note
-    assert row.extra["found"]["only_black_box"] > 0
-    (row,) = checks("grows", spec, context)
-    assert not row.extra["passed"]
-
-
-def test_a_defence_that_draws_at_random_is_found(spec, monkeypatch):
-    context, source = AttackContext(spec), torch.Generator().manual_seed(0)
-    planted(
-        context,
-        monkeypatch,
-        lambda model, x: model(x + 0.1 * torch.randn(x.shape, generator=source)),
-    )
-    (row,) = checks("boxes", spec, context)
-    assert not row.extra["passed"]
-    assert "two answers" in row.note
-
-
-def test_an_attack_that_cannot_see_gradients_fails_the_unit_test(spec, monkeypatch):
-    context = AttackContext(spec)
-    planted(context, monkeypatch, lambda model, x: model((x * 12).round() / 12))
-    first = checks("unit", spec, context)[0]
-    assert not first.extra["passed"]
-    assert first.value.value < 0.9
-
-
-def test_without_a_linear_layer_the_unit_test_says_so(digits_task, tmp_path):
-    class Still(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.filters = nn.Conv2d(1, 10, 8)
-
-        def forward(self, x):
-            return self.filters(x).flatten(1)
-
-    task = dataclasses.replace(digits_task, factory=Still)
-    spec = site_of(task, tmp_path, [task.model(0).state_dict()])
-    (row,) = checks("unit", spec, AttackContext(spec))
-    assert row.status == Status.NOT_MEASURED
-    assert "linear layer" in row.note
-
-
-# --- data without a range ---
 
 
 def test_tables_of_numbers_without_a_range_are_attacked_too(tmp_path):

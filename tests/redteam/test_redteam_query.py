@@ -12,10 +12,13 @@ import g2d
 from g2d.attacks.query import SpentError, art_square, clock_square, hop_skip_jump
 from g2d.errors import SettingsError
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
+from g2d.redteam.query_log import QueryLog, by_count
 from g2d.redteam.rows import Status
 from g2d.redteam.scoring import attack_rate
-from g2d.redteam.targets import Fixed, QueryLog, Rotating, by_count
-from g2d.redteam.threats import extraction, query
+from g2d.redteam.targets import Fixed, Rotating
+from g2d.redteam.threats import extraction
+from g2d.redteam.threats.query import threat as query
+from g2d.redteam.threats.query.rotating import Attackers
 from g2d.tasks.inference import accuracy, predict
 from g2d.tasks.splits import Split
 from g2d.weights.checkpoints import digest, pack
@@ -345,7 +348,7 @@ def test_a_long_search_is_read_at_its_end_with_and_without_a_slow_clock(spec):
 def test_a_stale_start_uses_only_what_was_exposed(spec):
     context = AttackContext(spec)
     case = next(c for c in query.plan(spec) if c.name == "square-stale")
-    attackers = query._Attackers(case, context)
+    attackers = Attackers(case, context)
     assert attackers._exposed(0) == spec.chains["generated"].networks[:1]
     assert attackers._exposed(2) == spec.chains["generated"].networks[:3]
     rows = attackers.rows()

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from g2d.settings import meaning
+from g2d.cli.flags import meaning
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -282,6 +282,7 @@ def _novelty(context: AttackContext, found: Overview) -> dict[str, Any] | None:
         "aligned": bool(distances.chain),
         "members": len(members.states),
         "fitted": len(fitted.states),
+        "most": {"networks": _NETWORKS, "unit": _UNIT},
         "rows": [{"name": name, **asdict(row)} for name, row in measured.items()],
     }
 

@@ -114,7 +114,12 @@ class Worker:
             process.stdin.write(json.dumps(what).encode() + b"\n")
             process.stdin.flush()
             answer = self._listen(process)
-        except (OSError, ValueError):  # ValueError: what it said is no JSON, or a closed pipe
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # a closed pipe; what it said is not ours
             raise self._died(process) from None
         if "failed" in answer:
             raise GenerationError(str(answer["failed"]))

@@ -213,7 +213,9 @@ def _decode(
                 image = image.resize(size[::-1], Image.Resampling.BILINEAR)  # noqa: PLW2901
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where} is no readable {' / '.join(formats)} image: {error}") from error
+        raise DataError(
+            f"{where} is not a readable {' / '.join(formats)} image: {error}"
+        ) from error
 
 
 def _stack(images: NDArray[np.uint8]) -> Tensor:
@@ -273,7 +275,7 @@ def _read_images(
         if not paths:
             raise DataError(
                 f"{root / name} holds no images; expected files that end in "
-                f"{', '.join(_IMAGE_SUFFIXES)}. Remove the folder if it is no class"
+                f"{', '.join(_IMAGE_SUFFIXES)}. Remove the folder if it is not a class"
             )
         for path in paths:
             pixels = _decode(path, str(path), _IMAGE_FORMATS, shape)

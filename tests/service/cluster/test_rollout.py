@@ -33,7 +33,7 @@ def test_a_spare_that_was_given_up_does_not_bar_an_older_one():
 
 
 def test_a_commit_waits_until_all_have_loaded():
-    made, told = roster(Terms(prepare=20.0))
+    made, told = roster(Terms(lease=600.0, prepare=120.0))
     announced: list[int] = []
     loader = RolloutLoader(Fake(), made, announced.append, lambda: False)
     for name in "ab":
@@ -46,7 +46,7 @@ def test_a_commit_waits_until_all_have_loaded():
     time.sleep(0.05)
     assert done.is_alive()
     made.greet(ReplicaReport("b", live=1, loaded=2))
-    done.join(10)
+    done.join(60)
     assert not done.is_alive()
     made.roll(2)
     made.greet(ReplicaReport("a", live=2))
@@ -57,7 +57,7 @@ def test_a_commit_waits_until_all_have_loaded():
 
 
 def test_one_that_is_late_or_refuses_holds_nobody_up_but_all_do():
-    made, told = roster(Terms(prepare=0.1))
+    made, told = roster(Terms(lease=600.0, prepare=0.1))
     made.greet(ReplicaReport("a", live=1, loaded=2))
     made.greet(ReplicaReport("late", live=1))
     made.greet(ReplicaReport("bad", live=1, refused={2: "digest"}))

@@ -165,7 +165,7 @@ def test_a_body_that_never_comes_and_a_model_that_never_answers_time_out():
     harness = Harness(Options(timeout=0.1, max_waiting=2))
     gate = threading.Event()
     object.__setattr__(
-        harness.live.snapshot, "predict", lambda x: (gate.wait(10), np.ones((len(x), 3)))[1]
+        harness.live.snapshot, "predict", lambda x: (gate.wait(60), np.ones((len(x), 3)))[1]
     )
 
     async def work(client):
@@ -180,8 +180,10 @@ def test_a_body_that_never_comes_and_a_model_that_never_answers_time_out():
         assert (slow.status_code, busy.status_code) == (503, 503)
         assert "wait already" in busy.text
         gate.set()
-        await asyncio.sleep(0.05)
-        assert (await client.post(INFER, json=body(2))).status_code == 200
+        until = time.monotonic() + 60  # on a busy machine a tenth of a second is soon over
+        while (await client.post(INFER, json=body(2))).status_code != 200:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.05)
 
     run(harness, work)
 
@@ -200,9 +202,11 @@ def test_the_description_names_every_call():
     run(Harness(), work)
 
 
-@pytest.mark.slow
-def test_ten_thousand_malformed_bodies_no_5xx():
-    """Mutations of a good body, JSON and binary: never a 5xx, never a hang."""
+def test_thousands_of_malformed_bodies_no_5xx():
+    """Mutations of a good body, JSON and binary: never a 5xx, never a hang.
+
+    Many more, over sockets: python -m benchmarks.hostile.fuzz.
+    """
     good = [json.dumps(body(2)).encode()]
     tensor = {"name": "input", "shape": [2, 1, 2, 2], "datatype": "FP32",
               "parameters": {"binary_data_size": 32}}  # fmt: skip
@@ -224,7 +228,7 @@ def test_ten_thousand_malformed_bodies_no_5xx():
         return bytes(changed)
 
     async def work(client):
-        for _ in range(10_000):
+        for _ in range(2000):
             binary = chance.random() < 0.5
             data = mutate(good[binary])
             headers = {}

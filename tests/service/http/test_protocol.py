@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -36,7 +36,6 @@ def read(given_body: dict, most: int = 8) -> Query:
 
 
 @given(arrays(np.float32, (3, 1, 2, 2), elements=st.floats(-(2.0**99), 2.0**99, width=32)))
-@settings(max_examples=30, deadline=None)
 def test_the_three_ways_to_send_a_tensor_are_one(x):
     flat = read(body(3, data=x.ravel().tolist()))
     nested = read(body(3, data=x.tolist()))
@@ -215,7 +214,6 @@ def test_how_large_a_body_may_be_follows_from_the_task():
 
 
 @given(st.binary(max_size=200), st.none() | st.binary(max_size=4))
-@settings(max_examples=300, deadline=None)
 def test_any_bytes_are_read_or_refused(data, length):
     assert outcome(data, length) in (200, 400, 413)
 
@@ -228,7 +226,6 @@ def test_any_bytes_are_read_or_refused(data, length):
         st.sampled_from(["name", "shape", "datatype", "data", "parameters"]), json_like
     ),
 )
-@settings(max_examples=300, deadline=None)
 def test_any_json_is_read_or_refused(whole, tensor):
     for given_body in (whole, {**whole, **body(1, **tensor)}):
         assert outcome(json.dumps(given_body).encode(), None) in (200, 400, 413)

@@ -36,9 +36,9 @@ def test_sigterm_during_the_start_is_no_failure(vault):
             mask = int(status.split("SigCgt:")[1].split()[0], 16)
             return bool(mask >> (signal.SIGTERM - 1) & 1)
 
-        wait_for(caught, 60)
+        wait_for(caught)
         process.terminate()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 0, said

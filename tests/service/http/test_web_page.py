@@ -26,7 +26,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chr
 RESULTS = DATA / "results.json"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 TOKEN = TOKEN.replace(" ", "-")
-WAIT = 10_000  # ms that anything may take to appear
+WAIT = 60_000  # ms that anything may take to appear
 
 
 def gates(distance: float = 1.3, accuracy: float = 0.002) -> list[dict]:
@@ -59,12 +59,12 @@ class Page:
         return shown
 
     def rotate(self) -> int:
-        return self.harness.rotation.request().result(10)
+        return self.harness.rotation.request().result(60)
 
     def infer(self, times: int = 1) -> None:
         data = json.dumps(body()).encode()
         for _ in range(times):
-            urllib.request.urlopen(f"{self.address}/v2/models/g2d/infer", data, 10).read()
+            urllib.request.urlopen(f"{self.address}/v2/models/g2d/infer", data, 60).read()
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def serving(harness: Harness) -> Iterator[str]:
     finally:
         harness.event_log.close()
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
         bound.close()
 

@@ -29,7 +29,7 @@ def test_a_flipped_bit_is_found_and_healed_from_the_vault(vault, loader, x):
     weights.view(torch.int32).view(-1)[3] ^= 1 << 30
     assert not np.allclose(first.predict(x), before, atol=1e-5)
     monitor.start()
-    wait_for(lambda: live.snapshot is not first, 10)
+    wait_for(lambda: live.snapshot is not first)
     monitor.stop()
     assert np.array_equal(live.snapshot.predict(x), before)
     ((_, alarm),) = told
@@ -59,8 +59,8 @@ def test_a_watch_goes_on_whatever_is_wrong_and_tells_what_expires(vault, loader)
     weights.view(torch.int32).view(-1)[3] ^= 1 << 30
     monitor.start()
     try:
-        wait_for(lambda: sum("NOT healed" in f["text"] for f in told) > 1, 10)
-        wait_for(lambda: any(f["kind"] == "expired" for f in told), 10)
+        wait_for(lambda: sum("NOT healed" in f["text"] for f in told) > 1)
+        wait_for(lambda: any(f["kind"] == "expired" for f in told))
     finally:
         monitor.stop()
     assert sum(f["kind"] == "expired" for f in told) == 1

@@ -17,13 +17,13 @@ _MODULES = (
     "whitebox",
     "stale",
     "adaptive",
-    "query",
+    "query.threat",
     "extraction",
-    "privacy",
-    "poisoning",
+    "privacy.threat",
+    "poisoning.threat",
     "bitflips.threat",
     "universal",
-    "sanity",
+    "sanity.threat",
 )
 
 

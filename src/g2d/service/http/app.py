@@ -130,7 +130,7 @@ class Service:
             return
         assert self._pages is not None
         pages = await asyncio.shield(self._pages)
-        await pages(scope, _Bounded(receive, self.options.timeout), send)
+        await pages(scope, _BoundedReceive(receive, self.options.timeout), send)
 
     async def _v2(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
         path: str = scope["path"]
@@ -251,7 +251,7 @@ class Service:
         return number
 
 
-class _Bounded:
+class _BoundedReceive:
     """What the pages receive: a body that is large or late counts as a client that has gone.
 
     Their framework would read it to its end, and before it looks at the token.

@@ -82,7 +82,7 @@ def connections(log: Callable[..., None]) -> int:
     return found
 
 
-class _Lines(logging.Handler):
+class _UvicornLog(logging.Handler):
     """Turns what uvicorn logs, an exception above all, into structured lines."""
 
     def __init__(self, log: Log) -> None:
@@ -201,7 +201,7 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
         threading.Thread(target=service.event_log.close).start()
 
     errors = logging.getLogger("uvicorn")
-    errors.handlers, errors.propagate = [_Lines(log)], False
+    errors.handlers, errors.propagate = [_UvicornLog(log)], False
     # uvicorn raises what it caught again once it has drained: then this handler ends it with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None if service.draining else leave())

@@ -52,6 +52,8 @@ def load_observers(names: Iterable[str], alarm: RaiseAlarm) -> dict[str, Observe
     """
     made: dict[str, Observer] = {}
     for name in names:
+        if not all(name.partition(":")):
+            raise SettingsError(f"the observer is {name!r}, expected 'module:factory'")
         factory = import_attribute(name, "observer", SettingsError)
         try:
             made[name] = factory(alarm)

@@ -78,8 +78,8 @@ class Teacher:
             ) from error
         if classes != task.classes:
             raise TaskError(
-                f"the teacher knows {classes} classes, task {task.name!r} has {task.classes}; a "
-                "student learns from a teacher of its own classes"
+                f"the teacher knows {classes} classes, task {task.name!r} has {task.classes}; "
+                "choose a teacher with the same classes"
             )
         return model
 
