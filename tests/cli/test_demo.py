@@ -37,21 +37,8 @@ def test_a_rotation_that_never_passes_says_so():
         demo._Seeded(Refusing(99), 0, demo.silent).advance()
 
 
-def test_every_threat_has_words():
-    import ast
-    import inspect
-
-    from g2d.redteam import overview
-    from g2d.redteam import overview_json as summary
-
-    tree = ast.parse(inspect.getsource(overview))
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
-    rows = [c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "row"]
-    assert {c.args[0].value for c in rows} == set(summary._WORDS)
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_the_whole_demo(tmp_path):
     stages = []
     summary = demo.run(tmp_path, progress=lambda stage, done, total: stages.append(stage))

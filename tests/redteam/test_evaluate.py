@@ -1,6 +1,7 @@
 """The judge clips, re-scores and believes nobody; its controls show zero defence."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -9,9 +10,15 @@ from torch import nn
 
 import g2d
 from g2d.core.engine import SerialEngine
+from g2d.core.types import silent
 from g2d.errors import DataError, SettingsError
+from g2d.redteam import overview_json
+from g2d.redteam.chains import build_chains
+from g2d.redteam.context import AttackContext, RunSpec
 from g2d.redteam.controls import permuted, retrained
-from g2d.redteam.overview import evaluate
+from g2d.redteam.overview import KINDS, evaluate
+from g2d.redteam.overview_json import summarise
+from g2d.redteam.rows import Status
 from g2d.redteam.scoring import (
     Rate,
     Trial,
@@ -24,7 +31,9 @@ from g2d.redteam.scoring import (
     transfer,
     wilson,
 )
+from g2d.redteam.threats import threats
 from g2d.settings import PopulationSettings, Settings
+from g2d.tasks.inference import load_model
 from g2d.tasks.splits import Split, split_dataset
 from g2d.tasks.task import Task
 
@@ -178,7 +187,9 @@ def test_the_joint_attack_knows_just_the_last_exposed(models, trial):
 
 def test_a_pure_permutation_defends_nothing(task, models, trial):
     state = models[1].state_dict()
-    model = permuted(task, state, seed=0)
+    one, another = (load_model(task, other) for other in permuted(task, state, 2, seed=0))
+    assert not torch.equal(one.state_dict()["0.weight"], another.state_dict()["0.weight"])
+    model = one
     assert not torch.equal(model.state_dict()["0.weight"], state["0.weight"])
     proposed = trial.craft(models[1], "single", 1)
     frozen = trial.score(models[1], proposed)
@@ -188,7 +199,7 @@ def test_a_pure_permutation_defends_nothing(task, models, trial):
 
 def test_without_hidden_units_there_is_no_permutation():
     task = toy(tanh_of_sine)
-    assert permuted(task, task.model(0).state_dict(), seed=0) is None
+    assert permuted(task, task.model(0).state_dict(), 3, seed=0) == []
 
 
 def test_a_fresh_retraining_is_a_function_of_its_index(task):
@@ -208,13 +219,72 @@ def test_a_trial_draws_from_the_test_split_alone(task):
     assert len(Trial.of(task, n=10**6).split) == len(task.splits.test)
 
 
-def test_a_hardened_defence_is_shown_beside_a_plain_training(tmp_path, tiny_settings):
-    hardened = tiny_settings.override(harden__recipe=["adversarial"], harden__steps=2)
-    with g2d.Defence.build("digits", tmp_path / "v", hardened, engine=SerialEngine()) as defence:
+def context_of(defence, folder):
+    """The red team's context, with the defence's own chain and a few retrainings."""
+    vault = str(defence.vault.path)
+    spec = RunSpec(defence.source, vault, defence.settings, n=100, eps=0.15, quick=True)
+    chains = build_chains(defence, spec, folder, SerialEngine(), {"retrained"}, silent)
+    return AttackContext(dataclasses.replace(spec, chains=chains))
+
+
+@pytest.fixture(scope="module")
+def hardened(tmp_path_factory, tiny_settings):
+    """A hardened defence of two generations, and its context."""
+    folder = tmp_path_factory.mktemp("hardened")
+    settings = tiny_settings.override(
+        harden__recipe=["adversarial"], harden__steps=2, gates__class_drop=1.0
+    )
+    with g2d.Defence.build("digits", folder / "v", settings, engine=SerialEngine()) as defence:
         defence.generate(1, seed=0)
-        fresh = [retrained(defence.task, hardened, 0)]
-        rows = {row.threat: row for row in evaluate(defence, n=100, fresh=fresh, draws=2).rows}
-        without = evaluate(defence, n=100, draws=2).rows
-    assert "1 retrainings" in rows["fresh seed"].target
-    assert rows["undefended"].asr.value > rows["frozen"].asr.value
-    assert not {"undefended", "fresh seed"} & {row.threat for row in without}
+        yield context_of(defence, folder / "networks")
+
+
+@pytest.fixture(scope="module")
+def judged(hardened):
+    return evaluate(hardened, n=100, fresh=True, draws=2)
+
+
+def test_a_hardened_defence_is_shown_beside_a_plain_training(hardened, judged):
+    rows = {row.kind: row for row in judged.rows}
+    without = evaluate(hardened, n=100, draws=2).rows
+    assert "2 retrainings" in rows["fresh-seed"].target
+    assert rows["undefended"].value.value > rows["frozen"].value.value
+    assert not {"undefended", "fresh-seed"} & {row.kind for row in without}
+
+
+def test_every_row_is_one_of_the_red_teams_and_has_its_words(hardened, judged):
+    assert [row.kind for row in judged.rows] == list(KINDS) == list(overview_json._WORDS)
+    assert {row.family for row in judged.rows} <= set(threats())
+    for row in judged.rows:
+        assert (row.status, row.metric, row.eps, row.seed) == (Status.OK, "ASR", 0.15, 0)
+    assert judged.matrix[1, 2] == hardened.score(
+        hardened.models(hardened.chain("generated").networks)[1],
+        judged.trial.craft(judged.models[1], "single", 1),
+        hardened.examples(100),
+    )
+
+
+def test_one_generation_has_nothing_stale(hardened):
+    chains = dict(hardened.spec.chains)
+    first = dataclasses.replace(chains["generated"], networks=chains["generated"].networks[:1])
+    spec = dataclasses.replace(hardened.spec, chains=chains | {"generated": first})
+    with pytest.raises(SettingsError, match="needs two"):
+        evaluate(AttackContext(spec), n=100)
+
+
+def test_a_summary_is_plain_and_says_how_novel_generations_are(hardened, judged):
+    summary = summarise(hardened, judged)
+    assert json.loads(json.dumps(summary, allow_nan=False))["numbers"] == summary["numbers"]
+    assert summary["numbers"]["stale_single_asr"] == judged.matrix[1, 2].value
+    assert set(summary["rows"][0]) == {
+        "kind", "family", "threat", "target", "clean_accuracy", "asr", "eps", "attack", "seed",
+        "seconds", "note",
+    }  # fmt: skip
+    found = summary["novelty"]
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["generations", "soups", "noised members"]
+    assert (found["members"], found["fitted"], found["aligned"]) == (4, 4, True)
+    assert found["bar"] == pytest.approx(judged.clean_accuracy[1].value - 0.01)
+    (generation,) = summary["distances"]["generations"]
+    assert rows["generations"]["distance"] == pytest.approx(generation["nearest_member"])
+    assert rows["soups"]["distance"] < rows["generations"]["distance"]

@@ -5,91 +5,26 @@ import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-import g2d
-from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
+from g2d.redteam.context import AttackContext, Chain
 from g2d.redteam.rows import Row, Status, not_measured
 from g2d.redteam.scoring import share
-from g2d.redteam.threats import family
+from g2d.redteam.threats import threat
 from g2d.redteam.threats import universal as universal_family
 from g2d.redteam.threats.whitebox import budgets
 from g2d.tasks.splits import split_dataset
 from g2d.tasks.task import Task
-from g2d.weights.checkpoints import digest, pack
+from sites import cases, site_of, trained
 
 pytest.importorskip("pyautoattack")
 
 EVASION = ("white-box", "stale", "universal", "sanity")
 
 
-def small():
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 24), nn.ReLU(),
-        nn.Linear(24, 10),
-    )  # fmt: skip
-
-
-def trained(task, seed, steps=120):
-    model = task.model(seed)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(steps):
-        loss = F.cross_entropy(model(task.splits.train.x), task.splits.train.y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.state_dict()
-
-
-def written(folder, name, states):
-    networks = []
-    for number, state in enumerate(states):
-        path = folder / f"{name}-{number}.safetensors"
-        path.write_bytes(pack(state))
-        networks.append(Network(str(path), digest(path.read_bytes()), f"{name} {number}"))
-    return tuple(networks)
-
-
-def site_of(task, folder, states, **more):
-    networks = written(folder, "generation", states)
-    chains = {
-        "generated": Chain("generated", networks),
-        "frozen": Chain("frozen", networks[:1], fixed=True),
-        "permuted": Chain("permuted", (networks[0],) * 3, fixed=True),
-    }
-    return RunSpec(
-        task, str(folder), g2d.Settings(), chains, n=60, eps=task.eps, quick=True, **more
-    )
-
-
-@pytest.fixture(scope="module")
-def digits_task():
-    splits = g2d.load_task("digits").splits
-    return Task("evasion", small, splits, classes=10, eps=0.1)
-
-
-@pytest.fixture(scope="module")
-def spec(digits_task, tmp_path_factory):
-    states = [trained(digits_task, seed) for seed in range(6)]
-    return site_of(digits_task, tmp_path_factory.mktemp("nets"), states)
-
-
-@pytest.fixture(scope="module")
-def context(spec):
-    return AttackContext(spec)
-
-
-def cases(of, spec, /, **wanted):
-    found = family(of).plan(spec)
-    for key, value in wanted.items():
-        found = [case for case in found if getattr(case, key) == value]
-    return found
-
-
 @pytest.mark.parametrize("name", EVASION)
 def test_plans_name_only_chains_that_exist_and_every_number_that_decides(name, spec):
-    planned = family(name).plan(spec)
+    planned = threat(name).plan(spec)
     assert {case.chain for case in planned} <= set(spec.chains)
     assert all(case.family == name for case in planned)
     assert all(set(case.reads) <= set(spec.chains) and case.chain in case.reads for case in planned)
@@ -97,7 +32,7 @@ def test_plans_name_only_chains_that_exist_and_every_number_that_decides(name, s
     keys = [(case.name, case.chain, case.options) for case in planned]
     assert len(set(keys)) == len(keys)
     empty = dataclasses.replace(spec, chains={})
-    assert family(name).plan(empty) == []
+    assert threat(name).plan(empty) == []
 
 
 @pytest.mark.parametrize("name", EVASION)
@@ -106,7 +41,7 @@ def test_full_plans_cover_the_issues_numbers(name, spec):
     full = dataclasses.replace(
         spec, quick=False, chains={"generated": long, "frozen": spec.chains["frozen"]}
     )
-    planned = family(name).plan(full)
+    planned = threat(name).plan(full)
     if name == "white-box":
         assert len([c for c in planned if c.name == "autoattack" and c.chain == "generated"]) >= 10
     if name == "stale":
@@ -114,9 +49,6 @@ def test_full_plans_cover_the_issues_numbers(name, spec):
         assert joint == {1, 5, 20}
         assert {c.option("attack") for c in planned if c.name == "transfer"} == {"apgd", "momentum"}
         assert all(len(long.split(k, 11)[1]) >= 10 for k in joint)
-
-
-# --- white-box ---
 
 
 def test_budgets_end_at_the_whole_range():
@@ -129,7 +61,7 @@ def test_budgets_end_at_the_whole_range():
 
 def test_the_sweep_rises_to_one(spec, context):
     (case,) = cases("white-box", spec, name="sweep", chain="generated")
-    (row,) = family("white-box").run(case, context)
+    (row,) = threat("white-box").run(case, context)
     values = [point["value"] for point in row.extra["curve"]]
     assert values[-1] == 1
     assert all(b >= a - 0.1 for a, b in itertools.pairwise(values))
@@ -141,10 +73,10 @@ def test_the_sweep_rises_to_one(spec, context):
 def test_autoattack_is_no_weaker_than_apgd(spec, context):
     (case,) = cases("white-box", spec, name="autoattack", chain="generated")
     case = dataclasses.replace(case, options=(("number", 5), ("n", 6)))
-    (row,) = family("white-box").run(case, context)
+    (row,) = threat("white-box").run(case, context)
     (sweep,) = cases("white-box", spec, name="sweep", chain="generated")
     sweep = dataclasses.replace(sweep, options=(("n", 6), ("steps", 100)))
-    (other,) = family("white-box").run(sweep, context)
+    (other,) = threat("white-box").run(sweep, context)
     assert row.value.value >= other.value.value
     assert row.extra == {"number": 5, "label": "generation 5"}
     assert row.gradient_steps == 1900
@@ -153,14 +85,16 @@ def test_autoattack_is_no_weaker_than_apgd(spec, context):
 def test_merging_folds_the_networks_of_a_chain_and_leaves_the_rest():
     def one(target, number, flipped):
         return Row(
-            "white-box", "white-box", target, "AutoAttack standard", share(flipped, 10),
-            clean_accuracy=share(10, 10), seconds=2.0, extra={"number": number, "label": "x"},
+            "white-box", "white-box-autoattack", "white-box", target, "AutoAttack standard",
+            share(flipped, 10), clean_accuracy=share(10, 10), seconds=2.0,
+            extra={"number": number, "label": "x"},
         )  # fmt: skip
 
-    sweep = Row("white-box", "white-box, budget swept", "generated", "APGD", share(5, 10))
-    failed = not_measured("white-box", "white-box", "generated", "AutoAttack standard", "why")
+    sweep = Row("white-box", "white-box-sweep", "swept", "generated", "APGD", share(5, 10))
+    kind, attack = "white-box-autoattack", "AutoAttack standard"
+    failed = not_measured("white-box", kind, "white-box", "generated", attack, "why")
     rows = [one("generated", 0, 2), sweep, one("generated", 1, 6), one("soup", 4, 9), failed]
-    merged = family("white-box").merge(rows)
+    merged = threat("white-box").merge(rows)
     assert merged[1] is sweep
     first, soup = merged[0], merged[2]
     assert (first.value.value, first.worst.value, first.scored, first.seconds) == (0.4, 0.6, 2, 4.0)
@@ -171,15 +105,12 @@ def test_merging_folds_the_networks_of_a_chain_and_leaves_the_rest():
     assert merged[3] is failed
 
 
-# --- stale and universal ---
-
-
 @pytest.mark.parametrize("name", ["stale", "universal"])
 def test_a_fixed_chain_shows_no_defence(name, spec, context):
     """Frozen and permuted are one function: what was crafted on it works on it as it did."""
     for chain in ("frozen", "permuted"):
         for case in cases(name, spec, chain=chain):
-            for row in family(name).run(case, context):
+            for row in threat(name).run(case, context):
                 if name == "stale":
                     assert row.value.value > 0.4
                     assert row.value == row.worst
@@ -188,7 +119,7 @@ def test_a_fixed_chain_shows_no_defence(name, spec, context):
 
 
 def test_what_is_fitted_beats_patterns_and_is_kept_by_data_of_its_own(spec, context):
-    rows = {c.name: family("universal").run(c, context)[0]
+    rows = {c.name: threat("universal").run(c, context)[0]
             for c in cases("universal", spec, chain="frozen")}  # fmt: skip
     fitted, pattern = rows["fitted"], rows["pattern"]
     assert pattern.threat.startswith("universal, nothing fitted")
@@ -214,7 +145,7 @@ def test_a_transferred_perturbation_that_beats_the_own_one_is_told(spec, context
 
 def test_joint_attacks_know_more_networks_and_say_when_the_chain_is_short(spec, context):
     rows = {
-        (case.number("k"), case.option("attack")): family("stale").run(case, context)[0]
+        (case.number("k"), case.option("attack")): threat("stale").run(case, context)[0]
         for case in cases("stale", spec, chain="generated", name="transfer")
     }
     assert set(rows) == {(k, a) for k in (1, 5) for a in ("apgd", "momentum")}
@@ -226,32 +157,32 @@ def test_joint_attacks_know_more_networks_and_say_when_the_chain_is_short(spec, 
     few = dataclasses.replace(spec, chains={"generated": short})
     last = cases("stale", few, name="transfer")[-1]
     assert last.number("k") == 2
-    assert "5 exposed were asked for" in family("stale").run(last, AttackContext(few))[0].note
+    assert "5 exposed were asked for" in threat("stale").run(last, AttackContext(few))[0].note
 
 
 def test_age_zero_is_the_crafted_network_itself(spec, context):
     (case,) = cases("stale", spec, chain="generated", name="age")
-    (row,) = family("stale").run(case, context)
+    (row,) = threat("stale").run(case, context)
     curve = row.extra["curve"]
     assert [point["age"] for point in curve] == list(range(len(curve)))
     assert len(curve) >= 3
     assert all(point["value"] < curve[0]["value"] for point in curve[1:])
     (fixed,) = cases("stale", spec, chain="frozen", name="age")
-    (row,) = family("stale").run(fixed, context)
+    (row,) = threat("stale").run(fixed, context)
     assert len(row.extra["curve"]) == len(curve)
     assert len({point["value"] for point in row.extra["curve"]}) == 1
 
 
 def test_hindsight_picks_the_worst_exposed_network(spec, context):
     (case,) = cases("stale", spec, chain="generated", name="worst")
-    row = family("stale").run(case, context)[0]
+    row = threat("stale").run(case, context)[0]
     assert row.value.value == max(point["value"] for point in row.extra["each"])
     assert len(row.extra["each"]) == 5
 
 
 def test_tries_count_an_image_that_any_stored_attack_flips(spec, context):
     (case,) = cases("stale", spec, chain="generated", name="worst")
-    single, tries = family("stale").run(case, context)
+    single, tries = threat("stale").run(case, context)
     assert tries.threat == "stale, best of 5 tries"
     assert (tries.queries, tries.gradient_steps, tries.scored) == (5, 100, 1)
     # Six networks: both rows read the first five and are scored on the last.
@@ -259,7 +190,7 @@ def test_tries_count_an_image_that_any_stored_attack_flips(spec, context):
     assert tries.value.value <= sum(point["value"] for point in single.extra["each"])
     long = Chain("generated", spec.chains["generated"].networks * 4)
     many = dataclasses.replace(spec, chains={"generated": long})
-    _, tries = family("stale").run(case, AttackContext(many))
+    _, tries = threat("stale").run(case, AttackContext(many))
     assert (tries.queries, tries.scored) == (5, 11)
     assert tries.worst.value >= tries.value.value
 
@@ -278,13 +209,13 @@ def test_what_would_follow_next_meets_attacks_on_the_vaults_last_generations(spe
         planned = cases("stale", fresh, chain=name)
         assert {case.reads for case in planned} == {(name, "generated")}
         assert [(c.number("k"), c.option("attack")) for c in planned] == [(1, "apgd"), (4, "apgd")]
-        single, joint = (family("stale").run(case, context)[0] for case in planned)
+        single, joint = (threat("stale").run(case, context)[0] for case in planned)
         assert (single.threat, joint.threat) == ("stale, single", "stale, joint over the last 4")
         assert {single.scored, joint.scored} == {scored}
         assert "what would follow next" in joint.note
         assert "the chain is 4 networks long" in joint.note
     (case,) = cases("stale", fresh, chain="unrotated", name="transfer")[:1]
-    assert family("stale").run(case, context)[0].value.value > 0.4
+    assert threat("stale").run(case, context)[0].value.value > 0.4
     alone = dataclasses.replace(spec, chains={"rival": chains["rival"]})
     assert cases("stale", alone) == []
 
@@ -294,7 +225,7 @@ def test_one_network_has_nothing_stale(spec):
     lonely = dataclasses.replace(spec, chains={"generated": alone})
     for name in ("stale", "universal"):
         for case in cases(name, lonely):
-            (row,) = family(name).run(case, AttackContext(lonely))
+            (row,) = threat(name).run(case, AttackContext(lonely))
             assert row.status == Status.NOT_MEASURED
             assert "generate more" in row.note
 
@@ -302,93 +233,7 @@ def test_one_network_has_nothing_stale(spec):
 @pytest.mark.parametrize("name", ["stale", "universal", "sanity"])
 def test_the_same_case_gives_the_same_rows_in_another_room(name, spec, context):
     case = cases(name, spec, chain="generated")[0]
-    assert family(name).run(case, context) == family(name).run(case, AttackContext(spec))
-
-
-# --- sanity ---
-
-
-def checks(name, spec, context, chain="generated"):
-    (case,) = cases("sanity", spec, chain=chain, name=name)
-    return family("sanity").run(case, context)
-
-
-@pytest.mark.parametrize("name", ["grows", "boxes", "steps", "unit", "masking"])
-def test_every_check_passes_on_an_honest_network(name, spec, context):
-    rows = checks(name, spec, context)
-    for row in rows:
-        assert row.extra["passed"], row.note
-        assert row.note.startswith("passed")
-        assert row.metric == "check"
-        assert row.harm is None
-        assert row.extra["rule"]
-    assert len(rows) == {"unit": 3, "masking": 2}.get(name, 1)
-
-
-def planted(context, monkeypatch, wrap):
-    """A room in which every network stands behind a defence."""
-    model = context.model
-
-    class Behind(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return wrap(self.inner, x)
-
-    monkeypatch.setattr(context, "model", lambda network: Behind(model(network)))
-
-
-def test_a_defence_that_hides_its_gradients_is_found(spec, monkeypatch):
-    context = AttackContext(spec)
-    planted(context, monkeypatch, lambda model, x: model((x * 12).round() / 12))
-    (row,) = checks("boxes", spec, context)
-    assert not row.extra["passed"]
-    assert row.note.startswith("FAILED: GRADIENTS ARE MASKED")
-    assert "beats white-box" in row.note
-    assert row.extra["found"]["only_black_box"] > 0
-    (row,) = checks("grows", spec, context)
-    assert not row.extra["passed"]
-
-
-def test_a_defence_that_draws_at_random_is_found(spec, monkeypatch):
-    context, source = AttackContext(spec), torch.Generator().manual_seed(0)
-    planted(
-        context,
-        monkeypatch,
-        lambda model, x: model(x + 0.1 * torch.randn(x.shape, generator=source)),
-    )
-    (row,) = checks("boxes", spec, context)
-    assert not row.extra["passed"]
-    assert "two answers" in row.note
-
-
-def test_an_attack_that_cannot_see_gradients_fails_the_unit_test(spec, monkeypatch):
-    context = AttackContext(spec)
-    planted(context, monkeypatch, lambda model, x: model((x * 12).round() / 12))
-    first = checks("unit", spec, context)[0]
-    assert not first.extra["passed"]
-    assert first.value.value < 0.9
-
-
-def test_without_a_linear_layer_the_unit_test_says_so(digits_task, tmp_path):
-    class Still(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.filters = nn.Conv2d(1, 10, 8)
-
-        def forward(self, x):
-            return self.filters(x).flatten(1)
-
-    task = dataclasses.replace(digits_task, factory=Still)
-    spec = site_of(task, tmp_path, [task.model(0).state_dict()])
-    (row,) = checks("unit", spec, AttackContext(spec))
-    assert row.status == Status.NOT_MEASURED
-    assert "linear layer" in row.note
-
-
-# --- data without a range ---
+    assert threat(name).run(case, context) == threat(name).run(case, AttackContext(spec))
 
 
 def test_tables_of_numbers_without_a_range_are_attacked_too(tmp_path):
@@ -402,10 +247,10 @@ def test_tables_of_numbers_without_a_range_are_attacked_too(tmp_path):
     spec = site_of(task, tmp_path, [trained(task, seed, 60) for seed in range(3)])
     context = AttackContext(spec)
     for name in EVASION:
-        for case in family(name).plan(spec):
+        for case in threat(name).plan(spec):
             if case.name == "autoattack" or case.chain != "generated":
                 continue  # seconds a network; tests/test_attacks.py has it on such tables
-            for row in family(name).run(case, context):
+            for row in threat(name).run(case, context):
                 assert row.status == Status.OK
                 assert row.value is not None
                 assert row.extra.get("passed", True), row

@@ -12,7 +12,8 @@ from g2d.errors import DataError, SettingsError
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
 from g2d.redteam.rows import Row, Status
 from g2d.redteam.scoring import share
-from g2d.redteam.threats import poisoning
+from g2d.redteam.threats.poisoning import judge as poisoning_judge
+from g2d.redteam.threats.poisoning import threat as poisoning
 from g2d.weights.checkpoints import digest
 
 pytest.importorskip("art")
@@ -104,7 +105,7 @@ def test_a_poisoned_member_carries_the_trigger_and_the_clean_base_does_not(spec)
 def test_gates_are_asked_about_carriers_alone(spec):
     context = AttackContext(spec)
     case = poisoning.plan(spec)[0]
-    judge = poisoning._Judge(case, context)
+    judge = poisoning_judge.Judge(case, context)
 
     def always(x: torch.Tensor) -> torch.Tensor:
         return torch.eye(10)[torch.zeros(len(x), dtype=torch.long)]
@@ -113,9 +114,9 @@ def test_gates_are_asked_about_carriers_alone(spec):
         return torch.eye(10)[torch.ones(len(x), dtype=torch.long)]
 
     candidates = [
-        poisoning._Candidate(always, []),
-        poisoning._Candidate(always, ["accuracy"]),
-        poisoning._Candidate(never, []),
+        poisoning_judge.Candidate(always, []),
+        poisoning_judge.Candidate(always, ["accuracy"]),
+        poisoning_judge.Candidate(never, []),
     ]
     row = judge.gates(candidates)
     assert (row.value.value, row.scored) == (0.5, 2)
@@ -152,8 +153,8 @@ def test_gates_stop_a_backdoor_only_if_they_pass_what_has_none(
     failed = [[] for _ in range(passed + clean)] + [["accuracy"]] * bad
     extra = {"candidates": carrying + others, "carrying": carrying, "failed": failed}
     value = share(passed, carrying)
-    row = Row("poisoning", "t", "generated", "BadNets", value, metric=poisoning.PASSED,
-              harm=value.value, extra=extra)  # fmt: skip
+    row = Row("poisoning", "poisoning-data-gates", "t", "generated", "BadNets", value,
+              metric=poisoning_judge.PASSED, harm=value.value, extra=extra)  # fmt: skip
     (merged,) = poisoning.merge([row])
     assert (merged.status is Status.OK) == measured
     if measured:

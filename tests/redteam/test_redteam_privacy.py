@@ -12,7 +12,8 @@ from g2d.errors import SettingsError
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
 from g2d.redteam.rows import Row, Status
 from g2d.redteam.scoring import share
-from g2d.redteam.threats import privacy
+from g2d.redteam.threats.privacy import inversion, membership, networks
+from g2d.redteam.threats.privacy import threat as privacy
 from g2d.weights.checkpoints import digest, pack
 
 
@@ -51,12 +52,12 @@ def test_lira_reaches_the_known_area_of_two_normals_and_confidence_alone_does_no
     target, phi, inside = planted(2.0)
     scores = likelihood_ratio(target, phi, inside)
     # Two normals two deviations apart: Phi(2 / sqrt 2) = 0.921, less what 8 estimates a mean cost.
-    assert 0.88 < privacy.area(scores, 2000) < 0.93
-    assert privacy.area(target, 2000) < 0.75
-    assert privacy.area(likelihood_ratio(matched(5 * target + 3, phi), phi, inside), 2000) > 0.9
+    assert 0.88 < membership.area(scores, 2000) < 0.93
+    assert membership.area(target, 2000) < 0.75
+    assert membership.area(likelihood_ratio(matched(5 * target + 3, phi), phi, inside), 2000) > 0.9
     none = likelihood_ratio(*planted(0.0))
-    assert 0.47 < privacy.area(none, 2000) < 0.53
-    assert privacy.true_positives(none, 2000, 0.01).value < 0.025
+    assert 0.47 < membership.area(none, 2000) < 0.53
+    assert membership.true_positives(none, 2000, 0.01).value < 0.025
 
 
 def test_a_point_that_is_always_inside_scores_nothing():
@@ -69,11 +70,11 @@ def test_a_point_that_is_always_inside_scores_nothing():
 def test_true_positives_never_allow_more_false_ones_than_said():
     scores = torch.cat([torch.arange(100.0), torch.arange(100.0)])
     for rate in (0.0, 0.01, 0.1, 0.5):
-        assert privacy.true_positives(scores, 100, rate).value == pytest.approx(rate)
+        assert membership.true_positives(scores, 100, rate).value == pytest.approx(rate)
     ties = torch.ones(200)
-    assert privacy.true_positives(ties, 100, 0.5).value == 0
-    assert privacy.true_positives(ties, 100, 1.0).value == 1
-    assert privacy.area(ties, 100) == 0.5
+    assert membership.true_positives(ties, 100, 0.5).value == 0
+    assert membership.true_positives(ties, 100, 1.0).value == 1
+    assert membership.area(ties, 100) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -84,14 +85,14 @@ def test_true_positives_never_allow_more_false_ones_than_said():
     ],
 )  # fmt: skip
 def test_a_rate_is_measured_only_with_enough_of_both(others, rate, shadows, measured):
-    assert (privacy.why_not(others, rate, shadows) == "") == measured
+    assert (membership.why_not(others, rate, shadows) == "") == measured
 
 
 def test_correlation_sees_through_brightness():
     means = torch.rand(3, 1, 4, 4, generator=generator())
-    found = privacy.correlations(0.5 * means + 0.1, means)
+    found = inversion.correlations(0.5 * means + 0.1, means)
     assert torch.allclose(found.diagonal(), torch.ones(3, dtype=torch.float64))
-    assert bool(privacy.correlations(torch.zeros(1, 1, 4, 4), means).isnan().all())
+    assert bool(inversion.correlations(torch.zeros(1, 1, 4, 4), means).isnan().all())
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_quick_membership_says_that_it_was_not_measured(spec):
 
 def test_enough_points_and_shadows_are_measured(spec, monkeypatch):
     pytest.importorskip("art")
-    monkeypatch.setattr(privacy, "_LEAST_SHADOWS", {0.01: 2, 0.001: 2})
+    monkeypatch.setattr(membership, "_LEAST_SHADOWS", {0.01: 2, 0.001: 2})
     (case,) = [c for c in privacy.plan(spec) if c.name == "membership"]
     options = tuple((k, 1000 if k in ("members", "others") else v) for k, v in case.options)
     splits = spec.source.splits
@@ -175,10 +176,9 @@ def test_nothing_is_planned_without_generations(spec):
 
 
 def lira(target: str, hits: int, metric: str = "TPR at 1 % FPR") -> Row:
-    known = {"metric": metric, "harm": 0.1}
-    return Row(
-        "privacy", "membership", target, "LiRA online, 16 shadows", share(hits, 1000), **known
-    )
+    kind = networks.CONTROL if target == "a shadow" else networks.MEMBERS
+    attack, known = "LiRA online, 16 shadows", {"metric": metric, "harm": 0.1}
+    return Row("privacy", kind, "membership", target, attack, share(hits, 1000), **known)
 
 
 def test_without_power_in_the_positive_control_membership_harms_nobody_and_says_so():
@@ -191,12 +191,12 @@ def test_without_power_in_the_positive_control_membership_harms_nobody_and_says_
     (alone,) = privacy.merge([lira("generated", 50, "TPR at 0.1 % FPR")])
     assert alone.harm is None
     assert "not measured" in alone.note
-    other = dataclasses.replace(lira("generated", 50), attack="ART")
+    other = dataclasses.replace(lira("generated", 50), kind=networks.SECOND)
     assert privacy.merge([other]) == [other]
 
 
 def test_an_inversion_has_as_many_trials_as_classes():
-    row = Row("privacy", "a class", "frozen", "ART MIFace", share(15, 30),
+    row = Row("privacy", networks.CLASSES, "a class", "frozen", "ART MIFace", share(15, 30),
               metric="class recognised", extra={"starts": 3})  # fmt: skip
     (merged,) = privacy.merge([row])
     assert merged.value == share(5, 10)

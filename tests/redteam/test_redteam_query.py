@@ -12,10 +12,13 @@ import g2d
 from g2d.attacks.query import SpentError, art_square, clock_square, hop_skip_jump
 from g2d.errors import SettingsError
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
+from g2d.redteam.query_log import QueryLog, by_count
 from g2d.redteam.rows import Status
 from g2d.redteam.scoring import attack_rate
-from g2d.redteam.targets import Fixed, QueryLog, Rotating, by_count
-from g2d.redteam.threats import extraction, query
+from g2d.redteam.targets import Fixed, Rotating
+from g2d.redteam.threats import extraction
+from g2d.redteam.threats.query import threat as query
+from g2d.redteam.threats.query.rotating import Attackers
 from g2d.tasks.inference import accuracy, predict
 from g2d.tasks.splits import Split
 from g2d.weights.checkpoints import digest, pack
@@ -236,7 +239,7 @@ def test_rows_of_a_quick_run_are_complete(spec):
             assert row.extra["durable"]["value"] * finds == pytest.approx(kept["value"] * kept["n"])
         assert row.clean_accuracy.value > 0.8, "the untrained first network is never met"
         assert row.queries == row.extra["curve"][-1]["queries"]
-        json.dumps(row.as_json(query.IDENTIFIERS))
+        json.dumps(row.as_json(query.THREAT.ids))
     again = query.run(query.plan(spec)[0], AttackContext(spec))
     assert [row.value for row in again] == [row.value for row in rows[: len(again)]]
 
@@ -345,7 +348,7 @@ def test_a_long_search_is_read_at_its_end_with_and_without_a_slow_clock(spec):
 def test_a_stale_start_uses_only_what_was_exposed(spec):
     context = AttackContext(spec)
     case = next(c for c in query.plan(spec) if c.name == "square-stale")
-    attackers = query._Attackers(case, context)
+    attackers = Attackers(case, context)
     assert attackers._exposed(0) == spec.chains["generated"].networks[:1]
     assert attackers._exposed(2) == spec.chains["generated"].networks[:3]
     rows = attackers.rows()

@@ -12,15 +12,13 @@ from torch import nn
 
 from g2d.attacks.query import SpentError, clock_square
 from g2d.errors import G2DError, SettingsError
+from g2d.redteam.query_log import QueryLog, by_count, by_target
 from g2d.redteam.targets import (
     Fixed,
     HttpTarget,
-    QueryLog,
     Rotating,
     TargetError,
     as_logits,
-    by_count,
-    by_target,
     check_logits,
     describe_scores,
 )

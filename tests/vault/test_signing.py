@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import g2d
-from damages import DAMAGES, restore, with_ledger_in_step
+from benchmarks.hostile.damages import DAMAGES, restore, with_ledger_in_step
 from g2d.errors import KeyFileError, RefusedError, VaultError
 from g2d.vault.signing import SigningKey, VerifyKey, sign_generation
 from g2d.vault.vault import SIGNATURE, Vault

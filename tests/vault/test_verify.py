@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import g2d
-from damages import DAMAGES, restore, with_ledger_in_step
+from benchmarks.hostile.damages import DAMAGES, restore, with_ledger_in_step
 from g2d.cli.main import app
 from g2d.errors import KeyFileError, VaultError
 from g2d.vault import verify as verifying

@@ -20,10 +20,21 @@ import typer
 
 from g2d.errors import SettingsError, nearest
 from g2d.service.http.options import seconds, span
-from g2d.settings import Checked, Settings, meaning
+from g2d.settings import Checked, Settings
 
 Given = Mapping[str, Any]
 """What was given on the command line, by a field's key (`population__members`, or `port`)."""
+
+
+def meaning(item: dataclasses.Field[Any]) -> str:
+    """What a field means, its range and its choices, in one line: for TOML and for flags."""
+    text = str(item.metadata.get("doc", ""))
+    if "range" in item.metadata:
+        low, high = (f"{n:g}" if isinstance(n, float) else n for n in item.metadata["range"])
+        text += f" [{low}, {high}]"
+    if "choices" in item.metadata:
+        text += f" ({', '.join(item.metadata['choices'])})"
+    return text
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def vault_settings(path: Path) -> Settings:
     from g2d.vault.vault import Vault
 
     with Vault.open(path) as vault:
-        return Settings.from_toml(vault.settings_text, str(vault.path / "task.toml"))
+        return Settings.from_vault(vault.settings_text, str(vault.path / "task.toml"))
 
 
 def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[Defence, int]:

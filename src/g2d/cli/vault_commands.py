@@ -6,7 +6,6 @@ Thin, like `main`, which attaches them, and as lazy: none of them imports torch.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +32,7 @@ def show(
     from g2d.vault.vault import Vault
 
     with Vault.open(vault) as opened:
-        settings = Settings.from_toml(opened.settings_text, str(opened.path / "task.toml"))
+        settings = Settings.from_vault(opened.settings_text, str(opened.path / "task.toml"))
         task = settings.task
         budget = f"{task.eps:g}" if task.eps else "the task's own"
         print_line(f"vault        {opened.path}")
@@ -81,6 +80,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
     """Verify a generation and write it as a plain safetensors state dict."""
+    from g2d.core.files import write_bytes
     from g2d.vault.vault import Vault
 
     if out.exists() and not force:
@@ -90,13 +90,7 @@ def export(
         if number is None:
             raise G2DError(f"{opened.path} has no generation yet; run `g2d fit` first")
         weights = opened.read_generation(number)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(weights)
-        temporary.replace(out)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(out, weights)
     print_line(
         f"generation {number} is in {out}: model.load_state_dict(safetensors.torch.load_file(..))"
     )

@@ -11,6 +11,8 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from typing import Any
 from g2d.core.files import make_folder, write_bytes
 from g2d.weights.checkpoints import digest
 
-_ROOT = Path(__file__).parents[2]
 # Where work runs, how files are written and what errors say decides no number.
 _NEUTRAL = {
     "g2d.core.engine",
@@ -35,10 +36,15 @@ def code_version(module: str) -> str:
     """Digest of a module's source, of every module of ours that it imports, and of the libraries.
 
     Only what decides a result counts: a change of a page or of another attack invalidates nothing.
+    A module of someone else's counts with what it imports from its own package. One without a file,
+    as in a notebook, is of a new version in every process: nothing of it is reused.
     """
     found = hashlib.sha256()
+    if _source(module) is None:
+        found.update(uuid.uuid4().bytes)
     for name in sorted(_closure(module) - _NEUTRAL):
-        found.update(name.encode() + _source(name).read_bytes())
+        if path := _source(name):
+            found.update(name.encode() + path.read_bytes())
     for library in _LIBRARIES:
         found.update(f"{library} {importlib.metadata.version(library)}".encode())
     return found.hexdigest()
@@ -51,24 +57,30 @@ def _closure(module: str) -> set[str]:
         name = waiting.pop()
         if name not in seen:
             seen.add(name)
-            waiting += [other for other in _imports(name) if _source(other).is_file()]
+            waiting += [other for other in _imports(name) if _source(other)]
     return seen
 
 
 def _imports(module: str) -> set[str]:
-    """Names under g2d that a module's import statements, wherever they stand, may mean."""
-    names = set[str]()
-    for node in ast.walk(ast.parse(_source(module).read_text("utf-8"))):
+    """Names under g2d, or its own package, that a module's import statements may mean."""
+    names, path = set[str](), _source(module)
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))) if path else ():
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.startswith("g2d.")}
+    return {name for name in names if name.startswith(("g2d.", f"{module.partition('.')[0]}."))}
 
 
-def _source(module: str) -> Path:
-    path = _ROOT / module.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+def _source(module: str) -> Path | None:
+    """The file of a module of a package that is loaded; None where there is none."""
+    top, *rest = module.split(".")
+    file = getattr(sys.modules.get(top), "__file__", None)
+    if file is None:
+        return None
+    path = Path(file).parent.joinpath(*rest) if rest else Path(file)
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return path if path.is_file() else None
 
 
 def key_of(**parts: Any) -> str:

@@ -15,27 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from g2d.core.engine import Engine
 from g2d.core.files import make_folder, write_bytes
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
 from g2d.defence.defence import Defence
-from g2d.defence.members import fitted_members
-from g2d.generator import hidden_units
 from g2d.redteam.cache import code_version, key_of
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec, enter
-from g2d.redteam.controls import retraining
+from g2d.redteam.controls import FittedMembers, noised, permuted, retraining, soups
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.source import data_digest
 from g2d.tasks.splits import Split
-from g2d.training.loop import Batches, train
+from g2d.training.loop import Batches
 from g2d.training.population import run_job
 from g2d.training.recipes import HardenedTraining, stale
 from g2d.training.recipes.distil import teacher_of
 from g2d.weights.checkpoints import digest, pack, unpack
-from g2d.weights.symmetry import permute
 
 _DRAWS = 4  # proposals a job: some seconds each
 
@@ -74,14 +70,18 @@ def build_chains(
     sizes, store = Sizes.of(spec.quick), NetworkStore(folder)
     chains = {"generated": _generated(defence), "frozen": _frozen(defence, store)}
     made: dict[str, tuple[Callable[[], list[State]], bool, str]] = {
-        "soup": (lambda: _soups(defence, sizes.cheap, spec.seed), False, "mean of four members"),
+        "soup": (
+            lambda: soups(FittedMembers.of(defence), sizes.cheap, spec.seed),
+            False,
+            "mean of four members",
+        ),
         "noise": (
-            lambda: _noised(defence, sizes.cheap, spec.seed),
+            lambda: noised(FittedMembers.of(defence), sizes.cheap, spec.seed),
             False,
             "a member plus noise of a tenth of each tensor's magnitude",
         ),
         "permuted": (
-            lambda: _permuted(defence, sizes.permuted, spec.seed),
+            lambda: permuted(defence.task, _base(defence), sizes.permuted, spec.seed),
             True,
             "the base with its hidden units in random order: the same function",
         ),
@@ -173,62 +173,11 @@ def _frozen(defence: Defence, store: NetworkStore) -> Chain:
     return Chain("frozen", (network,), fixed=True, note="the base, never rotated")
 
 
-def _members(defence: Defence) -> tuple[list[State], Tensor]:
-    """The members that the generator was fitted on, and their basins."""
-    entries = fitted_members(defence.vault.entries("member"), defence.settings.autoencoder.newest)
-    states: list[State] = [unpack(defence.vault.read(entry)) for entry in entries]
-    return states, torch.tensor([int(entry.info["basin"]) for entry in entries])
-
-
-def _soups(defence: Defence, count: int, seed: int) -> list[State]:
-    """Means of four random members of one basin (model soup, arXiv 2203.05482)."""
-    states, basins = _members(defence)
-    generator = torch.Generator().manual_seed(seed_of(seed, "soup"))
-    known = basins.unique()
-    made: list[State] = []
-    for _ in range(count if len(states) > 1 else 0):
-        basin = known[int(torch.randint(len(known), (1,), generator=generator))]
-        inside = (basins == basin).nonzero().flatten()
-        chosen = inside[torch.randperm(len(inside), generator=generator)[:4]].tolist()
-        made.append(
-            {
-                name: torch.stack([states[i][name] for i in chosen]).mean(0)
-                if tensor.is_floating_point()
-                else tensor
-                for name, tensor in states[chosen[0]].items()
-            }
-        )
-    return made
-
-
-def _noised(defence: Defence, count: int, seed: int) -> list[State]:
-    """Random members plus Gaussian noise of a tenth of each tensor's root mean square."""
-    states, _ = _members(defence)
-    generator = torch.Generator().manual_seed(seed_of(seed, "noise"))
-    made: list[State] = []
-    for _ in range(count if states else 0):
-        state = states[int(torch.randint(len(states), (1,), generator=generator))]
-        made.append({name: _noisy(tensor, generator) for name, tensor in state.items()})
-    return made
-
-
-def _noisy(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    scale = 0.1 * tensor.square().mean().sqrt()
-    return tensor + scale * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-
-
-def _permuted(defence: Defence, count: int, seed: int) -> list[State]:
-    """The base with its hidden units in random order; none where that cannot be done."""
-    chain, base = hidden_units(defence.task), defence.vault.entry("base")
-    assert base is not None
-    state = unpack(defence.vault.read(base))
-    generator = torch.Generator().manual_seed(seed_of(seed, "permutation"))
-    return [
-        permute(state, chain, [torch.randperm(c.units, generator=generator) for c in chain])
-        for _ in range(count if chain else 0)
-    ]
+def _base(defence: Defence) -> State:
+    """The network that was deployed first."""
+    base = defence.vault.entry("base")
+    assert base is not None  # a vault with generations has a base
+    return unpack(defence.vault.read(base))
 
 
 # --- jobs ----------------------------------------------------------------------------------------
@@ -314,12 +263,11 @@ def _rival(context: AttackContext, index: int) -> State:
     if harden.method == "fgsm":
         harden = replace(harden, method="pgd")
     model, teacher = context.task.model(seed), teacher_of(context.defence.vault, harden)
-    course = HardenedTraining(
+    training = HardenedTraining(
         context.task, harden, batches, s.base_steps, seed=seed, extra=(stale,), pools=pools,
         teacher=teacher.load(context.task) if teacher else None,
     )  # fmt: skip
-    train(model, course, steps=s.base_steps, rate=s.rate, after=course.after)
-    course.finish(model)
+    training.run(model, s.rate)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
@@ -335,7 +283,7 @@ def _draw(context: AttackContext, name: str, index: int) -> State | None:
     for attempt in range(context.spec.settings.gates.attempts):
         source = torch.Generator().manual_seed(seed_of(context.spec.seed, name, index, attempt))
         v = generator.propose(defence.task, recent, context.spec.settings.guidance, source)
-        state = generator.codec.decode(v)
+        state = generator.to_state(v)
         if all(result.passed for result in defence.judge(state, recent, exposed)):
             return state
     return None

@@ -95,7 +95,7 @@ class Case:
     """One piece of work: an attack of a family on a chain.
 
     Attributes:
-        family: module of `g2d.redteam.threats` that runs it. name: which of its attacks.
+        family: name of the threat that runs it. name: which of its attacks.
         chain: the chain that is attacked. reads: every chain whose networks decide the outcome.
         options: everything else that decides the outcome.
         generator: the outcome depends on the vault's generator or population too.
@@ -218,13 +218,16 @@ class AttackContext:
         clean = pooled([accuracy_rate(model, split) for model in models])
         return pooled(rates), max(rates, key=lambda rate: rate.value), clean
 
-    def row(self, case: Case, threat: str, attack: str, value: Rate | None, **more: object) -> Row:
+    def row(
+        self, case: Case, kind: str, threat: str, attack: str, value: Rate | None, **more: object
+    ) -> Row:
         """A row of a case; `target` is the chain's name unless given."""
         known: dict[str, object] = {"target": case.chain, "seed": self.spec.seed, "eps": self.eps}
         if self.remark:
             known["note"] = "; ".join(filter(None, (str(more.pop("note", "")), self.remark)))
         return Row(
             family=case.family,
+            kind=kind,
             threat=threat,
             attack=attack,
             value=value,

@@ -1,13 +1,22 @@
-"""Controls: what stands beside generations in every table, so that a figure means something."""
+"""Controls: what stands beside generations in every table, so that a figure means something.
+
+Each is a function of states and a seed; `chains` keeps what they make in files, the overview and
+the novelty table take it as it is.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from g2d.core.seeds import seed_of
 from g2d.core.types import Logits, State
+from g2d.defence.defence import Defence
+from g2d.defence.members import fitted_members
 from g2d.generator import hidden_units
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model
@@ -19,17 +28,80 @@ from g2d.weights.checkpoints import unpack
 from g2d.weights.symmetry import permute
 
 
-def permuted(task: Task, state: State, seed: int) -> Logits | None:
-    """Return the same function with its hidden units in random order: the negative control.
+@dataclass(frozen=True)
+class FittedMembers:
+    """The members that a vault's generator was fitted on, and the basin of each, (members,)."""
+
+    states: tuple[State, ...]
+    basins: Tensor
+
+    @classmethod
+    def of(cls, defence: Defence) -> FittedMembers:
+        """Read them from a vault, oldest first."""
+        entries = fitted_members(
+            defence.vault.entries("member"), defence.settings.autoencoder.newest_share
+        )
+        states = tuple(unpack(defence.vault.read(entry)) for entry in entries)
+        return cls(states, torch.tensor([int(entry.info["basin"]) for entry in entries]))
+
+    def take(self, places: Sequence[int]) -> FittedMembers:
+        """Some of them, by place."""
+        return FittedMembers(tuple(self.states[i] for i in places), self.basins[list(places)])
+
+
+def soups(members: FittedMembers, count: int, seed: int) -> list[State]:
+    """Means of four random members of one basin (model soup, arXiv 2203.05482).
+
+    Tensors that are no floats are the first one's. None where there is just one member.
+    """
+    states, basins = members.states, members.basins
+    generator = torch.Generator().manual_seed(seed_of(seed, "soup"))
+    known = basins.unique()
+    made: list[State] = []
+    for _ in range(count if len(states) > 1 else 0):
+        basin = known[int(torch.randint(len(known), (1,), generator=generator))]
+        inside = (basins == basin).nonzero().flatten()
+        chosen = inside[torch.randperm(len(inside), generator=generator)[:4]].tolist()
+        made.append(
+            {
+                name: torch.stack([states[i][name] for i in chosen]).mean(0)
+                if tensor.is_floating_point()
+                else tensor
+                for name, tensor in states[chosen[0]].items()
+            }
+        )
+    return made
+
+
+def noised(members: FittedMembers, count: int, seed: int) -> list[State]:
+    """Random members plus Gaussian noise of a tenth of each tensor's root mean square."""
+    states = members.states
+    generator = torch.Generator().manual_seed(seed_of(seed, "noise"))
+    made: list[State] = []
+    for _ in range(count if states else 0):
+        state = states[int(torch.randint(len(states), (1,), generator=generator))]
+        made.append({name: _noisy(tensor, generator) for name, tensor in state.items()})
+    return made
+
+
+def _noisy(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    scale = 0.1 * tensor.square().mean().sqrt()
+    return tensor + scale * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+
+
+def permuted(task: Task, state: State, count: int, seed: int) -> list[State]:
+    """The same function with its hidden units in random order: the negative control.
 
     None where the architecture has no chain of hidden units that could be permuted.
     """
     chain = hidden_units(task)
-    if not chain:
-        return None
     generator = torch.Generator().manual_seed(seed_of(seed, "permutation"))
-    orders = [torch.randperm(layer.units, generator=generator) for layer in chain]
-    return load_model(task, permute(state, chain, orders))
+    return [
+        permute(state, chain, [torch.randperm(c.units, generator=generator) for c in chain])
+        for _ in range(count if chain else 0)
+    ]
 
 
 def retraining(

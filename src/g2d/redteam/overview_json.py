@@ -1,6 +1,7 @@
 """The summary of a judged vault as plain JSON values: what pages and pictures are drawn from.
 
-How attacks are scored lives in `evaluate`, how a page looks in `report`.
+How attacks are scored lives in `overview`, how a page looks in `report`. The fields are written
+down in docs/results.md.
 """
 
 from __future__ import annotations
@@ -18,12 +19,23 @@ import g2d
 from g2d.core.types import State
 from g2d.defence.defence import Defence
 from g2d.generator import hidden_units
-from g2d.redteam.overview import Evaluation, Row
-from g2d.tasks.inference import predict
+from g2d.redteam import novelty
+from g2d.redteam.context import AttackContext
+from g2d.redteam.controls import FittedMembers, noised, soups
+from g2d.redteam.novelty import Distances, spaced
+from g2d.redteam.overview import Overview, evaluate
+from g2d.redteam.rows import Row
+from g2d.redteam.scoring import Rate
+from g2d.tasks.inference import load_model, predict
 from g2d.weights.checkpoints import unpack
-from g2d.weights.symmetry import aligned_distances
 
-# threat -> (what, meaning); {…} are filled from the row and the summary's numbers.
+# Novelty is a table beside others: it must not cost more than they do. An aligned distance takes
+# some 15 ms, so these are 600 of them in the demo, ten seconds.
+_MEMBERS = 48  # members that networks are compared with
+_UNIT = 12  # members whose median distance to the others is tau's unit
+_NETWORKS = 6  # generations, soups and noised members
+
+# kind -> (what, meaning); {…} are filled from the row and the summary's numbers.
 _WORDS = {
     "undefended": (
         "No hardening, no rotation: plainly trained",
@@ -37,7 +49,7 @@ _WORDS = {
         "Control: hidden units reordered",
         "Other parameters, same function: must equal the line above. Distance alone is no defence.",
     ),
-    "fresh seed": (
+    "fresh-seed": (
         "Control: retrained from a fresh seed",
         "The ordinary rival, attack from the network before it. {note}; a rotation took {cpu:.1f}.",
     ),
@@ -45,19 +57,19 @@ _WORDS = {
         "Control: generated without guidance",
         "Sampled from the same generator, but not steered away from attacks on the sample before.",
     ),
-    "stale single": (
+    "stale-single": (
         "Rotation: attack on one generation, scored on the next",
         "The attacker stole the parameters just before the rotation.",
     ),
-    "stale worst": (
+    "stale-worst": (
         "Rotation: the exposed generation that hurts the live one most",
         "The attacker tries every leaked generation; this one ({note}) works best.",
     ),
-    "stale joint": (
+    "stale-joint": (
         "Rotation: one attack against many exposed generations at once",
         "The attacker kept {note} and attacks {target}.",
     ),
-    "owns generator": (
+    "owns-generator": (
         "NOT solved: attacker owns the generator too",
         "Attack averaged over {note}; a more patient attacker does better.",
     ),
@@ -69,25 +81,36 @@ _WORDS = {
 }
 
 
-def summarise(defence: Defence, found: Evaluation) -> dict[str, Any]:
+def glance(context: AttackContext) -> dict[str, Any]:
+    """Judge a context's generations with small budgets, and return the summary of that."""
+    spec = context.spec
+    # In full, rows of other families tell what retraining does; quick, this is the place.
+    found = evaluate(
+        context, n=min(400 if spec.quick else 250, spec.n), fresh=spec.quick, latest=15
+    )
+    return summarise(context, found)
+
+
+def summarise(context: AttackContext, found: Overview) -> dict[str, Any]:
     """Gather all that a report shows of a judged vault, as plain JSON values."""
+    defence, judged = context.defence, sorted(found.clean_accuracy)
     numbers = _numbers(defence, found)
-    rejections = _rejections(defence)
     return {
         "task": defence.task.name,
         "headline": _headline(numbers, found),
         "table": [_told(row, numbers) for row in found.rows],
         "numbers": numbers,
-        "rows": [asdict(row) for row in found.rows],
+        "rows": [_row(row) for row in found.rows],
         "generations": _generations(defence, found),
-        "rejected": rejections,
+        "rejected": _rejections(defence),
         "matrix": [
             {"crafted": c, "scored": s, **asdict(rate)} for (c, s), rate in found.matrix.items()
         ],
         "age": [{"age": age, **asdict(rate)} for age, rate in found.age.items()],
-        "distances": _distances(defence, sorted(found.clean_accuracy)),
+        "distances": _distances(defence, judged),
+        "novelty": _novelty(context, found),
         "images": _images(defence, found),
-        "latents": _latents(defence, sorted(found.clean_accuracy)),
+        "latents": _latents(defence, judged),
         "settings": asdict(defence.settings),
         "settings_toml": defence.settings.to_toml(),
         "digests": _digests(defence),
@@ -96,11 +119,19 @@ def summarise(defence: Defence, found: Evaluation) -> dict[str, Any]:
     }
 
 
+def _row(row: Row) -> dict[str, Any]:
+    """A row in a summary's own, shorter words; its value is always an ASR."""
+    kept = ("kind", "family", "threat", "target", "eps", "attack", "seed", "seconds", "note")
+    plain = asdict(row)
+    rates = {"clean_accuracy": plain["clean_accuracy"], "asr": plain["value"]}
+    return {key: plain[key] for key in kept} | rates
+
+
 def _told(row: Row, numbers: Mapping[str, float]) -> dict[str, str]:
-    (what, meaning), asr = _WORDS[row.threat], row.asr
+    (what, meaning), asr, clean = _WORDS[row.kind], *_rates(row)
     return {
         "what": what,
-        "clean accuracy": f"{100 * row.clean_accuracy.value:.1f}\u00a0%",
+        "clean accuracy": f"{100 * clean.value:.1f}\u00a0%",
         "attack success rate [95 % CI]": f"{100 * asr.value:.1f}\u00a0% "
         f"[{100 * asr.low:.1f}–{100 * asr.high:.1f}]",
         "meaning": meaning.format(
@@ -109,13 +140,20 @@ def _told(row: Row, numbers: Mapping[str, float]) -> dict[str, str]:
     }
 
 
-def _numbers(defence: Defence, found: Evaluation) -> dict[str, float]:
+def _rates(row: Row) -> tuple[Rate, Rate]:
+    """The success rate and the clean accuracy, which every row of an overview has."""
+    assert row.value is not None
+    assert row.clean_accuracy is not None
+    return row.value, row.clean_accuracy
+
+
+def _numbers(defence: Defence, found: Overview) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for row in found.rows:
-        key = row.threat.replace(" ", "_").replace("-", "_")
-        numbers[f"{key}_asr"] = row.asr.value
-        numbers[f"{key}_asr_low"], numbers[f"{key}_asr_high"] = row.asr.low, row.asr.high
-        numbers[f"{key}_clean_accuracy"] = row.clean_accuracy.value
+        key, (asr, clean) = row.kind.replace("-", "_"), _rates(row)
+        numbers[f"{key}_asr"] = asr.value
+        numbers[f"{key}_asr_low"], numbers[f"{key}_asr_high"] = asr.low, asr.high
+        numbers[f"{key}_clean_accuracy"] = clean.value
     rotated = [rate.value for rate in list(found.clean_accuracy.values())[1:]]
     numbers["clean_accuracy_worst"] = min(rotated)
     cpu = [g.manifest["cpu_seconds"] for g in defence.vault.generations()[1:]]
@@ -127,9 +165,9 @@ def _numbers(defence: Defence, found: Evaluation) -> dict[str, float]:
     return numbers
 
 
-def _headline(n: Mapping[str, float], found: Evaluation) -> list[dict[str, str]]:
+def _headline(n: Mapping[str, float], found: Overview) -> list[dict[str, str]]:
     p = {key: f"{100 * value:.0f}\u00a0%" for key, value in n.items() if "_asr" in key}
-    known = next(row.note for row in found.rows if row.threat == "stale joint")
+    known = next(row.note for row in found.rows if row.kind == "stale-joint")
     question = (
         "An attacker has studied parameters that were live until the last rotation. Do those "
         "attacks still work on the parameters that are live now?"
@@ -158,7 +196,7 @@ def _headline(n: Mapping[str, float], found: Evaluation) -> list[dict[str, str]]
     return [{"label": label, "text": text} for label, text in texts.items()]
 
 
-def _generations(defence: Defence, found: Evaluation) -> list[dict[str, Any]]:
+def _generations(defence: Defence, found: Overview) -> list[dict[str, Any]]:
     listed = []
     for record in defence.vault.generations():
         if record.number not in found.clean_accuracy:
@@ -193,16 +231,18 @@ def _states(defence: Defence, numbers: Sequence[int]) -> dict[int, State]:
 def _distances(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
     """Aligned relative L1 distance of each generation to exposed ones and to the population."""
     chain, states = hidden_units(defence.task), _states(defence, numbers)
-    members = [unpack(defence.vault.read(entry)) for entry in defence.vault.entries("member")]
+    entries = defence.vault.entries("member")
+    members = Distances([unpack(defence.vault.read(entry)) for entry in entries], chain)
+    others = Distances([states[k] for k in numbers], chain)
     listed = []
     for place, number in enumerate(numbers[1:], 1):
-        exposed = aligned_distances([states[k] for k in numbers[:place]], states[number], chain)
+        exposed = others.all(states[number], place)
         listed.append(
             {
                 "number": number,
                 "previous": exposed[-1],
                 "nearest_exposed": min(exposed),
-                "nearest_member": min(aligned_distances(members, states[number], chain)),
+                "nearest_member": members.nearest(states[number])[0],
             }
         )
     return {
@@ -212,13 +252,48 @@ def _distances(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _images(defence: Defence, found: Evaluation, count: int = 8) -> dict[str, Any]:
+def _novelty(context: AttackContext, found: Overview) -> dict[str, Any] | None:
+    """How novel the last generations are, beside soups and noised members; None of one member."""
+    fitted, task, seed = FittedMembers.of(context.defence), context.task, found.trial.seed
+    if len(fitted.states) < 2:
+        return None
+    members = fitted.take(spaced(len(fitted.states), _MEMBERS))
+    distances = Distances(members.states, hidden_units(task), _UNIT)
+    numbers = sorted(found.models)[1:][-_NETWORKS:]
+    rows: dict[str, list[State]] = {
+        "generations": list(_states(context.defence, numbers).values()),
+        # Of the compared members: a copy of one that is left out would look new.
+        "soups": soups(members, _NETWORKS, seed),
+        "noised members": noised(members, _NETWORKS, seed),
+    }
+    models = [load_model(task, state) for state in members.states]
+    base = found.clean_accuracy[min(found.clean_accuracy)].value
+    bar = base - novelty.MARGIN
+    measured = {
+        name: novelty.measure(
+            states, [load_model(task, s) for s in states], models, distances, found.trial.split, bar
+        )
+        for name, states in rows.items()
+    }
+    return {
+        "bar": bar,
+        "margin": novelty.MARGIN,
+        "unit": distances.unit,
+        "aligned": bool(distances.chain),
+        "members": len(members.states),
+        "fitted": len(fitted.states),
+        "most": {"networks": _NETWORKS, "unit": _UNIT},
+        "rows": [{"name": name, **asdict(row)} for name, row in measured.items()],
+    }
+
+
+def _images(defence: Defence, found: Overview, count: int = 8) -> dict[str, Any]:
     """The first test images that both networks get right, attacked; not chosen by outcome."""
     split = found.trial.split
     if split.x.dim() != 4 or split.x.shape[1] not in (1, 3) or defence.task.bounds is None:
         return {"items": []}
     crafted, *_, live = sorted(found.clean_accuracy)
-    models = {k: defence.generation(k).model() for k in (crafted, live)}
+    models = {k: found.models[k] for k in (crafted, live)}
     proposed = found.trial.craft(models[crafted], "single", crafted)
     right = [predict(model, split.x).argmax(1) == split.y for model in models.values()]
     chosen = (right[0] & right[1]).nonzero()[:count, 0]
@@ -245,12 +320,10 @@ def _pixels(x: Tensor, bounds: tuple[float, float]) -> list[Any]:
 
 def _latents(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
     """Latents of population and generations on the population's two principal axes."""
-    generator, entries = defence.generator, defence.vault.entries("member")
+    entries = defence.vault.entries("member")
     states = [unpack(defence.vault.read(entry)) for entry in entries]
     generations = _states(defence, numbers).values()
-    with torch.no_grad():
-        made = [generator.codec.encode(s) for s in [*states, *generations]]
-        Z = generator.autoencoder.encode(torch.stack(made).float()).double()
+    Z = defence.generator.encode([*states, *generations]).double()
     centred = Z - Z[: len(states)].mean(0)
     _, s, axes = torch.linalg.svd(centred[: len(states)], full_matrices=False)
     # The sign of a principal axis is arbitrary: make its largest component positive.

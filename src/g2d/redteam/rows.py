@@ -42,7 +42,9 @@ class Row:
     """One line of the threat matrix.
 
     Attributes:
-        family: threat family ("stale"). threat: what this row's attacker does, in words.
+        family: threat family ("stale"). kind: what the row measures, a key that never changes its
+            meaning ("stale-joint"): readers select by it, never by words. threat: what this row's
+            attacker does, in words.
         target: what is attacked: a chain of networks ("generated", "frozen", ...), with its clock.
         attack: algorithm and budget.
         metric: what `value` is a share of: "ASR" unless said otherwise.
@@ -54,10 +56,12 @@ class Row:
         scored: how many networks (or draws) the examples were scored on.
         queries, gradient_steps: what the attacker spent on one example (or for one fit).
         seconds: CPU seconds. note: what a reader must know to compare rows.
-        extra: curves and other plain values that belong to the row.
+        extra: curves and other plain values that belong to the row; among them what tells rows of
+            one kind and target apart (`exposed`, `algorithm`, `loss`, `percent`, `read`).
     """
 
     family: str
+    kind: str
     threat: str
     target: str
     attack: str
@@ -86,6 +90,9 @@ class Row:
         return row
 
 
-def not_measured(family: str, threat: str, target: str, attack: str, why: str, **more: Any) -> Row:
+def not_measured(
+    family: str, kind: str, threat: str, target: str, attack: str, why: str, **more: Any
+) -> Row:
     """Return a row that says plainly why there is no number."""
-    return Row(family, threat, target, attack, None, note=why, status=Status.NOT_MEASURED, **more)
+    known: dict[str, Any] = {"note": why, "status": Status.NOT_MEASURED}
+    return Row(family, kind, threat, target, attack, None, **(known | more))

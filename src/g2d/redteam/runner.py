@@ -24,13 +24,15 @@ from g2d.errors import SettingsError
 from g2d.redteam.cache import RowCache, code_version, key_of
 from g2d.redteam.chains import build_chains, task_identity
 from g2d.redteam.context import Case, RunSpec, enter
-from g2d.redteam.overview import evaluate
-from g2d.redteam.overview_json import hardware, summarise, versions
+from g2d.redteam.overview_json import glance, hardware, versions
 from g2d.redteam.rows import VERSIONS, Row, Status
 from g2d.redteam.scoring import Rate
-from g2d.redteam.threats import CHAINS, FAMILIES, family
+from g2d.redteam.threat import Threat
+from g2d.redteam.threats import threat
+from g2d.redteam.threats import threats as every_threat
 from g2d.report.results import FORMAT, results_path
 
+FAILED = "failed"  # kind of the row of a case that broke: it would have had several
 OVERVIEW = "overview"  # the vault at a glance, for the page's pictures of rotations
 
 
@@ -45,7 +47,7 @@ class ServiceAddress:
 def attack(
     vault: Path | str,
     *,
-    threats: Sequence[str] = (),
+    threats: Sequence[str | Threat] = (),
     quick: bool = False,
     eps: float | None = None,
     n: int | None = None,
@@ -60,7 +62,8 @@ def attack(
     """Run the red team against a vault, or against a service that serves its task.
 
     Args:
-        threats: families to run, all of them by default. quick: a smoke test of two minutes.
+        threats: what to run, by name or as objects of your own; by default all of ours that fit
+            the target. quick: a smoke test of two minutes.
         eps: L-infinity budget in units of the data; the task's own by default.
         n: test examples; 1,000, or 200 if quick. out: folder for rows, networks and results.
         data: where the task's data lies now. service: attack this instead of the vault's chains.
@@ -73,9 +76,7 @@ def attack(
         SettingsError: no generation yet, an unknown threat, or eps or n out of range.
     """
     require()
-    chosen = list(dict.fromkeys(threats)) or (["query", "extraction"] if service else [*FAMILIES])
-    for name in chosen:
-        family(name)
+    chosen = _chosen(threats, service)
     with Defence.open(vault, write=False, data=data) as defence:
         spec = _site(defence, eps, n, seed, quick)
         folder = results_path(vault, out).parent
@@ -87,6 +88,17 @@ def attack(
         finally:
             if own:
                 engine.close()
+
+
+def _chosen(threats: Sequence[str | Threat], service: ServiceAddress | None) -> list[Threat]:
+    """The threats asked for, each once; by default all that fit the target."""
+    if not threats:
+        return [t for t in every_threat().values() if service is None or t.on_service is not None]
+    found = [threat(one) if isinstance(one, str) else one for one in threats]
+    names = {one.name: one for one in reversed(found)}
+    if twice := [one.name for one in found if names[one.name] != one]:
+        raise SettingsError(f"two threats are called {twice[0]!r}; give one another name")
+    return list(dict.fromkeys(found))
 
 
 def _site(defence: Defence, eps: float | None, n: int | None, seed: int, quick: bool) -> RunSpec:
@@ -119,15 +131,16 @@ class _Run:
 
     def __init__(
         self, defence: Defence, spec: RunSpec, folder: Path, engine: Engine, progress: Progress,
-        chosen: Sequence[str], service: ServiceAddress | None,
+        chosen: Sequence[Threat], service: ServiceAddress | None,
     ) -> None:  # fmt: skip
         self.defence, self.folder, self.engine = defence, folder, engine
         self.progress, self.chosen, self.service = progress, chosen, service
+        self._threats = {one.name: one for one in chosen}
         self.began, self.reused, self.failed = time.perf_counter(), 0, False
         self.cache = RowCache(folder / "rows")
         self.identity = task_identity(defence)
         if service is None:
-            names = set[str]().union(*(CHAINS[name] for name in chosen))
+            names = set[str]().union(*(one.chains for one in chosen))
             chains = build_chains(defence, spec, folder / "networks", engine, names, progress)
             spec = replace(spec, chains=chains)
         self.spec = spec
@@ -142,18 +155,22 @@ class _Run:
         kept: dict[str, Any] = json.loads(text)
         return kept
 
+    @property
+    def whole(self) -> bool:
+        """Whether every threat of the list is run."""
+        return self.service is None and set(self.chosen) >= set(every_threat().values())
+
     def _plan(self) -> list[Case]:
         cases: list[Case] = []
-        for name in self.chosen:
-            module: Any = family(name)
+        for one in self.chosen:
             if self.service is None:
-                cases += module.plan(self.spec)
-            elif hasattr(module, "plan_service"):
-                cases += module.plan_service(self.spec, self.service.url, self.service.model)
+                planned = one.plan(self.spec)
             else:
-                raise SettingsError(f"{name!r} cannot be tried on a service, only on a vault")
-        whole = self.service is None and set(self.chosen) == set(FAMILIES)
-        if whole and len(self.defence.vault.exposures()) > 1:
+                planned = one.plan_service(self.spec, self.service.url, self.service.model)
+            if other := {case.family for case in planned} - {one.name}:
+                raise SettingsError(f"threat {one.name!r} plans cases of {', '.join(other)}")
+            cases += planned
+        if self.whole and len(self.defence.vault.exposures()) > 1:
             reads = ("generated", "retrained")
             cases.append(Case(OVERVIEW, OVERVIEW, "generated", (), reads, True, 60.0))
         # Long work first: what is left at the end is short, and both workers stay busy.
@@ -177,13 +194,13 @@ class _Run:
             self.progress("attacks", len(found), len(cases))
         return found
 
-    def _payloads(self, cases: Iterable[Case]) -> Iterable[tuple[RunSpec, str, Case]]:
+    def _payloads(self, cases: Iterable[Case]) -> Iterable[Payload]:
         networks = {name: [n.digest for n in c.networks] for name, c in self.spec.chains.items()}
         everything = key_of(
             spec=self._outline(), chains=networks, vault=self._vault(),
             settings=asdict(self.defence.settings),
         )  # fmt: skip
-        return [(self.spec, everything, case) for case in cases]
+        return [(self.spec, everything, case, self._threats.get(case.family)) for case in cases]
 
     def _outline(self) -> dict[str, Any]:
         spec = self.spec
@@ -197,18 +214,14 @@ class _Run:
         reads = sorted({case.chain, *case.reads} & set(chains))
         settings = asdict(self.defence.settings) | {"task": ""}
         outline = {k: v for k, v in self._outline().items() if k != "vault"}
-        own = (
-            "redteam.overview_json"
-            if case.family == OVERVIEW
-            else f"redteam.threats.{FAMILIES[case.family]}"
-        )
+        own = self._threats.get(case.family)
         return key_of(
             case=asdict(case) | {"cost": 0},
             spec=outline,
             networks={name: [n.digest for n in chains[name].networks] for name in reads},
             vault=self._vault() if case.generator else "",
             settings=settings if case.generator else settings["population"],
-            code=code_version(f"g2d.{own}"),
+            code=code_version(own.module if own else "g2d.redteam.overview_json"),
         )
 
     def _vault(self) -> dict[str, Any]:
@@ -227,29 +240,20 @@ class _Run:
 
     def _gather(self, cases: Sequence[Case], found: Mapping[Case, Any]) -> dict[str, Any]:
         families, rows, summary = [], [], None
-        for name in self.chosen:
-            module: Any = family(name)
-            own = [case for case in cases if case.family == name]
-            made = [_row(row) for case in own for row in found[case]["rows"]]
-            if hasattr(module, "merge"):
-                made = module.merge(made)
-            rows += [row.as_json(module.IDENTIFIERS) for row in made]
-            families.append(
-                {
-                    "name": name,
-                    "title": module.TITLE,
-                    "question": module.QUESTION,
-                    "identifiers": asdict(module.IDENTIFIERS),
-                    "seconds": round(sum(found[case]["seconds"] for case in own), 2),
-                }
-            )
+        for one in self.chosen:
+            own = [case for case in cases if case.family == one.name]
+            made = one.merge([_row(row) for case in own for row in found[case]["rows"]])
+            rows += [row.as_json(one.ids) for row in made]
+            seconds = round(sum(found[case]["seconds"] for case in own), 2)
+            families.append(one.as_json() | {"seconds": seconds})
         for case in cases:
             if case.family == OVERVIEW:
                 summary = found[case].get("summary")
                 broken = [_row(row) for row in found[case]["rows"]]
-                rows += [row.as_json(family("stale").IDENTIFIERS) for row in broken]
+                rows += [row.as_json(threat("stale").ids) for row in broken]
         return self._head() | {
             "families": families,
+            "whole": self.whole,
             "rows": rows,
             "summary": summary,
             "seconds": {
@@ -295,34 +299,37 @@ def _row(values: Mapping[str, Any]) -> Row:
     return Row(**dict(values) | rates | {"status": Status(values["status"])})
 
 
-def work(payload: tuple[RunSpec, str, Case]) -> dict[str, Any]:
+Payload = tuple[RunSpec, str, Case, Threat | None]  # no threat: the overview
+
+
+def work(payload: Payload) -> dict[str, Any]:
     """Run one case in a worker: its rows as plain values, and CPU seconds. Never raises.
 
     What breaks becomes a row that says so, and the other cases go on.
     """
-    spec, key, case = payload
+    spec, key, case, one = payload
     began = time.process_time()
     summary = None
     try:
         context = enter(spec, key)
-        if case.family == OVERVIEW:
-            # In full, rows of other families tell what retraining does; quick, this is the place.
-            chain = context.chain("retrained") if spec.quick else None
-            fresh = (
-                [(m, chain.cost or 0.0) for m in context.models(chain.networks)] if chain else []
-            )
-            judged = evaluate(
-                context.defence, n=min(400 if spec.quick else 250, spec.n), seed=spec.seed,
-                eps=spec.eps, latest=15, fresh=fresh,
-            )  # fmt: skip
-            summary, rows = summarise(context.defence, judged), []
+        if one is None:
+            summary, rows = glance(context), []
         else:
-            rows = family(case.family).run(case, context)
+            rows = one.run(case, context)
     except Exception as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
         rows = [
-            Row(case.family, case.name, case.chain, "", None, note=reason, status=Status.FAILED)
+            Row(
+                case.family,
+                FAILED,
+                case.name,
+                case.chain,
+                "",
+                None,
+                note=reason,
+                status=Status.FAILED,
+            )
         ]
     seconds = round(time.process_time() - began, 3)
     each = round(seconds / max(1, len(rows)), 3)

@@ -107,7 +107,7 @@ def _legend_above(axes: Any, columns: int = 2) -> None:
 
 def _percent_axis(axes: Any, label: str) -> None:
     axes.set_ylim(-3, 103)
-    axes.set_ylabel(label)
+    axes.set_ylabel(label, parse_math=False)
 
 
 def _draw_age(axes: Any, data: Values, colours: Sequence[str]) -> None:
@@ -299,7 +299,7 @@ def curves(
             ax.minorticks_off()
         elif all(place.is_integer() for place in places):
             ax.locator_params(axis="x", integer=True)
-        ax.set_xlabel(axes[0])
+        ax.set_xlabel(axes[0], parse_math=False)
         _percent_axis(ax, f"{axes[1]}, %")
 
     told = "; ".join(

@@ -32,23 +32,6 @@ OK = "ok"
 _SHORT = {"not measured": "n/m"}
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """How a family's curves are drawn: key of the points, what keeps panels apart, labels."""
-
-    x: str
-    by: tuple[str, ...]
-    across: str
-    upwards: str = "attack success rate"
-
-
-_CURVES = {
-    "stale": _Curve("age", ("threat", "attack"), "rotations since the attack was crafted"),
-    "query": _Curve("queries", ("attack", "control"), "queries spent on one example"),
-    "white-box": _Curve("eps", ("threat", "attack"), "attack budget ε"),
-    "bit-flips": _Curve("flips", ("threat",), "bits flipped", "accuracy"),
-    "adaptive": _Curve("draws", ("threat",), "networks averaged at each step"),
-}
 _MOST = 8  # lines in one panel: more looks would not be told apart
 
 
@@ -56,6 +39,11 @@ def chain_of(row: Values) -> str:
     """The chain of networks that a row's target names first; "other" if it names none."""
     word = re.split(r"[\s,:;(]", row["target"], maxsplit=1)[0]
     return word if word in TARGETS else ELSEWHERE
+
+
+def kind_of(row: Values) -> str:
+    """What a row measures, the key that readers select by; "" in files older than the key."""
+    return str(row.get("kind", ""))
 
 
 def clock_of(row: Values) -> str:
@@ -150,6 +138,7 @@ class Line:
     """One line of the threat matrix: what an attacker does, and its rows by target's chain."""
 
     family: str
+    kind: str
     threat: str
     clock: str
     metric: str
@@ -172,6 +161,14 @@ class Line:
         """The row that won most for the attacker on a chain; None where nothing was measured."""
         rows = [row for row in self.rows.get(chain, []) if measured(row)]
         return max(rows, key=lambda row: (_harm(row), row["value"]["value"]), default=None)
+
+    @property
+    def still(self) -> bool:
+        """Whether its target could rotate by a clock and does not."""
+        extras = [row["extra"] for rows in self.rows.values() for row in rows]
+        return any("every" in extra for extra in extras) and not any(
+            extra.get("every") for extra in extras
+        )
 
     @property
     def cells(self) -> dict[str, dict[str, Any]]:
@@ -201,10 +198,10 @@ def matrix(rows: Iterable[Values]) -> list[Line]:
     Rows of one threat, clock and metric share a line across chains, though budgets may differ (the
     attack names them); where one chain was met with several attacks, every attack gets a line.
     """
-    groups: dict[tuple[str, str, str, str], list[Values]] = {}
+    groups: dict[tuple[str, str, str, str, str], list[Values]] = {}
     for row in rows:
         if row["metric"] != "check":
-            key = (row["family"], row["threat"], clock_of(row), row["metric"])
+            key = (row["family"], kind_of(row), row["threat"], clock_of(row), row["metric"])
             groups.setdefault(key, []).append(row)
     lines = []
     for key, group in groups.items():
@@ -247,8 +244,8 @@ def _rival(line: Line, name: str, lines: Sequence[Line]) -> Values | None:
     row = line.best(name)
     if row is not None or name != "frozen":
         return row
-    kind = (line.family, line.threat, line.metric, line.attack)
-    same = [x for x in lines if (x.family, x.threat, x.metric, x.attack) == kind]
+    known = (line.family, line.threat, line.metric, line.attack)
+    same = [x for x in lines if (x.family, x.threat, x.metric, x.attack) == known]
     return next((row for x in same if (row := x.best(name))), None)
 
 
@@ -260,21 +257,30 @@ def against(ours: Values, rival: Values) -> int:
     return -1 if ours["harm"] < rival["harm"] else int(ours["harm"] > rival["harm"])
 
 
-def panels(rows: Sequence[Values]) -> list[dict[str, Any]]:
-    """Curves by family: what the page's section of a family shows, controls apart."""
+def panels(rows: Sequence[Values], families: Iterable[Values]) -> list[dict[str, Any]]:
+    """Curves by family: what the page's section of a family shows, controls apart.
+
+    Args:
+        families: as in `results.json`; `curve` says how a family's are drawn, if it has any.
+    """
     found = []
-    for family, style in _CURVES.items():
-        drawn = [row for row in rows if row["family"] == family and _points(row, style.x)]
-        groups = _grouped(drawn, style.by)
-        titles = _titles(groups, style.by)
+    for family in families:
+        style = family.get("curve")
+        if not style:
+            continue
+        named = [row for row in rows if row["family"] == family["name"]]
+        drawn = [row for row in named if _points(row, style["x"])]
+        groups = _grouped(drawn, style["by"])
+        titles, name = _titles(groups, style["by"]), re.sub(r"[^a-z0-9]+", "-", family["name"])
         made = [
-            _panel(f"{family}-{place}", title, group, style)
+            _panel(f"{name}-{place}", title, group, style)
             for place, (title, group) in enumerate(zip(titles, groups, strict=True))
         ]
         if made:
             own = [panel for panel in made if "generated" in panel["chains"]] or made
             rest = [panel for panel in made if panel not in own]
-            found.append({"family": family, "panels": own, "controls": rest})
+            texts = {key: style[key] for key in ("title", "reads", "hides")}
+            found.append({"family": name, "panels": own, "controls": rest} | texts)
     return found
 
 
@@ -288,7 +294,7 @@ def _read(row: Values, key: str) -> str:
         return clock_of(row)
     if key == "control":  # the defence and what it is there to replace share a panel
         return chain_of(row).replace("generated", "").replace("frozen", "")
-    return str(row[key])
+    return str(row.get(key, ""))
 
 
 def _grouped(rows: Sequence[Values], by: Sequence[str]) -> list[list[Values]]:
@@ -310,12 +316,12 @@ def _titles(groups: Sequence[Sequence[Values]], by: Sequence[str]) -> list[str]:
     return [", ".join(part for part in told if part) for told in parts]
 
 
-def _panel(name: str, title: str, rows: Sequence[Values], style: _Curve) -> dict[str, Any]:
+def _panel(name: str, title: str, rows: Sequence[Values], style: Values) -> dict[str, Any]:
     drawn = [
-        (look, label, _points(row, style.x))
-        for row, label, look in zip(rows, _labels(rows, style.by), _looks(rows), strict=True)
+        (look, label, _points(row, style["x"]))
+        for row, label, look in zip(rows, _labels(rows, style["by"]), _looks(rows), strict=True)
     ]
-    svg = plots.curves(name, style.x, drawn, (style.across, style.upwards))
+    svg = plots.curves(name, style["x"], drawn, (style["across"], style["upwards"]))
     keys = [plots.KEYS[look] | {"label": label} for look, label, _ in drawn]
     return {"title": title, "svg": svg, "lines": keys, "chains": [chain_of(row) for row in rows]}
 

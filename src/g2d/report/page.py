@@ -22,13 +22,18 @@ from g2d.report.matrix import Line
 from g2d.report.results import FORMAT
 
 TEMPLATES = Path(__file__).parent / "templates"
-FAMILIES = 10  # of threats; a test holds it to `redteam.threats.FAMILIES`
 
 # Columns of the Markdown table.
 _HEADER = (
     "Threat", "Target", "Value [95 % interval]", "Worst", "Clean accuracy", "Attack", "Spent",
     "Note",
 )  # fmt: skip
+
+
+_UNKEYED = (
+    "These results are older than the keys by which rows are told apart; run `g2d attack` again to "
+    "have them in words."
+)
 
 
 def require() -> None:
@@ -67,7 +72,7 @@ def render_results(results: Values, path: Path) -> None:
         columns=redplots.columns(lines),
         targets=redplots.TARGETS,
         rivals=redplots.rivals(lines),
-        groups=redplots.panels(rows),
+        groups=redplots.panels(rows, families),
         families=families,
         command=_command(results),
         **(_summary(results["summary"]) if results.get("summary") else {"s": None}),
@@ -102,6 +107,7 @@ def markdown(results: Values) -> str:
 def answer(results: Values) -> list[dict[str, Any]]:
     """Return the question and its answer in three lines, in the words of this run's numbers."""
     lines = redplots.matrix(results["rows"])
+    unkeyed = bool(results["rows"]) and not any(map(redplots.kind_of, results["rows"]))
     question = (
         "Parameters are replaced on a schedule. Does an attack that was prepared on old ones, "
         "or built up query by query, still work on those that are live now?"
@@ -111,9 +117,10 @@ def answer(results: Values) -> list[dict[str, Any]]:
     buys = [_stale(lines), "" if won else queries, single]
     lacks = [_white_box(lines), _adaptive(lines), queries if won else "", jointly]
     lacks.append("Rotation raises the cost of reusing an attack, no more.")
+    nothing = _UNKEYED if unkeyed else "No row of this run says."
     texts = {
         "The question": [question],
-        "What rotation buys": [*filter(None, buys)] or ["No row of this run says."],
+        "What rotation buys": [*filter(None, buys)] or [nothing],
         "What it does not": [*filter(None, lacks)],
     }
     return [
@@ -122,10 +129,10 @@ def answer(results: Values) -> list[dict[str, Any]]:
     ]
 
 
-def _strongest(lines: Sequence[Line], family: str, word: str = "") -> Line | None:
-    """The line that wins most from the generated chain, among those whose name has the word."""
-    found = [line for line in lines if line.family == family and _asr(line)]
-    found = [line for line in found if word in f"{line.name} {line.attack}".lower()] or found
+def _strongest(lines: Sequence[Line], family: str, kind: str = "") -> Line | None:
+    """The line of a kind (else: of the family) that wins most from the generated chain."""
+    found = [line for line in lines if line.kind and line.family == family and _asr(line)]
+    found = [line for line in found if line.kind == kind] or found
     return max(found, key=_value, default=None)
 
 
@@ -151,7 +158,7 @@ def _points(rate: Values) -> str:
 
 
 def _stale(lines: Sequence[Line]) -> str:
-    line = _strongest(lines, "stale", "joint")
+    line = _strongest(lines, "stale", "stale-joint")
     if line is None or not (ours := _asr(line)):
         return ""
     told = f"Attacks made on exposed parameters ({line.threat}) flip {_points(ours['value'])} of "
@@ -188,14 +195,12 @@ def _free(lines: Sequence[Line]) -> str:
 
 def _query(lines: Sequence[Line]) -> tuple[str, bool]:
     """What the strongest query attack wins by clock, and whether rotation fails to lower that."""
-    rows = [row for x in lines if x.family == "query" and (row := _asr(x))]
+    rows = [row for x in lines if x.kind and x.family == "query" and (row := _asr(x))]
     ticking = [row for row in rows if 0 < (row["extra"].get("every") or 0) < row["queries"]]
     if not ticking:
         return "", False
     best = max(ticking, key=lambda row: row["value"]["value"])
-    same = [
-        row for row in rows if (row["attack"], row["threat"]) == (best["attack"], best["threat"])
-    ]
+    same = [row for row in rows if row["kind"] == best["kind"]]
     still = next((row for row in same if not row["extra"].get("every")), None)
     told = [] if still is None else [f"{_points(still['value'])} without rotation"]
     for row in sorted(
@@ -213,25 +218,24 @@ def _query(lines: Sequence[Line]) -> tuple[str, bool]:
 def _bit_flips(lines: Sequence[Line]) -> tuple[str, str]:
     """What flips found on one generation do to the next, and what those found on several do."""
     found: dict[str, Values] = {}
-    for line in (x for x in lines if x.family == "bit-flips" and ":" not in x.threat):
-        for words in ("found on", "next network", "more networks later", "jointly"):
-            if words in line.threat and (row := line.best("generated")):
-                found.setdefault(words, row)
-    if not {"found on", "next network"} <= set(found):
+    for line in lines:
+        if row := line.best("generated"):
+            found.setdefault(line.kind, row)
+    own, following = (found.get(f"bit-flips-{kind}") for kind in ("own", "next"))
+    if own is None or following is None:
         return "", ""
-    following = found["next network"]
-    told = f"Bit flips that cost a generation {_points(found['found on']['value'])} of the "
+    told = f"Bit flips that cost a generation {_points(own['value'])} of the "
     told += f"examples cost the next one {_points(following['value'])}"
-    if later := found.get("more networks later"):
+    if later := found.get("bit-flips-later"):
         told += f" and later ones {_points(later['value'])}"
-    joint = found.get("jointly")
+    joint = found.get("bit-flips-joint")
     if joint is None or joint["value"]["low"] <= following["value"]["high"]:
         return f"{told}.", ""
     return f"{told}.", f"Flips found on several at once cost unseen ones {_points(joint['value'])}."
 
 
 def _white_box(lines: Sequence[Line]) -> str:
-    line = _strongest(lines, "white-box", "autoattack")
+    line = _strongest(lines, "white-box", "white-box-autoattack")
     if line is None or not (ours := _asr(line)):
         return ""
     told = f"Whoever reads the live parameters still flips {_points(ours['value'])}"
@@ -265,7 +269,7 @@ def _check(results: Values) -> None:
 
 def _families(results: Values) -> list[dict[str, Any]]:
     """The results' families, and those that only rows name."""
-    blank: dict[str, Any] = {"question": "", "identifiers": {}, "seconds": None}
+    blank: dict[str, Any] = {"question": "", "identifiers": {}, "seconds": None, "curve": None}
     listed = {
         f["name"]: {"title": f["name"]} | blank | dict(f) for f in results.get("families", [])
     }
@@ -309,7 +313,7 @@ def _command(results: Values) -> str:
     families = [str(family["name"]) for family in results.get("families", [])]
     if service := results.get("service"):
         told += ["--service", service["url"], "--model", service["model"]]
-    elif len(families) < FAMILIES:
+    elif not results.get("whole"):
         told += [x for name in families for x in ("--threat", name)]
     return shlex.join([*told, *["--quick"] * bool(results.get("quick"))])
 

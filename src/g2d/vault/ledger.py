@@ -20,6 +20,7 @@ from io import FileIO
 from pathlib import Path
 from shutil import disk_usage
 
+from g2d.core.files import replace_file, sync_folder
 from g2d.errors import UnavailableError, VaultError
 
 FORMAT = 1
@@ -88,29 +89,9 @@ def read_file(path: Path, digest: str, advice: str) -> bytes:
     return data
 
 
-def fill_file(path: Path, data: bytes) -> None:
-    """Write a file in place and onto the medium; a kill can leave half of it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_file(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole, and on the medium, or not at all."""
-    temporary = path.with_name(TEMP + path.name)
-    fill_file(temporary, data)
-    temporary.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's own entries, new or renamed, onto the medium."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, data, path.with_name(TEMP + path.name))
 
 
 def take_lock(path: Path) -> FileIO:

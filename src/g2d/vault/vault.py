@@ -20,6 +20,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, Self
 
+from g2d.core.files import fill_file, sync_folder
 from g2d.errors import VaultError
 from g2d.vault.ledger import (
     FORMAT,
@@ -32,13 +33,11 @@ from g2d.vault.ledger import (
     connect,
     connect_reader,
     explained,
-    fill_file,
     give_identity,
     is_vacant,
     make_ledger,
     read_file,
     sha256,
-    sync_folder,
     take_lock,
     write_file,
 )

@@ -156,7 +156,7 @@ class _Look:
     def _settings(self) -> None:
         path = self.path / SETTINGS
         with self._told(path, "settings"):
-            Settings.from_toml(_read_plain(path, _MOST_TEXT).decode(), SETTINGS)
+            Settings.from_vault(_read_plain(path, _MOST_TEXT).decode(), SETTINGS)
 
     def _entries(self) -> Iterator[Entry]:
         for row in self.rows.entries:

@@ -1,79 +1,48 @@
-"""Threat families: one module each, with `TITLE`, `QUESTION`, `IDENTIFIERS`, `plan` and `run`.
+"""The threats that there are, each in a module of its own that holds one `Threat`.
 
-`plan(site)` returns the family's cases; `run(case, room)` returns a case's rows. Both are pure: the
-same site, case and seed give the same rows.
+They are imported when they are asked for: their attacks need heavy libraries.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any, Protocol
+from collections.abc import Mapping
 
 from g2d.errors import SettingsError, nearest
-from g2d.redteam.context import AttackContext, Case, RunSpec
-from g2d.redteam.rows import Identifiers, Row
+from g2d.redteam.threat import Threat
 
-FAMILIES = {
-    "white-box": "whitebox",
-    "stale": "stale",
-    "adaptive": "adaptive",
-    "query": "query",
-    "extraction": "extraction",
-    "privacy": "privacy",
-    "poisoning": "poisoning",
-    "bit-flips": "bitflips.threat",
-    "universal": "universal",
-    "sanity": "sanity",
-}
-
-
-CONTROLS = {"retrained", "soup", "noise", "permuted"}
-# Chains that a family reads beside the generated, the frozen and the unrotated, which cost nothing.
-CHAINS = {
-    "white-box": CONTROLS,
-    "stale": CONTROLS | {"draws", "rival"},
-    "adaptive": CONTROLS | {"draws", "attacker"},
-    "query": CONTROLS | {"draws"},
-    "extraction": CONTROLS | {"draws"},
-    "privacy": CONTROLS | {"draws"},
-    "poisoning": set[str](),
-    "bit-flips": CONTROLS,
-    "universal": CONTROLS,
-    "sanity": set[str](),
-}
+# In the order in which results tell them. One line a threat: a new one is added here.
+_MODULES = (
+    "whitebox",
+    "stale",
+    "adaptive",
+    "query.threat",
+    "extraction",
+    "privacy.threat",
+    "poisoning.threat",
+    "bitflips.threat",
+    "universal",
+    "sanity.threat",
+)
 
 
-class Family(Protocol):
-    """What a family's module offers.
-
-    Attributes:
-        TITLE: name for people. QUESTION: what the family asks, one sentence.
-        IDENTIFIERS: names of the threat in other catalogues.
-    """
-
-    TITLE: str
-    QUESTION: str
-    IDENTIFIERS: Identifiers
-
-    def plan(self, spec: RunSpec) -> list[Case]:
-        """Return the cases that this family runs on a site."""
-        ...
-
-    def run(self, case: Case, context: AttackContext) -> list[Row]:
-        """Run one case."""
-        ...
+@functools.cache
+def threats() -> Mapping[str, Threat]:
+    """Every threat by its name, in the order of the list."""
+    modules = [importlib.import_module(f"{__name__}.{module}") for module in _MODULES]
+    found: list[Threat] = [module.THREAT for module in modules]
+    return {threat.name: threat for threat in found}
 
 
-def family(name: str) -> Family:
-    """Return a family by its name.
+def threat(name: str) -> Threat:
+    """Return a threat by its name.
 
     Raises:
         SettingsError: there is none of that name.
     """
-    if name not in FAMILIES:
+    if name not in threats():
         raise SettingsError(
-            f"unknown threat {name!r}{nearest(name, FAMILIES)}; known: {', '.join(FAMILIES)}"
+            f"unknown threat {name!r}{nearest(name, threats())}; known: {', '.join(threats())}"
         )
-    module: Any = importlib.import_module(f"g2d.redteam.threats.{FAMILIES[name]}")
-    found: Family = module
-    return found
+    return threats()[name]

@@ -18,15 +18,8 @@ from g2d.generator import Generator
 from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate
+from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.tasks.inference import load_model
-
-TITLE = "Adaptive: the attacker owns the generator"
-QUESTION = "Does an attack that averages over many possible generations work on the next one?"
-IDENTIFIERS = Identifiers(
-    atlas="AML.T0043.000 Craft Adversarial Data: White-Box Optimization",
-    nist="NISTAML.022 Evasion",
-    owasp="ML01:2023 Input Manipulation Attack",
-)
 
 Options = tuple[tuple[str, int | float | str], ...]
 _ORDER = ("own generator", "samples", "proposals", "everything")  # who knows more comes later
@@ -75,7 +68,12 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     if what.draw is None:
         return [
             not_measured(
-                "adaptive", _WORDS[case.name], case.chain, f"EOT over {what.pool}", what.note
+                "adaptive",
+                _kind(case),
+                _WORDS[case.name],
+                case.chain,
+                f"EOT over {what.pool}",
+                what.note,
             )
         ]
     steps, loss, sizes = case.number("steps"), str(case.option("loss", "")), list[int]()
@@ -87,11 +85,20 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     mean, worst, clean = context.score_all(context.models(unseen), proposed, examples)
     label = f"EOT over {what.pool}, {steps} steps of {max(sizes)}"
     row = context.row(
-        case, _WORDS[case.name], f"{label}, {loss} loss" if loss else f"{label} draws", mean,
+        case, _kind(case), _WORDS[case.name],
+        f"{label}, {loss} loss" if loss else f"{label} draws", mean,
         worst=worst, clean_accuracy=clean, scored=len(unseen), gradient_steps=sum(sizes),
-        note=what.note, extra={"attacker": case.name, "draws": max(sizes)},
+        note=what.note, extra={"attacker": case.name, "draws": max(sizes)} | _loss(loss),
     )  # fmt: skip
     return [row]
+
+
+def _kind(case: Case) -> str:
+    return f"adaptive-{case.name.replace(' ', '-')}"
+
+
+def _loss(loss: str) -> dict[str, str]:
+    return {"loss": loss} if loss else {}
 
 
 def merge(rows: Sequence[Row]) -> list[Row]:
@@ -229,7 +236,7 @@ def _samples(
 
     def lazily() -> Iterator[Logits]:
         for v in generator.sample(count, source):
-            yield load_model(context.task, generator.codec.decode(v))
+            yield load_model(context.task, generator.to_state(v))
 
     return lambda: list(lazily())
 
@@ -260,3 +267,34 @@ def _own_generator(context: AttackContext) -> tuple[Generator, str]:
         with Defence.build(task, path, mine, engine=engine) as theirs:
             count = len(theirs.vault.entries("member"))
             return theirs.generator, f"a population of {count}, of shorter trainings and fits"
+
+
+THREAT = Threat(
+    name="adaptive",
+    title="Adaptive: the attacker owns the generator",
+    question="Does an attack that averages over many possible generations work on the next one?",
+    ids=Identifiers(
+        atlas="AML.T0043.000 Craft Adversarial Data: White-Box Optimization",
+        nist="NISTAML.022 Evasion",
+        owasp="ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+    merge=merge,
+    chains=CONTROLS | {"draws", "attacker"},
+    curve=CurveStyle(
+        x="draws",
+        by=("threat",),
+        across="networks averaged at each step",
+        title="The attacker owns the generator",
+        reads=(
+            "The attacker averages over many possible next generations before one of them is "
+            "live. Where the line is flat, more of them would not help; where it still rises, "
+            "they would."
+        ),
+        hides=(
+            "The best such attack: this is one way of averaging, and what it reaches is a lower "
+            "bound."
+        ),
+    ),
+)

@@ -14,17 +14,11 @@ from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
 from g2d.redteam.targets import HttpTarget, Rotating, Target, TargetError
+from g2d.redteam.threat import CONTROLS, Threat
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 
-TITLE = "Model extraction"
-QUESTION = "How well can the API be copied, and do attacks on the copy fool what is live?"
-IDENTIFIERS = Identifiers(
-    atlas="AML.T0024.002 Exfiltration via AI Inference API: Extract AI Model",
-    nist="NISTAML.031 Model Extraction",
-    owasp="ML05:2023 Model Theft",
-)
-
+AGREES, FOOLS = "extraction-agreement", "extraction-transfer"
 _NEXT = 5  # networks after the live one, on which the copy is scored too
 _GENERATED = 10  # live generations that are asked; fresh draws follow when they are used up
 _STEPS = 20
@@ -96,7 +90,7 @@ def _chain(case: Case, context: AttackContext) -> list[Row]:
     turns = _turns(case, context)
     if every and len(models) == 1:
         why = "one network cannot rotate; generate more"
-        return [not_measured("extraction", _threat(case), where, _label(case), why)]
+        return [not_measured("extraction", AGREES, _threat(case), where, _label(case), why)]
     shape = tuple(context.task.splits.guide.x.shape[1:])
     target = Rotating(models, shape, context.task.classes, every=every or None)
     copy = _steal(case, context, target)
@@ -145,25 +139,26 @@ def _score(
     """Two rows: agreement with what is live on test examples, ASR of attacks on the copy."""
     split, asked = context.examples(), case.number("queries")
     agreement, clean = _agreement(copy, live, split), accuracy_rate(live, split)
-    extra = {"copy_accuracy": asdict(accuracy_rate(copy, split))}
+    same = {"algorithm": case.name, "every": case.number("every") or None}
+    extra = same | {"copy_accuracy": asdict(accuracy_rate(copy, split))}
     proposed = pgd(
         copy, split.x, split.y, eps=context.eps, steps=_STEPS, bounds=context.bounds,
         generator=context.source("extraction", "pgd", case.name),
     )  # fmt: skip
     asr = context.score(live, proposed, split)
-    transfer = {"copy": asdict(context.score(copy, proposed, split))}
+    transfer = same | {"copy": asdict(context.score(copy, proposed, split))}
     if following:
         later = pooled([_agreement(copy, model, split) for model in following])
         extra["next"] = asdict(later)
         transfer["next"] = asdict(context.score_all(following, proposed, split)[0])
     agreed = context.row(
-        case, _threat(case), _label(case), agreement, target=where, metric="agreement", eps=None,
-        harm=agreement.value, clean_accuracy=clean, queries=asked, note=note, extra=extra,
+        case, AGREES, _threat(case), _label(case), agreement, target=where, metric="agreement",
+        eps=None, harm=agreement.value, clean_accuracy=clean, queries=asked, note=note, extra=extra,
     )  # fmt: skip
     fooled = context.row(
-        case, _threat(case) + ", then attacks it", f"{_label(case)}, then PGD-{_STEPS} on the copy",
-        asr, target=where, clean_accuracy=clean, queries=asked, gradient_steps=_STEPS, note=note,
-        extra=transfer,
+        case, FOOLS, _threat(case) + ", then attacks it",
+        f"{_label(case)}, then PGD-{_STEPS} on the copy", asr, target=where,
+        clean_accuracy=clean, queries=asked, gradient_steps=_STEPS, note=note, extra=transfer,
     )  # fmt: skip
     return [agreed, fooled]
 
@@ -177,13 +172,13 @@ def _service(case: Case, context: AttackContext) -> list[Row]:
         expected = (tuple(context.task.splits.guide.x.shape[1:]), context.task.classes)
         if (service.shape, service.classes) != expected:
             why = f"it maps {service.shape} to {service.classes} classes, the task {expected}"
-            return [not_measured("extraction", _threat(case), url, _label(case), why)]
+            return [not_measured("extraction", AGREES, _threat(case), url, _label(case), why)]
         copy = _steal(case, context, service)
         return _score(case, context, copy, _Api(service), [], url, "the judge asks the service too")
     except TargetError as error:
         spent = 0 if service is None else service.queries
         note = f"died after {spent:,} queries: {error}"
-        row = context.row(case, _threat(case), _label(case), None, target=url, note=note)
+        row = context.row(case, AGREES, _threat(case), _label(case), None, target=url, note=note)
         return [replace(row, status=Status.DIED, queries=spent)]
 
 
@@ -196,3 +191,19 @@ class _Api(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._target.predict(x)
+
+
+THREAT = Threat(
+    name="extraction",
+    title="Model extraction",
+    question="How well can the API be copied, and do attacks on the copy fool what is live?",
+    ids=Identifiers(
+        atlas="AML.T0024.002 Exfiltration via AI Inference API: Extract AI Model",
+        nist="NISTAML.031 Model Extraction",
+        owasp="ML05:2023 Model Theft",
+    ),
+    plan=plan,
+    run=run,
+    on_service=plan_service,
+    chains=CONTROLS | {"draws"},
+)

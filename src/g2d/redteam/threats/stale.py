@@ -16,21 +16,16 @@ from g2d.core.types import Logits
 from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled
+from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
-
-TITLE = "Stale weights"
-QUESTION = "How well does an attack that was made on exposed generations work on later ones?"
-IDENTIFIERS = Identifiers(
-    atlas="nearest: AML.T0043.002 Craft Adversarial Data: Black-Box Transfer",
-    nist="nearest: NISTAML.025 Black-box Evasion (transferability of attacks)",
-    owasp="ML01:2023 Input Manipulation Attack",
-)
 
 CHAINS = ("generated", "frozen", "unrotated", "retrained", "soup", "noise", "permuted")
 NEXT = ("rival", "draws")  # no chains in time: what could follow the vault's exposed generations
 EXPOSED = (1, 5, 20)
 LATER = 11
+# Kind of the row that says why a case was not measured.
+_KINDS = {"transfer": "stale-single", "worst": "stale-worst", "age": "stale-age"}
 SECOND = 55e-6  # CPU seconds of one gradient of one MNIST image, measured on one core
 
 
@@ -50,7 +45,8 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     chain = context.chain(case.chain)
     if len(chain.networks) < 2 and not chain.fixed and case.chain not in NEXT:
         why = f"{case.chain} holds one network: nothing is stale yet; generate more"
-        return [not_measured("stale", f"stale, {case.name}", case.chain, "transfer", why)]
+        kind = _KINDS[case.name]
+        return [not_measured("stale", kind, f"stale, {case.name}", case.chain, "transfer", why)]
     if case.name == "worst":
         return _several(case, context)
     return [{"transfer": _transfer, "age": _age}[case.name](case, context)]
@@ -136,13 +132,15 @@ def _transfer(case: Case, context: AttackContext) -> Row:
         exposed = context.chain("generated").networks[-k:]
         later = context.chain(case.chain).networks[: case.number("later")]
     split = context.examples(case.number("n"))
+    kind = "stale-single" if k == 1 else "stale-joint"
     threat = "stale, single" if k == 1 else f"stale, joint over the last {k}"
     label = f"APGD-CE {steps} steps" if attack == "apgd" else f"MI-FGSM {steps} steps, decay 1"
     proposed = _craft(attack, exposed, context, split, steps, k)
     mean, worst, clean = context.score_all(context.models(later), proposed, split)
     return context.row(
-        case, threat, label, mean, worst=worst, clean_accuracy=clean, scored=len(later),
+        case, kind, threat, label, mean, worst=worst, clean_accuracy=clean, scored=len(later),
         gradient_steps=steps * len(exposed), note=_remark(case, context, len(exposed)),
+        extra={"exposed": k, "algorithm": attack},
     )  # fmt: skip
 
 
@@ -191,10 +189,13 @@ def _hindsight(case: Case, context: AttackContext, split: Split, made: Sequence[
     best = max(range(len(rates)), key=lambda place: rates[place].value)
     age = len(made) - best
     return context.row(
-        case, f"stale, worst single of the last {len(made)}", f"PGD-{steps}", rates[best],
-        clean_accuracy=accuracy_rate(live, split), gradient_steps=steps * len(made),
+        case, "stale-worst", f"stale, worst single of the last {len(made)}", f"PGD-{steps}",
+        rates[best], clean_accuracy=accuracy_rate(live, split), gradient_steps=steps * len(made),
         note=f"exposed {age} rotation(s) before; chosen on the {len(split)} images that score it",
-        extra={"each": [_point(len(made) - place, rate) for place, rate in enumerate(rates)]},
+        extra={
+            "exposed": len(made),
+            "each": [_point(len(made) - place, rate) for place, rate in enumerate(rates)],
+        },
     )  # fmt: skip
 
 
@@ -209,12 +210,13 @@ def _tries(
     steps, k = case.number("steps"), len(made)
     rates = [context.score(model, _any_of(model, made, split), split) for model in later]
     return context.row(
-        case, f"stale, best of {k} tries", f"PGD-{steps} on each exposed network", pooled(rates),
-        worst=max(rates, key=lambda rate: rate.value), scored=len(later), queries=k,
+        case, "stale-tries", f"stale, best of {k} tries", f"PGD-{steps} on each exposed network",
+        pooled(rates), worst=max(rates, key=lambda rate: rate.value), scored=len(later), queries=k,
         clean_accuracy=pooled([accuracy_rate(model, split) for model in later]),
         gradient_steps=steps * k,
         note=f"{len(split)} images; one attack on each of the last {k} exposed networks, any of "
         f"which flips the image: {k} submissions, no scores needed",
+        extra={"exposed": k},
     )  # fmt: skip
 
 
@@ -260,7 +262,7 @@ def _age(case: Case, context: AttackContext) -> Row:
     rates = {age: pooled(scores) for age, scores in found.items()}
     after = [rate for age, rate in rates.items() if age]
     return context.row(
-        case, "stale, by age", f"APGD-CE {steps} steps", pooled(after),
+        case, "stale-age", "stale, by age", f"APGD-CE {steps} steps", pooled(after),
         worst=max(after, key=lambda rate: rate.value), scored=len(after), gradient_steps=steps,
         clean_accuracy=pooled([accuracy_rate(m, split) for m in context.models(chain.networks)]),
         note=f"{len(split)} images, crafted on {len(sources)} network(s); mean of ages 1–{reach}, "
@@ -271,3 +273,34 @@ def _age(case: Case, context: AttackContext) -> Row:
 
 def _point(age: int, rate: Rate) -> dict[str, float]:
     return {"age": age, "value": rate.value, "low": rate.low, "high": rate.high}
+
+
+THREAT = Threat(
+    name="stale",
+    title="Stale weights",
+    question="How well does an attack that was made on exposed generations work on later ones?",
+    ids=Identifiers(
+        atlas="nearest: AML.T0043.002 Craft Adversarial Data: Black-Box Transfer",
+        nist="nearest: NISTAML.025 Black-box Evasion (transferability of attacks)",
+        owasp="ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+    chains=CONTROLS | {"draws", "rival"},
+    curve=CurveStyle(
+        x="age",
+        by=("threat", "attack"),
+        across="rotations since the attack was crafted",
+        title="How an attack decays over rotations",
+        reads=(
+            "At 0 an attack is scored on the network that it was crafted on, to the right on "
+            "those that were live one, two, … rotations later. Low is good for the defender; a "
+            "flat line means that age does not matter. The model that never changes is the line "
+            "to compare with, retraining the rival to beat. Bands are 95 % intervals."
+        ),
+        hides=(
+            "An attacker who reads the live parameters, or who owns the generator: for those see "
+            "the matrix."
+        ),
+    ),
+)

@@ -15,15 +15,8 @@ from g2d.attacks import project, universal
 from g2d.redteam.context import AttackContext, Case, Chain, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate
+from g2d.redteam.threat import CONTROLS, Threat
 from g2d.tasks.splits import Split
-
-TITLE = "Universal perturbation"
-QUESTION = "Does one perturbation, fitted on past generations, fool later ones on any input?"
-IDENTIFIERS = Identifiers(
-    atlas="nearest: AML.T0043.002 Craft Adversarial Data: Black-Box Transfer",
-    nist="nearest: NISTAML.022 Evasion (universal perturbation)",
-    owasp="ML01:2023 Input Manipulation Attack",
-)
 
 CHAINS = ("generated", "frozen", "unrotated", "retrained", "soup", "noise", "permuted")
 PATTERNS = ("generated", "frozen", "unrotated")
@@ -62,13 +55,19 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     """Fit on the exposed networks, score on the later ones; and on the scored one itself."""
     chain, k = context.chain(case.chain), case.number("k")
     threat = f"universal, fitted on the last {k}" if k > 1 else "universal, fitted on one"
-    attack = f"signed ascent, {case.number('steps')} batches of {BATCH}, best of {RESTARTS}"
+    kind, attack = (
+        "universal-fitted",
+        f"signed ascent, {case.number('steps')} batches of {BATCH}, best of {RESTARTS}",
+    )
     if case.name == "pattern":
         threat = "universal, nothing fitted: constant or random pattern, best on guide data"
-        attack = f"best of +eps, -eps and {RANDOM} patterns of random signs"
+        kind, attack = (
+            "universal-pattern",
+            f"best of +eps, -eps and {RANDOM} patterns of random signs",
+        )
     if len(chain.networks) < 2 and not chain.fixed:
         why = f"{case.chain} holds one network: nothing is stale yet; generate more"
-        return [not_measured("universal", threat, case.chain, attack, why)]
+        return [not_measured("universal", kind, threat, case.chain, attack, why)]
     return [(_pattern if case.name == "pattern" else _fitted)(case, context, chain, threat, attack)]
 
 
@@ -85,13 +84,13 @@ def _fitted(case: Case, context: AttackContext, chain: Chain, threat: str, attac
     if case.number("own"):
         known = project(split.x + fit.best(later[-1:])[1], split.x, context.eps, context.bounds)
         white = context.score(last, known, split)
-    extra: dict[str, object] = {"kept": name}
+    extra: dict[str, object] = {"exposed": case.number("k"), "kept": name}
     if white is not None:
         extra["white_box"] = {"value": white.value, "low": white.low, "high": white.high}
     steps = case.number("steps") * case.number("restarts")
     return context.row(
-        case, threat, attack, mean, worst=worst, clean_accuracy=clean, scored=len(later),
-        gradient_steps=steps * min(len(exposed), case.number("drawn")),
+        case, "universal-fitted", threat, attack, mean, worst=worst, clean_accuracy=clean,
+        scored=len(later), gradient_steps=steps * min(len(exposed), case.number("drawn")),
         note=_remark(case, context, white, same, len(exposed), name), extra=extra,
     )  # fmt: skip
 
@@ -104,8 +103,8 @@ def _pattern(case: Case, context: AttackContext, chain: Chain, threat: str, atta
     proposed = project(split.x + delta, split.x, context.eps, context.bounds)
     mean, worst, clean = context.score_all(context.models(later), proposed, split)
     return context.row(
-        case, threat, attack, mean, worst=worst, clean_accuracy=clean, scored=len(later),
-        gradient_steps=0, note=f"kept: {name}", extra={"kept": name},
+        case, "universal-pattern", threat, attack, mean, worst=worst, clean_accuracy=clean,
+        scored=len(later), gradient_steps=0, note=f"kept: {name}", extra={"kept": name},
     )  # fmt: skip
 
 
@@ -178,3 +177,18 @@ class _Fit:
                 start=start, drawn=self.case.number("drawn"),
             )  # fmt: skip
         return self.chosen(networks, found)
+
+
+THREAT = Threat(
+    name="universal",
+    title="Universal perturbation",
+    question="Does one perturbation, fitted on past generations, fool later ones on any input?",
+    ids=Identifiers(
+        atlas="nearest: AML.T0043.002 Craft Adversarial Data: Black-Box Transfer",
+        nist="nearest: NISTAML.022 Evasion (universal perturbation)",
+        owasp="ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+    chains=CONTROLS,
+)

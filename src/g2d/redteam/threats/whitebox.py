@@ -15,23 +15,15 @@ from g2d.core.types import Logits
 from g2d.redteam.context import AttackContext, Case, Chain, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled
+from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 
-TITLE = "White-box, this generation"
-QUESTION = "How often does an attacker win who holds the weights that are live right now?"
-IDENTIFIERS = Identifiers(
-    atlas="AML.T0043.000 Craft Adversarial Data: White-Box Optimization",
-    nist="NISTAML.022 Evasion",
-    owasp="ML01:2023 Input Manipulation Attack",
-)
-
-CONTROLS = {"frozen": 1, "retrained": 2, "soup": 1, "noise": 1, "permuted": 1}
-THREAT = "white-box"
+_CONTROLS = {"frozen": 1, "retrained": 2, "soup": 1, "noise": 1, "permuted": 1}
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 def plan(spec: RunSpec) -> list[Case]:
     """One case of AutoAttack for each network, and one sweep for the live and the frozen one."""
-    judged = {"generated": 1, "frozen": 1} if spec.quick else {"generated": 10, **CONTROLS}
+    judged = {"generated": 1, "frozen": 1} if spec.quick else {"generated": 10, **_CONTROLS}
     n, steps = (24, 20) if spec.quick else (150, 100)
     cases = []
     for name, wanted in judged.items():
@@ -152,7 +144,8 @@ def _autoattack(case: Case, context: AttackContext) -> Row:
     targets = min(9, context.task.classes - 1)
     return context.row(
         case,
-        THREAT,
+        "white-box-autoattack",
+        "white-box",
         "AutoAttack standard",
         context.score(model, proposed, split),
         clean_accuracy=accuracy_rate(model, split),
@@ -176,6 +169,7 @@ def _sweep(case: Case, context: AttackContext) -> Row:
     zero = next((p["eps"] for p in curve if p["value"] == 1), None)
     return context.row(
         case,
+        "white-box-sweep",
         "white-box, budget swept",
         f"APGD-CE {steps} steps",
         value,
@@ -184,3 +178,33 @@ def _sweep(case: Case, context: AttackContext) -> Row:
         note="accuracy is never 0" if zero is None else f"accuracy is 0 from eps {zero:g} on",
         extra={"curve": curve},
     )
+
+
+THREAT = Threat(
+    name="white-box",
+    title="White-box, this generation",
+    question="How often does an attacker win who holds the weights that are live right now?",
+    ids=Identifiers(
+        atlas="AML.T0043.000 Craft Adversarial Data: White-Box Optimization",
+        nist="NISTAML.022 Evasion",
+        owasp="ML01:2023 Input Manipulation Attack",
+    ),
+    plan=plan,
+    run=run,
+    merge=merge,
+    chains=CONTROLS,
+    curve=CurveStyle(
+        x="eps",
+        by=("threat", "attack"),
+        across="attack budget ε",
+        title="Larger and larger budgets",
+        reads=(
+            "An attack worth its name reaches every example once ε is large enough. A curve that "
+            "stays flat would mean that the attack is broken, not that the model is strong."
+        ),
+        hides=(
+            "Rotation: here the attacker reads the very parameters that are attacked, and "
+            "rotating them changes nothing."
+        ),
+    ),
+)

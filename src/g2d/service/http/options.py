@@ -58,6 +58,9 @@ class Options(Checked):
         0.0, 3600.0, 0.5,
         "time between checks of the weights in memory, twice a second at most; 0: never", unit="s",
     )  # fmt: skip
+    observer: tuple[str, ...] = free(
+        (), "your own 'module:factory', shown what was answered", metavar="NAME"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,6 @@ from g2d.report.results import read_results
 
 _LOOK = 10.0  # seconds between looks at the file
 _BESIDE = ("generated", "unrotated", "frozen", "retrained", "soup", "noise")  # side by side
-_STILL = "no rotation"  # the clock of a target that is no moving one
 
 
 class Findings:
@@ -99,7 +98,7 @@ def _best(lines: Sequence[Line], titles: Values) -> list[dict[str, Any]]:
     found = []
     for family, title in titles.items():
         own = [line for line in lines if line.family == family and _harm(line) >= 0]
-        own = [line for line in own if line.clock != _STILL] or own
+        own = [line for line in own if not line.still] or own
         beside = [line for line in own if line.best("frozen")]
         best = [max(some, key=_harm) for some in (own, beside) if some]
         if len(best) == 2 and best[0] is best[1]:

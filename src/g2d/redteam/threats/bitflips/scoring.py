@@ -107,8 +107,8 @@ class Bench:
         return float(right.double().mean()) <= self.chance + 0.01
 
     def row(
-        self, threat: str, pairs: Sequence[Pair], curves: Sequence[Curve], at: Sequence[int],
-        **more: object,
+        self, kind: str, threat: str, pairs: Sequence[Pair], curves: Sequence[Curve],
+        at: Sequence[int], **more: object,
     ) -> Row:  # fmt: skip
         """A row of the mean loss over networks, each after its own number of flips.
 
@@ -133,7 +133,8 @@ class Bench:
             "extra": extra,
         }
         attack = str(more.pop("attack", f"progressive bit search, {most} flips at most"))
-        return self.context.row(self.case, threat, attack, mean, **(known | more))
+        kind = f"bit-flips-{kind}"
+        return self.context.row(self.case, kind, threat, attack, mean, **(known | more))
 
     def mean(self, threat: str, pairs: Sequence[Pair], hits: Tensor) -> Rate:
         """Mean over curves, (c, n) bool, with an interval over networks and images."""
@@ -222,6 +223,7 @@ def points(curves: Sequence[Curve]) -> list[dict[str, float]]:
     ]
 
 
-def unmeasured(case: Case, threat: str, why: str) -> Row:
+def unmeasured(case: Case, kind: str, threat: str, why: str) -> Row:
     """A row that says why flips were not tried."""
-    return not_measured(case.family, threat, case.chain, "progressive bit search", why)
+    kind, attack = f"bit-flips-{kind}", "progressive bit search"
+    return not_measured(case.family, kind, threat, case.chain, attack, why)

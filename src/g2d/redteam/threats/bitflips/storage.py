@@ -34,7 +34,9 @@ def hardened(bench: Bench, chain: Chain) -> list[Row]:
     The attacker searches on a network kept in the same way; secrets are drawn anew for each.
     """
     if len(chain.networks) < 2:
-        return [unmeasured(bench.case, "hardened generations", "only one network was exposed")]
+        return [
+            unmeasured(bench.case, "kept", "hardened generations", "only one network was exposed")
+        ]
     secrets = _Secrets(
         bench, hidden_units(bench.context.task), bench.context.source("bits", "secrets")
     )
@@ -44,20 +46,29 @@ def hardened(bench: Bench, chain: Chain) -> list[Row]:
         balanced = _aimed(bench, chain, lambda state: balance(state, units))
         in_range, clipped = partial(reordered, ranges=True), _aimed(bench, chain, _clipped)
         rows = [
-            _kept(bench, "secretly reordered units", plain, reordered, same),
-            _kept(bench, "balanced and secretly reordered units", balanced, reordered, same),
-            _kept(bench, "reordered units, weights kept in their range", plain, in_range, same),
-            _kept(bench, "weights clipped at 3 deviations, reordered", clipped, reordered,
-                  "clipping costs the accuracy shown"),
+            _kept(bench, "reordered", "secretly reordered units", plain, reordered, same),
+            _kept(bench, "balanced", "balanced and secretly reordered units", balanced,
+                  reordered, same),
+            _kept(bench, "in-range", "reordered units, weights kept in their range", plain,
+                  in_range, same),
+            _kept(bench, "clipped", "weights clipped at 3 deviations, reordered", clipped,
+                  reordered, "clipping costs the accuracy shown"),
         ]  # fmt: skip
     else:
         why = "the model is no plain chain of hidden units"
-        rows = [unmeasured(bench.case, "secretly reordered units", why)]
+        rows = [unmeasured(bench.case, "kept-reordered", "secretly reordered units", why)]
     stored = f"{same}; protects what is stored, not a copy put in order for computing"
     return [
         *rows,
-        _kept(bench, "weights stored in a secret order", plain, shuffled, stored),
-        _kept(bench, "bits stored in a secret order", plain, partial(shuffled, bit=None), stored),
+        _kept(bench, "secret-order", "weights stored in a secret order", plain, shuffled, stored),
+        _kept(
+            bench,
+            "secret-bits",
+            "bits stored in a secret order",
+            plain,
+            partial(shuffled, bit=None),
+            stored,
+        ),
     ]
 
 
@@ -97,6 +108,7 @@ def _aimed(bench: Bench, chain: Chain, prepare: Callable[[State], State]) -> lis
 
 def _kept(
     bench: Bench,
+    kind: str,
     name: str,
     aimed: Sequence[_Aimed],
     hit: Callable[[Sequence[Flip], State], Curve],
@@ -107,6 +119,7 @@ def _kept(
     every = [one for one in aimed for _ in range(draws)]
     curves = [hit(one.flips, one.state) for one in every]
     return bench.row(
+        f"kept-{kind}",
         f"the same flips on the next network: {name}",
         [(one.read, one.network) for one in every], curves,
         [1] * len(curves),

@@ -13,16 +13,9 @@ from g2d.attacks.bitflip import Flip, quantise, random_flips
 from g2d.errors import SettingsError
 from g2d.redteam.context import AttackContext, Case, Chain, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row
+from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.redteam.threats.bitflips.scoring import RESAMPLES, Bench, Curve, Pair, points, unmeasured
 from g2d.redteam.threats.bitflips.storage import hardened
-
-TITLE = "Bit flips in the stored weights"
-QUESTION = "Do the bits that ruin one generation ruin the next one too?"
-IDENTIFIERS = Identifiers(
-    atlas="nearest: AML.T0018 Manipulate AI Model",
-    nist="nearest: NISTAML.011 Model Poisoning (availability)",
-    owasp="nearest: ML10:2023 Model Poisoning",
-)
 
 _CONTROLS = ("frozen", "unrotated", "permuted", "retrained", "soup", "noise")
 # CPU seconds of one exposed network: 50 iterations of the search, and the curves on 1,000 images.
@@ -62,7 +55,7 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     try:
         quantise(context.state(chain.networks[0]))
     except SettingsError as error:
-        return [unmeasured(case, "bit flips", str(error))]
+        return [unmeasured(case, "own", "bit flips", str(error))]
     parts: dict[str, Callable[[Bench, Chain], list[Row]]] = {
         "search": _search,
         "random": _random,
@@ -112,7 +105,7 @@ def _search(bench: Bench, chain: Chain) -> list[Row]:
         else "; chance is not always reached"
     )
     own = [(one, one.network) for one in found]
-    rows = [_row(bench, "flips on the network they were found on", own, note,
+    rows = [_row(bench, "own", "flips on the network they were found on", own, note,
                  [one.curve for one in found])]  # fmt: skip
     # Of a fixed chain all are next: copies of one function, none of which comes after another.
     near = [(one, n) for one in found for n in one.following[: None if chain.fixed else 1]]
@@ -120,15 +113,15 @@ def _search(bench: Bench, chain: Chain) -> list[Row]:
     if near:
         curves = [bench.curve(bench.stored(network), one.flips) for one, network in near]
         note = f"all flips of the list{_NOTES.get(chain.name, '')}"
-        rows.append(_row(bench, name, near, note, curves))
+        rows.append(_row(bench, "next", name, near, note, curves))
     else:
         why = f"{chain.name} holds one network: there is no next one; generate more"
-        rows.append(unmeasured(bench.case, name, why))
+        rows.append(unmeasured(bench.case, "next", name, why))
     far = [(o, n) for o in found for n in o.following[1:] if not chain.fixed]
     if far:
         curves = [bench.sparse(bench.stored(n), o.flips, o.at) for o, n in far]
         name = "the same flips two and more networks later"
-        rows.append(_row(bench, name, far, "all flips of the list", curves, whole=False))
+        rows.append(_row(bench, "later", name, far, "all flips of the list", curves, whole=False))
     return rows
 
 
@@ -138,6 +131,7 @@ def _lengths(found: Sequence[_Found]) -> str:
 
 def _row(
     bench: Bench,
+    kind: str,
     threat: str,
     hit: Sequence[tuple[_Found, Network]],
     note: str,
@@ -169,7 +163,7 @@ def _row(
         f"{note}; after all of them {after:.1%} is lost, after as many as ruin the network they "
         f"were found on {fewer:.1%}"
     )
-    return bench.row(threat, pairs, curves, every, note=note, extra=extra)
+    return bench.row(kind, threat, pairs, curves, every, note=note, extra=extra)
 
 
 _NOTES = {
@@ -183,14 +177,17 @@ def _joint(bench: Bench, chain: Chain) -> list[Row]:
     """Positions that hurt several exposed networks at once, flipped in later ones."""
     exposed, later = chain.split(bench.case.number("exposed"), bench.case.number("later"))
     if len(exposed) < 2:
-        return [unmeasured(bench.case, "flips found jointly", "only one network was exposed")]
+        return [
+            unmeasured(bench.case, "joint", "flips found jointly", "only one network was exposed")
+        ]
     flips = bench.search(*[bench.stored(network) for network in exposed])
     curves = [bench.curve(bench.stored(network), flips) for network in later]
     note = "all flips are used: the attacker cannot see when the unseen network has fallen"
     return [bench.row(
-        f"flips found jointly on the last {len(exposed)}, on unseen networks",
+        "joint", f"flips found jointly on the last {len(exposed)}, on unseen networks",
         [(None, network) for network in later], curves,
-        [len(flips)] * len(curves), note=note, extra={"curve": points(curves)},
+        [len(flips)] * len(curves), note=note,
+        extra={"exposed": len(exposed), "curve": points(curves)},
     )]  # fmt: skip
 
 
@@ -201,14 +198,17 @@ def _random(bench: Bench, chain: Chain) -> list[Row]:
     flips = bench.search(stored)
     count, draws = max(1, bench.count(stored, flips)), bench.case.number("draws")
     rows = []
-    for bit, name in ((None, "random flips"), (7, "random most significant bits")):
+    for kind, bit, name in (
+        ("random", None, "random flips"), ("random-top", 7, "random most significant bits"),
+    ):  # fmt: skip
         source = bench.context.source("bit flips", name)
         curves = [
             bench.ends(stored, random_flips(stored, count, source, bit)) for _ in range(draws)
         ]
         note = f"control: {count} flips, as many as the search needs; {draws} draws"
-        rows.append(bench.row(name, [(live, live)] * draws, curves, [1] * draws, note=note,
-                              attack=f"{count} flips, drawn evenly", gradient_steps=0))  # fmt: skip
+        rows.append(bench.row(kind, name, [(live, live)] * draws, curves, [1] * draws,
+                              note=note, attack=f"{count} flips, drawn evenly",
+                              gradient_steps=0))  # fmt: skip
     return rows
 
 
@@ -216,7 +216,7 @@ def _healing(bench: Bench, chain: Chain) -> list[Row]:
     """Flips in the live network's memory, and what the next rotation leaves of them."""
     threat = "flips in memory, after the next rotation"
     if len(chain.networks) < 2:
-        return [unmeasured(bench.case, threat, "nothing has been rotated yet")]
+        return [unmeasured(bench.case, "healing", threat, "nothing has been rotated yet")]
     live, following = chain.networks[-2:]
     (found,) = _find(bench, [live], [following])
     curve, at = found.curve, found.at
@@ -236,4 +236,34 @@ def _healing(bench: Bench, chain: Chain) -> list[Row]:
         "rotated every T seconds, a flip lives T/2 plus that in the mean"
     )
     pair, kept = (live, following), Curve(curve.before, (healed,))
-    return [bench.row(threat, [pair], [kept], [0], note=note, extra=extra)]
+    return [bench.row("healing", threat, [pair], [kept], [0], note=note, extra=extra)]
+
+
+THREAT = Threat(
+    name="bit-flips",
+    title="Bit flips in the stored weights",
+    question="Do the bits that ruin one generation ruin the next one too?",
+    ids=Identifiers(
+        atlas="nearest: AML.T0018 Manipulate AI Model",
+        nist="nearest: NISTAML.011 Model Poisoning (availability)",
+        owasp="nearest: ML10:2023 Model Poisoning",
+    ),
+    plan=plan,
+    run=run,
+    chains=CONTROLS,
+    curve=CurveStyle(
+        x="flips",
+        by=("threat",),
+        across="bits flipped",
+        upwards="accuracy",
+        title="Flipped bits in the weights",
+        reads=(
+            "An attacker flips the worst bits of one network's 8-bit weights, and then the same "
+            "bits of another network. A line that hardly moves says that bits found on the one do"
+            " nothing to the other; random flips show what any damage costs."
+        ),
+        hides=(
+            "How an attacker gets to flip bits, and one who searches anew after every rotation."
+        ),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Poisoning: the threat, its judge, poisoned data and a poisoned member."""

@@ -1,0 +1,91 @@
+"""Networks made for the poisoning threat: proposals, samples, trainings, means and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from g2d.core.types import State
+from g2d.generator import Exposure, Generator
+from g2d.redteam.context import AttackContext
+from g2d.settings import GuidanceSettings
+from g2d.tasks.task import Task
+from g2d.training.loop import Batches, clean_step, train
+from g2d.training.population import freeze
+
+
+def proposals(
+    generator: Generator, task: Task, exposures: Sequence[Exposure], context: AttackContext,
+    count: int, *name: object,
+) -> list[State]:  # fmt: skip
+    """Guided proposals, as a rotation makes them."""
+    settings: GuidanceSettings = replace(context.spec.settings.guidance, conditioned=False)
+    return [
+        generator.to_state(
+            generator.propose(task, exposures, settings, context.source("poisoning", *name, index))
+        )
+        for index in range(count)
+    ]
+
+
+def samples(generator: Generator, context: AttackContext, count: int, *name: object) -> list[State]:
+    """Unguided samples."""
+    drawn = generator.sample(count, context.source("poisoning", "sample", *name))
+    return [generator.to_state(v) for v in drawn]
+
+
+def trained(task: Task, context: AttackContext, steps: int, *name: object) -> State:
+    """Train a network from a fresh seed on a task's train split."""
+    s = context.spec.settings.population
+    model = task.model(context.seed("poisoning", *name))
+    return tuned(model.state_dict(), task, context, steps, s.rate, (), *name)
+
+
+def tuned(
+    start: State,
+    task: Task,
+    context: AttackContext,
+    steps: int,
+    rate: float,
+    scope: tuple[str, ...],
+    *name: object,
+) -> State:
+    """Train a network on from `start`; what lies outside a scope stays as it is."""
+    seed = context.seed("poisoning", *name)
+    model = task.model(seed)
+    model.load_state_dict(start)
+    kept = freeze(model, start, scope)
+    batches = Batches(
+        task, task.splits.train, context.spec.settings.population.batch,
+        context.source("poisoning", *name),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # dropout and the like draw from it
+        train(model, clean_step(task, batches), steps=steps, rate=rate)
+    model.load_state_dict(kept, strict=False)
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def mean_of(states: Sequence[State]) -> State:
+    """Mean of several states; integers come from the first."""
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[0].items()
+    }
+
+
+def noised(state: State, generator: torch.Generator) -> State:
+    """A state plus Gaussian noise of a tenth of each tensor's root mean square."""
+
+    def noisy(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        scale = 0.1 * tensor.square().mean().sqrt()
+        return tensor + scale * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+
+    return {name: noisy(tensor) for name, tensor in state.items()}

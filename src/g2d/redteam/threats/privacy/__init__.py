@@ -1,0 +1,1 @@
+"""Privacy: the threat, membership and inversion."""

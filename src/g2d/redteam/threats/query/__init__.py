@@ -1,0 +1,1 @@
+"""Query attacks on the API: the threat, the searches, a rotating chain and a live service."""
