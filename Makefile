@@ -8,28 +8,53 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable
 # One thread a process: on a busy machine more OpenMP threads are up to 60 times slower.
 export OMP_NUM_THREADS := 1
 export PYTHONPATH :=
+# Tests start a hundred processes; each would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test check format clean
+# Two workers; a group of tests that must not meet (Ray's) stays with one of them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.PHONY: demo test check ci lint format docs clean
 
 demo: .venv/demo.stamp
 	$(BIN)/g2d demo
 
+# All tests.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(PYTEST)
 
-check: .venv/dev.stamp
+# The developer's loop: all that is checked, without the tests that are marked slow.
+check: lint
+	$(call beside_types,$(PYTEST) -m "not slow")
+
+# What CI runs: all that is checked, and every test once.
+ci: lint
+	$(call beside_types,$(PYTEST))
+
+# What takes seconds.
+lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python .ci/check_sizes.py
+
+# Run the tests while mypy runs beside them, then say what it found; fail if either did.
+define beside_types
+	@mkdir -p build; $(BIN)/mypy > build/mypy.txt 2>&1 & types=$$!; \
+	$(1); tests=$$?; \
+	wait $$types; typed=$$?; echo "mypy:"; cat build/mypy.txt; \
+	test $$tests -eq 0 -a $$typed -eq 0
+endef
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf .venv demo runs build .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv site demo runs build .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -41,3 +66,7 @@ clean:
 .venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) '.[dev]'
 	touch $@ .venv/demo.stamp
+
+.venv/docs.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) '.[docs]'
+	touch $@

@@ -1,17 +1,23 @@
-"""Shared fixtures: a tiny task and a tiny defence that take a second, and the shared data."""
+"""Shared fixtures: a tiny task and a tiny defence, built once for a whole run; the shared data."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
-import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import g2d
-from g2d.core.engine import SerialEngine
-from g2d.settings import HardenSettings
+from built_once import BuiltOnce
+from g2d.core.engine import SerialEngine, configure_threads
+from g2d.settings import HardenSettings, Settings
+from g2d.vault.signing import SigningKey
+from g2d.vault.vault import Vault
 from hardening import trained
 from places import SHARED
 
@@ -19,7 +25,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts a job in the background has it ignore Ctrl-C, and so would every child.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-torch.set_num_threads(1)
+configure_threads()
+
+# `G2D_EXAMPLES=long make test` searches forty times longer than the loop can afford.
+hypothesis.settings.register_profile("loop", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("G2D_EXAMPLES", "loop"))
 
 
 TINY = {
@@ -53,18 +64,57 @@ def tiny_settings() -> g2d.Settings:
 
 
 @pytest.fixture(scope="session")
-def tiny_vault(tmp_path_factory: pytest.TempPathFactory, tiny_settings: g2d.Settings) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> BuiltOnce:
+    """For what is dear to build: the first worker who needs it builds it for all."""
+    return BuiltOnce(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_vault(once: BuiltOnce, tiny_settings: Settings) -> Path:
     """A vault of digits with population, generator and the base exposed; copy it to change it."""
-    path = tmp_path_factory.mktemp("tiny") / "vault"
-    with g2d.Defence.build("digits", path, tiny_settings, engine=SerialEngine()):
-        pass
-    return path
+
+    def build(path: Path) -> None:
+        with g2d.Defence.build("digits", path, tiny_settings, engine=SerialEngine()):
+            pass
+
+    return once.copy("tiny", build)
+
+
+@pytest.fixture(scope="session")
+def rotated_vault(once: BuiltOnce, tiny_vault: Path) -> Path:
+    """The tiny vault after two rotations, with 3 live; copy it to change it."""
+
+    def build(path: Path) -> None:
+        shutil.copytree(tiny_vault, path)
+        with g2d.Defence.open(path) as defence:
+            defence.generate(2)
+
+    return once.copy("rotated", build)
+
+
+@pytest.fixture(scope="session")
+def key_file(once: BuiltOnce) -> Path:
+    return once.path("signing.key", lambda path: SigningKey.generate().write(path))
+
+
+@pytest.fixture(scope="session")
+def signed_vault(once: BuiltOnce, tiny_vault: Path, key_file: Path) -> Path:
+    """The tiny vault and generations 2 and 3, signed by `key_file`; 2 is live. Copy to change."""
+
+    def build(path: Path) -> None:
+        shutil.copytree(tiny_vault, path)
+        with Vault.open(path, write=True) as opened:
+            settings = Settings.from_toml(opened.settings_text)
+            opened.write_settings(settings.override(signing__key=str(key_file)).to_toml())
+        with g2d.Defence.open(path) as defence:
+            defence.generate()
+            defence.generate(activate=False)
+
+    return once.copy("signed", build)
 
 
 @pytest.fixture
 def defence(tiny_vault: Path, tmp_path: Path) -> g2d.Defence:
-    import shutil
-
     copy = tmp_path / "vault"
     shutil.copytree(tiny_vault, copy)
     with g2d.Defence.open(copy) as opened:
@@ -79,11 +129,22 @@ def mnist_folder() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def plain(digits: g2d.Task) -> nn.Module:
-    return trained(digits, HardenSettings())
+def kept(once: BuiltOnce, task: g2d.Task, name: str, settings: HardenSettings) -> nn.Module:
+    """A network that is trained once for a whole run."""
+
+    def build(path: Path) -> None:
+        save_file(trained(task, settings).state_dict(), path)
+
+    model = task.model(0)
+    model.load_state_dict(load_file(once.path(name, build)))
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
-def hardened(digits: g2d.Task) -> nn.Module:
-    return trained(digits, HardenSettings(recipe=("adversarial",), steps=5))
+def plain(once: BuiltOnce, digits: g2d.Task) -> nn.Module:
+    return kept(once, digits, "plain", HardenSettings())
+
+
+@pytest.fixture(scope="session")
+def hardened(once: BuiltOnce, digits: g2d.Task) -> nn.Module:
+    return kept(once, digits, "hardened", HardenSettings(recipe=("adversarial",), steps=5))

@@ -10,16 +10,14 @@ from g2d.attacks import pgd
 from g2d.settings import HardenSettings
 from g2d.tasks.inference import predict
 from g2d.tasks.task import Task
-from g2d.training.loop import Batches, train
+from g2d.training.loop import Batches
 from g2d.training.recipes import HardenedTraining, Step
 
 
 def trained(task: Task, settings: HardenSettings, steps: int = 250, **more) -> nn.Module:
     model, generator = task.model(0), torch.Generator().manual_seed(0)
     batches = Batches(task, task.splits.train, 64, generator)
-    course = HardenedTraining(task, settings, batches, steps, seed=0, **more)
-    train(model, course, steps=steps, rate=3e-3, after=course.after)
-    course.finish(model)
+    HardenedTraining(task, settings, batches, steps, seed=0, **more).run(model, rate=3e-3)
     return model.requires_grad_(False)
 
 

@@ -16,19 +16,21 @@ import httpx
 import numpy as np
 
 from g2d.errors import GenerationError, RefusedError
+from g2d.rotation import events as rotation_events
+from g2d.rotation.events import Event, Tell
 from g2d.rotation.scheduler import Backoff, Rotation, Triggers
 from g2d.rotation.snapshot import Live, Snapshot
-from g2d.service.http.app import Service
-from g2d.service.http.batcher import Batcher
-from g2d.service.http.event_log import EventLog
+from g2d.service.assembly import assemble
+from g2d.service.http import events as service_events
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
-from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 
 MODEL = Model("g2d", (1, 2, 2), "float32", 3)
 TOKEN = "an admin token of the tests"
+ADMIN = {"authorization": f"Bearer {TOKEN}"}
+INFER = "/v2/models/g2d/infer"
 FAST = Backoff(first=0.02, most=0.1)
 
 
@@ -46,8 +48,22 @@ def numbered(number: int) -> Snapshot:
     return Snapshot(number, predict)
 
 
+def event(name: str, facts: dict) -> Event:
+    """The event of a name, as logs and listeners know it."""
+    found = {**vars(rotation_events), **vars(service_events)}.values()
+    kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, Event)]
+    return next(kind for kind in kinds if getattr(kind, "name", "") == name).of(facts)
+
+
+def into(told: list[tuple[str, dict]]) -> Tell:
+    """Takes events and appends each one's name and facts to a list."""
+    return lambda event: told.append((event.name, event.facts()))
+
+
 class Fake:
-    """Workshop and shelf at once; `fails` and `refuses` say what goes wrong, once each."""
+    """Spare maker and loader at once; `fails` and `refuses` say what goes wrong, once each."""
+
+    model = MODEL
 
     def __init__(self, live: int = 1) -> None:
         self.committed, self.last, self.made = live, live, 0
@@ -56,6 +72,7 @@ class Fake:
         self.commit_fails: list[tuple[bool, Exception]] = []
         self.seconds = 0.0
         self.afters: list[int] = []
+        self.facts: dict[int, dict] = {}  # what `describe` knows of a generation beyond no gates
         self.closed = threading.Event()
 
     def make(self, after: int) -> int:
@@ -90,6 +107,12 @@ class Fake:
     def verify(self, number: int, after: int) -> None:
         assert number > after
 
+    def again(self, number: int) -> Snapshot:
+        return numbered(number)
+
+    def describe(self, number: int) -> dict:
+        return {"gates": []} | self.facts.get(number, {})
+
 
 class Harness:
     """A whole service over stand-ins; `client()` talks to it without a socket."""
@@ -98,29 +121,26 @@ class Harness:
         self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN,
         results: Path | None = None, hosts: tuple[str, ...] = ("g2d",),
     ) -> None:  # fmt: skip
-        from g2d.service.http.status_api import build
-
         self.fake, self.live, self.log = Fake(), Live(numbered(1)), io.StringIO()
         options = options or Options()
         self.options = replace(options, allow_host=(*options.allow_host, *hosts))
-        self.rotation = Rotation(
-            self.live, self.fake, self.fake, triggers or Triggers(), self._tell, backoff=FAST
+        self.facts = self.fake.facts
+        parts = assemble(
+            self.fake,
+            self.live,
+            lambda tell: Rotation(
+                self.live, self.fake, self.fake, triggers or Triggers(), tell, backoff=FAST
+            ),
+            self.options,
+            AdminToken(token.encode() if token else None),
+            Log(self.log),
+            results=results,
         )
-        self.metrics = Metrics(self.rotation.status)
-        self.facts: dict[int, dict] = {}  # what `describe` knows of a generation beyond no gates
-        self.event_log = EventLog(
-            self.metrics, Log(self.log), lambda number: {"gates": []} | self.facts.get(number, {})
-        )
-        batcher = Batcher(
-            self.live, self.options.max_batch, self.options.max_waiting, self.rotation.count
-        )
-        self.service = Service(
-            MODEL, self.options, self.rotation, batcher, self.metrics, self.event_log,
-            AdminToken(token.encode() if token else None), lambda made: build(made, results),
-        )  # fmt: skip
+        self.rotation, self.metrics, self.service = parts.rotation, parts.metrics, parts.service
+        self.event_log = parts.event_log
 
-    def _tell(self, event: str, facts: dict) -> None:
-        self.event_log.tell(event, facts)
+    def tell(self, name: str, facts: dict) -> None:
+        self.event_log.tell(event(name, facts))
 
     @contextlib.asynccontextmanager
     async def client(self):
@@ -142,6 +162,14 @@ class Harness:
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
 
+def run(harness: Harness, work) -> None:
+    async def whole() -> None:
+        async with harness.client() as client:
+            await work(client)
+
+    asyncio.run(whole())
+
+
 @contextlib.contextmanager
 def running(rotation: Rotation) -> Iterator[None]:
     rotation.start()
@@ -151,7 +179,7 @@ def running(rotation: Rotation) -> Iterator[None]:
         rotation.stop()
 
 
-def wait_for(what, seconds: float = 20.0) -> None:
+def wait_for(what, seconds: float = 120.0) -> None:
     until = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < until, "it did not happen in time"

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from g2d.defence.generations import Generation
     from g2d.errors import G2DError
     from g2d.generator import Generator
+    from g2d.redteam import attack
     from g2d.rotation.snapshot import Rotor
     from g2d.settings import Settings
     from g2d.tasks.builtin import load_task
     from g2d.tasks.splits import Split, Splits, split_dataset
     from g2d.tasks.task import Task
+    from g2d.vault.verify import verify
 
 __version__ = "0.1.0"
 
@@ -33,8 +35,10 @@ _HOMES = {
     "Split": "g2d.tasks.splits",
     "Splits": "g2d.tasks.splits",
     "Task": "g2d.tasks.task",
+    "attack": "g2d.redteam",
     "load_task": "g2d.tasks.builtin",
     "split_dataset": "g2d.tasks.splits",
+    "verify": "g2d.vault.verify",
 }
 
 __all__ = [
@@ -47,8 +51,10 @@ __all__ = [
     "Split",
     "Splits",
     "Task",
+    "attack",
     "load_task",
     "split_dataset",
+    "verify",
 ]
 
 

@@ -1,7 +1,10 @@
 """Every setting of a defence: frozen dataclasses, read from and written to one TOML file.
 
 An unknown key is an error that suggests the nearest name; a value out of range says what its range
-is. Knows no torch, so that the command line can read and check settings at once.
+is. A setting that was renamed says `was`: people's files are told the new name, a vault's own file
+is understood, and digests go on using the former one. A setting that came after the first release
+says `since`: digests leave it out where it has its default, so that older vaults go on. Knows no
+torch, so that the command line can read and check settings at once.
 """
 
 from __future__ import annotations
@@ -19,19 +22,24 @@ from g2d.errors import SettingsError, nearest
 T = TypeVar("T")
 
 
-def within(low: float, high: float, default: Any, doc: str) -> Any:
-    """Declare a numeric field with its closed range `[low, high]` and its one-line meaning."""
-    return field(default=default, metadata={"range": (low, high), "doc": doc})
+def within(low: float, high: float, default: Any, doc: str, **about: str) -> Any:
+    """Declare a numeric field with its closed range `[low, high]` and its one-line meaning.
+
+    Args:
+        about: `was`, a former name; `since`, the first release that has it; and how the command
+            line shows it: `unit="s"` for a time span, or a `metavar`.
+    """
+    return field(default=default, metadata={"range": (low, high), "doc": doc, **about})
 
 
-def one_of(choices: tuple[str, ...], default: str, doc: str) -> Any:
-    """Declare a text field that takes one of `choices`."""
-    return field(default=default, metadata={"choices": choices, "doc": doc})
+def one_of(choices: tuple[str, ...], default: str, doc: str, **about: str) -> Any:
+    """Declare a text field that takes one of `choices`; `about` as for `within`."""
+    return field(default=default, metadata={"choices": choices, "doc": doc, **about})
 
 
-def free(default: Any, doc: str) -> Any:
-    """Declare a field that any value of its type suits."""
-    return field(default=default, metadata={"doc": doc})
+def free(default: Any, doc: str, **about: str) -> Any:
+    """Declare a field that any value of its type suits; `about` as for `within`."""
+    return field(default=default, metadata={"doc": doc, **about})
 
 
 class Checked:
@@ -49,7 +57,7 @@ class TaskSettings(Checked):
     """What is defended: a built-in task or `module:factory`, its data and its attack budget."""
 
     name: str = free("digits", "digits, mnist, mnist-robust, cifar10 or your own 'module:factory'")
-    data: str = free("", "folder that holds the data (mnist, cifar10)")
+    data: str = free("", "folder that holds the data (mnist, cifar10)", metavar="FOLDER")
     eps: float = within(0.0, 1e6, 0.0, "attack budget, L-infinity norm; 0: the task's own")
     split_seed: int = within(0, 2**31 - 1, 0, "seed of the train/guide/gate split")
 
@@ -58,7 +66,9 @@ class TaskSettings(Checked):
 class PopulationSettings(Checked):
     """How the population of checkpoints is made."""
 
-    recipe: str = one_of(("repelled", "forks", "seeds"), "repelled", "how members are trained")
+    recipe: str = one_of(
+        ("repelled", "forks", "seeds"), "repelled", "where members begin and what repels them"
+    )
     members: int = within(2, 100_000, 64, "number of checkpoints")
     basins: int = within(1, 1000, 6, "independent early checkpoints that members are forked from")
     base_steps: int = within(1, 10**7, 3500, "optimiser steps of the base, the model to defend")
@@ -66,9 +76,10 @@ class PopulationSettings(Checked):
         0, 10**7, 1000, "optimiser steps of a basin's early checkpoint; 0: the base is the basin"
     )
     fork_steps: int = within(1, 10**7, 600, "optimiser steps of a fork")
-    harden: float = within(
-        0.0, 1.0, 0.5, "FGSM budget of repelled forks, as a share of eps; 0: off"
-    )
+    light_eps: float = within(
+        0.0, 1.0, 0.5, "budget of repelled members' light FGSM, as a share of eps; 0: off",
+        was="harden",
+    )  # fmt: skip
     batch: int = within(1, 10**6, 128, "examples a step (as many again of attacks, if repelled)")
     rate: float = within(1e-8, 10.0, 3e-3, "Adam's peak learning rate; warm-up, then linear decay")
     trunk: bool = free(True, "repelled forks begin at their basin's latest member, not its first")
@@ -85,7 +96,8 @@ class HardenSettings(Checked):
     """How base and members are hardened while they are trained; docs/hardening.md."""
 
     recipe: tuple[str, ...] = free(
-        (), "applied as listed: of l2, clamp, distil, adversarial and your own 'module:function'"
+        (),
+        "what each step learns from; as listed: l2, clamp, distil, adversarial, your 'module:name'",
     )
     method: str = one_of(("pgd", "trades", "fgsm"), "pgd", "adversarial: how attacks are learned")
     norm: str = one_of(("inf", "2"), "inf", "adversarial: the norm of its ball")
@@ -109,12 +121,21 @@ class HardenSettings(Checked):
 
 
 @dataclass(frozen=True)
+class GeneratorSettings(Checked):
+    """What candidates are drawn from."""
+
+    space: str = free("diffusion", "latent space: diffusion, or your own 'module:Class'")
+
+
+@dataclass(frozen=True)
 class AutoencoderSettings(Checked):
     """The weight autoencoder (DESIGN section 2)."""
 
     scope: tuple[str, ...] = free((), "name patterns of the tensors in scope; empty: all")
     align: bool = free(False, "permute hidden units onto the first member before fitting")
-    newest: float = within(0.01, 1.0, 0.5, "share of each basin's repelled members to fit on")
+    newest_share: float = within(
+        0.01, 1.0, 0.5, "which share of each basin's repelled members to fit on", was="newest"
+    )
     latent: int = within(0, 100_000, 0, "latent dimensions; 0: one per direction of the population")
     width: int = within(1, 65_536, 256, "hidden width of encoder and decoder")
     sigma: float = within(0.0, 100.0, 0.1, "std of the noise on V, in units of a basin's spread")
@@ -139,7 +160,9 @@ class DiffusionSettings(Checked):
     batch: int = within(1, 10**6, 128, "latents a step")
     rate: float = within(1e-8, 10.0, 2e-3, "Adam's peak learning rate")
     ema: float = within(0.0, 0.999999, 0.999, "decay of the moving average of the weights")
-    distance: float = within(0.0, 1e6, 0.0, "lambda of the distance regulariser; 0: plain DDPM")
+    distance_weight: float = within(
+        0.0, 1e6, 0.0, "lambda of the distance regulariser; 0: plain DDPM", was="distance"
+    )
     margin: float = within(0.0, 1e6, 1.0, "the regulariser's bound on relative L1 distance")
     reference: str = one_of(("base", "population"), "base", "what the regulariser leaves")
     sampler: str = one_of(("ddim", "ddpm"), "ddim", "reverse process")
@@ -155,11 +178,15 @@ class GuidanceSettings(Checked):
     pool: int = within(1, 10**7, 1500, "attacks crafted on each accepted generation")
     pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
     mu: float = within(0.0, 1e4, 2.0, "weight of the stale-attack term")
-    robust: float = within(0.0, 1e4, 0.0, "weight of PGD on the candidate itself; 0: off")
+    robust_weight: float = within(
+        0.0, 1e4, 0.0, "weight of PGD on the candidate itself; 0: off", was="robust"
+    )
     robust_steps: int = within(1, 1000, 5, "PGD steps of that term")
     robust_eps: float = within(0.0, 1e6, 0.0, "its budget, norm inf; 0: the task's own")
     temperature: float = within(1e-3, 1e4, 0.5, "softmax temperature over exposures' losses")
-    newest: float = within(1e-3, 1e4, 4.0, "how much more often the newest exposure is drawn")
+    newest_weight: float = within(
+        1e-3, 1e4, 4.0, "how much more often the newest exposure is drawn", was="newest"
+    )
     batch: int = within(1, 10**6, 128, "clean examples a step, and as many attacks")
     particles: int = within(1, 10_000, 32, "samples that start a candidate; the best goes on")
     reverse_steps: int = within(0, 10_000, 5, "guided steps inside the reverse process")
@@ -168,6 +195,7 @@ class GuidanceSettings(Checked):
     prior: float = within(0.0, 1e6, 1e-3, "weight of the pull back to the latent's start")
     polish_steps: int = within(0, 10**6, 150, "Adam steps in full weight space")
     polish_rate: float = within(1e-8, 10.0, 2e-3, "their peak learning rate, decayed to zero")
+    extra: tuple[str, ...] = free((), "terms of your own, each a 'module:function'")
 
 
 @dataclass(frozen=True)
@@ -184,6 +212,7 @@ class GateSettings(Checked):
     pool: int = within(1, 10**6, 256, "gate-split attacks for each exposure and each gate")
     pool_steps: int = within(1, 1000, 10, "PGD steps of those attacks")
     attempts: int = within(1, 1000, 4, "candidates tried before generation is given up")
+    extra: tuple[str, ...] = free((), "gates of your own, each a 'module:function'")
 
 
 @dataclass(frozen=True)
@@ -201,29 +230,41 @@ class Settings(Checked):
     task: TaskSettings = field(default_factory=TaskSettings)
     population: PopulationSettings = field(default_factory=PopulationSettings)
     harden: HardenSettings = field(default_factory=HardenSettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     gates: GateSettings = field(default_factory=GateSettings)
     signing: SigningSettings = field(default_factory=SigningSettings)
 
+    @property
+    def source(self) -> str:
+        """The task's name and that of every object of the user's own that making runs.
+
+        A signed generation binds it: opening a vault imports what its settings name.
+        """
+        space = self.generator.space
+        own = (*self.gates.extra, *self.guidance.extra, *([space] if ":" in space else []))
+        return " ".join((self.task.name, *own))
+
     @classmethod
     def from_toml(cls, text: str, where: str = "settings") -> Settings:
         """Read settings from TOML text; `where` names the source in errors."""
-        try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise SettingsError(f"{where} is not valid TOML: {error}") from error
-        return build(cls, table, where)
+        return build(cls, _parsed(text, where), where)
 
     @classmethod
-    def from_file(cls, path: Path) -> Settings:
-        """Read settings from a TOML file."""
+    def from_vault(cls, text: str, where: str = "task.toml") -> Settings:
+        """Read the settings that a vault keeps, whichever version of G2D wrote them."""
+        return build(cls, _parsed(text, where), where, stored=True)
+
+    @classmethod
+    def from_file(cls, path: Path, *, stored: bool = False) -> Settings:
+        """Read settings from a TOML file: a person's, or the one that a vault keeps (`stored`)."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from error
-        return cls.from_toml(text, str(path))
+        return cls.from_vault(text, str(path)) if stored else cls.from_toml(text, str(path))
 
     def to_toml(self) -> str:
         """Write every setting, so that `from_toml(s.to_toml()) == s`."""
@@ -250,28 +291,63 @@ class Settings(Checked):
         return build(Settings, merged, "command line")
 
 
-def build(kind: type[T], table: dict[str, Any], where: str) -> T:
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{where} is not valid TOML: {error}") from error
+
+
+def build(kind: type[T], table: dict[str, Any], where: str, *, stored: bool = False) -> T:
     """Build a dataclass from a table, recursing into sections.
 
+    Args:
+        stored: the table is what an earlier G2D kept, so former names are understood.
+
     Raises:
-        SettingsError: a key is unknown (the nearest name is suggested) or a value does not fit.
+        SettingsError: a key is unknown (the nearest name is suggested) or was renamed (the new name
+            is told), or a value does not fit.
     """
     hints = typing.get_type_hints(kind)
     known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    renamed = {_former(item): item.name for item in known.values() if "was" in item.metadata}
     values: dict[str, Any] = {}
-    for key, value in table.items():
+    for given, value in table.items():
+        key = renamed.get(given, given)
+        if key != given and not stored:
+            raise SettingsError(f"{where}: {given!r} is called {key!r} now")
         if key not in known:
             raise SettingsError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+        if key in values:
+            raise SettingsError(f"{where}: {_former(known[key])!r} and {key!r} are one setting")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise SettingsError(f"{where}: {key!r} is a section, write [{key}]")
-            values[key] = build(hints[key], value, f"{where} [{key}]")
+            values[key] = build(hints[key], value, f"{where} [{key}]", stored=stored)
         else:
             values[key] = value
     try:
         return kind(**values)
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}") from None
+
+
+def stored(section: Checked) -> dict[str, Any]:
+    """Return a section's values as 0.1.0 named them: for digests, and for files that vaults keep.
+
+    Else a better name, or a new setting that nobody has touched, would change the digest of a vault
+    that is there, and its members or its generator would count as another's. `build(...,
+    stored=True)` is the inverse.
+    """
+    return {
+        _former(item): value
+        for item in dataclasses.fields(section)  # type: ignore[arg-type]
+        if (value := getattr(section, item.name)) != item.default or "since" not in item.metadata
+    }
+
+
+def _former(item: dataclasses.Field[Any]) -> str:
+    return str(item.metadata.get("was", item.name))
 
 
 def _checked(item: dataclasses.Field[Any], kind: Any, value: Any) -> Any:

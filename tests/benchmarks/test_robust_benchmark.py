@@ -1,20 +1,14 @@
-"""The parts of benchmarks/robust.py that decide what its tables say."""
+"""The parts of benchmarks/robust that decide what its tables say."""
 
 from __future__ import annotations
-
-import sys
 
 import pytest
 import torch
 
+from benchmarks.robust import compute, records, targets
+from benchmarks.robust.judge import behind_front, bits
 from g2d.attacks import project
 from g2d.tasks.networks import mnist_robust_cnn
-from places import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import robust_tables as tables
-from robust_judge import behind_front, bits
 
 
 def test_the_attack_behind_the_front_stays_in_the_ball_and_raises_the_loss():
@@ -27,7 +21,7 @@ def test_the_attack_behind_the_front_stays_in_the_ball_and_raises_the_loss():
     assert loss(model(found), y) > loss(model(x), y)
 
 
-def record(seed: int, own: list[int], stale: list[int]) -> tables.Record:
+def record(seed: int, own: list[int], stale: list[int]) -> records.Record:
     def alive(values: list[int]) -> dict[str, object]:
         share = sum(values) / len(values)
         kept = bits(torch.tensor(values).bool())
@@ -41,42 +35,42 @@ def test_differences_are_paired_by_image_and_averaged_over_seeds():
     own = [1, 0] * 50
     same, better = record(0, own, own), record(1, own, [1, 1] * 50)
 
-    def secret(one: tables.Record) -> list[tables.Alive | None]:
-        return [tables.alive(one, "generated", key) for key in ("stale_joint", "itself")]
+    def secret(one: records.Record) -> list[records.Alive | None]:
+        return [records.alive(one, "generated", key) for key in ("stale_joint", "itself")]
 
     def less(a: float, b: float) -> float:
         return a - b
 
-    assert tables.paired([same], secret, less) == (0.0, 0.0, 0.0)  # no noise in what is equal
-    value, low, high = tables.paired([same, better], secret, less)
+    assert records.paired([same], secret, less) == (0.0, 0.0, 0.0)  # no noise in what is equal
+    value, low, high = records.paired([same, better], secret, less)
     assert value == pytest.approx(0.25)
     assert 0.15 < low < 0.25 < high < 0.35
-    assert tables.paired([{"rows": {}, "sizes": {"N": 1}}], secret, less) is None
+    assert records.paired([{"rows": {}, "sizes": {"N": 1}}], secret, less) is None
 
 
 def test_only_the_first_images_are_compared_where_a_row_has_more():
     one = record(0, [1, 0, 1, 1], [1, 1])  # AutoAttack saw four, of which the first two are shared
-    drawn = tables.redrawn([one], lambda r: [tables.alive(r, "generated", "stale_joint"),
-                                             tables.alive(r, "generated")])  # fmt: skip
+    drawn = records.redrawn([one], lambda r: [records.alive(r, "generated", "stale_joint"),
+                                             records.alive(r, "generated")])  # fmt: skip
     assert drawn[0].tolist() == [[1.0, 0.5]]
 
 
 def test_who_owns_the_generator_and_stored_attacks_is_stopped_by_neither_alone():
     stored, adaptive = {"survivors": ["1100"]}, {"survivors": ["0000", "1010"]}
-    both = tables._owning({"stale_any": stored, "adaptive": adaptive})
+    both = records._owning({"stale_any": stored, "adaptive": adaptive})
     assert both == {"accuracy": 0.25, "worst": 0.25, "survivors": ["1000"]}  # the newest targets
 
 
 def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
-    assert tables.met(None, at_least=0.9) == "–"
-    assert (tables.met(0.9, at_least=0.9), tables.met(0.89, at_least=0.9)) == ("yes", "**no**")
-    assert (tables.met(0.0, at_most=0.01), tables.met(0.02, at_most=0.01)) == ("yes", "**no**")
+    assert targets.met(None, at_least=0.9) == "–"
+    assert (targets.met(0.9, at_least=0.9), targets.met(0.89, at_least=0.9)) == ("yes", "**no**")
+    assert (targets.met(0.0, at_most=0.01), targets.met(0.02, at_most=0.01)) == ("yes", "**no**")
 
 
 def test_the_curve_of_compute_says_where_a_goal_is_reached_or_that_it_never_is():
     names = ("PGD, 1/4 of the steps", "PGD, 1/2 of the steps", "PGD")
 
-    def curve(seed: int, *shares: float) -> tables.Record:
+    def curve(seed: int, *shares: float) -> records.Record:
         rows = {
             name: {
                 "autoattack": share, "cpu_seconds": seconds, "clean": 0.99,
@@ -87,14 +81,14 @@ def test_the_curve_of_compute_says_where_a_goal_is_reached_or_that_it_never_is()
         return {"seed": seed, "sizes": {"N": 100}, "rows": rows}
 
     rising, falling = curve(0, 0.8, 0.9, 0.95), curve(1, 0.9, 0.88, 0.85)
-    text = tables.compute([rising])
+    text = compute.compute([rising])
     assert "3 points, means of 1 seed," in text
     assert "96 % at 500 CPU s" in text
-    assert "93 % never" in tables.compute([falling])
+    assert "93 % never" in compute.compute([falling])
     # A seed that never gets there lessens the mean; it is no power of ten to be averaged.
-    both = tables.compute([rising, falling])
+    both = compute.compute([rising, falling])
     assert "93 % at 1,198 CPU s" in both
     assert "on, without a bound)" in both
     rows = {"PGD": rising["rows"]["PGD"]}
     one = {"seed": 1, "sizes": {"N": 100}, "rows": rows}
-    assert "reaches" not in tables.compute([one])  # a single point is no curve
+    assert "reaches" not in compute.compute([one])  # a single point is no curve

@@ -24,7 +24,7 @@ def bench(monkeypatch: pytest.MonkeyPatch):
 
 
 def logged(bench, path: Path, *events: dict):
-    server = object.__new__(bench("serving_process").Server)
+    server = object.__new__(bench("benchmarks.serving.process").Server)
     server.log = path
     lines = ["generation 1 is live at x", *(json.dumps(e, separators=(",", ":")) for e in events)]
     path.write_text("\n".join(lines) + "\n")
@@ -47,7 +47,7 @@ def test_a_log_without_its_start_or_with_lines_lost_proves_nothing(bench, tmp_pa
 
 
 def test_an_answer_is_judged_by_its_own_input_and_generation(bench, tiny_vault):
-    load, judge = bench("serving_load"), bench("serving_answers").judge
+    load, judge = bench("benchmarks.serving.load"), bench("benchmarks.serving.answers").judge
     bodies = load.bodies(2)
     with g2d.Defence.open(tiny_vault, write=False) as defence, torch.no_grad():
         number, model = defence.generation().number, defence.generation().model()

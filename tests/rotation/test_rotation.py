@@ -12,17 +12,16 @@ import weakref
 import pytest
 
 from g2d.errors import GenerationError, UnavailableError, VaultError
+from g2d.rotation.events import Committed, Event, Failed
 from g2d.rotation.scheduler import Backoff, Rotation, Triggers
 from g2d.rotation.snapshot import Live, Snapshot
-from stand_ins import FAST, Fake, numbered, running, wait_for
+from stand_ins import FAST, Fake, into, numbered, running, wait_for
 
 
 def rotation(fake: Fake, triggers: Triggers | None = None, tell=None) -> tuple[Live, Rotation]:
     live = Live(numbered(fake.committed))
     told = tell if tell is not None else []
-    return live, Rotation(
-        live, fake, fake, triggers or Triggers(), lambda e, f: told.append((e, f)), backoff=FAST
-    )
+    return live, Rotation(live, fake, fake, triggers or Triggers(), into(told), backoff=FAST)
 
 
 def events(told: list, name: str) -> list[dict]:
@@ -64,12 +63,12 @@ def test_the_spare_is_warm_before_it_is_due_and_a_request_takes_it():
     with running(r):
         wait_for(lambda: r.status()["spare"] == 2)
         assert live.number == fake.committed == 1
-        fake.seconds = 60  # the one after it takes for ever: nobody waits for that
-        assert r.request().result(5) == 2
+        fake.seconds = 600  # the one after it takes for ever: nobody waits for that
+        assert r.request().result(60) == 2
     assert live.number == fake.committed == 2
     (swap,) = events(told, "swap")
     assert (swap["generation"], swap["before"], swap["reasons"]) == (2, 1, ["demand"])
-    assert swap["seconds"] < 1
+    assert swap["seconds"] < 30
 
 
 def test_a_schedule_with_jitter_rotates_at_waits_that_differ():
@@ -132,7 +131,7 @@ def test_many_reasons_at_once_cause_one_rotation():
         asked = [r.request() for _ in range(5)]
         r.alarm("drift", "the inputs have moved")
         r.alarm("query attack", "many near inputs", rotate=False)
-        assert {future.result(5) for future in asked} == {2}
+        assert {future.result(60) for future in asked} == {2}
         time.sleep(0.3)
         assert live.number == 2
     assert events(told, "swap")[0]["reasons"] == ["alarm: drift", "demand"]
@@ -145,7 +144,7 @@ def test_pausing_holds_everything_back_and_resuming_lets_it_go():
     r.pause()
     with running(r):
         with pytest.raises(GenerationError, match="paused"):
-            r.request().result(5)
+            r.request().result(60)
         r.alarm("drift", "moved")
         wait_for(lambda: r.status()["spare"] == 2)
         time.sleep(0.2)
@@ -178,8 +177,8 @@ def test_who_asks_is_told_why_there_is_no_rotation():
     _live, r = rotation(fake)
     with running(r):
         with pytest.raises(GenerationError, match="class 8"):
-            r.request().result(5)
-        assert r.request().result(5) == 2  # cuts the wait after a failure short
+            r.request().result(60)
+        assert r.request().result(60) == 2  # cuts the wait after a failure short
 
 
 def test_a_refused_generation_is_never_offered_again():
@@ -217,13 +216,13 @@ def test_a_number_is_told_as_committed_before_it_answers():
     fake, live_then = Fake(), []
     live = Live(numbered(1))
 
-    def tell(event: str, facts: dict) -> None:
-        if event == "committed":
-            live_then.append((facts["generation"], live.number))
+    def tell(event: Event) -> None:
+        if isinstance(event, Committed):
+            live_then.append((event.generation, live.number))
 
     r = Rotation(live, fake, fake, Triggers(), tell, backoff=FAST)
     with running(r):
-        assert r.request().result(5) == 2
+        assert r.request().result(60) == 2
     assert live_then == [(2, 1)]
 
 
@@ -232,8 +231,8 @@ def test_telling_that_fails_does_not_end_rotation():
     fake.fails = [GenerationError("none")]
     live, raised = Live(numbered(1)), []
 
-    def tell(event: str, _facts: dict) -> None:
-        if event == "failed":
+    def tell(event: Event) -> None:
+        if isinstance(event, Failed):
             raised.append(event)
             raise TypeError("cannot be told")
 
@@ -252,8 +251,8 @@ def test_a_spare_that_changed_in_memory_is_not_swapped_in():
     _live, r = rotation(fake, tell=told)
     with running(r):
         with pytest.raises(VaultError, match="changed in memory"):
-            r.request().result(5)
-        assert r.request().result(5) == 3
+            r.request().result(60)
+        assert r.request().result(60) == 3
     assert fake.committed == 3
 
 
@@ -264,12 +263,12 @@ def test_a_worker_that_dies_over_a_commit(happened):
     live, r = rotation(fake)
     with running(r):
         if happened:
-            assert r.request().result(5) == 2
+            assert r.request().result(60) == 2
         else:
             with pytest.raises(GenerationError, match="died"):
-                r.request().result(5)
+                r.request().result(60)
             assert live.number == 1
-            assert r.request().result(5) == 3
+            assert r.request().result(60) == 3
     assert live.number == fake.committed
 
 
@@ -279,7 +278,7 @@ def test_whatever_is_raised_the_thread_lives_on():
     _live, r = rotation(fake, tell=told)
     with running(r):
         wait_for(lambda: events(told, "failed"))
-        assert r.request().result(5) == 2
+        assert r.request().result(60) == 2
     assert events(told, "failed")[0]["text"] == "RuntimeError: a bug"
 
 
@@ -306,9 +305,9 @@ def test_stopping_ends_a_slow_workshop_and_answers_who_asked():
     asked = r.request()
     threading.Timer(0.05, r.stop).start()
     with pytest.raises(GenerationError):
-        asked.result(5)
+        asked.result(60)
     with pytest.raises(GenerationError, match="ending"):
-        r.request().result(5)
+        r.request().result(60)
 
 
 def test_readers_see_numbers_rise_whatever_rotates():

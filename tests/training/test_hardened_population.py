@@ -87,7 +87,7 @@ BEFORE = 6.405374777756151
 
 def test_guidance_and_gate_keep_generations_robust(tmp_path, tiny_settings, digits):
     settings = hard(tiny_settings).override(
-        guidance__robust=1.0, guidance__robust_steps=3, gates__robust=0.05
+        guidance__robust_weight=1.0, guidance__robust_steps=3, gates__robust=0.05
     )
     with g2d.Defence.build("digits", tmp_path / "v", settings, engine=SerialEngine()) as defence:
         (made,) = defence.generate(1, seed=0)
@@ -123,8 +123,8 @@ def test_colour_images_and_batch_norm_pass_through_a_hardened_population(tmp_pat
     task = g2d.Task("colour", small_cifar_cnn, splits, 10, eps=8 / 255, augment=crop_and_flip)
     settings = hard(tiny_settings, checks=2).override(
         population__base_steps=60, population__early_steps=20, population__fork_steps=20,
-        guidance__robust=0.5, guidance__robust_steps=1, gates__robust=0.01, gates__class_drop=1.0,
-        gates__accuracy_drop=1.0,
+        guidance__robust_weight=0.5, guidance__robust_steps=1, gates__robust=0.01,
+        gates__class_drop=1.0, gates__accuracy_drop=1.0,
     )  # fmt: skip
     with g2d.Defence.build(task, tmp_path / "v", settings, engine=SerialEngine()) as defence:
         (made,) = defence.generate(1, seed=0)

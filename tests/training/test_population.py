@@ -21,6 +21,15 @@ from g2d.weights.checkpoints import pack, unpack
 SOURCE = ("digits", "", 0, 0.0)
 
 
+@pytest.fixture
+def brief_settings(tiny_settings: Settings) -> Settings:
+    """For what is the same however well members are trained."""
+    return tiny_settings.override(
+        population__base_steps=40, population__early_steps=15, population__fork_steps=15,
+        population__batch=32, population__pool=32, population__pool_steps=1,
+    )  # fmt: skip
+
+
 def population(path: Path, settings: Settings, engine=None, **changes) -> dict[int, str]:
     changed = settings.override(**{f"population__{k}": v for k, v in changes.items()})
     vault = Vault.open(path, write=True) if path.exists() else Vault.create(path, changed.to_toml())
@@ -29,10 +38,10 @@ def population(path: Path, settings: Settings, engine=None, **changes) -> dict[i
         return {entry.index: entry.files["weights"] for entry in entries}
 
 
-def test_members_do_not_depend_on_the_engine(tmp_path, tiny_settings):
-    serial = population(tmp_path / "a", tiny_settings)
+def test_members_do_not_depend_on_the_engine(tmp_path, brief_settings):
+    serial = population(tmp_path / "a", brief_settings)
     with LocalEngine(2) as engine:
-        parallel = population(tmp_path / "b", tiny_settings, engine)
+        parallel = population(tmp_path / "b", brief_settings, engine)
     assert serial == parallel
     assert len(set(serial.values())) == 4
 
@@ -47,26 +56,26 @@ class Stopping(SerialEngine):
             yield position, result
 
 
-def test_an_interrupted_population_resumes_with_what_is_complete(tmp_path, tiny_settings):
-    whole = population(tmp_path / "whole", tiny_settings)
+def test_an_interrupted_population_resumes_with_what_is_complete(tmp_path, brief_settings):
+    whole = population(tmp_path / "whole", brief_settings)
     with pytest.raises(KeyboardInterrupt):
-        population(tmp_path / "cut", tiny_settings, Stopping())
+        population(tmp_path / "cut", brief_settings, Stopping())
     with Vault.open(tmp_path / "cut") as vault:
         complete = {e.index: e.files["weights"] for e in vault.entries("member")}
         made = {e.index: e.created for e in vault.entries("member")}
     assert 0 < len(complete) < 4
-    assert population(tmp_path / "cut", tiny_settings) == whole
+    assert population(tmp_path / "cut", brief_settings) == whole
     with Vault.open(tmp_path / "cut") as vault:
         again = {e.index: e.created for e in vault.entries("member")}
     assert all(again[k] == made[k] for k in made)
 
 
-def test_a_population_can_grow_but_not_change(tmp_path, tiny_settings):
-    small = population(tmp_path / "v", tiny_settings, members=2)
-    grown = population(tmp_path / "v", tiny_settings, members=4)
+def test_a_population_can_grow_but_not_change(tmp_path, brief_settings):
+    small = population(tmp_path / "v", brief_settings, members=2)
+    grown = population(tmp_path / "v", brief_settings, members=4)
     assert {k: grown[k] for k in small} == small
     with pytest.raises(VaultError, match="other settings"):
-        population(tmp_path / "v", tiny_settings, rate=1e-4)
+        population(tmp_path / "v", brief_settings, rate=1e-4)
 
 
 @pytest.mark.parametrize("recipe", ["forks", "repelled", "seeds"])
@@ -135,8 +144,8 @@ def test_pools_of_unbounded_data_keep_their_precision():
     assert torch.equal(pool.x, attacks)
 
 
-def test_a_scope_freezes_everything_else(tmp_path, tiny_settings):
-    changed = tiny_settings.override(population__members=3)
+def test_a_scope_freezes_everything_else(tmp_path, brief_settings):
+    changed = brief_settings.override(population__members=3)
     with Vault.create(tmp_path / "v", changed.to_toml()) as vault:
         engine = SerialEngine()
         entries = build_population(SOURCE, vault, changed.population, engine, scope=("7.*",))

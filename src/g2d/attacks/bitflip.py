@@ -222,7 +222,7 @@ def random_flips(
 ) -> list[Flip]:
     """Flip `count` different weights drawn evenly from all; a random bit of each, or always `bit`.
 
-    The control: what memory faults do that nobody aims.
+    The control: what random memory faults do.
     """
     sizes = {name: codes.numel() for name, codes in stored.codes.items()}
     places = draw_places(sizes, count, generator)
@@ -258,7 +258,7 @@ def flip_float(tensor: Tensor, index: int, bit: int) -> Tensor:
         tensor: any shape; it is not changed. index: flat, in it. bit: 0 to 31 (the sign).
 
     Raises:
-        SettingsError: it is no float32, or the index or bit is not there.
+        SettingsError: it is not float32, or the index or bit is not there.
     """
     _check_float(tensor)
     if not (0 <= index < tensor.numel() and 0 <= bit < FLOAT_BITS):
@@ -275,7 +275,7 @@ def float_flips(values: Tensor) -> Tensor:
     """What each of the 32 single flips makes of float32 weights: (n,) to (n, 32), bit by bit.
 
     Raises:
-        SettingsError: the values are no float32.
+        SettingsError: the values are not float32.
     """
     _check_float(values)
     masks = torch.tensor([_float_mask(bit) for bit in range(FLOAT_BITS)], dtype=torch.int32)

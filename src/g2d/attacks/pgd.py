@@ -47,8 +47,8 @@ def check_budget(
     """Check what every attack is given; `size`: values an input has, which bounds an L2 budget.
 
     Raises:
-        SettingsError: eps is negative, no number or larger than the data range, or there is no
-            step, or no such norm.
+        SettingsError: eps is negative, NaN or larger than the data range, steps is below 1, or the
+            norm is unknown.
     """
     if norm not in ("inf", "2"):
         raise SettingsError(f"the norm is 'inf' or '2', not {norm!r}")
@@ -114,21 +114,22 @@ def pgd(
         adversarial = _start(clean, eps, bounds, norm, generator)
         momentum = torch.zeros_like(clean)
         for _ in range(steps):
-            adversarial.requires_grad_(True)
-            with torch.enable_grad():
-                loss = torch.stack(
-                    [
-                        F.cross_entropy(model(adversarial), label, reduction="sum")
-                        for model in ensemble
-                    ]
-                ).sum()
-            (gradient,) = torch.autograd.grad(loss, adversarial)
+            gradient = _ascent(ensemble, adversarial, label)
             if decay is not None:
                 momentum = gradient = decay * momentum + _unit(gradient)
             adversarial = adversarial.detach() + size * _direction(gradient, norm)
             adversarial = project(adversarial, clean, eps, bounds, norm)
         parts.append(adversarial)
     return torch.cat(parts) if parts else x.clone()
+
+
+def _ascent(ensemble: Sequence[Logits], x: Tensor, y: Tensor) -> Tensor:
+    """The gradient, in the shape of `x`, of the ensemble's summed cross-entropy."""
+    x.requires_grad_(True)
+    with torch.enable_grad():
+        losses = [F.cross_entropy(model(x), y, reduction="sum") for model in ensemble]
+        (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), x)
+    return gradient
 
 
 def _start(

@@ -33,7 +33,7 @@ def trigger(x: Tensor, bounds: tuple[float, float]) -> Tensor:
         new images, shape of `x`.
 
     Raises:
-        DataError: the inputs are no images, or too small for the pattern.
+        DataError: the inputs are not images, or too small for the pattern.
     """
     from art.attacks.poisoning.perturbations import add_pattern_bd
 
@@ -57,7 +57,7 @@ def poisoned(
 
     Raises:
         SettingsError: fraction lies outside (0, 1], or the data has no bounds.
-        DataError: the inputs are no images.
+        DataError: the inputs are not images.
     """
     from art.attacks.poisoning import PoisoningAttackBackdoor
 

@@ -31,7 +31,7 @@ def universal(
     """Fit one perturbation that many inputs share (Moosavi-Dezfooli et al. 2017, arXiv 1610.08401).
 
     Signed gradient ascent over minibatches on the clipped cross-entropy (Shafahi et al. 2020, arXiv
-    1811.11304, algorithm 2), summed over the models; the step falls from eps / 5 to nothing.
+    1811.11304, algorithm 2), summed over the models; the step falls from eps / 5 to zero.
 
     Args:
         models: one map from inputs (n, ...) to logits (n, classes), or several.
@@ -40,7 +40,7 @@ def universal(
         steps: gradient steps, each on `batch` inputs drawn at random.
         generator: draws the batches.
         bounds: range of the data, or None where it has none.
-        start: where the ascent begins, shape of one input; at nothing, if None.
+        start: where the ascent begins, shape of one input; at zero, if None.
         drawn: models that each step draws at random (all of them, if None or fewer), so that many
             networks cost no more than a few.
 

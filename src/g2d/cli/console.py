@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from g2d.core.types import Progress
+from g2d.cli.flags import meaning
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from g2d.core.types import Progress
     from g2d.settings import Settings
     from g2d.vault.vault import GenerationRecord, Vault
 
@@ -30,6 +31,9 @@ _GATES = {
     "distance": ("distance", "{:.4f}"),
     "stale_asr": ("stale ASR", "{:.2%}"),
 }
+"""Titles and number formats of gates whose entries in manifests bring none; others show anyway."""
+_FIXED = ("number", "state", "made", "robust", "CPU s", "rejected")
+"""Columns that are not gates'; the robust gate's value is one of a generation's figures."""
 
 
 # --- lines and tables ----------------------------------------------------------------------------
@@ -166,10 +170,11 @@ def print_generations(vault: Vault, last: int) -> None:
     rejections = vault.rejections()
     print_line(f"generations  {len(generations)}, live: {live or 'none yet'}")
     rows, before = [], 0.0
+    titles = _gate_titles(generations[-last:])
     for made in generations:
         state = "live" if made.number == live else "past" if made.number in exposed else "kept"
         rejected = sum(before <= item.get("at", 0.0) < made.created for item in rejections)
-        rows.append(_row(made, state) | {"rejected": str(rejected or "-")})
+        rows.append(_row(made, state, titles) | {"rejected": str(rejected or "-")})
         before = made.created
     if len(rows) > last:
         print_line(f"(the last {last}; see --last)")
@@ -180,14 +185,21 @@ def print_generations(vault: Vault, last: int) -> None:
         print_line(f"  {reason}" + (f" ({times} times)" if times > 1 else ""))
 
 
-def _row(made: GenerationRecord, state: str) -> dict[str, str]:
+def _gate_titles(generations: Sequence[GenerationRecord]) -> list[str]:
+    """A column for every gate that one of the generations passed, however little is known of it."""
+    known = [title for title, _ in _GATES.values()]
+    found = [title for made in generations for title, _, _ in measures(made.manifest)]
+    return [title for title in dict.fromkeys([*known, *found]) if title not in _FIXED]
+
+
+def _row(made: GenerationRecord, state: str, titles: Sequence[str]) -> dict[str, str]:
     measured = {title: value for title, value, _ in measures(made.manifest)}
     cpu, figures = made.manifest.get("cpu_seconds"), made.manifest.get("figures", {})
     return {
         "number": str(made.number),
         "state": state,
         "made": when(made.created, "%m-%d %H:%M"),
-        **{title: measured.get(title, "-") for title, _ in _GATES.values()},
+        **{title: measured.get(title, "-") for title in titles},
         "robust": f"{figures['robust_accuracy']:.2%}" if "robust_accuracy" in figures else "-",
         "CPU s": "-" if cpu is None else f"{cpu:.2f}",
     }
@@ -198,23 +210,19 @@ def measures(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for gate in manifest.get("gates", []):
         if gate["gate"] != "finite":
             title, form = _GATES.get(gate["gate"], (gate["gate"], "{:g}"))
+            title, form = str(gate.get("title", title)), "{:.2%}" if gate.get("share") else form
             yield title, form.format(gate["value"]), form.format(gate["limit"])
 
 
 def commented(settings: Settings) -> str:
     """Write settings as TOML; each line ends with its field's meaning and range."""
     lines: list[str] = []
-    docs: dict[str, Mapping[Any, Any]] = {}
+    known: dict[str, str] = {}
     for line in settings.to_toml().splitlines():
         if line.startswith("["):
             part = getattr(settings, line[1:-1])
-            docs = {item.name: item.metadata for item in dataclasses.fields(part)}
-        about = docs.get(line.partition(" = ")[0], {})
-        text = about.get("doc", "")
-        if "range" in about:
-            text += " [{}, {}]".format(*about["range"])
-        if "choices" in about:
-            text += f" ({', '.join(about['choices'])})"
+            known = {item.name: meaning(item) for item in dataclasses.fields(part)}
+        text = known.get(line.partition(" = ")[0])
         lines.append(f"{line}  # {text}" if text else line)
     return "\n".join(lines)
 

@@ -79,7 +79,7 @@ def use(
     private = (key or default_key()).expanduser().absolute()
     fingerprint = SigningKey.read(private).fingerprint
     with Vault.open(vault, write=True) as opened:
-        settings = Settings.from_toml(opened.settings_text, str(opened.path / "task.toml"))
+        settings = Settings.from_vault(opened.settings_text, str(opened.path / "task.toml"))
         opened.write_settings(settings.override(signing__key=str(private)).to_toml())
         identity, last = opened.identity, opened.last_number()
     print_line(f"vault        {identity}")

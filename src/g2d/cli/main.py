@@ -1,8 +1,8 @@
 """The command line: thin commands over `Defence` and `Vault`, and how they fail.
 
 Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`, how a vault is
-got at in `cli_opening`; `serve` and `keys` have files of their own. No decision about a defence is
-made here.
+got at in `shared`; `serve`, `keys` and the commands that only look at a vault have files of their
+own. No decision about a defence is made here.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from typer.core import TyperGroup
 
 from g2d.cli import keys as cli_keys
 from g2d.cli import serve as cli_serve
+from g2d.cli import vault_commands
 from g2d.cli.console import (
-    commented,
     duration,
     measures,
     print_attacks,
-    print_generations,
     print_line,
     print_population,
     print_table,
     say,
     show_progress,
-    when,
 )
+from g2d.cli.flags import Given, Set, merged, read_changes, with_flags
 from g2d.cli.shared import (
     DataFolder,
     EngineName,
@@ -48,6 +47,7 @@ from g2d.cli.shared import (
     vault_settings,
 )
 from g2d.errors import G2DError
+from g2d.settings import Settings
 
 if TYPE_CHECKING:
     from g2d.core.engine import LocalEngine
@@ -115,6 +115,7 @@ def main() -> None:
     app()
 
 
+_MADE = {f"population__{name}" for name in ("members", "recipe", "basins")} | {"harden__recipe"}
 Zoo = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Take the checkpoints that you have.")
 ]
@@ -166,51 +167,42 @@ def demo(
 
 
 @app.command()
+@with_flags(
+    Settings,
+    into="given",
+    names={
+        "task": "task__name",
+        "data": "task__data",
+        "members": "population__members",
+        "recipe": "population__recipe",
+        "basins": "population__basins",
+        "seed": "population__seed",
+        "eps": "task__eps",
+        "workers": "population__workers",
+        "harden": "harden__recipe",
+    },
+)
 def population(
     vault: VaultPath,
-    task: Annotated[
-        str | None,
-        typer.Option(help="digits, mnist, mnist-robust, cifar10 or your own module:factory."),
-    ] = None,
-    data: DataFolder = None,
+    given: Given,
     settings: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags override them.")
     ] = None,
-    members: Annotated[int | None, typer.Option(help="Number of checkpoints.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="repelled, forks or seeds.")] = None,
-    basins: Annotated[int | None, typer.Option(help="Independent early checkpoints.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all draws.")] = None,
-    eps: Annotated[
-        float | None, typer.Option(help="Attack budget, L-infinity; 0: the task's own.")
-    ] = None,
-    workers: Workers = None,
+    changes: Set = None,
     engine: EngineName = "local",
     ray_address: RayAddress = "",
     base: Annotated[
         Path | None, typer.Option(metavar="CHECKPOINT", help="Take this model as the base.")
     ] = None,
-    harden: Annotated[
-        str | None, typer.Option(help="Recipes for all that is trained: adversarial,l2,clamp,…")
-    ] = None,
     from_checkpoints: Zoo = None,
 ) -> None:
     """Make a vault and train its population, or go on where an earlier run stopped."""
-    if from_checkpoints and (members, recipe, basins, base, harden) != (None,) * 5:
+    flags = merged(given, read_changes(changes or ()))
+    if from_checkpoints and (base is not None or _MADE & flags.keys()):
         raise typer.BadParameter(
             "--from-checkpoints takes the folder as it is; drop --members, --recipe, --basins, "
             "--base and --harden"
         )
-    flags = {
-        "task__name": task,
-        "task__data": None if data is None else str(data.absolute()),
-        "task__eps": eps,
-        "population__members": members,
-        "population__recipe": recipe,
-        "population__basins": basins,
-        "population__seed": seed,
-        "population__workers": workers,
-        "harden__recipe": None if harden is None else [n for n in harden.split(",") if n],
-    }
     defence, count = prepare(vault, settings, flags)
     with defence:
         with show_progress() as progress:
@@ -368,78 +360,4 @@ def report(
 
 
 app.command()(cli_serve.serve)
-
-
-@app.command()
-def show(
-    vault: VaultPath,
-    last: Annotated[int, typer.Option(min=1, help="How many generations to list.")] = 20,
-) -> None:
-    """Show a vault at a glance; it may be read-only or in use."""
-    from g2d.settings import Settings
-    from g2d.vault.vault import Vault
-
-    with Vault.open(vault) as opened:
-        settings = Settings.from_toml(opened.settings_text, str(opened.path / "task.toml"))
-        task = settings.task
-        budget = f"{task.eps:g}" if task.eps else "the task's own"
-        print_line(f"vault        {opened.path}")
-        print_line(
-            f"task         {task.name}, eps {budget}" + (f", {task.data}" if task.data else "")
-        )
-        print_population(opened, settings)
-        generator = opened.entry("generator")
-        print_line(
-            f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"
-        )
-        print_generations(opened, last)
-
-
-@app.command()
-def export(
-    vault: VaultPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
-    number: Annotated[int | None, typer.Option(help="Generation; the live one by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
-) -> None:
-    """Write a generation as a plain safetensors state dict, its digest verified."""
-    from g2d.vault.vault import Vault
-
-    if out.exists() and not force:
-        raise G2DError(f"{out} exists; name another file, or overwrite it with --force")
-    with Vault.open(vault) as opened:
-        number = opened.live() if number is None else number
-        if number is None:
-            raise G2DError(f"{opened.path} has no generation yet; run `g2d fit` first")
-        weights = opened.read_generation(number)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(weights)
-        temporary.replace(out)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    print_line(
-        f"generation {number} is in {out}: model.load_state_dict(safetensors.torch.load_file(..))"
-    )
-
-
-@app.command()
-def settings(
-    vault: Annotated[
-        Path | None, typer.Argument(metavar="[VAULT]", help="Folder of the vault.")
-    ] = None,
-    defaults: Annotated[
-        bool, typer.Option("--defaults", help="Of no vault: the defaults.")
-    ] = False,
-) -> None:
-    """Print all settings as TOML, each with its meaning."""
-    from g2d.settings import Settings
-
-    if (vault is None) == (not defaults):
-        raise typer.BadParameter("name a VAULT, or give --defaults")
-    if vault is None:
-        typer.echo("# Keep only the lines that you change: a task has its own values for others.")
-        typer.echo(commented(Settings()))
-    else:
-        typer.echo(commented(vault_settings(vault)))
+vault_commands.add_to(app)

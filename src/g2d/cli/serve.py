@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from g2d.cli.console import say
+from g2d.cli.flags import Given, with_flags
 from g2d.cli.shared import (
     DataFolder,
     EngineName,
@@ -19,24 +20,14 @@ from g2d.cli.shared import (
     configure_torch,
     vault_settings,
 )
+from g2d.service.http.options import Options, read_token, require, seconds
+from g2d.service.http.startup import check_tls, leave_on_sigterm
 
 
+@with_flags(Options, into="given")
 def serve(
     vault: VaultPath,
-    every: Annotated[
-        str, typer.Option(metavar="TIME", help="Rotate every 60s, 5m, 1h ..; 0: on demand only.")
-    ] = "0",
-    jitter: Annotated[float, typer.Option(help="Share of it by which waits vary.")] = 0.1,
-    queries: Annotated[int, typer.Option(help="Rotate after so many inputs; 0: off.")] = 0,
-    host: Annotated[str, typer.Option(help="Address; anything but loopback is exposed.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8000,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Also a name of this service (a proxy's); repeatable."),
-    ] = None,
-    name: Annotated[str, typer.Option(help="The model's name in addresses.")] = "g2d",
+    given: Given,
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Public key: serve signed ones only.")
     ] = None,
@@ -48,19 +39,6 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Admin token, mode 600; else $G2D_ADMIN_TOKEN."),
     ] = None,
-    tls_cert: Annotated[str, typer.Option(metavar="FILE", help="Certificate.")] = "",
-    tls_key: Annotated[str, typer.Option(metavar="FILE", help="Its private key.")] = "",
-    rate: Annotated[float, typer.Option(help="Inputs of one client a second; 0: any.")] = 0.0,
-    burst: Annotated[float, typer.Option(help="How many of them at once.")] = 1000.0,
-    max_batch: Annotated[int, typer.Option(help="Inputs of one request.")] = 256,
-    max_body: Annotated[int, typer.Option(help="Bytes of one; 0: as its inputs need.")] = 0,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="For one request.")] = "10s",
-    check_every: Annotated[
-        str,
-        typer.Option(
-            metavar="TIME", help="Check the weights in memory, twice a second at most; 0: never."
-        ),
-    ] = "500ms",
     data: DataFolder = None,
     engine: EngineName = "local",
     ray_address: RayAddress = "",
@@ -70,19 +48,10 @@ def serve(
     ] = "0",
 ) -> None:
     """Serve the live generation over HTTP (Open Inference Protocol v2), and rotate it."""
-    from g2d.service.http.options import Options, read_token, require, seconds
-    from g2d.service.http.startup import check_tls, leave_on_sigterm
-
     if engine == "local":
         leave_on_sigterm()
-    options = Options(
-        host=host, port=port, name=name, every=seconds(every), jitter=jitter, queries=queries,
-        check_every=seconds(check_every), max_batch=max_batch, max_body=max_body, rate=rate,
-        burst=burst, timeout=seconds(timeout), tls_cert=tls_cert, tls_key=tls_key,
-        allow_host=tuple(allow_host or ()),
-    )  # fmt: skip
-    token = read_token(admin_token_file)
-    check_tls(tls_cert, tls_key)
+    options, token = Options(**given), read_token(admin_token_file)
+    check_tls(options.tls_cert, options.tls_key)
     vault_settings(vault)
     require()
     parts: dict[str, Any] = {
@@ -90,16 +59,26 @@ def serve(
         "data": "" if data is None else str(data.absolute()),
     }  # fmt: skip
     if engine == "ray":
-        from g2d.core.ray_cluster import require as require_ray
+        _on_ray(vault, options, {"replicas": replicas, "address": ray_address}, lease, parts)
+    else:
+        _here(vault, options, parts)
 
-        require_ray(extra=True)
-        parts |= {"replicas": replicas, "address": ray_address, "lease": seconds(lease)}
-        from g2d.service.cluster import deployment
 
-        deployment.serve(vault, options, **parts)
-        return
+def _here(vault: Path, options: Options, parts: dict[str, Any]) -> None:
     from g2d.service.http import server
 
     bound = server.listen(options)
     configure_torch()
     server.serve(vault, options, bound=bound, **parts)
+
+
+def _on_ray(
+    vault: Path, options: Options, where: dict[str, Any], lease: str, parts: dict[str, Any]
+) -> None:
+    from g2d.core.ray_cluster import require as require_ray
+
+    require_ray(extra=True)
+    where["lease"] = seconds(lease)
+    from g2d.service.cluster import deployment
+
+    deployment.serve(vault, options, **parts, **where)

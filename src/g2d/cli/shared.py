@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from g2d.cli.flags import leaves
 from g2d.errors import SettingsError
+from g2d.settings import PopulationSettings
 
 if TYPE_CHECKING:
     from g2d.core.engine import LocalEngine
@@ -25,8 +27,14 @@ VaultPath = Annotated[Path, typer.Argument(metavar="VAULT", help="Folder of the 
 DataFolder = Annotated[
     Path | None, typer.Option("--data", metavar="FOLDER", help="Where the task's data lies.")
 ]
+_WORKERS = leaves(PopulationSettings)["workers"]
 Workers = Annotated[
-    int | None, typer.Option(min=0, max=1024, help="Worker processes; 0: one per core.")
+    int | None,
+    typer.Option(
+        min=_WORKERS.item.metadata["range"][0],
+        max=_WORKERS.item.metadata["range"][1],
+        help=_WORKERS.item.metadata["doc"],
+    ),
 ]
 EngineName = Annotated[
     Literal["local", "ray"], typer.Option(help="Worker processes here, or a Ray cluster.")
@@ -62,7 +70,7 @@ def vault_settings(path: Path) -> Settings:
     from g2d.vault.vault import Vault
 
     with Vault.open(path) as vault:
-        return Settings.from_toml(vault.settings_text, str(vault.path / "task.toml"))
+        return Settings.from_vault(vault.settings_text, str(vault.path / "task.toml"))
 
 
 def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[Defence, int]:
@@ -72,6 +80,8 @@ def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[De
     """
     from g2d.settings import Settings
 
+    if flags.get("task__data"):
+        flags = {**flags, "task__data": str(Path(flags["task__data"]).absolute())}
     asked = (Settings.from_file(file) if file else Settings()).override(**flags)
     there = vault_settings(path) if (path / "ledger.sqlite").exists() else None
     configure_torch()

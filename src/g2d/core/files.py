@@ -1,4 +1,8 @@
-"""Writing files whole or not at all: readers see the old one or the new one, never a part."""
+"""Writing files whole or not at all: readers see the old one or the new one, never a part.
+
+`replace_file` is the one way in which a file takes another's place: filled under another name, put
+onto the medium, renamed, and its folder put onto the medium too.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,55 @@ from g2d.errors import G2DError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically and durably.
+    """Write a file atomically and durably, mode 644.
 
     Raises:
         G2DError: the folder cannot be written, or the disk is full; the old file is left alone.
     """
-    path, staged = Path(path), ""
+    path = Path(path)
     try:
-        handle, staged = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(staged, 0o644)
-        os.replace(staged, path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            os.fchmod(handle, 0o644)
+            os.close(handle)
+            replace_file(path, data, Path(name))
+        finally:
+            Path(name).unlink(missing_ok=True)  # it is there only if something went wrong
     except OSError as error:
-        if staged:
-            Path(staged).unlink(missing_ok=True)
         raise G2DError(
             f"cannot write {path}: {error}; the old file, if any, is as it was"
         ) from error
+
+
+def replace_file(path: Path, data: bytes, staged: Path) -> None:
+    """Write a file so that it is there whole, and on the medium, or not at all.
+
+    Args:
+        staged: a name in the same folder, which a kill or an error may leave behind.
+
+    Raises:
+        OSError: what the system refused; `path` is as it was.
+    """
+    fill_file(staged, data)
+    staged.rename(path)
+    sync_folder(path.parent)
+
+
+def fill_file(path: Path, data: bytes) -> None:
+    """Write a file in place and onto the medium; a kill can leave half of it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's own entries, new or renamed, onto the medium."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path) -> Path:

@@ -22,7 +22,7 @@ class RayEngine:
     """Ray tasks of one CPU and one torch thread each, on a cluster or this machine's cores.
 
     Args:
-        address: see `joining.joined`. workers: tasks in flight; 0: one for each CPU there is.
+        address: see `ray_cluster.joined`. workers: tasks in flight; 0: one for each CPU there is.
     """
 
     def __init__(self, address: str = "", workers: int = 0) -> None:

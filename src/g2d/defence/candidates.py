@@ -1,15 +1,17 @@
 """One candidate: drawn from a secret, guided, judged by every gate; here or where an engine runs.
 
 A candidate is a pure function of its job, so the same secret gives the same bytes on any machine.
-What becomes of one that passed, or failed, is decided in `defence`.
+What becomes of one that passed is decided in `defence`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
-from g2d.core.types import State, Tick
-from g2d.defence.gates import GateResult, Reference, run_gates
+from g2d.core.types import State, Tick, Values
+from g2d.defence.gates import CandidateView, GateResult, Reference, run_gates
+from g2d.errors import GenerationError
 from g2d.generator import Exposure, Generator, hidden_units
 from g2d.settings import GateSettings, Settings
 from g2d.tasks.inference import load_model, predict
@@ -48,6 +51,26 @@ class Draw:
         return source
 
 
+def draws_of(
+    number: int, seed: int | None, attempts: int, rejections: Sequence[Values]
+) -> list[Draw]:
+    """What a generation's candidates are drawn from: 256 fresh bits each, or a seed's.
+
+    A number that was given up before is drawn anew, not the same candidates again.
+
+    Args:
+        seed: for reproduction; None: fresh bits. rejections: what the vault says of all candidates
+            that were rejected.
+    """
+    if seed is None:
+        return [Draw(attempt, secrets.token_bytes(32), True) for attempt in range(attempts)]
+    before = sum(rejected.get("number") == number for rejected in rejections)
+    given_up = before // attempts
+    parts = (seed, "generation", number - 1, *([given_up] if given_up else []))
+    secret = seed_of(*parts).to_bytes(8, "big")
+    return [Draw(attempt, secret, False) for attempt in range(attempts)]
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """Proposed parameters and every gate's verdict on them; seconds of CPU that both took."""
@@ -62,6 +85,33 @@ class Candidate:
     def passed(self) -> bool:
         """Whether every gate passed it."""
         return all(result.passed for result in self.results)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it was rejected: a reason from every gate that it failed."""
+        return [result.reason for result in self.results if not result.passed]
+
+    def rejection(self, number: int) -> dict[str, Any]:
+        """What the vault keeps of it, had it been meant for this generation and was rejected."""
+        attempt = self.draw.attempt
+        return {"number": number, "attempt": attempt, "reasons": self.reasons, "at": self.began}
+
+    def manifest(self, exposed: Sequence[int], generator: str) -> dict[str, Any]:
+        """What a manifest says of its making.
+
+        Args:
+            exposed: numbers of the generations it was guided away from. generator: the digest of
+                what it was drawn from.
+        """
+        return {
+            "origin": "generated",
+            "gates": [result.entry() for result in self.results],
+            "exposed": list(exposed),
+            "seed_commitment": hashlib.sha256(self.draw.secret).hexdigest(),
+            "attempt": self.draw.attempt,
+            "generator": generator,
+            "began": self.began,
+        }
 
 
 class Judge:
@@ -82,7 +132,9 @@ class Judge:
     ) -> list[GateResult]:
         """Judge; `recent`: exposures with their attacks, `states`: those that distance counts."""
         model = load_model(self._task, state)
-        return run_gates(state, model, self.reference, recent, states, self.chain, gates)
+        return run_gates(
+            CandidateView(state, model, self.reference, recent, states, self.chain, gates)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +152,8 @@ class CandidateJob:
 
 def run_job(job: CandidateJob) -> Candidate:
     """Make one candidate in a worker process."""
-    task, generator = resolve(job.task), Generator.from_bytes(job.generator)
+    task = resolve(job.task)
+    generator = Generator.from_bytes(job.generator, job.settings.generator.space)
     judge = Judge(task, unpack(job.base))
     return make(task, job.settings, generator, judge, job.recent, job.states, job.draw)
 
@@ -118,9 +171,24 @@ def make(
     """Propose, guided away from `recent`, and judge."""
     began, cpu = time.time(), time.process_time()
     v = generator.propose(task, recent, settings.guidance, draw.source(), tick)
-    state = generator.codec.decode(v)
+    state = generator.to_state(v)
     results = judge(state, recent, states, settings.gates)
     return Candidate(draw, state, results, began, time.process_time() - cpu)
+
+
+def give_up(rejected: Sequence[Candidate], settings: Settings) -> GenerationError:
+    """The error that ends a generation: why its candidates failed, and what would help."""
+    robust = [r.value for one in rejected for r in one.results if r.gate == "robust"]
+    best = f" The most robust candidate reached {max(robust):.1%}." if robust else ""
+    hint = "raise polish_steps in [guidance]"
+    if robust and not settings.guidance.robust_weight:
+        hint = "set robust_weight in [guidance], which then keeps candidates robust"
+    reasons = "; ".join(rejected[-1].reasons) if rejected else ""
+    return GenerationError(
+        f"no candidate passed its gates in {settings.gates.attempts} attempts; the live "
+        f"generation stays. The last one failed because: {reasons}.{best} Loosen "
+        f"[gates], or {hint}; `g2d population VAULT --settings FILE` changes both"
+    )
 
 
 def make_many(engine: Engine, job: CandidateJob, draws: Sequence[Draw]) -> Iterator[Candidate]:

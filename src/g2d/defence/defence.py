@@ -5,30 +5,34 @@ This is the library's front door; the command line is a thin layer over it.
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
-from g2d.core.types import Progress, State
+from g2d.core.types import Progress, State, Tick, silent
 from g2d.defence import opening
-from g2d.defence.candidates import Candidate, CandidateJob, Draw, Judge, make, make_many
-from g2d.defence.gates import GateResult, Reference
+from g2d.defence.candidates import (
+    Candidate,
+    CandidateJob,
+    Draw,
+    Judge,
+    draws_of,
+    give_up,
+    make,
+    make_many,
+)
+from g2d.defence.gates import GateResult, Reference, find_gates
 from g2d.defence.generations import Generation, GenerationStore
-from g2d.defence.members import fit_generator, fitted_members, identity_of
+from g2d.defence.members import fit_if_needed, read_base, read_generator
 from g2d.defence.opening import default_engine
 from g2d.errors import GenerationError, PopulationError, VaultError
 from g2d.generator import Exposure, Generator
-from g2d.protect.ranges import Ranges, hold_in_ranges
+from g2d.generator.terms import find_terms
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.source import TaskSource, data_digest
@@ -36,11 +40,6 @@ from g2d.tasks.task import Task
 from g2d.training.adopt import adopt_base, adopt_checkpoints
 from g2d.training.population import build_population
 from g2d.vault.vault import Vault
-from g2d.weights.checkpoints import unpack
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report no progress."""
 
 
 class Defence:
@@ -55,7 +54,7 @@ class Defence:
         self.source = source
         self._generator: Generator | None = None
         self._judging: Judge | None = None
-        self._archive = GenerationStore(task, vault, settings)
+        self._generations = GenerationStore(task, vault, settings)
         self.on_damage: Callable[[int, str], None] | None = None
         """Called once for each exposed generation that cannot be read, which then counts no more;
         None: that is an error."""
@@ -92,7 +91,8 @@ class Defence:
         Args:
             task: needed only if the vault was made from a `Task` object that has no name.
             data: where the data lies now, if its folder has moved.
-            named: the task that it has to be; loading another's module would run its code.
+            named: what `Settings.source` has to be; loading another task's, or a gate's, module
+                would run its code.
         """
         return cls(*opening.reopen(path, task, write, data, named))
 
@@ -122,12 +122,7 @@ class Defence:
     def __enter__(self) -> Defence:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- once: population and generator ----------------------------------------------------------
@@ -192,20 +187,8 @@ class Defence:
         Raises:
             PopulationError: the vault has no population, or one of a single member.
         """
-        entries = fitted_members(self.vault.entries("member"), self.settings.autoencoder.newest)
-        if not entries:
-            raise PopulationError(
-                f"{self.vault.path} holds no population yet; run `g2d population` first"
-            )
-        identity = identity_of(entries, self.settings)
-        kept = self.vault.entry("generator")
-        if kept is None or again or kept.info.get("identity") != identity:
-            base = self._base()
-            generator = fit_generator(self.task, self.vault, self.settings, entries, base, progress)
-            self.vault.put(
-                "generator", 0, {"weights": generator.to_bytes()}, {"identity": identity}
-            )
-            self._generator = generator
+        fitted = fit_if_needed(self.task, self.vault, self.settings, progress, again)
+        self._generator = fitted or self._generator
         self._expose_base()
         return self.generator
 
@@ -213,10 +196,7 @@ class Defence:
     def generator(self) -> Generator:
         """The fitted generator, read from the vault once."""
         if self._generator is None:
-            entry = self.vault.entry("generator")
-            if entry is None:
-                raise VaultError(f"{self.vault.path} has no generator yet; run `g2d fit` first")
-            self._generator = Generator.from_bytes(self.vault.read(entry))
+            self._generator = read_generator(self.vault, self.settings)
         return self._generator
 
     # --- generations -----------------------------------------------------------------------------
@@ -225,9 +205,11 @@ class Defence:
         """Make the base generation 1: it is what has been deployed, so it is exposed first."""
         if self.vault.live() is not None:
             return
-        state = self._base()
+        state = read_base(self.vault)
         manifest = {"origin": "base", "gates": [], "exposed": [], "generator": ""}
-        self._archive.accept(state, manifest, seed_of(self.settings.population.seed, "base"), True)
+        self._generations.accept(
+            state, manifest, seed_of(self.settings.population.seed, "base"), True
+        )
 
     def generate(
         self,
@@ -289,51 +271,42 @@ class Defence:
         seed: int | None,
         activate: bool,
         on_reject: Callable[[list[GateResult]], None],
-        tick: Callable[[int, int], None],
+        tick: Tick,
         engine: Engine | None,
     ) -> Generation:
-        self._archive.signing_key()  # a key that cannot be read fails before the work, not after
+        """Propose and judge candidates until one passes; keep that one."""
+        self._check_own()
         number, exposed = self.vault.last_number() + 1, self.exposed()
         recent = [self.exposure(n) for n in self._remembered(exposed)]
-        reasons: list[str] = []
-        robust: list[float] = []
-        spent = 0.0  # rejected candidates are part of an accepted one's cost
-        draws = self._draws(seed, number)
+        known = () if seed is None else self.vault.rejections()
+        draws = draws_of(number, seed, self.settings.gates.attempts, known)
+        rejected: list[Candidate] = []
         for candidate in self._candidates(draws, recent, exposed, tick, engine):
-            spent += candidate.cpu
             if candidate.passed:
-                manifest = self._manifest(candidate, recent)
-                cpu = time.process_time() - spent
-                return self._archive.accept(
-                    candidate.state, manifest, candidate.draw.seed, activate, cpu
-                )
+                return self._keep(candidate, rejected, recent, activate)
+            rejected.append(replace(candidate, state={}))  # its weights are wanted no more
             on_reject(candidate.results)
-            reasons = [result.reason for result in candidate.results if not result.passed]
-            robust += [result.value for result in candidate.results if result.gate == "robust"]
-            attempt, at = candidate.draw.attempt, candidate.began
-            self.vault.reject({"number": number, "attempt": attempt, "reasons": reasons, "at": at})
-        best = f" The most robust candidate reached {max(robust):.1%}." if robust else ""
-        hint = "raise polish_steps in [guidance]"
-        if robust and not self.settings.guidance.robust:
-            hint = "set robust in [guidance], which then keeps candidates robust"
-        raise GenerationError(
-            f"no candidate passed its gates in {self.settings.gates.attempts} attempts; the live "
-            f"generation stays. The last one failed because: {'; '.join(reasons)}.{best} Loosen "
-            f"[gates], or {hint}; `g2d population VAULT --settings FILE` changes both"
-        )
+            self.vault.reject(candidate.rejection(number))
+        raise give_up(rejected, self.settings)
+
+    def _check_own(self) -> None:
+        """A key, a gate or a term that cannot be read fails before the work, not after."""
+        self._generations.signing_key()
+        find_gates(self.settings.gates.extra)
+        find_terms(self.settings.guidance.extra)
 
     def _candidates(
         self,
         draws: list[Draw],
         recent: list[Exposure],
         exposed: list[int],
-        tick: Callable[[int, int], None],
+        tick: Tick,
         engine: Engine | None,
     ) -> Iterator[Candidate]:
         """Yield candidates in order: one after the other here, or all at once on an engine."""
-        generator, states = self.generator, self._counted(exposed)
+        states = self._counted(exposed)
         if engine is None:
-            own = self.task, self.settings, generator, self._judge
+            own = self.task, self.settings, self.generator, self._judge
             yield from (make(*own, recent, states, draw, tick) for draw in draws)
             return
         kept = {kind: self.vault.entry(kind) for kind in ("generator", "base")}
@@ -343,30 +316,20 @@ class Defence:
         )
         yield from make_many(engine, job, draws)
 
-    def _manifest(self, candidate: Candidate, recent: list[Exposure]) -> dict[str, Any]:
-        return {
-            "origin": "generated",
-            "gates": [asdict(result) for result in candidate.results],
-            "exposed": [e.number for e in recent],
-            "seed_commitment": hashlib.sha256(candidate.draw.secret).hexdigest(),
-            "attempt": candidate.draw.attempt,
-            "generator": self._digest_of("generator"),
-            "began": candidate.began,
-        }
-
-    def _draws(self, seed: int | None, number: int) -> list[Draw]:
-        """What the candidates are drawn from: 256 fresh bits each, or for reproduction a seed.
-
-        A number that was given up before is drawn anew, not the same candidates again.
-        """
-        attempts = range(self.settings.gates.attempts)
-        if seed is None:
-            return [Draw(attempt, secrets.token_bytes(32), True) for attempt in attempts]
-        before = sum(r.get("number") == number for r in self.vault.rejections())
-        given_up = before // len(attempts)
-        parts = (seed, "generation", number - 1, *([given_up] if given_up else []))
-        secret = seed_of(*parts).to_bytes(8, "big")
-        return [Draw(attempt, secret, False) for attempt in attempts]
+    def _keep(
+        self,
+        candidate: Candidate,
+        rejected: list[Candidate],
+        recent: list[Exposure],
+        activate: bool,
+    ) -> Generation:
+        """Accept a candidate with all that its manifest has to say of its making."""
+        manifest = candidate.manifest([e.number for e in recent], self._digest_of("generator"))
+        # Rejected candidates are part of an accepted one's cost.
+        cpu = time.process_time() - sum(one.cpu for one in (*rejected, candidate))
+        return self._generations.accept(
+            candidate.state, manifest, candidate.draw.seed, activate, cpu
+        )
 
     def exposed(self) -> list[int]:
         """Return the last exposed generations, as many as gates and guidance count."""
@@ -374,7 +337,7 @@ class Defence:
         numbers = self.vault.exposures(max(s.gates.history, s.guidance.memory) + 1)
         if self.on_damage is None:
             return numbers
-        return self._archive.sound(numbers, lambda: self.generator.codec, self.on_damage)
+        return self._generations.sound(numbers, lambda: self.generator.codec, self.on_damage)
 
     def _remembered(self, exposed: list[int]) -> list[int]:
         memory = self.settings.guidance.memory
@@ -389,24 +352,18 @@ class Defence:
     def _counted(self, exposed: list[int]) -> dict[int, dict[str, Tensor]]:
         """The states of the exposed generations that the distance gate counts."""
         counted = exposed[-self.settings.gates.history :]
-        return {number: self._archive.state(number) for number in counted}
+        return {number: self._generations.state(number) for number in counted}
 
     @property
     def _judge(self) -> Judge:
         if self._judging is None:
-            self._judging = Judge(self.task, self._base())
+            self._judging = Judge(self.task, read_base(self.vault))
         return self._judging
 
     @property
     def reference(self) -> Reference:
         """The base's correctness on the gate split."""
         return self._judge.reference
-
-    def _base(self) -> dict[str, Tensor]:
-        base = self.vault.entry("base")
-        if base is None:
-            raise VaultError(f"{self.vault.path} has no base yet; run `g2d population` first")
-        return unpack(self.vault.read(base))
 
     def _digest_of(self, kind: str) -> str:
         entry = self.vault.entry(kind)
@@ -416,41 +373,22 @@ class Defence:
 
     def generation(self, number: int | None = None) -> Generation:
         """Read a generation, the live one by default; its digest is verified."""
-        return self._archive.generation(number)
+        return self._generations.generation(number)
 
     def exposure(self, number: int) -> Exposure:
         """Read an exposed generation with the attacks crafted on it."""
-        return self._archive.exposure(number, self.generator.codec)
+        return self._generations.exposure(number, self.generator.codec)
 
     # --- rotation.Source -------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """The live generation as an immutable snapshot."""
-        live = self.generation()
-        return _snapshot(live)
+        """The live generation as an immutable snapshot, read from the vault anew: it may heal."""
+        return self._generations.read_anew().snapshot()
 
     def advance(self) -> Snapshot:
         """Make the next generation live and return its snapshot."""
         (made,) = self.generate(1)
-        return _snapshot(made)
-
-
-def _snapshot(generation: Generation) -> Snapshot:
-    """A generation as it is served: its weights held in their layers' ranges."""
-    model = generation.model()
-    hold_in_ranges(model, Ranges.of(generation.state))
-    return Snapshot(generation.number, _Inference(model))
-
-
-class _Inference:
-    """A frozen model as a function without gradients."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._model(x)
+        return made.snapshot()
 
 
 __all__ = ["Defence", "Generation"]

@@ -17,6 +17,8 @@ from g2d.core.seeds import seed_of
 from g2d.core.types import Logits
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
+from g2d.protect.snapshots import build_snapshot
+from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split
@@ -40,6 +42,10 @@ class Generation:
         """Build the generation's model in evaluation mode, its parameters frozen."""
         return load_model(self.task, self.state)
 
+    def snapshot(self) -> Snapshot:
+        """The generation as it is served: held in its layers' ranges, its memory watched."""
+        return build_snapshot(self.number, self.task.model(0), self.state)
+
 
 class GenerationStore:
     """The generations of one vault. What is read is verified by digest, and kept in memory."""
@@ -61,6 +67,11 @@ class GenerationStore:
             raise VaultError(f"{self.vault.path} has no generation yet; run `g2d fit` first")
         record = self.vault.generation(number)
         return Generation(number, record.manifest, self.state(number), self.task)
+
+    def read_anew(self) -> Generation:
+        """Read the live generation from the vault, whatever is kept in memory: memory may err."""
+        self._states.pop(self.vault.live() or 0, None)
+        return self.generation()
 
     def state(self, number: int) -> dict[str, Tensor]:
         """A generation's state dict."""

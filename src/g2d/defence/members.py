@@ -1,4 +1,4 @@
-"""The members of a population that a generator is fitted on: which, how they resist, its fit.
+"""The generator in its vault: fitted on which members, how those resist, read back.
 
 How members are trained is in `population`, how a generator learns from them in `generator`.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from g2d.attacks.pools import unpack_pool
 from g2d.core.seeds import seed_of
+from g2d.core.types import Progress
+from g2d.errors import PopulationError, VaultError
 from g2d.generator import FORMAT, Generator
-from g2d.settings import Settings
+from g2d.generator.latent_space import DEFAULT
+from g2d.settings import Settings, stored
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.task import Task
 from g2d.vault.vault import Entry, Vault
@@ -40,15 +41,64 @@ def fitted_members(entries: list[Entry], newest: float) -> list[Entry]:
 
 
 def identity_of(entries: list[Entry], settings: Settings) -> str:
-    """What a generator depends on: members, settings of both fits, seed."""
+    """What a generator depends on: members, settings of both fits, seed, latent space."""
     what = {
         "format": FORMAT,
         "members": [entry.files["weights"] for entry in entries],
-        "autoencoder": asdict(settings.autoencoder),
-        "diffusion": asdict(settings.diffusion),
+        "autoencoder": stored(settings.autoencoder),
+        "diffusion": stored(settings.diffusion),
         "seed": settings.population.seed,
     }
+    if settings.generator.space != DEFAULT:
+        what["space"] = settings.generator.space
     return digest(json.dumps(what, sort_keys=True).encode())
+
+
+def read_base(vault: Vault) -> dict[str, Tensor]:
+    """The base's state dict: the model to defend.
+
+    Raises:
+        VaultError: there is none yet.
+    """
+    base = vault.entry("base")
+    if base is None:
+        raise VaultError(f"{vault.path} has no base yet; run `g2d population` first")
+    return unpack(vault.read(base))
+
+
+def read_generator(vault: Vault, settings: Settings) -> Generator:
+    """The generator that the vault holds.
+
+    Raises:
+        VaultError: there is none yet. CheckpointError: it is of another version or latent space.
+    """
+    entry = vault.entry("generator")
+    if entry is None:
+        raise VaultError(f"{vault.path} has no generator yet; run `g2d fit` first")
+    return Generator.from_bytes(vault.read(entry), settings.generator.space)
+
+
+def fit_if_needed(
+    task: Task, vault: Vault, settings: Settings, progress: Progress, again: bool
+) -> Generator | None:
+    """Fit a generator on the population and keep it; None if the vault holds this very one.
+
+    Args:
+        again: fit even so.
+
+    Raises:
+        PopulationError: the vault has no population, or one of a single member.
+    """
+    entries = fitted_members(vault.entries("member"), settings.autoencoder.newest_share)
+    if not entries:
+        raise PopulationError(f"{vault.path} holds no population yet; run `g2d population` first")
+    identity = identity_of(entries, settings)
+    kept = vault.entry("generator")
+    if kept is not None and not again and kept.info.get("identity") == identity:
+        return None
+    generator = fit_generator(task, vault, settings, entries, read_base(vault), progress)
+    vault.put("generator", 0, {"weights": generator.to_bytes()}, {"identity": identity})
+    return generator
 
 
 def fit_generator(
@@ -57,7 +107,7 @@ def fit_generator(
     settings: Settings,
     entries: list[Entry],
     base: dict[str, Tensor],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Generator:
     """Fit a generator on these members.
 
@@ -78,6 +128,7 @@ def fit_generator(
         resistance=_resistance(task, vault, entries, states) if len(entries) > 2 else None,
         base=base,
         progress=progress,
+        kind=settings.generator.space,
     )
 
 

@@ -26,7 +26,7 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
     there = Settings() if settings is None else settings
     known = Path(path, "task.toml")
     if settings is None and known.is_file():
-        there = Settings.from_file(known)  # the folder of the data, above all
+        there = Settings.from_file(known, stored=True)  # the folder of the data, above all
     named, source = _named(task, there.task)
     loaded = resolve(source)
     if settings is None and not known.is_file():
@@ -37,7 +37,7 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
         _check_hardening(loaded, full)  # what cannot work leaves no folder behind
     vault = _open_or_create(Path(path), full.to_toml())
     try:
-        kept = Settings.from_toml(vault.settings_text, str(known))
+        kept = Settings.from_vault(vault.settings_text, str(known))
         begun = any(vault.entries(kind) for kind in ("base", "member", "teacher"))
         if begun and (other := _differences(kept, full)):
             raise VaultError(
@@ -56,11 +56,11 @@ def reopen(path: Path | str, task: Task | None, write: bool, data: str, named: s
     """Open a vault and load the task that its settings name; see `Defence.open`."""
     vault = Vault.open(path, write=write)
     try:
-        settings = Settings.from_toml(vault.settings_text, str(Path(path) / "task.toml"))
+        settings = Settings.from_vault(vault.settings_text, str(Path(path) / "task.toml"))
         s = settings.task
-        if named and s.name != named:
+        if named and settings.source != named:
             raise VaultError(
-                f"{path} was of task {named!r} and names {s.name!r} now: nothing of it is"
+                f"{path} was of task {named!r} and names {settings.source!r} now: nothing of it is"
                 " loaded. Look who changed task.toml, and put it back."
             )
         source: TaskSource = task or (s.name, data or s.data, s.split_seed, s.eps)

@@ -1,6 +1,6 @@
-"""Weight autoencoder, latent diffusion and guidance; `Generator` over them proposes parameters."""
+"""Latent space, drawing and guidance; `Generator` over them proposes parameters."""
 
-from g2d.generator.guidance import Exposure
+from g2d.generator.exposure import Exposure
 from g2d.generator.model import FORMAT, Generator, hidden_units
 
 __all__ = ["FORMAT", "Exposure", "Generator", "hidden_units"]

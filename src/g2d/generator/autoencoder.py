@@ -11,7 +11,6 @@ are trained in those coordinates; what they decode stays in the affine hull of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -209,10 +208,6 @@ class Reconstruction:
     coordinates: Tensor
     squared_error: Tensor
 
-    def relative(self, spread: Tensor) -> Tensor:
-        """Mean squared error as a share of the population's own variance."""
-        return self.squared_error.mean() / float(spread.square().sum()) * 1.0
-
 
 def mixtures(
     c: Tensor, basins: Tensor, size: int, width: float, generator: torch.Generator
@@ -239,9 +234,3 @@ def mixtures(
     weights = weights - member * weights.sum(1, keepdim=True) / count
     deviation = weights @ c / (count - 1).clamp_min(1).sqrt()
     return centre + width * deviation, of
-
-
-def effective_rank(spread: Tensor) -> float:
-    """Participation ratio of the spreads: how many directions carry the variance."""
-    power = spread.double().square()
-    return float(power.sum().square() / power.square().sum()) if math.prod(power.shape) else 0.0

@@ -175,14 +175,14 @@ def distance_term(
     autoencoder: WeightAutoencoder, members: Members, settings: DiffusionSettings
 ) -> DistanceTerm | None:
     """The distance regulariser, or None where lambda is 0 (the plain model)."""
-    if settings.distance == 0:
+    if settings.distance_weight == 0:
         return None
     with torch.no_grad():
         if settings.reference == "base" and members.base is not None:
             references = members.base.unsqueeze(0)
         else:
             references = autoencoder.span.lift(members.coordinates)
-    return DistanceTerm(settings.distance, settings.margin, autoencoder.decode, references)
+    return DistanceTerm(settings.distance_weight, settings.margin, autoencoder.decode, references)
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:

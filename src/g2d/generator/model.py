@@ -1,8 +1,7 @@
-"""The generator of one task: codec, autoencoder and latent diffusion, fitted and stored."""
+"""The generator of one task: codec and latent space, fitted and stored."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ from torch import Tensor
 
 from g2d.core.types import Progress, State
 from g2d.errors import CheckpointError, PopulationError
-from g2d.generator.autoencoder import Span, WeightAutoencoder
-from g2d.generator.diffusion import LatentDiffusion
-from g2d.generator.fitting import Members, fit_autoencoder, fit_diffusion
-from g2d.generator.guidance import Exposure, Repulsion, guided_sample
-from g2d.settings import AutoencoderSettings, DiffusionSettings, GuidanceSettings, build
+from g2d.generator.exposure import Exposure
+from g2d.generator.guidance import Objective, guided_sample
+from g2d.generator.latent_space import DEFAULT, FitPlan, LatentSpace, Population, find_space
+from g2d.settings import AutoencoderSettings, DiffusionSettings, GuidanceSettings
 from g2d.tasks.task import Task
 from g2d.weights.checkpoints import pack, unpack, unpack_metadata
 from g2d.weights.codec import Codec
@@ -27,12 +25,13 @@ FORMAT = "g2d-generator-2"
 
 @dataclass(frozen=True)
 class Generator:
-    """Proposes parameters; it never judges them (gates and tables do)."""
+    """Proposes parameters; it never judges them (gates and tables do).
 
-    codec: Codec
-    autoencoder: WeightAutoencoder
-    diffusion: LatentDiffusion
-    autoencoder_settings: AutoencoderSettings
+    `kind` is the name by which settings find the class of `space`.
+    """
+
+    space: LatentSpace
+    kind: str = DEFAULT
 
     @classmethod
     def fit(
@@ -47,8 +46,9 @@ class Generator:
         resistance: Tensor | None = None,
         base: State | None = None,
         progress: Progress = lambda *_: None,
+        kind: str = DEFAULT,
     ) -> Generator:
-        """Fit codec, autoencoder and diffusion model on a population.
+        """Fit codec and latent space on a population.
 
         Args:
             states: K state dicts of the task's architecture. basins: the basin of each.
@@ -56,10 +56,12 @@ class Generator:
             resistance: (K, K), error of member j on attacks crafted on member i; lets the
                 denoiser be conditioned on exposed sets.
             base: what the distance regulariser moves away from (the first member, if None).
+            kind: the latent space, by the name that `[generator] space` takes.
 
         Raises:
             PopulationError: fewer than two members, or all equal.
             GenerationError: a fit diverged.
+            SettingsError: there is no such kind of space.
         """
         if len(states) < 2:
             raise PopulationError(
@@ -68,48 +70,33 @@ class Generator:
         if autoencoder.align:
             chain = hidden_units(task)
             states = [states[0], *(align(states[0], state, chain) for state in states[1:])]
-        generator = torch.Generator().manual_seed(seed)
         codec = Codec.fit(states, autoencoder.scope)
         _check_rest(codec, states)
-        V = torch.stack([codec.encode(state) for state in states]).float()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            span = Span.fit(V, basins)
-            count = len(set(basins))
-            coder = WeightAutoencoder(span, autoencoder.latent, autoencoder.width, count)
-            latent = LatentDiffusion(coder.latent, diffusion)
-        with torch.no_grad():
-            origin = codec.encode(base or states[0]).float()
-            members = Members(span.project(V), torch.as_tensor(list(basins)), resistance, origin)
-            coder.learn_basins(members.coordinates, members.basins)
-        del V
-        fit_autoencoder(
-            coder, members, codec, task, autoencoder, generator,
-            lambda done, total: progress("autoencoder", done, total),
-        )  # fmt: skip
-        fit_diffusion(
-            latent, coder, members, autoencoder, diffusion, generator,
-            lambda done, total: progress("diffusion", done, total),
-        )  # fmt: skip
-        return cls(codec, coder.requires_grad_(False), latent.requires_grad_(False), autoencoder)
+        population = Population(
+            task,
+            codec,
+            torch.stack([codec.encode(state) for state in states]).float(),
+            torch.as_tensor(list(basins)),
+            codec.encode(base or states[0]).float(),
+            resistance,
+        )
+        plan = FitPlan(autoencoder, diffusion, seed, progress)
+        return cls(find_space(kind).fit(population, plan), kind)
 
-    @torch.no_grad()
+    @property
+    def codec(self) -> Codec:
+        """The map between state dicts and vectors (P,)."""
+        return self.space.codec
+
     def sample(
         self, count: int, generator: torch.Generator, exposed: Tensor | None = None
     ) -> Tensor:
-        """Draw vectors (count, P) by one diffusion inference, without guidance.
+        """Draw vectors (count, P) without guidance.
 
         Args:
             exposed: vectors (m, P) of the exposed set to condition on, or None.
         """
-        condition = None if exposed is None else self.condition(exposed).expand(count, -1)
-        return self.autoencoder.settle(self.diffusion.sample(count, generator, condition))
-
-    @torch.no_grad()
-    def condition(self, exposed: Tensor) -> Tensor:
-        """Embed an exposed set (m, P), of which the last eight count, as (1, width)."""
-        latents = self.autoencoder.encode(exposed[-8:].float())
-        return self.diffusion.denoiser.embed(latents)
+        return self.space.settle(self.space.draw(count, generator, exposed))
 
     def propose(
         self,
@@ -123,65 +110,56 @@ class Generator:
 
         A candidate whose guidance diverged is not finite; the gates say so.
         """
-        objective = Repulsion(task, self.codec, exposures, settings, generator)
-        condition = None
+        objective = Objective(task, self.codec, exposures, settings, generator)
+        exposed = None
         if settings.conditioned and exposures:
-            condition = self.condition(torch.stack([e.v for e in exposures]))
-        return guided_sample(
-            self.autoencoder, self.diffusion, objective, generator, condition, tick
-        )
+            exposed = torch.stack([e.v for e in exposures])
+        return guided_sample(self.space, objective, generator, exposed, tick)
+
+    def encode(self, states: Sequence[State]) -> Tensor:
+        """Latents (n, d) of state dicts."""
+        vectors = torch.stack([self.codec.encode(state) for state in states])
+        with torch.no_grad():
+            return self.space.encode(vectors.float())
+
+    def to_state(self, v: Tensor) -> dict[str, Tensor]:
+        """The state dict of a vector (P,)."""
+        return self.space.to_state(v)
 
     def to_bytes(self) -> bytes:
         """Serialise as safetensors; the settings travel in its metadata."""
-        tensors = {f"rest.{n}": t for n, t in self.codec.rest.items()}
-        tensors |= {f"autoencoder.{n}": t for n, t in self.autoencoder.state_dict().items()}
-        tensors |= {f"diffusion.{n}": t for n, t in self.diffusion.state_dict().items()}
-        return pack(
-            tensors,
-            {
-                "format": FORMAT,
-                "codec": json.dumps(self.codec.describe()),
-                "autoencoder": json.dumps(dataclasses.asdict(self.autoencoder_settings)),
-                "diffusion": json.dumps(dataclasses.asdict(self.diffusion.settings)),
-            },
-        )
+        rest = {f"rest.{name}": tensor for name, tensor in self.codec.rest.items()}
+        described = {"format": FORMAT, "codec": json.dumps(self.codec.describe())}
+        if self.kind != DEFAULT:
+            described["space"] = self.kind
+        return pack(rest | self.space.tensors(), described | self.space.describe())
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Generator:
-        """Read what `to_bytes` wrote.
+    def from_bytes(cls, data: bytes, kind: str = DEFAULT) -> Generator:
+        """Read what `to_bytes` wrote; `kind`: the latent space that the settings name.
+
+        A class is never imported because the file names it: the file may come from elsewhere.
 
         Raises:
-            CheckpointError: the file is no generator, or of another version.
+            CheckpointError: the file is no generator, of another version, or of another space.
+            SettingsError: there is no such kind of space.
         """
         tensors = unpack(data, "generator")
-        metadata = unpack_metadata(data)
-        if metadata.get("format") != FORMAT:
+        described = unpack_metadata(data)
+        if described.get("format") != FORMAT:
             raise CheckpointError(
-                f"the generator file has format {metadata.get('format')!r}, this g2d reads "
+                f"the generator file has format {described.get('format')!r}, this g2d reads "
                 f"{FORMAT!r}; run `g2d fit` again"
             )
-        parts = {
-            part: {n.split(".", 1)[1]: t for n, t in tensors.items() if n.startswith(part + ".")}
-            for part in ("rest", "autoencoder", "diffusion")
-        }
-        coder_settings = build(
-            AutoencoderSettings, json.loads(metadata["autoencoder"]), "generator"
-        )
-        diffusion_settings = build(
-            DiffusionSettings, json.loads(metadata["diffusion"]), "generator"
-        )
-        codec = Codec.restore(json.loads(metadata["codec"]), parts["rest"])
-        state = parts["autoencoder"]
-        span = Span(state["mean"], state["basis"], state["spread"])
-        coder = WeightAutoencoder(
-            span, len(state["shift"]), coder_settings.width, len(state["centres"])
-        )
-        coder.load_state_dict(state)
-        diffusion = LatentDiffusion(coder.latent, diffusion_settings)
-        diffusion.load_state_dict(parts["diffusion"])
-        return cls(
-            codec, coder.requires_grad_(False), diffusion.requires_grad_(False), coder_settings
-        )
+        if (fitted := described.get("space", DEFAULT)) != kind:
+            raise CheckpointError(
+                f"the generator was fitted with the latent space {fitted!r}, the settings name"
+                f" {kind!r}; run `g2d fit` again, or put [generator] space back"
+            )
+        rest = {n[len("rest.") :]: t for n, t in tensors.items() if n.startswith("rest.")}
+        own = {n: t for n, t in tensors.items() if not n.startswith("rest.")}
+        codec = Codec.restore(json.loads(described["codec"]), rest)
+        return cls(find_space(kind).restore(codec, own, described), kind)
 
 
 def _check_rest(codec: Codec, states: Sequence[State]) -> None:

@@ -117,7 +117,7 @@ def hold_in_ranges(model: nn.Module, ranges: Ranges) -> RemovableHandle:
     What it does not stop: flips that stay inside the range (a sign bit, or many of them together);
     a flip after a forward has begun; calls of a submodule that go past `model`. The ranges must be
     kept where the attacker cannot write: whoever raises a limit, or removes the hook, is not held.
-    It hides no damage: `integrity.Watch` still finds the tensor, which is repaired only roughly.
+    It hides no damage: `MemoryWatch` still finds the tensor, which is repaired only roughly.
 
     Args:
         ranges: of the very state that the model holds.

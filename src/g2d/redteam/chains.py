@@ -27,7 +27,7 @@ from g2d.redteam.controls import FittedMembers, noised, permuted, retraining, so
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.source import data_digest
 from g2d.tasks.splits import Split
-from g2d.training.loop import Batches, train
+from g2d.training.loop import Batches
 from g2d.training.population import run_job
 from g2d.training.recipes import HardenedTraining, stale
 from g2d.training.recipes.distil import teacher_of
@@ -263,12 +263,11 @@ def _rival(context: AttackContext, index: int) -> State:
     if harden.method == "fgsm":
         harden = replace(harden, method="pgd")
     model, teacher = context.task.model(seed), teacher_of(context.defence.vault, harden)
-    course = HardenedTraining(
+    training = HardenedTraining(
         context.task, harden, batches, s.base_steps, seed=seed, extra=(stale,), pools=pools,
         teacher=teacher.load(context.task) if teacher else None,
     )  # fmt: skip
-    train(model, course, steps=s.base_steps, rate=s.rate, after=course.after)
-    course.finish(model)
+    training.run(model, s.rate)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
@@ -284,7 +283,7 @@ def _draw(context: AttackContext, name: str, index: int) -> State | None:
     for attempt in range(context.spec.settings.gates.attempts):
         source = torch.Generator().manual_seed(seed_of(context.spec.seed, name, index, attempt))
         v = generator.propose(defence.task, recent, context.spec.settings.guidance, source)
-        state = generator.codec.decode(v)
+        state = generator.to_state(v)
         if all(result.passed for result in defence.judge(state, recent, exposed)):
             return state
     return None

@@ -39,7 +39,7 @@ class FittedMembers:
     def of(cls, defence: Defence) -> FittedMembers:
         """Read them from a vault, oldest first."""
         entries = fitted_members(
-            defence.vault.entries("member"), defence.settings.autoencoder.newest
+            defence.vault.entries("member"), defence.settings.autoencoder.newest_share
         )
         states = tuple(unpack(defence.vault.read(entry)) for entry in entries)
         return cls(states, torch.tensor([int(entry.info["basin"]) for entry in entries]))

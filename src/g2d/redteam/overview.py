@@ -182,7 +182,7 @@ class _Table:
         generator = self.context.defence.generator
         source = torch.Generator().manual_seed(seed_of(self.trial.seed, name))
         vectors = generator.sample(count, source)
-        return [load_model(self.context.task, generator.codec.decode(v)) for v in vectors]
+        return [load_model(self.context.task, generator.to_state(v)) for v in vectors]
 
     def stale(self, matrix: Matrix, joint: Mapping[int, Rate], last: int) -> list[Row]:
         """The attacks that rotation is made against."""

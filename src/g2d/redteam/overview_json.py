@@ -320,12 +320,10 @@ def _pixels(x: Tensor, bounds: tuple[float, float]) -> list[Any]:
 
 def _latents(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
     """Latents of population and generations on the population's two principal axes."""
-    generator, entries = defence.generator, defence.vault.entries("member")
+    entries = defence.vault.entries("member")
     states = [unpack(defence.vault.read(entry)) for entry in entries]
     generations = _states(defence, numbers).values()
-    with torch.no_grad():
-        made = [generator.codec.encode(s) for s in [*states, *generations]]
-        Z = generator.autoencoder.encode(torch.stack(made).float()).double()
+    Z = defence.generator.encode([*states, *generations]).double()
     centred = Z - Z[: len(states)].mean(0)
     _, s, axes = torch.linalg.svd(centred[: len(states)], full_matrices=False)
     # The sign of a principal axis is arbitrary: make its largest component positive.

@@ -1,7 +1,7 @@
 """When a service rotates: triggers, a warm spare made before it is due, backoff. No HTTP, no torch.
 
 `Rotation` swaps from a thread of its own; where spares come from (`SpareMaker`) and how the serving
-side reads them (`GenerationLoader`) are protocols. What a swap is, is in `rotation`.
+side reads them (`GenerationLoader`) are protocols. What a swap is, is in `snapshot`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,23 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from g2d.errors import G2DError, GenerationError, UnavailableError, VaultError
+from g2d.rotation.events import (
+    Alarm,
+    Committed,
+    Failed,
+    Paused,
+    Refused,
+    Resumed,
+    Spare,
+    Swap,
+    Tell,
+    silent,
+)
 from g2d.rotation.snapshot import Live, Snapshot
 
 
@@ -94,9 +105,8 @@ class Rotation:
     generation answers. Several reasons that are due together cause one rotation.
 
     Args:
-        tell: called with an event's name and facts, from any thread: spare, swap, refused, failed,
-            alarm, paused, resumed; committed: in the ledger, and what answers next. chance: draws
-            jitter; the default is secret.
+        tell: called with each of `events`, from any thread. chance: draws jitter; the default is
+            secret.
     """
 
     def __init__(
@@ -105,7 +115,7 @@ class Rotation:
         maker: SpareMaker,
         loader: GenerationLoader,
         triggers: Triggers,
-        tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
+        tell: Tell = silent,
         chance: random.Random | None = None,
         backoff: Backoff | None = None,
     ) -> None:
@@ -162,7 +172,7 @@ class Rotation:
 
     def alarm(self, kind: str, text: str, rotate: bool = True) -> None:
         """Take an alarm from a monitor (drift, integrity, a query attack), and rotate away."""
-        self._tell("alarm", {"kind": kind, "text": text})
+        self._tell(Alarm(kind, text))
         if rotate:
             with self._wake:
                 self._demand(f"alarm: {kind}")
@@ -181,7 +191,7 @@ class Rotation:
             changed, self._paused = self._paused != paused, paused
             self._wake.notify_all()
         if changed:
-            self._tell("paused" if paused else "resumed", {})
+            self._tell(Paused() if paused else Resumed())
 
     def status(self) -> dict[str, Any]:
         """Say what is live, for how long, and what comes next; the jitter stays secret."""
@@ -247,7 +257,7 @@ class Rotation:
             self._refuse(number, error)
             raise
         took = {"make": made - began, "load": time.monotonic() - made}
-        self._tell("spare", {"generation": number, "seconds": took})
+        self._tell(Spare(number, took))
         return spare
 
     def _await_due(self) -> bool:
@@ -277,17 +287,16 @@ class Rotation:
             self._refuse(spare.number, error)
             raise
         self._commit(spare.number)
-        self._tell("committed", {"generation": spare.number})
+        self._tell(Committed(spare.number))
         with self._wake:
             self._live.swap(spare)
-            reasons, self._due = sorted(self._due), []
+            reasons, self._due = tuple(sorted(self._due)), []
             asked, self._asked = self._asked, []
             self._spare, self._failures = None, 0
             self._due_at, self._warned = math.inf, False
             self._since = time.monotonic()
             self._at = self._draw(self._since, self._triggers.every)
-        facts = {"generation": spare.number, "before": before, "reasons": reasons}
-        self._tell("swap", facts | {"seconds": self._since - began})
+        self._tell(Swap(spare.number, before, reasons, self._since - began))
         for future in asked:
             _resolve(future, spare.number)
 
@@ -314,9 +323,12 @@ class Rotation:
             wait = self._backoff.seconds(self._failures, self._chance)
         text = str(error) if isinstance(error, G2DError) else f"{type(error).__name__}: {error}"
         refused = isinstance(error, VaultError) and not isinstance(error, UnavailableError)
-        reason = getattr(error, "reason", "unreadable" if refused else "none made")
-        facts = {"reason": str(reason), "text": text, "live": self._live.number}
-        self._tell("refused" if refused else "failed", facts | {"retry": wait})
+        reason = str(getattr(error, "reason", "unreadable" if refused else "none made"))
+        live = self._live.number
+        if refused:
+            self._tell(Refused(reason=reason, text=text, live=live, retry=wait))
+        else:
+            self._tell(Failed(reason, text, live, wait))
         self._answer_asked(error if isinstance(error, G2DError) else GenerationError(text))
         until = time.monotonic() + wait
         with self._wake:

@@ -1,7 +1,7 @@
 """Rotation: immutable snapshots swapped by one assignment. No HTTP, no torch.
 
 A call captures one snapshot and is answered wholly by it, whatever rotates meanwhile. `Rotor` is
-for one's own code; when a service swaps, from a warm spare, is decided in `schedule`.
+for one's own code; when a service swaps, from a warm spare, is decided in `scheduler`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from g2d.errors import G2DError
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Source(Protocol):
     """Where snapshots come from; a `Defence` is one."""
 
     def snapshot(self) -> Snapshot:
-        """Return the generation that is live."""
+        """Return the generation that is live, from where it is kept and not from memory."""
         ...
 
     def advance(self) -> Snapshot:
@@ -84,12 +87,16 @@ class Rotor(Live):
     >>> rotor.rotate()              # the next generation is live
 
     `rotate` raises `GenerationError` if no candidate passes its gates: the live generation stays.
+
+    Nothing here runs by itself: call `check` from a thread of yours, every
+    `rotor.snapshot.interval` seconds at most, to have weights that changed in memory found and
+    healed. `rotate` calls it, for making the next generation takes its time.
     """
 
     def __init__(self, source: Source) -> None:
         super().__init__(source.snapshot())
         self._source = source
-        self._rotating = threading.Lock()
+        self._rotating, self._checking = threading.Lock(), threading.Lock()
 
     def __call__(self, x: Any) -> Any:
         """Answer from the live generation."""
@@ -98,4 +105,32 @@ class Rotor(Live):
     def rotate(self) -> int:
         """Swap in the next generation and return its number; one rotation at a time."""
         with self._rotating:
-            return self.swap(self._source.advance())
+            with suppress(G2DError):  # what cannot be healed is replaced all the more
+                self.check()
+            fresh = self._source.advance()
+            self._take(fresh)
+            return fresh.number
+
+    def check(self) -> list[str]:
+        """Look for changes of the live weights in memory, and heal them from the source.
+
+        No answer mixes healed weights with damaged ones: a sound copy takes their place at once.
+
+        Returns:
+            Names of the tensors that had changed; []: all were sound.
+
+        Raises:
+            G2DError: the source has no sound copy either: what changed is still live.
+        """
+        with self._checking:
+            snapshot = self._snapshot
+            changed = snapshot.check() if snapshot.check else []
+            if changed:
+                self._take(self._source.snapshot())  # newer, if the source was advanced elsewhere
+            return changed
+
+    def _take(self, fresh: Snapshot) -> None:
+        """Answer from a snapshot, unless a newer one does already."""
+        with self._writing:
+            if fresh.number >= self._snapshot.number:
+                self._snapshot = fresh

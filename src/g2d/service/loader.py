@@ -1,6 +1,6 @@
 """The reading side of a vault: verify a generation, load it, make it ready to answer.
 
-The one room of torch in the service. Reads only; the worker (`spare`) writes. A built-in task's
+The one file of the service that needs torch. Reads only; `worker` writes. A built-in task's
 model is built without its data, which would cost a second of every start.
 """
 
@@ -22,8 +22,7 @@ from torch import nn
 from g2d.core.files import write_bytes
 from g2d.core.types import Array
 from g2d.errors import CheckpointError, RefusedError, VaultError
-from g2d.protect.integrity import MemoryWatch
-from g2d.protect.ranges import Ranges, hold_in_ranges
+from g2d.protect.snapshots import build_snapshot
 from g2d.rotation.snapshot import Snapshot
 from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings
@@ -38,7 +37,7 @@ _SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
 
 
 @dataclass(frozen=True)
-class _Sound:
+class _Verified:
     """Verified weights; if they were signed, the task's name that was signed with them."""
 
     weights: bytes
@@ -55,7 +54,7 @@ class VaultLoader:
             is refused; None: the ledger alone remembers.
 
     Attributes:
-        task: name of the task; where generations are signed, what was signed.
+        task: `Settings.source`; where generations are signed, what was signed.
 
     Raises:
         G2DError: the vault or the task cannot be loaded, or what is live is not sound.
@@ -75,11 +74,11 @@ class VaultLoader:
         self._building = threading.Lock()  # a factory draws from torch's one global generator
         try:
             self._check_place(vault)
-            settings = Settings.from_toml(self._vault.settings_text, str(vault / "task.toml"))
-            s, self.task = settings.task, settings.task.name
+            settings = Settings.from_vault(self._vault.settings_text, str(vault / "task.toml"))
+            s, self.task = settings.task, settings.source
             # Before the task is loaded, for that imports code: what was signed must name it.
-            sound, _ = self._verify_live(self._not_put_back(self.live()))
-            if sound.task is not None and sound.task != s.name:
+            verified, _ = self._verify_live(self._not_put_back(self.live()))
+            if verified.task is not None and verified.task != self.task:
                 raise VaultError(f"{vault / 'task.toml'} changed while it was read: look why.")
             self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
             self.model = self._described(name)
@@ -114,8 +113,8 @@ class VaultLoader:
             VaultError: it is refused for any other reason, or older than one served before.
         """
         number = self._not_put_back(self.live())
-        sound, warning = self._verify_live(number)
-        return self._build(number, sound), warning
+        verified, warning = self._verify_live(number)
+        return self._build(number, verified), warning
 
     def again(self, number: int) -> Snapshot:
         """Load anew what is live already, to heal it; even if its time has ended meanwhile.
@@ -160,19 +159,19 @@ class VaultLoader:
         """Return the last numbers that have been live."""
         return self._vault.exposures(20)
 
-    def _verify(self, number: int, after: int, now: float) -> _Sound:
+    def _verify(self, number: int, after: int, now: float) -> _Verified:
         if self._key is None:
             if number <= after:
                 raise RefusedError(f"generation {number} is not above {after}", "replay", number)
-            return _Sound(self._vault.read_generation(number))
+            return _Verified(self._vault.read_generation(number))
         from g2d.vault.signing import verify_generation
 
         found = verify_generation(
             self._vault, number, self._key, after=after, now=now, files=self._files
         )
-        return _Sound(found.weights, str(found.manifest["source"]), found.expires)
+        return _Verified(found.weights, str(found.manifest["source"]), found.expires)
 
-    def _verify_live(self, number: int) -> tuple[_Sound, RefusedError | None]:
+    def _verify_live(self, number: int) -> tuple[_Verified, RefusedError | None]:
         """Verify what is live. Its times are a warning alone: there is nothing better yet.
 
         It was in time when it became live; since then it expired, or the clock was put back.
@@ -185,27 +184,18 @@ class VaultLoader:
             created = float(self._vault.generation(number).created)
             return self._verify(number, number - 1, created), error
 
-    def _build(self, number: int, sound: _Sound) -> Snapshot:
+    def _build(self, number: int, verified: _Verified) -> Snapshot:
+        try:
+            state = unpack(verified.weights)
+        except CheckpointError as error:
+            raise VaultError(f"generation {number} cannot be read: {error}") from error
         with self._building:
             model = self._blueprint.factory()
-        try:
-            state = unpack(sound.weights)
-            model.load_state_dict(state)
-            watch = MemoryWatch(model.eval().requires_grad_(False), state)
-            # Between two looks of the watch, a bit that flipped before a forward pass began acts
-            # inside its layer's range.
-            hold_in_ranges(model, Ranges.of(state))
-        except (RuntimeError, CheckpointError) as error:
-            raise VaultError(
-                f"generation {number} does not fit the task's model: {' '.join(str(error).split())}"
-            ) from error
-        if changed := watch.check():
-            raise VaultError(f"generation {number} changed while it was loaded: {changed}.")
-        predict = _Inference(model)
-        logits = predict(np.zeros((1, *self.model.shape), self.model.dtype))
+        snapshot = build_snapshot(number, model, state, verified.expires, _ArrayInference)
+        logits = snapshot.predict(np.zeros((1, *self.model.shape), self.model.dtype))
         if logits.shape != (1, self.model.classes):
             raise VaultError(f"generation {number} gives {logits.shape}, not (1, classes).")
-        return Snapshot(number, predict, watch.check, watch.interval, sound.expires)
+        return snapshot
 
     def _check_place(self, vault: Path) -> None:
         if self._served and self._served.absolute().resolve().is_relative_to(vault.resolve()):
@@ -237,7 +227,7 @@ class VaultLoader:
             ) from error
 
 
-class _Inference:
+class _ArrayInference:
     """A frozen model as a function of arrays."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 The worker holds the vault's writer's lock and, where generations are signed, is the only one that
 reads the private key; the serving side only reads. They speak JSON lines over the worker's stdin
-and stdout. Without its parent the worker ends. When to swap is decided in `schedule`.
+and stdout. Without its parent the worker ends. When to swap is decided in `rotation.scheduler`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from g2d.core.types import Values
 from g2d.errors import CheckpointError, G2DError, GenerationError, UnavailableError, VaultError
+from g2d.rotation.events import Alarm, Event, Refused, Tell, silent
+from g2d.service.http.events import Hurried, Rejected
 
 if TYPE_CHECKING:
     from g2d.defence.defence import Defence
@@ -42,22 +43,22 @@ But on a saturated machine it would make nothing, so one that starves is replace
 
 
 class Worker:
-    """A worker process as a `schedule.SpareMaker`; started when needed, again after it has died.
+    """A worker process as a `scheduler.SpareMaker`; started when needed, again after it has died.
 
     Args:
-        vault: its folder. data: where the task's data lies; "": as the vault says. tell: called
-            with "rejected" and a candidate's failed gates, "refused" and a kept generation that
-            cannot be read, or "alarm" and an exposed one. patience: seconds that a candidate may
-            take before the worker counts as hung and is killed. task: the name that the vault's
-            settings gave when the live generation was verified; with another the worker loads
-            nothing, for that would run its code beside the signing key.
+        vault: its folder. data: where the task's data lies; "": as the vault says. tell: hears of a
+            candidate that is `Rejected`; of a kept generation that is `Refused`, for it cannot be
+            read; of one that is exposed and cannot be read, as an `Alarm`. patience: seconds that a
+            candidate may take before the worker counts as hung and is killed. task: the `source`
+            that the vault's settings gave when the live generation was verified; with another the
+            worker loads nothing, for that would run its code beside the signing key.
     """
 
     def __init__(
         self,
         vault: Path,
         data: str = "",
-        tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
+        tell: Tell = silent,
         patience: float = 900.0,
         task: str = "",
     ) -> None:
@@ -100,7 +101,7 @@ class Worker:
         try:
             return self._ask_once(what)
         except _StarvedError:
-            self._tell("hurried", {"text": f"the machine is busy: the worker runs at nice {NICE}"})
+            self._tell(Hurried(f"the machine is busy: the worker runs at nice {NICE}"))
             self._hurried = True
             with self._starting:
                 self._end()
@@ -113,7 +114,12 @@ class Worker:
             process.stdin.write(json.dumps(what).encode() + b"\n")
             process.stdin.flush()
             answer = self._listen(process)
-        except (OSError, ValueError):  # ValueError: what it said is no JSON, or a closed pipe
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # a closed pipe; what it said is not ours
             raise self._died(process) from None
         if "failed" in answer:
             raise GenerationError(str(answer["failed"]))
@@ -131,7 +137,7 @@ class Worker:
             answer: dict[str, Any] = json.loads(line)
             if "told" not in answer:
                 return answer
-            self._tell(answer["told"], answer["facts"])
+            self._tell(_TOLD[answer["told"]].of(answer["facts"]))
             until = time.monotonic() + self._patience  # each candidate has its own time
 
     def _await_line(self, process: subprocess.Popen[bytes], until: float) -> None:
@@ -196,6 +202,10 @@ class Worker:
             self._said = None
 
 
+_TOLD: Mapping[str, type[Event]] = {kind.name: kind for kind in (Alarm, Refused, Rejected)}
+"""What a worker tells while it is at work."""
+
+
 class _StarvedError(Exception):
     """The worker gets too little of a core."""
 
@@ -228,12 +238,11 @@ def work(vault: str, data: str, task: str) -> None:
     def answer(**facts: Any) -> None:
         out.write(json.dumps(facts) + "\n")
 
-    def tell(event: str, facts: Values) -> None:
-        answer(told=event, facts=facts)
+    def tell(event: Event) -> None:
+        answer(told=event.name, facts=event.facts())
 
     def damaged(number: int, text: str) -> None:
-        tell("alarm", {"kind": "vault", "text": f"gates and guidance count generation {number} no"
-                       f" more: {text}"})  # fmt: skip
+        tell(Alarm("vault", f"gates and guidance count generation {number} no more: {text}"))
 
     first = orders.get()
     try:
@@ -262,9 +271,7 @@ def _read_orders(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
     os._exit(0)  # the parent has gone, whatever killed it; what is half done has no row
 
 
-def _obey(
-    defence: Defence, order: Values, tell: Callable[[str, Values], None], failed: set[int]
-) -> int:
+def _obey(defence: Defence, order: Values, tell: Tell, failed: set[int]) -> int:
     if order["do"] == "commit":
         defence.vault.activate(int(order["number"]))
         return int(order["number"])
@@ -273,14 +280,12 @@ def _obey(
         return kept
     number = defence.vault.last_number() + 1
     (made,) = defence.generate(
-        activate=False, on_reject=lambda results: tell("rejected", _failed(number, results))
+        activate=False, on_reject=lambda results: tell(_rejected(number, results))
     )
     return made.number
 
 
-def _kept(
-    defence: Defence, after: int, tell: Callable[[str, Values], None], failed: set[int]
-) -> int | None:
+def _kept(defence: Defence, after: int, tell: Tell, failed: set[int]) -> int | None:
     """The oldest generation above `after` that is kept and passes its gates as of now.
 
     A spare that a killed service left, or one made ahead with `g2d generate --keep`. One that has
@@ -297,23 +302,23 @@ def _kept(
             raise
         except (VaultError, CheckpointError) as error:
             failed.add(number)
-            tell("refused", {"generation": number, "reason": "unreadable", "text": str(error)})
+            tell(Refused(generation=number, reason="unreadable", text=str(error)))
             continue
         results = defence.judge(state, recent, exposed)
         if all(result.passed for result in results):
             return number
         failed.add(number)
-        tell("rejected", _failed(number, results))
+        tell(_rejected(number, results))
     return None
 
 
-def _failed(number: int, results: list[GateResult]) -> dict[str, Any]:
-    failed = [
-        {key: _finite(value) for key, value in asdict(result).items()}
+def _rejected(number: int, results: list[GateResult]) -> Rejected:
+    failed = (
+        {key: _finite(value) for key, value in result.entry().items()}
         for result in results
         if not result.passed
-    ]
-    return {"generation": number, "gates": failed}
+    )
+    return Rejected(number, tuple(failed))
 
 
 def _finite(value: Any) -> Any:

@@ -54,7 +54,7 @@ def _digits(data: str, seed: int) -> Task:
         "guidance": {
             "pool": 280,
             "batch": 64,
-            "robust": 0.5,
+            "robust_weight": 0.5,
             "robust_steps": 2,
             "polish_steps": 100,
         },
@@ -90,7 +90,7 @@ def _mnist_robust(data: str, seed: int) -> Task:
         },
         "guidance": {
             "mu": 4.0,
-            "robust": 1.0,
+            "robust_weight": 1.0,
             "robust_steps": 3,
             "robust_eps": 0.36,
             "polish_steps": 100,

@@ -23,7 +23,7 @@ class Split:
     """Labelled examples: `x` (N, ...) finite floats, `y` (N,) integers, kept as int64.
 
     Raises:
-        DataError: lengths differ, labels are no integers or `x` is not all finite floats.
+        DataError: lengths differ, labels are not integers or `x` is not all finite floats.
     """
 
     x: Tensor
@@ -138,7 +138,7 @@ def _tensor(given: Any, what: str) -> Tensor:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"the {what} are no numbers throughout ({error}); expected a tensor or a NumPy array: "
+            f"the {what} are not all numbers ({error}); expected a tensor or a NumPy array: "
             "floats for x, integers 0, 1, ... for y, none missing"
         ) from error
 

@@ -1,19 +1,32 @@
-"""The one training loop; what differs between recipes is the step function that it is given."""
+"""The one training loop: what is minimised, on which batches, by which optimiser, is given to it.
+
+How recipes change a training is in `recipes`; which trainings a population is made of in
+`population`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from g2d.errors import PopulationError
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 
-StepLoss = Callable[[nn.Module], Tensor]
+Objective = Callable[[nn.Module], Tensor]
+"""The loss of the next step, a scalar; each call draws anew."""
+
+MakeOptimizer = Callable[[nn.Module, float], Optimizer]
+"""Makes the optimiser of a model at its peak rate; it may give groups rates of their own."""
+
+Between = Callable[[nn.Module, Optimizer], None]
+"""Called between backward and step, without gradients: it may change what `.grad` holds."""
 
 
 class NextStep(Enum):
@@ -25,6 +38,19 @@ class NextStep(Enum):
 
 
 AfterStep = Callable[[nn.Module, float], NextStep]
+"""Called after a step with the model and the rate; says how the training goes on."""
+
+
+class BatchSource(Protocol):
+    """Where a training takes its examples from."""
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Return the next batch: inputs (n, ...) and labels (n,)."""
+
+
+def adam(model: nn.Module, rate: float) -> Optimizer:
+    """Adam over every parameter that is not frozen (Kingma & Ba 2015)."""
+    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], rate)
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:
@@ -33,37 +59,49 @@ def schedule(step: int, steps: int, warm_up: int) -> float:
 
 
 def train(
-    model: nn.Module, step: StepLoss, *, steps: int, rate: float, after: AfterStep | None = None
+    model: nn.Module,
+    objective: Objective,
+    *,
+    steps: int,
+    rate: float,
+    optimizer: MakeOptimizer = adam,
+    between: Sequence[Between] = (),
+    after: AfterStep | None = None,
 ) -> nn.Module:
-    """Minimise `step(model)` with Adam, in place, and return the model in evaluation mode.
+    """Minimise `objective(model)` in place, and return the model in evaluation mode.
 
     Args:
-        after: called after each step with the model and the rate; says how it goes on.
+        rate: what the optimiser is made with; the schedule scales the rate of each of its groups.
+        between: called in order between backward and step.
+        after: called after each step.
 
     Raises:
         PopulationError: the loss is no longer finite (the rate is too high).
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, rate)
+    descent = optimizer(model, rate)
+    peaks = [group["lr"] for group in descent.param_groups]
     model.train()
     for index in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * schedule(index, steps, min(100, 1 + steps // 10))
-        loss = step(model)
-        optimizer.zero_grad()
+        factor = schedule(index, steps, min(100, 1 + steps // 10))
+        for group, peak in zip(descent.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        loss = objective(model)
+        descent.zero_grad()
         loss.backward()
-        optimizer.step()
-        turn = NextStep.GO_ON if after is None else after(model, optimizer.param_groups[0]["lr"])
-        if turn is NextStep.END:
+        with torch.no_grad():
+            for hook in between:
+                hook(model, descent)
+        descent.step()
+        following = after(model, descent.param_groups[0]["lr"]) if after else NextStep.GO_ON
+        if following is NextStep.END:
             break
-        if turn is NextStep.AFRESH:
-            optimizer.state.clear()
+        if following is NextStep.AFRESH:
+            descent.state.clear()
         if index % 50 == 0 and not bool(torch.isfinite(loss)):
             raise PopulationError(
                 f"training diverged at step {index} (loss {float(loss.detach())}); lower the rate"
             )
-    finite = all(bool(torch.isfinite(p).all()) for p in parameters)
-    if not finite:
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
         raise PopulationError(
             "training ended in parameters that are not finite; lower the rate, or look at your own "
             "recipe if [harden] names one"
@@ -81,19 +119,22 @@ class Batches:
     generator: torch.Generator
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """Return inputs (size, ...) and labels (size,)."""
-        index = torch.randint(len(self.split), (self.size,), generator=self.generator)
+        """Return inputs (size, ...) and labels (size,), every example equally likely."""
+        return self.at(torch.randint(len(self.split), (self.size,), generator=self.generator))
+
+    def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the examples at `index` (n,): inputs (n, ...), augmented, and labels (n,)."""
         x, y = self.split.x[index], self.split.y[index]
         if self.task.augment is not None:
             x = self.task.augment(x, self.generator)
         return x, y
 
 
-def clean_step(task: Task, batches: Batches) -> StepLoss:
-    """Ordinary training: the task's loss on clean examples."""
+def clean_step(task: Task, batches: BatchSource) -> Objective:
+    """The objective of ordinary training: the task's loss on clean examples."""
 
-    def step(model: nn.Module) -> Tensor:
+    def loss(model: nn.Module) -> Tensor:
         x, y = batches.draw()
         return task.loss(model(x), y)
 
-    return step
+    return loss

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,14 +26,13 @@ from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
 from g2d.errors import SettingsError, VaultError
-from g2d.settings import HardenSettings, PopulationSettings
+from g2d.settings import HardenSettings, PopulationSettings, stored
 from g2d.tasks.inference import accuracy, predict
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.task import Task
-from g2d.training.loop import Batches, train
+from g2d.training.loop import Batches
 from g2d.training.recipes import (
     HardenedTraining,
-    Recipe,
     Teacher,
     check,
     fgsm_light,
@@ -41,6 +40,7 @@ from g2d.training.recipes import (
     try_out,
 )
 from g2d.training.recipes.distil import keep_teacher
+from g2d.training.recipes.recipe import ChangeStep
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import pack, unpack
 
@@ -79,58 +79,57 @@ def run_job(job: TrainingJob) -> Trained:
     task, s = resolve(job.task), job.settings
     seed = seed_of(s.seed, job.kind, job.index)
     model = task.model(seed)
-    kept: dict[str, Tensor] = {}
+    outside: dict[str, Tensor] = {}
     if job.start is not None:
         start = unpack(job.start)
         model.load_state_dict(start)
-        kept = freeze(model, start, job.scope)
-    generator = torch.Generator().manual_seed(seed)
-    batches = Batches(task, task.splits.train, s.batch, generator)
-    pools = [unpack_pool(pool, task.splits.train) for pool in job.pools]
-    steps, rate = {
-        "base": (s.base_steps, s.rate),
-        "early": (s.early_steps, s.rate),
-        "member": (s.fork_steps, s.fork_rate),
-    }[job.kind]
-    if job.recipe == "seeds":
-        steps, rate = s.base_steps, s.rate
-    course = HardenedTraining(
-        task, job.harden, batches, max(1, steps), seed=seed, begun=job.start is not None,
-        extra=_extra(job, task), pools=pools,
+        outside = freeze(model, start, job.scope)
+    steps, rate = _length(job)
+    training = HardenedTraining(
+        task, job.harden,
+        Batches(task, task.splits.train, s.batch, torch.Generator().manual_seed(seed)), steps,
+        seed=seed, begun=job.start is not None, extra=_extra(job, task),
+        pools=[unpack_pool(pool, task.splits.train) for pool in job.pools],
         teacher=job.teacher.load(task) if job.teacher else None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
-        train(model, course, steps=steps, rate=rate, after=course.after)
-    course.finish(model)
-    model.load_state_dict(kept, strict=False)  # batch norm's statistics move without a gradient
+        training.run(model, rate)
+    model.load_state_dict(outside, strict=False)  # batch norm's statistics move without a gradient
     model.requires_grad_(False)
-    state = model.state_dict()
+    attacks, index = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
+    right = predict(model, attacks).argmax(1) == task.splits.train.y[index]
     info = {
         "index": job.index,
         "basin": job.basin,
         "recipe": job.recipe,
         "accuracy": accuracy(model, task.splits.gate),
+        "robust": float(right.double().mean()),
     }
-    attacks, index = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
-    right = predict(model, attacks).argmax(1) == task.splits.train.y[index]
-    info["robust"] = float(right.double().mean())
-    if course.watch is not None:
-        info["checks"] = [asdict(found) for found in course.watch.checks]
-    if course.switched is not None:
-        info["switched_to_pgd"] = course.switched
+    if training.monitor is not None:
+        info["checks"] = [asdict(found) for found in training.monitor.checks]
+    if training.switched is not None:
+        info["switched_to_pgd"] = training.switched
     info["cpu_seconds"] = round(time.process_time() - began, 2)
-    return Trained(pack(state), pack_pool(attacks, index, task), info)
+    return Trained(pack(model.state_dict()), pack_pool(attacks, index, task), info)
 
 
-def _extra(job: TrainingJob, task: Task) -> tuple[Recipe, ...]:
-    """What the population's own recipe adds to the hardening: others' attacks, and a light one.
+def _length(job: TrainingJob) -> tuple[int, float]:
+    """How many steps a training takes, and its peak rate."""
+    s = job.settings
+    if job.kind == "base" or job.recipe == "seeds":
+        return s.base_steps, s.rate
+    return (s.early_steps, s.rate) if job.kind == "early" else (s.fork_steps, s.fork_rate)
 
-    The light one would only repeat adversarial training at a smaller budget.
+
+def _extra(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
+    """What a repelled training learns beside the hardening: others' attacks, and a light FGSM.
+
+    The light FGSM would only repeat adversarial training at a smaller budget.
     """
     if job.recipe != "repelled":
         return ()
-    eps = job.settings.harden * task.eps
+    eps = job.settings.light_eps * task.eps
     if eps == 0 or "adversarial" in job.harden.recipe:
         return (stale,)
     return (stale, partial(fgsm_light, eps))
@@ -171,7 +170,11 @@ def build_population(
     """
     harden = harden or HardenSettings()
     check(resolve(source), harden)
-    builder = _Builder(source, vault, settings, engine, progress, scope, note or {}, harden)
+    teacher = keep_teacher(vault, harden)
+    try_out(resolve(source), harden, teacher)
+    builder = _Builder(
+        source, vault, settings, engine, progress, scope, note or {}, harden, teacher
+    )
     builder.check_settings()
     builder.base_and_basins()
     for first in range(0, settings.members, builder.wave):
@@ -179,29 +182,32 @@ def build_population(
     return vault.entries("member")[: settings.members]
 
 
+@dataclass(frozen=True)
 class _Builder:
-    """The state of one population run."""
+    """One run that makes, or finishes, a population: which trainings are due, from which starts."""
 
-    def __init__(
-        self,
-        source: TaskSource,
-        vault: Vault,
-        settings: PopulationSettings,
-        engine: Engine,
-        progress: Progress,
-        scope: tuple[str, ...],
-        note: Mapping[str, Any],
-        harden: HardenSettings,
-    ) -> None:
-        self.source, self.vault, self.settings, self.scope = source, vault, settings, scope
-        self.note, self.harden = note, harden
-        self.teacher = keep_teacher(vault, harden)
-        try_out(resolve(source), harden, self.teacher)
-        self.engine, self.progress = engine, progress
-        self.wave = max(settings.basins, _WAVE)
-        self.fingerprint = fingerprint(settings, harden, self.teacher)
+    source: TaskSource
+    vault: Vault
+    settings: PopulationSettings
+    engine: Engine
+    progress: Progress
+    scope: tuple[str, ...]
+    note: Mapping[str, Any]
+    harden: HardenSettings
+    teacher: Teacher | None
+
+    @property
+    def wave(self) -> int:
+        """How many members are trained at once, on attacks of those before them."""
+        return max(self.settings.basins, _WAVE)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Kept with every checkpoint: another run goes on only where it is the same."""
+        return fingerprint(self.settings, self.harden, self.teacher)
 
     def check_settings(self) -> None:
+        """Refuse settings that make no population, or another than the vault has begun."""
         s = self.settings
         if s.early_steps == 0 and s.basins > 1 and s.recipe != "seeds":
             raise SettingsError(
@@ -230,30 +236,31 @@ class _Builder:
         self._run("member", [k for k in indices if k not in have], self.settings.members)
 
     def _job(self, kind: str, index: int, basin: int) -> TrainingJob:
-        recipe = self.settings.recipe
-        start: bytes | None = None
+        recipe = "base" if kind == "base" else self.settings.recipe
         pools: tuple[bytes, ...] = ()
-        if kind == "member" and recipe != "seeds":
-            start = self._start(index, basin)
-        if kind == "member" and recipe == "repelled":
-            pools = self._pools(index)
-        if kind == "early" and recipe == "repelled":
-            base = self.vault.entry("base")
-            assert base is not None, "the base is made first"
-            pools = (self.vault.read(base, "attacks"),)
-        from_base = self.scope or (kind == "early" and self.settings.early_steps == 0)
-        if kind != "base" and start is None and from_base:
-            base = self.vault.entry("base")
-            assert base is not None, "the base is made first"
-            start = self.vault.read(base)
-        if kind == "base":
-            recipe = "base"
+        if recipe == "repelled":
+            pools = self._pools(index) if kind == "member" else (self._base("attacks"),)
         return TrainingJob(
-            self.source, kind, index, basin, recipe, self.settings, start, pools, self.scope,
-            self.harden, self.teacher,
+            self.source, kind, index, basin, recipe, self.settings,
+            self._start(kind, index, basin), pools, self.scope, self.harden, self.teacher,
         )  # fmt: skip
 
-    def _start(self, index: int, basin: int) -> bytes:
+    def _start(self, kind: str, index: int, basin: int) -> bytes | None:
+        """Where a training begins; None: at fresh weights."""
+        if kind == "member" and self.settings.recipe != "seeds":
+            return self._fork(index, basin)
+        if kind == "base":
+            return None
+        # Outside its scope a checkpoint is the base; without steps of its own it is the base.
+        early_is_base = kind == "early" and self.settings.early_steps == 0
+        return self._base("weights") if self.scope or early_is_base else None
+
+    def _base(self, name: str) -> bytes:
+        base = self.vault.entry("base")
+        assert base is not None, "the base is made first"
+        return self.vault.read(base, name)
+
+    def _fork(self, index: int, basin: int) -> bytes:
         """Where a fork begins: its basin's early checkpoint, or with `trunk` its latest member."""
         start = self.vault.entry("early", basin)
         before = [k for k in range(index - index % self.wave) if k % self.settings.basins == basin]
@@ -294,11 +301,11 @@ def fingerprint(
     settings: PopulationSettings, harden: HardenSettings, teacher: Teacher | None
 ) -> str:
     """What members depend on; the number of members and of workers may change later."""
-    fields = {k: v for k, v in asdict(settings).items() if k not in ("members", "workers")}
+    fields = {k: v for k, v in stored(settings).items() if k not in ("members", "workers")}
     if harden.stale != HardenSettings().stale:
         fields["stale"] = harden.stale
     if harden.recipe:  # else vaults from before there was hardening could not go on
-        fields["hardening"] = {k: v for k, v in asdict(harden).items() if k != "teacher"}
+        fields["hardening"] = {k: v for k, v in stored(harden).items() if k != "teacher"}
     if teacher is not None:
         fields["teacher"] = hashlib.sha256(teacher.weights).hexdigest()
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,6 +20,7 @@ from io import FileIO
 from pathlib import Path
 from shutil import disk_usage
 
+from g2d.core.files import replace_file, sync_folder
 from g2d.errors import UnavailableError, VaultError
 
 FORMAT = 1
@@ -28,8 +29,8 @@ FORMAT = 1
 _APPLICATION = 0x67326400  # "g2d\0": tells a ledger from any other SQLite file
 LEDGER, SETTINGS, TEMP = "ledger.sqlite", "task.toml", ".tmp-"
 SUBFOLDERS = ("early", "population", "generations")
-_LOCK = "vault.lock"
-_UNFINISHED = {_LOCK, SETTINGS, TEMP + SETTINGS, *SUBFOLDERS} | {
+LOCK = "vault.lock"
+_UNFINISHED = {LOCK, SETTINGS, TEMP + SETTINGS, *SUBFOLDERS} | {
     LEDGER + end for end in ("", "-wal", "-shm", "-journal")
 }
 _TABLES = (
@@ -88,35 +89,15 @@ def read_file(path: Path, digest: str, advice: str) -> bytes:
     return data
 
 
-def fill_file(path: Path, data: bytes) -> None:
-    """Write a file in place and onto the medium; a kill can leave half of it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_file(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole, and on the medium, or not at all."""
-    temporary = path.with_name(TEMP + path.name)
-    fill_file(temporary, data)
-    temporary.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's own entries, new or renamed, onto the medium."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, data, path.with_name(TEMP + path.name))
 
 
 def take_lock(path: Path) -> FileIO:
     """Take the writer's lock. `flock`, so that a second `Vault` of this process is refused too."""
     with ExitStack() as undo:
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         file = undo.enter_context(FileIO(descriptor, "r+"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,7 +155,7 @@ def is_vacant(path: Path) -> bool:
     """Whether a folder is empty, or holds only what a killed `create` may have left."""
     inside = {item.name for item in path.iterdir()} if path.is_dir() else {"a file"}
     deeper = any(any((path / name).iterdir()) for name in inside.intersection(SUBFOLDERS))
-    return not inside or (_LOCK in inside and inside <= _UNFINISHED and not deeper)
+    return not inside or (LOCK in inside and inside <= _UNFINISHED and not deeper)
 
 
 def make_ledger(path: Path, settings_toml: str) -> sqlite3.Connection:

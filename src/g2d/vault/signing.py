@@ -249,5 +249,5 @@ def _refused(number: int, reason: Reason, detail: str) -> RefusedError:
 
 
 def _source(vault: Vault) -> str:
-    """The task's name in the settings: what the serving side would load, perhaps import."""
-    return Settings.from_toml(vault.settings_text, "task.toml").task.name
+    """What the settings name to be loaded, perhaps imported: the task and what the user added."""
+    return Settings.from_vault(vault.settings_text, "task.toml").source

@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Self
 
+from g2d.core.files import fill_file, sync_folder
 from g2d.errors import VaultError, nearest
 from g2d.vault.ledger import (
     FORMAT,
@@ -33,47 +33,26 @@ from g2d.vault.ledger import (
     connect,
     connect_reader,
     explained,
-    fill_file,
     give_identity,
     is_vacant,
     make_ledger,
     read_file,
     sha256,
-    sync_folder,
     take_lock,
     write_file,
 )
+from g2d.vault.records import (
+    FILE_NAME,
+    FOLDERS,
+    OURS,
+    SIGNATURE,
+    Entry,
+    GenerationRecord,
+    entry_file,
+    generation_folder,
+)
 
 __all__ = ["FORMAT", "SIGNATURE", "Entry", "GenerationRecord", "Vault"]
-
-SIGNATURE = "manifest.sig"
-"""File beside manifest.json that holds its signature, if the generation was signed."""
-
-_FOLDERS = {"base": "", "generator": "", "teacher": "", "early": "early", "member": "population"}
-_NAME = re.compile(r"(?!v\d+$)[a-z][a-z0-9_]*")
-_OURS = re.compile(r"(base|generator|\d{6,})(\.v\d+)?(\.[a-z][a-z0-9_]*)?\.safetensors")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A base, early checkpoint, population member or generator: its files' digests and notes."""
-
-    kind: str
-    index: int
-    files: dict[str, str]
-    info: dict[str, Any]
-    created: float
-    version: int = 1
-
-
-@dataclass(frozen=True)
-class GenerationRecord:
-    """An accepted candidate; `manifest` is what manifest.json holds, number and digests too."""
-
-    number: int
-    files: dict[str, str]
-    manifest: dict[str, Any]
-    created: float
 
 
 class Vault:
@@ -171,9 +150,9 @@ class Vault:
         A replacement gets file names of its own (`000012.v2.safetensors`), so no kill can leave
         the ledger pointing at other bytes. `index` of a base or a generator is 0.
         """
-        if kind not in _FOLDERS:
-            raise VaultError(f"unknown kind {kind!r}, expected one of {', '.join(_FOLDERS)}.")
-        if index < 0 or (index and not _FOLDERS[kind]):
+        if kind not in FOLDERS:
+            raise VaultError(f"unknown kind {kind!r}, expected one of {', '.join(FOLDERS)}.")
+        if index < 0 or (index and not FOLDERS[kind]):
             raise VaultError(f"index {index} does not fit a {kind}: expected 0 or, in lists, more.")
         digests, notes = _digests(files), _to_json(info, "info")
         with self._writing():
@@ -181,7 +160,7 @@ class Vault:
             version = old.version + 1 if old else 1
             entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
             for name, data in files.items():
-                write_file(self._entry_path(entry, name), data)
+                write_file(entry_file(self.path, entry, name), data)
             row = (kind, index, version, _to_json(digests, "files"), notes, entry.created)
             self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
         if old:
@@ -203,7 +182,7 @@ class Vault:
         digest = _digest_of(entry.files, name, what)
         try:
             return read_file(
-                self._entry_path(entry, name), digest, "run `g2d fit` to make it again"
+                entry_file(self.path, entry, name), digest, "run `g2d fit` to make it again"
             )
         except VaultError:
             if self.entry(entry.kind, entry.index) != entry:
@@ -280,7 +259,7 @@ class Vault:
 
     def read_generation(self, number: int, name: str = "weights") -> bytes:
         """Return a generation's file once its SHA-256 is right; "manifest" is manifest.json."""
-        folder = self._generation_path(number)
+        folder = generation_folder(self.path, number)
         advice = "make the next one with `g2d generate`"
         if name == "manifest":
             rows = self._rows("SELECT manifest FROM generations WHERE number = ?", number)
@@ -291,7 +270,7 @@ class Vault:
 
     def generation_file(self, number: int, name: str = "weights") -> Path:
         """Return where a generation's file lies; what is read from there must be verified."""
-        return self._generation_path(number) / f"{name}.safetensors"
+        return generation_folder(self.path, number) / f"{name}.safetensors"
 
     def activate(self, number: int) -> None:
         """Append a generation to the exposure log; the live one again changes nothing.
@@ -334,7 +313,7 @@ class Vault:
         self._ledger.execute("INSERT OR IGNORE INTO exposures VALUES (?, ?)", row)
 
     def _place(self, number: int, contents: Mapping[str, bytes]) -> None:
-        target = self._generation_path(number)
+        target = generation_folder(self.path, number)
         staged = target.with_name(TEMP + target.name)
         for leftover in (staged, target):  # neither has a row: `number` is not issued yet
             if leftover.exists():
@@ -345,16 +324,6 @@ class Vault:
         sync_folder(staged)
         staged.rename(target)
         sync_folder(target.parent)
-
-    def _generation_path(self, number: int) -> Path:
-        return self.path / "generations" / f"{number:06d}"
-
-    def _entry_path(self, entry: Entry, name: str) -> Path:
-        folder = _FOLDERS[entry.kind]
-        stem = f"{entry.index:06d}" if folder else entry.kind
-        version = f".v{entry.version}" if entry.version > 1 else ""
-        suffix = "" if name == "weights" else f".{name}"
-        return self.path / folder / f"{stem}{version}{suffix}.safetensors"
 
     def _entries(self, where: str, *values: object) -> list[Entry]:
         rows = self._rows(f"SELECT * FROM entries {where}", *values)  # noqa: S608 (our own texts)
@@ -387,11 +356,13 @@ class Vault:
 
     def _tidy(self) -> None:
         """Make the folders; remove temporary files and whatever of ours has no row."""
-        known = {self._entry_path(e, name) for e in self._entries("") for name in e.files}
-        known |= {self._generation_path(n) for (n,) in self._rows("SELECT number FROM generations")}
+        known = {entry_file(self.path, e, name) for e in self._entries("") for name in e.files}
+        known |= {
+            generation_folder(self.path, n) for (n,) in self._rows("SELECT number FROM generations")
+        }
         for folder in ("", *SUBFOLDERS):
             (self.path / folder).mkdir(exist_ok=True)
-            pattern = re.compile(r"\d{6,}") if folder == "generations" else _OURS
+            pattern = re.compile(r"\d{6,}") if folder == "generations" else OURS
             for path in (self.path / folder).iterdir():
                 if path.name.startswith(TEMP) or (
                     pattern.fullmatch(path.name) and path not in known
@@ -408,7 +379,7 @@ class Vault:
 
 def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
     for name in files:
-        if not _NAME.fullmatch(name):
+        if not FILE_NAME.fullmatch(name):
             raise VaultError(f"{name!r} does not fit a file: use a-z, 0-9, _ (and not v1, v2, ..).")
     return {name: sha256(data) for name, data in files.items()}
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from g2d.core.types import State
@@ -163,6 +162,8 @@ def match(reference: State, state: State, chain: Sequence[Coupling]) -> list[Ten
     Coordinate descent over layers; each layer is one linear assignment. Returns `orders` for
     `permute`. Deterministic: layers are visited in order until none improves.
     """
+    from scipy.optimize import linear_sum_assignment  # half a CPU second that few processes need
+
     orders = [torch.arange(layer.units) for layer in chain]
     for _ in range(50):
         changed = False

@@ -236,7 +236,7 @@ def _samples(
 
     def lazily() -> Iterator[Logits]:
         for v in generator.sample(count, source):
-            yield load_model(context.task, generator.codec.decode(v))
+            yield load_model(context.task, generator.to_state(v))
 
     return lambda: list(lazily())
 

@@ -2,5 +2,5 @@
 
 `lease` is the protocol between coordinator and replicas, free of Ray and of torch; `rollout` takes
 a generation to all replicas; `mirror` is what a replica keeps of the vault. Ray is imported by
-`ray_engine`, `joining` and `deployment` alone, and only when it is asked for.
+`core.ray_engine`, `core.ray_cluster` and `deployment` alone, and only when it is asked for.
 """

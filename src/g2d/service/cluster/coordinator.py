@@ -19,22 +19,26 @@ from pathlib import Path
 from typing import Any
 
 from g2d.errors import G2DError
-from g2d.rotation.scheduler import Rotation, Triggers
-from g2d.rotation.snapshot import Live
-from g2d.service.cluster.lease import Announced, Hello, News, Terms
-from g2d.service.cluster.mirror import Origin, Parcel, origin, pack
+from g2d.rotation.events import Event, Swap
+from g2d.service.assembly import first_live, rotate_vault
+from g2d.service.cluster.lease import (
+    AnnouncedGeneration,
+    CoordinatorUpdate,
+    Happened,
+    ReplicaReport,
+    Terms,
+)
+from g2d.service.cluster.mirror import GenerationBytes, VaultIdentity, identify, pack
 from g2d.service.cluster.rollout import RolloutLoader, Roster
-from g2d.service.http.event_log import EventLog
+from g2d.service.http.events import ReplicaJoined, RolledOut, Stopping
 from g2d.service.http.log import Log
-from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
 from g2d.service.loader import VaultLoader
-from g2d.service.worker import Worker
 from g2d.vault.keys import VerifyKey
 from g2d.vault.vault import Vault
 
 _KEPT = 512  # events that a replica which was away may still hear
-_QUIET = frozenset({"replica", "rolled out"})  # for the operator; a thousand replicas' joining
+_QUIET = (ReplicaJoined, RolledOut)  # for the operator; a thousand replicas' joining
 # would wake a thousand polls each time
 _STATUS = 0.25  # seconds that a status is good for: every poll carries it
 
@@ -56,18 +60,18 @@ class Coordinator:
 
     Args:
         store: puts a generation's bytes where replicas can fetch them; returns what says where,
-            which travels to them as `Announced.parcel`.
+            which travels to them as `AnnouncedGeneration.place`.
     """
 
-    def __init__(self, plan: Plan, store: Callable[[Parcel], Any]) -> None:
-        self._plan, self._store, self._stopping = plan, store, False
+    def __init__(self, plan: Plan, store: Callable[[GenerationBytes], Any]) -> None:
+        self._plan, self._store, self._stopping, self._log = plan, store, False, Log()
         self._term, self._sequence, self._happened = secrets.token_hex(8), 0, 0
         self._status: tuple[float, dict[str, Any]] = (-math.inf, {})
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._news = asyncio.Event()
-        self._events: deque[tuple[int, str, dict[str, Any]]] = deque(maxlen=_KEPT)
+        self._changed = asyncio.Event()
+        self._events: deque[tuple[int, Happened]] = deque(maxlen=_KEPT)
         self._mutex = threading.Lock()
-        self._announced: dict[int, Announced] = {}
+        self._announced: dict[int, AnnouncedGeneration] = {}
         self._roster = Roster(plan.terms, self._tell)
         self._failed = "the coordinator is starting"
         self._try()
@@ -90,17 +94,14 @@ class Coordinator:
     def _open(self) -> None:
         plan, options = self._plan, self._plan.options
         loader = VaultLoader(plan.vault, options.name, plan.data, plan.key, plan.served)
-        first, warning = loader.first()
+        self._live, warning = first_live(loader)
         self._reader = Vault.open(plan.vault)
-        loader.served(first.number)
-        self._loader, self._live = loader, Live(first)
-        self._origin = origin(self._reader)
+        self._identity = identify(self._reader)
         rollout = RolloutLoader(loader, self._roster, self._announce, lambda: self._stopping)
-        worker = Worker(plan.vault, plan.data, self._tell, options.patience, loader.task)
-        triggers = Triggers(options.every, options.jitter, options.queries)
-        self._rotation = Rotation(self._live, worker, rollout, triggers, self._tell)
-        self._event_log = EventLog(Metrics(self._rotation.status), Log(), loader.describe)
-        self._announce(first.number)
+        self._rotation = rotate_vault(
+            plan.vault, loader, self._live, options, self._tell, plan.data, rollout
+        )
+        self._announce(self._live.number)
         if warning:
             self._rotation.alarm(warning.reason, str(warning))
         self._rotation.start()
@@ -112,32 +113,32 @@ class Coordinator:
         """Say why nothing can be served, "" if it can; and what is live."""
         return self._failed, 0 if self._failed else self._live.number
 
-    async def origin(self) -> Origin:
+    async def identity(self) -> VaultIdentity:
         """Describe the vault, for a replica's mirror."""
         self._needed()
-        return self._origin
+        return self._identity
 
-    async def watch(self, hello: Hello) -> News:
-        """Answer at once if there is news since `hello`, else after a beat at most."""
+    async def watch(self, report: ReplicaReport) -> CoordinatorUpdate:
+        """Answer at once if there is news since `report`, else after a beat at most."""
         self._needed()
         self._loop = asyncio.get_running_loop()
-        if hello.replica:
-            self._roster.greet(hello)
-            if hello.inputs:
-                self._rotation.count(hello.inputs)
+        if report.replica:
+            self._roster.greet(report)
+            if report.inputs:
+                self._rotation.count(report.inputs)
         until = time.monotonic() + self._plan.terms.beat
-        while hello.term == self._term and hello.sequence >= self._sequence:
-            self._news.clear()
+        while report.term == self._term and report.sequence >= self._sequence:
+            self._changed.clear()
             try:
                 async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                    await self._news.wait()
+                    await self._changed.wait()
             except TimeoutError:
                 break
-        return self._tidings(hello)
+        return self._update(report)
 
-    async def note(self, hello: Hello) -> None:
+    async def note(self, report: ReplicaReport) -> None:
         """Take what a replica says between two polls: that it has loaded, refused or swapped."""
-        self._roster.greet(hello)
+        self._roster.greet(report)
 
     async def leave(self, replica: str) -> None:
         """Forget a replica that ends."""
@@ -167,7 +168,7 @@ class Coordinator:
         """Stop rotation for good, and end the worker."""
         self._stopping = True
         if not self._failed:
-            self._tell("stopping", {"live": self._live.number})
+            self._tell(Stopping(self._live.number))
             await asyncio.to_thread(self._rotation.stop)
 
     # --- telling ---------------------------------------------------------------------------------
@@ -177,31 +178,24 @@ class Coordinator:
             raise G2DError(self._failed)
 
     def _announce(self, number: int) -> None:
-        parcel = pack(self._reader, number)
-        announced = Announced(number, parcel.digest, self._store(parcel))
+        packed = pack(self._reader, number)
+        announced = AnnouncedGeneration(number, packed.digest, self._store(packed))
         with self._mutex:
             live = self._live.number
             self._announced = {n: a for n, a in self._announced.items() if n == live}
             self._announced[number] = announced
         self._bump()
 
-    def _tell(self, event: str, facts: dict[str, Any]) -> None:
+    def _tell(self, event: Event) -> None:
         """Take every event, from any thread; replicas and the operator hear it in order."""
-        event_log = getattr(self, "_board", None)
-        if event_log is not None:
-            event_log.tell(event, facts)
-        if event == "swap":
-            self._roster.roll(facts["generation"])
-        if event == "committed":
-            try:
-                self._loader.served(facts["generation"])
-            except G2DError as error:
-                self._tell("alarm", {"kind": "served", "text": str(error)})
-        loud = event not in _QUIET
+        self._log(event.name, **event.facts())
+        if isinstance(event, Swap):
+            self._roster.roll(event.generation)
+        loud = not isinstance(event, _QUIET)
         with self._mutex:
             self._sequence += loud
             self._happened += 1
-            self._events.append((self._happened, event, {"time": time.time(), **facts}))
+            self._events.append((self._happened, Happened(time.time(), event)))
         if loud:
             self._wake()
 
@@ -213,21 +207,21 @@ class Coordinator:
     def _wake(self) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._news.set)
+            loop.call_soon_threadsafe(self._changed.set)
 
-    def _tidings(self, hello: Hello) -> News:
-        known = hello.event if hello.term == self._term else 0
+    def _update(self, report: ReplicaReport) -> CoordinatorUpdate:
+        known = report.event if report.term == self._term else 0
         with self._mutex:
             live = self._announced[self._live.number]
             spare = max(self._announced.values(), key=lambda announced: announced.number)
             events = tuple(
-                (event, facts)
-                for n, event, facts in self._events
-                if n > known and not (hello.replica and event in _QUIET)
+                happened
+                for n, happened in self._events
+                if n > known and not (report.replica and isinstance(happened.event, _QUIET))
             )
             ahead = spare if spare.number > live.number else None
             sequence, event = self._sequence, self._happened
-        return News(self._term, sequence, event, live, ahead, events, self._summary())
+        return CoordinatorUpdate(self._term, sequence, event, live, ahead, events, self._summary())
 
     def _summary(self) -> dict[str, Any]:
         """The status, made anew if it is too old or tells of another generation."""

@@ -1,7 +1,7 @@
 """`g2d serve --engine ray`: the coordinator as an actor, replicas as a Ray Serve deployment.
 
 The process that is started here is the operator's: it ends all with SIGTERM or Ctrl-C, and writes
-what happens as structured lines. Ray is known here and in `joining` and `ray_engine` alone.
+what happens as structured lines. Ray is known here and in `core` alone.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from g2d.core.ray_cluster import found, joined
 from g2d.errors import G2DError, SettingsError
 from g2d.service.cluster.coordinator import Coordinator, Plan
-from g2d.service.cluster.lease import Announced, Hello, News, Terms
-from g2d.service.cluster.mirror import Origin, Parcel
-from g2d.service.cluster.replica import AwayError, Leased, Post, assemble
+from g2d.service.cluster.lease import AnnouncedGeneration, CoordinatorUpdate, ReplicaReport, Terms
+from g2d.service.cluster.mirror import GenerationBytes, VaultIdentity
+from g2d.service.cluster.replica import AwayError, LeasedApp, ReplicaSpec, assemble
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
@@ -46,24 +46,24 @@ class CoordinatorActor(Coordinator):
         super().__init__(plan, ray.put)
 
 
-class RayLine:
-    """A `replica.Line` to the coordinator's actor, found by its name each time that it was lost."""
+class RayClient:
+    """A `CoordinatorClient` of the actor, found by its name each time that it was lost."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._known: Any = None
 
-    def origin(self) -> Origin:
+    def identity(self) -> VaultIdentity:
         """Describe the vault."""
-        return self._get(lambda actor: actor.origin.remote(), _START)
+        return self._get(lambda actor: actor.identity.remote(), _START)
 
-    def watch(self, hello: Hello, patience: float) -> News:
+    def watch(self, report: ReplicaReport, patience: float) -> CoordinatorUpdate:
         """Long-poll for news."""
-        return self._get(lambda actor: actor.watch.remote(hello), patience)
+        return self._get(lambda actor: actor.watch.remote(report), patience)
 
-    def fetch(self, announced: Announced, patience: float) -> Parcel:
+    def fetch(self, announced: AnnouncedGeneration, patience: float) -> GenerationBytes:
         """Get a generation's bytes from the object store."""
-        return self._get(lambda _: announced.parcel, patience)
+        return self._get(lambda _: announced.place, patience)
 
     def send(self, call: str, *arguments: Any) -> Future[Any]:
         """Call a method of the coordinator."""
@@ -95,14 +95,14 @@ class RayLine:
 class Replica:
     """What Ray Serve runs N times; its application is `replica.assemble`'s."""
 
-    def __init__(self, coordinator: str, post: Post) -> None:
+    def __init__(self, coordinator: str, spec: ReplicaSpec) -> None:
         import torch
 
         torch.set_num_threads(1)
         name = ray_serve.get_replica_context().replica_id.unique_id
-        self._application = assemble(RayLine(coordinator), post, name)
+        self._application = assemble(RayClient(coordinator), spec, name)
 
-    def __serve_build_asgi_app__(self) -> Leased:
+    def __serve_build_asgi_app__(self) -> LeasedApp:
         """Give Ray Serve the application, once it is ready to answer."""
         return self._application
 
@@ -123,7 +123,7 @@ def serve(
     """Serve a vault from many replicas until SIGTERM or Ctrl-C; the coordinator runs on this node.
 
     Args:
-        replicas: how many. address: see `joining.joined`. lease: seconds; 0: chosen from
+        replicas: how many. address: see `ray_cluster.joined`. lease: seconds; 0: chosen from
             `options.every`. Others as in `server.serve`.
 
     Raises:
@@ -133,13 +133,13 @@ def serve(
     terms, trusted = Terms.of(options.every, lease), read_public_key(key)
     plan = Plan(vault.absolute(), options, terms, data, trusted,
                 served.absolute() if served else None)  # fmt: skip
-    post = Post(options, terms, AdminToken(token), data, trusted)
+    spec = ReplicaSpec(options, terms, AdminToken(token), data, trusted)
     with joined(address) as own, _until_signal() as ended:
         actor, number = _coordinator(plan)
         relay = _Relay(options.name, log)
         try:
             try:
-                _deploy(options, replicas, post, own, say)
+                _deploy(options, replicas, spec, own, say)
                 ended.raises = False
                 scheme = "https" if options.tls_cert else "http"
                 where = f"{scheme}://{options.host}:{options.port}"
@@ -200,7 +200,7 @@ def _with_port(options: Options, address: str) -> Options:
 
 
 def _deploy(
-    options: Options, replicas: int, post: Post, own: bool, say: Callable[[str], None]
+    options: Options, replicas: int, spec: ReplicaSpec, own: bool, say: Callable[[str], None]
 ) -> None:
     cpus = 1.0
     free = float(ray.available_resources().get("CPU", 0.0))
@@ -224,7 +224,7 @@ def _deploy(
         graceful_shutdown_timeout_s=max(1.0, options.drain), graceful_shutdown_wait_loop_s=0.2,
     )  # fmt: skip
     try:
-        ray_serve.run(made.bind(actor_name(options.name), post), name=f"g2d-{options.name}")
+        ray_serve.run(made.bind(actor_name(options.name), spec), name=f"g2d-{options.name}")
     except RuntimeError as error:
         told = " ".join(str(error).split())[-400:]
         raise G2DError(f"the replicas could not be started: {told}") from error
@@ -234,7 +234,7 @@ class _Relay:
     """Writes what the coordinator tells, like a service of one machine."""
 
     def __init__(self, name: str, log: Log) -> None:
-        self._line, self._log = RayLine(actor_name(name)), log
+        self._coordinator, self._log = RayClient(actor_name(name)), log
         self._term, self._sequence, self._event = "", -1, 0
 
     def follow(self, ended: threading.Event) -> None:
@@ -254,17 +254,19 @@ class _Relay:
             self._write(asked)
 
     def _ask(self) -> Future[Any]:
-        return self._line.send("watch", Hello("", self._term, self._sequence, self._event))
+        return self._coordinator.send(
+            "watch", ReplicaReport("", self._term, self._sequence, self._event)
+        )
 
     def _write(self, asked: Future[Any]) -> bool:
         if (error := asked.exception()) is not None:
             text = " ".join(str(error).split())[-300:]
             self._log("alarm", kind="coordinator", text=text)
             return False
-        news: News = asked.result()
-        self._term, self._sequence, self._event = news.term, news.sequence, news.event
-        for event, facts in news.events:
-            self._log(event, **{key: value for key, value in facts.items() if key != "time"})
+        update: CoordinatorUpdate = asked.result()
+        self._term, self._sequence, self._event = update.term, update.sequence, update.event
+        for happened in update.events:
+            self._log(happened.event.name, **happened.event.facts())
         return True
 
 

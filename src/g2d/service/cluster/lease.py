@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from g2d.errors import SettingsError
+from g2d.rotation.events import Event
 
 LEAST_LEASE, MOST_LEASE = 2.0, 10.0
 """Seconds of a lease that is chosen from the rotation period."""
@@ -55,13 +56,13 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Hello:
+class ReplicaReport:
     """What a replica says with each poll.
 
     Attributes:
-        term, sequence, event: of the news that it heard last. loaded: its warm spare. refused: why
-            it took an announced generation not, by number. inputs: answered since its last poll
-            that was heard.
+        term, sequence, event: of the update that it heard last. loaded: its warm spare. refused:
+            why it did not take an announced generation, by number. inputs: answered since its last
+            poll that was heard.
     """
 
     replica: str
@@ -76,16 +77,24 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Announced:
+class AnnouncedGeneration:
     """A generation that replicas may load: the SHA-256 of its manifest, and where its bytes are."""
 
     number: int
     digest: str
-    parcel: Any
+    place: Any
 
 
 @dataclass(frozen=True)
-class News:
+class Happened:
+    """An event, and when it was, in seconds since 1970 on the coordinator's clock."""
+
+    at: float
+    event: Event
+
+
+@dataclass(frozen=True)
+class CoordinatorUpdate:
     """What the coordinator answers: what is live, what will be, what happened since.
 
     Attributes:
@@ -96,9 +105,9 @@ class News:
     term: str
     sequence: int
     event: int
-    live: Announced
-    spare: Announced | None = None
-    events: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    live: AnnouncedGeneration
+    spare: AnnouncedGeneration | None = None
+    events: tuple[Happened, ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -124,10 +133,10 @@ class Follower:
         return max(0.0, self._until - now)
 
     def hear(self, live: int, spare: int, asked: float) -> int:
-        """Take news that was asked for at `asked`; return the number to load now, 0: none.
+        """Take an update that was asked for at `asked`; return the number to load now, 0: none.
 
-        News of an older generation than is known come from a coordinator over a vault that was put
-        back: they extend nothing.
+        One of an older generation than is known comes from a coordinator over a vault that was put
+        back: it extends nothing.
         """
         if live < self.known:
             return 0

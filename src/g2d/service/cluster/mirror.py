@@ -24,7 +24,7 @@ _PREFIX = "g2d-replica-"
 
 
 @dataclass(frozen=True)
-class Origin:
+class VaultIdentity:
     """Of which vault a mirror is: settings and identity, and the base's accuracy for display."""
 
     settings: str
@@ -33,7 +33,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class GenerationBytes:
     """A generation's bytes on their way to a replica; they prove nothing until verified there."""
 
     number: int
@@ -47,14 +47,14 @@ class Parcel:
         return hashlib.sha256(self.manifest).hexdigest()
 
 
-def origin(vault: Vault) -> Origin:
+def identify(vault: Vault) -> VaultIdentity:
     """Describe a vault to those who mirror it."""
     base = vault.entry("base")
     accuracy = float(base.info["accuracy"]) if base else None
-    return Origin(vault.settings_text, vault.identity, accuracy)
+    return VaultIdentity(vault.settings_text, vault.identity, accuracy)
 
 
-def pack(vault: Vault, number: int) -> Parcel:
+def pack(vault: Vault, number: int) -> GenerationBytes:
     """Read a generation to send it; `signature` is empty if there is none."""
     signature = vault.generation_file(number).parent / SIGNATURE
     try:
@@ -62,14 +62,14 @@ def pack(vault: Vault, number: int) -> Parcel:
     except OSError as error:
         raise VaultError(f"{signature} cannot be read: {error.strerror}") from error
     manifest = vault.read_generation(number, "manifest")
-    return Parcel(number, manifest, signed, vault.read_generation(number))
+    return GenerationBytes(number, manifest, signed, vault.read_generation(number))
 
 
 class Mirror(Vault):
     """A replica's own vault, which takes generations under the numbers that they have."""
 
     @classmethod
-    def make(cls, of: Origin) -> Mirror:
+    def make(cls, of: VaultIdentity) -> Mirror:
         """Make an empty mirror in a temporary folder."""
         _sweep(Path(tempfile.gettempdir()))
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
@@ -81,19 +81,19 @@ class Mirror(Vault):
             mirror.put("base", 0, {}, {"accuracy": of.base_accuracy})
         return mirror
 
-    def take(self, parcel: Parcel, digest: str) -> None:
+    def take(self, packed: GenerationBytes, digest: str) -> None:
         """Keep a generation as it came, to be verified; `digest` is what was announced.
 
         Raises:
             RefusedError: it is not what was announced. VaultError: it cannot be written.
         """
-        number = parcel.number
+        number = packed.number
         try:
-            manifest = json.loads(parcel.manifest) if parcel.digest == digest else {}
+            manifest = json.loads(packed.manifest) if packed.digest == digest else {}
             if manifest["number"] != number:
                 raise ValueError
             row: tuple[Any, ...] = (
-                number, json.dumps(manifest["files"]), parcel.manifest.decode(),
+                number, json.dumps(manifest["files"]), packed.manifest.decode(),
                 float(manifest["created"]),
             )  # fmt: skip
         except (ValueError, KeyError, TypeError):
@@ -103,9 +103,9 @@ class Mirror(Vault):
                 "digest",
                 number,
             ) from None
-        contents = {"manifest.json": parcel.manifest, "weights.safetensors": parcel.weights}
-        if parcel.signature:
-            contents[SIGNATURE] = parcel.signature
+        contents = {"manifest.json": packed.manifest, "weights.safetensors": packed.weights}
+        if packed.signature:
+            contents[SIGNATURE] = packed.signature
         with self._writing():
             self._place(number, contents)
             self._ledger.execute("INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?)", row)

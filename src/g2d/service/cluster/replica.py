@@ -1,8 +1,8 @@
-"""A replica: the service of one machine (`Service`, `Batcher`, `Live`) led by a coordinator's news.
+"""A replica: the service of one machine (`service.assembly`) led by a coordinator's updates.
 
 It answers only with a lease, and only from what is live as far as it knows; else 503. It is a warm
 standby for what comes: an announced generation is verified and loaded before it is due. Knows no
-Ray: `deployment` gives it a `Line` to the coordinator.
+Ray: `deployment` gives it a `CoordinatorClient`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from g2d.errors import G2DError
-from g2d.rotation.scheduler import Rotation
+from g2d.rotation.events import Alarm, Event, Refused
 from g2d.rotation.snapshot import Live
-from g2d.service.cluster.lease import Announced, Follower, Hello, News, Terms
-from g2d.service.cluster.mirror import Mirror, MirrorLoader, Origin, Parcel
-from g2d.service.http.app import Asgi, Receive, Scope, Send, Service
-from g2d.service.http.batcher import Batcher
-from g2d.service.http.event_log import EventLog
+from g2d.service.assembly import assemble as assemble_service
+from g2d.service.cluster.lease import (
+    AnnouncedGeneration,
+    CoordinatorUpdate,
+    Follower,
+    ReplicaReport,
+    Terms,
+)
+from g2d.service.cluster.mirror import GenerationBytes, Mirror, MirrorLoader, VaultIdentity
+from g2d.service.http.events import Stopping
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
-from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import RequestError
-from g2d.service.monitors.memory import Monitor
+from g2d.service.http.types import Asgi, Message, Receive, Scope, Send
 from g2d.vault.keys import VerifyKey
 
 _PATIENCE = 60.0  # seconds that a replica which starts looks for the coordinator
@@ -40,18 +44,18 @@ class AwayError(Exception):
     """The coordinator did not answer in time, or is not there."""
 
 
-class Line(Protocol):
-    """A replica's line to the coordinator; calls raise `AwayError` or return within seconds."""
+class CoordinatorClient(Protocol):
+    """A replica's way to the coordinator; calls raise `AwayError` or return within seconds."""
 
-    def origin(self) -> Origin:
+    def identity(self) -> VaultIdentity:
         """Describe the vault."""
         ...
 
-    def watch(self, hello: Hello, patience: float) -> News:
+    def watch(self, report: ReplicaReport, patience: float) -> CoordinatorUpdate:
         """Long-poll for news, `patience` seconds at most."""
         ...
 
-    def fetch(self, announced: Announced, patience: float) -> Parcel:
+    def fetch(self, announced: AnnouncedGeneration, patience: float) -> GenerationBytes:
         """Get an announced generation's bytes."""
         ...
 
@@ -61,7 +65,7 @@ class Line(Protocol):
 
 
 @dataclass(frozen=True)
-class Post:
+class ReplicaSpec:
     """What every replica is given when it is deployed."""
 
     options: Options
@@ -71,29 +75,29 @@ class Post:
     key: VerifyKey | None = None
 
 
-class Link:
+class GenerationSync:
     """Follows the coordinator from a thread of its own, and loads what is announced from another.
 
     Polling goes on while a generation loads, so a load may take longer than a lease.
     """
 
-    def __init__(self, line: Line, post: Post, name: str) -> None:
-        self._line, self._post, self._name = line, post, name
+    def __init__(self, coordinator: CoordinatorClient, spec: ReplicaSpec, name: str) -> None:
+        self._coordinator, self._spec, self._name = coordinator, spec, name
         self._mutex, self._ending = threading.Lock(), threading.Event()
         self._term, self._sequence, self._event, self._inputs = "", -1, 0, 0
         self._loading, self._took = 0, 0.0
         self.status: Mapping[str, Any] = {}
-        self.tell: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None
-        asked, news = self._begin()
+        self.tell: Callable[[Event, float | None], None] = lambda _event, _at: None
+        asked, update = self._begin()
         first, _ = self.loader.first()
         self.live = Live(first)
         self._spares = {first.number: first}
         self._since = time.monotonic()
-        self.follower = Follower(post.terms, first.number)
+        self.follower = Follower(spec.terms, first.number)
         self.follower.loaded = first.number
-        self.follower.hear(news.live.number, 0, asked)
-        self.status = news.status
-        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
+        self.follower.hear(update.live.number, 0, asked)
+        self.status = update.status
+        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
 
     def start(self) -> None:
         """Begin to follow."""
@@ -102,7 +106,7 @@ class Link:
     def stop(self) -> None:
         """Follow no more; without a lease nothing is answered soon."""
         self._ending.set()
-        self._line.send("leave", self._name)
+        self._coordinator.send("leave", self._name)
         self._mirror.remove()  # its threads end by themselves; they hold nothing else
 
     def may_answer(self) -> bool:
@@ -115,7 +119,7 @@ class Link:
 
     def send(self, call: str, *arguments: Any) -> Future[Any]:
         """Call a method of the coordinator."""
-        return self._line.send(call, *arguments)
+        return self._coordinator.send(call, *arguments)
 
     def about(self) -> dict[str, Any]:
         """What a status says of this replica."""
@@ -126,80 +130,80 @@ class Link:
 
     # --- the first contact -----------------------------------------------------------------------
 
-    def _begin(self) -> tuple[float, News]:
+    def _begin(self) -> tuple[float, CoordinatorUpdate]:
         """Ask the coordinator before anything else: what a replica had before does not count."""
         until = time.monotonic() + _PATIENCE
         while True:
             try:
                 asked = time.monotonic()
-                news = self._line.watch(Hello(""), self._post.terms.patience)
-                mirror = Mirror.make(self._line.origin())
+                update = self._coordinator.watch(ReplicaReport(""), self._spec.terms.patience)
+                mirror = Mirror.make(self._coordinator.identity())
                 break
             except AwayError as error:
                 if time.monotonic() > until:
                     raise G2DError(f"no coordinator within {_PATIENCE:g} s: {error}") from error
-                self._ending.wait(self._post.terms.retry)
-        options = self._post.options
+                self._ending.wait(self._spec.terms.retry)
+        options = self._spec.options
         try:
-            parcel = self._line.fetch(news.live, _PATIENCE)
-            mirror.take(parcel, news.live.digest)
-            mirror.activate(parcel.number)
-            loader = MirrorLoader(mirror.path, options.name, self._post.data, self._post.key)
+            packed = self._coordinator.fetch(update.live, _PATIENCE)
+            mirror.take(packed, update.live.digest)
+            mirror.activate(packed.number)
+            loader = MirrorLoader(mirror.path, options.name, self._spec.data, self._spec.key)
         except BaseException:
             mirror.remove()
             raise
         self._mirror, self.loader = mirror, loader
-        return asked, news
+        return asked, update
 
-    # --- the link's threads ----------------------------------------------------------------------
+    # --- the threads -------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._ending.is_set():
             asked, inputs = time.monotonic(), self._inputs
             try:
-                news = self._line.watch(self._hello(inputs), self._post.terms.patience)
+                update = self._coordinator.watch(self._report(inputs), self._spec.terms.patience)
             except AwayError:
-                self._ending.wait(self._post.terms.retry)
+                self._ending.wait(self._spec.terms.retry)
                 continue
             self._inputs -= inputs
             try:
                 if not self._ending.is_set():
-                    self._hear(news, asked)
-            except Exception as error:  # a link that ends would leave the replica refusing for good
-                self.tell("alarm", {"kind": "link", "text": f"{type(error).__name__}: {error}"})
-                self._ending.wait(self._post.terms.retry)
+                    self._hear(update, asked)
+            except Exception as error:  # if it ended, the replica would refuse for good
+                self.tell(Alarm("link", f"{type(error).__name__}: {error}"), None)
+                self._ending.wait(self._spec.terms.retry)
 
-    def _hello(self, inputs: int = 0) -> Hello:
+    def _report(self, inputs: int = 0) -> ReplicaReport:
         follower = self.follower
         about = {"pid": os.getpid(), "node": socket.gethostname(), "load_seconds": self._took}
-        return Hello(
+        return ReplicaReport(
             self._name, self._term, self._sequence, self._event, self.live.number,
             follower.loaded, dict(follower.refused), inputs, about,
         )  # fmt: skip
 
-    def _hear(self, news: News, asked: float) -> None:
-        spare = news.spare.number if news.spare else 0
+    def _hear(self, update: CoordinatorUpdate, asked: float) -> None:
+        spare = update.spare.number if update.spare else 0
         with self._mutex:
-            wanted = self.follower.hear(news.live.number, spare, asked)
+            wanted = self.follower.hear(update.live.number, spare, asked)
             swapped = self._swap()
             load = bool(wanted) and not self._loading
             self._loading = wanted if load else self._loading
         if swapped:
-            self._line.send("note", self._hello())
+            self._coordinator.send("note", self._report())
         if load:
-            announced = news.live if wanted == news.live.number else cast(Announced, news.spare)
+            announced = update.spare if update.spare and wanted == spare else update.live
             threading.Thread(target=self._load, args=(announced,), daemon=True).start()
-        self._term, self._sequence, self._event = news.term, news.sequence, news.event
-        self.status = news.status
-        for event, facts in news.events:
-            self.tell(event, dict(facts))
+        self._term, self._sequence, self._event = update.term, update.sequence, update.event
+        self.status = update.status
+        for happened in update.events:
+            self.tell(happened.event, happened.at)
 
-    def _load(self, announced: Announced) -> None:
+    def _load(self, announced: AnnouncedGeneration) -> None:
         """Fetch, verify and load what is announced; swap if it is live by then."""
         number, began = announced.number, time.monotonic()
         try:
-            parcel = self._line.fetch(announced, _PATIENCE)
-            self._mirror.take(parcel, announced.digest)
+            packed = self._coordinator.fetch(announced, _PATIENCE)
+            self._mirror.take(packed, announced.digest)
             snapshot = self.loader.load(number, self.live.number)
             self._took = time.monotonic() - began
             with self._mutex:
@@ -209,12 +213,12 @@ class Link:
         except (AwayError, G2DError) as error:
             with self._mutex:
                 self.follower.refuse(number, str(error))
-            self.tell("refused", {"reason": str(getattr(error, "reason", "away")),
-                                  "text": str(error), "live": self.live.number})  # fmt: skip
-            self._ending.wait(self._post.terms.retry)
+            reason = str(getattr(error, "reason", "away"))
+            self.tell(Refused(reason=reason, text=str(error), live=self.live.number), None)
+            self._ending.wait(self._spec.terms.retry)
         finally:
             self._loading = 0
-        self._line.send("note", self._hello())
+        self._coordinator.send("note", self._report())
 
     def _swap(self) -> bool:
         """Let the follower's generation answer; the caller holds the lock."""
@@ -227,34 +231,34 @@ class Link:
         try:
             self._mirror.retire(number)
         except G2DError as error:  # a full disk: what is in memory answers all the same
-            self.tell("alarm", {"kind": "mirror", "text": str(error)})
+            self.tell(Alarm("mirror", str(error)), None)
         return True
 
 
 class RemoteRotation:
-    """What `Service` asks of a `Rotation`, answered by the coordinator far away."""
+    """A `RotationControl` whose rotation runs far away, beside the coordinator."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, sync: GenerationSync) -> None:
+        self._sync = sync
 
     @property
     def live(self) -> int:
         """Number of the generation that answers here."""
-        return self._link.live.number
+        return self._sync.live.number
 
     def start(self) -> None:
         """Begin to follow."""
-        self._link.start()
+        self._sync.start()
 
     def stop(self) -> None:
         """Follow no more."""
-        self._link.stop()
+        self._sync.stop()
 
     def status(self) -> dict[str, Any]:
         """The coordinator's status as it was last heard, and this replica's own."""
-        about = self._link.about()
+        about = self._sync.about()
         own = {"generation": self.live, "age": about["age"], "replica": about}
-        return {"late": 0.0, "paused": False, **self._link.status, **own}
+        return {"late": 0.0, "paused": False, **self._sync.status, **own}
 
     def request(self) -> Future[int]:
         """Ask the coordinator for a rotation; done when all replicas with a lease have followed."""
@@ -267,32 +271,36 @@ class RemoteRotation:
             else:
                 found.set_exception(G2DError(str(error or answer.result())))
 
-        self._link.send("rotate").add_done_callback(take)
+        self._sync.send("rotate").add_done_callback(take)
         return found
 
     def pause(self, paused: bool = True) -> None:
         """Ask the coordinator to suspend rotation, or to go on."""
-        if not self._link.may_answer():
+        if not self._sync.may_answer():
             raise RequestError(503, "the coordinator is away; ask again later")
-        self._link.send("pause", paused)
+        self._sync.send("pause", paused)
 
     def alarm(self, kind: str, text: str, rotate: bool = True) -> None:
         """Pass an alarm of this replica on."""
-        self._link.send("alarm", kind, f"{self._link.about()['replica']}: {text}", rotate)
+        self._sync.send("alarm", kind, f"{self._sync.about()['replica']}: {text}", rotate)
+
+    def count(self, inputs: int) -> None:
+        """Count answered inputs for the coordinator's trigger."""
+        self._sync.count(inputs)
 
     def watch(self) -> None:
         """Do nothing: the coordinator sees whether rotation is late."""
 
 
-class Leased:
+class LeasedApp:
     """Lets answers out only while this replica may answer; says in a header who answered.
 
     Checked as an answer leaves, not only as its request comes: one that took too long is no
     exception.
     """
 
-    def __init__(self, inner: Asgi, link: Link, name: str) -> None:
-        self._inner, self._link, self._name = inner, link, name.encode()
+    def __init__(self, inner: Asgi, sync: GenerationSync, name: str) -> None:
+        self._inner, self._sync, self._name = inner, sync, name.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
@@ -303,10 +311,10 @@ class Leased:
         bound = path.startswith("/v2/models/") or path == "/v2/health/ready"
         refused = False
 
-        async def out(message: Any) -> None:
+        async def out(message: Message) -> None:
             nonlocal refused
             if message["type"] == "http.response.start":
-                refused = bound and message["status"] < 300 and not self._link.may_answer()
+                refused = bound and message["status"] < 300 and not self._sync.may_answer()
                 if refused:
                     await _refuse(send, self._name)
                 else:
@@ -315,7 +323,7 @@ class Leased:
             elif not refused:
                 await send(message)
 
-        if bound and not self._link.may_answer():
+        if bound and not self._sync.may_answer():
             await _refuse(send, self._name)
         else:
             await self._inner(scope, receive, out)
@@ -329,28 +337,25 @@ async def _refuse(send: Send, name: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def assemble(line: Line, post: Post, name: str) -> Leased:
+def assemble(coordinator: CoordinatorClient, spec: ReplicaSpec, name: str) -> LeasedApp:
     """Build a replica's application: the service of one machine, led by the coordinator."""
     sys.setswitchinterval(5e-4)
-    link, options = Link(line, post, name), post.options
-    led = cast(Rotation, RemoteRotation(link))  # all that `Service` and `Monitor` ask of one
-    metrics = Metrics(led.status)
-    event_log = EventLog(metrics, Log(), link.loader.describe)
+    sync = GenerationSync(coordinator, spec, name)
 
-    def tell(event: str, facts: dict[str, Any]) -> None:
-        if event == "stopping":
-            event_log.close()  # streams of events would hold the end up
-        event_log.tell(event, facts)
+    parts = assemble_service(
+        sync.loader,
+        sync.live,
+        lambda _: RemoteRotation(sync),
+        spec.options,
+        spec.admin_token,
+        Log(),
+    )
 
-    link.tell = tell
-    batcher = Batcher(link.live, options.max_batch, options.max_waiting, link.count)
-    model = link.loader.model
-    service = Service(model, options, led, batcher, metrics, event_log, post.admin_token, _pages)
-    Monitor(link.live, link.loader, led, metrics, options.check_every).start()
-    return Leased(service, link, name)
+    def told(event: Event, at: float | None) -> None:
+        if isinstance(event, Stopping):
+            parts.event_log.close()  # streams of events would hold the end up
+        parts.event_log.tell(event, at)
 
-
-def _pages(service: Service) -> Asgi:
-    from g2d.service.http.status_api import build
-
-    return build(service)
+    sync.tell = told
+    parts.monitor.start()
+    return LeasedApp(parts.service, sync, name)

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from g2d.errors import RefusedError
+from g2d.rotation.events import Alarm, Tell
 from g2d.rotation.scheduler import GenerationLoader
 from g2d.rotation.snapshot import Snapshot
-from g2d.service.cluster.lease import Hello, Terms
+from g2d.service.cluster.lease import ReplicaReport, Terms
+from g2d.service.http.events import ReplicaJoined, RolledOut
 
 _SHOWN = 64  # replicas: every poll carries the status, and a thousand rows would be 100 KB
-
-Tell = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class _Seen:
-    hello: Hello
+    report: ReplicaReport
     at: float
 
 
@@ -42,19 +42,19 @@ class Roster:
         self._rolling: tuple[int, float] | None = None
         self._swept = float("-inf")
 
-    def greet(self, hello: Hello) -> None:
+    def greet(self, report: ReplicaReport) -> None:
         """Note what a replica says of itself."""
         now = self._clock()
         with self._changed:
             self._forget(now)
-            fresh = hello.replica not in self._seen
-            self._seen[hello.replica] = _Seen(hello, now)
+            fresh = report.replica not in self._seen
+            self._seen[report.replica] = _Seen(report, now)
             done = self._settled(now)
             self._changed.notify_all()
         if fresh:
-            self._tell("replica", {"replica": hello.replica, "generation": hello.live})
+            self._tell(ReplicaJoined(report.replica, report.live))
         if done:
-            self._tell("rolled out", done)
+            self._tell(done)
 
     def leave(self, replica: str) -> None:
         """Forget a replica that ends."""
@@ -69,9 +69,9 @@ class Roster:
             return [
                 name
                 for name, seen in self._seen.items()
-                if seen.hello.loaded != number
-                and seen.hello.live < number
-                and number not in seen.hello.refused
+                if seen.report.loaded != number
+                and seen.report.live < number
+                and number not in seen.report.refused
             ]
 
     def await_loaded(self, number: int, stopping: Callable[[], bool]) -> None:
@@ -85,19 +85,19 @@ class Roster:
         with self._changed:
             while self.pending(number) and self._clock() < until and not stopping():
                 self._changed.wait(min(0.5, max(0.0, until - self._clock())))
-            there = [seen.hello for seen in self._seen.values()]
+            there = [seen.report for seen in self._seen.values()]
             late = self.pending(number)
-            refused = {hello.replica: hello.refused[number] for hello in there
-                       if number in hello.refused}  # fmt: skip
+            refused = {report.replica: report.refused[number] for report in there
+                       if number in report.refused}  # fmt: skip
         if refused and len(refused) == len(there):
             text = next(iter(refused.values()))
             raise RefusedError(f"every replica refused generation {number}: {text}", "replicas",
                                number)  # fmt: skip
         for replica, text in refused.items():
-            self._tell("alarm", {"kind": "replica", "text": f"{replica} refused: {text}"})
+            self._tell(Alarm("replica", f"{replica} refused: {text}"))
         if late:
             text = f"not loaded by {len(late)} of {len(there)} replicas: they fetch it when live"
-            self._tell("alarm", {"kind": "replica", "text": f"generation {number} {text}"})
+            self._tell(Alarm("replica", f"generation {number} {text}"))
 
     def roll(self, number: int) -> None:
         """Begin to watch how the replicas take what is now live."""
@@ -111,7 +111,7 @@ class Roster:
             while True:
                 now = self._clock()
                 self._forget(now)
-                if all(seen.hello.live >= number for seen in self._seen.values()):
+                if all(seen.report.live >= number for seen in self._seen.values()):
                     return True
                 if now >= until:
                     return False
@@ -123,16 +123,16 @@ class Roster:
         with self._changed:
             self._forget(now)
             seen = list(self._seen.values())
-        few = sorted(seen, key=lambda one: one.hello.replica) if len(seen) <= _SHOWN else []
-        newest = max((one.hello.live for one in seen), default=0)
-        behind = sum(one.hello.live < newest for one in seen)
+        few = sorted(seen, key=lambda one: one.report.replica) if len(seen) <= _SHOWN else []
+        newest = max((one.report.live for one in seen), default=0)
+        behind = sum(one.report.live < newest for one in seen)
         rows = [
             {
-                "replica": one.hello.replica,
-                "generation": one.hello.live,
-                "loaded": one.hello.loaded or None,
+                "replica": one.report.replica,
+                "generation": one.report.live,
+                "loaded": one.report.loaded or None,
                 "heard": round(now - one.at, 3),
-                **one.hello.about,
+                **one.report.about,
             }
             for one in few
         ]
@@ -147,14 +147,14 @@ class Roster:
         oldest = now - self._terms.lease - self._terms.beat
         self._seen = {name: seen for name, seen in self._seen.items() if seen.at >= oldest}
 
-    def _settled(self, now: float) -> dict[str, Any] | None:
+    def _settled(self, now: float) -> RolledOut | None:
         if self._rolling is None:
             return None
         number, since = self._rolling
-        if any(seen.hello.live < number for seen in self._seen.values()):
+        if any(seen.report.live < number for seen in self._seen.values()):
             return None
         self._rolling = None
-        return {"generation": number, "replicas": len(self._seen), "seconds": now - since}
+        return RolledOut(number, len(self._seen), now - since)
 
 
 class RolloutLoader:

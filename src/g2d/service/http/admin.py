@@ -1,6 +1,6 @@
 """Admin calls: rotate, pause, resume, and alarms from outside. All need the token.
 
-With `pages` FastAPI's room.
+Only this file and `status_api` know FastAPI.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
 from g2d.errors import G2DError
+from g2d.service.http.events import Admin, WrongToken
 from g2d.service.http.openapi import ERROR
 from g2d.service.http.protocol import RequestError
 
@@ -42,7 +43,7 @@ def add_admin(app: FastAPI, service: Service) -> None:
         if not service.admin_token.open:
             raise RequestError(403, "admin calls are off: start the service with an admin token")
         admit(request, service)
-        service.event_log.tell("admin", {"client": address(request), "call": request.url.path})
+        service.event_log.tell(Admin(address(request), request.url.path))
 
     needed = [Depends(described), Depends(admitted)]
 
@@ -85,8 +86,7 @@ def address(request: Request) -> str:
 def admit(request: Request, service: Service) -> bool:
     """Return True for the admin's token; count, log and refuse a wrong one."""
     if not service.admin_token.admits(request.headers.get("authorization", "").encode()):
-        facts = {"client": address(request), "call": request.url.path}
-        service.event_log.tell("wrong_token", facts)
+        service.event_log.tell(WrongToken(address(request), request.url.path))
         raise RequestError(401, "the admin token is missing or wrong")
     return True
 

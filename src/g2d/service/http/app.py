@@ -1,8 +1,8 @@
 """The HTTP side: one ASGI application whose short path is inference.
 
 `/v2/..` is answered here by hand (a router and validation cost more than a small model's forward
-pass); everything else by `pages`, which loads FastAPI after the service is ready. Limits, counters
-and timeouts hold for both.
+pass); everything else by `status_api`, which loads FastAPI after the service is ready. Limits,
+counters and timeouts hold for both.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
-from g2d.rotation.scheduler import Rotation
+from g2d.rotation.control import RotationControl
 from g2d.service.http.batcher import Batcher, BrokenError, BusyError, NotFiniteError
 from g2d.service.http.event_log import EventLog
-from g2d.service.http.limits import AdminToken, Buckets
+from g2d.service.http.events import Broken
+from g2d.service.http.limits import AdminToken, Buckets, client_of
 from g2d.service.http.metrics import Metrics, public
 from g2d.service.http.options import Options
 from g2d.service.http.origins import Hosts
@@ -31,12 +32,8 @@ from g2d.service.http.protocol import (
     answer,
     parse,
 )
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
+from g2d.service.http.types import Asgi, Headers, Message, Receive, Scope, Send
+from g2d.service.monitors.observer import ObserverQueue
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready))?/?")
 _FREE = ("/v2/health/live", "/v2/health/ready", "/metrics")  # no client's rate limits these
@@ -49,24 +46,26 @@ class Service:
 
     Args:
         pages: builds the application for everything but `/v2`; called once, after the start.
+            observers: shown what was answered; None: nobody looks.
     """
 
     def __init__(
         self,
         model: Model,
         options: Options,
-        rotation: Rotation,
+        rotation: RotationControl,
         batcher: Batcher,
         metrics: Metrics,
         event_log: EventLog,
         admin_token: AdminToken,
         pages: Callable[[Service], Asgi],
+        observers: ObserverQueue | None = None,
     ) -> None:
         self.model, self.options, self.rotation = model, options, rotation
         self.metrics, self.event_log, self.admin_token = metrics, event_log, admin_token
         self.max_body = options.max_body or model.largest(options.max_batch)
         self.draining = False
-        self._batcher, self._make_pages = batcher, pages
+        self._batcher, self._make_pages, self._observers = batcher, pages, observers
         self._hosts = Hosts(options)
         self._buckets = Buckets(options.rate, options.burst)
         self._pages: asyncio.Future[Asgi] | None = None
@@ -93,6 +92,8 @@ class Service:
         await receive()
         loop = asyncio.get_running_loop()
         self._batcher.start(loop)
+        if self._observers is not None:
+            self._observers.start()
         self.rotation.start()
         self._pages = asyncio.ensure_future(asyncio.to_thread(self._make_pages, self))
         settling = asyncio.ensure_future(self._settle())
@@ -100,6 +101,8 @@ class Service:
         await receive()
         settling.cancel()
         await asyncio.to_thread(self._batcher.stop)
+        if self._observers is not None:
+            await asyncio.to_thread(self._observers.stop)
         await asyncio.to_thread(self.rotation.stop)
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -127,7 +130,7 @@ class Service:
             return
         assert self._pages is not None
         pages = await asyncio.shield(self._pages)
-        await pages(scope, _Bounded(receive, self.options.timeout), send)
+        await pages(scope, _BoundedReceive(receive, self.options.timeout), send)
 
     async def _v2(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
         path: str = scope["path"]
@@ -191,7 +194,7 @@ class Service:
         except NotFiniteError:
             raise RequestError(422, "the model has no finite answer for these inputs") from None
         except BrokenError as error:
-            self.event_log.tell("broken", {"text": str(error)})
+            self.event_log.tell(Broken(str(error)))
             raise RequestError(500, "the model failed on these inputs; the log says how") from None
         finally:
             self.metrics.in_flight.dec()
@@ -199,6 +202,8 @@ class Service:
         content, headers = answer(query, self.model, logits, number)
         await _respond(send, 200, content, headers)
         self.metrics.answered(began, len(query.x))
+        if self._observers is not None:
+            self._observers.offer(query.x, logits, client_of(_client(scope)))
 
     async def _parse(self, body: bytes, length: bytes | None) -> Query:
         """Read a body; a large one on another thread, so that others are answered meanwhile."""
@@ -234,8 +239,7 @@ class Service:
     def _charge(self, scope: Scope, tokens: float) -> None:
         if not self.options.rate or tokens <= 0:
             return
-        client = scope.get("client")
-        wait = self._buckets.take(client[0] if client else "", tokens)
+        wait = self._buckets.take(_client(scope), tokens)
         if wait > 0:
             self.metrics.limited.inc()
             raise RequestError(429, f"over this client's rate; send again in {wait:.1f} s")
@@ -247,7 +251,7 @@ class Service:
         return number
 
 
-class _Bounded:
+class _BoundedReceive:
     """What the pages receive: a body that is large or late counts as a client that has gone.
 
     Their framework would read it to its end, and before it looks at the token.
@@ -257,7 +261,7 @@ class _Bounded:
         self._receive, self._left, self._whole = receive, most, False
         self._until = asyncio.get_running_loop().time() + seconds
 
-    async def __call__(self) -> MutableMapping[str, Any]:
+    async def __call__(self) -> Message:
         if self._whole:  # a stream of events waits here for its client's end
             return await self._receive()
         try:
@@ -275,6 +279,11 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
         if key == name:
             return bytes(value)
     return None
+
+
+def _client(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def _allow(scope: Scope, method: str) -> None:

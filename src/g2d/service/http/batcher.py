@@ -32,7 +32,7 @@ class NotFiniteError(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Job:
+class _Request:
     x: Array
     future: asyncio.Future[Answer]
 
@@ -49,9 +49,9 @@ class Batcher:
         self, live: Live, most: int, waiting: int, count: Callable[[int], None] = lambda _: None
     ) -> None:
         self._live, self._most, self._room, self._count = live, most, waiting, count
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._left: _Job | None = None
+        self._left: _Request | None = None
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -61,7 +61,7 @@ class Batcher:
 
     def stop(self) -> None:
         """End the thread once everything submitted is answered."""
-        self._jobs.put(None)
+        self._requests.put(None)
         self._thread.join()
 
     def submit(self, x: Array) -> asyncio.Future[Answer]:
@@ -75,62 +75,64 @@ class Batcher:
             raise BusyError
         self._room -= len(x)
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._jobs.put(_Job(x, future))
+        self._requests.put(_Request(x, future))
         return future
 
     # --- the thread that infers ------------------------------------------------------------------
 
     def _run(self) -> None:
-        while jobs := self._gather():
+        while requests := self._gather():
             snapshot = self._live.snapshot  # the whole batch is answered by this one
-            answers = _infer(snapshot, jobs)
+            answers = _infer(snapshot, requests)
             assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._deliver, jobs, answers, snapshot.number)
-            self._count(sum(len(job.x) for job in jobs))
+            self._loop.call_soon_threadsafe(self._deliver, requests, answers, snapshot.number)
+            self._count(sum(len(request.x) for request in requests))
 
-    def _gather(self) -> list[_Job]:
-        """Wait for a job, then take what waits, as far as it fits a batch; []: stop."""
-        first, self._left = self._left or self._jobs.get(), None
+    def _gather(self) -> list[_Request]:
+        """Wait for a request, then take what waits, as far as it fits a batch; []: stop."""
+        first, self._left = self._left or self._requests.get(), None
         if first is None:
             return []
-        jobs, rows = [first], len(first.x)
+        requests, rows = [first], len(first.x)
         while rows < self._most:
             try:
-                job = self._jobs.get_nowait()
+                request = self._requests.get_nowait()
             except queue.Empty:
                 break
-            if job is None or rows + len(job.x) > self._most:
-                self._left = job
-                if job is None:
-                    self._jobs.put(None)  # stop after this batch
+            if request is None or rows + len(request.x) > self._most:
+                self._left = request
+                if request is None:
+                    self._requests.put(None)  # stop after this batch
                 break
-            jobs.append(job)
-            rows += len(job.x)
-        return jobs
+            requests.append(request)
+            rows += len(request.x)
+        return requests
 
-    def _deliver(self, jobs: list[_Job], answers: list[Array | Exception], number: int) -> None:
-        for job, logits in zip(jobs, answers, strict=True):
-            self._room += len(job.x)
-            if job.future.done():  # its client has gone, or its time is over
+    def _deliver(
+        self, requests: list[_Request], answers: list[Array | Exception], number: int
+    ) -> None:
+        for request, logits in zip(requests, answers, strict=True):
+            self._room += len(request.x)
+            if request.future.done():  # its client has gone, or its time is over
                 continue
             if isinstance(logits, Exception):
-                job.future.set_exception(logits)
+                request.future.set_exception(logits)
             else:
-                job.future.set_result((logits, number))
+                request.future.set_result((logits, number))
 
 
-def _infer(snapshot: Snapshot, jobs: list[_Job]) -> list[Array | Exception]:
-    """Answer jobs as one batch; if that fails, one by one, so that each fails for itself."""
-    if len(jobs) == 1:
-        return [_predict(snapshot, jobs[0].x)]
-    logits = _predict(snapshot, np.concatenate([job.x for job in jobs]))
+def _infer(snapshot: Snapshot, requests: list[_Request]) -> list[Array | Exception]:
+    """Answer requests as one batch; if that fails, one by one, so that each fails for itself."""
+    if len(requests) == 1:
+        return [_predict(snapshot, requests[0].x)]
+    logits = _predict(snapshot, np.concatenate([request.x for request in requests]))
     if isinstance(logits, Exception):
-        return [_predict(snapshot, job.x) for job in jobs]
+        return [_predict(snapshot, request.x) for request in requests]
     answers: list[Array | Exception] = []
     begin = 0
-    for job in jobs:
-        answers.append(logits[begin : begin + len(job.x)])
-        begin += len(job.x)
+    for request in requests:
+        answers.append(logits[begin : begin + len(request.x)])
+        begin += len(request.x)
     return answers
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from g2d.rotation.events import Alarm, Event, Failed, Refused, Spare, Swap
+from g2d.service.http.events import Rejected, WrongToken
 from g2d.service.http.limits import client_of
 from g2d.service.http.log import Log, to_json
 from g2d.service.http.metrics import Metrics
@@ -24,7 +26,7 @@ _LISTENERS, _OWN = 64, 8  # streams of events at once, and those of one client
 _SPAN = 1.0  # seconds before and after a swap whose latencies stand for "before" and "after"
 _NEAR = 0.1  # seconds on either side of a swap that stand for "during"
 _RECENT, _MOST = 5.0, 8  # seconds, and swaps, whose latencies may still be news
-_WORDS = " Its last words:"  # `spare` puts them at the end
+_WORDS = " Its last words:"  # `worker` puts them at the end
 _QUOTED = re.compile(r"(['\"])/(?:[^'\"/]*/)*([^'\"/]*)\1")
 _PATH = re.compile(r"(?<![\w.:/'\"])/(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]*)")
 _PRIVATE = frozenset({"client"})  # for the log, not for whoever listens
@@ -53,20 +55,21 @@ class EventLog:
         self._alarms: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._rejected: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._swapped: deque[tuple[float, dict[str, Any]]] = deque(maxlen=_KEPT)
-        self._spares: dict[int, dict[str, float]] = {}
+        self._spares: dict[int, Mapping[str, float]] = {}
         self._listeners: dict[asyncio.Queue[bytes | None], asyncio.AbstractEventLoop] = {}
         self._clients: dict[asyncio.Queue[bytes | None], str] = {}
         self._closed = False
 
-    def tell(self, event: str, facts: dict[str, Any]) -> None:
-        """Log, count, keep and publish an event."""
+    def tell(self, event: Event, at: float | None = None) -> None:
+        """Log, count, keep and publish an event; `at` says when, if it happened elsewhere."""
+        facts = event.facts() if at is None else {"time": at, **event.facts()}
         record = {"time": time.time(), **facts}
         if "text" in facts:
             record["text"] = self.plain(str(facts["text"]))
         with self._mutex:
             shown = self._keep(event, record)
-        self._log(event, **facts)
-        self._publish(event, shown)
+        self._log(event.name, **facts)
+        self._publish(event.name, shown)
 
     def remember(self, numbers: list[int]) -> None:
         """Begin the history with generations that were live before this service."""
@@ -162,35 +165,36 @@ class EventLog:
 
     # --- keeping ---------------------------------------------------------------------------------
 
-    def _keep(self, event: str, record: dict[str, Any]) -> dict[str, Any]:
+    def _keep(self, event: Event, record: dict[str, Any]) -> dict[str, Any]:
         """Count and keep an event; return it as it is kept."""
         metrics = self._metrics
-        if event == "spare":
-            self._spares = {record["generation"]: record["seconds"]}
-        elif event == "swap":
-            metrics.swaps.inc()
-            made = self._spares.pop(record["generation"], {})
-            own = {"seconds": {**made, "swap": record["seconds"]}}
-            record = self._described(record["generation"]) | record | own
-            self._history.append(record)
-            self._swapped.append((time.perf_counter(), record))
-        elif event == "rejected":
-            for gate in record["gates"]:
-                metrics.rejected.labels(gate["gate"]).inc()
-            self._rejected.append(record)
-        elif event == "refused":
-            metrics.refused.labels(record["reason"]).inc()
-            record = {"kind": "refused", **record}
-            self._alarms.append(record)
-        elif event == "failed":
-            metrics.failures.inc()
-            record = {"kind": "generator", **record}
-            self._alarms.append(record)
-        elif event == "alarm":
-            metrics.alarms.labels(record["kind"]).inc()
-            self._alarms.append(record)
-        elif event == "wrong_token":
-            metrics.wrong_tokens.inc()
+        match event:
+            case Spare():
+                self._spares = {event.generation: event.seconds}
+            case Swap():
+                metrics.swaps.inc()
+                made = self._spares.pop(event.generation, {})
+                own = {"seconds": {**made, "swap": event.seconds}}
+                record = self._described(event.generation) | record | own
+                self._history.append(record)
+                self._swapped.append((time.perf_counter(), record))
+            case Rejected():
+                for gate in event.gates:
+                    metrics.rejected.labels(gate["gate"]).inc()
+                self._rejected.append(record)
+            case Refused():
+                metrics.refused.labels(event.reason).inc()
+                record = {"kind": "refused", **record}
+                self._alarms.append(record)
+            case Failed():
+                metrics.failures.inc()
+                record = {"kind": "generator", **record}
+                self._alarms.append(record)
+            case Alarm():
+                metrics.alarms.labels(event.kind).inc()
+                self._alarms.append(record)
+            case WrongToken():
+                metrics.wrong_tokens.inc()
         return record
 
     def _described(self, number: int) -> dict[str, Any]:

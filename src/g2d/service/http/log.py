@@ -12,9 +12,13 @@ from typing import Any, TextIO
 
 import orjson
 
-_WARNINGS = frozenset({"alarm", "refused", "failed", "wrong_token", "exposed", "broken"})
+_WARNINGS = frozenset(
+    {"alarm", "refused", "failed", "wrong_token", "exposed", "broken", "observer"}
+)
 _WAITING = 10_000  # lines that may wait for a slow reader; more are dropped, and counted
-_CLIENTS = frozenset({"wrong_token", "server", "broken"})  # lines that any client can cause
+_CLIENTS = frozenset(
+    {"wrong_token", "server", "broken", "observer"}
+)  # lines that any client can cause
 _RATE = 5  # of each of those a second
 
 

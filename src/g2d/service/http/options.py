@@ -22,30 +22,43 @@ _LEAST_TOKEN = 16
 
 @dataclass(frozen=True)
 class Options(Checked):
-    """How a vault is served. Times are seconds, sizes bytes; 0 turns a trigger or a rate off."""
+    """How a vault is served: times in seconds, sizes in bytes. Each is a flag of `g2d serve`."""
 
-    host: str = free("127.0.0.1", "address to bind to")
-    port: int = within(0, 65_535, 8000, "port to bind to; 0: any free one")
-    name: str = free("g2d", "name of the model in addresses")
-    every: float = within(0.0, 3.2e7, 0.0, "mean time between rotations")
+    every: float = within(
+        0.0, 3.2e7, 0.0, "mean time between rotations, as 60s, 5m or 1h; 0: on demand only",
+        unit="s",
+    )  # fmt: skip
     jitter: float = within(
         0.0, 0.9, 0.1, "share of `every` and of `queries` by which each wait is drawn, in secret"
     )
-    queries: int = within(0, 10**12, 0, "rotate after so many inputs")
-    check_every: float = within(0.0, 3600.0, 0.5, "time between integrity checks of the weights")
+    queries: int = within(0, 10**12, 0, "rotate after so many inputs; 0: off")
+    host: str = free("127.0.0.1", "address to bind to; anything but loopback is exposed")
+    port: int = within(0, 65_535, 8000, "port to bind to; 0: any free one")
+    allow_host: tuple[str, ...] = free(
+        (), "names that a Host header may be (a proxy's), besides loopback's", metavar="NAME"
+    )
+    name: str = free("g2d", "name of the model in addresses")
+    tls_cert: str = free("", "certificate file", metavar="FILE")
+    tls_key: str = free("", "its private key file", metavar="FILE")
+    rate: float = within(0.0, 1e9, 0.0, "requests and inputs of one client in a second; 0: any")
+    burst: float = within(1.0, 1e9, 1000.0, "how many of them may come at once")
     max_batch: int = within(1, 65_536, 256, "inputs of one request, and of one batch")
     max_body: int = within(0, 1 << 31, 0, "bytes of a request's body; 0: by the task's inputs")
+    observer: tuple[str, ...] = free((), "your own, shown what was answered: 'module:factory'")
     max_waiting: int = within(1, 10**7, 4096, "inputs that may wait before requests are refused")
-    rate: float = within(0.0, 1e9, 0.0, "requests and inputs of one client in a second")
-    burst: float = within(1.0, 1e9, 1000.0, "how many of them may come at once")
-    timeout: float = within(0.01, 3600.0, 10.0, "time for a request to arrive and be answered")
-    drain: float = within(0.0, 3600.0, 10.0, "time for answers under way when the service ends")
-    patience: float = within(
-        1.0, 86_400.0, 900.0, "time a candidate may take before it is given up"
+    timeout: float = within(
+        0.01, 3600.0, 10.0, "time for a request to arrive and be answered", unit="s"
     )
-    allow_host: tuple[str, ...] = free((), "names that a Host header may be, besides loopback's")
-    tls_cert: str = free("", "certificate file")
-    tls_key: str = free("", "its private key file")
+    drain: float = within(
+        0.0, 3600.0, 10.0, "time for answers under way when the service ends", unit="s"
+    )
+    patience: float = within(
+        1.0, 86_400.0, 900.0, "time a candidate may take before it is given up", unit="s"
+    )
+    check_every: float = within(
+        0.0, 3600.0, 0.5,
+        "time between checks of the weights in memory, twice a second at most; 0: never", unit="s",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,12 +98,20 @@ def seconds(text: str) -> float:
     """Read a time span: "60s", "500ms", "5m", "1h", "1d", or a bare number of seconds.
 
     Raises:
-        SettingsError: it is none.
+        SettingsError: it is something else.
     """
     found = _SPAN.fullmatch(text.strip())
     if not found:
         raise SettingsError(f"{text!r} is no time span: write 60s, 500ms, 5m, 1h or 1d")
     return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+def span(value: float) -> str:
+    """Write seconds as the shortest time span: `seconds(span(x)) == x` for what a flag shows."""
+    for unit, size in reversed(_UNITS.items()):
+        if value >= size and (value / size).is_integer():
+            return f"{value / size:.0f}{unit}"
+    return f"{value:g}"
 
 
 def read_token(file: Path | None) -> bytes | None:

@@ -12,26 +12,21 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from g2d.errors import G2DError, SettingsError
-from g2d.rotation.scheduler import Rotation, Triggers
-from g2d.rotation.snapshot import Live
-from g2d.service.http.app import Asgi, Service
-from g2d.service.http.batcher import Batcher
+from g2d.errors import SettingsError
+from g2d.report.results import results_path
+from g2d.service.assembly import Parts, assemble, first_live, rotate_vault
+from g2d.service.http.app import Service
 from g2d.service.http.connection import within
-from g2d.service.http.event_log import EventLog
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
-from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
 from g2d.service.http.startup import leave
-from g2d.service.worker import Worker
 
 if TYPE_CHECKING:
     from g2d.service.loader import VaultLoader
@@ -87,7 +82,7 @@ def connections(log: Callable[..., None]) -> int:
     return found
 
 
-class _Lines(logging.Handler):
+class _UvicornLog(logging.Handler):
     """Turns what uvicorn logs, an exception above all, into structured lines."""
 
     def __init__(self, log: Log) -> None:
@@ -143,71 +138,42 @@ def serve(
     log = Log()
     loader = VaultLoader(vault, options.name, data, read_public_key(key), served)
     sys.setswitchinterval(_SWITCH)
-    service, monitor = _assemble(loader, vault, data, options, token, log)
+    parts = _assemble(loader, vault, data, options, token, log)
+    service, rotation = parts.service, parts.rotation
     address = f"{'https' if options.tls_cert else 'http'}://{_where(bound)}"
-    say(f"generation {service.rotation.live} is live at {address}/v2/models/{options.name}")
+    say(f"generation {rotation.live} is live at {address}/v2/models/{options.name}")
     warn(options, token, key, log, say)
-    log("start", generation=service.rotation.live, address=address, pid=os.getpid())
+    log("start", generation=rotation.live, address=address, pid=os.getpid())
     gc.freeze()  # what is loaded stays: collecting it again would stop answers for 50 ms
-    monitor.start()
+    parts.monitor.start()
     try:
         _run(service, options, bound, log)
     finally:
-        monitor.stop()
-        service.rotation.stop()
+        parts.monitor.stop()
+        rotation.stop()
         loader.close()
-    log("stop", generation=service.rotation.live)
+    log("stop", generation=rotation.live)
     log.close()
 
 
 def _assemble(
     loader: VaultLoader, vault: Path, data: str, options: Options, token: bytes | None, log: Log
-) -> tuple[Service, Any]:
-    from g2d.service.monitors.memory import Monitor
-
-    first, warning = loader.first()
-    loader.served(first.number)
-    live = Live(first)
-    triggers = Triggers(options.every, options.jitter, options.queries)
-
-    def tell(event: str, facts: dict[str, Any]) -> None:
-        if event == "committed":  # before it answers: a kill in between must not forget it
-            _remember(loader, facts["generation"], event_log)
-        event_log.tell(event, facts)
-
-    worker = Worker(vault, data, tell, options.patience, loader.task)
-    rotation = Rotation(live, worker, loader, triggers, tell)
-    metrics = Metrics(rotation.status)
-    event_log = EventLog(metrics, log, loader.describe, vault)
-    event_log.remember(loader.exposures())
-    if warning:
-        rotation.alarm(warning.reason, str(warning))
-    batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
-    service = Service(
-        loader.model,
+) -> Parts:
+    live, warning = first_live(loader)
+    parts = assemble(
+        loader,
+        live,
+        lambda tell: rotate_vault(vault, loader, live, options, tell, data),
         options,
-        rotation,
-        batcher,
-        metrics,
-        event_log,
         AdminToken(token),
-        partial(_pages, vault),
+        log,
+        vault,
+        results_path(vault),
     )
-    return service, Monitor(live, loader, rotation, metrics, options.check_every)
-
-
-def _pages(vault: Path, service: Service) -> Asgi:
-    from g2d.report.results import results_path
-    from g2d.service.http.status_api import build
-
-    return build(service, results_path(vault))
-
-
-def _remember(loader: VaultLoader, number: int, event_log: EventLog) -> None:
-    try:
-        loader.served(number)
-    except G2DError as error:
-        event_log.tell("alarm", {"kind": "served", "text": str(error)})
+    parts.event_log.remember(loader.exposures())
+    if warning:
+        parts.rotation.alarm(warning.reason, str(warning))
+    return parts
 
 
 def read_public_key(key: Path | None) -> Any:
@@ -231,11 +197,11 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
 
     def ending() -> None:
         service.draining = True
-        # Not here: a signal may interrupt this very thread while it holds the board's lock.
+        # Not here: a signal may interrupt this very thread while it holds the event log's lock.
         threading.Thread(target=service.event_log.close).start()
 
     errors = logging.getLogger("uvicorn")
-    errors.handlers, errors.propagate = [_Lines(log)], False
+    errors.handlers, errors.propagate = [_UvicornLog(log)], False
     # uvicorn raises what it caught again once it has drained: then this handler ends it with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None if service.draining else leave())

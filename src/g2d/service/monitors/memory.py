@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Protocol
 
 from g2d.errors import G2DError
-from g2d.rotation.scheduler import Rotation
+from g2d.rotation.control import RotationControl
 from g2d.rotation.snapshot import Live, Snapshot
 from g2d.service.http.metrics import Metrics
-from g2d.service.loader import VaultLoader
 
 _LOOK = 0.5  # seconds between looks at rotation and expiry
+
+
+class SoundCopies(Protocol):
+    """Where a sound copy of what is live comes from."""
+
+    def again(self, number: int) -> Snapshot:
+        """Load a generation anew, verified; raise a `G2DError` if that cannot be."""
+        ...
 
 
 class Monitor:
@@ -22,7 +30,12 @@ class Monitor:
     """
 
     def __init__(
-        self, live: Live, loader: VaultLoader, rotation: Rotation, metrics: Metrics, every: float
+        self,
+        live: Live,
+        loader: SoundCopies,
+        rotation: RotationControl,
+        metrics: Metrics,
+        every: float,
     ) -> None:
         self._live, self._loader, self._rotation = live, loader, rotation
         self._metrics, self._every = metrics, every

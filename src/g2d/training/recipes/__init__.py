@@ -1,27 +1,31 @@
-"""Training recipes that harden the members of a population; composed by `[harden] recipe`.
+"""Training recipes: what changes how the networks of a population are trained.
 
-A recipe is one function from a `Step` to a `Step`; docs/hardening.md shows how to write one.
+`[harden] recipe` names them, in order. The smallest is a function from a `Step` to a `Step`; a
+`Recipe` may also exchange the optimiser and the sampler. docs/extending.md shows how to write one.
 """
 
+from g2d.training.loop import Batches
 from g2d.training.recipes.adversarial import adversarial, fgsm_light, stale
 from g2d.training.recipes.distil import Teacher, distil, find_teacher
 from g2d.training.recipes.hardened import (
     RECIPES,
     HardenedTraining,
-    Recipe,
     budget,
     check,
     find,
     try_out,
 )
+from g2d.training.recipes.recipe import Recipe, Setup
 from g2d.training.recipes.regularise import clamp, l2
 from g2d.training.recipes.step import Part, Step, divergence, frozen
 
 __all__ = [
     "RECIPES",
+    "Batches",
     "HardenedTraining",
     "Part",
     "Recipe",
+    "Setup",
     "Step",
     "Teacher",
     "adversarial",

@@ -7,11 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2d.attacks import fgsm
+from g2d.errors import SettingsError
+from g2d.settings import HardenSettings
 from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+from g2d.training.recipes.recipe import Recipe
 from g2d.training.recipes.step import Part, Step, frozen
 
 
-def adversarial(step: Step) -> Step:
+class Adversarial(Recipe):
     """Learn from attacks on the model as it is, by the method that the settings name.
 
     `fgsm`: one step from a random start (Wong et al. 2020, arXiv 2001.03994). `pgd`: Madry et al.
@@ -23,10 +27,24 @@ def adversarial(step: Step) -> Step:
     Attacks lead away from the step's targets: after `distil` those are the teacher's soft labels
     (RSLAD, Zi et al. 2021, arXiv 2108.07969).
     """
-    if step.settings.method == "trades":
-        return _trades(step)
-    attacks = step.attack()
-    return step.replace(clean=step.settings.clean).add(Part(attacks, step.criterion))
+
+    def check(self, task: Task, settings: HardenSettings) -> None:
+        """Refuse a guard that never looks."""
+        if settings.method == "fgsm" and settings.guard != "off" and not settings.checks:
+            raise SettingsError(
+                "[harden] guard needs looks to find what FGSM hides, and checks = 0 allows none; "
+                "set checks above 0, or guard = 'off'"
+            )
+
+    def __call__(self, step: Step) -> Step:
+        """Return the step with attacks on its inputs to learn from."""
+        if step.settings.method == "trades":
+            return _trades(step)
+        attacks = step.attack()
+        return step.replace(clean=step.settings.clean).add(Part(attacks, step.criterion))
+
+
+adversarial = Adversarial()
 
 
 def _trades(step: Step) -> Step:

@@ -78,8 +78,8 @@ class Teacher:
             ) from error
         if classes != task.classes:
             raise TaskError(
-                f"the teacher knows {classes} classes, task {task.name!r} has {task.classes}; a "
-                "student learns from a teacher of its own classes"
+                f"the teacher knows {classes} classes, task {task.name!r} has {task.classes}; "
+                "choose a teacher with the same classes"
             )
         return model
 
@@ -121,7 +121,7 @@ def _of_vault(path: Path, given: str) -> Teacher:
         live = vault.live()
         if live is None:
             raise SettingsError(f"the teacher's vault {path} has no generation yet; run `g2d fit`")
-        named = given or Settings.from_toml(vault.settings_text, str(path / "task.toml")).task.name
+        named = given or Settings.from_vault(vault.settings_text, str(path / "task.toml")).task.name
         if ":" in named and not given:
             # Whoever may write that vault would choose what code the student's training imports.
             raise SettingsError(

@@ -1,6 +1,6 @@
 """Watching a hardened training on the guide split: its best weights, and when it fools itself.
 
-`TrainingMonitor` measures and remembers; what follows from a look is decided in `course`.
+`TrainingMonitor` measures and remembers; what follows from a look is decided in `hardened`.
 
 Single-step training can collapse: the model becomes robust to FGSM by hiding its gradients, and PGD
 brings it to zero (catastrophic overfitting, Wong et al. 2020, section 5.4). Robust overfitting is
@@ -82,11 +82,11 @@ class TrainingMonitor:
             self._highest, self._waited = check.pgd, 0
             self.best = self.sound
 
-    def forgive(self) -> None:
-        """Count patience anew: the training goes on another way."""
+    def reset_patience(self) -> None:
+        """Start counting again: the training goes on by another method."""
         self._waited = 0
 
     @property
-    def tired(self) -> bool:
+    def out_of_patience(self) -> bool:
         """Whether `patience` looks in a row found nothing better."""
         return 0 < self.settings.patience <= self._waited

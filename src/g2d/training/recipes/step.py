@@ -1,7 +1,7 @@
 """One optimiser step of a hardened training, before it is taken; what recipes change.
 
-A recipe is a function that is given a `Step` and returns it changed (`Step.replace`). How steps
-follow one another lives in `course`.
+A recipe is given a `Step` and returns it changed (`Step.replace`). How steps follow one another
+lives in `hardened`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 
 Loss = Callable[[Tensor], Tensor]
-AfterStep = Callable[[nn.Module, float], None]
+"""Logits (n, classes) to a scalar."""
+Adjust = Callable[[nn.Module, float], None]
+"""Called after a step with the model and the rate: moves weights that the optimiser does not."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Step:
     clean: float = 1.0
     parts: tuple[Part, ...] = ()
     penalties: tuple[Tensor, ...] = ()
-    after: tuple[AfterStep, ...] = ()
+    after: tuple[Adjust, ...] = ()
 
     def replace(self, **changes: Any) -> Step:
         """Return the step with some attributes changed."""
@@ -102,7 +104,7 @@ class Step:
         """The scalar to descend: every part's loss, from one forward pass, and the penalties.
 
         Raises:
-            SettingsError: there is no part, or a loss is no scalar.
+            SettingsError: there is nothing to learn from, or a loss is not a scalar.
         """
         parts = self.parts
         if self.clean > 0:

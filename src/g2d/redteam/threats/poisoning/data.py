@@ -5,7 +5,7 @@ from __future__ import annotations
 from g2d.attacks.poisoning import poisoned_task
 from g2d.attacks.pools import craft_pool
 from g2d.core.types import State
-from g2d.defence.gates import GateResult, Reference, run_gates
+from g2d.defence.gates import CandidateView, GateResult, Reference, run_gates
 from g2d.generator import Exposure, Generator, hidden_units
 from g2d.redteam.context import AttackContext, Case
 from g2d.redteam.rows import Row
@@ -47,7 +47,9 @@ def poisoned_data(case: Case, context: AttackContext) -> list[Row]:
 
     def gates(state: State) -> list[GateResult]:
         candidate = load_model(task, state)
-        return run_gates(state, candidate, known, [exposure], {1: base}, chain, s.gates)
+        return run_gates(
+            CandidateView(state, candidate, known, [exposure], {1: base}, chain, s.gates)
+        )
 
     return _stages(case, context, judge, task, (base, members), generator, exposure, gates)
 

@@ -24,7 +24,7 @@ def proposals(
     """Guided proposals, as a rotation makes them."""
     settings: GuidanceSettings = replace(context.spec.settings.guidance, conditioned=False)
     return [
-        generator.codec.decode(
+        generator.to_state(
             generator.propose(task, exposures, settings, context.source("poisoning", *name, index))
         )
         for index in range(count)
@@ -34,7 +34,7 @@ def proposals(
 def samples(generator: Generator, context: AttackContext, count: int, *name: object) -> list[State]:
     """Unguided samples."""
     drawn = generator.sample(count, context.source("poisoning", "sample", *name))
-    return [generator.codec.decode(v) for v in drawn]
+    return [generator.to_state(v) for v in drawn]
 
 
 def trained(task: Task, context: AttackContext, steps: int, *name: object) -> State:

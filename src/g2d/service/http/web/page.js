@@ -97,9 +97,9 @@ function drawRejected() {
   const rows = state.rejected.slice(-50).reverse().map((candidate) => [
     [String(candidate.generation), "number"], moment(candidate.time),
     el("ul", { class: "checks" }, ...list(candidate.gates).map((gate) => el("li", {},
-      el("b", {}, String(gate.gate)), ": ", String(gate.reason || "failed"),
+      el("b", {}, gateTitle(gate)), ": ", String(gate.reason || "failed"),
       isNumber(gate.value) && isNumber(gate.limit)
-        ? ` (${short(gate.value)}, limit ${short(gate.limit)})` : "")))]);
+        ? ` (${gateNumber(gate, gate.value)}, limit ${gateNumber(gate, gate.limit)})` : "")))]);
   $("rejected-list").replaceChildren(rows.length
     ? table("cards", "A rejection costs a retry, never an outage. Newest first.",
       ["for generation", "when", "gates that it failed"], rows)

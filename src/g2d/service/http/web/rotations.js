@@ -10,6 +10,10 @@ const p99 = (record, when) => record.latency?.[when]?.p99;
 /** Whether a gate's value must be at most, or at least, its limit: as its verdict shows. */
 const sign = (gate) => (gate.passed === gate.value <= gate.limit ? "≤" : "≥");
 
+/** A gate may bring its own title, and say that it measures a share; else its name will do. */
+const gateTitle = (gate) => String(gate.title || gate.gate);
+const gateNumber = (gate, value) => (gate.share ? percent(value) : short(value));
+
 function gatesTable(record) {
   const gates = list(record.gates);
   if (!gates.length) {
@@ -17,8 +21,8 @@ function gatesTable(record) {
       record.origin === "base" ? "None: it was deployed first, not generated." : "Not known."));
   }
   return table("", "Gates", ["gate", "measured", "limit", "verdict"], gates.map((gate) => [
-    String(gate.gate), [short(gate.value), "number"],
-    [`${sign(gate)} ${short(gate.limit)}`, "number"], mark(gate.passed)]));
+    gateTitle(gate), [gateNumber(gate, gate.value), "number"],
+    [`${sign(gate)} ${gateNumber(gate, gate.limit)}`, "number"], mark(gate.passed)]));
 }
 
 function latencyTable({ latency, time }) {

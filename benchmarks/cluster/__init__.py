@@ -1,0 +1,1 @@
+"""A rollout to many replicas, simulated."""

@@ -1,0 +1,1 @@
+"""What all benchmarks share: measures, the machine, places, tables."""

@@ -1,0 +1,1 @@
+"""Making the next parameters, on MNIST; DeepWeightFlow's rig; scale."""

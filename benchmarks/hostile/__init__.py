@@ -1,0 +1,1 @@
+"""Requests, files and signals that mean harm: fuzzing, tampering, kills."""

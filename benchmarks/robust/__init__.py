@@ -1,0 +1,1 @@
+"""Robust members: recipes, and rotation over a robust population, on MNIST."""

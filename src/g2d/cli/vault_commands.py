@@ -1,0 +1,112 @@
+"""Commands that look at a vault and change nothing of it: show, verify, export, settings.
+
+Thin, like `main`, which attaches them, and as lazy: none of them imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from g2d.cli.console import commented, print_generations, print_line, print_population, when
+from g2d.cli.shared import VaultPath, vault_settings
+from g2d.errors import G2DError
+from g2d.settings import Settings
+
+
+def add_to(app: typer.Typer) -> None:
+    """Attach the commands, in the order in which help lists them."""
+    for command in (show, verify, export, settings):
+        app.command()(command)
+
+
+def show(
+    vault: VaultPath,
+    last: Annotated[int, typer.Option(min=1, help="How many generations to list.")] = 20,
+) -> None:
+    """Show a vault at a glance; it may be read-only or in use."""
+    from g2d.vault.vault import Vault
+
+    with Vault.open(vault) as opened:
+        settings = Settings.from_vault(opened.settings_text, str(opened.path / "task.toml"))
+        task = settings.task
+        budget = f"{task.eps:g}" if task.eps else "the task's own"
+        print_line(f"vault        {opened.path}")
+        print_line(
+            f"task         {task.name}, eps {budget}" + (f", {task.data}" if task.data else "")
+        )
+        print_population(opened, settings)
+        generator = opened.entry("generator")
+        print_line(
+            f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"
+        )
+        print_generations(opened, last)
+
+
+def verify(
+    vault: VaultPath,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Public key: every generation has to be signed by it."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
+) -> None:
+    """Read everything in a vault and say what is wrong, a line each; it may be in use."""
+    from g2d.vault import verify as verifying
+
+    found = verifying.verify(vault, key)
+    if as_json:
+        typer.echo(json.dumps([asdict(problem) for problem in found], indent=1))
+    else:
+        for problem in found:
+            print_line(str(problem))
+    if found:
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise G2DError(f"{vault} has {count}: restore what is damaged from a backup")
+    if not as_json:
+        print_line(f"{vault} is sound.")
+
+
+def export(
+    vault: VaultPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
+    number: Annotated[int | None, typer.Option(help="Generation; the live one by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Write a generation as a plain safetensors state dict, its digest verified."""
+    from g2d.core.files import write_bytes
+    from g2d.vault.vault import Vault
+
+    if out.exists() and not force:
+        raise G2DError(f"{out} exists; name another file, or overwrite it with --force")
+    with Vault.open(vault) as opened:
+        number = opened.live() if number is None else number
+        if number is None:
+            raise G2DError(f"{opened.path} has no generation yet; run `g2d fit` first")
+        weights = opened.read_generation(number)
+    write_bytes(out, weights)
+    print_line(
+        f"generation {number} is in {out}: model.load_state_dict(safetensors.torch.load_file(..))"
+    )
+
+
+def settings(
+    vault: Annotated[
+        Path | None, typer.Argument(metavar="[VAULT]", help="Folder of the vault.")
+    ] = None,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Of no vault: the defaults.")
+    ] = False,
+) -> None:
+    """Print all settings as TOML, each with its meaning."""
+    if (vault is None) == (not defaults):
+        raise typer.BadParameter("name a VAULT, or give --defaults")
+    if vault is None:
+        typer.echo("# Keep only the lines that you change: a task has its own values for others.")
+        typer.echo(commented(Settings()))
+    else:
+        typer.echo(commented(vault_settings(vault)))

@@ -1,0 +1,93 @@
+"""What a gate is given and what it answers; which gates there are is listed in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from g2d.core.types import Bounds, Logits, State
+from g2d.generator import Exposure
+from g2d.settings import GateSettings
+from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
+from g2d.weights.symmetry import Coupling
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate's verdict. `value` is what was measured, `limit` what it was held against.
+
+    `title` is how people are told of it ("": by the gate's name); `share`: value and limit are
+    shares of one, and shown in percent.
+    """
+
+    gate: str
+    passed: bool
+    value: float
+    limit: float
+    reason: str = ""
+    title: str = ""
+    share: bool = False
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values as a manifest keeps them; how it is shown only where the gate says so."""
+        plain = asdict(self)
+        shown = {key: plain.pop(key) for key in ("title", "share")}
+        return plain | {key: value for key, value in shown.items() if value}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a candidate is compared with: the base's correctness on the gate split, (n,) bool.
+
+    `eps` and `bounds` are the task's attack budget (inf-norm) and data range, for the robust gate.
+    """
+
+    split: Split
+    base_correct: Tensor
+    classes: int
+    eps: float = 0.0
+    bounds: Bounds = None
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateView:
+    """A candidate as every gate sees it: what is measured once is measured for all of them.
+
+    `model` is the forward pass of `state`, in evaluation mode. `exposures` are those whose attacks
+    are remembered, `exposed_states` every exposed generation that distance counts, by number.
+    `chain` are the verified couplings of hidden units, for alignment.
+    """
+
+    state: State
+    model: Logits
+    reference: Reference
+    exposures: Sequence[Exposure]
+    exposed_states: Mapping[int, State]
+    chain: Sequence[Coupling]
+    settings: GateSettings
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The candidate's logits (n, classes) on the gate split."""
+        return predict(self.model, self.reference.split.x)
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """Which examples of the gate split the candidate gets right, (n,) bool."""
+        return self.logits.argmax(1) == self.reference.split.y
+
+
+class Gate(Protocol):
+    """Judges a candidate. A pure function: the same view gives the same result."""
+
+    def __call__(self, view: CandidateView) -> GateResult | None:
+        """Measure; None where the settings do not ask for this gate.
+
+        Where it does not pass, `reason` gives what was measured and what is allowed.
+        """
+        ...

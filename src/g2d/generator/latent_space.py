@@ -1,0 +1,139 @@
+"""A latent space: between parameter vectors and the latents that candidates are drawn from.
+
+Whoever uses a generator knows this protocol and nothing of what lies behind it: spans, coordinates
+and denoisers are an implementation's own. Which spaces there are is listed at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from g2d.core.imports import import_attribute
+from g2d.core.types import Progress
+from g2d.errors import SettingsError
+from g2d.generator.guidance import Objective
+from g2d.settings import AutoencoderSettings, DiffusionSettings
+from g2d.tasks.task import Task
+from g2d.weights.codec import Codec
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """What a space is fitted on: members as vectors (K, P), and the basin of each, (K,).
+
+    `base` (P,) are the original parameters; `resistance[i, j]` is the error of member j on attacks
+    crafted on member i, or None if that is unknown. `codec` lies between vectors and state dicts.
+    """
+
+    task: Task
+    codec: Codec
+    vectors: Tensor
+    basins: Tensor
+    base: Tensor
+    resistance: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """How to fit: the same seed gives the same space, byte for byte, on the same machine."""
+
+    autoencoder: AutoencoderSettings
+    diffusion: DiffusionSettings
+    seed: int
+    progress: Progress = lambda *_: None
+
+
+class LatentSpace(Protocol):
+    """Latents z (d,) of parameter vectors v (P,); inherit from it for what can stay as it is.
+
+    `codec` turns vectors into state dicts and back. Names in `tensors` begin with no "rest.".
+    """
+
+    codec: Codec
+
+    @classmethod
+    def fit(cls, population: Population, plan: FitPlan) -> Self:
+        """Fit the space on a population.
+
+        Raises:
+            PopulationError: fewer than two members, or all equal.
+            GenerationError: the fit diverged.
+        """
+        ...
+
+    def draw(self, count: int, generator: torch.Generator, exposed: Tensor | None = None) -> Tensor:
+        """Draw latents (count, d) without guidance; `exposed` (m, P) may be conditioned on."""
+        ...
+
+    def encode(self, v: Tensor) -> Tensor:
+        """Latents (…, d) of vectors (…, P)."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Vectors (…, P) of latents (…, d), differentiable."""
+        ...
+
+    def settle(self, z: Tensor) -> Tensor:
+        """Vectors (n, P) of latents (n, d) that nobody will guide: none between two basins."""
+        with torch.no_grad():
+            return self.decode(z)
+
+    def to_state(self, v: Tensor) -> dict[str, Tensor]:
+        """The state dict of a vector (P,)."""
+        return self.codec.decode(v)
+
+    def draw_guided(
+        self, objective: Objective, generator: torch.Generator, exposed: Tensor | None = None
+    ) -> Tensor:
+        """Draw the latent (d,) that guidance starts from: the best of `particles` draws."""
+        z = self.draw(objective.settings.particles, generator, exposed)
+        return z[objective.best(self.decode, z)].detach()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that was fitted but the codec, by name, for the generator's file."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """Plain texts that `restore` needs beside the tensors."""
+        return {}
+
+    @classmethod
+    def restore(
+        cls, codec: Codec, tensors: Mapping[str, Tensor], described: Mapping[str, str]
+    ) -> Self:
+        """The space again, from what `tensors` and `describe` gave."""
+        ...
+
+
+DEFAULT = "diffusion"
+"""The space that settings name unless they say otherwise."""
+
+
+def find_space(name: str) -> type[LatentSpace]:
+    """The kind of latent space that `[generator] space` names: built in, or 'module:Class'.
+
+    Raises:
+        SettingsError: there is none of this name, or it lacks a method.
+    """
+    from g2d.generator.diffusion_space import DiffusionSpace
+
+    known: dict[str, type[LatentSpace]] = {DEFAULT: DiffusionSpace}
+    if name in known:
+        return known[name]
+    if ":" not in name:
+        raise SettingsError(
+            f"[generator] space: there is no {name!r}; built in: {', '.join(known)}; your own is"
+            " named 'module:Class'"
+        )
+    found: Any = import_attribute(name, "latent space", SettingsError)
+    if not (isinstance(found, type) and LatentSpace in found.__mro__):
+        raise SettingsError(
+            f"latent space {name!r} is no class that inherits from"
+            " g2d.generator.latent_space.LatentSpace"
+        )
+    return found

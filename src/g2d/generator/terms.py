@@ -1,0 +1,206 @@
+"""The terms of the guidance objective, and the one list of them; how they are descended is not.
+
+    objective(v) = CE(clean data) + mu * CE(stale attacks) + robust * CE(PGD on v itself) + ...
+
+A term is a function of the candidate v and of one batch of the guide split. The batch is the clean
+one that all terms share, or one that the term asks for: all run in one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from g2d.attacks import pgd
+from g2d.core.imports import import_attribute
+from g2d.errors import SettingsError
+from g2d.generator.exposure import Exposure
+from g2d.settings import GuidanceSettings
+from g2d.tasks.task import Task
+from g2d.weights.codec import Codec
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs x (n, ...), labels y (n,), and the candidate's logits (n, classes) on them.
+
+    `logits` are empty until the forward pass. `of` (n,) is the place, among the exposures in
+    memory, of the one that each attack was crafted on.
+    """
+
+    x: Tensor
+    y: Tensor
+    of: Tensor | None = None
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass(frozen=True, eq=False)
+class TermContext:
+    """What terms are made from: `exposures` are those in memory, `generator` draws for them."""
+
+    task: Task
+    codec: Codec
+    exposures: Sequence[Exposure]
+    settings: GuidanceSettings
+    generator: torch.Generator
+    model: nn.Module
+
+    def logits(self, v: Tensor, x: Tensor) -> Tensor:
+        """Logits (n, classes) of the candidate v (P,) on x (n, ...), differentiable by both."""
+        return functional_call(self.model, self.codec.tensors(v), (x,))
+
+
+class Term(Protocol):
+    """One summand of the objective; inherit from it for what most terms leave as it is."""
+
+    weight: float
+    """What it is multiplied by; at 0 it is left out."""
+    adaptive: bool = False
+    """Whether its inputs are crafted on the candidate: too dear for comparing many particles."""
+
+    def inputs(self, v: Tensor, clean: Batch) -> Batch:
+        """The batch that the term wants logits of: the clean one, or one of its own."""
+        return clean
+
+    def __call__(self, v: Tensor, batch: Batch) -> Tensor:
+        """The term at v (P,), a differentiable scalar; `batch` is what `inputs` gave, with logits.
+
+        A term of v alone need not look at the batch.
+        """
+        ...
+
+    def observe(self, batch: Batch) -> None:
+        """Learn from a step that was taken; particles that are only compared are not observed."""
+        return
+
+
+MakeTerm = Callable[[TermContext], Term | None]
+"""Makes a term for one candidate, or None where there is nothing for it to do."""
+
+
+class CleanTerm(Term):
+    """The task's own loss on clean data."""
+
+    weight = 1.0
+
+    def __init__(self, context: TermContext) -> None:
+        self._loss = context.task.loss
+
+    def __call__(self, v: Tensor, batch: Batch) -> Tensor:
+        """CE(theta_gen on clean data)."""
+        return self._loss(batch.logits, batch.y)
+
+
+class StaleTerm(Term):
+    """Cross-entropy on attacks that were crafted on exposed generations when those were accepted.
+
+    Attacks are drawn from exposures in proportion to softmax(running loss / temperature): what
+    still hurts is seen most. The newest exposure, the likeliest to be reused, counts
+    `newest_weight` times.
+    """
+
+    def __init__(self, context: TermContext) -> None:
+        self._settings, self._generator = context.settings, context.generator
+        self.weight = context.settings.mu
+        guides = [exposure.guide for exposure in context.exposures]
+        self._sizes = torch.tensor([len(guide) for guide in guides])
+        self._starts = self._sizes.cumsum(0) - self._sizes
+        self._attacks = torch.cat([guide.x for guide in guides])
+        self._labels = torch.cat([guide.y for guide in guides])
+        # Every exposure starts as one that hurts, so that each is looked at early.
+        self.running = torch.full((len(guides),), 2.0)
+
+    @classmethod
+    def of(cls, context: TermContext) -> StaleTerm | None:
+        """The term, or None as long as nothing is remembered."""
+        return cls(context) if context.exposures else None
+
+    def inputs(self, v: Tensor, clean: Batch) -> Batch:
+        """Draw as many attacks as there are clean examples in a full batch."""
+        share = torch.softmax(self.running / self._settings.temperature, 0)
+        share[-1] *= self._settings.newest_weight
+        count = self._settings.batch
+        of = torch.multinomial(share, count, replacement=True, generator=self._generator)
+        rank = torch.rand(count, generator=self._generator)
+        at = self._starts[of] + (rank * self._sizes[of]).long()
+        return Batch(self._attacks[at], self._labels[at], of)
+
+    def __call__(self, v: Tensor, batch: Batch) -> Tensor:
+        """CE(theta_gen on stale attacks of the last W exposures)."""
+        return F.cross_entropy(batch.logits, batch.y, reduction="none").mean()
+
+    @torch.no_grad()
+    def observe(self, batch: Batch) -> None:
+        """Move each exposure's running loss towards what its attacks have just cost."""
+        assert batch.of is not None, "stale attacks know whose they are"
+        losses = F.cross_entropy(batch.logits, batch.y, reduction="none").float()
+        count = torch.bincount(batch.of, minlength=len(self.running))
+        total = torch.zeros_like(self.running).index_add_(0, batch.of, losses)
+        seen = count > 0
+        self.running[seen] = 0.8 * self.running[seen] + 0.2 * total[seen] / count[seen]
+
+
+class RobustTerm(Term):
+    """The task's loss on PGD attacks on the candidate itself, crafted anew each time.
+
+    For populations that were trained adversarially.
+    """
+
+    adaptive = True
+
+    def __init__(self, context: TermContext) -> None:
+        self._context = context
+        self.weight = context.settings.robust_weight
+
+    def inputs(self, v: Tensor, clean: Batch) -> Batch:
+        """PGD on the candidate as it is, from the clean examples."""
+        task, s, model = self._context.task, self._context.settings, self._context.model
+        tensors = self._context.codec.tensors(v.detach())
+        attacked = pgd(
+            lambda x: functional_call(model, tensors, (x,)), clean.x, clean.y,
+            eps=s.robust_eps or task.eps, steps=s.robust_steps,
+            generator=self._context.generator, bounds=task.bounds, batch=len(clean.x),
+        )  # fmt: skip
+        return Batch(attacked, clean.y)
+
+    def __call__(self, v: Tensor, batch: Batch) -> Tensor:
+        """CE(theta_gen on PGD attacks on theta_gen itself)."""
+        return self._context.task.loss(batch.logits, batch.y)
+
+
+TERMS: tuple[MakeTerm, ...] = (CleanTerm, StaleTerm.of, RobustTerm)
+"""Every term of the objective, in the order of their draws; a new one is a line here."""
+
+
+def make_terms(context: TermContext) -> list[Term]:
+    """Every term that has something to do: those of `TERMS`, then the user's own.
+
+    Raises:
+        SettingsError: one of `[guidance] extra` cannot be imported.
+    """
+    makers = (*TERMS, *find_terms(context.settings.extra))
+    return [term for make in makers if (term := make(context)) is not None]
+
+
+def find_terms(names: Sequence[str]) -> list[MakeTerm]:
+    """The user's own terms, named 'module:function'; each takes a `TermContext`.
+
+    Raises:
+        SettingsError: there is no such module or function, or it cannot be called.
+    """
+    found: list[MakeTerm] = []
+    for name in names:
+        term = import_attribute(name, "guidance term", SettingsError)
+        if not callable(term):
+            raise SettingsError(
+                f"guidance term {name!r} is {type(term).__name__}, not a function or class that"
+                " takes a TermContext and returns a Term"
+            )
+        found.append(term)
+    return found

@@ -1,0 +1,114 @@
+"""What happens to a rotation, one frozen dataclass an event. No HTTP, no torch.
+
+What only a service tells is in `service.http.events`; who logs, counts and publishes them is
+`service.http.event_log`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened; its name and its fields are what logs and listeners are told."""
+
+    name: ClassVar[str]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields as JSON has them, in order; those that are None are left out."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in found.items()
+            if value is not None
+        }
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """Make an event from its `facts()`; a `TypeError` says which is missing or unknown."""
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()})
+
+
+Tell = Callable[[Event], None]
+"""Called with everything that happens, from any thread."""
+
+
+def silent(_: Event) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Spare(Event):
+    """A generation is made and loaded; `seconds` says what its making and its loading took."""
+
+    name = "spare"
+    generation: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Committed(Event):
+    """The ledger says that a generation is live; it answers next."""
+
+    name = "committed"
+    generation: int
+
+
+@dataclass(frozen=True)
+class Swap(Event):
+    """A generation answers from now on, in the place of `before`."""
+
+    name = "swap"
+    generation: int
+    before: int
+    reasons: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused(Event):
+    """A generation was not what it should be, and is not served; `retry` is in seconds."""
+
+    name = "refused"
+    generation: int | None = None
+    reason: str
+    text: str
+    live: int | None = None
+    retry: float | None = None
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """No spare could be made; `live` goes on, and the next try is in `retry` seconds."""
+
+    name = "failed"
+    reason: str
+    text: str
+    live: int
+    retry: float
+
+
+@dataclass(frozen=True)
+class Alarm(Event):
+    """A monitor has seen something; the kinds are few, for each is a label of a metric."""
+
+    name = "alarm"
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Paused(Event):
+    """Rotation is suspended."""
+
+    name = "paused"
+
+
+@dataclass(frozen=True)
+class Resumed(Event):
+    """Rotation goes on."""
+
+    name = "resumed"

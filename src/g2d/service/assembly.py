@@ -1,0 +1,164 @@
+"""Puts the parts of a service together: one way for one machine, for replicas and for tests.
+
+`assemble` makes the side that answers, led by whatever `RotationControl` it is given;
+`rotate_vault` makes the side that owns a vault's rotation, on the machine where the vault is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from g2d.core.types import Values
+from g2d.errors import G2DError, RefusedError
+from g2d.rotation.control import RotationControl
+from g2d.rotation.events import Alarm, Committed, Event, Tell
+from g2d.rotation.scheduler import GenerationLoader, Rotation, Triggers
+from g2d.rotation.snapshot import Live, Snapshot
+from g2d.service.http.app import Service
+from g2d.service.http.batcher import Batcher
+from g2d.service.http.event_log import EventLog
+from g2d.service.http.events import ObserverFailed
+from g2d.service.http.limits import AdminToken
+from g2d.service.http.log import Log
+from g2d.service.http.metrics import Metrics
+from g2d.service.http.options import Options
+from g2d.service.http.protocol import Model
+from g2d.service.http.types import Asgi
+from g2d.service.monitors.memory import Monitor
+from g2d.service.monitors.observer import ObserverQueue, load_observers
+from g2d.service.worker import Worker
+
+if TYPE_CHECKING:
+    from g2d.service.loader import VaultLoader
+
+
+class ServedLoader(Protocol):
+    """What answering needs of whoever loads generations; `loader.VaultLoader` is one."""
+
+    @property
+    def model(self) -> Model:
+        """What is served: its name, one input's shape, how many classes."""
+        ...
+
+    def describe(self, number: int) -> Values:
+        """Return facts about a generation for the history."""
+        ...
+
+    def again(self, number: int) -> Snapshot:
+        """Load anew what is live already, to heal it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A service that is put together; `monitor` is not started yet."""
+
+    live: Live
+    rotation: RotationControl
+    metrics: Metrics
+    event_log: EventLog
+    service: Service
+    monitor: Monitor
+
+
+def assemble(
+    loader: ServedLoader,
+    live: Live,
+    lead: Callable[[Tell], RotationControl],
+    options: Options,
+    admin_token: AdminToken,
+    log: Log,
+    vault: Path | None = None,
+    results: Path | None = None,
+) -> Parts:
+    """Make the side that answers: metrics, events, batches, HTTP, and the watch over memory.
+
+    Args:
+        lead: makes what controls rotation, given what takes its events. vault: its folder, which
+            only the log may name. results: what `g2d attack` wrote or will write, for the page.
+
+    Raises:
+        SettingsError: an observer that the options name cannot be made.
+    """
+
+    def status() -> dict[str, Any]:
+        return rotation.status()
+
+    metrics = Metrics(status)
+    event_log = EventLog(metrics, log, loader.describe, vault)
+    rotation = lead(event_log.tell)
+    batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
+    service = Service(
+        loader.model, options, rotation, batcher, metrics, event_log, admin_token,
+        partial(_pages, results),
+        _observers(options, rotation, metrics, event_log),
+    )  # fmt: skip
+    monitor = Monitor(live, loader, rotation, metrics, options.check_every)
+    return Parts(live, rotation, metrics, event_log, service, monitor)
+
+
+def _observers(
+    options: Options, rotation: RotationControl, metrics: Metrics, event_log: EventLog
+) -> ObserverQueue | None:
+    def failed(name: str, error: Exception) -> None:
+        metrics.observer_errors.labels(name).inc()
+        event_log.tell(ObserverFailed(name, f"it raised {type(error).__name__}"))
+
+    made = load_observers(options.observer, rotation.alarm)
+    waiting = max(options.max_waiting, options.max_batch)
+    return ObserverQueue(made, metrics.unobserved.inc, failed, waiting) if made else None
+
+
+def _pages(results: Path | None, service: Service) -> Asgi:
+    from g2d.service.http.status_api import build
+
+    return build(service, results)
+
+
+def first_live(loader: VaultLoader) -> tuple[Live, RefusedError | None]:
+    """Load what is live and remember it as served; also why it would be refused as a new one.
+
+    Raises:
+        VaultError: there is nothing that may be served.
+    """
+    first, warning = loader.first()
+    loader.served(first.number)
+    return Live(first), warning
+
+
+def rotate_vault(
+    vault: Path,
+    loader: VaultLoader,
+    live: Live,
+    options: Options,
+    tell: Tell,
+    data: str = "",
+    through: GenerationLoader | None = None,
+) -> Rotation:
+    """Make the side that owns a vault's rotation: its worker, its triggers, its memory.
+
+    Args:
+        through: loads and verifies spares in the place of `loader`, which a cluster's rollout does.
+    """
+    tell = _remembering(loader, tell)
+    worker = Worker(vault, data, tell, options.patience, loader.task)
+    triggers = Triggers(options.every, options.jitter, options.queries)
+    return Rotation(live, worker, through or loader, triggers, tell)
+
+
+def _remembering(loader: VaultLoader, tell: Tell) -> Tell:
+    """Note outside the vault what is committed, before it answers: a kill must not forget it."""
+
+    def told(event: Event) -> None:
+        if isinstance(event, Committed):
+            try:
+                loader.served(event.generation)
+            except G2DError as error:
+                tell(Alarm("served", str(error)))
+        tell(event)
+
+    return told

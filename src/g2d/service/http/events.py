@@ -1,0 +1,87 @@
+"""What a service tells, one dataclass an event; what its rotation tells is in `rotation.events`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from g2d.core.types import Values
+from g2d.rotation.events import Event
+
+
+@dataclass(frozen=True)
+class Rejected(Event):
+    """A candidate failed its gates; each is one's verdict as JSON has it, with `gate`, its name."""
+
+    name = "rejected"
+    generation: int
+    gates: tuple[Values, ...]
+
+
+@dataclass(frozen=True)
+class Hurried(Event):
+    """The worker got too little of a core, and now runs at a higher priority."""
+
+    name = "hurried"
+    text: str
+
+
+@dataclass(frozen=True)
+class Admin(Event):
+    """An admin's call was let in."""
+
+    name = "admin"
+    client: str
+    call: str
+
+
+@dataclass(frozen=True)
+class WrongToken(Event):
+    """A call came with a wrong token, or with none."""
+
+    name = "wrong_token"
+    client: str
+    call: str
+
+
+@dataclass(frozen=True)
+class Broken(Event):
+    """The model raised something on a request's inputs."""
+
+    name = "broken"
+    text: str
+
+
+@dataclass(frozen=True)
+class ObserverFailed(Event):
+    """An observer raised something; the request that it was shown is answered all the same."""
+
+    name = "observer"
+    observer: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Stopping(Event):
+    """The coordinator ends."""
+
+    name = "stopping"
+    live: int
+
+
+@dataclass(frozen=True)
+class ReplicaJoined(Event):
+    """A replica has said for the first time that it is there."""
+
+    name = "replica"
+    replica: str
+    generation: int
+
+
+@dataclass(frozen=True)
+class RolledOut(Event):
+    """Every replica that is there answers from a generation, `seconds` after the swap."""
+
+    name = "rolled out"
+    generation: int
+    replicas: int
+    seconds: float

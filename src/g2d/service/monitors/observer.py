@@ -1,0 +1,133 @@
+"""Observers: what looks at every query and its answer, off the path of answers.
+
+An answer never waits for an observer: it is shown what was answered after it was sent, from one
+thread, and what it does not keep up with is dropped and counted. The weights' watch is in `memory`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from g2d.core.imports import import_attribute, words
+from g2d.core.types import Array
+from g2d.errors import SettingsError
+
+
+class RaiseAlarm(Protocol):
+    """How an observer says what it has seen: `Rotation.alarm`."""
+
+    def __call__(self, kind: str, text: str, rotate: bool = True) -> None:
+        """Tell the operator, and rotate away unless `rotate` is False.
+
+        Args:
+            kind: one of a few words, for it is a label of a metric. text: nothing of an input's.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Looks at what was asked and what was answered; one thread calls it, request by request."""
+
+    def observe(self, inputs: Array, logits: Array, client: str) -> None:
+        """Look at one request that was answered.
+
+        What it raises is logged by its type and counted, and no client hears of it.
+
+        Args:
+            inputs: (n, ...) in the task's dtype, read-only. logits: (n, classes) float32,
+                read-only. client: the address that asked; of IPv6 its network of 64 bits.
+        """
+        ...
+
+
+def load_observers(names: Iterable[str], alarm: RaiseAlarm) -> dict[str, Observer]:
+    """Make the observers that an operator named 'module:factory'; a factory is given `alarm`.
+
+    Raises:
+        SettingsError: there is no such factory, it fails, or what it makes cannot observe.
+    """
+    made: dict[str, Observer] = {}
+    for name in names:
+        if not all(name.partition(":")):
+            raise SettingsError(f"the observer is {name!r}, expected 'module:factory'")
+        factory = import_attribute(name, "observer", SettingsError)
+        try:
+            made[name] = factory(alarm)
+        except Exception as error:
+            raise SettingsError(f"observer {name!r}: making it raised {words(error)}") from error
+        if not callable(getattr(made[name], "observe", None)):
+            raise SettingsError(
+                f"observer {name!r} made a {type(made[name]).__name__}, which has no method"
+                " observe(inputs, logits, client)"
+            )
+    return made
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answered:
+    inputs: Array
+    logits: Array
+    client: str
+
+
+class ObserverQueue:
+    """Shows observers what was answered; `offer` returns at once, whatever they do.
+
+    Args:
+        observers: by the names that an operator knows. dropped: called with the number of inputs
+            that no observer will see. failed: called with an observer's name and what it raised.
+            waiting: inputs that may wait, so that memory is bounded.
+    """
+
+    def __init__(
+        self,
+        observers: Mapping[str, Observer],
+        dropped: Callable[[int], None],
+        failed: Callable[[str, Exception], None],
+        waiting: int = 4096,
+    ) -> None:
+        self._observers, self._dropped, self._failed = observers, dropped, failed
+        self._room = waiting
+        self._counting = threading.Lock()
+        self._answered: queue.SimpleQueue[_Answered | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="observers", daemon=True)
+
+    def start(self) -> None:
+        """Begin to show what is offered."""
+        self._thread.start()
+
+    def stop(self, seconds: float = 2.0) -> None:
+        """Show what waits, for so long at most, and end."""
+        self._answered.put(None)
+        self._thread.join(seconds)
+
+    def offer(self, inputs: Array, logits: Array, client: str) -> None:
+        """Take a request that was answered, or drop it and count its inputs if too many wait."""
+        with self._counting:
+            fits = len(inputs) <= self._room
+            self._room -= len(inputs) if fits else 0
+        if fits:
+            self._answered.put(_Answered(_read_only(inputs), _read_only(logits), client))
+        else:
+            self._dropped(len(inputs))
+
+    def _run(self) -> None:
+        while (shown := self._answered.get()) is not None:
+            for name, observer in self._observers.items():
+                try:
+                    observer.observe(shown.inputs, shown.logits, shown.client)
+                except Exception as error:  # the operator's own code; others go on looking
+                    self._failed(name, error)
+            with self._counting:
+                self._room += len(shown.inputs)
+
+
+def _read_only(values: Array) -> Array:
+    """A view that one observer cannot change for the next."""
+    view = values.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,119 @@
+"""What the ledger says of files: entries and generations, and where each file lies. Plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SIGNATURE = "manifest.sig"
+"""File beside manifest.json that holds its signature, if the generation was signed."""
+
+FOLDERS = {"base": "", "generator": "", "teacher": "", "early": "early", "member": "population"}
+"""The folder of each kind of entry; a kind without one has a single entry, of index 0."""
+
+FILE_NAME = re.compile(r"(?!v\d+$)[a-z][a-z0-9_]*")
+"""What a file of an entry or of a generation may be called."""
+
+OURS = re.compile(
+    rf"({'|'.join(kind for kind, folder in FOLDERS.items() if not folder)}|\d{{6,}})"
+    r"(\.v\d+)?(\.[a-z][a-z0-9_]*)?\.safetensors"
+)
+"""The names that files of entries have: what has such a name and no row is a leftover."""
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A base, early checkpoint, population member or generator: its files' digests and notes."""
+
+    kind: str
+    index: int
+    files: dict[str, str]
+    info: dict[str, Any]
+    created: float
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """An accepted candidate; `manifest` is what manifest.json holds, number and digests too."""
+
+    number: int
+    files: dict[str, str]
+    manifest: dict[str, Any]
+    created: float
+
+
+def entry_file(root: Path, entry: Entry, name: str) -> Path:
+    """Where a file of an entry lies in the vault `root`."""
+    folder = FOLDERS[entry.kind]
+    stem = f"{entry.index:06d}" if folder else entry.kind
+    version = f".v{entry.version}" if entry.version > 1 else ""
+    suffix = "" if name == "weights" else f".{name}"
+    return root / folder / f"{stem}{version}{suffix}.safetensors"
+
+
+def generation_folder(root: Path, number: int) -> Path:
+    """Where a generation's files lie in the vault `root`."""
+    return root / "generations" / f"{number:06d}"
+
+
+def checked_entry(
+    kind: Any, index: Any, version: Any, files: Any, info: Any, created: Any
+) -> Entry:
+    """Make an entry of a row whose values may be anything; ValueError: it cannot be one."""
+    single = kind in FOLDERS and not FOLDERS[kind]
+    if kind not in FOLDERS or type(index) is not int or index < 0 or (single and index):
+        raise ValueError("no such entry can be")
+    if type(version) is not int or version < 1:
+        raise ValueError("versions are counted from 1")
+    return Entry(
+        kind,
+        index,
+        _checked_digests(files),
+        checked_object(info, False),
+        checked_moment(created),
+        version,
+    )
+
+
+def checked_object(text: Any, strict: bool = True) -> dict[str, Any]:
+    """Read an object in JSON, NaN and infinity refused if `strict`; ValueError: it is none."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    options: dict[str, Any] = {"parse_constant": refuse} if strict else {}
+    found = json.loads(text, **options) if isinstance(text, str) else None
+    if not isinstance(found, dict):
+        raise ValueError("expected an object in JSON")
+    return found
+
+
+def _checked_digests(text: Any) -> dict[str, str]:
+    found = checked_object(text)
+    for name, digest in found.items():
+        if not FILE_NAME.fullmatch(name) or not _DIGEST.fullmatch(str(digest)):
+            raise ValueError("expected SHA-256 digests by the files' names")
+    return found
+
+
+def checked_moment(value: Any) -> float:
+    """Seconds since 1970; ValueError: it is something else."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        raise ValueError("its time is not a number of seconds")
+    return value
+
+
+def checked_generation(number: Any, files: Any, manifest: Any, created: Any) -> GenerationRecord:
+    """Make a generation's record of a row; ValueError: it cannot be one."""
+    digests = _checked_digests(files)
+    if type(number) is not int or number < 1 or "weights" not in digests:
+        raise ValueError("a generation has a number from 1 on, and weights")
+    return GenerationRecord(number, digests, checked_object(manifest), checked_moment(created))

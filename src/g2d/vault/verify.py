@@ -1,0 +1,365 @@
+"""Everything in a vault's folder, read once and checked against its ledger; nothing is changed.
+
+A vault may be in use meanwhile. Nothing of it is trusted: no link is followed, no read is without
+a bound, no code that its settings name is imported. Knows no torch: what a network has to be like
+is what the vault's own base is like.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from g2d.errors import G2DError, VaultError
+from g2d.settings import Settings
+from g2d.vault import tensors
+from g2d.vault.keys import VerifyKey, read_public
+from g2d.vault.ledger import (
+    LEDGER,
+    LOCK,
+    SETTINGS,
+    SUBFOLDERS,
+    check_ledger,
+    connect_reader,
+    explained,
+    sha256,
+)
+from g2d.vault.records import (
+    SIGNATURE,
+    Entry,
+    GenerationRecord,
+    checked_entry,
+    checked_generation,
+    checked_moment,
+    checked_object,
+    entry_file,
+    generation_folder,
+)
+from g2d.vault.signing import verify_generation
+from g2d.vault.vault import Vault
+
+__all__ = ["Problem", "verify"]
+
+Kind = Literal[
+    "ledger", "settings", "row", "number", "exposure", "absent", "unreadable", "digest", "tensors",
+    "architecture", "manifest", "signature", "unknown",
+]  # fmt: skip
+
+_MOST = 1 << 32  # bytes of a file
+_MOST_TEXT = 1 << 24  # bytes of settings, manifest or signature
+_LOOKS = 3  # times that a vault is looked at whose entries are being replaced
+_SIDES = {LOCK, LEDGER, SETTINGS, *(LEDGER + end for end in ("-wal", "-shm", "-journal"))}
+_COMPANIONS = {"redteam"}  # what `g2d attack` keeps beside, with digests of its own
+_SIGNATURE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong. `where` is a path in the vault, `what` says it in words."""
+
+    kind: Kind
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The ledger as it was at one moment; the values are whatever somebody wrote there."""
+
+    entries: list[Any]
+    generations: list[Any]
+    exposures: list[Any]
+    rejections: list[Any]
+    damage: list[str]
+
+
+def verify(
+    path: Path | str, key: VerifyKey | Path | str | None = None, *, patience: float = 2.0
+) -> list[Problem]:
+    """Read every file and row of a vault and return what is wrong; an empty list: it is sound.
+
+    Args:
+        key: public keys, or their file: every generation has to be signed by one of them.
+        patience: seconds after which a file that the ledger does not know counts as unknown, and
+            not as one that a writer is about to commit.
+
+    Raises:
+        VaultError: there is no vault at `path`, or it is of a newer format.
+        KeyFileError: the key cannot be used.
+    """
+    path = Path(path).absolute()
+    trusted = read_public(key) if isinstance(key, Path | str) else key
+    if not (path / LEDGER).is_file():
+        Vault.open(path).close()  # says what is there in its place
+    for _ in range(_LOOKS):
+        try:
+            rows = _read_rows(path)
+        except VaultError as error:
+            return [Problem("ledger", LEDGER, _inside(path, str(error)))]
+        look = _Look(path, rows, trusted)
+        found = look.all(patience)
+        if not found or _read_rows(path).entries == rows.entries:
+            break
+    return found
+
+
+class _Look:
+    """One pass over a vault, by the rows that the ledger had when it began."""
+
+    def __init__(self, path: Path, rows: _Rows, key: VerifyKey | None) -> None:
+        self.path, self.rows, self.key = path, rows, key
+        self.texts: dict[Any, str] = {row[0]: row[2] for row in rows.generations}
+        self.found: list[Problem] = []
+        self.known: set[Path] = set()
+        self.reference: Mapping[str, tensors.Shape] | None = None
+        self.closed = {path / name for name in SUBFOLDERS if not self._is_folder(path / name)}
+
+    def all(self, patience: float) -> list[Problem]:
+        """Check everything."""
+        for said in self.rows.damage:
+            self._tell("ledger", LEDGER, said)
+        self._settings()
+        for entry in sorted(self._entries(), key=lambda entry: entry.kind != "base"):
+            for name, digest in entry.files.items():
+                self._file(entry_file(self.path, entry, name), digest, self._compared(entry, name))
+        generations = list(self._generations())
+        sound = [made.number for made in generations if self._generation(made)]
+        self._numbers({made.number for made in generations})
+        self._rejections()
+        if self.key:
+            self._signatures([made for made in generations if made.number in sound], self.key)
+        self._strangers(patience)
+        return list(dict.fromkeys(self.found))
+
+    # --- the ledger ------------------------------------------------------------------------------
+
+    def _settings(self) -> None:
+        path = self.path / SETTINGS
+        with self._told(path, "settings"):
+            Settings.from_vault(_read_plain(path, _MOST_TEXT).decode(), SETTINGS)
+
+    def _entries(self) -> Iterator[Entry]:
+        for row in self.rows.entries:
+            with self._told_row(f"{row[0]} {row[1]}"):
+                entry = checked_entry(*row)
+                self.known.update(entry_file(self.path, entry, name) for name in entry.files)
+                yield entry
+
+    def _generations(self) -> Iterator[GenerationRecord]:
+        for row in self.rows.generations:
+            if type(row[0]) is int:  # its folder is known, whatever else the row says
+                self.known.add(generation_folder(self.path, row[0]))
+            with self._told_row(f"generation {row[0]}"):
+                yield checked_generation(*row)
+
+    def _rejections(self) -> None:
+        for index, info, created in self.rows.rejections:
+            with self._told_row(f"rejection {index}"):
+                checked_object(info), checked_moment(created)
+
+    def _numbers(self, sound: set[int]) -> None:
+        """Numbers rise by one, and what has been exposed is there."""
+        there = {row[0] for row in self.rows.generations}
+        for number in sorted(set(range(1, max(sound, default=0))) - there):
+            self._tell("number", LEDGER, f"generation {number} has no row: numbers rise by one")
+        for number, created in self.rows.exposures:
+            if number not in there:
+                self._tell("exposure", LEDGER, f"generation {number} was live and has no row")
+            with self._told_row(f"exposure {number}"):
+                checked_moment(created)
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def _compared(self, entry: Entry, name: str) -> bool:
+        return name == "weights" and entry.kind in ("base", "early", "member")
+
+    def _file(self, path: Path, digest: str, compared: bool) -> None:
+        """Check one file of tensors. `compared`: it is a network of the base's architecture."""
+        data = self._bytes(path, _MOST)
+        if data is None:
+            return
+        if sha256(data) != digest:
+            self._tell("digest", path, "it is corrupt: its SHA-256 is not the ledger's")
+            return
+        try:
+            content = tensors.parse(data)
+        except ValueError as error:
+            self._tell("tensors", path, str(error))
+            return
+        if wrong := tensors.faults(content):
+            self._tell("tensors", path, _first(wrong))
+        if compared:
+            shapes = tensors.shapes_of(content)
+            self.reference = self.reference or shapes
+            if wrong := tensors.misfits(self.reference, shapes):
+                self._tell("architecture", path, f"it is not of the base's kind: {_first(wrong)}")
+
+    def _generation(self, made: GenerationRecord) -> bool:
+        """Check a generation's files; whether nothing is wrong with them by the ledger alone."""
+        folder, before = generation_folder(self.path, made.number), len(self.found)
+        if folder.parent in self.closed or not self._is_folder(folder, needed=True):
+            return False
+        for name, digest in made.files.items():
+            self.known.add(folder / f"{name}.safetensors")
+            self._file(folder / f"{name}.safetensors", digest, name == "weights")
+        self._manifest(folder / "manifest.json", made)
+        signature = folder / SIGNATURE
+        if os.path.lexists(signature):
+            self.known.add(signature)
+            data = self._bytes(signature, _MOST_TEXT)
+            if data is not None and len(data) != _SIGNATURE_SIZE:
+                self._tell("signature", signature, f"it is not {_SIGNATURE_SIZE} bytes long")
+        return len(self.found) == before
+
+    def _signatures(self, generations: Sequence[GenerationRecord], key: VerifyKey) -> None:
+        with Vault.open(self.path) as vault:
+            for made in generations:
+                folder = generation_folder(self.path, made.number)
+                with self._told(folder, "signature"):
+                    after, now = made.number - 1, made.created  # one that has expired is no damage
+                    verify_generation(vault, made.number, key, after=after, now=now)
+
+    def _manifest(self, path: Path, made: GenerationRecord) -> None:
+        """What manifest.json says is what the ledger says, and both make sense."""
+        self.known.add(path)
+        data, about = self._bytes(path, _MOST_TEXT), made.manifest
+        if data is not None and data != self.texts[made.number].encode():
+            self._tell("digest", path, "it is corrupt: it is not what the ledger says")
+        own = {"number": made.number, "files": made.files, "created": made.created}
+        for name, value in own.items():
+            if about.get(name) != value:
+                self._tell("manifest", path, f"its {name!r} is not that of the ledger's row")
+        exposed, gates = about.get("exposed", []), about.get("gates", [])
+        if not isinstance(exposed, list) or not all(
+            type(n) is int and n < made.number and n in self.texts for n in exposed
+        ):
+            self._tell("manifest", path, "its 'exposed' are not numbers of earlier generations")
+        if not isinstance(gates, list) or not all(_passed(gate) for gate in gates):
+            self._tell("manifest", path, "its 'gates' have not all been passed")
+
+    def _bytes(self, path: Path, most: int) -> bytes | None:
+        """Read a plain file; None if it cannot be, which has been told then."""
+        if path.parent in self.closed:
+            return None
+        with self._told(path, "unreadable"):
+            return _read_plain(path, most)
+        return None
+
+    # --- what the ledger does not know -----------------------------------------------------------
+
+    def _strangers(self, patience: float) -> None:
+        """Tell of files without a row, unless a writer commits or removes them in time."""
+        strangers, until = self._unknown(), time.monotonic() + patience
+        while strangers and time.monotonic() < until:
+            time.sleep(0.05)
+            self.rows = _read_rows(self.path)
+            for _ in (*self._entries(), *self._generations()):
+                pass  # what they name is known from now on
+            strangers &= self._unknown()
+        for path in sorted(strangers):
+            self._tell("unknown", path, "the ledger does not know it; move it out of the vault")
+
+    def _unknown(self) -> set[Path]:
+        folders = {self.path / name for name in SUBFOLDERS} - self.closed
+        made = {path for path in self.known if path.parent.name == "generations"}
+        inside = [self.path, *(path for path in folders | made if _is_folder(path))]
+        names = _SIDES | set(SUBFOLDERS) | _COMPANIONS
+        known = self.known | {self.path / name for name in names}
+        found: set[Path] = set()
+        for folder in inside:
+            with self._told(folder, "unreadable"):
+                found.update(folder / item.name for item in os.scandir(folder))
+        return found - known
+
+    # --- telling ---------------------------------------------------------------------------------
+
+    def _is_folder(self, path: Path, needed: bool = False) -> bool:
+        """Whether a folder can be looked into; what lies behind a link is not the vault's."""
+        there = os.path.lexists(path)
+        if there and not _is_folder(path):
+            self._tell("unreadable", path, "it is a link or a file, expected a folder")
+        elif needed and not there:
+            self._tell("absent", path, "the folder is missing")
+        return _is_folder(path) or not (there or needed)
+
+    def _tell(self, kind: Kind, where: Path | str, what: str) -> None:
+        name = str(where.relative_to(self.path)) if isinstance(where, Path) else where
+        self.found.append(Problem(kind, name, _inside(self.path, what)))
+
+    @contextmanager
+    def _told(self, path: Path, kind: Kind) -> Iterator[None]:
+        """Turn what the block raises into a problem of a file."""
+        try:
+            yield
+        except FileNotFoundError:
+            self._tell("absent", path, "it is missing")
+        except OSError as error:
+            link = error.errno == errno.ELOOP
+            self._tell("unreadable", path, "it is a link" if link else str(error.strerror))
+        except (G2DError, UnicodeDecodeError) as error:
+            self._tell(kind, path, str(error))
+
+    @contextmanager
+    def _told_row(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            self._tell("row", LEDGER, f"the row of {name} is damaged ({error})")
+
+
+def _read_rows(path: Path) -> _Rows:
+    """All rows of one moment, and what SQLite says of the ledger's pages."""
+    with explained(path, "read"), closing(connect_reader(path)) as ledger:
+        check_ledger(path, ledger)
+        ledger.execute("BEGIN")
+        said = [str(row[0]) for row in ledger.execute("PRAGMA integrity_check(20)")]
+        tables = ("entries", "generations", "exposures", "rejections")
+        entries, generations, exposures, rejections = (
+            ledger.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall()  # noqa: S608
+            for name in tables
+        )
+    damage = [text for text in said if text != "ok"]
+    return _Rows(entries, generations, exposures, rejections, damage)
+
+
+def _passed(gate: Any) -> bool:
+    return isinstance(gate, dict) and gate.get("passed", True) is True
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _read_plain(path: Path, most: int) -> bytes:
+    """Read a plain file of at most `most` bytes; a link, a pipe or a device is an `OSError`."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is not a plain file")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most} bytes")
+    return data
+
+
+def _first(reasons: Sequence[str]) -> str:
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return "; ".join(reasons[:3]) + more
+
+
+def _inside(path: Path, text: str) -> str:
+    """A message in one line, paths in it relative to the vault."""
+    return " ".join(text.replace(f"{path}/", "").replace(str(path), "the vault").split())

@@ -1,0 +1,90 @@
+"""Mirror and coordinator: what is announced, what is fetched, what of it is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from dataclasses import replace
+
+import pytest
+
+from cluster_script import mirrored, parcels
+from g2d.errors import RefusedError, VaultError
+from g2d.service.cluster.coordinator import Coordinator, Plan
+from g2d.service.cluster.lease import AnnouncedGeneration, ReplicaReport, Terms
+from g2d.service.cluster.mirror import GenerationBytes, Mirror, MirrorLoader
+from g2d.service.http.options import Options
+from stand_ins import Fake
+
+
+def taken(mirror: Mirror, loader: MirrorLoader, parcel: GenerationBytes) -> None:
+    mirror.take(parcel, parcel.digest)
+    loader.load(3, 2)
+
+
+def test_trusted_keys_travel(key):
+    there = pickle.loads(pickle.dumps(key.public))
+    assert there.fingerprints == key.public.fingerprints
+
+
+@pytest.mark.parametrize("trusting", [False, True])
+def test_a_mirror_serves_what_the_vault_does_and_refuses_the_rest(signed, key, trusting):
+    made = parcels(signed)
+    mirror = mirrored(signed, made[2])
+    folder = mirror.path.parent
+    try:
+        loader = MirrorLoader(mirror.path, "g2d", key=key.public if trusting else None)
+        assert loader.first()[0].number == 2
+        for spoilt in (
+            replace(made[3], weights=made[3].weights[:-1] + b"\0"),
+            replace(made[3], weights=made[2].weights),
+            replace(made[3], manifest=made[3].manifest.replace(b'"number": 3', b'"number": 4')),
+            replace(made[2], number=3),
+            *([replace(made[3], signature=bytes(64)), replace(made[3], signature=b"")] * trusting),
+        ):
+            with pytest.raises(VaultError):
+                taken(mirror, loader, spoilt)
+        with pytest.raises(RefusedError, match="changed on its way"):
+            mirror.take(made[3], made[2].digest)
+        mirror.take(made[3], made[3].digest)
+        assert loader.load(3, 2).number == 3
+        mirror.retire(3)
+        assert [g.number for g in mirror.generations()] == [3]
+        assert [p.name for p in (mirror.path / "generations").iterdir()] == ["000003"]
+        assert loader.again(3).number == 3
+        loader.close()
+    finally:
+        mirror.remove()
+    assert not folder.exists()
+
+
+def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key, monkeypatch):
+    monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
+    stored: list[GenerationBytes] = []
+
+    def store(parcel: GenerationBytes) -> str:
+        stored.append(parcel)
+        return f"at {len(stored)}"
+
+    coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), store)
+    try:
+        assert asyncio.run(coordinator.start()) == ("", 2)
+        news = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
+    finally:
+        asyncio.run(coordinator.stop())
+    assert stored[0].number == 2
+    assert news.live == AnnouncedGeneration(2, stored[0].digest, "at 1")
+
+
+def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key, monkeypatch):
+    monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
+    monkeypatch.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
+    coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), id)
+    try:
+        news = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
+    finally:
+        asyncio.run(coordinator.stop())
+    assert ("alarm", "future") in [
+        (told.event.name, told.event.facts().get("kind")) for told in news.events
+    ]

@@ -1,0 +1,124 @@
+"""A replica without Ray: it loads ahead, swaps when told, and refuses when it is away."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import torch
+
+import g2d
+from cluster_script import BRIEF, Script, drive, infer, until, until_status
+from g2d.service.cluster.replica import LeasedApp
+
+
+def test_a_replica_loads_ahead_swaps_when_told_and_says_so(signed, x):
+    script = Script(signed)
+
+    async def work(client) -> None:
+        first = await infer(client, x)
+        assert first.headers["g2d-replica"] == "r1"
+        assert first.json()["parameters"] == {"generation": 1}
+        script.spare = 2
+        await until(lambda: script.hello.loaded == 2)
+        assert (await infer(client, x)).json()["parameters"] == {"generation": 1}
+        script.live, script.spare = 2, 0
+        await until(lambda: script.hello.live == 2)
+        second = await infer(client, x)
+        assert second.json()["parameters"] == {"generation": 2}
+        with g2d.Defence.open(signed, write=False) as defence:
+            logits = defence.generation(2).model()(torch.from_numpy(x))
+        assert np.allclose(second.json()["outputs"][0]["data"], logits.detach().ravel(), atol=1e-5)
+        assert (await client.get("/v2/models/g2d/versions/1")).status_code == 404
+        status = (await client.get("/status")).json()["rotation"]
+        assert status["replica"]["answers"]
+        assert b"g2d_generation 2.0" in (await client.get("/metrics")).content
+
+    drive(script, work)
+    assert ("leave", "r1") in script.sent
+
+
+def test_a_replica_that_was_away_refuses_what_is_retired_and_comes_back(signed, x):
+    script = Script(signed)
+
+    async def work(client) -> None:
+        await until_status(client, x, 200)
+        script.away = True
+        refused = await until_status(client, x, 503)
+        assert refused.headers["retry-after"] == "1"
+        assert (await client.get("/v2/health/ready")).status_code == 503
+        assert (await client.get("/v2/health/live")).status_code == 200
+        script.live, script.lost, script.away = 2, True, False  # retired meanwhile; 2 is not here
+        await asyncio.sleep(0.3)
+        assert (await infer(client, x)).status_code == 503
+        script.lost = False
+        await until(lambda: script.hello.live == 2)
+        answer = await until_status(client, x, 200)
+        assert answer.json()["parameters"] == {"generation": 2}
+        script.live = 1  # a coordinator over a vault that was put back
+        await until_status(client, x, 503)
+        await asyncio.sleep(0.2)
+        assert (await infer(client, x)).status_code == 503
+
+    drive(script, work, terms=BRIEF)
+
+
+def test_an_answer_that_outlives_the_lease_does_not_leave(signed):
+    class Slow:
+        async def __call__(self, scope, receive, send) -> None:
+            await asyncio.sleep(0.05)
+            link.answers = False
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"stale"})
+
+    class GenerationSync:
+        answers = True
+
+        def may_answer(self) -> bool:
+            return self.answers
+
+    link = GenerationSync()
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(LeasedApp(Slow(), link, "r"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://g2d") as client:
+            answer = await client.get("/v2/models/g2d")
+            assert answer.status_code == 503
+            assert b"stale" not in answer.content
+
+    asyncio.run(run())
+
+
+def test_a_spare_that_was_changed_on_its_way_is_refused_and_the_live_one_stays(signed, x):
+    script = Script(signed)
+    sound = script.parcels[2]
+    script.parcels[2] = replace(sound, weights=sound.weights[:-1] + b"\1")
+
+    async def work(client) -> None:
+        script.spare = 2
+        await until(lambda: 2 in script.hello.refused)
+        assert (await infer(client, x)).json()["parameters"] == {"generation": 1}
+        alarms = (await client.get("/status")).json()["alarms"]
+        assert [alarm["kind"] for alarm in alarms] == ["refused"]
+        script.parcels[2], script.live = sound, 2
+        await until(lambda: script.hello.live == 2)
+        assert not script.hello.refused
+
+    drive(script, work)
+
+
+def test_admin_calls_reach_the_coordinator(signed):
+    script = Script(signed)
+    token = b"a-token-of-the-tests"
+
+    async def work(client) -> None:
+        assert (await client.post("/admin/rotate")).status_code == 401
+        headers = {"authorization": f"Bearer {token.decode()}"}
+        answer = await client.post("/admin/rotate", headers=headers)
+        assert answer.json() == {"generation": 7}
+        await client.post("/admin/pause", headers=headers)
+        assert ("pause", True) in script.sent
+
+    drive(script, work, token)

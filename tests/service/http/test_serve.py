@@ -1,0 +1,205 @@
+"""`g2d serve` as a process over a real vault: the public client, drains, kills, TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from g2d.vault.vault import Vault
+from places import DATA
+from service_process import TOKEN, Process, can_write, certificate, expected
+from stand_ins import wait_for
+
+RESULTS = DATA / "results.json"
+
+
+def test_a_whole_life_with_the_public_client(vault, x, tmp_path):
+    import tritonclient.http as triton
+
+    with Process(vault, log=tmp_path / "log") as served:
+        wait_for(lambda: served.worker().nice() == 10)
+        assert psutil.Process(served.process.pid).nice() < 10
+        client = triton.InferenceServerClient(served.address.removeprefix("http://"))
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("g2d")
+        assert client.get_server_metadata()["name"] == "g2d"
+        assert client.get_model_metadata("g2d")["inputs"][0]["shape"] == [-1, 1, 8, 8]
+        for binary_in in (False, True):
+            for binary_out in (False, True):
+                tensor = triton.InferInput("input", list(x.shape), "FP32")
+                tensor.set_data_from_numpy(x, binary_data=binary_in)
+                wanted = [triton.InferRequestedOutput("logits", binary_data=binary_out)]
+                result = client.infer("g2d", [tensor], outputs=wanted, request_id="7")
+                assert np.allclose(result.as_numpy("logits"), expected(vault, 1, x), atol=1e-5)
+                told = result.get_response()
+                assert (told["id"], told["parameters"]) == ("7", {"generation": 1})
+        assert np.allclose(client.infer("g2d", [tensor]).as_numpy("logits"), served.infer(x)[1],
+                           atol=1e-6)  # fmt: skip
+        with pytest.raises(triton.InferenceServerException, match="not live"):
+            client.infer("g2d", [tensor], model_version="99")
+        client.close()
+
+        assert served.rotate() == 2
+        number, logits = served.infer(x)
+        assert number == 2
+        assert np.allclose(logits, expected(vault, 2, x), atol=1e-5)
+
+        wait_for(lambda: served.ask("/status")[1]["rotation"]["spare"] == 3)
+        served.worker().kill()  # the spare is warm, the worker dead: a new one commits it
+        assert served.rotate() == 3
+        assert any(line["event"] == "failed" for line in served.lines())
+        history = served.ask("/status")[1]["history"]
+        assert [h["generation"] for h in history] == [1, 2, 3]
+        assert {g["gate"] for g in history[-1]["gates"]} >= {"accuracy", "distance"}
+
+        worker = served.worker()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(120) == 0
+        wait_for(lambda: not worker.is_running())
+    assert served.lines()[-1]["event"] == "stop"
+    assert TOKEN not in served.text()
+    with Vault.open(vault, write=True) as opened:
+        assert opened.live() == 3
+
+
+def test_sigterm_answers_what_is_under_way_and_takes_no_more(vault, x, tmp_path):
+    with Process(vault, log=tmp_path / "log") as served:
+        codes: list[int] = []
+
+        def load() -> None:
+            with contextlib.suppress(OSError, urllib.error.URLError, ConnectionError):
+                while True:
+                    codes.append(served.infer(x)[0])
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        events = urllib.request.urlopen(served.address + "/events", timeout=120)
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(codes) > 20)
+        served.process.terminate()
+        assert served.process.wait(120) == 0
+        assert "shutdown exceeded" not in served.text(), "an open stream held the end up"
+        for thread in threads:
+            thread.join()
+        events.close()
+    assert set(codes) == {1}  # every answer that came was good: `infer` checks the status
+
+
+def test_a_head_that_never_ends_is_ended(vault, x, tmp_path):
+    """Slow loris: nothing sent, a head that trickles, blank lines on an idle connection."""
+    import socket
+
+    with Process(vault, "--timeout", "1s", log=tmp_path / "log") as served:
+        host, _, port = served.address.removeprefix("http://").rpartition(":")
+
+        def talk(first: bytes, then: bytes, times: int = 1000) -> tuple[bytes, float]:
+            """Send, then so many times more until the other side has closed; or has answered."""
+            began, heard = time.monotonic(), b""
+            with socket.create_connection((host, int(port)), timeout=0.2) as wire:
+                wire.sendall(first)
+                while time.monotonic() - began < 90 and (times > 0 or not heard):
+                    with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+                        part = wire.recv(65536)
+                        heard += part
+                        if not part:
+                            break
+                    times -= 1
+                    with contextlib.suppress(OSError):
+                        wire.sendall(then if times > 0 else b"")
+            return heard, time.monotonic() - began
+
+        live = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        for first, then in ((b"", b""), (b"GET /v2 HTTP/1.1\r\n", b"a: b\r\n"), (live, b"\r\n")):
+            heard, took = talk(first, then)
+            assert heard.endswith(b"content-length: 0\r\n\r\n"), heard
+            assert b"408" in heard
+            assert 0.8 < took < 60
+        heard, _ = talk(b"GET /v2 HTTP/1.1\r\n", b"a: " + b"b" * 60_000 + b"\r\n")
+        assert b"431" in heard
+        refused = b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 300000\r\n\r\n"
+        heard, _ = talk(refused, bytes(20_000), 5)
+        assert heard.startswith(b"HTTP/1.1 404")
+        assert b"431" not in heard
+        assert served.infer(x)[0] == 1
+
+
+@pytest.mark.slow
+def test_kill_storm_under_load(vault, x, tmp_path):
+    """SIGKILL of service or worker at random moments: the last committed generation comes back."""
+    chance, seen = random.Random(5), 0
+    for round_ in range(3):  # a longer storm: python -m benchmarks.hostile.kills
+        with Vault.open(vault) as opened:
+            committed = opened.live()
+        with Process(vault, "--every", "200ms", log=tmp_path / f"{round_}.log") as served:
+            number, logits = served.infer(x)
+            assert number >= max(committed, seen)
+            assert np.allclose(logits, expected(vault, number, x), atol=1e-5)
+            first, patience = number, time.monotonic() + 280
+            while round_ % 2 and served.infer(x)[0] == first:  # odd rounds: in mid rotation
+                assert time.monotonic() < patience, served.text()
+                time.sleep(0.2)  # the worker has the lower priority: leave it some time
+            until = time.monotonic() + chance.uniform(0.1, 2.0)
+            while time.monotonic() < until:
+                number = served.infer(x)[0]
+                assert number >= seen, "a generation went back"
+                seen = number
+            if round_ == 1:
+                served.worker().kill()
+                assert served.infer(x)[0] >= seen
+            served.process.kill()
+    wait_for(lambda: can_write(vault))
+    with Vault.open(vault, write=True) as opened:
+        assert opened.live() >= seen
+        exposed = opened.exposures()
+        assert exposed == sorted(exposed)
+        for number in exposed:
+            opened.read_generation(number)
+    assert seen > 1, "the storm left no time to rotate"
+
+
+def test_tls_by_certificate_and_key(vault, x, tmp_path, monkeypatch):
+    import ssl
+
+    cert, key = certificate(tmp_path)
+    options = ("--host", "0.0.0.0", "--tls-cert", cert, "--tls-key", key)
+    monkeypatch.setattr(ssl, "_create_default_https_context", ssl._create_unverified_context)
+    with Process(vault, *options, log=tmp_path / "log") as served:
+        assert served.address.startswith("https://")
+        served.address = served.address.replace("0.0.0.0", "127.0.0.1")
+        assert served.infer(x)[0] == 1
+        assert "EXPOSED" not in served.text()
+
+
+def test_exposure_without_tls_is_said_loudly(vault, tmp_path):
+    with Process(vault, "--host", "0.0.0.0", log=tmp_path / "log") as served:
+        wait_for(lambda: "EXPOSED WITHOUT TLS" in served.text())
+
+
+def test_a_real_service_has_the_page_and_its_vaults_findings(tiny_vault, tmp_path):
+    vault = Path(shutil.copytree(tiny_vault, tmp_path / "vault"))
+    (vault / "redteam").mkdir()
+    shutil.copy(RESULTS, vault / "redteam" / "results.json")
+    with Process(vault, log=tmp_path / "log") as served:
+        with urllib.request.urlopen(served.address + "/", timeout=120) as answer:
+            assert b"Live generation" in answer.read()
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+        assert served.ask("/redteam")[1]["rows"]
+        status = served.ask("/status")[1]
+        assert status["redteam"]
+        assert status["traffic"]["answers"] == 0
+        (base,) = status["history"]
+        assert base["origin"] == "base"
+        assert served.ask("/redoc")[0] == 404
