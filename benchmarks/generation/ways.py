@@ -32,7 +32,7 @@ from g2d.weights.symmetry import permute
 Made = tuple[list[State], float]
 
 
-class SpareMaker:
+class Maker:
     """What every way needs: the defence, its members as vectors, and a seed."""
 
     def __init__(self, defence: Defence, seed: int) -> None:
@@ -239,4 +239,4 @@ def _timed(count: int, one: Callable[[], State]) -> Made:
     return states, (time.process_time() - began) / count
 
 
-__all__ = ["Generator", "Made", "SpareMaker"]
+__all__ = ["Generator", "Made", "Maker"]

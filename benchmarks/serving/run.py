@@ -37,10 +37,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Load, bodies, infer_requests
-from benchmarks.serving.process import TINY, Server, bootstrap, make_vault, record, save
+from benchmarks.serving.process import TINY, Server, bootstrap, make_vault
 from g2d.errors import VaultError
 from g2d.settings import Settings
 from g2d.vault.vault import Vault
@@ -332,7 +334,7 @@ def main() -> None:
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(a, Path(folder))
-    save("serving", result, a.out)
+    save(a.out or RESULTS / "serving.json", result)
     print(markdown(TARGETS, rows(result)))
 
 

@@ -389,7 +389,7 @@ def test_the_command_prints_a_line_for_each_problem(vault, tmp_path):
     said, error = run(vault, code=1)
     assert said.splitlines() == [
         "early/000000.safetensors: it is missing",
-        f"{MEMBER}: it is corrupt: its SHA-256 is not the ledger's",
+        f"{MEMBER}: it is corrupt: its SHA-256 differs from the ledger's",
     ]
     assert error == f"error: {vault} has 2 problems: restore what is damaged from a backup\n"
     said, _ = run(vault, "--json", code=1)

@@ -189,7 +189,7 @@ class _Look:
         if data is None:
             return
         if sha256(data) != digest:
-            self._tell("digest", path, "it is corrupt: its SHA-256 is not the ledger's")
+            self._tell("digest", path, "it is corrupt: its SHA-256 differs from the ledger's")
             return
         try:
             content = tensors.parse(data)
@@ -202,7 +202,9 @@ class _Look:
             shapes = tensors.shapes_of(content)
             self.reference = self.reference or shapes
             if wrong := tensors.misfits(self.reference, shapes):
-                self._tell("architecture", path, f"it is not of the base's kind: {_first(wrong)}")
+                self._tell(
+                    "architecture", path, f"its architecture is not the base's: {_first(wrong)}"
+                )
 
     def _generation(self, made: GenerationRecord) -> bool:
         """Check a generation's files; whether nothing is wrong with them by the ledger alone."""
@@ -234,11 +236,11 @@ class _Look:
         self.known.add(path)
         data, about = self._bytes(path, _MOST_TEXT), made.manifest
         if data is not None and data != self.texts[made.number].encode():
-            self._tell("digest", path, "it is corrupt: it is not what the ledger says")
+            self._tell("digest", path, "it is corrupt: it differs from the ledger's row")
         own = {"number": made.number, "files": made.files, "created": made.created}
         for name, value in own.items():
             if about.get(name) != value:
-                self._tell("manifest", path, f"its {name!r} is not that of the ledger's row")
+                self._tell("manifest", path, f"its {name!r} differs from the ledger's row")
         exposed, gates = about.get("exposed", []), about.get("gates", [])
         if not isinstance(exposed, list) or not all(
             type(n) is int and n < made.number and n in self.texts for n in exposed
@@ -267,7 +269,7 @@ class _Look:
                 pass  # what they name is known from now on
             strangers &= self._unknown()
         for path in sorted(strangers):
-            self._tell("unknown", path, "the ledger does not know it; move it out of the vault")
+            self._tell("unknown", path, "the ledger has no row for it: move it out of the vault")
 
     def _unknown(self) -> set[Path]:
         folders = {self.path / name for name in SUBFOLDERS} - self.closed
