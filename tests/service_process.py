@@ -36,12 +36,19 @@ class Process:
         )  # fmt: skip
 
     def __enter__(self) -> Process:
-        wait_for(lambda: " is live at " in self.text() or self.process.poll() is not None, 240)
-        assert self.process.poll() is None, self.text()
-        self.address = self.text().split(" is live at ")[1].split("/v2")[0]
+        try:
+            wait_for(lambda: " is live at " in self.text() or self.process.poll() is not None, 240)
+            assert self.process.poll() is None, self.text()
+            self.address = self.text().split(" is live at ")[1].split("/v2")[0]
+        except BaseException:
+            self.end()  # or what it leaves open fails another test
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -61,7 +68,8 @@ class Process:
             with urllib.request.urlopen(request, timeout=120) as response:
                 return response.status, json.loads(response.read() or "{}")
         except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read() or "{}")
+            with error:
+                return error.code, json.loads(error.read() or "{}")
 
     def infer(self, x: np.ndarray) -> tuple[int, np.ndarray]:
         tensor = {"name": "input", "shape": x.shape, "datatype": "FP32", "data": x.ravel().tolist()}

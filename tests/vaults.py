@@ -22,7 +22,7 @@ def python(code, *arguments, **options):
     command = [sys.executable, "-S", "-c", code, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": SOURCES}
     return subprocess.run(  # noqa: PLW1510 (the callers look)
-        command, env=environment, capture_output=True, text=True, timeout=60, **options
+        command, env=environment, capture_output=True, text=True, timeout=300, **options
     )
 
 

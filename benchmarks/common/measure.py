@@ -1,4 +1,4 @@
-"""What the benchmarks measure of networks: attacks and what they get wrong; the machine's name.
+"""What the benchmarks measure of networks: attacks and what they get wrong.
 
 Scores come from `g2d.redteam.scoring`, on the test split alone; here they are only collected.
 Distances and novelty are those of the product (`g2d.redteam.novelty`).
@@ -7,22 +7,15 @@ Distances and novelty are those of the product (`g2d.redteam.novelty`).
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import platform
 import statistics
 import threading
-from collections.abc import Mapping, Sequence
-from datetime import date
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
-import torch
 from scipy import stats
 from torch import Tensor
 
-import g2d
 from g2d.core.types import Logits
 from g2d.redteam.scoring import Rate, Trial, accuracy_rate
 from g2d.tasks.inference import predict
@@ -53,26 +46,6 @@ class PeakMemory:
                 with contextlib.suppress(psutil.Error):
                     total += process.memory_full_info().pss
             self.mib = max(self.mib, total / 2**20)
-
-
-def hardware() -> dict[str, Any]:
-    """The machine and the versions that a number was measured with."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            s.split(":", 1)[1].strip() for s in info.read_text().splitlines() if "model name" in s
-        ]
-        cpu = names[0] if names else cpu
-    return {
-        "date": date.today().isoformat(),
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads per process": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "g2d": g2d.__version__,
-    }
 
 
 def stale(
@@ -143,14 +116,6 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, mean, mean
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return mean, mean - half, mean + half
-
-
-def save(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON so that a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    temporary.replace(path)
 
 
 __all__ = ["Rate", "Trial"]

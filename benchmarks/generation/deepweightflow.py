@@ -14,7 +14,9 @@ import dataclasses
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,8 +25,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import g2d
-from benchmarks.common.measure import hardware, save
-from benchmarks.common.places import RESULTS
+from benchmarks.common.places import RESULTS, RUNS
+from benchmarks.common.results import hardware, save
 from g2d.core.types import State
 from g2d.generator import Generator, hidden_units
 from g2d.redteam.novelty import Distances
@@ -62,24 +64,16 @@ def trained(task: g2d.Task, split: Split, seed: int) -> State:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def main() -> None:
-    """Train, fit, sample, judge."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="folder of the MNIST idx files")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--work", type=Path, default=Path("runs/deepweightflow"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    mnist = g2d.load_task("mnist", options.data)
-    task = dataclasses.replace(mnist, name="mlp", factory=mlp, augment=None)
+def members(task: g2d.Task, work: Path) -> list[State]:
+    """The recipe's networks on all training data; those that lie in `work` are read."""
     s = task.splits
     whole = Split(
         torch.cat([s.train.x, s.guide.x, s.gate.x]), torch.cat([s.train.y, s.guide.y, s.gate.y])
     )
     states = []
-    options.work.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     for seed in range(NETWORKS):
-        kept = options.work / f"{seed:03d}.safetensors"
+        kept = work / f"{seed:03d}.safetensors"
         if not kept.exists():
             data = pack(trained(task, whole, seed))
             kept.with_suffix(".tmp").write_bytes(data)
@@ -87,8 +81,26 @@ def main() -> None:
         states.append(unpack(kept.read_bytes()))
         if seed % 10 == 9:
             print(f"trained {seed + 1} of {NETWORKS}", flush=True)
-    clean = [accuracy(load_model(task, state), s.test) for state in states]
+    return states
 
+
+def stale(task: g2d.Task, models: Sequence[nn.Module]) -> dict[str, float]:
+    """ASR of attacks on one generated network against the next, by budget."""
+    trial = Trial.of(task, 500, seed=0)
+    found = {}
+    for eps in (0.1, 0.2):
+        at = dataclasses.replace(trial, eps=eps)
+        pairs = [(models[i], models[i + 1]) for i in range(0, 20, 2)]
+        found[str(eps)] = statistics.mean(
+            at.score(b, at.craft(a, i)).value for i, (a, b) in enumerate(pairs)
+        )
+    return found
+
+
+def measure(task: g2d.Task, states: Sequence[State]) -> dict[str, Any]:
+    """Fit on the members, sample, judge."""
+    test = task.splits.test
+    clean = [accuracy(load_model(task, state), test) for state in states]
     began = time.process_time()
     generator = Generator.fit(
         task, states, list(range(NETWORKS)),
@@ -102,20 +114,10 @@ def main() -> None:
     each = (time.process_time() - began) / SAMPLES
     generated = [generator.to_state(v) for v in vectors]
     models = [load_model(task, state) for state in generated]
-    made = [accuracy(model, s.test) for model in models]
-
-    chain = hidden_units(task)
-    distances = Distances(states[:50], chain)
+    made = [accuracy(model, test) for model in models]
+    distances = Distances(states[:50], hidden_units(task))
     near = [distances.nearest(state)[0] / distances.unit for state in generated[:20]]
-    trial = Trial.of(task, 500, seed=0)
-    stale = {}
-    for eps in (0.1, 0.2):
-        at = dataclasses.replace(trial, eps=eps)
-        pairs = [(models[i], models[i + 1]) for i in range(0, 20, 2)]
-        stale[str(eps)] = statistics.mean(
-            at.score(b, at.craft(a, i)).value for i, (a, b) in enumerate(pairs)
-        )
-    result = {
+    return {
         "hardware": hardware(),
         "parameters": generator.codec.size,
         "members": {"mean": statistics.mean(clean), "std": statistics.stdev(clean)},
@@ -123,9 +125,22 @@ def main() -> None:
         "drop_points": 100 * (statistics.mean(clean) - statistics.mean(made)),
         "fit_cpu_seconds": fit,
         "milliseconds_each": 1000 * each,
-        "stale_asr_between_generated": stale,
+        "stale_asr_between_generated": stale(task, models),
         "distance_to_nearest_of_50_members_in_units_of_their_own": statistics.mean(near),
     }
+
+
+def main() -> None:
+    """Train, fit, sample, judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="folder of the MNIST idx files")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, default=RUNS / "deepweightflow")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    mnist = g2d.load_task("mnist", options.data)
+    task = dataclasses.replace(mnist, name="mlp", factory=mlp, augment=None)
+    result = measure(task, members(task, options.work))
     save(options.out / "deepweightflow.json", result)
     print(result)
 

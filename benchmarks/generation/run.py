@@ -27,15 +27,14 @@ import g2d
 from benchmarks.common.measure import (
     PeakMemory,
     function_columns,
-    hardware,
     mean_iou,
-    save,
     stale,
     white_box,
     wrong,
 )
 from benchmarks.common.places import RESULTS
-from benchmarks.generation.ways import Made, SpareMaker
+from benchmarks.common.results import hardware, save
+from benchmarks.generation.ways import Made, Maker
 from g2d.core.types import State
 from g2d.redteam.novelty import MARGIN, TAUS, Distances, share_novel
 from g2d.redteam.scoring import Trial
@@ -81,7 +80,7 @@ class Seed:
 
     def prepare(self) -> None:
         """Models and distances that every row uses."""
-        self.shop = SpareMaker(self.defence, self.seed)
+        self.shop = Maker(self.defence, self.seed)
         self.distances = Distances(self.shop.members, self.defence._judge.chain)
         self.member_models = [self.shop.model(state) for state in self.shop.members]
         base = self.shop.model(self.shop.base)

@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import g2d
-from benchmarks.common.measure import hardware, save
 from benchmarks.common.places import DOCS, RESULTS
+from benchmarks.common.results import hardware, save
 from g2d.core.types import State
 from g2d.generator import Generator
 from g2d.settings import AutoencoderSettings, DiffusionSettings

@@ -32,7 +32,7 @@ from g2d.weights.symmetry import permute
 Made = tuple[list[State], float]
 
 
-class SpareMaker:
+class Maker:
     """What every way needs: the defence, its members as vectors, and a seed."""
 
     def __init__(self, defence: Defence, seed: int) -> None:
@@ -171,10 +171,8 @@ class SpareMaker:
         seed = seed_of(self.seed, "expose", number)
         x, index = craft_pool(self.task, model, split, settings.pool, settings.pool_steps, seed)
         guide = Split(x, split.y[index])
-        null_embedding = guide.take(range(1))
-        return Exposure(
-            number, self.generator.codec.encode(state), guide, null_embedding, null_embedding
-        )
+        unused = guide.take(range(1))
+        return Exposure(number, self.generator.codec.encode(state), guide, unused, unused)
 
     def chain(
         self, name: str, count: int, propose: Callable[[list[Exposure]], Tensor],
@@ -241,4 +239,4 @@ def _timed(count: int, one: Callable[[], State]) -> Made:
     return states, (time.process_time() - began) / count
 
 
-__all__ = ["Generator", "Made", "SpareMaker"]
+__all__ = ["Generator", "Made", "Maker"]

@@ -28,12 +28,13 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common.places import ROOT
+from benchmarks.common.places import RESULTS, ROOT
+from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.hostile.malformed import KINDS, SLOW, Case
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import answer_of, ask_once, infer_request, inputs
-from benchmarks.serving.process import TINY, TOKEN, Server, make_vault, record, save
+from benchmarks.serving.process import TINY, TOKEN, Server, make_vault
 
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 CHECKS = re.compile(r"(\d+) generated(?:, (\d+) passed)?")
@@ -249,7 +250,7 @@ def main() -> None:
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(a, Path(folder))
-    save("fuzz", result, a.out)
+    save(a.out or RESULTS / "fuzz.json", result)
     print(json.dumps(result["outcomes"], indent=1))
     print(markdown(TARGETS, rows(result)))
 

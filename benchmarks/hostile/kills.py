@@ -32,10 +32,12 @@ import numpy as np
 import psutil
 
 import g2d
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Answers, Load, answer_of, ask_once, bodies, infer_requests
-from benchmarks.serving.process import QUICK, Server, free_port, make_key, make_vault, record, save
+from benchmarks.serving.process import QUICK, Server, free_port, make_key, make_vault
 from benchmarks.serving.run import wait_to_write
 from g2d.vault.vault import Vault
 
@@ -233,7 +235,7 @@ def main() -> None:
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(a, Path(folder))
-    save("kills", result, a.out)
+    save(a.out or RESULTS / "kills.json", result)
     print(markdown(TARGETS, rows(result)))
 
 

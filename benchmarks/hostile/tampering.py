@@ -30,10 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import g2d
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.hostile import recovery
 from benchmarks.hostile.damages import DAMAGES, restore, with_ledger_in_step
-from benchmarks.serving.process import QUICK, make_key, make_vault, record, save
+from benchmarks.serving.process import QUICK, make_key, make_vault
 from g2d.errors import VaultError
 from g2d.service.loader import VaultLoader
 from g2d.vault.signing import SigningKey, VerifyKey
@@ -296,7 +298,7 @@ def main() -> None:
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(a, Path(folder))
-    save("tampering", result, a.out)
+    save(a.out or RESULTS / "tampering.json", result)
     print(json.dumps(result["reasons"], indent=1))
     print(markdown(TARGETS, rows(result)))
 

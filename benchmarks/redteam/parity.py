@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.common.measure import hardware, save
 from benchmarks.common.places import RESULTS
+from benchmarks.common.results import hardware, save
 from g2d.attacks import autoattack, pgd, project
 from g2d.attacks.art import quiet, white_box
 from g2d.defence.defence import Defence

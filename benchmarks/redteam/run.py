@@ -14,8 +14,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.common.measure import save
 from benchmarks.common.places import RESULTS, ROOT, RUNS
+from benchmarks.common.results import save
 from g2d import redteam
 from g2d.cli.console import show_progress
 from g2d.report import page as report

@@ -11,28 +11,39 @@ is done. Writes benchmarks/results/robust-mnist-seed*.json; `benchmarks/tables.p
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import json
-
 import torch
 from torch import Tensor, nn
 
 import g2d
-from benchmarks.common.measure import hardware, save
-from benchmarks.common.places import RESULTS, ROOT, RUNS
-from benchmarks.generation.ways import SpareMaker
+from benchmarks.common.places import RESULTS, RUNS
+from benchmarks.generation.ways import Maker
 from benchmarks.robust import recipes
-from benchmarks.robust.judge import Judge
+from benchmarks.robust.networks import Networks
+from benchmarks.robust.plan import (
+    CHAIN,
+    DRAWS,
+    JOINT,
+    LONGER,
+    MEMBERS,
+    NEWEST,
+    PARTS,
+    PROPOSALS,
+    RECIPES,
+    STUDENTS,
+    SUSPECTS,
+    UNSEEN,
+    WIDE,
+    named,
+)
 from g2d.attacks.eot import LOSSES, eot_pgd
 from g2d.core.engine import SerialEngine, configure_threads
 from g2d.core.seeds import seed_of
@@ -40,233 +51,15 @@ from g2d.core.types import Logits
 from g2d.errors import GenerationError
 from g2d.protect.ranges import Ranges
 from g2d.redteam.flip_census import flip_census
-from g2d.settings import HardenSettings, Settings, build
-from g2d.tasks.builtin import load_task
+from g2d.settings import HardenSettings
 from g2d.tasks.inference import load_model
-from g2d.tasks.networks import mnist_robust_cnn
-from g2d.tasks.task import Task
-from g2d.training.population import Trained, TrainingJob, run_job
-from g2d.training.recipes import Teacher
-from g2d.weights.checkpoints import digest, unpack
+from g2d.training.population import Trained
+from g2d.weights.checkpoints import unpack
 from g2d.weights.symmetry import permute
 
-N = 150  # test images of AutoAttack and of the transfer attacks
-MANY = 500  # of AutoAttack on the rows FINER; the first N are the same
-CHAIN = 30  # generations
-NEWEST = 5  # judged by AutoAttack, without choice: the mean
-SUSPECTS = 5  # judged too: those that PGD hurts most; the worst of both
-JOINT = 20
-MEMBERS = 4  # of each population, judged by AutoAttack: the last of each basin
-FORKS = {"repelled": 6, "adversarial": 8}  # made for a row alone, in each basin one after another
-PROPOSALS = 8  # the adaptive attacker's own
-DRAWS = (5, 10, 20, 40)  # fresh samples a step of the adaptive attacker
-UNSEEN = 100  # fresh samples that the adaptive attacks are scored on, too
-PARTS = (4, 2)  # the base's steps, divided: the curve of compute
-LONGER = ("student, RSLAD",)  # trained with twice the steps, too
 
-
-WIDE = "PGD, twice the width"  # at half the steps: a way of robust_ways.py that was the best there
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A row of one network: what differs from the task's hardening; its steps are divided."""
-
-    harden: dict[str, Any]
-    part: float = 1
-    factory: Any = None
-    teacher: str = ""
-
-
-RECIPES = {
-    WIDE: Recipe({}, 2, recipes.wide),
-    "standard": Recipe({"recipe": ()}, 4),
-    "standard, ordinary CNN": Recipe({"recipe": ()}, 4, recipes.plain),
-    "standard, clamped": Recipe({"recipe": ("clamp",)}, 4),
-    "FGSM at eps = 1 alone, ordinary CNN": Recipe(
-        {"recipe": ("benchmarks.robust.recipes:blog",)}, 4, recipes.plain
-    ),
-    "FGSM-RS": Recipe({"method": "fgsm"}, 2),
-    "PGD": Recipe({}),
-    "TRADES": Recipe({"method": "trades"}, 2),
-}
-STUDENTS = {
-    "student, standard": Recipe({"recipe": ()}, 4, recipes.student),
-    "student, adversarial": Recipe({}, factory=recipes.student),
-    "student, RSLAD": Recipe(
-        {"recipe": ("distil", "adversarial"), "clean": 0.2},
-        factory=recipes.student,
-        teacher="PGD",
-    ),
-    "student, teacher of defensive distillation": Recipe(
-        {"recipe": ("benchmarks.robust.recipes:hot",)}, 4, recipes.student
-    ),
-    "student, defensive distillation": Recipe(
-        {"recipe": ("distil",), "temperature": 20.0},
-        4,
-        recipes.student,
-        "student, teacher of defensive distillation",
-    ),
-}
-FINER = ("PGD", WIDE)
-
-
-COMMIT = subprocess.run(
-    ["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
-    cwd=ROOT, check=False,
-).stdout.strip()  # fmt: skip
-
-
-def named(name: str, part: float) -> str:
-    """A row's name when its training is shortened, or stretched."""
-    if part == 1:
-        return name
-    return f"{name}, 1/{part:g} of the steps" if part > 1 else f"{name}, {1 / part:g} × the steps"
-
-
-class Run:
-    """One seed: networks that are trained once, rows that are measured once."""
-
-    networks: Mapping[str, Recipe] = RECIPES | STUDENTS
-
-    def __init__(self, seed: int, data: str, out: Path, work: Path) -> None:
-        self.seed, self.path = seed, out / f"robust-mnist-seed{seed}.json"
-        self.work = work / f"robust-{seed}"
-        self.work.mkdir(parents=True, exist_ok=True)
-        self.record: dict[str, Any] = {"seed": seed, "hardware": hardware(), "rows": {}}
-        if self.path.exists():
-            self.record = json.loads(self.path.read_text())
-        self.record.setdefault("trainings", {})
-        self.task = load_task("mnist-robust", data)
-        tables = {name: dict(table) for name, table in self.task.settings.items()}
-        tables["task"] = {"name": "mnist-robust", "data": data}
-        settings = build(Settings, tables, "the task's settings")
-        self.settings = settings.override(population__seed=seed)
-        self.agree()
-        draws = torch.Generator().manual_seed(seed_of(seed, "examples"))
-        many = self.task.splits.test.sample(MANY, draws)
-        self.judge = Judge(self.task, many.take(range(N)), many, seed)
-
-    def agree(self) -> None:
-        """Refuse to mix rows of other settings or other sizes with those of now."""
-        now = {
-            "settings": self.settings.override(task__data="").to_toml(),
-            "sizes": {name: globals()[name] for name in ("N", "MANY", "CHAIN", "JOINT")},
-        }
-        for key, value in now.items():
-            if self.record.setdefault(key, value) != value:
-                raise SystemExit(f"{self.path} is of other {key}: move it and runs/ away first")
-
-    def note(self, *keys: str, value: Any) -> None:
-        """Keep one result, beside those of other processes that measure the same seed."""
-        with open(self.work / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.path.exists():
-                kept = {key: self.record[key] for key in ("settings", "sizes")}
-                self.record = kept | json.loads(self.path.read_text())
-            place = self.record
-            for key in keys[:-1]:
-                place = place.setdefault(key, {})
-            place[keys[-1]] = value
-            save(self.path, self.record)
-
-    def row(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
-        """Measure a row unless it is there."""
-        if name in self.record["rows"]:
-            return
-        began = time.process_time()
-        found = measure()
-        found["judging_cpu_seconds"] = round(time.process_time() - began, 1)
-        found["commit"] = COMMIT
-        self.note("rows", name, value=found)
-        shown = {k: v for k, v in found.items() if isinstance(v, float | int)}
-        print(f"seed {self.seed}: {name}: {shown}", flush=True)
-
-    def file(self, name: str) -> Path:
-        """Where a network's weights lie."""
-        return self.work / f"{name.replace(' ', '-').replace('/', '_')}.safetensors"
-
-    # --- training --------------------------------------------------------------------------------
-
-    def trained(self, name: str, make: Callable[[], Trained]) -> Trained:
-        """Train a network, or read it; its CPU seconds and its looks stay in the record."""
-        path, known = self.file(name), self.record["trainings"].get(name, {})
-        if not known or not path.exists():
-            cpu, wall = time.process_time(), time.perf_counter()
-            done = make()
-            path.write_bytes(done.weights)
-            path.with_suffix(".attacks").write_bytes(done.attacks)
-            took = {
-                "sha256": digest(done.weights),
-                "cpu_seconds": round(time.process_time() - cpu, 1),
-                "wall_seconds": round(time.perf_counter() - wall, 1),
-                "info": dict(done.info),
-            }
-            if known and known["sha256"] != took["sha256"]:
-                raise SystemExit(
-                    f"{name}, trained again, is another network than that of the rows in "
-                    f"{self.path} (other hardware?): move that file away and measure anew"
-                )
-            self.note("trainings", name, value=took)
-            print(f"seed {self.seed}: {name}: {took['cpu_seconds']} CPU s", flush=True)
-        attacks, weights = path.with_suffix(".attacks").read_bytes(), path.read_bytes()
-        if digest(weights) != self.record["trainings"][name]["sha256"]:
-            raise SystemExit(f"{path} is not the network of the rows in {self.path}: move one away")
-        return Trained(weights, attacks, self.record["trainings"][name]["info"])
-
-    def base(self, name: str, part: float = 1) -> Trained:
-        """A network by the recipe of a row, of a `part`-th of its steps."""
-        row = self.networks[name]
-        task = replace(self.task, factory=row.factory) if row.factory else self.task
-        harden = replace(self.settings.harden, **row.harden)
-        population, share = self.settings.population, row.part * part
-        population = replace(population, base_steps=round(population.base_steps / share))
-        teacher = None
-        if row.teacher:
-            of = self.networks[row.teacher].factory or mnist_robust_cnn
-            teacher = Teacher(
-                self.file(row.teacher).read_bytes(), f"{of.__module__}:{of.__name__}"
-            )  # fmt: skip
-        job = TrainingJob(task, "base", 0, 0, "base", population, None, (), (), harden, teacher)
-        key = named(name, part)
-        made = self.trained(key, lambda: run_job(job))
-        split = self.judge.many if key in FINER else None
-
-        def judged() -> dict[str, Any]:
-            row = self.judge.judge([self.model(made.weights, task)], self.cpu(key), split)
-            return row | {"switched_to_pgd": made.info.get("switched_to_pgd")}
-
-        self.row(key, judged)
-        return made
-
-    def forks(
-        self, name: str, starts: Sequence[bytes], pools: Sequence[bytes], harden: HardenSettings
-    ) -> list[Trained]:
-        """Basins of forks, each fork of the one before it; all learn the attacks on the base."""
-        recipe, s, made = "repelled" if pools else "forks", self.settings.population, []
-        at, attacks = list(starts), list(pools)
-        for index in range(FORKS[name]):
-            basin = index % len(starts)
-            job = TrainingJob(
-                self.task,
-                "member",
-                index,
-                basin,
-                recipe,
-                s,
-                at[basin],
-                tuple(attacks),
-                harden=harden,
-            )
-            made.append(self.trained(f"{name} {index}", lambda job=job: run_job(job)))
-            at[basin] = made[-1].weights
-            attacks += [made[-1].attacks] if pools else []
-        return made
-
-    # --- judging ---------------------------------------------------------------------------------
-
-    def model(self, weights: bytes, task: Task | None = None) -> nn.Module:
-        return load_model(task or self.task, unpack(weights))
+class Run(Networks):
+    """The rows of one seed."""
 
     def population_row(self, made: Sequence[Trained], cpu: float) -> dict[str, Any]:
         """The last members of a population, and a joint attack on all those before them."""
@@ -285,9 +78,6 @@ class Run:
         return self.judge.summary([self.judge.alive(t, proposals) for t in targets], known)
 
     # --- the rows --------------------------------------------------------------------------------
-
-    def cpu(self, name: str) -> float:
-        return self.record["trainings"][name]["cpu_seconds"]
 
     def trunk(self) -> None:
         """The network that all other stages begin with."""
@@ -431,7 +221,7 @@ class Run:
         self, defence: g2d.Defence, chain: list[nn.Module], joint: list[Tensor]
     ) -> dict[str, Any]:
         """What costs nothing, or a whole training, in the place of the newest generation."""
-        maker, judge = SpareMaker(defence, self.seed), self.judge
+        maker, judge = Maker(defence, self.seed), self.judge
         units, draws = defence._judge.chain, self.draws("permutation")
         orders = [torch.randperm(c.units, generator=draws) for c in units]
         others = sorted(self.work.parent.glob("robust-*/PGD.safetensors"))

@@ -1,11 +1,12 @@
-"""Ways towards the targets of robust.py that were missed: tried on the gate split, never on test.
+"""Ways towards targets that benchmarks.robust missed: tried on the gate split, never on test.
 
     python -m benchmarks.robust.ways --data ../shared/data/mnist
 
 One network a way, of one seed; three attacks on a thousand images (APGD on cross-entropy and on the
 difference of logits ratio, 100 steps each; Square, 1,000 queries). `basins` asks what a basin that
-the attacker has never seen is worth. Reads the networks of robust.py from runs/robust-<seed> where
-they lie and trains them where they do not. Writes benchmarks/results/robust-ways-seed*.json.
+the attacker has never seen is worth. Reads the networks of benchmarks.robust where they lie, in
+runs/robust-<seed>, and trains them where they do not. Writes
+benchmarks/results/robust-ways-seed*.json.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.results import save
+
 from benchmarks.robust import run as robust  # isort: skip  # sets the threads before torch is imported
 
 import torch
 from torch import Tensor
 
 import g2d
-from benchmarks.common.measure import save
 from benchmarks.robust import recipes
 from benchmarks.robust.judge import Judge
-from benchmarks.robust.run import Recipe
+from benchmarks.robust.plan import LONGER, WIDE, Recipe
 from g2d.attacks import apgd
 from g2d.attacks.autoattack import square
 from g2d.core.seeds import seed_of
@@ -45,14 +47,14 @@ def taught(**changes: Any) -> Recipe:
 
 
 WAYS = {
-    # towards 93 % of one model; others are rows of robust.py
+    # towards 93 % of one model; others are rows of benchmarks.robust
     "FGSM-RS, all steps": Recipe({"method": "fgsm"}),
     # towards a student of 95 %; a half of the steps
     "student, RSLAD, clean 0": taught(),
     "student, RSLAD, half of the labels": taught(soft=0.5),
 }
 HALVES = ("PGD", "student, adversarial", "student, RSLAD")  # what ways of half the steps compare to
-WHOLE = ("PGD", robust.WIDE, "TRADES", "FGSM-RS", "student, adversarial", "student, RSLAD")
+WHOLE = ("PGD", WIDE, "TRADES", "FGSM-RS", "student, adversarial", "student, RSLAD")
 
 
 class Look(Judge):
@@ -89,7 +91,7 @@ class Look(Judge):
 
 
 class Ways(robust.Run):
-    """One seed of the ways; shares the trained networks of `robust.py`, not its rows."""
+    """One seed of the ways; shares the trained networks of `benchmarks.robust`, not its rows."""
 
     networks: Mapping[str, Recipe] = {**robust.Run.networks, **WAYS}
 
@@ -115,7 +117,7 @@ class Ways(robust.Run):
             self.base(name, 2)
         for name in WAYS:
             self.base(name)
-        for name in robust.LONGER:
+        for name in LONGER:
             self.base(name, 0.5)
 
     def basins(self) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks of serving share: a small vault, a running server, and a result's record."""
+"""What the benchmarks of serving share: a small vault, and a running server."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from benchmarks.common.places import RESULTS
 from benchmarks.serving.load import ask_once, infer_request, inputs
 
 TOKEN = "a-token-of-the-benchmark"
@@ -43,7 +41,7 @@ QUICK = TINY | {
 """A generation in 25 ms: nothing is guided and the gates are open, as only serving is judged."""
 
 
-# --- the vault, and the record -------------------------------------------------------------------
+# --- the vault -------------------------------------------------------------------
 
 
 def make_vault(path: Path, tables: dict[str, Any], key: Path | None = None) -> Path:
@@ -69,32 +67,6 @@ def make_key(folder: Path) -> tuple[Path, Path]:
          str(public)], check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return private, public
-
-
-def record(arguments: Any) -> dict[str, Any]:
-    """When, where and with what a result was measured."""
-    import torch
-
-    from g2d.redteam.overview_json import hardware, versions
-
-    torch.set_num_threads(1)
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = [line.split(":", 1)[1].strip() for line in info.splitlines() if "model name" in line]
-    facts = {key: str(v) if isinstance(v, Path) else v for key, v in vars(arguments).items()}
-    return {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": versions(),
-        "hardware": hardware() | {"cpu": names[0] if names else "", "load": os.getloadavg()},
-        "arguments": facts,
-    }
-
-
-def save(name: str, result: dict[str, Any], out: Path | None = None) -> None:
-    """Write a result to benchmarks/results/<name>.json, or to `out`."""
-    path = out or RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {path}")
 
 
 def bootstrap(

@@ -37,10 +37,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Load, bodies, infer_requests
-from benchmarks.serving.process import TINY, Server, bootstrap, make_vault, record, save
+from benchmarks.serving.process import TINY, Server, bootstrap, make_vault
 from g2d.errors import VaultError
 from g2d.settings import Settings
 from g2d.vault.vault import Vault
@@ -292,7 +294,8 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     bad = sum(slow[key] for key in ("failed", "dropped", "wrong", "out_of_order"))
     found.append([
         f"rotation every {result['arguments']['every']:g} s for {slow['rotating_seconds']:.0f} s"
-        f" under load ({slow['rotations']} rotations of {due:.0f} due, {slow['answered']:,} answers"
+        f" under load ({slow['rotations']} rotations of {due:.0f} due, {slow['answered']:,}"
+        f" answers, {slow['rotating']['answers']:,} of them while it rotated,"
         f" at {slow['rate']:.0f}/s, {slow['compared']:,} distinct ones compared): failed, dropped,"
         " wrong (mixed or another's) or out-of-order answers",
         "0", str(bad + slow["sent"] - slow["answered"] - slow["dropped"]),
@@ -332,7 +335,7 @@ def main() -> None:
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(a, Path(folder))
-    save("serving", result, a.out)
+    save(a.out or RESULTS / "serving.json", result)
     print(markdown(TARGETS, rows(result)))
 
 

@@ -21,10 +21,12 @@ from typing import Any
 
 import psutil
 
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Load, bodies, infer_requests
-from benchmarks.serving.process import QUICK, Server, make_vault, record, save
+from benchmarks.serving.process import QUICK, Server, make_vault
 
 KEYS = ("rss_mb", "uss_mb", "fds", "threads")
 
@@ -153,7 +155,7 @@ def main() -> None:
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(a, Path(folder))
-    save("soak", result, a.out)
+    save(a.out or RESULTS / "soak.json", result)
     print(markdown(TARGETS, rows(result)))
 
 

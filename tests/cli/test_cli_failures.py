@@ -78,13 +78,13 @@ def test_a_broken_pipe_is_silent(vault, arguments):
     os.close(reading)
     with process(*arguments, vault, stdout=writing) as running:
         os.close(writing)
-        _, err = running.communicate(timeout=60)
+        _, err = running.communicate(timeout=300)
     assert (running.returncode, err) == (1, "")
 
 
 def test_a_full_standard_output_is_one_line(vault):
     with open("/dev/full", "w") as full, process("show", vault, stdout=full) as running:
-        _, err = running.communicate(timeout=60)
+        _, err = running.communicate(timeout=300)
     assert running.returncode == 1
     assert "the disk is full" in err
     assert "Traceback" not in err
@@ -131,7 +131,7 @@ def test_ctrl_c_keeps_what_is_complete_and_the_same_command_goes_on(tmp_path, se
             assert running.poll() is None, running.stderr.read()
             time.sleep(0.05)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to the workers too
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=300)
     assert running.returncode == 130, err
     assert out == ""
     assert err.splitlines()[-1].startswith("interrupted; what is complete is kept")

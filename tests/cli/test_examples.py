@@ -22,6 +22,20 @@ def test_breast_cancer_example_rotates_a_users_own_model(tmp_path):
     assert [f"generation {n} is live" in done.stdout for n in (2, 3, 4)] == [True] * 3
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_tour_goes_from_a_population_to_a_report(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "tour.py", tmp_path],
+        cwd=tmp_path, capture_output=True, text=True, timeout=560, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "generation 4 is live" in done.stdout
+    assert "attacks crafted on generation 3" in done.stdout
+    assert "frozen" in done.stdout
+    assert "g2d" in (tmp_path / "report.html").read_text("utf-8").lower()
+
+
 def test_example_is_about_twenty_lines():
     text = (ROOT / "examples" / "breast_cancer.py").read_text()
     code = [s for s in text.splitlines() if s.strip() and not s.startswith(("import", "from", '"'))]

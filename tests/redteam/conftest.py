@@ -13,16 +13,18 @@ from sites import generate, site_of, small, trained
 
 
 @pytest.fixture(scope="session")
-def exposed(tiny_vault, tmp_path_factory):
+def exposed(tiny_vault, once):
     """A tiny vault with three generations beside the base, and the networks of a quick run."""
-    path = tmp_path_factory.mktemp("red") / "vault"
-    shutil.copytree(tiny_vault, path)
-    with g2d.Defence.open(path) as defence:
-        generate(defence, 3)
-    attack(path, threats=["universal"], quick=True, engine=SerialEngine())
-    shutil.rmtree(path / "redteam" / "rows")
-    (path / "redteam" / "results.json").unlink()
-    return path
+
+    def build(path):
+        shutil.copytree(tiny_vault, path)
+        with g2d.Defence.open(path) as defence:
+            generate(defence, 3)
+        attack(path, threats=["universal"], quick=True, engine=SerialEngine())
+        shutil.rmtree(path / "redteam" / "rows")
+        (path / "redteam" / "results.json").unlink()
+
+    return once.copy("attacked", build)
 
 
 @pytest.fixture

@@ -106,13 +106,13 @@ def test_healing_never_takes_a_generation_back():
 
     def slowly() -> Snapshot:
         read.set()
-        assert go.wait(20)
+        assert go.wait(120)
         return Snapshot(1, lambda x: x)
 
     source.snapshot = slowly  # type: ignore[method-assign]
     check = threading.Thread(target=rotor.check)
     check.start()
-    assert read.wait(20)
+    assert read.wait(120)
     rotor._take(source.advance())
     go.set()
     check.join()

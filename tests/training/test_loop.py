@@ -11,7 +11,7 @@ import g2d
 from g2d.errors import SettingsError
 from g2d.settings import HardenSettings
 from g2d.training.loop import Batches, NextStep, adam, clean_step, train
-from g2d.training.recipes import HardenedTraining, Recipe, Setup, Step, find, try_out
+from g2d.training.recipes import HardenedTraining, Part, Recipe, Setup, Step, find, try_out
 from hardening import trained
 from places import example
 
@@ -120,6 +120,32 @@ def test_a_recipe_that_changes_nothing_gives_the_same_bytes(digits):
         for extra in ((), (Recipe(),))
     )
     assert torch.equal(*(weights(t.run(digits.model(0), 1e-2)) for t in (plain, same)))
+
+
+class Attacking(Recipe):
+    adversarial = True
+
+    def __call__(self, step: Step) -> Step:
+        return step.add(Part(step.attack(), step.criterion))
+
+
+def test_a_training_on_its_own_attacks_is_looked_at_whichever_recipe_makes_them(digits):
+    settings = HardenSettings(recipe=(f"{__name__}:Attacking",), steps=1, checks=2)
+    training = HardenedTraining(digits, settings, batches(digits), 4, seed=0)
+    training.run(digits.model(0), 1e-3)
+    assert [found.done for found in training.monitor.checks] == [0.5, 1.0]
+    plain = HardenSettings(recipe=("l2",))
+    assert HardenedTraining(digits, plain, batches(digits), 4, seed=0).monitor is None
+
+
+class Demanding(Recipe):
+    def __init__(self, more: int) -> None:
+        self.more = more
+
+
+def test_a_recipe_that_cannot_be_made_is_refused():
+    with pytest.raises(SettingsError, match="calling it raised TypeError"):
+        find(f"{__name__}:Demanding")
 
 
 class Nothing(Recipe):

@@ -94,8 +94,8 @@ def test_repelled_forks_resist_attacks_that_plain_forks_do_not(tmp_path, tiny_se
     errors = {}
     for recipe in ("forks", "repelled"):
         path = tmp_path / recipe
-        population(path, tiny_settings, recipe=recipe, members=2, fork_steps=400, pool=600,
-            pool_steps=10)  # fmt: skip
+        population(path, tiny_settings, recipe=recipe, members=2, fork_steps=200, pool=300,
+            pool_steps=5)  # fmt: skip
         with Vault.open(path) as vault:
             base, member = vault.entry("base"), vault.entries("member")[0]
             models = []

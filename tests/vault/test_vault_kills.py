@@ -54,7 +54,7 @@ def test_readers_read_while_a_writer_writes(vault):
         env={**os.environ, "PYTHONPATH": SOURCES},
         stdout=subprocess.PIPE,
     )
-    seen, until = [0], time.monotonic() + 30
+    seen, until = [0], time.monotonic() + 300
     with process:
         assert process.stdout.readline() == b"open\n"
         with Vault.open(vault.path) as reader:
@@ -109,7 +109,7 @@ def test_kills_lose_nothing_that_was_acknowledged(folder):
     moments = random.Random(20)
     Vault.create(folder, "").close()
     live, acknowledged, turn = 0, 0, 0
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         process = subprocess.Popen(
             [sys.executable, "-S", "-c", WRITER, str(folder), str(turn)],
             env={**os.environ, "PYTHONPATH": SOURCES},
@@ -117,11 +117,12 @@ def test_kills_lose_nothing_that_was_acknowledged(folder):
             text=True,
         )
         with process:
-            first = process.stdout.readline()
+            # Every other one has promised something, however busy the machine is.
+            heard = [process.stdout.readline() for _ in range(1 + kill % 2)]
             time.sleep(moments.uniform(0, 0.2))
             process.kill()
-            lines = [first, *process.stdout.readlines()]
-        assert first == "open\n"
+            lines = [*heard, *process.stdout.readlines()]
+        assert heard[0] == "open\n"
         assert process.returncode == -signal.SIGKILL
         with Vault.open(folder) as reader:
             check_promises(reader, lines, live)
@@ -136,7 +137,7 @@ def test_kills_lose_nothing_that_was_acknowledged(folder):
             assert writer.accept({"weights": content(number)}, {}).number == number
         acknowledged += len(lines) - 1
         turn += len(lines)
-    assert acknowledged > KILLS  # the kills did land among writes
+    assert acknowledged >= KILLS // 2  # the kills did land among writes
 
 
 # Dies at the n-th step that changes the disk; the ledger's own steps are sqlite's to keep.

@@ -22,7 +22,7 @@ app = typer.Typer(
 
 KeyPath = Annotated[
     Path | None,
-    typer.Option("--key", metavar="FILE", help="Private key; ~/.config/g2d/signing.key."),
+    typer.Option("--key", metavar="FILE", help="Private key file; else ~/.config/g2d/signing.key."),
 ]
 
 
@@ -30,7 +30,7 @@ KeyPath = Annotated[
 def new(
     key: KeyPath = None,
     public: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Public key; beside it, as .pub.")
+        Path | None, typer.Option(metavar="FILE", help="Public key file; else beside it, as .pub.")
     ] = None,
 ) -> None:
     """Make a key pair: the private file for generating, the public one for serving."""
@@ -93,18 +93,19 @@ def trust(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, for serving.")],
     keys: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Key files to trust.")],
     vault: Annotated[
-        list[Path] | None, typer.Option(metavar="VAULT", help="Only for this vault; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="VAULT", help="Trust them for this vault only; repeatable."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
-    """Gather public keys into one file: several while keys change, bound to a vault if named."""
+    """Gather public keys into one file for serving; name vaults to trust them for these only."""
     from g2d.vault.keys import VerifyKey, read_public
     from g2d.vault.vault import Vault
 
     if not force:
         _refuse_existing(out)
     elif _is_private(out):
-        raise KeyFileError(f"{out} is a private key, which is not overwritten; name another file")
+        raise KeyFileError(f"{out} is a private key and is not overwritten; name another file")
     found = [read_public(path) for path in keys]
     if not vault and len({frozenset(each.vaults) for each in found}) > 1:
         raise KeyFileError(

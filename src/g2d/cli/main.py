@@ -117,7 +117,7 @@ def main() -> None:
 
 _MADE = {f"population__{name}" for name in ("members", "recipe", "basins")} | {"harden__recipe"}
 Zoo = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Take the checkpoints that you have.")
+    Path | None, typer.Option(metavar="FOLDER", help="Adopt the checkpoints in this folder.")
 ]
 
 
@@ -146,7 +146,7 @@ def _globals(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the report goes.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the report.")] = Path(
         "demo"
     ),
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all draws.")] = 0,
@@ -222,7 +222,9 @@ def population(
 @app.command()
 def fit(
     vault: VaultPath,
-    again: Annotated[bool, typer.Option("--again", help="Fit anew, even if it is there.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Fit again, even if there is one.")
+    ] = False,
     data: DataFolder = None,
 ) -> None:
     """Fit the generator (autoencoder and latent diffusion) on the population."""
@@ -232,7 +234,9 @@ def fit(
         fresh = defence.vault.entry("generator") != before
         live = defence.vault.live()
     print_line(
-        "The generator is fitted." if fresh else "The generator was there already (see --again)."
+        "The generator is fitted."
+        if fresh
+        else "The generator was there already; fit it again with --again."
     )
     print_line(f"Generation {live} is live. Next: g2d generate {vault}")
 
@@ -240,9 +244,9 @@ def fit(
 @app.command()
 def generate(
     vault: VaultPath,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many.")] = 1,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many to make.")] = 1,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="For reproduction only; else 256 secret bits.")
+        int | None, typer.Option(min=0, help="To reproduce one; else 256 secret bits are drawn.")
     ] = None,
     activate: Annotated[
         bool, typer.Option("--activate/--no-activate", " /--keep", help="Make each one live.")
@@ -286,7 +290,7 @@ def generate(
 @app.command()
 def activate(
     vault: VaultPath,
-    number: Annotated[int, typer.Argument(min=1, help="A generation that was kept.")],
+    number: Annotated[int, typer.Argument(min=1, help="Number of a kept generation.")],
     data: DataFolder = None,
 ) -> None:
     """Make a kept generation live, if it still passes its gates against what is exposed now."""
@@ -299,16 +303,16 @@ def activate(
 def attack(
     vault: VaultPath,
     threat: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this family; repeat for more.")
+        list[str] | None, typer.Option(metavar="NAME", help="Run only this family; repeatable.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A smoke test of two minutes, no evidence.")
+        bool, typer.Option("--quick", help="Run a smoke test of two minutes, not evidence.")
     ] = False,
     eps: Annotated[float | None, typer.Option(help="Attack budget; the task's by default.")] = None,
-    n: Annotated[int | None, typer.Option("--examples", help="Test examples.")] = None,
+    n: Annotated[int | None, typer.Option("--examples", help="Number of test examples.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every attack.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Results; VAULT/redteam by default.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for results; else VAULT/redteam.")
     ] = None,
     data: DataFolder = None,
     workers: Workers = None,
@@ -319,7 +323,7 @@ def attack(
     engine: EngineName = "local",
     ray_address: RayAddress = "",
 ) -> None:
-    """Attack a vault with everything the field has, beside controls; then run `g2d report`.
+    """Attack a vault with established attacks of every threat, beside controls; see `g2d report`.
 
     Goes on where an interrupted run stopped; rows whose inputs have not changed are reused.
     """
@@ -337,7 +341,7 @@ def attack(
     print_attacks(results)
     print_line(f"results      {redteam.results_path(vault, out)}")
     if any(row["status"] in ("failed", "died") for row in results["rows"]):
-        raise G2DError("some rows could not be measured; they say why above")
+        raise G2DError("some rows could not be measured: the table above says why")
 
 
 @app.command()

@@ -29,11 +29,14 @@ def serve(
     vault: VaultPath,
     given: Given,
     key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Public key: serve signed ones only.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Public key file: serve only what it signed."),
     ] = None,
     served: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Remembers the highest number, outside the vault."),
+        typer.Option(
+            metavar="FILE", help="File outside the vault that remembers the highest number served."
+        ),
     ] = None,
     admin_token_file: Annotated[
         Path | None,
@@ -42,9 +45,11 @@ def serve(
     data: DataFolder = None,
     engine: EngineName = "local",
     ray_address: RayAddress = "",
-    replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: how many.")] = 2,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Number of replicas, with --engine ray.")
+    ] = 2,
     lease: Annotated[
-        str, typer.Option(metavar="TIME", help="A replica's; 0: by --every, 10s at most.")
+        str, typer.Option(metavar="TIME", help="Lease of a replica; 0: by --every, at most 10s.")
     ] = "0",
 ) -> None:
     """Serve the live generation over HTTP (Open Inference Protocol v2), and rotate it."""

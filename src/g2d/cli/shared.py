@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 VaultPath = Annotated[Path, typer.Argument(metavar="VAULT", help="Folder of the vault.")]
 DataFolder = Annotated[
-    Path | None, typer.Option("--data", metavar="FOLDER", help="Where the task's data lies.")
+    Path | None, typer.Option("--data", metavar="FOLDER", help="Folder of the task's data.")
 ]
 _WORKERS = leaves(PopulationSettings)["workers"]
 Workers = Annotated[
@@ -37,7 +37,8 @@ Workers = Annotated[
     ),
 ]
 EngineName = Annotated[
-    Literal["local", "ray"], typer.Option(help="Worker processes here, or a Ray cluster.")
+    Literal["local", "ray"],
+    typer.Option(help="Run jobs in worker processes here, or on a Ray cluster."),
 ]
 RayAddress = Annotated[
     str,

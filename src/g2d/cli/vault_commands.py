@@ -74,10 +74,12 @@ def verify(
 def export(
     vault: VaultPath,
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
-    number: Annotated[int | None, typer.Option(help="Generation; the live one by default.")] = None,
+    number: Annotated[
+        int | None, typer.Option(help="Number of the generation; the live one by default.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
-    """Write a generation as a plain safetensors state dict, its digest verified."""
+    """Verify a generation and write it as a plain safetensors state dict."""
     from g2d.core.files import write_bytes
     from g2d.vault.vault import Vault
 
@@ -99,7 +101,7 @@ def settings(
         Path | None, typer.Argument(metavar="[VAULT]", help="Folder of the vault.")
     ] = None,
     defaults: Annotated[
-        bool, typer.Option("--defaults", help="Of no vault: the defaults.")
+        bool, typer.Option("--defaults", help="Print the defaults, of no vault.")
     ] = False,
 ) -> None:
     """Print all settings as TOML, each with its meaning."""

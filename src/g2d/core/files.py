@@ -30,7 +30,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             Path(name).unlink(missing_ok=True)  # it is there only if something went wrong
     except OSError as error:
         raise G2DError(
-            f"cannot write {path}: {error}; the old file, if any, is as it was"
+            f"cannot write {path}: {error}; the old file, if there is one, is unchanged"
         ) from error
 
 

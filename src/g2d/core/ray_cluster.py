@@ -72,7 +72,7 @@ def joined(address: str = "", cpus: int = 0) -> Iterator[bool]:
         what = "cannot be started" if own else f"does not answer at {address}"
         told = " ".join(str(error).split())[:300]
         advice = (
-            "is there memory for it, and the address right?" if own else "start one with `ray start"
+            "check that there is memory for it" if own else "start one with `ray start"
             " --head`, check the address, and if it asks for a token set RAY_AUTH_MODE=token and"
             " RAY_AUTH_TOKEN_PATH"
         )  # fmt: skip
@@ -86,8 +86,8 @@ def joined(address: str = "", cpus: int = 0) -> Iterator[bool]:
 def _reach(address: str) -> None:
     if "://" in address:
         raise G2DError(
-            f"{address} is a Ray Client's address; run g2d on a node of the cluster, and give"
-            " HOST:PORT or auto"
+            f"{address} is a Ray Client's address: run g2d on a node of the cluster, and"
+            " give HOST:PORT or auto"
         )
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():

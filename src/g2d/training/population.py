@@ -36,6 +36,7 @@ from g2d.training.recipes import (
     Teacher,
     check,
     fgsm_light,
+    find,
     stale,
     try_out,
 )
@@ -130,7 +131,7 @@ def _extra(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
     if job.recipe != "repelled":
         return ()
     eps = job.settings.light_eps * task.eps
-    if eps == 0 or "adversarial" in job.harden.recipe:
+    if eps == 0 or any(find(name).adversarial for name in job.harden.recipe):
         return (stale,)
     return (stale, partial(fgsm_light, eps))
 

@@ -57,7 +57,7 @@ class SigningKey:
         with _key_file(path) as (data, mode):
             if mode & 0o077:
                 raise KeyFileError(
-                    f"{path} may be used by others (mode {mode:o}), so it may be known: run"
+                    f"other users have access to {path} (mode {mode:o}) and may know the key: run"
                     f" `chmod 600 {path}`, or make a new key with `g2d keys new`"
                 )
             from cryptography.exceptions import UnsupportedAlgorithm
@@ -92,7 +92,7 @@ class SigningKey:
                 os.fsync(handle)
         except FileExistsError:
             raise KeyFileError(
-                f"{path} exists and a key is never overwritten: name another file"
+                f"{path} exists already, and a key is never overwritten: name another file"
             ) from None
         except OSError as error:
             raise KeyFileError(f"cannot write the key {path}: {error.strerror}") from error
@@ -137,8 +137,8 @@ class VerifyKey:
         with _key_file(path) as (data, mode):
             if mode & 0o022:
                 raise KeyFileError(
-                    f"others may write {path} (mode {mode:o}), so it may not be what you trust:"
-                    f" run `chmod 644 {path}` once you have checked it with `g2d keys show`"
+                    f"others may write {path} (mode {mode:o}), so it may hold keys that you do not"
+                    f" trust: check it with `g2d keys show`, then run `chmod 644 {path}`"
                 )
             text = data.decode("ascii", "replace").replace("\r\n", "\n")
         keys = tuple(_public_key(path, found.group()) for found in _PEM.finditer(text))
@@ -146,8 +146,8 @@ class VerifyKey:
         pins = [_PIN.fullmatch(line) for line in rest if line]
         if not keys or not all(pins):
             raise KeyFileError(
-                f"{path} is not a file of public keys: expected PEM blocks and, if the keys are to"
-                " sign for certain vaults only, lines 'vault: IDENTITY'. See `g2d keys trust`"
+                f"{path} is not a file of public keys: expected PEM blocks and, for keys that sign"
+                " for certain vaults only, lines 'vault: IDENTITY'. Make one with `g2d keys trust`"
             )
         return cls(keys, frozenset(pin[1] for pin in pins if pin))
 
@@ -265,7 +265,9 @@ def _public_key(path: Path, block: str) -> Ed25519PublicKey:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise KeyFileError(f"{path} holds something else than Ed25519 public keys (PEM)")
+        raise KeyFileError(
+            f"{path} holds a key of another kind: expected Ed25519 public keys in PEM"
+        )
     return key
 
 

@@ -49,10 +49,10 @@ _IDENTITY = (
 )
 PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 """What may be over in a moment, and says nothing about the file."""
-_FULL = "the disk is full. Free some space and run it again; what was accepted is safe."
-_DENIED = "no access, or read-only. Give this user access, or copy it to a folder of yours."
+_FULL = "the disk is full. Free some space and try again; what was accepted is safe."
+_DENIED = "no access, or read-only. Give this user access, or use a copy in a folder of yours."
 _CORRUPT = "the ledger is corrupt. Restore the vault from a backup."
-_OTHERWISE = "check the disk and run it again; what was accepted is safe."
+_OTHERWISE = "check the disk and try again; what was accepted is safe."
 _ADVICE: dict[object, str] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, f"sqlite {sqlite3.SQLITE_FULL}"), _FULL),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _DENIED),
@@ -62,7 +62,7 @@ _ADVICE: dict[object, str] = {
     **dict.fromkeys(
         (f"sqlite {sqlite3.SQLITE_CORRUPT}", f"sqlite {sqlite3.SQLITE_NOTADB}"), _CORRUPT
     ),
-    f"sqlite {sqlite3.SQLITE_BUSY}": "another process holds the ledger. Run it again.",
+    f"sqlite {sqlite3.SQLITE_BUSY}": "another process holds the ledger. Try again.",
 }
 _LOCKS: weakref.WeakSet[FileIO] = weakref.WeakSet()
 
@@ -83,7 +83,7 @@ def read_file(path: Path, digest: str, advice: str) -> bytes:
         raise kind(_explain(path, "read", error)) from error
     if sha256(data) != digest:
         raise VaultError(
-            f"{path} is corrupt (its SHA-256 is not the ledger's): restore it from a backup,"
+            f"{path} is corrupt (its SHA-256 differs from the ledger's): restore it from a backup,"
             f" or {advice}."
         )
     return data
@@ -201,7 +201,7 @@ def check_ledger(path: Path, ledger: sqlite3.Connection) -> None:
     if application != _APPLICATION:
         raise VaultError(
             f"{path} is not a vault: its {LEDGER} is empty or another program's. If creating it"
-            " was interrupted, create it again; else check the path or restore a backup."
+            " was interrupted, create it again; otherwise check the path or restore a backup."
         )
     if version > FORMAT:
         raise VaultError(

@@ -1,13 +1,17 @@
-"""What the ledger says of files: entries and generations, and where each file lies. Plain data."""
+"""Rows of the ledger as plain data: entries, generations, and where each one's files lie."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from g2d.errors import VaultError, nearest
+from g2d.vault.ledger import sha256
 
 SIGNATURE = "manifest.sig"
 """File beside manifest.json that holds its signature, if the generation was signed."""
@@ -117,3 +121,26 @@ def checked_generation(number: Any, files: Any, manifest: Any, created: Any) -> 
     if type(number) is not int or number < 1 or "weights" not in digests:
         raise ValueError("a generation has a number from 1 on, and weights")
     return GenerationRecord(number, digests, checked_object(manifest), checked_moment(created))
+
+
+def digests_of(files: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 of each file; a `VaultError` names a file that cannot be called so."""
+    for name in files:
+        if not FILE_NAME.fullmatch(name):
+            raise VaultError(f"{name!r} cannot name a file: use a-z, 0-9, _ (and not v1, v2, ..).")
+    return {name: sha256(data) for name, data in files.items()}
+
+
+def digest_of(files: Mapping[str, str], name: str, what: str) -> str:
+    """The digest of one file of `what`, for messages; a `VaultError` suggests the nearest name."""
+    if name not in files:
+        raise VaultError(f"{what} has no file {name!r}.{nearest(name, files)}")
+    return files[name]
+
+
+def to_json(value: Mapping[str, Any], what: str, **options: Any) -> str:
+    """Write an object as JSON; a `VaultError` says what cannot be written so."""
+    try:
+        return json.dumps(dict(value), sort_keys=True, **options)
+    except (TypeError, ValueError) as error:
+        raise VaultError(f"{what} cannot be written as JSON: {error}") from error

@@ -89,7 +89,7 @@ def sign_generation(
     }
     full = {**manifest, **bound}
     if missing := _FIELDS.keys() - full.keys() - {"number", "files", "created"}:
-        raise VaultError(f"a signed manifest has to bind {sorted(missing)} too: add them.")
+        raise VaultError(f"a signed manifest must also hold {sorted(missing)}: add them.")
     return vault.accept(files, full, activate, key.sign)
 
 
@@ -172,7 +172,9 @@ def _parse(manifest: bytes, number: int, signer: str) -> dict[str, Any]:
 
 def _check_place(vault: Vault, number: int, key: VerifyKey, signed: Mapping[str, Any]) -> None:
     if signed["number"] != number:
-        raise _refused(number, "number", f"what lies there was signed as {signed['number']}")
+        raise _refused(
+            number, "number", f"the files there were signed as generation {signed['number']}"
+        )
     try:
         identity, claimed = vault.identity, signed["vault"]
     except VaultError as error:
@@ -191,9 +193,11 @@ def _check_place(vault: Vault, number: int, key: VerifyKey, signed: Mapping[str,
 def _check_times(number: int, signed: Mapping[str, Any], now: float) -> None:
     if signed["created"] > now + _SKEW:
         ahead = signed["created"] - now
-        raise _refused(number, "future", f"it was made {ahead:.0f} s from now: check the clocks")
+        raise _refused(
+            number, "future", f"it was made {ahead:.0f} s in the future: check the clocks"
+        )
     if not now < signed["expires"]:
-        raise _refused(number, "expired", f"its time ended {now - signed['expires']:.0f} s ago")
+        raise _refused(number, "expired", f"it expired {now - signed['expires']:.0f} s ago")
 
 
 def _check_ledger(vault: Vault, number: int, signed: Mapping[str, Any]) -> None:
@@ -213,7 +217,11 @@ def _read_signed(folder: Path, name: str, number: int, size: int, digest: str) -
     try:
         with open_plain(path) as file:
             if os.fstat(file.fileno()).st_size != size:
-                raise _refused(number, "digest", f"{path} has not the {size} bytes that it had")
+                raise _refused(
+                    number,
+                    "digest",
+                    f"{path} is not {size} bytes long, as it was when it was signed",
+                )
             while part := file.read(1 << 20):
                 sha.update(part)
                 if name == "weights":

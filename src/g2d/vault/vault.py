@@ -21,7 +21,7 @@ from shutil import rmtree
 from typing import Any, Self
 
 from g2d.core.files import fill_file, sync_folder
-from g2d.errors import VaultError, nearest
+from g2d.errors import VaultError
 from g2d.vault.ledger import (
     FORMAT,
     LEDGER,
@@ -42,14 +42,16 @@ from g2d.vault.ledger import (
     write_file,
 )
 from g2d.vault.records import (
-    FILE_NAME,
     FOLDERS,
     OURS,
     SIGNATURE,
     Entry,
     GenerationRecord,
+    digest_of,
+    digests_of,
     entry_file,
     generation_folder,
+    to_json,
 )
 
 __all__ = ["FORMAT", "SIGNATURE", "Entry", "GenerationRecord", "Vault"]
@@ -153,15 +155,15 @@ class Vault:
         if kind not in FOLDERS:
             raise VaultError(f"unknown kind {kind!r}, expected one of {', '.join(FOLDERS)}.")
         if index < 0 or (index and not FOLDERS[kind]):
-            raise VaultError(f"index {index} does not fit a {kind}: expected 0 or, in lists, more.")
-        digests, notes = _digests(files), _to_json(info, "info")
+            raise VaultError(f"a {kind} has no index {index}: expected 0, or more in a list.")
+        digests, notes = digests_of(files), to_json(info, "info")
         with self._writing():
             old = self.entry(kind, index)
             version = old.version + 1 if old else 1
             entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
             for name, data in files.items():
                 write_file(entry_file(self.path, entry, name), data)
-            row = (kind, index, version, _to_json(digests, "files"), notes, entry.created)
+            row = (kind, index, version, to_json(digests, "files"), notes, entry.created)
             self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
         if old:
             self._try_tidy()
@@ -179,14 +181,16 @@ class Vault:
     def read(self, entry: Entry, name: str = "weights") -> bytes:
         """Return a file's bytes once their SHA-256 equals the entry's digest."""
         what = f"{entry.kind} {entry.index}"
-        digest = _digest_of(entry.files, name, what)
+        digest = digest_of(entry.files, name, what)
         try:
             return read_file(
                 entry_file(self.path, entry, name), digest, "run `g2d fit` to make it again"
             )
         except VaultError:
             if self.entry(entry.kind, entry.index) != entry:
-                raise VaultError(f"{what} was replaced or deleted: list it again.") from None
+                raise VaultError(
+                    f"{what} was replaced or deleted meanwhile: list it again."
+                ) from None
             raise
 
     def delete(self, kind: str) -> None:
@@ -208,22 +212,26 @@ class Vault:
         "number", "files" (digests) and "created" to the manifest, which must be strict JSON. What
         `sign` makes of the bytes of manifest.json is placed beside it before the row is committed.
         """
-        digests = _digests(files)
+        digests = digests_of(files)
         if "weights" not in files or "manifest" in files:
-            raise VaultError(f"a generation holds 'weights', not 'manifest'; given {list(files)}.")
+            raise VaultError(
+                f"expected the file 'weights' and none named 'manifest', not {list(files)}."
+            )
         if taken := {"number", "files", "created"} & manifest.keys():
-            raise VaultError(f"the vault itself writes these into a manifest: {sorted(taken)}.")
+            raise VaultError(
+                f"the vault writes {sorted(taken)} into the manifest itself: leave them out."
+            )
         with self._writing():
             number = 1 + (self._rows("SELECT max(number) FROM generations")[0][0] or 0)
             created = time.time()
             full = {**manifest, "number": number, "files": digests, "created": created}
-            text = _to_json(full, "manifest", allow_nan=False, indent=2)
+            text = to_json(full, "manifest", allow_nan=False, indent=2)
             contents = {f"{name}.safetensors": data for name, data in files.items()}
             contents["manifest.json"] = text.encode()
             if sign:
                 contents[SIGNATURE] = sign(contents["manifest.json"])
             self._place(number, contents)
-            row = (number, _to_json(digests, "files"), text, created)
+            row = (number, to_json(digests, "files"), text, created)
             self._ledger.execute("INSERT INTO generations VALUES (?, ?, ?, ?)", row)
             if activate:
                 self._expose(number)
@@ -265,7 +273,7 @@ class Vault:
             rows = self._rows("SELECT manifest FROM generations WHERE number = ?", number)
             if rows:
                 return read_file(folder / "manifest.json", sha256(rows[0][0].encode()), advice)
-        digest = _digest_of(self.generation(number).files, name, f"generation {number}")
+        digest = digest_of(self.generation(number).files, name, f"generation {number}")
         return read_file(folder / f"{name}.safetensors", digest, advice)
 
     def generation_file(self, number: int, name: str = "weights") -> Path:
@@ -294,7 +302,7 @@ class Vault:
 
     def reject(self, info: Mapping[str, Any]) -> None:
         """Log one rejected candidate with its reasons."""
-        row = (_to_json(info, "info"), time.time())
+        row = (to_json(info, "info"), time.time())
         with self._writing():
             self._ledger.execute("INSERT INTO rejections (info, created) VALUES (?, ?)", row)
 
@@ -375,23 +383,3 @@ class Vault:
     def _try_tidy(self) -> None:
         with suppress(OSError, VaultError), self._mutex:  # else the next writer does it
             self._tidy()
-
-
-def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
-    for name in files:
-        if not FILE_NAME.fullmatch(name):
-            raise VaultError(f"{name!r} does not fit a file: use a-z, 0-9, _ (and not v1, v2, ..).")
-    return {name: sha256(data) for name, data in files.items()}
-
-
-def _digest_of(files: Mapping[str, str], name: str, what: str) -> str:
-    if name not in files:
-        raise VaultError(f"{what} has no file {name!r}.{nearest(name, files)}")
-    return files[name]
-
-
-def _to_json(value: Mapping[str, Any], what: str, **options: Any) -> str:
-    try:
-        return json.dumps(dict(value), sort_keys=True, **options)
-    except (TypeError, ValueError) as error:
-        raise VaultError(f"{what} does not fit JSON: {error}") from error

@@ -101,15 +101,17 @@ def verify(
     trusted = read_public(key) if isinstance(key, Path | str) else key
     if not (path / LEDGER).is_file():
         Vault.open(path).close()  # says what is there in its place
+    found: list[Problem] = []
     for _ in range(_LOOKS):
         try:
-            rows = _read_rows(path)
+            look = _Look(path, _read_rows(path), trusted)
+            before, found = look.files(), look.all(patience)
+            gone = before - _Look(path, _read_rows(path), None).files() if found else None
         except VaultError as error:
             return [Problem("ledger", LEDGER, _inside(path, str(error)))]
-        look = _Look(path, rows, trusted)
-        found = look.all(patience)
-        if not found or _read_rows(path).entries == rows.entries:
+        if not gone:
             break
+        found = [problem for problem in found if problem.where not in gone]
     return found
 
 
@@ -140,6 +142,14 @@ class _Look:
             self._signatures([made for made in generations if made.number in sound], self.key)
         self._strangers(patience)
         return list(dict.fromkeys(self.found))
+
+    def files(self) -> set[str]:
+        """Where the entries' files lie: that of an entry replaced meanwhile is not missed."""
+        return {
+            str(entry_file(self.path, entry, name).relative_to(self.path))
+            for entry in self._entries()
+            for name in entry.files
+        }
 
     # --- the ledger ------------------------------------------------------------------------------
 
@@ -189,7 +199,7 @@ class _Look:
         if data is None:
             return
         if sha256(data) != digest:
-            self._tell("digest", path, "it is corrupt: its SHA-256 is not the ledger's")
+            self._tell("digest", path, "it is corrupt: its SHA-256 differs from the ledger's")
             return
         try:
             content = tensors.parse(data)
@@ -202,7 +212,9 @@ class _Look:
             shapes = tensors.shapes_of(content)
             self.reference = self.reference or shapes
             if wrong := tensors.misfits(self.reference, shapes):
-                self._tell("architecture", path, f"it is not of the base's kind: {_first(wrong)}")
+                self._tell(
+                    "architecture", path, f"its architecture is not the base's: {_first(wrong)}"
+                )
 
     def _generation(self, made: GenerationRecord) -> bool:
         """Check a generation's files; whether nothing is wrong with them by the ledger alone."""
@@ -234,11 +246,11 @@ class _Look:
         self.known.add(path)
         data, about = self._bytes(path, _MOST_TEXT), made.manifest
         if data is not None and data != self.texts[made.number].encode():
-            self._tell("digest", path, "it is corrupt: it is not what the ledger says")
+            self._tell("digest", path, "it is corrupt: it differs from the ledger's row")
         own = {"number": made.number, "files": made.files, "created": made.created}
         for name, value in own.items():
             if about.get(name) != value:
-                self._tell("manifest", path, f"its {name!r} is not that of the ledger's row")
+                self._tell("manifest", path, f"its {name!r} differs from the ledger's row")
         exposed, gates = about.get("exposed", []), about.get("gates", [])
         if not isinstance(exposed, list) or not all(
             type(n) is int and n < made.number and n in self.texts for n in exposed
@@ -260,14 +272,17 @@ class _Look:
     def _strangers(self, patience: float) -> None:
         """Tell of files without a row, unless a writer commits or removes them in time."""
         strangers, until = self._unknown(), time.monotonic() + patience
-        while strangers and time.monotonic() < until:
-            time.sleep(0.05)
+        while strangers:
+            late = time.monotonic() >= until
             self.rows = _read_rows(self.path)
             for _ in (*self._entries(), *self._generations()):
                 pass  # what they name is known from now on
             strangers &= self._unknown()
+            if late:
+                break
+            time.sleep(0.05)
         for path in sorted(strangers):
-            self._tell("unknown", path, "the ledger does not know it; move it out of the vault")
+            self._tell("unknown", path, "the ledger has no row for it: move it out of the vault")
 
     def _unknown(self) -> set[Path]:
         folders = {self.path / name for name in SUBFOLDERS} - self.closed

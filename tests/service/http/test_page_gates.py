@@ -19,7 +19,7 @@ def test_a_gate_that_nobody_told_the_page_of_is_shown(made):
     shown = made.open()
     shown.click("#timeline summary >> nth=0")
     rows = shown.locator("#timeline table >> nth=0").locator("tbody tr")
-    playwright.expect(rows).to_have_count(7, timeout=10_000)
+    playwright.expect(rows).to_have_count(7, timeout=60_000)
     assert rows.all_inner_texts()[5].split() == ["flatness", "0.25", "≤", "0.5", "✓", "passed"]
     assert rows.all_inner_texts()[6].startswith("what members give away")
     assert "25.0 %" in rows.all_inner_texts()[6]

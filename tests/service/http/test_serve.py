@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import random
-import shutil
 import signal
 import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
 from g2d.vault.vault import Vault
-from places import DATA
 from service_process import TOKEN, Process, can_write, certificate, expected
 from stand_ins import wait_for
-
-RESULTS = DATA / "results.json"
 
 
 def test_a_whole_life_with_the_public_client(vault, x, tmp_path):
@@ -97,44 +92,6 @@ def test_sigterm_answers_what_is_under_way_and_takes_no_more(vault, x, tmp_path)
     assert set(codes) == {1}  # every answer that came was good: `infer` checks the status
 
 
-def test_a_head_that_never_ends_is_ended(vault, x, tmp_path):
-    """Slow loris: nothing sent, a head that trickles, blank lines on an idle connection."""
-    import socket
-
-    with Process(vault, "--timeout", "1s", log=tmp_path / "log") as served:
-        host, _, port = served.address.removeprefix("http://").rpartition(":")
-
-        def talk(first: bytes, then: bytes, times: int = 1000) -> tuple[bytes, float]:
-            """Send, then so many times more until the other side has closed; or has answered."""
-            began, heard = time.monotonic(), b""
-            with socket.create_connection((host, int(port)), timeout=0.2) as wire:
-                wire.sendall(first)
-                while time.monotonic() - began < 90 and (times > 0 or not heard):
-                    with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
-                        part = wire.recv(65536)
-                        heard += part
-                        if not part:
-                            break
-                    times -= 1
-                    with contextlib.suppress(OSError):
-                        wire.sendall(then if times > 0 else b"")
-            return heard, time.monotonic() - began
-
-        live = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        for first, then in ((b"", b""), (b"GET /v2 HTTP/1.1\r\n", b"a: b\r\n"), (live, b"\r\n")):
-            heard, took = talk(first, then)
-            assert heard.endswith(b"content-length: 0\r\n\r\n"), heard
-            assert b"408" in heard
-            assert 0.8 < took < 60
-        heard, _ = talk(b"GET /v2 HTTP/1.1\r\n", b"a: " + b"b" * 60_000 + b"\r\n")
-        assert b"431" in heard
-        refused = b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 300000\r\n\r\n"
-        heard, _ = talk(refused, bytes(20_000), 5)
-        assert heard.startswith(b"HTTP/1.1 404")
-        assert b"431" not in heard
-        assert served.infer(x)[0] == 1
-
-
 @pytest.mark.slow
 def test_kill_storm_under_load(vault, x, tmp_path):
     """SIGKILL of service or worker at random moments: the last committed generation comes back."""
@@ -180,26 +137,3 @@ def test_tls_by_certificate_and_key(vault, x, tmp_path, monkeypatch):
         served.address = served.address.replace("0.0.0.0", "127.0.0.1")
         assert served.infer(x)[0] == 1
         assert "EXPOSED" not in served.text()
-
-
-def test_exposure_without_tls_is_said_loudly(vault, tmp_path):
-    with Process(vault, "--host", "0.0.0.0", log=tmp_path / "log") as served:
-        wait_for(lambda: "EXPOSED WITHOUT TLS" in served.text())
-
-
-def test_a_real_service_has_the_page_and_its_vaults_findings(tiny_vault, tmp_path):
-    vault = Path(shutil.copytree(tiny_vault, tmp_path / "vault"))
-    (vault / "redteam").mkdir()
-    shutil.copy(RESULTS, vault / "redteam" / "results.json")
-    with Process(vault, log=tmp_path / "log") as served:
-        with urllib.request.urlopen(served.address + "/", timeout=120) as answer:
-            assert b"Live generation" in answer.read()
-            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
-            assert answer.headers["x-content-type-options"] == "nosniff"
-        assert served.ask("/redteam")[1]["rows"]
-        status = served.ask("/status")[1]
-        assert status["redteam"]
-        assert status["traffic"]["answers"] == 0
-        (base,) = status["history"]
-        assert base["origin"] == "base"
-        assert served.ask("/redoc")[0] == 404

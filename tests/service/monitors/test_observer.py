@@ -30,7 +30,7 @@ class Recorder:
 
     def observe(self, inputs, logits, client) -> None:
         self.entered.set()
-        assert self.go.wait(20)
+        assert self.go.wait(120)
         self.seen.append((inputs, logits, client))
 
 
@@ -85,7 +85,7 @@ def test_answers_do_not_wait_for_an_observer(monkeypatch):
         for _ in range(300):  # 256: what one request may hold always fits
             answer = await client.post(INFER, json=body())
             assert answer.status_code == 200
-        assert slow.entered.wait(20)
+        assert slow.entered.wait(120)
         assert not slow.seen
         scraped = (await client.get("/metrics")).text
         assert "g2d_observer_dropped_inputs_total 44.0" in scraped

@@ -44,7 +44,6 @@ class Options(Checked):
     burst: float = within(1.0, 1e9, 1000.0, "how many of them may come at once")
     max_batch: int = within(1, 65_536, 256, "inputs of one request, and of one batch")
     max_body: int = within(0, 1 << 31, 0, "bytes of a request's body; 0: by the task's inputs")
-    observer: tuple[str, ...] = free((), "your own, shown what was answered: 'module:factory'")
     max_waiting: int = within(1, 10**7, 4096, "inputs that may wait before requests are refused")
     timeout: float = within(
         0.01, 3600.0, 10.0, "time for a request to arrive and be answered", unit="s"
@@ -59,6 +58,9 @@ class Options(Checked):
         0.0, 3600.0, 0.5,
         "time between checks of the weights in memory, twice a second at most; 0: never", unit="s",
     )  # fmt: skip
+    observer: tuple[str, ...] = free(
+        (), "your own 'module:factory', shown what was answered", metavar="NAME"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +104,7 @@ def seconds(text: str) -> float:
     """
     found = _SPAN.fullmatch(text.strip())
     if not found:
-        raise SettingsError(f"{text!r} is no time span: write 60s, 500ms, 5m, 1h or 1d")
+        raise SettingsError(f"{text!r} is not a time span: write 60s, 500ms, 5m, 1h or 1d")
     return float(found[1]) * _UNITS[found[2] or "s"]
 
 

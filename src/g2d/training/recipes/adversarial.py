@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,6 +29,8 @@ class Adversarial(Recipe):
     Attacks lead away from the step's targets: after `distil` those are the teacher's soft labels
     (RSLAD, Zi et al. 2021, arXiv 2108.07969).
     """
+
+    adversarial: ClassVar[bool] = True
 
     def check(self, task: Task, settings: HardenSettings) -> None:
         """Refuse a guard that never looks."""

@@ -55,7 +55,10 @@ def find(name: str) -> Recipe:
         )
     found = import_attribute(name, "recipe", SettingsError)
     if isinstance(found, type) and issubclass(found, Recipe):
-        found = found()
+        try:
+            found = found()
+        except Exception as error:
+            raise SettingsError(f"recipe {name!r}: calling it raised {words(error)}") from error
     if not callable(found):
         raise SettingsError(
             f"recipe {name!r} is {type(found).__name__}; it has to be a function that is given a "
@@ -146,9 +149,8 @@ class HardenedTraining:
         self._taken = 0
         self.setup = self._prepared(batches)
         self.eps = budget(task, settings) if settings.recipe else 0.0
-        self.monitor = (
-            TrainingMonitor(task, settings, seed) if "adversarial" in settings.recipe else None
-        )
+        attacked = any(recipe.adversarial for _, recipe in named)
+        self.monitor = TrainingMonitor(task, settings, seed) if attacked else None
         count = min(settings.checks, steps)
         self.looks = {round((i + 1) * steps / count) for i in range(count)}
         self._guarded = settings.method == "fgsm" and settings.guard != "off"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -51,7 +51,14 @@ class Setup:
 
 
 class Recipe:
-    """A recipe overrides what it changes; each method leaves a training as it is."""
+    """A recipe overrides what it changes; each method leaves a training as it is.
+
+    Attributes:
+        adversarial: whether it trains on attacks on the model as it is. Such a training is looked
+            at now and then, and keeps the most robust weights that were seen.
+    """
+
+    adversarial: ClassVar[bool] = False
 
     def check(self, task: Task, settings: HardenSettings) -> None:
         """Refuse settings under which this recipe would do nothing, before anything is trained.

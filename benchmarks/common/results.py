@@ -1,0 +1,58 @@
+"""Raw results: with what they were measured, and how they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import g2d
+from g2d.redteam import overview_json
+
+
+def cpu() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, Any]:
+    """The machine and the versions that a number was measured with."""
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads per process": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "g2d": g2d.__version__,
+    }
+
+
+def record(arguments: Any) -> dict[str, Any]:
+    """When, where and with what arguments a run was made; its versions are the product's own."""
+    torch.set_num_threads(1)
+    facts = {key: str(v) if isinstance(v, Path) else v for key, v in vars(arguments).items()}
+    machine = overview_json.hardware() | {"cpu": cpu(), "load": os.getloadavg()}
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": overview_json.versions(),
+        "hardware": machine,
+        "arguments": facts,
+    }
+
+
+def save(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON so that a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.replace(path)
