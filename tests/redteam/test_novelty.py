@@ -93,13 +93,13 @@ def test_what_is_measured_can_be_reckoned_by_hand():
     members, models = points(10, 11), [threshold(0.5), threshold(0.7)]
     # A copy of the first, a fair one far away, a useless one farther still; a unit is 0.1 or so.
     found = measure(
-        points(10, 16, 50), [threshold(0.5), threshold(0.5), threshold(2.0)], models,
+        points(10, 16, 50), [threshold(0.5), threshold(0.5), threshold(-1)], models,
         Distances(members, ()), split, bar=0.75,
     )  # fmt: skip
     assert (found.networks, found.accuracy, found.passed) == (3, pytest.approx(5 / 6), 2 / 3)
     assert found.distance == pytest.approx((0 + 5 / 11 + 39 / 11) / 3)
     # The copy agrees with the first member; the others' nearest is the second, which errs at 0.6.
-    assert found.disagreement == pytest.approx((0 + 1 / 4 + 1 / 4) / 3)
+    assert found.disagreement == pytest.approx((0 + 1 / 4 + 3 / 4) / 3)
     assert found.novel == {"1": 1 / 3, "2": 1 / 3, "3": 1 / 3}
 
 

@@ -2,7 +2,7 @@
 
 `run` builds a defence, rotates it ten times, has the red team attack it (quick) and writes
 `report.html`, `summary.json` and `picture.png` (the README's). How attacks are scored lives in
-`evaluate` and `redteam`, how a page looks in `report`.
+`redteam`, how a page looks in `report`.
 """
 
 from __future__ import annotations
