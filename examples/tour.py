@@ -1,4 +1,4 @@
-"""A tour of G2D on handwritten digits, in about a minute of CPU time: population, generator, rotations, attack.
+"""A tour of G2D on digits, in about a minute of CPU time: population, generator, rotations, attack.
 
 Run it whole (`python examples/tour.py`), or cell by cell in an editor that knows `# %%`. Settings
 are small so that it is quick: quote no number from it.
@@ -34,9 +34,9 @@ print(f"{task.name}: {len(test.y)} test images of shape {tuple(test.x.shape[1:])
 # %%
 settings = Settings().override(
     population__members=6, population__basins=2, population__base_steps=200,
-    population__early_steps=60, population__fork_steps=60, population__pool=128,
+    population__early_steps=60, population__fork_steps=100, population__pool=128,
     autoencoder__steps=200, diffusion__steps=1000, guidance__pool=100, gates__pool=100,
-    gates__accuracy_drop=0.1, gates__class_drop=0.3, gates__stale_asr=0.9,
+    gates__accuracy_drop=0.2, gates__class_drop=0.5, gates__stale_asr=0.9,
 )  # fmt: skip
 engine = SerialEngine()  # no worker processes: cells have no file that those could import
 defence = Defence.build(task, folder / "vault", settings, engine)

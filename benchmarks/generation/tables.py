@@ -49,6 +49,17 @@ def shares(data: list[dict[str, Any]], name: str, of: str) -> list[float]:
     ]
 
 
+def even(data: list[dict[str, Any]], rival: str) -> str:
+    """After how many rotations a rival at each has cost as much as generating, fits included."""
+    found = []
+    for d in data:
+        if rival in d["rows"]:
+            once = 2 * d["population_seconds"] + d["fit_seconds"]  # two workers, one fit
+            dearer = d["rows"][rival]["cpu_seconds"] - d["rows"]["guided + polish"]["cpu_seconds"]
+            found.append(once / dearer)
+    return f"{min(found):.0f} to {max(found):.0f}"
+
+
 def rows_of(data: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """One row of every seed that has it."""
     return [d["rows"][name] for d in data if name in d["rows"]]
@@ -159,7 +170,7 @@ def cost(data: list[dict[str, Any]]) -> str:
         return f"{100 * statistics.mean(r['eps_0.2'][key] for r in rows):.0f} %"
 
     return (
-        f"- **What it costs.** A generation takes {one_of(share)} of the CPU time of retraining "
+        f"**What it costs.** A generation takes {one_of(share)} of the CPU time of retraining "
         f"from a fresh seed on the same attacks (3,500 steps), and resists a joint attack on the "
         f"last sixteen about as well ({asr(guided, 'joint_16')} against "
         f"{asr(rivals, 'joint_16')}), the "
@@ -167,7 +178,10 @@ def cost(data: list[dict[str, Any]]) -> str:
         f"{asr(rivals, 'worst_16')}); a 600-step fork of the base is the cheaper rival "
         f"({one_of(fork)}). Clean accuracy changes by {100 * statistics.mean(change):+.2f} points, "
         f"at worst {100 * min(change):+.2f}, over {len(change)} generations. The population costs "
-        f"{statistics.mean(d['population_seconds'] for d in data) / 60:.0f} minutes, once."
+        f"{statistics.mean(d['population_seconds'] for d in data) / 60:.0f} minutes on two "
+        f"cores, once: with the fits it has paid for itself after {even(data, 'retrained')} "
+        f"rotations against retraining at each, after {even(data, 'retrained fork')} against the "
+        "fork."
     )
 
 

@@ -294,7 +294,8 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     bad = sum(slow[key] for key in ("failed", "dropped", "wrong", "out_of_order"))
     found.append([
         f"rotation every {result['arguments']['every']:g} s for {slow['rotating_seconds']:.0f} s"
-        f" under load ({slow['rotations']} rotations of {due:.0f} due, {slow['answered']:,} answers"
+        f" under load ({slow['rotations']} rotations of {due:.0f} due, {slow['answered']:,}"
+        f" answers, {slow['rotating']['answers']:,} of them while it rotated,"
         f" at {slow['rate']:.0f}/s, {slow['compared']:,} distinct ones compared): failed, dropped,"
         " wrong (mixed or another's) or out-of-order answers",
         "0", str(bad + slow["sent"] - slow["answered"] - slow["dropped"]),
