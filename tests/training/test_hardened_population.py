@@ -42,8 +42,9 @@ def test_a_hardened_population_is_the_same_whatever_runs_it_and_cannot_change(
             return {entry.index: entry.files["weights"] for entry in entries}
 
     settings = hard(tiny_settings).override(
-        population__base_steps=60, population__early_steps=20, population__fork_steps=20
-    )
+        population__base_steps=30, population__early_steps=12, population__fork_steps=12,
+        population__members=2, population__batch=32, population__pool=32,
+    )  # fmt: skip
     one = made("a", SerialEngine(), settings)
     with LocalEngine(2) as engine:
         assert made("b", engine, settings) == one
@@ -119,10 +120,10 @@ def test_colour_images_and_batch_norm_pass_through_a_hardened_population(tmp_pat
     if not packed.is_file():
         pytest.skip(f"needs CIFAR-10 in {packed.parent}")
     images, labels = readers._read_packed(packed)
-    splits = g2d.split_dataset(images[::8], labels[::8])  # they lie class by class
+    splits = g2d.split_dataset(images[::16], labels[::16])  # they lie class by class
     task = g2d.Task("colour", small_cifar_cnn, splits, 10, eps=8 / 255, augment=crop_and_flip)
     settings = hard(tiny_settings, checks=2).override(
-        population__base_steps=60, population__early_steps=20, population__fork_steps=20,
+        population__base_steps=40, population__early_steps=15, population__fork_steps=15,
         guidance__robust_weight=0.5, guidance__robust_steps=1, gates__robust=0.01,
         gates__class_drop=1.0, gates__accuracy_drop=1.0,
     )  # fmt: skip
