@@ -2,7 +2,7 @@
 
     python -m benchmarks.generation.deepweightflow --data ../shared/data/mnist
 
-Recipe (DESIGN section 7): 784-32-32-10, He-uniform, zero biases, seeds 0-99, 5 epochs of all 60,000
+Recipe: 784-32-32-10, He-uniform, zero biases, seeds 0-99, 5 epochs of all 60,000
 training images, Adam 1e-3, batch 64; aligned by weight matching. About 6 CPU minutes on one core.
 Writes benchmarks/results/deepweightflow.json.
 """

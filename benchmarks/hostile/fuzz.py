@@ -215,7 +215,7 @@ def counted(outcomes: Counter[tuple[str, str]]) -> dict[str, Any]:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's rows: what, target, reached. Also for docs/benchmarks.md."""
+    """The table's rows: what, target, reached. Also for docs/benchmarks/serving.md."""
     told = result["schemathesis"]
     before, after = result["rss_mb"][0], result["after_mb"]
     hanging = sorted({kind for kind, found in result["outcomes"].items()

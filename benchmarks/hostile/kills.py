@@ -200,7 +200,7 @@ def summary(storm: Storm) -> dict[str, Any]:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's rows: what, target, reached. Also for docs/benchmarks.md."""
+    """The table's rows: what, target, reached. Also for docs/benchmarks/serving.md."""
     v, r, n = result["victims"], result["restart_s"], result["kills"]
     bad = result["wrong"] + result["falls"] + result["load"]["out_of_order"]
     bad += result["load"]["failed"]

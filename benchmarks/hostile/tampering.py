@@ -276,7 +276,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's rows: what, target, reached. Also for docs/benchmarks.md."""
+    """The table's rows: what, target, reached. Also for docs/benchmarks/serving.md."""
     refused = result["cases"] - result["accepted"] - result["crashes"]
     why = ", ".join(f"{reason} {count}" for reason, count in result["histogram"].items())
     wrong = [result[key] for key in ("spares_harmed", "live_moved", "controls_refused")]

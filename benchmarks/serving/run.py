@@ -283,7 +283,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's rows: what, target, reached. Also for docs/benchmarks.md."""
+    """The table's rows: what, target, reached. Also for docs/benchmarks/serving.md."""
 
     def span(interval: list[float]) -> str:
         return f"({interval[0]:.2f}–{interval[1]:.2f})"

@@ -114,7 +114,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's rows: what, target, reached. Also for docs/benchmarks.md."""
+    """The table's rows: what, target, reached. Also for docs/benchmarks/serving.md."""
     found = []
     for who in ("service", "worker"):
         g = result[f"{who}_growth"]

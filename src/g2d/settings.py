@@ -129,7 +129,7 @@ class GeneratorSettings(Checked):
 
 @dataclass(frozen=True)
 class AutoencoderSettings(Checked):
-    """The weight autoencoder (DESIGN section 2)."""
+    """The weight autoencoder (docs/method.md)."""
 
     scope: tuple[str, ...] = free((), "name patterns of the tensors in scope; empty: all")
     align: bool = free(False, "permute hidden units onto the first member before fitting")
@@ -150,7 +150,7 @@ class AutoencoderSettings(Checked):
 
 @dataclass(frozen=True)
 class DiffusionSettings(Checked):
-    """The latent diffusion model (Ho et al. 2020; DESIGN section 2)."""
+    """The latent diffusion model (Ho et al. 2020; docs/method.md)."""
 
     timesteps: int = within(2, 100_000, 1000, "T of the forward process")
     schedule: str = one_of(("cosine", "linear"), "cosine", "shape of beta_t")
@@ -200,7 +200,7 @@ class GuidanceSettings(Checked):
 
 @dataclass(frozen=True)
 class GateSettings(Checked):
-    """What a candidate must pass, all on the gate split (DESIGN section 3)."""
+    """What a candidate must pass, all on the gate split (docs/method.md)."""
 
     accuracy_drop: float = within(0.0, 1.0, 0.01, "accuracy that may be lost against the base")
     class_drop: float = within(0.0, 1.0, 0.05, "accuracy that any one class may lose")

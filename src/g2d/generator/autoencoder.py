@@ -1,7 +1,7 @@
 """The weight autoencoder: between parameter vectors V in R^P and standardised latents Z in R^d.
 
     Z = f_enc(V + xi_V, sigma),   V' = f_dec(Z + xi_Z, rho),   xi ~ N(0, .)
-    loss = (1/K) sum ||v_k - v'_k||^2  +  behaviour * KL(p(v_k) || p(v'_k))          (DESIGN, 2)
+    loss = (1/K) sum ||v_k - v'_k||^2  +  behaviour * KL(p(v_k) || p(v'_k))         (docs/method.md)
 
 Its outer layers are linear: the span of the K members holds all that a population says, and an
 orthonormal basis of it costs K^2 P once. So the squared error in R^P is computed exactly in the

@@ -1,8 +1,8 @@
 """The latent diffusion model: forward process, denoiser, reverse process, training loss.
 
-Symbols follow DDPM (Ho et al. 2020, arXiv 2006.11239) and DESIGN section 2: latents z_0 in R^d,
+Symbols follow DDPM (Ho et al. 2020, arXiv 2006.11239) and docs/method.md: latents z_0 in R^d,
 beta_t, alpha_bar_t, epsilon (the noise), epsilon_theta (the denoiser). The denoiser may be
-conditioned on the latents of the exposed set (amortised repulsion, DESIGN section 2).
+conditioned on the latents of the exposed set (amortised repulsion, docs/method.md).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _sinusoid(t: Tensor, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class DistanceTerm:
-    """The distance regulariser of DESIGN section 2, with the sign that *increases* distance.
+    """The distance regulariser (docs/method.md), with the sign that *increases* distance.
 
         - lambda * alpha_bar_t * min( ||theta_gen - theta_orig||_1 / ||theta_orig||_1, margin )
 

@@ -1,7 +1,7 @@
 """Guidance: what moves a sample away from the attacks that exposed generations invite.
 
 During the last steps of the reverse process, on the finished latent, and at the end in full weight
-space, a candidate descends the weighted sum of `terms` (DESIGN section 2), on the guide split
+space, a candidate descends the weighted sum of `terms` (docs/method.md), on the guide split
 alone. Which latent space it is drawn from does not matter here.
 """
 

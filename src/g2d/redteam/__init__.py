@@ -1,4 +1,4 @@
-"""The red team: every threat of DESIGN section 6, attacked by established code, judged by ours.
+"""The red team: every threat of docs/threats.md, attacked by established code, judged by ours.
 
 `attack` runs it row by row and goes on where it stopped. Attacks (`g2d.attacks`) propose; families
 (`g2d.redteam.threats`) set them against targets and have the framework score them. How results are

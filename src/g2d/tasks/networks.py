@@ -85,7 +85,7 @@ def mnist_robust_cnn() -> nn.Module:
 
     Its front is one soft threshold, as robust MNIST networks learn thresholds in their first layer
     (Madry et al. 2018, appendix C). Trained, it steepened until gradients vanished and PGD saw
-    less than Square; docs/benchmarks.md has what harder thresholds hid.
+    less than Square; docs/benchmarks/robust.md has what harder thresholds hid.
     """
     return nn.Sequential(
         SoftThreshold(),

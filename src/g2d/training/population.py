@@ -3,8 +3,8 @@
 A member is trained by a pure function of its job, so that any engine may run it and the same seed
 gives the same bytes whatever the number of workers. Members are made in waves: a `repelled` member
 trains on attacks crafted on random members of *earlier* waves, and begins where its basin's last
-one ended (the trunk), so that a population deepens like self-play; docs/benchmarks.md shows how
-accuracy rises and stale ASR falls from wave to wave.
+one ended (the trunk), so that a population deepens like self-play; docs/benchmarks/generation.md
+shows how accuracy rises and stale ASR falls from wave to wave.
 """
 
 from __future__ import annotations
