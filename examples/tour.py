@@ -1,4 +1,4 @@
-"""A tour of G2D on handwritten digits, about a minute of CPU: population, rotations, attack.
+"""A tour of G2D on digits, in about a minute of CPU time: population, generator, rotations, attack.
 
 Run it whole (`python examples/tour.py`), or cell by cell in an editor that knows `# %%`. Settings
 are small so that it is quick: quote no number from it.

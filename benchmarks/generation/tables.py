@@ -181,7 +181,7 @@ def cost(data: list[dict[str, Any]]) -> str:
         f"{statistics.mean(d['population_seconds'] for d in data) / 60:.0f} minutes on two "
         f"cores, once: with the fits it has paid for itself after {even(data, 'retrained')} "
         f"rotations against retraining at each, after {even(data, 'retrained fork')} against the "
-        f"fork."
+        "fork."
     )
 
 

@@ -171,10 +171,8 @@ class Maker:
         seed = seed_of(self.seed, "expose", number)
         x, index = craft_pool(self.task, model, split, settings.pool, settings.pool_steps, seed)
         guide = Split(x, split.y[index])
-        null_embedding = guide.take(range(1))
-        return Exposure(
-            number, self.generator.codec.encode(state), guide, null_embedding, null_embedding
-        )
+        unused = guide.take(range(1))
+        return Exposure(number, self.generator.codec.encode(state), guide, unused, unused)
 
     def chain(
         self, name: str, count: int, propose: Callable[[list[Exposure]], Tensor],

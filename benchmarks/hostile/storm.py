@@ -82,7 +82,7 @@ def empty(path: Path, settings: Settings) -> Path:
 
 def of(path: Path) -> Settings:
     """A vault's settings."""
-    return Settings.from_toml((path / "task.toml").read_text())
+    return Settings.from_vault((path / "task.toml").read_text())
 
 
 def storm_of_members(path: Path, kills: int, chance: random.Random) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from g2d.tasks.task import Task
     from g2d.vault.verify import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Defence": "g2d.defence.defence",

@@ -19,47 +19,18 @@ import g2d
 from benchmarks.hostile.damages import DAMAGES, restore, with_ledger_in_step
 from g2d.cli.main import app
 from g2d.errors import KeyFileError, VaultError
+from g2d.vault import verify as verifying
 from g2d.vault.ledger import sha256
-from g2d.vault.signing import SigningKey, sign_generation
+from g2d.vault.signing import SigningKey
 from g2d.vault.vault import SIGNATURE, Vault
 from g2d.vault.verify import Problem
 from g2d.weights.checkpoints import pack
-
-KEY = SigningKey.generate()
-MANIFEST = {"task": "digits", "population": "ab" * 32, "generator": "cd" * 32, "gates": []}
-
-
-def network(fill: float = 1.0, size: int = 3) -> bytes:
-    return pack({"w": torch.full((size,), float(fill)), "b": torch.full((1,), -float(fill))})
-
-
-def pool(rows: int = 2, indices: int = 2) -> bytes:
-    x, index = torch.zeros(rows, 4, dtype=torch.float16), torch.arange(indices)
-    return pack({"guide": x, "guide_index": index, "gate": x, "gate_index": index})
-
-
-def accept(vault: Vault, turn: int, activate: bool = True) -> None:
-    files = {"weights": network(turn), "attacks": pool()}
-    exposed = {"exposed": vault.exposures()}
-    sign_generation(vault, files, MANIFEST | exposed, KEY, lifetime=1.0, activate=activate)
+from sound import KEY, accept, make_vault, network, pool
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """Every kind of entry, and generations 1 to 4, signed; 3 is live."""
-    path = tmp_path_factory.mktemp("whole") / "vault"
-    with Vault.create(path, '[task]\nname = "digits"\n') as vault:
-        vault.put("base", 0, {"weights": network()}, {"accuracy": 0.9})
-        vault.put("teacher", 0, {"weights": network(size=9)}, {})
-        for index in range(2):
-            vault.put("early", index, {"weights": network(index)}, {})
-            notes = {"loss": float("inf")}
-            vault.put("member", index, {"weights": network(index), "attacks": pool()}, notes)
-        for turn in range(2):
-            vault.put("generator", 0, {"weights": network(turn, size=5)}, {})
-        for turn in range(4):
-            accept(vault, turn, activate=turn < 3)
-        vault.reject({"reasons": ["too near"], "at": 0.0})
+    path = make_vault(tmp_path_factory.mktemp("whole") / "vault")
     (path / "redteam").mkdir()
     (path / "redteam" / "results.json").write_text("{}")
     return path
@@ -70,8 +41,12 @@ def vault(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "vault"))
 
 
+def look(path: Path, key: object = None) -> list[Problem]:
+    return g2d.verify(path, key, patience=0)
+
+
 def kinds(path: Path, key: object = None) -> list[str]:
-    return [problem.kind for problem in g2d.verify(path, key, patience=0)]
+    return [problem.kind for problem in look(path, key)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -127,6 +102,26 @@ def test_a_vault_in_use_has_no_problem(vault):
         thread.join()
 
 
+@pytest.mark.parametrize("times", [1, 99])
+def test_an_entry_that_is_replaced_meanwhile_is_no_problem(vault, monkeypatch, times):
+    """Once, or again and again: its old file is gone by the time that it is looked for."""
+    real, seen = verifying._read_rows, []
+
+    def read_rows(path: Path) -> object:
+        rows = real(path)
+        seen.append(rows)
+        if len(seen) <= times:
+            with Vault.open(path, write=True) as writer:
+                writer.put("member", 1, {"weights": network(len(seen)), "attacks": pool()}, {})
+        return rows
+
+    monkeypatch.setattr(verifying, "_read_rows", read_rows)
+    assert look(vault) == []
+    (vault / "population" / "000000.safetensors").unlink()
+    seen.clear()
+    assert [problem.where for problem in look(vault)] == ["population/000000.safetensors"]
+
+
 # -- what is not -----------------------------------------------------------------------------------
 
 
@@ -149,10 +144,6 @@ def test_every_damage_of_a_signed_generation_is_found(vault, damage):
             assert look(vault, KEY.public), turn
             restore(ledger, spare, rows)
             assert look(vault, KEY.public) == []
-
-
-def look(path: Path, key: object = None) -> list[Problem]:
-    return g2d.verify(path, key, patience=0)
 
 
 def test_a_bit_anywhere_is_found(vault):

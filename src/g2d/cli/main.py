@@ -306,7 +306,7 @@ def attack(
         list[str] | None, typer.Option(metavar="NAME", help="Run only this family; repeatable.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Run a smoke test of two minutes; it is no evidence.")
+        bool, typer.Option("--quick", help="Run a smoke test of two minutes, not evidence.")
     ] = False,
     eps: Annotated[float | None, typer.Option(help="Attack budget; the task's by default.")] = None,
     n: Annotated[int | None, typer.Option("--examples", help="Number of test examples.")] = None,

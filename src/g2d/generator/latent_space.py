@@ -133,7 +133,7 @@ def find_space(name: str) -> type[LatentSpace]:
     found: Any = import_attribute(name, "latent space", SettingsError)
     if not (isinstance(found, type) and LatentSpace in found.__mro__):
         raise SettingsError(
-            f"latent space {name!r} is no class that inherits from"
+            f"latent space {name!r} is not a class that inherits from"
             " g2d.generator.latent_space.LatentSpace"
         )
     return found

@@ -141,7 +141,7 @@ class Generator:
         A class is never imported because the file names it: the file may come from elsewhere.
 
         Raises:
-            CheckpointError: the file is no generator, of another version, or of another space.
+            CheckpointError: it is not a generator, or of another version or space.
             SettingsError: there is no such kind of space.
         """
         tensors = unpack(data, "generator")

@@ -52,7 +52,7 @@ class FittedMembers:
 def soups(members: FittedMembers, count: int, seed: int) -> list[State]:
     """Means of four random members of one basin (model soup, arXiv 2203.05482).
 
-    Tensors that are no floats are the first one's. None where there is just one member.
+    Tensors that are not floats are the first one's. None where there is just one member.
     """
     states, basins = members.states, members.basins
     generator = torch.Generator().manual_seed(seed_of(seed, "soup"))

@@ -87,7 +87,7 @@ def flip_census(
     Raises:
         CheckpointError: the state does not fit the model, or the limits do not fit the state.
         SettingsError: nothing can be drawn, a parameter is not float32, no example is given, or the
-            threshold is no share.
+            threshold is not a share.
     """
     if parameters < 1 or not len(split) or not 0 < threshold < 1:
         raise SettingsError(

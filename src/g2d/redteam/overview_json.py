@@ -47,7 +47,7 @@ _WORDS = {
     ),
     "permutation": (
         "Control: hidden units reordered",
-        "Other parameters, same function: must equal the line above. Distance alone is no defence.",
+        "Other parameters, same function: must equal the line above. Distance defends nothing.",
     ),
     "fresh-seed": (
         "Control: retrained from a fresh seed",

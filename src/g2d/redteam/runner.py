@@ -78,7 +78,7 @@ def attack(
     require()
     chosen = _chosen(threats, service)
     with Defence.open(vault, write=False, data=data) as defence:
-        spec = _site(defence, eps, n, seed, quick)
+        spec = _spec_of(defence, eps, n, seed, quick)
         folder = results_path(vault, out).parent
         own = engine is None
         engine = engine or LocalEngine(workers)
@@ -101,7 +101,7 @@ def _chosen(threats: Sequence[str | Threat], service: ServiceAddress | None) -> 
     return list(dict.fromkeys(found))
 
 
-def _site(defence: Defence, eps: float | None, n: int | None, seed: int, quick: bool) -> RunSpec:
+def _spec_of(defence: Defence, eps: float | None, n: int | None, seed: int, quick: bool) -> RunSpec:
     if not defence.vault.exposures():
         raise SettingsError(
             f"{defence.vault.path} has no generation to attack yet; run `g2d fit`, then "

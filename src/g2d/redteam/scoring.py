@@ -46,7 +46,9 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float,
     if n == 0:
         return 0.0, 1.0
     if not 0 <= successes <= n:
-        raise SettingsError(f"{successes} successes of {n} is no share; give 0 <= successes <= n")
+        raise SettingsError(
+            f"{successes} successes of {n} is not a share; give 0 <= successes <= n"
+        )
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = successes / n
     centre = p + z * z / (2 * n)

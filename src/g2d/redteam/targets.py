@@ -22,7 +22,7 @@ from g2d.tasks.inference import predict
 
 
 class TargetError(G2DError):
-    """A target died, answered with an error or answered something that is no answer."""
+    """A target died, answered with an error or sent what is not an answer."""
 
 
 class Target(Protocol):
@@ -139,13 +139,13 @@ class HttpTarget:
         batch: inputs a request. Shape and classes are asked for when it is made.
 
     Raises:
-        TargetError: it cannot be reached, answers with an error, or with what is no answer.
+        TargetError: it cannot be reached, answers with an error, or with what is not an answer.
     """
 
     def __init__(self, url: str, model: str, *, timeout: float = 10.0, batch: int = 128) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise TargetError(f"{url!r} is no address of a service; give http://host:port")
+            raise TargetError(f"{url!r} is not the address of a service; give http://host:port")
         self.url, self.queries = url, 0
         self.number: int | None = None
         self._parts, self._timeout, self._batch = parts, timeout, batch
@@ -214,9 +214,9 @@ class HttpTarget:
         try:
             answer = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise TargetError(f"{self.url}{path} answered what is no JSON") from error
+            raise TargetError(f"{self.url}{path} did not answer in JSON") from error
         if not isinstance(answer, dict):
-            raise TargetError(f"{self.url}{path} answered JSON that is no object")
+            raise TargetError(f"{self.url}{path} answered JSON that is not an object")
         return answer
 
 

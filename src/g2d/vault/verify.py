@@ -101,15 +101,17 @@ def verify(
     trusted = read_public(key) if isinstance(key, Path | str) else key
     if not (path / LEDGER).is_file():
         Vault.open(path).close()  # says what is there in its place
+    found: list[Problem] = []
     for _ in range(_LOOKS):
         try:
-            rows = _read_rows(path)
+            look = _Look(path, _read_rows(path), trusted)
+            before, found = look.files(), look.all(patience)
+            gone = before - _Look(path, _read_rows(path), None).files() if found else None
         except VaultError as error:
             return [Problem("ledger", LEDGER, _inside(path, str(error)))]
-        look = _Look(path, rows, trusted)
-        found = look.all(patience)
-        if not found or _read_rows(path).entries == rows.entries:
+        if not gone:
             break
+        found = [problem for problem in found if problem.where not in gone]
     return found
 
 
@@ -140,6 +142,14 @@ class _Look:
             self._signatures([made for made in generations if made.number in sound], self.key)
         self._strangers(patience)
         return list(dict.fromkeys(self.found))
+
+    def files(self) -> set[str]:
+        """Where the entries' files lie: that of an entry replaced meanwhile is not missed."""
+        return {
+            str(entry_file(self.path, entry, name).relative_to(self.path))
+            for entry in self._entries()
+            for name in entry.files
+        }
 
     # --- the ledger ------------------------------------------------------------------------------
 
@@ -262,12 +272,15 @@ class _Look:
     def _strangers(self, patience: float) -> None:
         """Tell of files without a row, unless a writer commits or removes them in time."""
         strangers, until = self._unknown(), time.monotonic() + patience
-        while strangers and time.monotonic() < until:
-            time.sleep(0.05)
+        while strangers:
+            late = time.monotonic() >= until
             self.rows = _read_rows(self.path)
             for _ in (*self._entries(), *self._generations()):
                 pass  # what they name is known from now on
             strangers &= self._unknown()
+            if late:
+                break
+            time.sleep(0.05)
         for path in sorted(strangers):
             self._tell("unknown", path, "the ledger has no row for it: move it out of the vault")
 

@@ -74,7 +74,7 @@ def test_mistakes_are_said_before_torch_is_loaded(vault, tmp_path):
         port = str(taken.getsockname()[1])
         for arguments, env, text in (
             ((str(tmp_path / "none"),), {}, "there is no vault"),
-            ((str(vault), "--every", "soon"), {}, "no time span"),
+            ((str(vault), "--every", "soon"), {}, "not a time span"),
             ((str(vault), "--tls-cert", "x"), {}, "both files"),
             ((str(vault),), {"G2D_ADMIN_TOKEN": "short"}, "too weak"),
             ((str(vault), "--port", port), {}, "cannot bind"),

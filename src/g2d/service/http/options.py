@@ -104,7 +104,7 @@ def seconds(text: str) -> float:
     """
     found = _SPAN.fullmatch(text.strip())
     if not found:
-        raise SettingsError(f"{text!r} is no time span: write 60s, 500ms, 5m, 1h or 1d")
+        raise SettingsError(f"{text!r} is not a time span: write 60s, 500ms, 5m, 1h or 1d")
     return float(found[1]) * _UNITS[found[2] or "s"]
 
 

@@ -41,7 +41,7 @@ class Hosts:
     def _look(self, host: bytes) -> None:
         if not self._any and _name(host.decode("latin-1")) not in self._own:
             raise RequestError(
-                421, "the Host header is no name of this service; if it is one, start the service"
+                421, "the Host header does not name this service; if it should, start the service"
                 " with --allow-host NAME",
             )  # fmt: skip
         if len(self._known) < _KEPT:

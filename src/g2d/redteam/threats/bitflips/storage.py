@@ -55,7 +55,7 @@ def hardened(bench: Bench, chain: Chain) -> list[Row]:
                   reordered, "clipping costs the accuracy shown"),
         ]  # fmt: skip
     else:
-        why = "the model is no plain chain of hidden units"
+        why = "the model is not a plain chain of hidden units"
         rows = [unmeasured(bench.case, "kept-reordered", "secretly reordered units", why)]
     stored = f"{same}; protects what is stored, not a copy put in order for computing"
     return [
