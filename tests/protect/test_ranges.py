@@ -190,8 +190,8 @@ def test_a_watch_still_finds_and_heals_what_the_guard_held():
     hold_in_ranges(model, Ranges.of(state))
     flip(model.out_proj.weight, 30)
     model(X)
-    assert watch.check() == ["outlet.weight"]
-    assert watch.restore(state) == ["outlet.weight"]
+    assert watch.check() == ["out_proj.weight"]
+    assert watch.restore(state) == ["out_proj.weight"]
     assert watch.check() == []
 
 
