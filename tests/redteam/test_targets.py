@@ -203,10 +203,10 @@ def test_nested_data_and_a_generation_among_the_parameters_are_read(serve):
 @pytest.mark.parametrize(
     ("rubbish", "words"),
     [
-        ((b"<html>busy</html>",), "no JSON"),
-        ((b"\xff\xfe{",), "no JSON"),
-        ((b"[" * 100_000,), "no JSON"),
-        (([1, 2],), "no object"),
+        ((b"<html>busy</html>",), "did not answer in JSON"),
+        ((b"\xff\xfe{",), "did not answer in JSON"),
+        ((b"[" * 100_000,), "did not answer in JSON"),
+        (([1, 2],), "not an object"),
         (({"outputs": []},), "outputs"),
         (({"outputs": [{"shape": [2, 3], "data": ["a"] * 6}]},), "outputs"),
         (({"outputs": [{"shape": [2, 3], "data": None}]},), "outputs"),
@@ -235,7 +235,7 @@ def test_a_service_that_dies_is_told(serve):
 
 @pytest.mark.parametrize("url", ["ftp://x", "localhost:1", "", "http://"])
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(TargetError, match="no address"):
+    with pytest.raises(TargetError, match="not the address"):
         HttpTarget(url, "m")
 
 
