@@ -164,15 +164,13 @@ def bought(runs: Sequence[dict[str, Any]]) -> str:
     aged = pick(runs, "stale-age", "generated")["rows"]
     fresh = [row["extra"]["curve"][0]["value"] for row in aged]
     return (
-        "- **What rotation buys: reuse stops paying.** Attacks on exposed generations flip "
+        "- **What rotation buys: reuse pays less.** Attacks on exposed generations flip "
         f"{mean_of(runs, 'stale-single', 'generated', 'apgd')} of later ones' inputs if crafted "
         f"on one, {mean_of(runs, 'stale-joint', 'generated')} if crafted on several together, "
         f"{mean_of(runs, 'stale-tries', 'generated')} if twenty stored ones may all be tried; "
         f"{ranged(fresh, 0)} % on the generation they were crafted on, had it stayed; "
         f"{mean_of(runs, 'stale-age', 'frozen')} on the undefended base. Of what query "
-        f"attacks find, {durable(runs)} outlives the next rotation, from attack to attack. Bit "
-        f"flips that cost one generation {mean_of(runs, 'bit-flips-own', 'generated')} of the "
-        f"test images cost the next {mean_of(runs, 'bit-flips-next', 'generated')}."
+        f"attacks find, {durable(runs)} outlives the next rotation, from attack to attack."
     )
 
 
@@ -191,8 +189,10 @@ def as_good(runs: Sequence[dict[str, Any]]) -> str:
         f"Most of the effect is the population's doing: soups of its members stand at "
         f"{soups['mean']} and members with noise at {noises['mean']} where generations stand at "
         f"{single['mean']} (worst network: {soups['worst']}, {noises['worst']}, "
-        f"{single['worst']}). The bit flips cost a mere permutation "
-        f"{mean_of(runs, 'bit-flips-next', 'permuted')}, less than a new generation."
+        f"{single['worst']}). Bit flips that cost one "
+        f"generation {mean_of(runs, 'bit-flips-own', 'generated')} of the test images cost the "
+        f"next {mean_of(runs, 'bit-flips-next', 'generated')} and a mere permutation "
+        f"{mean_of(runs, 'bit-flips-next', 'permuted')}: rotation adds nothing here."
     )
 
 

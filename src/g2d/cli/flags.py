@@ -175,10 +175,17 @@ def read_changes(changes: Sequence[str]) -> dict[str, Any]:
     """
     known, found = leaves(Settings), {}
     dotted = {key.replace("__", ".", 1): leaf for key, leaf in known.items()}
+    former = {
+        f"{name.partition('.')[0]}.{leaf.item.metadata['was']}": name
+        for name, leaf in dotted.items()
+        if "was" in leaf.item.metadata
+    }
     for change in changes:
         name, equals, text = (part.strip() for part in change.partition("="))
         if not equals:
             raise SettingsError(f"--set {change!r}: write it as --set section.key=value")
+        if name in former:
+            raise SettingsError(f"--set {change!r}: {name!r} is called {former[name]!r} now")
         if name not in dotted:
             hint = nearest(name, dotted) or " See `g2d settings --defaults`."
             raise SettingsError(f"--set {change!r}: there is no setting {name!r}.{hint}")

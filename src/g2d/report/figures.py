@@ -125,7 +125,7 @@ def _draw_age(axes: Any, data: Values, colours: Sequence[str]) -> None:
     axes.fill_between(ages, low, high, color=rotated, alpha=0.18, linewidth=0)
     axes.plot(ages, mean, "o-", color=rotated, markersize=5, label="rotated")
     numbers = data["numbers"]
-    axes.axhline(100 * numbers["frozen_asr"], color=frozen, label="frozen")
+    axes.axhline(100 * numbers["frozen_asr"], color=frozen, label="not rotated")
     if "undefended_asr" in numbers:
         plain = 100 * numbers["undefended_asr"]
         axes.axhline(plain, color=frozen, ls=":", label="plain training")
@@ -333,14 +333,15 @@ def hero(path: Path, data: Values) -> None:
     clean = [g["clean_accuracy"]["value"] for g in data["generations"]]
     rotated_mean = sum(clean[1:]) / len(clean[1:])
     titles = (
-        f"Accuracy: {100 * clean[0]:.0f} % → {100 * rotated_mean:.0f} %, "
-        f"{n['rotations']} rotations",
-        f"Attacks: {100 * n['frozen_asr']:.0f} % frozen, {100 * old['value']:.0f} % rotated",
+        f"Accuracy: base {100 * clean[0]:.0f} %, {n['rotations']} generations "
+        f"{100 * rotated_mean:.0f} %",
+        f"Attacks: {100 * n['frozen_asr']:.0f} % not rotated, {100 * old['value']:.0f} % rotated",
     )
     note = (
         f"{data['task']}: {data['rows'][0]['attack']}, L∞ ε = {n['eps']:g}, "
         f"{n['test_examples']} test images, 95 % intervals. "
-        f"White-box attacks on the live parameters still reach {100 * n['white_box_asr']:.0f} %."
+        f"White-box attacks on the live parameters still reach "
+        f"{100 * n['white_box_asr']:.0f} % or more."
     )
     with matplotlib.rc_context(plain):
         figure = Figure(figsize=(16, 7), dpi=100, layout="constrained", facecolor="white")
