@@ -80,19 +80,19 @@ class Centre:
         world.after(world.case.make, self._announce)
         world.after(world.case.every, self._fall_due)
 
-    def hear(self, hello: ReplicaReport, reply: Callable[[], None] | None) -> None:
-        self._serve(lambda: self._take(hello, reply))
+    def hear(self, report: ReplicaReport, reply: Callable[[], None] | None) -> None:
+        self._serve(lambda: self._take(report, reply))
 
     def _serve(self, what: Callable[[], None]) -> None:
         self._busy = max(self._busy, self.world.now) + self.world.case.poll_cost
         self.world.after(self._busy - self.world.now, what)
 
-    def _take(self, hello: ReplicaReport, reply: Callable[[], None] | None) -> None:
-        self.roster.greet(hello)
+    def _take(self, report: ReplicaReport, reply: Callable[[], None] | None) -> None:
+        self.roster.greet(report)
         self._try_commit()
         if reply is None:
             return
-        if hello.sequence < self.sequence:
+        if report.sequence < self.sequence:
             reply()
             return
         poll = next(self._polls)
@@ -183,8 +183,8 @@ class Replica:
 
         self.world.after(self.centre.terms.patience + self.centre.terms.retry, lost)
         if not self.away:
-            hello = self._hello()
-            self.world.travel(lambda: self.centre.hear(hello, lambda: self._answer(poll, asked)))
+            report = self._report()
+            self.world.travel(lambda: self.centre.hear(report, lambda: self._answer(poll, asked)))
 
     def _answer(self, poll: int, asked: float) -> None:
         live, spare, sequence = self.centre.live, self.centre.spare, self.centre.sequence
@@ -224,10 +224,10 @@ class Replica:
 
     def _note(self) -> None:
         if not self.away:
-            hello = self._hello()
-            self.world.travel(lambda: self.centre.hear(hello, None))
+            report = self._report()
+            self.world.travel(lambda: self.centre.hear(report, None))
 
-    def _hello(self) -> ReplicaReport:
+    def _report(self) -> ReplicaReport:
         follower = self.follower
         return ReplicaReport(self.name, "t", self.sequence, follower.live, follower.loaded)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-import g2d
+from g2d.core.files import write_bytes
 from g2d.redteam import overview_json
 
 
@@ -31,9 +31,7 @@ def hardware() -> dict[str, Any]:
         "cpu": cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "threads per process": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "g2d": g2d.__version__,
+        **overview_json.versions(),
     }
 
 
@@ -53,6 +51,4 @@ def record(arguments: Any) -> dict[str, Any]:
 def save(path: Path, data: Mapping[str, Any]) -> None:
     """Write JSON so that a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    temporary.replace(path)
+    write_bytes(path, (json.dumps(data, indent=1) + "\n").encode())

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from g2d.core.types import Bounds
 from g2d.errors import G2DError
 
 _PARTS = {"art": "adversarial-robustness-toolbox", "pyautoattack": "pyautoattack"}
@@ -67,7 +68,7 @@ def white_box(
     model: Callable[[Tensor], Tensor],
     shape: tuple[int, ...],
     classes: int,
-    bounds: tuple[float, float] | None,
+    bounds: Bounds,
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
 ) -> Any:
     """Wrap a model of logits as ART's `PyTorchClassifier`, on the CPU.
@@ -93,7 +94,7 @@ def black_box(
     predict: Callable[[Tensor], Tensor],
     shape: tuple[int, ...],
     classes: int,
-    bounds: tuple[float, float] | None,
+    bounds: Bounds,
 ) -> Any:
     """Wrap an API that answers with scores as ART's black-box classifier: no gradients, no weights.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2d.attacks.pgd import check_budget, project
-from g2d.core.types import Logits
+from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 
 LOSSES = ("cross-entropy", "probability")
@@ -26,7 +26,7 @@ def eot_pgd(
     eps: float,
     steps: int,
     generator: torch.Generator,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     decay: float = 0.75,
     loss: str = "cross-entropy",
 ) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from g2d.attacks.art import black_box, quiet
+from g2d.core.types import Bounds
 
 ATTACKS = ("copycat", "knockoff")
 
@@ -32,7 +33,7 @@ def extract(
     attack: str,
     queries: int,
     classes: int,
-    bounds: tuple[float, float] | None,
+    bounds: Bounds,
     seed: int,
     request: int = 100,
     epochs: int = 10,

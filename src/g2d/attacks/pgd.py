@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from g2d.core.types import Logits
+from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 
 Norm = str  # "inf" or "2"; `check_budget` refuses others
@@ -22,7 +22,7 @@ def project(
     adversarial: Tensor,
     x: Tensor,
     eps: float,
-    bounds: tuple[float, float] | None,
+    bounds: Bounds,
     norm: Norm = "inf",
 ) -> Tensor:
     """Bring back into the ball of radius `eps` around `x` (n, ...), then into the data range.
@@ -40,7 +40,7 @@ def project(
 def check_budget(
     eps: float,
     steps: int,
-    bounds: tuple[float, float] | None,
+    bounds: Bounds,
     norm: Norm = "inf",
     size: int = 1,
 ) -> None:
@@ -72,7 +72,7 @@ def pgd(
     eps: float,
     steps: int,
     generator: torch.Generator,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     step_size: float | None = None,
     batch: int = 500,
     decay: float | None = None,
@@ -132,9 +132,7 @@ def _ascent(ensemble: Sequence[Logits], x: Tensor, y: Tensor) -> Tensor:
     return gradient
 
 
-def _start(
-    x: Tensor, eps: float, bounds: tuple[float, float] | None, norm: Norm, g: torch.Generator
-) -> Tensor:
+def _start(x: Tensor, eps: float, bounds: Bounds, norm: Norm, g: torch.Generator) -> Tensor:
     """A random point of the ball around each input, evenly drawn, clipped to the data range."""
     if norm == "2":
         direction = torch.randn(x.shape, generator=g, dtype=x.dtype)
@@ -170,7 +168,7 @@ def fgsm(
     *,
     eps: float,
     generator: torch.Generator,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     norm: Norm = "inf",
 ) -> Tensor:
     """One step of 1.25 eps from a random start (Wong et al. 2020, arXiv 2001.03994).

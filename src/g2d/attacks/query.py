@@ -20,6 +20,7 @@ from torch import Tensor
 
 from g2d.attacks.art import black_box, quiet
 from g2d.attacks.pgd import check_budget, project
+from g2d.core.types import Bounds
 
 Api = Callable[[Tensor, Tensor], Tensor]
 """Maps inputs (m, ...) and their lanes (m,) to scores (m, classes); may raise `SpentError`."""
@@ -49,7 +50,7 @@ def clock_square(
     eps: float,
     budget: int,
     generator: torch.Generator,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     every: int | None = None,
     share: float = 0.8,
     start: Tensor | None = None,
@@ -115,7 +116,7 @@ def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return 2.0 * torch.randint(0, 2, shape, generator=generator) - 1.0
 
 
-def _inside(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+def _inside(x: Tensor, bounds: Bounds) -> Tensor:
     return x if bounds is None else x.clamp(*bounds)
 
 
@@ -124,7 +125,7 @@ def _propose(
     x: Tensor,
     eps: float,
     size: int,
-    bounds: tuple[float, float] | None,
+    bounds: Bounds,
     generator: torch.Generator,
 ) -> Tensor:
     """Set a random square of every image to plus or minus eps, a sign for each channel."""

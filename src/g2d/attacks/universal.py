@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2d.attacks.pgd import check_budget
-from g2d.core.types import Logits
+from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 
 CAP = 9.0  # nats; Shafahi et al. 2020 clip there, so that no single example takes the sum over
@@ -23,7 +23,7 @@ def universal(
     eps: float,
     steps: int,
     generator: torch.Generator,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     batch: int = 64,
     start: Tensor | None = None,
     drawn: int | None = None,
