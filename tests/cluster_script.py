@@ -25,16 +25,16 @@ TERMS = Terms(lease=120.0, beat=0.05, retry=0.02, prepare=0.2)
 BRIEF = replace(TERMS, lease=0.6)
 
 
-def parcels(vault: Path) -> dict[int, GenerationBytes]:
+def packed_generations(vault: Path) -> dict[int, GenerationBytes]:
     with Vault.open(vault) as opened:
         return {number: pack(opened, number) for number in (1, 2, 3)}
 
 
-def mirrored(vault: Path, parcel: GenerationBytes) -> Mirror:
+def mirrored(vault: Path, packed: GenerationBytes) -> Mirror:
     with Vault.open(vault) as opened:
         mirror = Mirror.make(identify(opened))
-    mirror.take(parcel, parcel.digest)
-    mirror.activate(parcel.number)
+    mirror.take(packed, packed.digest)
+    mirror.activate(packed.number)
     return mirror
 
 
@@ -42,18 +42,18 @@ class Script:
     """A line to a coordinator that says what the test wants it to say."""
 
     def __init__(self, vault: Path) -> None:
-        self.parcels = parcels(vault)
+        self.packed = packed_generations(vault)
         with Vault.open(vault) as opened:
             self.of = identify(opened)
         self.live, self.spare, self.away, self.lost = 1, 0, False, False
-        self.hello = ReplicaReport("")
+        self.report = ReplicaReport("")
         self.sent: list[tuple] = []
 
     def identity(self):
         return self.of
 
     def watch(self, report: ReplicaReport, patience: float) -> CoordinatorUpdate:
-        self.hello = report if report.replica else self.hello
+        self.report = report if report.replica else self.report
         time.sleep(0.01)
         if self.away:
             raise AwayError("away")
@@ -61,17 +61,17 @@ class Script:
         return CoordinatorUpdate("t", 0, 0, self.announced(self.live), spare)
 
     def announced(self, number: int) -> AnnouncedGeneration:
-        return AnnouncedGeneration(number, self.parcels[number].digest, number)
+        return AnnouncedGeneration(number, self.packed[number].digest, number)
 
     def fetch(self, announced: AnnouncedGeneration, patience: float) -> GenerationBytes:
         if self.lost:
             raise AwayError("lost")
-        return self.parcels[announced.place]
+        return self.packed[announced.place]
 
     def send(self, call: str, *arguments) -> Future:
         self.sent.append((call, *arguments))
         if call == "note":
-            self.hello = arguments[0]
+            self.report = arguments[0]
         answer: Future = Future()
         answer.set_result(7 if call == "rotate" else None)
         return answer

@@ -26,6 +26,7 @@ from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
+from g2d.service.monitors.observer import Observers
 
 MODEL = Model("g2d", (1, 2, 2), "float32", 3)
 TOKEN = "an admin token of the tests"
@@ -134,6 +135,7 @@ class Harness:
             self.options,
             AdminToken(token.encode() if token else None),
             Log(self.log),
+            Observers(self.options.observer),
             results=results,
         )
         self.rotation, self.metrics, self.service = parts.rotation, parts.metrics, parts.service

@@ -23,7 +23,6 @@ from g2d.service.http.events import (
     Admin,
     Broken,
     Hurried,
-    ObserverFailed,
     Rejected,
     ReplicaJoined,
     RolledOut,
@@ -58,14 +57,13 @@ TOLD = [
     (Admin("c", "/admin/rotate"), b'{"client":"c","call":"/admin/rotate"}'),
     (WrongToken("c", "/events"), b'{"client":"c","call":"/events"}'),
     (Broken("t"), b'{"text":"t"}'),
-    (ObserverFailed("m:f", "t"), b'{"observer":"m:f","text":"t"}'),
     (Stopping(1), b'{"live":1}'),
     (ReplicaJoined("r", 1), b'{"replica":"r","generation":1}'),
     (RolledOut(2, 3, 0.5), b'{"generation":2,"replicas":3,"seconds":0.5}'),
 ]
 NAMES = [
     "spare", "committed", "swap", "refused", "refused", "failed", "alarm", "paused", "resumed",
-    "rejected", "hurried", "admin", "wrong_token", "broken", "observer", "stopping", "replica",
+    "rejected", "hurried", "admin", "wrong_token", "broken", "stopping", "replica",
     "rolled out",
 ]  # fmt: skip
 

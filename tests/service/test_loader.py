@@ -72,9 +72,10 @@ def test_a_vault_that_was_put_back_is_refused(vault, tmp_path):
 def first_alarm(loader: VaultLoader, vault: Path) -> str:
     """The kind of the alarm that a service which starts now writes first."""
     from g2d.service.http.server import _assemble
+    from g2d.service.monitors.observer import Observers
 
     lines = io.StringIO()
-    _assemble(loader, vault, "", Options(), None, Log(lines))
+    _assemble(loader, vault, "", Options(), None, Log(lines), Observers())
     told = [json.loads(line) for line in lines.getvalue().splitlines()]
     return next(line["kind"] for line in told if line["event"] == "alarm")
 

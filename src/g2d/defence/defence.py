@@ -5,6 +5,7 @@ This is the library's front door; the command line is a thin layer over it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -55,6 +56,7 @@ class Defence:
         self._generator: Generator | None = None
         self._judging: Judge | None = None
         self._generations = GenerationStore(task, vault, settings)
+        self._sourcing = threading.RLock()  # building a model seeds torch's one generator
         self.on_damage: Callable[[int, str], None] | None = None
         """Called once for each exposed generation that cannot be read, which then counts no more;
         None: that is an error."""
@@ -383,12 +385,14 @@ class Defence:
 
     def snapshot(self) -> Snapshot:
         """The live generation as an immutable snapshot, read from the vault anew: it may heal."""
-        return self._generations.read_anew().snapshot()
+        with self._sourcing:
+            return self._generations.read_anew().snapshot()
 
     def advance(self) -> Snapshot:
         """Make the next generation live and return its snapshot."""
-        (made,) = self.generate(1)
-        return made.snapshot()
+        with self._sourcing:
+            (made,) = self.generate(1)
+            return made.snapshot()
 
 
 __all__ = ["Defence", "Generation"]

@@ -70,8 +70,10 @@ class GenerationStore:
 
     def read_anew(self) -> Generation:
         """Read the live generation from the vault, whatever is kept in memory: memory may err."""
-        self._states.pop(self.vault.live() or 0, None)
-        return self.generation()
+        number = self.vault.live()  # once: another may become live meanwhile
+        if number is not None:
+            self._states.pop(number, None)
+        return self.generation(number)
 
     def state(self, number: int) -> dict[str, Tensor]:
         """A generation's state dict."""

@@ -34,7 +34,7 @@ class Snapshot:
 
 
 class Source(Protocol):
-    """Where snapshots come from; a `Defence` is one."""
+    """Where snapshots come from; a `Defence` is one. `Rotor` may call both from two threads."""
 
     def snapshot(self) -> Snapshot:
         """Return the generation that is live, from where it is kept and not from memory."""
@@ -114,7 +114,8 @@ class Rotor(Live):
     def check(self) -> list[str]:
         """Look for changes of the live weights in memory, and heal them from the source.
 
-        No answer mixes healed weights with damaged ones: a sound copy takes their place at once.
+        No answer mixes healed weights with damaged ones: a sound copy takes their place at once. A
+        `Defence` that is just making the next generation gives one when that is done.
 
         Returns:
             Names of the tensors that had changed; []: all were sound.

@@ -21,7 +21,6 @@ from g2d.rotation.snapshot import Live, Snapshot
 from g2d.service.http.app import Service
 from g2d.service.http.batcher import Batcher
 from g2d.service.http.event_log import EventLog
-from g2d.service.http.events import ObserverFailed
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.metrics import Metrics
@@ -29,7 +28,7 @@ from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.http.types import Asgi
 from g2d.service.monitors.memory import Monitor
-from g2d.service.monitors.observer import ObserverQueue, load_observers
+from g2d.service.monitors.observer import ObserverQueue, Observers
 from g2d.service.worker import Worker
 
 if TYPE_CHECKING:
@@ -72,17 +71,16 @@ def assemble(
     options: Options,
     admin_token: AdminToken,
     log: Log,
+    observers: Observers,
     vault: Path | None = None,
     results: Path | None = None,
 ) -> Parts:
     """Make the side that answers: metrics, events, batches, HTTP, and the watch over memory.
 
     Args:
-        lead: makes what controls rotation, given what takes its events. vault: its folder, which
-            only the log may name. results: what `g2d attack` wrote or will write, for the page.
-
-    Raises:
-        SettingsError: an observer that the options name cannot be made.
+        lead: makes what controls rotation, given what takes its events. observers: made before
+            anything that must be closed. vault: its folder, which only the log may name. results:
+            what `g2d attack` wrote or will write, for the page.
     """
 
     def status() -> dict[str, Any]:
@@ -91,25 +89,27 @@ def assemble(
     metrics = Metrics(status)
     event_log = EventLog(metrics, log, loader.describe, vault)
     rotation = lead(event_log.tell)
+    observers.connect(rotation.alarm)
     batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
     service = Service(
         loader.model, options, rotation, batcher, metrics, event_log, admin_token,
         partial(_pages, results),
-        _observers(options, rotation, metrics, event_log),
+        _observing(observers, options, metrics, log),
     )  # fmt: skip
     monitor = Monitor(live, loader, rotation, metrics, options.check_every)
     return Parts(live, rotation, metrics, event_log, service, monitor)
 
 
-def _observers(
-    options: Options, rotation: RotationControl, metrics: Metrics, event_log: EventLog
+def _observing(
+    observers: Observers, options: Options, metrics: Metrics, log: Log
 ) -> ObserverQueue | None:
-    def failed(name: str, error: Exception) -> None:
-        metrics.observer_errors.labels(name).inc()
-        event_log.tell(ObserverFailed(name, f"it raised {type(error).__name__}"))
+    def failed(name: str, error: BaseException) -> None:
+        # Not an event: whoever listens would learn what watches him, and which input broke it.
+        metrics.observer_errors.inc()
+        log("observer", observer=name, text=f"it raised {type(error).__name__}")
 
-    made = load_observers(options.observer, rotation.alarm)
     waiting = max(options.max_waiting, options.max_batch)
+    made = observers.made
     return ObserverQueue(made, metrics.unobserved.inc, failed, waiting) if made else None
 
 

@@ -101,10 +101,10 @@ class Worker:
         try:
             return self._ask_once(what)
         except _StarvedError:
-            self._tell(Hurried(f"the machine is busy: the worker runs at nice {NICE}"))
             self._hurried = True
             with self._starting:
                 self._end()
+            self._tell(Hurried(f"the machine is busy: the worker runs at nice {NICE}"))
             return self._ask_once(what)
 
     def _ask_once(self, what: Values) -> int:
@@ -113,32 +113,39 @@ class Worker:
             assert process.stdin is not None
             process.stdin.write(json.dumps(what).encode() + b"\n")
             process.stdin.flush()
-            answer = self._listen(process)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # a closed pipe; what it said is not ours
+        except (OSError, ValueError):  # a closed pipe
             raise self._died(process) from None
-        if "failed" in answer:
-            raise GenerationError(str(answer["failed"]))
-        return int(answer["done"])
+        return self._listen(process)
 
-    def _listen(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-        """Read lines until the one that answers; rejected candidates are told on the way."""
+    def _listen(self, process: subprocess.Popen[bytes]) -> int:
+        """Read lines until the one that answers; rejected candidates are told on the way.
+
+        What telling raises is raised once the worker has answered: it is sound, and what it says
+        next must not be taken for the answer to another order.
+        """
+        untold: Exception | None = None
+        while isinstance(said := self._hear(process), Event):
+            try:
+                self._tell(said)
+            except Exception as error:
+                untold = untold or error
+        if isinstance(said, GenerationError):
+            raise said
+        if untold is not None:
+            raise untold
+        return said
+
+    def _hear(self, process: subprocess.Popen[bytes]) -> Event | GenerationError | int:
+        """Read what the worker says next; each candidate has its own time."""
         assert process.stdout is not None
-        until = time.monotonic() + self._patience
-        while True:
-            self._await_line(process, until)
+        try:
+            self._await_line(process, time.monotonic() + self._patience)
             line = process.stdout.readline()
-            if not line:
-                raise self._died(process)
-            answer: dict[str, Any] = json.loads(line)
-            if "told" not in answer:
-                return answer
-            self._tell(_TOLD[answer["told"]].of(answer["facts"]))
-            until = time.monotonic() + self._patience  # each candidate has its own time
+            if line:
+                return _parse(line)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # a closed pipe; or what it said is not ours
+        raise self._died(process)
 
     def _await_line(self, process: subprocess.Popen[bytes], until: float) -> None:
         """Wait until the worker says something; give it up if it takes too long, or starves."""
@@ -204,6 +211,16 @@ class Worker:
 
 _TOLD: Mapping[str, type[Event]] = {kind.name: kind for kind in (Alarm, Refused, Rejected)}
 """What a worker tells while it is at work."""
+
+
+def _parse(line: bytes) -> Event | GenerationError | int:
+    """What a worker's line says: what happened, why it failed, or the number that is done."""
+    said: dict[str, Any] = json.loads(line)
+    if "told" in said:
+        return _TOLD[said["told"]].of(said["facts"])
+    if "failed" in said:
+        return GenerationError(str(said["failed"]))
+    return int(said["done"])
 
 
 class _StarvedError(Exception):

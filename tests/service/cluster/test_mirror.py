@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster_script import mirrored, parcels
+from cluster_script import mirrored, packed_generations
 from g2d.errors import RefusedError, VaultError
 from g2d.service.cluster.coordinator import Coordinator, Plan
 from g2d.service.cluster.lease import AnnouncedGeneration, ReplicaReport, Terms
@@ -18,8 +18,8 @@ from g2d.service.http.options import Options
 from stand_ins import Fake
 
 
-def taken(mirror: Mirror, loader: MirrorLoader, parcel: GenerationBytes) -> None:
-    mirror.take(parcel, parcel.digest)
+def taken(mirror: Mirror, loader: MirrorLoader, packed: GenerationBytes) -> None:
+    mirror.take(packed, packed.digest)
     loader.load(3, 2)
 
 
@@ -30,7 +30,7 @@ def test_trusted_keys_travel(key):
 
 @pytest.mark.parametrize("trusting", [False, True])
 def test_a_mirror_serves_what_the_vault_does_and_refuses_the_rest(signed, key, trusting):
-    made = parcels(signed)
+    made = packed_generations(signed)
     mirror = mirrored(signed, made[2])
     folder = mirror.path.parent
     try:
@@ -63,18 +63,18 @@ def test_a_coordinator_announces_what_is_live_where_its_store_put_it(signed, key
     monkeypatch.setattr("g2d.service.assembly.Worker", lambda *_: Fake(live=2))
     stored: list[GenerationBytes] = []
 
-    def store(parcel: GenerationBytes) -> str:
-        stored.append(parcel)
+    def store(packed: GenerationBytes) -> str:
+        stored.append(packed)
         return f"at {len(stored)}"
 
     coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), store)
     try:
         assert asyncio.run(coordinator.start()) == ("", 2)
-        news = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
+        update = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
     finally:
         asyncio.run(coordinator.stop())
     assert stored[0].number == 2
-    assert news.live == AnnouncedGeneration(2, stored[0].digest, "at 1")
+    assert update.live == AnnouncedGeneration(2, stored[0].digest, "at 1")
 
 
 def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key, monkeypatch):
@@ -82,9 +82,9 @@ def test_a_coordinator_whose_clock_was_put_back_alarms_of_the_future(signed, key
     monkeypatch.setattr("time.time", lambda now=time.time(): now - 7 * 86_400)  # noqa: B008
     coordinator = Coordinator(Plan(signed, Options(), Terms(beat=0.1), key=key.public), id)
     try:
-        news = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
+        update = asyncio.run(coordinator.watch(ReplicaReport("a replica")))
     finally:
         asyncio.run(coordinator.stop())
     assert ("alarm", "future") in [
-        (told.event.name, told.event.facts().get("kind")) for told in news.events
+        (told.event.name, told.event.facts().get("kind")) for told in update.events
     ]

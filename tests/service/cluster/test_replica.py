@@ -22,10 +22,10 @@ def test_a_replica_loads_ahead_swaps_when_told_and_says_so(signed, x):
         assert first.headers["g2d-replica"] == "r1"
         assert first.json()["parameters"] == {"generation": 1}
         script.spare = 2
-        await until(lambda: script.hello.loaded == 2)
+        await until(lambda: script.report.loaded == 2)
         assert (await infer(client, x)).json()["parameters"] == {"generation": 1}
         script.live, script.spare = 2, 0
-        await until(lambda: script.hello.live == 2)
+        await until(lambda: script.report.live == 2)
         second = await infer(client, x)
         assert second.json()["parameters"] == {"generation": 2}
         with g2d.Defence.open(signed, write=False) as defence:
@@ -54,7 +54,7 @@ def test_a_replica_that_was_away_refuses_what_is_retired_and_comes_back(signed, 
         await asyncio.sleep(0.3)
         assert (await infer(client, x)).status_code == 503
         script.lost = False
-        await until(lambda: script.hello.live == 2)
+        await until(lambda: script.report.live == 2)
         answer = await until_status(client, x, 200)
         assert answer.json()["parameters"] == {"generation": 2}
         script.live = 1  # a coordinator over a vault that was put back
@@ -93,18 +93,18 @@ def test_an_answer_that_outlives_the_lease_does_not_leave(signed):
 
 def test_a_spare_that_was_changed_on_its_way_is_refused_and_the_live_one_stays(signed, x):
     script = Script(signed)
-    sound = script.parcels[2]
-    script.parcels[2] = replace(sound, weights=sound.weights[:-1] + b"\1")
+    sound = script.packed[2]
+    script.packed[2] = replace(sound, weights=sound.weights[:-1] + b"\1")
 
     async def work(client) -> None:
         script.spare = 2
-        await until(lambda: 2 in script.hello.refused)
+        await until(lambda: 2 in script.report.refused)
         assert (await infer(client, x)).json()["parameters"] == {"generation": 1}
         alarms = (await client.get("/status")).json()["alarms"]
         assert [alarm["kind"] for alarm in alarms] == ["refused"]
-        script.parcels[2], script.live = sound, 2
-        await until(lambda: script.hello.live == 2)
-        assert not script.hello.refused
+        script.packed[2], script.live = sound, 2
+        await until(lambda: script.report.live == 2)
+        assert not script.report.refused
 
     drive(script, work)
 

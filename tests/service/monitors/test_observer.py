@@ -14,9 +14,9 @@ import pytest
 
 from g2d.errors import SettingsError
 from g2d.service.http.options import Options
-from g2d.service.monitors.observer import ObserverQueue, load_observers
+from g2d.service.monitors.observer import ObserverQueue, Observers, load_observers
 from places import example
-from stand_ins import Harness, body, wait_for
+from stand_ins import ADMIN, Harness, body, wait_for
 
 INFER = "/v2/models/g2d/infer"
 
@@ -35,8 +35,11 @@ class Recorder:
 
 
 class Raising:
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
     def observe(self, inputs, logits, client) -> None:
-        raise ValueError(f"a secret input: {inputs}")
+        raise self.kind(f"a secret input: {inputs}")
 
 
 def name_them(monkeypatch, **factories) -> tuple[str, ...]:
@@ -119,25 +122,86 @@ def test_an_observer_sees_inputs_answer_and_client_and_can_change_none(monkeypat
     assert len(seeing.seen) == 2
 
 
-def test_what_an_observer_raises_is_told_and_counted_and_others_go_on_looking(monkeypatch):
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_what_an_observer_raises_is_logged_and_counted_and_others_go_on_looking(monkeypatch, kind):
     seeing = Recorder()
     seeing.go.set()
-    names = name_them(monkeypatch, bad=lambda alarm: Raising(), good=lambda alarm: seeing)
+    names = name_them(monkeypatch, bad=lambda alarm: Raising(kind), good=lambda alarm: seeing)
     harness = Harness(Options(observer=names))
 
     async def work(client):
+        listener = harness.event_log.listen()
         for _ in range(2):
             assert (await client.post(INFER, json=body())).status_code == 200
         await asyncio.to_thread(wait_for, lambda: len(seeing.seen) == 2)
         scraped = (await client.get("/metrics")).text
-        assert 'g2d_observer_errors_total{observer="my_observers:bad"} 2.0' in scraped
+        assert "g2d_observer_errors_total 2.0" in scraped
+        # No client hears of it: neither what watches him, nor which input broke it.
+        assert listener.empty()
+        for told in (scraped, (await client.get("/status")).text):
+            assert "my_observers" not in told
 
     run(harness, work)
     told = [line for line in harness.lines() if line["event"] == "observer"]
     assert {(line["observer"], line["text"], line["level"]) for line in told} == {
-        ("my_observers:bad", "it raised ValueError", "warning")
+        ("my_observers:bad", f"it raised {kind.__name__}", "warning")
     }
     assert "secret" not in harness.log.getvalue()
+
+
+def test_an_observer_that_fails_on_every_input_does_not_crowd_out_a_swap(monkeypatch):
+    harness = Harness(Options(observer=name_them(monkeypatch, bad=lambda _: Raising(ValueError))))
+
+    async def work(client):
+        listener = harness.event_log.listen()
+        for _ in range(400):
+            await client.post(INFER, json=body())
+        await asyncio.to_thread(wait_for, lambda: failures() == 400)
+        assert (await client.post("/admin/rotate", headers=ADMIN)).json() == {"generation": 2}
+        await asyncio.sleep(0.05)
+        told = [listener.get_nowait() for _ in range(listener.qsize())]
+        assert any(message.startswith(b"event: swap") for message in told)
+
+    def failures() -> float:
+        return harness.metrics.observer_errors.collect()[0].samples[0].value
+
+    run(harness, work)
+
+
+def test_what_waits_keeps_no_larger_memory_alive_and_what_is_whole_is_not_copied():
+    seeing = Recorder()
+    seeing.go.set()
+    shown = ObserverQueue({"seeing": seeing}, pytest.fail, pytest.fail)
+    shown.start()
+    whole, batch, body = rows(2), np.zeros((512, 3), np.float32), bytes(4 * 8)
+    shown.offer(whole.reshape(2, 4), batch[3:5], "c")
+    shown.offer(np.frombuffer(body, np.float32).reshape(2, 4), batch, "c")
+    shown.stop()
+    (first, part, _), (buffer, all_of_it, _) = seeing.seen
+    assert np.shares_memory(first, whole)
+    assert np.shares_memory(all_of_it, batch)
+    for values in (part, buffer):
+        assert owner(values).nbytes == values.nbytes
+        assert owner(values).base is None
+
+
+def owner(values: np.ndarray) -> np.ndarray:
+    """The array whose memory it is."""
+    return owner(values.base) if isinstance(values.base, np.ndarray) else values
+
+
+def test_what_is_alarmed_of_before_there_is_a_rotation_is_told_once_there_is(monkeypatch):
+    raised: list[tuple] = []
+
+    def early(alarm):
+        alarm("drift", "seen while it was made", rotate=False)
+        return Recorder(alarm)
+
+    made = Observers(name_them(monkeypatch, early=early))
+    made.connect(lambda kind, text, rotate=True: raised.append((kind, text, rotate)))
+    assert raised == [("drift", "seen while it was made", False)]
+    made.made["my_observers:early"].alarm("drift", "later")
+    assert raised[1:] == [("drift", "later", True)]
 
 
 def test_without_observers_there_is_no_thread_and_nothing_is_kept():
@@ -170,6 +234,7 @@ def test_the_end_waits_for_an_observer_only_so_long():
         ("no_such_module:x", "no module 'no_such_module'"),
         ("my_observers:lost", "has no 'lost'"),
         ("my_observers:fails", "making it raised KeyError"),
+        ("my_observers:ends", "making it raised SystemExit"),
         ("my_observers:other", "made a int, which has no method observe"),
     ],
 )
@@ -179,7 +244,7 @@ def test_an_observer_that_cannot_be_made_is_refused_before_anything_is_served(
     def fails(alarm):
         raise KeyError("no settings")
 
-    name_them(monkeypatch, fails=fails, other=lambda alarm: 3)
+    name_them(monkeypatch, fails=fails, ends=sys.exit, other=lambda alarm: 3)
     with pytest.raises(SettingsError, match=why):
         load_observers([name], lambda kind, text, rotate=True: None)
     with pytest.raises(SettingsError, match=why):

@@ -119,7 +119,7 @@ class Coordinator:
         return self._identity
 
     async def watch(self, report: ReplicaReport) -> CoordinatorUpdate:
-        """Answer at once if there is news since `report`, else after a beat at most."""
+        """Answer at once if something happened since `report`, else after a beat at most."""
         self._needed()
         self._loop = asyncio.get_running_loop()
         if report.replica:

@@ -32,6 +32,7 @@ from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.server import listen, read_public_key, warn
+from g2d.service.monitors.observer import find_observers
 
 _SPACE = "g2d"  # the namespace of our actors
 _POLLS = 100_000  # calls that may wait at the coordinator: one for each replica, and some
@@ -58,7 +59,7 @@ class RayClient:
         return self._get(lambda actor: actor.identity.remote(), _START)
 
     def watch(self, report: ReplicaReport, patience: float) -> CoordinatorUpdate:
-        """Long-poll for news."""
+        """Long-poll for an update."""
         return self._get(lambda actor: actor.watch.remote(report), patience)
 
     def fetch(self, announced: AnnouncedGeneration, patience: float) -> GenerationBytes:
@@ -127,8 +128,10 @@ def serve(
             `options.every`. Others as in `server.serve`.
 
     Raises:
-        G2DError: there is nothing that may be served, no cluster, or no room in it.
+        G2DError: there is nothing that may be served, no such observer, no cluster, or no room in
+            it.
     """
+    find_observers(options.observer)  # replicas make them, too late to refuse a wrong name
     log, options = Log(), _with_port(options, found(address))
     terms, trusted = Terms.of(options.every, lease), read_public_key(key)
     plan = Plan(vault.absolute(), options, terms, data, trusted,

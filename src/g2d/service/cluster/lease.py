@@ -25,8 +25,8 @@ class Terms:
 
     Attributes:
         lease: how long a replica answers without hearing that its generation is live. beat: how
-            long the coordinator holds a poll without news. retry: wait after a poll that failed.
-            prepare: how long a commit waits for replicas that have not loaded the spare.
+            long the coordinator holds a poll if nothing happens. retry: wait after a poll that
+            failed. prepare: how long a commit waits for replicas that have not loaded the spare.
     """
 
     lease: float = MOST_LEASE

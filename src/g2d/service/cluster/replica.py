@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from g2d.errors import G2DError
 from g2d.rotation.events import Alarm, Event, Refused
-from g2d.rotation.snapshot import Live
+from g2d.rotation.snapshot import Live, Snapshot
 from g2d.service.assembly import assemble as assemble_service
 from g2d.service.cluster.lease import (
     AnnouncedGeneration,
@@ -35,6 +35,7 @@ from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import RequestError
 from g2d.service.http.types import Asgi, Message, Receive, Scope, Send
+from g2d.service.monitors.observer import Observers
 from g2d.vault.keys import VerifyKey
 
 _PATIENCE = 60.0  # seconds that a replica which starts looks for the coordinator
@@ -52,7 +53,7 @@ class CoordinatorClient(Protocol):
         ...
 
     def watch(self, report: ReplicaReport, patience: float) -> CoordinatorUpdate:
-        """Long-poll for news, `patience` seconds at most."""
+        """Long-poll for an update, `patience` seconds at most."""
         ...
 
     def fetch(self, announced: AnnouncedGeneration, patience: float) -> GenerationBytes:
@@ -88,8 +89,7 @@ class GenerationSync:
         self._loading, self._took = 0, 0.0
         self.status: Mapping[str, Any] = {}
         self.tell: Callable[[Event, float | None], None] = lambda _event, _at: None
-        asked, update = self._begin()
-        first, _ = self.loader.first()
+        asked, update, first = self._begin()
         self.live = Live(first)
         self._spares = {first.number: first}
         self._since = time.monotonic()
@@ -130,7 +130,7 @@ class GenerationSync:
 
     # --- the first contact -----------------------------------------------------------------------
 
-    def _begin(self) -> tuple[float, CoordinatorUpdate]:
+    def _begin(self) -> tuple[float, CoordinatorUpdate, Snapshot]:
         """Ask the coordinator before anything else: what a replica had before does not count."""
         until = time.monotonic() + _PATIENCE
         while True:
@@ -149,11 +149,12 @@ class GenerationSync:
             mirror.take(packed, update.live.digest)
             mirror.activate(packed.number)
             loader = MirrorLoader(mirror.path, options.name, self._spec.data, self._spec.key)
+            first, _ = loader.first()
         except BaseException:
             mirror.remove()
             raise
         self._mirror, self.loader = mirror, loader
-        return asked, update
+        return asked, update, first
 
     # --- the threads -------------------------------------------------------------------------
 
@@ -338,18 +339,27 @@ async def _refuse(send: Send, name: bytes) -> None:
 
 
 def assemble(coordinator: CoordinatorClient, spec: ReplicaSpec, name: str) -> LeasedApp:
-    """Build a replica's application: the service of one machine, led by the coordinator."""
-    sys.setswitchinterval(5e-4)
-    sync = GenerationSync(coordinator, spec, name)
+    """Build a replica's application: the service of one machine, led by the coordinator.
 
-    parts = assemble_service(
-        sync.loader,
-        sync.live,
-        lambda _: RemoteRotation(sync),
-        spec.options,
-        spec.admin_token,
-        Log(),
-    )
+    Raises:
+        G2DError: an observer cannot be made, or there is nothing that may be served.
+    """
+    sys.setswitchinterval(5e-4)
+    observers = Observers(spec.options.observer)
+    sync = GenerationSync(coordinator, spec, name)
+    try:
+        parts = assemble_service(
+            sync.loader,
+            sync.live,
+            lambda _: RemoteRotation(sync),
+            spec.options,
+            spec.admin_token,
+            Log(),
+            observers,
+        )
+    except BaseException:
+        sync.stop()
+        raise
 
     def told(event: Event, at: float | None) -> None:
         if isinstance(event, Stopping):

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _JSON = "application/json"
 
 
-class Alarm(BaseModel):
+class AlarmRequest(BaseModel):
     """What a monitor has seen. The kinds are few, for each is a label of a metric."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", title="Alarm")
     kind: Literal["drift", "integrity", "query_attack", "other"]
     text: str = Field(max_length=500)
     rotate: bool = True
@@ -67,7 +67,8 @@ def add_admin(app: FastAPI, service: Service) -> None:
         service.rotation.pause(False)
         return JSONResponse({"paused": False})
 
-    described_alarm = {"required": True, "content": {_JSON: {"schema": Alarm.model_json_schema()}}}
+    schema = AlarmRequest.model_json_schema()
+    described_alarm = {"required": True, "content": {_JSON: {"schema": schema}}}
 
     @app.post("/admin/alarm", tags=["admin"], dependencies=needed, openapi_extra={
         "requestBody": described_alarm}, responses=_wrong(400, 401, 403, 415, 422))  # fmt: skip
@@ -91,12 +92,12 @@ def admit(request: Request, service: Service) -> bool:
     return True
 
 
-async def _alarm(request: Request) -> Alarm:
+async def _alarm(request: Request) -> AlarmRequest:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _JSON:
         raise RequestError(415, f"the body's content-type must be {_JSON}")
     try:
-        return Alarm.model_validate_json(await request.body())
+        return AlarmRequest.model_validate_json(await request.body())
     except ClientDisconnect:
         raise RequestError(400, "the body is too large, or did not arrive in time") from None
     except ValidationError as error:
@@ -111,8 +112,8 @@ def _what(place: tuple[int | str, ...], kind: str, text: str) -> str:
     if not place:
         return "the body must be a JSON object"
     name = str(place[0])
-    if name not in Alarm.model_fields:
-        return f"a member is unknown; they are {', '.join(Alarm.model_fields)}"
+    if name not in AlarmRequest.model_fields:
+        return f"a member is unknown; they are {', '.join(AlarmRequest.model_fields)}"
     return f"{name}: {text}"
 
 

@@ -16,8 +16,6 @@ import numpy as np
 from g2d.core.types import Array
 from g2d.rotation.snapshot import Live, Snapshot
 
-Answer = tuple[Array, int]
-
 
 class BusyError(Exception):
     """Too many inputs wait already."""
@@ -34,7 +32,7 @@ class NotFiniteError(Exception):
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
     x: Array
-    future: asyncio.Future[Answer]
+    future: asyncio.Future[tuple[Array, int]]
 
 
 class Batcher:
@@ -64,7 +62,7 @@ class Batcher:
         self._requests.put(None)
         self._thread.join()
 
-    def submit(self, x: Array) -> asyncio.Future[Answer]:
+    def submit(self, x: Array) -> asyncio.Future[tuple[Array, int]]:
         """Return a future of logits (n, classes) and of the one generation that made them.
 
         Raises:
@@ -74,7 +72,7 @@ class Batcher:
         if self._room < len(x):
             raise BusyError
         self._room -= len(x)
-        future: asyncio.Future[Answer] = self._loop.create_future()
+        future: asyncio.Future[tuple[Array, int]] = self._loop.create_future()
         self._requests.put(_Request(x, future))
         return future
 

@@ -52,15 +52,6 @@ class Broken(Event):
 
 
 @dataclass(frozen=True)
-class ObserverFailed(Event):
-    """An observer raised something; the request that it was shown is answered all the same."""
-
-    name = "observer"
-    observer: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Stopping(Event):
     """The coordinator ends."""
 

@@ -112,8 +112,8 @@ class Metrics:
                                registry=registry)  # fmt: skip
         self.unobserved = Counter("g2d_observer_dropped_inputs", "Inputs that observers were not"
                                   " shown: too many waited.", registry=registry)  # fmt: skip
-        self.observer_errors = Counter("g2d_observer_errors", "Requests over which an observer"
-                                       " raised.", ["observer"], registry=registry)  # fmt: skip
+        self.observer_errors = Counter("g2d_observer_errors", "Times that an observer raised; the"
+                                       " log says which.", registry=registry)  # fmt: skip
         self._ok = self.requests.labels("infer", "200")
         self._gauge("g2d_generation", "Number of the live generation.", status, "generation")
         self._gauge("g2d_generation_age_seconds", "Since it is live here.", status, "age")

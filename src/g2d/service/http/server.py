@@ -27,6 +27,7 @@ from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.startup import leave
+from g2d.service.monitors.observer import Observers
 
 if TYPE_CHECKING:
     from g2d.service.loader import VaultLoader
@@ -131,14 +132,18 @@ def serve(
             see `VaultLoader`. say: called with lines for the operator.
 
     Raises:
-        G2DError: there is nothing that may be served.
+        G2DError: there is nothing that may be served, or an observer cannot be made.
     """
     from g2d.service.loader import VaultLoader
 
-    log = Log()
+    log, observers = Log(), Observers(options.observer)
     loader = VaultLoader(vault, options.name, data, read_public_key(key), served)
     sys.setswitchinterval(_SWITCH)
-    parts = _assemble(loader, vault, data, options, token, log)
+    try:
+        parts = _assemble(loader, vault, data, options, token, log, observers)
+    except BaseException:
+        loader.close()
+        raise
     service, rotation = parts.service, parts.rotation
     address = f"{'https' if options.tls_cert else 'http'}://{_where(bound)}"
     say(f"generation {rotation.live} is live at {address}/v2/models/{options.name}")
@@ -157,8 +162,9 @@ def serve(
 
 
 def _assemble(
-    loader: VaultLoader, vault: Path, data: str, options: Options, token: bytes | None, log: Log
-) -> Parts:
+    loader: VaultLoader, vault: Path, data: str, options: Options, token: bytes | None, log: Log,
+    observers: Observers,
+) -> Parts:  # fmt: skip
     live, warning = first_live(loader)
     parts = assemble(
         loader,
@@ -167,6 +173,7 @@ def _assemble(
         options,
         AdminToken(token),
         log,
+        observers,
         vault,
         results_path(vault),
     )

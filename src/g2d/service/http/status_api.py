@@ -1,6 +1,7 @@
 """Everything but inference: status, live events, metrics, the pages; `admin` adds its calls.
 
-FastAPI's room; imported after the service is ready, for its import costs a third of a second.
+With `admin`, the only file that knows FastAPI; imported after the service is ready, for FastAPI's
+import costs a third of a second.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from g2d.core.imports import import_attribute, words
 from g2d.core.types import Array
@@ -35,13 +37,28 @@ class Observer(Protocol):
     def observe(self, inputs: Array, logits: Array, client: str) -> None:
         """Look at one request that was answered.
 
-        What it raises is logged by its type and counted, and no client hears of it.
+        What it raises is logged by its type and counted. No listener is told; the count at
+        `/metrics` names neither observer nor request.
 
         Args:
             inputs: (n, ...) in the task's dtype, read-only. logits: (n, classes) float32,
                 read-only. client: the address that asked; of IPv6 its network of 64 bits.
         """
         ...
+
+
+def find_observers(names: Iterable[str]) -> dict[str, Any]:
+    """Import the factories that an operator named 'module:factory'; none is called.
+
+    Raises:
+        SettingsError: there is no such factory.
+    """
+    found: dict[str, Any] = {}
+    for name in names:
+        if not all(name.partition(":")):
+            raise SettingsError(f"the observer is {name!r}, expected 'module:factory'")
+        found[name] = import_attribute(name, "observer", SettingsError)
+    return found
 
 
 def load_observers(names: Iterable[str], alarm: RaiseAlarm) -> dict[str, Observer]:
@@ -51,13 +68,10 @@ def load_observers(names: Iterable[str], alarm: RaiseAlarm) -> dict[str, Observe
         SettingsError: there is no such factory, it fails, or what it makes cannot observe.
     """
     made: dict[str, Observer] = {}
-    for name in names:
-        if not all(name.partition(":")):
-            raise SettingsError(f"the observer is {name!r}, expected 'module:factory'")
-        factory = import_attribute(name, "observer", SettingsError)
+    for name, factory in find_observers(names).items():
         try:
             made[name] = factory(alarm)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SettingsError(f"observer {name!r}: making it raised {words(error)}") from error
         if not callable(getattr(made[name], "observe", None)):
             raise SettingsError(
@@ -65,6 +79,39 @@ def load_observers(names: Iterable[str], alarm: RaiseAlarm) -> dict[str, Observe
                 " observe(inputs, logits, client)"
             )
     return made
+
+
+class Observers:
+    """Observers that are made before anything is open: what they alarm of waits for `connect`.
+
+    Args:
+        names: see `load_observers`, whose `SettingsError` it raises.
+
+    Attributes:
+        made: the observers by their names.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._mutex = threading.Lock()
+        self._early: list[tuple[str, str, bool]] = []
+        self._alarm: RaiseAlarm | None = None
+        self.made = load_observers(names, self._raise)
+
+    def connect(self, alarm: RaiseAlarm) -> None:
+        """Pass alarms on from now, and those that waited."""
+        with self._mutex:
+            self._alarm, early = alarm, self._early
+            self._early = []
+        for waited in early:
+            alarm(*waited)
+
+    def _raise(self, kind: str, text: str, rotate: bool = True) -> None:
+        with self._mutex:
+            alarm = self._alarm
+            if alarm is None:
+                self._early.append((kind, text, rotate))
+        if alarm is not None:
+            alarm(kind, text, rotate)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +134,7 @@ class ObserverQueue:
         self,
         observers: Mapping[str, Observer],
         dropped: Callable[[int], None],
-        failed: Callable[[str, Exception], None],
+        failed: Callable[[str, BaseException], None],
         waiting: int = 4096,
     ) -> None:
         self._observers, self._dropped, self._failed = observers, dropped, failed
@@ -111,7 +158,7 @@ class ObserverQueue:
             fits = len(inputs) <= self._room
             self._room -= len(inputs) if fits else 0
         if fits:
-            self._answered.put(_Answered(_read_only(inputs), _read_only(logits), client))
+            self._answered.put(_Answered(_kept(inputs), _kept(logits), client))
         else:
             self._dropped(len(inputs))
 
@@ -120,14 +167,19 @@ class ObserverQueue:
             for name, observer in self._observers.items():
                 try:
                     observer.observe(shown.inputs, shown.logits, shown.client)
-                except Exception as error:  # the operator's own code; others go on looking
+                except (Exception, SystemExit) as error:  # their own code; others look on
                     self._failed(name, error)
             with self._counting:
                 self._room += len(shown.inputs)
 
 
-def _read_only(values: Array) -> Array:
-    """A view that one observer cannot change for the next."""
-    view = values.view()
+def _kept(values: Array) -> Array:
+    """What may wait: a view that no observer can change, which keeps no larger memory alive."""
+    owner = values
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    # Else a slice would keep its whole batch, or a request's body, beyond what `waiting` counts.
+    alone = owner.base is None and owner.nbytes <= values.nbytes
+    view = values.view() if alone else values.copy()
     view.flags.writeable = False
     return view

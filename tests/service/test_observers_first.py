@@ -1,0 +1,78 @@
+"""A wrong `--observer` ends every start before anything is open that nobody would close."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cluster_script import TERMS, Script
+from g2d.errors import SettingsError, VaultError
+from g2d.service.cluster.replica import ReplicaSpec
+from g2d.service.cluster.replica import assemble as assemble_replica
+from g2d.service.http import server
+from g2d.service.http.limits import AdminToken
+from g2d.service.http.options import Options
+
+WRONG = Options(observer=("no_such_module:x",))
+
+
+def test_a_service_of_one_machine_opens_no_vault(vault, monkeypatch):
+    monkeypatch.setattr("g2d.service.loader.VaultLoader", lambda *_: pytest.fail("opened"))
+    with socket.socket() as bound, pytest.raises(SettingsError, match="no_such_module"):
+        server.serve(vault, WRONG, bound=bound)
+
+
+def test_a_service_that_cannot_be_put_together_closes_its_vault(vault, monkeypatch):
+    closed = []
+
+    def close(loader):
+        closed.append(loader)
+
+    def fails(_loader):
+        raise VaultError("nothing may be served")
+
+    monkeypatch.setattr("g2d.service.loader.VaultLoader.close", close)
+    monkeypatch.setattr(server, "first_live", fails)
+    with socket.socket() as bound, pytest.raises(VaultError, match="nothing may be served"):
+        server.serve(vault, Options(), bound=bound)
+    assert len(closed) == 1
+
+
+def replica_fails(script: Script, options: Options, folder: Path, monkeypatch) -> Exception:
+    """What a replica's start raises; it leaves no mirror."""
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(Exception) as raised:  # noqa: PT011 (the caller looks at it)
+        assemble_replica(script, ReplicaSpec(options, TERMS, AdminToken(None)), "r1")
+    assert list(folder.iterdir()) == []
+    return raised.value
+
+
+def test_a_replica_asks_no_coordinator_and_leaves_no_mirror(signed_vault, tmp_path, monkeypatch):
+    script = Script(signed_vault)
+    script.identity = lambda: pytest.fail("asked")  # type: ignore[method-assign]
+    error = replica_fails(script, WRONG, tmp_path / "own", monkeypatch)
+    assert isinstance(error, SettingsError)
+
+
+@pytest.mark.parametrize("place", ["replica.assemble_service", "mirror.MirrorLoader.first"])
+def test_a_replica_that_fails_later_leaves_no_mirror(signed_vault, tmp_path, monkeypatch, place):
+    def fails(*_):
+        raise VaultError("nothing may be served")
+
+    monkeypatch.setattr(f"g2d.service.cluster.{place}", fails)
+    error = replica_fails(Script(signed_vault), Options(), tmp_path / "own", monkeypatch)
+    assert "nothing may be served" in str(error)
+
+
+@pytest.mark.filterwarnings("ignore")  # of importing Ray Serve
+def test_with_ray_no_cluster_is_joined(vault, monkeypatch):
+    pytest.importorskip("ray")
+    from g2d.service.cluster import deployment
+
+    monkeypatch.setattr(deployment, "found", lambda _: pytest.fail("looked for a cluster"))
+    with pytest.raises(SettingsError, match="no_such_module"):
+        deployment.serve(vault, WRONG)
