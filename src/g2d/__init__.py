@@ -62,7 +62,14 @@ __all__ = [
 _FORMER = {
     "g2d.data": "g2d.tasks.splits",
     "g2d.harden": "g2d.training.recipes",
+    "g2d.harden.adversarial": "g2d.training.recipes.adversarial",
+    "g2d.harden.course": "g2d.training.recipes.hardened",
+    "g2d.harden.distil": "g2d.training.recipes.distil",
+    "g2d.harden.regularise": "g2d.training.recipes.regularise",
+    "g2d.harden.step": "g2d.training.recipes.step",
+    "g2d.harden.watch": "g2d.training.recipes.monitor",
     "g2d.networks": "g2d.tasks.networks",
+    "g2d.results": "g2d.report.results",
 }
 sys.meta_path.append(FormerNames(_FORMER))
 

@@ -124,7 +124,9 @@ class HardenSettings(Checked):
 class GeneratorSettings(Checked):
     """What candidates are drawn from."""
 
-    space: str = free("diffusion", "latent space: diffusion, or your own 'module:Class'")
+    space: str = free(
+        "diffusion", "latent space: diffusion, or your own 'module:Class'", since="0.2"
+    )
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class GuidanceSettings(Checked):
     prior: float = within(0.0, 1e6, 1e-3, "weight of the pull back to the latent's start")
     polish_steps: int = within(0, 10**6, 150, "Adam steps in full weight space")
     polish_rate: float = within(1e-8, 10.0, 2e-3, "their peak learning rate, decayed to zero")
-    extra: tuple[str, ...] = free((), "terms of your own, each a 'module:function'")
+    extra: tuple[str, ...] = free((), "terms of your own, each a 'module:function'", since="0.2")
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class GateSettings(Checked):
     pool: int = within(1, 10**6, 256, "gate-split attacks for each exposure and each gate")
     pool_steps: int = within(1, 1000, 10, "PGD steps of those attacks")
     attempts: int = within(1, 1000, 4, "candidates tried before generation is given up")
-    extra: tuple[str, ...] = free((), "gates of your own, each a 'module:function'")
+    extra: tuple[str, ...] = free((), "gates of your own, each a 'module:function'", since="0.2")
 
 
 @dataclass(frozen=True)
@@ -239,12 +241,13 @@ class Settings(Checked):
 
     @property
     def source(self) -> str:
-        """The task's name and that of every object of the user's own that making runs.
+        """The task's name, and with its section that of every object of the user's own.
 
         A signed generation binds it: opening a vault imports what its settings name.
         """
-        space = self.generator.space
-        own = (*self.gates.extra, *self.guidance.extra, *([space] if ":" in space else []))
+        own = [f"gates={name}" for name in self.gates.extra]
+        own += [f"guidance={name}" for name in self.guidance.extra]
+        own += [f"generator={self.generator.space}"] if ":" in self.generator.space else []
         return " ".join((self.task.name, *own))
 
     @classmethod
@@ -266,15 +269,12 @@ class Settings(Checked):
             raise SettingsError(f"cannot read the settings file {path}: {error}") from error
         return cls.from_vault(text, str(path)) if stored else cls.from_toml(text, str(path))
 
-    def to_toml(self) -> str:
-        """Write every setting, so that `from_toml(s.to_toml()) == s`."""
+    def to_toml(self, *, former: bool = False) -> str:
+        """Write every setting, so that `from_toml(s.to_toml()) == s`; `former`: as for digests."""
         lines: list[str] = []
-        for section in dataclasses.fields(self):
-            lines.append(f"[{section.name}]")
-            part = getattr(self, section.name)
-            for item in dataclasses.fields(part):
-                lines.append(f"{item.name} = {_toml(getattr(part, item.name))}")
-            lines.append("")
+        for name, part in vars(self).items():
+            if values := stored(part) if former else vars(part):
+                lines += [f"[{name}]", *(f"{k} = {_toml(v)}" for k, v in values.items()), ""]
         return "\n".join(lines)
 
     def override(self, **changes: Any) -> Settings:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import pytest
 from hypothesis import given
@@ -112,8 +113,29 @@ def test_digests_see_the_former_name(section, old, new, value):
     table = stored(part)
     assert table[old] == value
     assert new not in table
-    assert list(table) == [item.metadata.get("was", item.name) for item in dataclasses.fields(part)]
+    assert list(table) == [
+        item.metadata.get("was", item.name)
+        for item in dataclasses.fields(part)
+        if "since" not in item.metadata
+    ]
     assert build(type(part), table, "kept", stored=True) == part
+
+
+def test_a_manifests_digest_of_settings_is_what_0_1_0_wrote():
+    """Both were computed by that release, whose names these settings had then."""
+    changed = {f"{section}__{new}": value for section, _, new, value in RENAMED}
+    named = {"autoencoder__scope": ("fc.*",), "harden__recipe": ("l2", "adversarial")}
+    changed |= {"task__name": "mine:task"} | named
+    found = [
+        hashlib.sha256(settings.to_toml(former=True).encode()).hexdigest()
+        for settings in (Settings(), Settings().override(**changed))
+    ]
+    assert found == [
+        "90c1f4fcecde9b9f09a6d27fcf39172792a382669cf069b75867ae6412a81e0b",
+        "c3bbdb339336ad72bcf5cbd12a8b72d5fa6c226a30d580e3c59f4654e2e24636",
+    ]
+    own = Settings().override(gates__extra=("m:g",), generator__space="m:S")
+    assert Settings.from_vault(own.to_toml(former=True)) == own
 
 
 def test_digests_leave_out_a_later_setting_until_it_is_used():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 import g2d
 from g2d.cli import main as cli
+from g2d.cli.shared import prepare
 from g2d.core.engine import SerialEngine
 from g2d.defence.members import identity_of
 from g2d.errors import SettingsError
@@ -49,6 +51,33 @@ def test_its_settings_are_read_under_their_new_names(old):
     assert "harden = 0.25" in text, "reading alone writes nothing"
     with pytest.raises(SettingsError, match="'harden' is called 'light_eps' now"):
         Settings.from_toml(text)
+
+
+def test_a_task_of_the_users_own_may_bring_former_names(old, tmp_path, digits):
+    own = replace(digits, name="own", settings={"guidance": {"robust": 0.5, "newest": 2.0}})
+    with g2d.Defence.create(own, tmp_path / "new") as defence:
+        assert defence.settings.guidance.robust_weight == 0.5
+        assert defence.settings.guidance.newest_weight == 2.0
+
+
+def test_a_file_is_laid_over_a_task_that_brings_former_names(tmp_path, monkeypatch):
+    (tmp_path / "own_old.py").write_text(
+        "from dataclasses import replace\nimport g2d\n\ndef make(**_):\n"
+        "    own = {'guidance': {'robust': 0.5, 'mu': 3.0}}\n"
+        "    return replace(g2d.load_task('digits'), settings=own)\n"
+    )
+    (tmp_path / "g2d.toml").write_text("[guidance]\nrobust_weight = 0.7\n")
+    monkeypatch.chdir(tmp_path)
+    defence, _ = prepare(tmp_path / "v", tmp_path / "g2d.toml", {"task__name": "own_old:make"})
+    with defence:
+        assert defence.settings.guidance.robust_weight == 0.7
+        assert defence.settings.guidance.mu == 3.0
+
+
+def test_what_a_manifest_says_of_its_settings_is_what_it_said(old):
+    with g2d.Defence.open(old, write=False) as defence:
+        said = defence.generation(3).manifest["settings"]
+        assert hashlib.sha256(defence.settings.to_toml(former=True).encode()).hexdigest() == said
 
 
 def test_show_and_settings_print_it(old, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,9 +90,18 @@ def test_a_worker_loads_no_other_code_than_was_signed(defence, module):
         defence.settings.override(gates__extra=("confidence:confidence_gate",)).to_toml()
     )
     defence.close()
-    with pytest.raises(VaultError, match=r"names 'digits confidence:confidence_gate' now"):
+    with pytest.raises(VaultError, match=r"names 'digits gates=confidence:confidence_gate' now"):
         g2d.Defence.open(path, named=named)
-    g2d.Defence.open(path, named="digits confidence:confidence_gate").close()
+    g2d.Defence.open(path, named="digits gates=confidence:confidence_gate").close()
+
+
+def test_an_own_gate_cannot_be_moved_to_another_list_under_the_same_signature():
+    named = {
+        Settings().override(**{key: ("m:g",) if "extra" in key else "m:g"}).source
+        for key in ("gates__extra", "guidance__extra", "generator__space")
+    }
+    assert named == {"digits gates=m:g", "digits guidance=m:g", "digits generator=m:g"}
+    assert Settings().source == "digits"
 
 
 def view(defence, **changes):
@@ -108,15 +118,37 @@ def view(defence, **changes):
         ("breaks", "1 / 0", GenerationError, "failed to measure: ZeroDivisionError"),
         ("foreign", "True", GenerationError, "returned bool, not a GateResult"),
         ("nothing", "GateResult('x', True, float('nan'), 0.0)", GenerationError, "measured nan"),
+        ("many", "GateResult('x', torch.tensor([True, True]), 0.0, 0.0)", GenerationError,
+         "gave passed=tensor.*expected a bool and two numbers"),
+        ("none", "GateResult('x', True, None, 0.0)", GenerationError, "gave .*value=None"),
+        ("text", "GateResult('x', True, 'high', 0.0)", GenerationError, "value='high'"),
         ("double", "GateResult('class', True, 0.0, 0.0)", SettingsError, "as another one does"),
     ],
-)
+)  # fmt: skip
 def test_a_gate_that_is_wrong_lets_nothing_through(defence, module, name, body, error, said):
     module.with_name(f"{name}_gate.py").write_text(
-        f"from g2d.defence.gates import GateResult\n\ndef gate(view):\n    return {body}\n"
+        "import torch\nfrom g2d.defence.gates import GateResult\n\n"
+        f"def gate(view):\n    return {body}\n"
     )
     with pytest.raises(error, match=said):
         run_gates(view(defence, gates__extra=(f"{name}_gate:gate",)))
+
+
+def test_a_candidate_that_fails_already_gets_an_own_gates_trouble_as_one_more_reason(
+    defence, module
+):
+    module.with_name("brittle.py").write_text(
+        "def gate(view):\n    raise ValueError('not finite')\n"
+    )
+    seen = view(defence, gates__extra=("brittle:gate",))
+    broken = {name: value * float("nan") for name, value in seen.state.items()}
+    results = run_gates(replace(seen, state=broken, model=load_model(defence.task, broken)))
+    failed = {result.gate: result.reason for result in results if not result.passed}
+    assert {"finite", "accuracy", "brittle:gate"} <= set(failed)
+    assert "gate 'brittle:gate' failed to measure: ValueError: not finite" in failed["brittle:gate"]
+    assert json.loads(json.dumps([result.entry() for result in results], allow_nan=False))
+    with pytest.raises(GenerationError, match="failed to measure"):
+        run_gates(seen)
 
 
 def test_what_an_own_gate_measures_is_plain_in_the_manifest(defence, module):
@@ -132,7 +164,11 @@ def test_what_an_own_gate_measures_is_plain_in_the_manifest(defence, module):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("nowhere:gate", "no module 'nowhere'"), ("g2d.defence.gates:GATES", "not a function")],
+    [
+        ("nowhere", "write 'package.module:name'"),
+        ("nowhere:gate", "no module 'nowhere'"),
+        ("g2d.defence.gates:GATES", "not a function"),
+    ],
 )
 def test_a_gate_that_cannot_be_found_fails_before_the_work(defence, name, said):
     defence.settings = defence.settings.override(gates__extra=(name,))
@@ -159,7 +195,7 @@ def test_a_signature_binds_what_runs_beside_the_key(tmp_path):
         assert sign()["source"] == "digits"  # as before there were such settings
         verify(1)
         vault.write_settings(plain + '[gates]\nextra = ["evil:gate"]\n')
-        with pytest.raises(RefusedError, match="settings say 'digits evil:gate'"):
+        with pytest.raises(RefusedError, match="settings say 'digits gates=evil:gate'"):
             verify(1)
-        assert sign()["source"] == "digits evil:gate"
+        assert sign()["source"] == "digits gates=evil:gate"
         verify(2)

@@ -9,6 +9,7 @@ import torch
 import g2d
 from g2d.attacks.poisoning import poisoned, poisoned_task, trigger
 from g2d.errors import DataError, SettingsError
+from g2d.generator import Generator
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
 from g2d.redteam.rows import Row, Status
 from g2d.redteam.scoring import share
@@ -100,6 +101,23 @@ def test_a_poisoned_member_carries_the_trigger_and_the_clean_base_does_not(spec)
     assert rows[-1].target == "frozen"
     assert rows[-1].value.value < 0.3
     assert "gates" in rows[0].note
+
+
+@pytest.mark.parametrize("name", ["data", "member"])
+def test_its_generator_has_the_vaults_own_latent_space(spec, name, monkeypatch):
+    class FittedError(Exception):
+        pass
+
+    def fit(*_, kind="diffusion", **more):
+        raise FittedError(kind)
+
+    monkeypatch.setattr(Generator, "fit", fit)
+    own = dataclasses.replace(
+        spec, settings=spec.settings.override(generator__space="gaussian:GaussianSpace")
+    )
+    case = next(c for c in poisoning.plan(own) if c.name == name)
+    with pytest.raises(FittedError, match="gaussian:GaussianSpace"):
+        poisoning.run(case, AttackContext(own))
 
 
 def test_gates_are_asked_about_carriers_alone(spec):

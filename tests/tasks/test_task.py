@@ -130,6 +130,8 @@ def test_unbounded_data():
 
 def test_settings_of_a_task_are_checked():
     assert toy(settings={"population": {"base_steps": 400}}).settings
+    # A task that was written for 0.1.0: its vaults open, and it is trained as it was.
+    assert toy(settings={"population": {"harden": 0.3}, "guidance": {"robust": 0.5}}).settings
     with pytest.raises(SettingsError, match="base_steps"):
         toy(settings={"population": {"base_step": 400}})
     with pytest.raises(SettingsError, match="base_steps"):

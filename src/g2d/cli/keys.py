@@ -1,6 +1,6 @@
 """The commands `g2d keys new|show|use|trust`: they print fingerprints and paths, never a key.
 
-Thin, like `cli`, and as lazy. What keys are and what they sign is in `protect`.
+Thin, like `cli`, and as lazy. What keys are and what they sign is in `vault`.
 """
 
 from __future__ import annotations

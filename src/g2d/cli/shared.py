@@ -113,10 +113,13 @@ def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngin
 
 
 def _task_defaults(asked: Settings) -> dict[str, Any]:
+    from g2d.settings import Settings, build
     from g2d.tasks.source import resolve
 
     task = asked.task
-    return dict(resolve((task.name, task.data, task.split_seed, task.eps)).settings)
+    own = resolve((task.name, task.data, task.split_seed, task.eps)).settings
+    # Under today's names: what a file or a flag says is laid over them.
+    return dataclasses.asdict(build(Settings, dict(own), f"task {task.name!r}", stored=True))
 
 
 def _layered(base: Mapping[str, Any], file: Path | None) -> Settings:

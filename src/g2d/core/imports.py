@@ -7,10 +7,11 @@ import importlib.abc
 import importlib.machinery
 import os
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from g2d.errors import G2DError, nearest
+from g2d.errors import G2DError, SettingsError, nearest
 
 
 def import_module(name: str, module_name: str, what: str, error: type[G2DError]) -> Any:
@@ -40,8 +41,10 @@ def import_module(name: str, module_name: str, what: str, error: type[G2DError])
 
 
 def import_attribute(name: str, what: str, error: type[G2DError]) -> Any:
-    """Import 'module:attribute'; raises `error` where either is missing."""
+    """Import 'module:attribute'; raises `error` where either is missing, or not named."""
     module_name, _, attribute = name.partition(":")
+    if not (module_name and attribute):  # before anything is imported
+        raise error(f"{what} {name!r} is not the name of one; write 'package.module:name'")
     module = import_module(name, module_name, what, error)
     found = getattr(module, attribute, None)
     if found is None:
@@ -50,6 +53,22 @@ def import_attribute(name: str, what: str, error: type[G2DError]) -> Any:
             f"{what} {name!r}: module {module_name!r} ({getattr(module, '__file__', 'built in')}) "
             f"has no {attribute!r}.{nearest(attribute, public)}"
         )
+    return found
+
+
+def import_callables(names: Sequence[str], what: str, kind: str) -> list[Any]:
+    """Import what settings name, each 'module:attribute', to be called.
+
+    Args:
+        what: the kind of thing, as "gate". kind: what it has to be, for messages.
+
+    Raises:
+        SettingsError: there is no such module or attribute, or it cannot be called.
+    """
+    found = [import_attribute(name, what, SettingsError) for name in names]
+    for name, one in zip(names, found, strict=True):
+        if not callable(one):
+            raise SettingsError(f"{what} {name!r} is {type(one).__name__}, not {kind}")
     return found
 
 
@@ -76,5 +95,13 @@ class FormerNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self) if known else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module of the new name in the place of the old one."""
-        sys.modules[module.__name__] = importlib.import_module(self._names[module.__name__])
+        """Put the module of the new name in the place of the old one, and those inside it."""
+        package = importlib.import_module(self._names[module.__name__])
+        sys.modules[module.__name__] = package
+        for old, new in self._names.items():
+            # Now, not when they are asked for: the import system would look into the new package's
+            # folder and load a second copy, and name it in the package, over a function of its own.
+            parent, _, own = old.rpartition(".")
+            if parent == module.__name__:
+                inside = sys.modules[old] = importlib.import_module(new)
+                vars(package).setdefault(own, inside)

@@ -155,7 +155,7 @@ class GenerationStore:
         full = dict(manifest) | {
             "task": self.task.name,
             "population": digest("".join(members).encode()),
-            "settings": digest(s.to_toml().encode()),
+            "settings": digest(s.to_toml(former=True).encode()),
         }
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
         if cpu is not None:

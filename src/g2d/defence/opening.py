@@ -31,7 +31,7 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
     loaded = resolve(source)
     if settings is None and not known.is_file():
         tables = {key: dict(table) for key, table in loaded.settings.items()}
-        there = build(Settings, tables, f"settings of task {loaded.name!r}")
+        there = build(Settings, tables, f"settings of task {loaded.name!r}", stored=True)
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
         _check_hardening(loaded, full)  # what cannot work leaves no folder behind

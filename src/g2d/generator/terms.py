@@ -18,8 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from g2d.attacks import pgd
-from g2d.core.imports import import_attribute
-from g2d.errors import SettingsError
+from g2d.core.imports import import_callables
 from g2d.generator.exposure import Exposure
 from g2d.settings import GuidanceSettings
 from g2d.tasks.task import Task
@@ -194,13 +193,5 @@ def find_terms(names: Sequence[str]) -> list[MakeTerm]:
     Raises:
         SettingsError: there is no such module or function, or it cannot be called.
     """
-    found: list[MakeTerm] = []
-    for name in names:
-        term = import_attribute(name, "guidance term", SettingsError)
-        if not callable(term):
-            raise SettingsError(
-                f"guidance term {name!r} is {type(term).__name__}, not a function or class that"
-                " takes a TermContext and returns a Term"
-            )
-        found.append(term)
-    return found
+    kind = "a function or class that takes a TermContext and returns a Term"
+    return import_callables(names, "guidance term", kind)

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from g2d.core.files import make_folder, write_bytes
+from g2d.core.imports import import_attribute
+from g2d.errors import SettingsError
+from g2d.settings import Settings
 from g2d.weights.checkpoints import digest
 
 # Where work runs, how files are written and what errors say decides no number.
@@ -48,6 +51,28 @@ def code_version(module: str) -> str:
     for library in _LIBRARIES:
         found.update(f"{library} {importlib.metadata.version(library)}".encode())
     return found.hexdigest()
+
+
+def own_code(settings: Settings) -> dict[str, str]:
+    """The code version of each module of the user's own that making a network runs, by name.
+
+    Gates, guidance terms, the latent space and recipes of hardening; built-in ones are part of the
+    code version anyway. One that cannot be imported has none: what needs it fails.
+    """
+    named = (
+        *settings.gates.extra, *settings.guidance.extra, settings.generator.space,
+        *settings.harden.recipe,
+    )  # fmt: skip
+    found: dict[str, str] = {}
+    for name in named:
+        module, colon, _ = name.partition(":")
+        if colon:
+            try:
+                import_attribute(name, "code", SettingsError)
+                found[name] = code_version(sys.modules[module].__name__)  # not by a former name
+            except SettingsError:
+                found[name] = ""
+    return found
 
 
 def _closure(module: str) -> set[str]:

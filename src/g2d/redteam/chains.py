@@ -21,7 +21,7 @@ from g2d.core.files import make_folder, write_bytes
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
 from g2d.defence.defence import Defence
-from g2d.redteam.cache import code_version, key_of
+from g2d.redteam.cache import code_version, key_of, own_code
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec, enter
 from g2d.redteam.controls import FittedMembers, noised, permuted, retraining, soups
 from g2d.tasks.inference import load_model, predict
@@ -126,6 +126,7 @@ def _identity(defence: Defence, spec: RunSpec, name: str) -> str:
         exposed=[vault.generation(k).files["weights"] for k in vault.exposures()] if own else [],
         task=task_identity(defence),
         settings=asdict(defence.settings) | {"task": ""},
+        own=own_code(defence.settings),
         seed=spec.seed,
         code=code_version("g2d.redteam.chains"),
     )

@@ -120,7 +120,7 @@ class Case:
 
 
 class AttackContext:
-    """What the cases of one site share in one process."""
+    """What the cases of one vault share in one process."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
@@ -241,7 +241,7 @@ def _context(key: str, spec: _Hidden) -> AttackContext:
 
 
 class _Hidden:
-    """A site that counts as equal to any other: the key beside it tells sites apart."""
+    """A spec that counts as equal to any other: the key beside it tells them apart."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
@@ -254,5 +254,5 @@ class _Hidden:
 
 
 def enter(spec: RunSpec, key: str) -> AttackContext:
-    """Return this process's room for a site, made once."""
+    """Return what cases of a spec share in this process, made once."""
     return _context(key, _Hidden(spec))

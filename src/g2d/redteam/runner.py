@@ -21,7 +21,7 @@ from g2d.core.files import write_bytes
 from g2d.core.types import Progress, silent
 from g2d.defence.defence import Defence
 from g2d.errors import SettingsError
-from g2d.redteam.cache import RowCache, code_version, key_of
+from g2d.redteam.cache import RowCache, code_version, key_of, own_code
 from g2d.redteam.chains import build_chains, task_identity
 from g2d.redteam.context import Case, RunSpec, enter
 from g2d.redteam.overview_json import glance, hardware, versions
@@ -221,6 +221,7 @@ class _Run:
             networks={name: [n.digest for n in chains[name].networks] for name in reads},
             vault=self._vault() if case.generator else "",
             settings=settings if case.generator else settings["population"],
+            own=own_code(self.defence.settings) if case.generator else {},
             code=code_version(own.module if own else "g2d.redteam.overview_json"),
         )
 

@@ -1,7 +1,7 @@
 """What a page shows of a red team's rows: texts, the threat matrix, rivals compared, curves.
 
 Takes rows as plain values (docs/results.md). How cells and curves look lives in `templates` and in
-`plots`; what they mean in words, in `templates/redparts.html`.
+`figures`; what they mean in words, in `templates/redparts.html`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from g2d.core.types import Values
-from g2d.report import figures as plots
+from g2d.report import figures
 
 # Columns of the threat matrix: the target's chain of networks, and what it is.
 TARGETS = {
@@ -321,8 +321,8 @@ def _panel(name: str, title: str, rows: Sequence[Values], style: Values) -> dict
         (look, label, _points(row, style["x"]))
         for row, label, look in zip(rows, _labels(rows, style["by"]), _looks(rows), strict=True)
     ]
-    svg = plots.curves(name, style["x"], drawn, (style["across"], style["upwards"]))
-    keys = [plots.KEYS[look] | {"label": label} for look, label, _ in drawn]
+    svg = figures.curves(name, style["x"], drawn, (style["across"], style["upwards"]))
+    keys = [figures.KEYS[look] | {"label": label} for look, label, _ in drawn]
     return {"title": title, "svg": svg, "lines": keys, "chains": [chain_of(row) for row in rows]}
 
 

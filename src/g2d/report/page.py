@@ -16,8 +16,7 @@ from typing import Any
 from g2d.core.files import write_bytes
 from g2d.core.types import Values
 from g2d.errors import G2DError
-from g2d.report import figures as plots
-from g2d.report import matrix as redplots
+from g2d.report import figures, matrix
 from g2d.report.matrix import Line
 from g2d.report.results import FORMAT
 
@@ -59,20 +58,20 @@ def render_results(results: Values, path: Path) -> None:
     """
     require()
     _check(results)
-    rows = redplots.ordered(results["rows"])
-    lines = redplots.matrix(rows)
+    rows = matrix.ordered(results["rows"])
+    lines = matrix.matrix(rows)
     families = _families(results)
     page = _page(
         "redteam.html",
         r={"vault": {}, "quick": False, "service": None, "chains": {}} | dict(results),
         answer=answer(results),
-        told=[redplots.told(row) for row in rows if row["metric"] != "check"],
-        sanity=[redplots.checked(row) for row in rows if row["metric"] == "check"],
+        told=[matrix.told(row) for row in rows if row["metric"] != "check"],
+        sanity=[matrix.checked(row) for row in rows if row["metric"] == "check"],
         matrix=[f | {"lines": [x for x in lines if x.family == f["name"]]} for f in families],
-        columns=redplots.columns(lines),
-        targets=redplots.TARGETS,
-        rivals=redplots.rivals(lines),
-        groups=redplots.panels(rows, families),
+        columns=matrix.columns(lines),
+        targets=matrix.TARGETS,
+        rivals=matrix.rivals(lines),
+        groups=matrix.panels(rows, families),
         families=families,
         command=_command(results),
         **(_summary(results["summary"]) if results.get("summary") else {"s": None}),
@@ -89,7 +88,7 @@ def markdown(results: Values) -> str:
     _check(results)
     parts = []
     for family in _families(results):
-        rows = [row for row in redplots.ordered(results["rows"]) if row["family"] == family["name"]]
+        rows = [row for row in matrix.ordered(results["rows"]) if row["family"] == family["name"]]
         if rows:
             parts += [f"### {_plain(family['title'])}\n", f"{_plain(family['question'])}\n"]
             parts.append(_table(_HEADER, [_cells(row) for row in rows]))
@@ -106,8 +105,8 @@ def markdown(results: Values) -> str:
 
 def answer(results: Values) -> list[dict[str, Any]]:
     """Return the question and its answer in three lines, in the words of this run's numbers."""
-    lines = redplots.matrix(results["rows"])
-    unkeyed = bool(results["rows"]) and not any(map(redplots.kind_of, results["rows"]))
+    lines = matrix.matrix(results["rows"])
+    unkeyed = bool(results["rows"]) and not any(map(matrix.kind_of, results["rows"]))
     question = (
         "Parameters are replaced on a schedule. Does an attack that was prepared on old ones, "
         "or built up query by query, still work on those that are live now?"
@@ -165,7 +164,7 @@ def _stale(lines: Sequence[Line]) -> str:
     told += "the examples on later generations"
     if stayed := _beside(line, "unrotated", lines):
         told += f"; {_points(stayed['value'])} on the live generation, had it stayed"
-        told += "" if redplots.against(ours, stayed) < 0 else " (no gain beyond chance)"
+        told += "" if matrix.against(ours, stayed) < 0 else " (no gain beyond chance)"
     if frozen := _beside(line, "frozen", lines):
         told += f"; {_points(frozen['value'])} on the base, if it never changed"
     if retrained := _beside(line, "retrained", lines):
@@ -184,11 +183,11 @@ def _stale(lines: Sequence[Line]) -> str:
 def _free(lines: Sequence[Line]) -> str:
     """How the defence does against rivals that cost nothing: soups and noised members."""
     told = ""
-    for rival in redplots.rivals(lines):
+    for rival in matrix.rivals(lines):
         if rival["name"] in ("soup", "noise"):
             total = rival["less"] + rival["alike"] + len(rival["more"])
             worse = total - rival["less"]
-            told += f" Against {redplots.NAMES[rival['name']]}, which cost nothing, it does no "
+            told += f" Against {matrix.NAMES[rival['name']]}, which cost nothing, it does no "
             told += f"better in {worse} of {total} lines of the matrix."
     return told
 
@@ -210,7 +209,7 @@ def _query(lines: Sequence[Line]) -> tuple[str, bool]:
         kept = f" ({_points(durable)} of the finds outlive the next one)" if durable else ""
         period = f"{row['extra']['every']:,}"
         told.append(f"{_points(row['value'])} with one every {period} queries{kept}")
-    won = still is not None and redplots.against(best, still) >= 0
+    won = still is not None and matrix.against(best, still) >= 0
     end = " Rotation does not stop this attacker." if won else ""
     return f"{best['attack']}, flips {', '.join(told)}.{end}", won
 
@@ -282,7 +281,7 @@ def _families(results: Values) -> list[dict[str, Any]]:
 
 
 def _cells(row: Values) -> tuple[str, ...]:
-    told = redplots.checked(row) if row["metric"] == "check" else redplots.told(row)
+    told = matrix.checked(row) if row["metric"] == "check" else matrix.told(row)
     value = told["value"]
     if row["metric"] == "check":
         value = told["verdict"]
@@ -321,14 +320,14 @@ def _command(results: Values) -> str:
 def _summary(summary: Values) -> dict[str, Any]:
     """What a page's template needs to show a vault's summary."""
     drawn = {
-        "age": plots.age_curve(summary),
-        "heat": plots.heat_map(summary["matrix"]),
-        "accuracy": plots.accuracy_curve(summary["generations"]),
-        "distance": plots.distance_curve(summary["distances"]),
-        "latents": plots.latent_map(summary["latents"]),
+        "age": figures.age_curve(summary),
+        "heat": figures.heat_map(summary["matrix"]),
+        "accuracy": figures.accuracy_curve(summary["generations"]),
+        "distance": figures.distance_curve(summary["distances"]),
+        "latents": figures.latent_map(summary["latents"]),
     }
     pictures = [
-        item | {key: plots.picture(item[key]) for key in ("clean", "attacked")}
+        item | {key: figures.picture(item[key]) for key in ("clean", "attacked")}
         for item in summary["images"]["items"]
     ]
     return {"s": summary, "n": summary["numbers"], "plots": drawn, "pictures": pictures}
@@ -356,7 +355,7 @@ def save_hero(path: Path, summary: Mapping[str, Any]) -> None:
     """
     require()
     try:
-        plots.hero(Path(path), summary)
+        figures.hero(Path(path), summary)
     except OSError as error:
         raise G2DError(f"cannot write {path}: {error}") from error
 

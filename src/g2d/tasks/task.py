@@ -36,7 +36,8 @@ class Task:
         bounds: least and largest value that an input may take; None: unbounded (tabular) data.
         eps: attack budget, L-infinity norm, in the units of x.
         augment: maps a batch (N, ...) to one of the same shape, drawing from the given generator.
-        settings: per-task defaults for `g2d.settings.Settings` as nested tables. The command line
+        settings: per-task defaults for `g2d.settings.Settings` as nested tables; names that
+            settings had in earlier releases are understood. The command line
             lays flags and a settings file over them, key by key; `Defence.create` takes them where
             it is given no settings.
 
@@ -63,7 +64,7 @@ class Task:
             key: dict(table) if isinstance(table, Mapping) else table
             for key, table in self.settings.items()
         }
-        build(Settings, tables, f"settings of task {self.name!r}")
+        build(Settings, tables, f"settings of task {self.name!r}", stored=True)
         _check_model(self)
 
     def model(self, seed: int) -> nn.Module:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from g2d.core.imports import import_attribute, words
+from g2d.core.imports import import_callables, words
 from g2d.defence.gates.accuracy import accuracy_gate, class_gate, finite_gate
 from g2d.defence.gates.attacks import robust_gate, stale_asr, stale_gate
 from g2d.defence.gates.distance import distance_gate
@@ -33,12 +33,21 @@ def run_gates(view: CandidateView) -> list[GateResult]:
 
     Raises:
         SettingsError: a gate of the user's own cannot be imported.
-        GenerationError: one of them failed to measure; the candidate is not let through.
+        GenerationError: one of them failed to measure a candidate that passes G2D's own gates.
+            One that fails those is rejected all the same, and this is one more reason.
     """
     own = dict(zip(view.settings.extra, find_gates(view.settings.extra), strict=True))
     results = [result for gate in GATES if (result := gate(view)) is not None]
+    lost = any(not result.passed for result in results)
     for name, gate in own.items():
-        result = _measured(name, gate, view)
+        try:
+            result = _measured(name, gate, view)
+        except GenerationError as error:
+            if not lost:
+                raise
+            # Nobody promised this gate a candidate that is not finite, say: that one is rejected,
+            # with every reason, and the next one is tried.
+            result = GateResult(name, False, 0.0, 0.0, str(error))
         if result is None:
             continue
         if any(result.gate == other.gate for other in results):
@@ -53,15 +62,7 @@ def find_gates(names: Sequence[str]) -> list[Gate]:
     Raises:
         SettingsError: there is no such module or function, or it cannot be called.
     """
-    found: list[Gate] = []
-    for name in names:
-        gate = import_attribute(name, "gate", SettingsError)
-        if not callable(gate):
-            raise SettingsError(
-                f"gate {name!r} is {type(gate).__name__}, not a function of a CandidateView"
-            )
-        found.append(gate)
-    return found
+    return import_callables(names, "gate", "a function of a CandidateView")
 
 
 def _measured(name: str, gate: Gate, view: CandidateView) -> GateResult | None:
@@ -74,10 +75,17 @@ def _measured(name: str, gate: Gate, view: CandidateView) -> GateResult | None:
         return None
     if not isinstance(result, GateResult):
         raise GenerationError(f"gate {name!r} returned {type(result).__name__}, not a GateResult")
-    value, limit = float(result.value), float(result.limit)  # a tensor, say, is no JSON
-    if result.passed and not math.isfinite(value + limit):
+    try:
+        passed = bool(result.passed)  # a tensor, say, is no JSON
+        value, limit = float(result.value), float(result.limit)
+    except Exception as error:
+        raise GenerationError(
+            f"gate {name!r} gave passed={result.passed!r}, value={result.value!r}, "
+            f"limit={result.limit!r}; expected a bool and two numbers ({words(error)})"
+        ) from error
+    if passed and not math.isfinite(value + limit):
         raise GenerationError(f"gate {name!r} passed a candidate that measured {value} of {limit}")
-    return replace(result, passed=bool(result.passed), value=value, limit=limit)
+    return replace(result, passed=passed, value=value, limit=limit)
 
 
 __all__ = [

@@ -19,9 +19,13 @@ from g2d.training.recipes.recipe import Recipe, Setup
 from g2d.training.recipes.regularise import clamp, l2
 from g2d.training.recipes.step import Part, Step, divergence, frozen
 
+# Their names in 0.1.0, in what people have written.
+Course, lightly = HardenedTraining, fgsm_light
+
 __all__ = [
     "RECIPES",
     "Batches",
+    "Course",
     "HardenedTraining",
     "Part",
     "Recipe",
@@ -39,6 +43,7 @@ __all__ = [
     "find_teacher",
     "frozen",
     "l2",
+    "lightly",
     "stale",
     "try_out",
 ]

@@ -37,7 +37,7 @@ def poisoned_data(case: Case, context: AttackContext) -> list[Row]:
     )
     generator = Generator.fit(
         task, members, [0] * len(members), s.autoencoder, s.diffusion,
-        seed=context.seed("poisoning", "fit", percent), base=base,
+        seed=context.seed("poisoning", "fit", percent), base=base, kind=s.generator.space,
     )  # fmt: skip
     exposure = _exposed(task, s, base, generator)
     model = load_model(task, base)

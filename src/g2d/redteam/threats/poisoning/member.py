@@ -40,7 +40,7 @@ def poisoned_member(case: Case, context: AttackContext) -> list[Row]:
         task, states, basins,
         replace(s.autoencoder, steps=case.number("autoencoder")),
         replace(s.diffusion, steps=case.number("diffusion")),
-        seed=context.seed("poisoning", "fit"),
+        seed=context.seed("poisoning", "fit"), kind=s.generator.space,
     )  # fmt: skip
     return _reached(case, context, judge, generator, states, basins)
 

@@ -33,15 +33,6 @@ def plan(spec: RunSpec) -> list[Case]:
     return cases
 
 
-_CHECKS = {
-    "grows": grows,
-    "boxes": boxes,
-    "steps": more_steps,
-    "masking": masking,
-    "unit": unit_test,
-}
-
-
 def run(case: Case, context: AttackContext) -> list[Row]:
     """Run one check."""
     checks = {
