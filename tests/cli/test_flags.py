@@ -47,7 +47,7 @@ def test_a_flag_of_population_says_what_its_setting_says(name, key):
     option, leaf = option_of("population", name), SETTINGS[key]
     assert option.opts == [f"--{name}"]
     assert option.help.removesuffix("; repeatable") == leaf.help
-    assert option.show_default in (leaf.shown, False)
+    assert option.show_default is False  # a task has defaults of its own
     assert option.default is None
 
 
@@ -55,10 +55,11 @@ def test_a_flag_of_population_says_what_its_setting_says(name, key):
 def test_every_option_is_a_flag_of_serve_that_says_what_it_says(name):
     option, leaf = option_of("serve", name), OPTIONS[name]
     assert option.opts == [f"--{name.replace('_', '-')}"]
-    assert option.help.removesuffix("; repeatable") == leaf.help
-    assert option.show_default in (leaf.shown, False)
-    if leaf.shown:  # what help calls the default is the default
-        assert leaf.kind(leaf.read(option.show_default)) == leaf.item.default
+    text, _, shown = option.help.removesuffix("; repeatable").partition("; default: ")
+    assert text == leaf.help
+    assert shown == leaf.shown
+    if shown:  # what help calls the default is the default
+        assert leaf.kind(leaf.read(shown)) == leaf.item.default
     else:
         assert leaf.item.default in ("", ())
 
@@ -68,9 +69,29 @@ def test_help_shows_meaning_range_and_default():
     said = CliRunner().invoke(main.app, ["serve", "--help"], env=wide).output
     for leaf in OPTIONS.values():
         assert leaf.help in said
-    assert re.search(r"--drain +TIME +time for answers .* \[0, 3600\] \[default: \(10s\)\]", said)
+    assert re.search(r"--drain +TIME +time for answers .* \[0, 3600\]; default: 10s", said)
+    assert "default: (" not in said
     said = CliRunner().invoke(main.app, ["population", "--help"], env=wide).output
-    assert "number of checkpoints [2, 100000] [default: (64)]" in said
+    assert "number of checkpoints [2, 100000]" in said
+    assert "default: 64" not in said  # digits have another number
+    assert "(64)" not in said
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "value", "expected"),
+    [
+        ("population", "--workers", "5000", "workers must lie in [0, 1024], not 5000"),
+        ("population", "--members", "1", "members must lie in [2, 100000], not 1"),
+        ("population", "--eps", "-1", "eps must lie in [0, 1e+06], not -1.0"),
+        ("population", "--eps", "nan", "eps must lie in"),
+        ("serve", "--port", "65536", "port must lie in [0, 65535], not 65536"),
+    ],
+)
+def test_a_number_out_of_range_is_a_usage_error(tmp_path, command, flag, value, expected):
+    answer = CliRunner().invoke(main.app, [command, str(tmp_path / "v"), flag, value])
+    assert answer.exit_code == 2
+    assert f"Invalid value for '{flag}': {expected}" in answer.output
+    assert not (tmp_path / "v").exists()
 
 
 def test_what_serve_is_given_becomes_its_options(monkeypatch, tmp_path):

@@ -314,7 +314,6 @@ CASES = {
         lambda v: manifest(v, gates=[{"gate": "distance", "passed": False}]),
     ),
     "a table gone": ("ledger", "ledger.sqlite", lambda v: execute(v, "DROP TABLE exposures")),
-    "a newer format": ("ledger", "ledger.sqlite", lambda v: execute(v, "PRAGMA user_version = 9")),
     "no database": (
         "ledger", "ledger.sqlite", lambda v: (v / "ledger.sqlite").write_bytes(b"songs" * 999)
     ),

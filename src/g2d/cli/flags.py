@@ -39,11 +39,12 @@ def meaning(item: dataclasses.Field[Any]) -> str:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One field of a dataclass of settings; `key` is `section__name`, or its name alone."""
+    """One field of a dataclass `owner`; `key` is `section__name`, or its name alone."""
 
     key: str
     item: dataclasses.Field[Any]
     kind: Any
+    owner: type[Checked]
 
     @property
     def many(self) -> bool:
@@ -89,14 +90,32 @@ class Leaf:
             return text
         return tuple(value) if isinstance(value, list) else value
 
-    def option(self, *names: str) -> Any:
-        """The annotation of a parameter that typer makes a flag of; None means: not given."""
+    def checked(self, given: Any) -> Any:
+        """Return what a flag was given; a number out of range is a usage error.
+
+        Raises:
+            typer.BadParameter: in the field's own words. A text is checked with all the others.
+        """
+        if isinstance(given, int | float):
+            try:
+                self.owner(**{self.item.name: given})
+            except SettingsError as error:
+                raise typer.BadParameter(str(error)) from None
+        return given
+
+    def option(self, *names: str, default: bool = True) -> Any:
+        """The annotation of a parameter that typer makes a flag of; None means: not given.
+
+        Args:
+            default: whether help tells the field's own default.
+        """
         kind: Any = list[str] if self.many else str if self.timed else self.kind
         metavar = "TIME" if self.timed else self.item.metadata.get("metavar")
         metavar = "NAME,.." if self.many and metavar is None else metavar
-        repeat = "; repeatable" if self.many else ""
+        text = self.help + (f"; default: {self.shown}" if default and self.shown else "")
+        text += "; repeatable" if self.many else ""
         option = typer.Option(
-            *names, metavar=metavar, help=self.help + repeat, show_default=self.shown or False
+            *names, metavar=metavar, help=text, show_default=False, callback=self.checked
         )
         return Annotated[kind | None, option]
 
@@ -111,18 +130,23 @@ def leaves(kind: type[Checked]) -> dict[str, Leaf]:
                 key = f"{item.name}__{leaf.key}"
                 found[key] = dataclasses.replace(leaf, key=key)
         else:
-            found[item.name] = Leaf(item.name, item, hints[item.name])
+            found[item.name] = Leaf(item.name, item, hints[item.name], kind)
     return found
 
 
 def with_flags(
-    kind: type[Checked], into: str, names: Mapping[str, str] | None = None
+    kind: type[Checked],
+    into: str,
+    names: Mapping[str, str] | None = None,
+    *,
+    defaults: bool = True,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for each field; what is given of them arrives as one mapping.
 
     Args:
         kind: the dataclass. into: the command's parameter that takes the mapping by key, where a
             flag that was not given is absent. names: the key by flag; all fields, by their name.
+        defaults: whether help tells the fields' defaults: not where others may apply.
     """
     known = leaves(kind)
     keys = names or {key: key for key in known}
@@ -143,7 +167,10 @@ def with_flags(
         own = {n: p for n, p in signature.parameters.items() if n != into}
         made = [
             inspect.Parameter(
-                n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=leaf.option()
+                n,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=leaf.option(default=defaults),
             )
             for n, leaf in chosen.items()
         ]

@@ -181,6 +181,7 @@ def demo(
         "workers": "population__workers",
         "harden": "harden__recipe",
     },
+    defaults=False,  # a task, or the vault that is there, has its own
 )
 def population(
     vault: VaultPath,

@@ -17,6 +17,14 @@ from g2d.cli.shared import VaultPath, vault_settings
 from g2d.errors import G2DError
 from g2d.settings import Settings
 
+_RESTORE = "restore what is damaged from a backup"
+_ADVICE = {
+    "settings": "correct task.toml",
+    "signature": "check the key, and serve no generation that it did not sign",
+    "unknown": "move what is unknown out of the vault",
+}
+"""What to do about a kind of problem; about any other: `_RESTORE`."""
+
 
 def add_to(app: typer.Typer) -> None:
     """Attach the commands, in the order in which help lists them."""
@@ -66,7 +74,8 @@ def verify(
             print_line(str(problem))
     if found:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-        raise G2DError(f"{vault} has {count}: restore what is damaged from a backup")
+        advice = dict.fromkeys(_ADVICE.get(problem.kind, _RESTORE) for problem in found)
+        raise G2DError(f"{vault} has {count}: {'; '.join(advice)}")
     if not as_json:
         print_line(f"{vault} is sound.")
 

@@ -120,6 +120,10 @@ def _release_in_child() -> None:
 os.register_at_fork(after_in_child=_release_in_child)
 
 
+class NewerFormatError(VaultError):
+    """The vault is of a format that only a newer g2d reads; nothing is wrong with it."""
+
+
 class Frozen(sqlite3.Connection):
     """A connection to a ledger that sqlite may neither lock nor share memory over."""
 
@@ -204,7 +208,7 @@ def check_ledger(path: Path, ledger: sqlite3.Connection) -> None:
             " was interrupted, create it again; otherwise check the path or restore a backup."
         )
     if version > FORMAT:
-        raise VaultError(
+        raise NewerFormatError(
             f"{path} has vault format {version}, and this g2d reads format {FORMAT}:"
             " upgrade g2d (pip install --upgrade g2d)."
         )

@@ -28,6 +28,8 @@ OURS = re.compile(
 )
 """The names that files of entries have: what has such a name and no row is a leftover."""
 
+TOO_DEEP = "it is nested too deeply"
+"""Why JSON or TOML cannot be read whose brackets would exhaust the reader's stack."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -94,7 +96,10 @@ def checked_object(text: Any, strict: bool = True) -> dict[str, Any]:
         raise ValueError(f"{name} is not JSON")
 
     options: dict[str, Any] = {"parse_constant": refuse} if strict else {}
-    found = json.loads(text, **options) if isinstance(text, str) else None
+    try:
+        found = json.loads(text, **options) if isinstance(text, str) else None
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
     if not isinstance(found, dict):
         raise ValueError("expected an object in JSON")
     return found

@@ -118,6 +118,7 @@ def verify_generation(
     after: int,
     now: float,
     files: Collection[str] = (),
+    settings: bool = True,
 ) -> Verified:
     """Verify signature, identity, number, times and every file of a generation; change nothing.
 
@@ -125,6 +126,8 @@ def verify_generation(
         after: the highest number that has been served; 0 at the very first start.
         now: seconds since 1970.
         files: which to read, "weights" among them; all that were signed by default.
+        settings: whether the vault's settings must name what it was signed for, as they must of
+            whatever is to be loaded; False: they are not read.
 
     Raises:
         RefusedError: with `.reason`, one of `REASONS`, and `.number`.
@@ -140,6 +143,8 @@ def verify_generation(
         raise _refused(number, "signature", f"no trusted key ({key.fingerprint}) has signed it")
     signed = _parse(manifest, number, signer)
     _check_place(vault, number, key, signed)
+    if settings:
+        _check_source(vault, number, signed)
     _check_times(number, signed, now)
     _check_ledger(vault, number, signed)
     weights = b""
@@ -155,7 +160,7 @@ def _parse(manifest: bytes, number: int, signer: str) -> dict[str, Any]:
     """Read a manifest whose signature is right: another version's would still be a stranger."""
     try:
         signed = json.loads(manifest)
-    except ValueError:
+    except (ValueError, RecursionError):
         signed = None
     whole = (
         isinstance(signed, dict)
@@ -181,6 +186,10 @@ def _check_place(vault: Vault, number: int, key: VerifyKey, signed: Mapping[str,
         raise _refused(number, "ledger", str(error)) from error
     if not identity or claimed != identity or (key.vaults and claimed not in key.vaults):
         raise _refused(number, "vault", f"it was signed for another vault, {claimed}")
+
+
+def _check_source(vault: Vault, number: int, signed: Mapping[str, Any]) -> None:
+    """What the settings name would be imported: it must be what was signed."""
     try:
         source = _source(vault)
     except G2DError as error:

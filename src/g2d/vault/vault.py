@@ -41,6 +41,7 @@ from g2d.vault.ledger import (
     take_lock,
     write_file,
 )
+from g2d.vault.plain import read_text
 from g2d.vault.records import (
     FOLDERS,
     OURS,
@@ -126,10 +127,10 @@ class Vault:
 
     @property
     def settings_text(self) -> str:
-        """The text of task.toml."""
+        """The text of task.toml, a plain file: what lies behind a link is not the vault's."""
         try:
             with explained(self.path, "read"):
-                return (self.path / SETTINGS).read_text(encoding="utf-8")
+                return read_text(self.path / SETTINGS)
         except UnicodeDecodeError as error:
             raise VaultError(f"{self.path / SETTINGS} is not UTF-8 text: {error}") from error
 
@@ -259,7 +260,7 @@ class Vault:
             return GenerationRecord(
                 number, json.loads(rows[0][1]), json.loads(rows[0][2]), rows[0][3]
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise VaultError(
                 f"{self.path}: the ledger's row of generation {number} is damaged ({error});"
                 " restore the vault from a backup, or make the next one with `g2d generate`."

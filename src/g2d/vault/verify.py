@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -26,13 +25,16 @@ from g2d.vault.ledger import (
     LOCK,
     SETTINGS,
     SUBFOLDERS,
+    NewerFormatError,
     check_ledger,
     connect_reader,
     explained,
     sha256,
 )
+from g2d.vault.plain import MOST_TEXT, is_folder, is_open_to_sqlite, read_plain, read_text
 from g2d.vault.records import (
     SIGNATURE,
+    TOO_DEEP,
     Entry,
     GenerationRecord,
     checked_entry,
@@ -53,9 +55,9 @@ Kind = Literal[
 ]  # fmt: skip
 
 _MOST = 1 << 32  # bytes of a file
-_MOST_TEXT = 1 << 24  # bytes of settings, manifest or signature
 _LOOKS = 3  # times that a vault is looked at whose entries are being replaced
-_SIDES = {LOCK, LEDGER, SETTINGS, *(LEDGER + end for end in ("-wal", "-shm", "-journal"))}
+_LEDGERS = tuple(LEDGER + end for end in ("", "-wal", "-shm", "-journal"))  # sqlite opens these
+_SIDES = {LOCK, SETTINGS, *_LEDGERS}
 _COMPANIONS = {"redteam"}  # what `g2d attack` keeps beside, with digests of its own
 _SIGNATURE_SIZE = 64
 
@@ -94,19 +96,23 @@ def verify(
             not as one that a writer is about to commit.
 
     Raises:
-        VaultError: there is no vault at `path`, or it is of a newer format.
+        VaultError: there is no vault at `path`, or it is of a newer format: upgrade g2d.
         KeyFileError: the key cannot be used.
     """
     path = Path(path).absolute()
     trusted = read_public(key) if isinstance(key, Path | str) else key
-    if not (path / LEDGER).is_file():
+    if not os.path.lexists(path / LEDGER):
         Vault.open(path).close()  # says what is there in its place
+    if odd := [name for name in _LEDGERS if not is_open_to_sqlite(path / name)]:
+        return [Problem("ledger", name, "it is a link, or no plain file") for name in odd]
     found: list[Problem] = []
     for _ in range(_LOOKS):
         try:
             look = _Look(path, _read_rows(path), trusted)
             before, found = look.files(), look.all(patience)
             gone = before - _Look(path, _read_rows(path), None).files() if found else None
+        except NewerFormatError:
+            raise
         except VaultError as error:
             return [Problem("ledger", LEDGER, _inside(path, str(error)))]
         if not gone:
@@ -135,11 +141,11 @@ class _Look:
             for name, digest in entry.files.items():
                 self._file(entry_file(self.path, entry, name), digest, self._compared(entry, name))
         generations = list(self._generations())
-        sound = [made.number for made in generations if self._generation(made)]
+        sound = [made for made in generations if self._generation(made)]
         self._numbers({made.number for made in generations})
         self._rejections()
         if self.key:
-            self._signatures([made for made in generations if made.number in sound], self.key)
+            self._signatures(sound, self.key)
         self._strangers(patience)
         return list(dict.fromkeys(self.found))
 
@@ -156,7 +162,7 @@ class _Look:
     def _settings(self) -> None:
         path = self.path / SETTINGS
         with self._told(path, "settings"):
-            Settings.from_vault(_read_plain(path, _MOST_TEXT).decode(), SETTINGS)
+            Settings.from_vault(read_text(path), SETTINGS)
 
     def _entries(self) -> Iterator[Entry]:
         for row in self.rows.entries:
@@ -180,8 +186,11 @@ class _Look:
     def _numbers(self, sound: set[int]) -> None:
         """Numbers rise by one, and what has been exposed is there."""
         there = {row[0] for row in self.rows.generations}
-        for number in sorted(set(range(1, max(sound, default=0))) - there):
-            self._tell("number", LEDGER, f"generation {number} has no row: numbers rise by one")
+        before, last = 0, max(sound, default=0)
+        for number in sorted(n for n in there if type(n) is int and 1 <= n <= last):
+            if number > before + 1:  # a range: one row can claim any number
+                self._tell("number", LEDGER, _gap(before + 1, number - 1))
+            before = number
         for number, created in self.rows.exposures:
             if number not in there:
                 self._tell("exposure", LEDGER, f"generation {number} was live and has no row")
@@ -228,23 +237,35 @@ class _Look:
         signature = folder / SIGNATURE
         if os.path.lexists(signature):
             self.known.add(signature)
-            data = self._bytes(signature, _MOST_TEXT)
+            data = self._bytes(signature, MOST_TEXT)
             if data is not None and len(data) != _SIGNATURE_SIZE:
                 self._tell("signature", signature, f"it is not {_SIGNATURE_SIZE} bytes long")
         return len(self.found) == before
 
     def _signatures(self, generations: Sequence[GenerationRecord], key: VerifyKey) -> None:
+        """Check what was signed: the settings' names for what may be loaded yet, if they are read.
+
+        The past was signed for the settings of its own time, which may have changed since.
+        """
+        live = max((n for n, _ in self.rows.exposures if type(n) is int), default=0)
+        told = any(problem.where == SETTINGS for problem in self.found)
         with Vault.open(self.path) as vault:
             for made in generations:
                 folder = generation_folder(self.path, made.number)
                 with self._told(folder, "signature"):
-                    after, now = made.number - 1, made.created  # one that has expired is no damage
-                    verify_generation(vault, made.number, key, after=after, now=now)
+                    verify_generation(
+                        vault,
+                        made.number,
+                        key,
+                        after=made.number - 1,
+                        now=made.created,  # one that has expired is no damage
+                        settings=made.number >= live and not told,
+                    )
 
     def _manifest(self, path: Path, made: GenerationRecord) -> None:
         """What manifest.json says is what the ledger says, and both make sense."""
         self.known.add(path)
-        data, about = self._bytes(path, _MOST_TEXT), made.manifest
+        data, about = self._bytes(path, MOST_TEXT), made.manifest
         if data is not None and data != self.texts[made.number].encode():
             self._tell("digest", path, "it is corrupt: it differs from the ledger's row")
         own = {"number": made.number, "files": made.files, "created": made.created}
@@ -264,7 +285,7 @@ class _Look:
         if path.parent in self.closed:
             return None
         with self._told(path, "unreadable"):
-            return _read_plain(path, most)
+            return read_plain(path, most)
         return None
 
     # --- what the ledger does not know -----------------------------------------------------------
@@ -287,7 +308,7 @@ class _Look:
     def _unknown(self) -> set[Path]:
         folders = {self.path / name for name in SUBFOLDERS} - self.closed
         made = {path for path in self.known if path.parent.name == "generations"}
-        inside = [self.path, *(path for path in folders | made if _is_folder(path))]
+        inside = [self.path, *(path for path in folders | made if is_folder(path))]
         names = _SIDES | set(SUBFOLDERS) | _COMPANIONS
         known = self.known | {self.path / name for name in names}
         found: set[Path] = set()
@@ -301,11 +322,11 @@ class _Look:
     def _is_folder(self, path: Path, needed: bool = False) -> bool:
         """Whether a folder can be looked into; what lies behind a link is not the vault's."""
         there = os.path.lexists(path)
-        if there and not _is_folder(path):
+        if there and not is_folder(path):
             self._tell("unreadable", path, "it is a link or a file, expected a folder")
         elif needed and not there:
             self._tell("absent", path, "the folder is missing")
-        return _is_folder(path) or not (there or needed)
+        return is_folder(path) or not (there or needed)
 
     def _tell(self, kind: Kind, where: Path | str, what: str) -> None:
         name = str(where.relative_to(self.path)) if isinstance(where, Path) else where
@@ -323,6 +344,8 @@ class _Look:
             self._tell("unreadable", path, "it is a link" if link else str(error.strerror))
         except (G2DError, UnicodeDecodeError) as error:
             self._tell(kind, path, str(error))
+        except RecursionError:
+            self._tell(kind, path, TOO_DEEP)
 
     @contextmanager
     def _told_row(self, name: str) -> Iterator[None]:
@@ -330,6 +353,8 @@ class _Look:
             yield
         except (ValueError, TypeError) as error:
             self._tell("row", LEDGER, f"the row of {name} is damaged ({error})")
+        except RecursionError:
+            self._tell("row", LEDGER, f"the row of {name} is damaged ({TOO_DEEP})")
 
 
 def _read_rows(path: Path) -> _Rows:
@@ -351,23 +376,10 @@ def _passed(gate: Any) -> bool:
     return isinstance(gate, dict) and gate.get("passed", True) is True
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(path.lstat().st_mode)
-    except OSError:
-        return False
-
-
-def _read_plain(path: Path, most: int) -> bytes:
-    """Read a plain file of at most `most` bytes; a link, a pipe or a device is an `OSError`."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is not a plain file")
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"it is larger than {most} bytes")
-    return data
+def _gap(first: int, last: int) -> str:
+    if first == last:
+        return f"generation {first} has no row: numbers rise by one"
+    return f"generations {first} to {last} have no rows: numbers rise by one"
 
 
 def _first(reasons: Sequence[str]) -> str:
