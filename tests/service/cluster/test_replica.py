@@ -122,3 +122,14 @@ def test_admin_calls_reach_the_coordinator(signed):
         assert ("pause", True) in script.sent
 
     drive(script, work, token)
+
+
+def test_what_watches_the_memory_ends_with_the_application():
+    ended = []
+
+    async def inner(scope, receive, send):
+        assert not ended, "the service ends first"
+
+    app = LeasedApp(inner, None, "r", lambda: ended.append("monitor"))
+    asyncio.run(app({"type": "lifespan"}, None, None))
+    assert ended == ["monitor"]

@@ -7,6 +7,7 @@ Ray: `deployment` gives it a `CoordinatorClient`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
@@ -300,13 +301,24 @@ class LeasedApp:
     exception.
     """
 
-    def __init__(self, inner: Asgi, sync: GenerationSync, name: str) -> None:
+    def __init__(
+        self,
+        inner: Asgi,
+        sync: GenerationSync,
+        name: str,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
         self._inner, self._sync, self._name = inner, sync, name.encode()
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
         if scope["type"] != "http":
-            await self._inner(scope, receive, send)
+            try:
+                await self._inner(scope, receive, send)
+            finally:
+                if scope["type"] == "lifespan":
+                    await asyncio.to_thread(self._ended)
             return
         path: str = scope["path"]
         bound = path.startswith("/v2/models/") or path == "/v2/health/ready"
@@ -368,4 +380,5 @@ def assemble(coordinator: CoordinatorClient, spec: ReplicaSpec, name: str) -> Le
 
     sync.tell = told
     parts.monitor.start()
-    return LeasedApp(parts.service, sync, name)
+    # Else its thread may be inside torch as the interpreter ends, which aborts the process.
+    return LeasedApp(parts.service, sync, name, parts.monitor.stop)
