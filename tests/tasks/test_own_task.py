@@ -67,7 +67,7 @@ def test_own_task(own):
         (":make_badly", r"make_badly\(\) without arguments raised ValueError: no luck"),
         (":make_misfit", r"raised TaskError: task 'own': the model gives \(2, 2\)"),
         (":needs", r"needs\(\) without arguments raised TypeError"),
-        (":", "has no ''"),
+        (":", "is not the name of one; write 'package.module:name'"),
         ("_syntax:make", "importing .* raised SyntaxError"),
         ("_exit:make", "importing .* raised SystemExit: 2"),
         ("_needs:make", "raised ModuleNotFoundError: No module named 'no_such_library_at_all'"),
@@ -79,7 +79,7 @@ def test_own_task_refuses(own, suffix, words):
 
 
 def test_own_task_without_a_module():
-    with pytest.raises(TaskError, match="raised ValueError: Empty module name"):
+    with pytest.raises(TaskError, match="is not the name of one"):
         load_task(":make")
 
 
