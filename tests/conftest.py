@@ -35,7 +35,12 @@ hypothesis.settings.load_profile(os.environ.get("G2D_EXAMPLES", "loop"))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes minutes, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+    def rank(item: pytest.Item) -> tuple[bool, float]:
+        limit = item.get_closest_marker("timeout")
+        return item.get_closest_marker("slow") is None, -limit.args[0] if limit else 0
+
+    items.sort(key=rank)
 
 
 TINY = {

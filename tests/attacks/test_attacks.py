@@ -137,6 +137,7 @@ def test_a_ball_of_the_whole_range_flips_everything(attack, images):
     assert attack_rate(model, found, split, 1.0, (0.0, 1.0)).value >= attack.sure
 
 
+@pytest.mark.slow
 def test_an_empty_ball_flips_nothing(attack, images):
     (model, _), split = images
     split = split.take(range(attack.n))

@@ -15,6 +15,7 @@ from g2d.tasks.splits import Split
 from small_models import fitted, source
 
 
+@pytest.mark.slow
 def test_autoattack_gives_the_verdict_of_a_direct_call_image_by_image(images):
     pytest.importorskip("pyautoattack")
     from pyautoattack import AutoAttack

@@ -6,6 +6,7 @@ import g2d
 from commands import fail, succeed
 
 
+@pytest.mark.slow
 def test_attack_and_report(tiny_vault, tmp_path, serial):
     """`g2d attack` runs a family, says where the results are; `g2d report` makes the pages."""
     pytest.importorskip("art")

@@ -121,6 +121,7 @@ def on_a_terminal(code, **environment):
     return text.decode()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_complete_and_the_same_command_goes_on(tmp_path, serial):
     file = settings_file(tmp_path, STEPS.replace("fork_steps = 10", "fork_steps = 60"))
     vault = tmp_path / "vault"

@@ -27,6 +27,7 @@ def die(_: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [SerialEngine, lambda: LocalEngine(2)])
 def test_results_carry_their_position(make):
     with make() as engine:
@@ -96,6 +97,7 @@ def page_faults(first: str) -> int:
     return int(ran.stdout)
 
 
+@pytest.mark.slow
 def test_a_calm_process_keeps_its_memory():
     """Blocks of a layer's size come back without page faults."""
     assert page_faults("configure_threads()") < 0.2 * page_faults("torch.set_num_threads(1)")

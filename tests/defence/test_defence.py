@@ -109,6 +109,7 @@ def test_no_passing_candidate_leaves_the_live_one(defence):
     assert all(r["reasons"] for r in rejected)
 
 
+@pytest.mark.slow
 def test_candidates_on_an_engine_are_those_made_alone(tiny_vault, tmp_path):
     """The first in order that passes, though all are made: same seed, same generation."""
     found, rejected = [], []

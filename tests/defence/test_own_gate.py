@@ -64,6 +64,7 @@ def test_the_example_term_moves_the_candidate(defence, module):
     assert found["confidence:ConfidenceTerm",] < found[()] - 0.05
 
 
+@pytest.mark.slow
 def test_an_own_gate_and_term_reach_worker_processes(defence, module):
     names = {"gates": "confidence_gate", "guidance": "ConfidenceTerm"}
     own = {f"{section}__extra": (f"confidence:{name}",) for section, name in names.items()}

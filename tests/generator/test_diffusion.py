@@ -68,6 +68,7 @@ def test_posterior_is_bayes_rule():
     assert abs(spread - variance) < 1e-4
 
 
+@pytest.mark.slow
 def test_diffusion_keeps_modes_that_a_gaussian_merges():
     """Six far modes: samples must land on them, where a Gaussian's samples lie between them."""
     g = generator(3)

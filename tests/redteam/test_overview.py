@@ -37,6 +37,8 @@ from g2d.tasks.inference import load_model
 from g2d.tasks.splits import Split, split_dataset
 from g2d.tasks.task import Task
 
+of_one_worker = pytest.mark.xdist_group("overview")  # who builds `hardened`
+
 
 def small():
     return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
@@ -232,8 +234,9 @@ def hardened(tmp_path_factory, tiny_settings):
     """A hardened defence of two generations, and its context."""
     folder = tmp_path_factory.mktemp("hardened")
     settings = tiny_settings.override(
-        harden__recipe=["adversarial"], harden__steps=2, gates__class_drop=1.0
-    )
+        harden__recipe=["adversarial"], harden__steps=2, harden__checks=0, gates__class_drop=1.0,
+        gates__accuracy_drop=1.0, population__base_steps=120, population__early_steps=30,
+    )  # fmt: skip
     with g2d.Defence.build("digits", folder / "v", settings, engine=SerialEngine()) as defence:
         defence.generate(1, seed=0)
         yield context_of(defence, folder / "networks")
@@ -244,6 +247,7 @@ def judged(hardened):
     return evaluate(hardened, n=100, fresh=True, draws=2)
 
 
+@of_one_worker
 def test_a_hardened_defence_is_shown_beside_a_plain_training(hardened, judged):
     rows = {row.kind: row for row in judged.rows}
     without = evaluate(hardened, n=100, draws=2).rows
@@ -252,6 +256,7 @@ def test_a_hardened_defence_is_shown_beside_a_plain_training(hardened, judged):
     assert not {"undefended", "fresh-seed"} & {row.kind for row in without}
 
 
+@of_one_worker
 def test_every_row_is_one_of_the_red_teams_and_has_its_words(hardened, judged):
     assert [row.kind for row in judged.rows] == list(KINDS) == list(overview_json._WORDS)
     assert {row.family for row in judged.rows} <= set(threats())
@@ -264,6 +269,7 @@ def test_every_row_is_one_of_the_red_teams_and_has_its_words(hardened, judged):
     )
 
 
+@of_one_worker
 def test_one_generation_has_nothing_stale(hardened):
     chains = dict(hardened.spec.chains)
     first = dataclasses.replace(chains["generated"], networks=chains["generated"].networks[:1])
@@ -272,6 +278,7 @@ def test_one_generation_has_nothing_stale(hardened):
         evaluate(AttackContext(spec), n=100)
 
 
+@of_one_worker
 def test_a_summary_is_plain_and_says_how_novel_generations_are(hardened, judged):
     summary = summarise(hardened, judged)
     assert json.loads(json.dumps(summary, allow_nan=False))["numbers"] == summary["numbers"]

@@ -38,6 +38,7 @@ def keys(exposed, tmp_path, monkeypatch):
     cache.code_version.cache_clear()
 
 
+@pytest.mark.slow
 def test_an_edited_gate_makes_other_keys(keys, tmp_path):
     file = tmp_path / "edited_gate.py"
     file.write_text(GATE.format(limit=0.5))

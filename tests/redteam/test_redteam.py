@@ -57,6 +57,7 @@ def run(vault, tricks, engine=None, **more):
     return attack(vault, threats=[tricks.threat], quick=True, engine=engine, **more)
 
 
+@pytest.mark.slow
 def test_rows_carry_what_the_schema_says(vault, tricks):
     results = run(vault, tricks)
     assert results["format"] == "g2d-redteam-1"
@@ -78,6 +79,7 @@ def test_rows_carry_what_the_schema_says(vault, tricks):
     assert results["summary"] is None  # the overview belongs to the whole matrix
 
 
+@pytest.mark.slow
 def test_a_second_run_reuses_every_row(vault, tricks):
     first = run(vault, tricks)
     tricks.ran.clear()
@@ -89,6 +91,7 @@ def test_a_second_run_reuses_every_row(vault, tricks):
     assert ("networks", 11, 11) in stages
 
 
+@pytest.mark.slow
 def test_other_settings_or_networks_are_other_rows(vault, tricks):
     run(vault, tricks)
     tricks.ran.clear()
@@ -102,6 +105,7 @@ def test_other_settings_or_networks_are_other_rows(vault, tricks):
     assert tricks.ran == ["score"]
 
 
+@pytest.mark.slow
 def test_a_broken_case_is_a_row_and_the_rest_goes_on(vault, tricks):
     tricks.broken = True
     rows = {row["target"]: row for row in run(vault, tricks)["rows"]}
@@ -116,6 +120,7 @@ def test_a_broken_case_is_a_row_and_the_rest_goes_on(vault, tricks):
     assert tricks.ran == ["breaks"]  # failures are not kept, the rest is
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(vault, tricks):
     class Interrupted(SerialEngine):
         def run(self, work, payloads):
@@ -134,6 +139,7 @@ def test_an_interrupted_run_goes_on(vault, tricks):
     assert tricks.ran == ["score", "breaks"]
 
 
+@pytest.mark.slow
 def test_changed_networks_are_refused(vault, tricks):
     run(vault, tricks)
     for file in (vault / "redteam" / "rows").iterdir():
@@ -155,6 +161,7 @@ def test_changed_networks_are_refused(vault, tricks):
     assert "has changed" in row["note"]
 
 
+@pytest.mark.slow
 def test_a_changed_model_or_range_is_another_task(vault, tricks, monkeypatch):
     run(vault, tricks)
     tricks.ran.clear()
@@ -177,6 +184,7 @@ def test_a_task_is_told_apart_by_what_its_model_computes(vault, monkeypatch):
     assert {name for name in before if before[name] != after[name]} == {"function"}
 
 
+@pytest.mark.slow
 def test_the_same_process_sees_new_generations(vault):
     with SerialEngine() as engine:
         attack(vault, threats=["universal"], quick=True, engine=engine)
@@ -187,6 +195,7 @@ def test_the_same_process_sees_new_generations(vault):
     assert results["chains"]["generated"]["networks"] == 5
 
 
+@pytest.mark.slow
 def test_probabilities_are_detected_and_said(vault, tricks, monkeypatch):
     load = context.load_model
     monkeypatch.setattr(

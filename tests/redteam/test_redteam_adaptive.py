@@ -47,6 +47,7 @@ def test_adaptive_rows_say_where_knowing_more_wins_less():
     assert recipe.note == "n"
 
 
+@pytest.mark.slow
 def test_adaptive_runs_on_a_tiny_vault(vault):
     results = attack(vault, threats=["adaptive"], quick=True, engine=SerialEngine())
     by = {(row["extra"].get("attacker"), row["target"]): row for row in results["rows"]}

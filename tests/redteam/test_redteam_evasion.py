@@ -236,6 +236,7 @@ def test_the_same_case_gives_the_same_rows_in_another_room(name, spec, context):
     assert threat(name).run(case, context) == threat(name).run(case, AttackContext(spec))
 
 
+@pytest.mark.slow
 def test_tables_of_numbers_without_a_range_are_attacked_too(tmp_path):
     g = torch.Generator().manual_seed(0)
     y = torch.arange(600) % 3

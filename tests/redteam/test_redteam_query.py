@@ -219,6 +219,7 @@ def spec(victims, digits, tiny_settings, tmp_path_factory):
     return RunSpec(digits, "", tiny_settings, chains, n=60, eps=EPS, quick=True)
 
 
+@pytest.mark.slow
 def test_rows_of_a_quick_run_are_complete(spec):
     context = AttackContext(spec)
     rows = [row for case in query.plan(spec) for row in query.run(case, context)]

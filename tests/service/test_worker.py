@@ -18,6 +18,7 @@ from service_process import TOKEN, can_write
 from stand_ins import into
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_the_worker_makes_keeps_and_commits_and_takes_what_was_kept(vault):
     told: list[tuple[str, dict]] = []
@@ -59,6 +60,7 @@ def test_a_worker_that_cannot_write_or_hangs_says_so(vault, tmp_path):
         hung.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_rejected_candidates_are_told_with_their_gates(vault):
     with Vault.open(vault, write=True) as opened:
@@ -81,6 +83,7 @@ def test_rejected_candidates_are_told_with_their_gates(vault):
     assert {gate["gate"] for gate in told[0][1]["gates"]} == {"distance"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_what_cannot_be_read_does_not_hold_up_what_can_be_made(vault):
     """A damaged spare is told as refused; damaged exposed ones count no more, with an alarm."""
@@ -106,6 +109,7 @@ def test_what_cannot_be_read_does_not_hold_up_what_can_be_made(vault):
     assert all(any(f"generation {number} no more" in text for text in alarms) for number in (2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_a_worker_loads_no_other_task_and_knows_no_admin_token(vault, tmp_path, monkeypatch):
     """Whoever can write the vault must not run code beside the signing key."""
@@ -129,6 +133,7 @@ def test_a_worker_loads_no_other_task_and_knows_no_admin_token(vault, tmp_path, 
     assert not proof.exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_starves_is_replaced_by_one_that_does_not_idle(vault, monkeypatch):
     monkeypatch.setattr("g2d.service.worker._STARVED", 0.5)
     told: list[str] = []

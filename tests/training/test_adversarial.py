@@ -29,6 +29,7 @@ def test_robust_accuracy_falls_to_zero_as_eps_grows(digits, hardened):
     assert rates[-1] < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"method": "trades"}, {"method": "fgsm"}, {"clean": 0.5}])
 def test_every_method_hardens(digits, plain, changes):
     settings = HardenSettings(recipe=("adversarial",), steps=4, **changes)

@@ -27,6 +27,7 @@ def hard(settings: g2d.Settings, **changes) -> g2d.Settings:
     return settings.override(**{f"harden__{k}": v for k, v in chosen.items()})
 
 
+@pytest.mark.slow
 def test_a_hardened_population_is_the_same_whatever_runs_it_and_cannot_change(
     tmp_path, tiny_settings, digits
 ):
@@ -86,6 +87,7 @@ def test_the_bytes_of_plain_members_are_what_they_were_before_there_was_hardenin
 BEFORE = 6.405374777756151
 
 
+@pytest.mark.slow
 def test_guidance_and_gate_keep_generations_robust(tmp_path, tiny_settings, digits):
     settings = hard(tiny_settings).override(
         guidance__robust_weight=1.0, guidance__robust_steps=3, gates__robust=0.05

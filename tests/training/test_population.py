@@ -38,6 +38,7 @@ def population(path: Path, settings: Settings, engine=None, **changes) -> dict[i
         return {entry.index: entry.files["weights"] for entry in entries}
 
 
+@pytest.mark.slow
 def test_members_do_not_depend_on_the_engine(tmp_path, brief_settings):
     serial = population(tmp_path / "a", brief_settings)
     with LocalEngine(2) as engine:
@@ -89,6 +90,7 @@ def test_recipes(tmp_path, tiny_settings, digits, recipe):
     assert accuracy(model, digits.splits.gate) > 0.5
 
 
+@pytest.mark.slow
 def test_repelled_forks_resist_attacks_that_plain_forks_do_not(tmp_path, tiny_settings, digits):
     """The point of the recipe: attacks crafted on the base transfer less."""
     errors = {}

@@ -33,6 +33,7 @@ def port():
         thread.join(60)
 
 
+@pytest.mark.slow
 def test_the_description_is_what_the_service_does(port, tmp_path):
     """All checks; without /events, whose answer never ends."""
     token = f"Authorization: Bearer {TOKEN.replace(' ', '-')}"

@@ -19,6 +19,7 @@ from service_process import TOKEN, Process, can_write, certificate, expected
 from stand_ins import wait_for
 
 
+@pytest.mark.slow
 def test_a_whole_life_with_the_public_client(vault, x, tmp_path):
     import tritonclient.http as triton
 

@@ -71,6 +71,7 @@ def talk(served: Process, first: bytes, then: bytes, times: int = 1000) -> tuple
     return heard, time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_a_head_that_never_ends_is_ended(served, x):
     """Slow loris: nothing sent, a head that trickles, blank lines on an idle connection."""
     live = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
