@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import TARGETS, markdown, mean, ranged
+from g2d.report.matrix import chain_of, every_of
 
 # What tells rows of one kind, target and metric apart (docs/results.md).
 APART = ("exposed", "algorithm", "loss", "percent", "read")
@@ -19,7 +20,8 @@ def matched(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     for results in runs:
         for row in results["rows"]:
             apart = (row["extra"].get(key) for key in APART)
-            key = (row["family"], row["kind"], row["target"], row["metric"], *apart)
+            measured = (row["family"], row["kind"], row["metric"])
+            key = (*measured, chain_of(row), every_of(row), *apart)
             groups.setdefault(key, []).append(row)
     return list(groups.values())
 
@@ -29,7 +31,7 @@ def value(rows: Sequence[dict[str, Any]], key: str) -> str:
     return ranged([row[key]["value"] if row[key] else None for row in rows])
 
 
-CLOCK = "a rotation every 1,000 queries"
+CLOCK = 1000  # queries from one rotation to the next
 COLUMNS = (
     "target", "attacker", "attack", "measures", "value", "worst", "clean", "n", "scored on",
     "spent", "notes",
@@ -103,21 +105,25 @@ def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def pick(
-    runs: Sequence[dict[str, Any]], key: str, target: str, algorithm: str = ""
+    runs: Sequence[dict[str, Any]],
+    key: str,
+    chain: str,
+    algorithm: str = "",
+    every: int | None = None,
 ) -> dict[str, Any]:
-    """Mean over seeds of the attacker's best row of a kind, or of a family."""
+    """Mean over seeds of the attacker's best row of a kind, or of a family; `every`: the clock."""
     best = []
     for results in runs:
         rows = [
             row
             for row in results["rows"]
             if key in (row["kind"], row["family"])
-            and row["target"] == target
+            and (chain_of(row), every_of(row)) == (chain, every)
             and row["value"]
             and (not algorithm or row["extra"].get("algorithm") == algorithm)
         ]
         if not rows:
-            raise SystemExit(f"no row of {key} on {target} {algorithm}".rstrip())
+            raise SystemExit(f"no row of {key} on {chain} {algorithm}".rstrip())
         best.append(max(rows, key=lambda row: row["value"]["value"]))
     worst = [row["worst"]["value"] for row in best if row["worst"]]
     return {
@@ -142,9 +148,15 @@ def told(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def mean_of(runs: Sequence[dict[str, Any]], key: str, chain: str, algorithm: str = "") -> str:
+def mean_of(
+    runs: Sequence[dict[str, Any]],
+    key: str,
+    chain: str,
+    algorithm: str = "",
+    every: int | None = None,
+) -> str:
     """The attacker's best row of a kind or family, mean over seeds."""
-    return str(pick(runs, key, chain, algorithm)["mean"])
+    return str(pick(runs, key, chain, algorithm, every)["mean"])
 
 
 def durable(runs: Sequence[dict[str, Any]]) -> str:
@@ -152,7 +164,8 @@ def durable(runs: Sequence[dict[str, Any]]) -> str:
     finds: dict[str, list[dict[str, Any]]] = {}
     for results in runs:
         for row in results["rows"]:
-            if row["target"] == f"generated, {CLOCK}" and row["extra"].get("durable"):
+            known = (chain_of(row), every_of(row)) == ("generated", CLOCK)
+            if known and row["extra"].get("durable"):
                 finds.setdefault(row["kind"], []).append(row["extra"]["durable"])
     shares = [sum(d["value"] * d["n"] for d in f) / sum(d["n"] for d in f) for f in finds.values()]
     return f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"
@@ -200,10 +213,9 @@ def not_bought(runs: Sequence[dict[str, Any]]) -> str:
     """What rotation does not buy, or makes worse."""
     white = pick(runs, "white-box-autoattack", "generated")
     never, often = (
-        mean_of(runs, "query-square-clock", f"generated, {clock}")
-        for clock in ("no rotation", CLOCK)
+        mean_of(runs, "query-square-clock", "generated", every=every) for every in (None, CLOCK)
     )
-    held = mean_of(runs, "query-square-stale", f"generated, {CLOCK}")
+    held = mean_of(runs, "query-square-stale", "generated", every=CLOCK)
     return (
         f"- **What it does not buy.** AutoAttack on the live generation flips {white['mean']} "
         f"(worst generation {white['worst']}; undefended base "
@@ -240,9 +252,9 @@ def targets(runs: Sequence[dict[str, Any]]) -> str:
     return markdown(TARGETS, rows)
 
 
-def at(runs: Sequence[dict[str, Any]], key: str, chain: str) -> str:
+def at(runs: Sequence[dict[str, Any]], key: str, chain: str, every: int | None = None) -> str:
     """The attacker's best row of each seed: mean and range."""
-    best = pick(runs, key, chain)["rows"]
+    best = pick(runs, key, chain, every=every)["rows"]
     return ranged([row["value"]["value"] for row in best]) + " %"
 
 
@@ -290,19 +302,18 @@ def of_flips(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
 
 def of_queries(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Query attacks under rotation."""
-    rotated, never = f"generated, {CLOCK}", "generated, no rotation"
     return [
         (
             "Square, 5,000 queries, rotation every 1,000: ASR", "≤ half of frozen",
-            f"ART's {at(runs, 'query-square', rotated)}, ours, which knows the clock, "
-            f"{at(runs, 'query-square-clock', rotated)}; frozen "
-            f"{at(runs, 'query-square-clock', 'frozen, no rotation')}; never rotating "
-            f"{at(runs, 'query-square', never)} and "
-            f"{at(runs, 'query-square-clock', never)}",
+            f"ART's {at(runs, 'query-square', 'generated', CLOCK)}, ours, which knows the clock, "
+            f"{at(runs, 'query-square-clock', 'generated', CLOCK)}; frozen "
+            f"{at(runs, 'query-square-clock', 'frozen')}; never rotating "
+            f"{at(runs, 'query-square', 'generated')} and "
+            f"{at(runs, 'query-square-clock', 'generated')}",
         ),
         (
             "the same, from a stale start", "(an attacker's option)",
-            at(runs, "query-square-stale", rotated),
+            at(runs, "query-square-stale", "generated", CLOCK),
         ),
     ]  # fmt: skip
 

@@ -123,7 +123,7 @@ def test_its_generator_has_the_vaults_own_latent_space(spec, name, monkeypatch):
 def test_gates_are_asked_about_carriers_alone(spec):
     context = AttackContext(spec)
     case = poisoning.plan(spec)[0]
-    judge = poisoning_judge.Judge(case, context)
+    judge = poisoning_judge.TriggerJudge(case, context)
 
     def always(x: torch.Tensor) -> torch.Tensor:
         return torch.eye(10)[torch.zeros(len(x), dtype=torch.long)]
@@ -132,9 +132,9 @@ def test_gates_are_asked_about_carriers_alone(spec):
         return torch.eye(10)[torch.ones(len(x), dtype=torch.long)]
 
     candidates = [
-        poisoning_judge.Candidate(always, []),
-        poisoning_judge.Candidate(always, ["accuracy"]),
-        poisoning_judge.Candidate(never, []),
+        poisoning_judge.GatedNetwork(always, []),
+        poisoning_judge.GatedNetwork(always, ["accuracy"]),
+        poisoning_judge.GatedNetwork(never, []),
     ]
     row = judge.gates(candidates)
     assert (row.value.value, row.scored) == (0.5, 2)

@@ -9,7 +9,7 @@ import pytest
 
 from g2d.core import files
 from g2d.errors import G2DError
-from g2d.report import matrix as redplots
+from g2d.report import matrix
 from g2d.report import page as report
 from pages import (
     colours_resolve,
@@ -88,7 +88,7 @@ def test_every_row_and_family_is_on_the_page(results, redteam_page):
         for key in ("threat", "target", "attack", "note"):
             assert row[key] in seen or row["metric"] == "check"
         if row["metric"] != "check" and row["value"]:
-            assert redplots.percent(row["value"]).replace("\u00a0", " ") in seen
+            assert matrix.percent(row["value"]).replace("\u00a0", " ") in seen
     table = redteam_page[redteam_page.index('id="rows"') :]
     attacks = [row for row in results["rows"] if row["metric"] != "check"]
     assert table.count('<tr><th scope="row">') == len(attacks)

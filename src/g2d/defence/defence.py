@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,7 +258,7 @@ class Defence:
         """
         kept = self.generation(number)
         exposed = [n for n in self.exposed() if n != number]
-        recent = [self.exposure(n) for n in self._remembered(exposed)]
+        recent = self.recent(exposed)
         failed = [r.reason for r in self.judge(kept.state, recent, exposed) if not r.passed]
         if failed:
             raise GenerationError(
@@ -279,7 +279,7 @@ class Defence:
         """Propose and judge candidates until one passes; keep that one."""
         self._check_own()
         number, exposed = self.vault.last_number() + 1, self.exposed()
-        recent = [self.exposure(n) for n in self._remembered(exposed)]
+        recent = self.recent(exposed)
         known = () if seed is None else self.vault.rejections()
         draws = draws_of(number, seed, self.settings.gates.attempts, known)
         rejected: list[Candidate] = []
@@ -341,9 +341,10 @@ class Defence:
             return numbers
         return self._generations.sound(numbers, lambda: self.generator.codec, self.on_damage)
 
-    def _remembered(self, exposed: list[int]) -> list[int]:
+    def recent(self, exposed: Sequence[int]) -> list[Exposure]:
+        """Those of the exposed generations that guidance remembers, with their attacks."""
         memory = self.settings.guidance.memory
-        return exposed[len(exposed) - memory :] if len(exposed) > memory else exposed
+        return [self.exposure(number) for number in exposed[max(0, len(exposed) - memory) :]]
 
     def judge(
         self, state: Mapping[str, Tensor], recent: list[Exposure], exposed: list[int]

@@ -250,9 +250,8 @@ def _rival(context: AttackContext, index: int) -> State:
     and hardened as it was.
     """
     defence, splits = context.defence, context.task.splits
-    s, memory = context.spec.settings.population, context.spec.settings.guidance.memory
-    exposed = defence.vault.exposures()
-    pools = [defence.exposure(number).guide for number in exposed[-memory:]] if memory else []
+    s = context.spec.settings.population
+    pools = [exposure.guide for exposure in defence.recent(defence.vault.exposures())]
     clean = Split(
         torch.cat([splits.train.x, splits.guide.x]), torch.cat([splits.train.y, splits.guide.y])
     )
@@ -279,8 +278,7 @@ def _draw(context: AttackContext, name: str, index: int) -> State | None:
     """
     defence = context.defence
     generator, exposed = defence.generator, defence.vault.exposures()
-    memory = context.spec.settings.guidance.memory
-    recent = [defence.exposure(number) for number in exposed[-memory:]] if memory else []
+    recent = defence.recent(exposed)
     for attempt in range(context.spec.settings.gates.attempts):
         source = torch.Generator().manual_seed(seed_of(context.spec.seed, name, index, attempt))
         v = generator.propose(defence.task, recent, context.spec.settings.guidance, source)

@@ -221,8 +221,10 @@ class AttackContext:
     def row(
         self, case: Case, kind: str, threat: str, attack: str, value: Rate | None, **more: object
     ) -> Row:
-        """A row of a case; `target` is the chain's name unless given."""
-        known: dict[str, object] = {"target": case.chain, "seed": self.spec.seed, "eps": self.eps}
+        """A row of a case; `chain` is the case's, and `target` the chain's name, unless given."""
+        chain = more.get("chain", case.chain)
+        known: dict[str, object] = {"target": chain, "chain": chain}
+        known |= {"seed": self.spec.seed, "eps": self.eps}
         if self.remark:
             known["note"] = "; ".join(filter(None, (str(more.pop("note", "")), self.remark)))
         return Row(

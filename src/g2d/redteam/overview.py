@@ -31,18 +31,18 @@ from g2d.redteam.scoring import (
 from g2d.settings import HardenSettings
 from g2d.tasks.inference import load_model
 
-# kind -> (family that the case belongs to, the threat in words)
+# kind -> (family that the case belongs to, the chain that is attacked, the threat in words)
 KINDS = {
-    "undefended": ("white-box", "undefended"),
-    "frozen": ("stale", "frozen"),
-    "permutation": ("stale", "permutation"),
-    "fresh-seed": ("stale", "fresh seed"),
-    "unguided": ("stale", "unguided"),
-    "stale-single": ("stale", "stale single"),
-    "stale-worst": ("stale", "stale worst"),
-    "stale-joint": ("stale", "stale joint"),
-    "owns-generator": ("adaptive", "owns generator"),
-    "white-box": ("white-box", "white-box"),
+    "undefended": ("white-box", "undefended", "undefended"),
+    "frozen": ("stale", "frozen", "frozen"),
+    "permutation": ("stale", "permuted", "permutation"),
+    "fresh-seed": ("stale", "retrained", "fresh seed"),
+    "unguided": ("stale", "unguided", "unguided"),
+    "stale-single": ("stale", "generated", "stale single"),
+    "stale-worst": ("stale", "generated", "stale worst"),
+    "stale-joint": ("stale", "generated", "stale joint"),
+    "owns-generator": ("adaptive", "generated", "owns generator"),
+    "white-box": ("white-box", "generated", "white-box"),
 }
 
 
@@ -132,9 +132,9 @@ class _Table:
     def row(self, kind: str, target: str, clean: Rate, asr: Rate, note: str = "") -> Row:
         now = time.process_time()
         seconds, self.began = now - self.began, now
-        family, threat = KINDS[kind]
+        family, chain, threat = KINDS[kind]
         return self.context.row(
-            Case(family, kind, "generated"), kind, threat, self.trial.attack, asr, target=target,
+            Case(family, kind, chain), kind, threat, self.trial.attack, asr, target=target,
             clean_accuracy=clean, seconds=round(seconds, 3), note=note,
         )  # fmt: skip
 

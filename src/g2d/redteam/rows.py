@@ -45,7 +45,9 @@ class Row:
         family: threat family ("stale"). kind: what the row measures, a key that never changes its
             meaning ("stale-joint"): readers select by it, never by words. threat: what this row's
             attacker does, in words.
-        target: what is attacked: a chain of networks ("generated", "frozen", ...), with its clock.
+        target: what is attacked, in words. chain: the same as a key: which chain of networks
+            ("generated", "frozen", ...); "" where it is none of the page's columns. How often it
+            rotates is `extra["every"]`, in queries; None where it could and does not.
         attack: algorithm and budget.
         metric: what `value` is a share of: "ASR" unless said otherwise.
         value: the mean over the scored networks; None where nothing was measured.
@@ -71,6 +73,7 @@ class Row:
     worst: Rate | None = None
     clean_accuracy: Rate | None = None
     harm: float | None = None
+    chain: str = ""
     scored: int = 1
     queries: int | None = None
     gradient_steps: int | None = None
@@ -93,6 +96,6 @@ class Row:
 def not_measured(
     family: str, kind: str, threat: str, target: str, attack: str, why: str, **more: Any
 ) -> Row:
-    """Return a row that says plainly why there is no number."""
-    known: dict[str, Any] = {"note": why, "status": Status.NOT_MEASURED}
+    """Return a row that says plainly why there is no number; its chain is `target`, or given."""
+    known: dict[str, Any] = {"note": why, "status": Status.NOT_MEASURED, "chain": target}
     return Row(family, kind, threat, target, attack, None, **(known | more))

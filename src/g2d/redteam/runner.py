@@ -328,6 +328,7 @@ def work(payload: Payload) -> dict[str, Any]:
                 case.chain,
                 "",
                 None,
+                chain=case.chain,
                 note=reason,
                 status=Status.FAILED,
             )

@@ -36,9 +36,18 @@ _MOST = 8  # lines in one panel: more looks would not be told apart
 
 
 def chain_of(row: Values) -> str:
-    """The chain of networks that a row's target names first; "other" if it names none."""
-    word = re.split(r"[\s,:;(]", row["target"], maxsplit=1)[0]
-    return word if word in TARGETS else ELSEWHERE
+    """The chain of networks that a row was measured on; "other" where no column shows it.
+
+    Files older than the key (0.1) name the chain first in `target`.
+    """
+    chain = row.get("chain", re.split(r"[\s,:;(]", str(row["target"]), maxsplit=1)[0])
+    return str(chain) if chain in TARGETS else ELSEWHERE
+
+
+def every_of(row: Values) -> int | None:
+    """After how many queries a row's target rotates; None: never, or there is no such clock."""
+    every = row["extra"].get("every")
+    return None if every is None else int(every)
 
 
 def kind_of(row: Values) -> str:
@@ -47,9 +56,14 @@ def kind_of(row: Values) -> str:
 
 
 def clock_of(row: Values) -> str:
-    """What a row's target says after its chain, for instance how often it rotates."""
+    """How often a row's target rotates, in words; else what its target says beside its chain."""
     target, chain = str(row["target"]), chain_of(row)
-    return target if chain == ELSEWHERE else target.removeprefix(chain).strip(" ,:;()")
+    if chain == ELSEWHERE:
+        return target
+    if "every" in row["extra"]:
+        every = every_of(row)
+        return f"a rotation every {every:,} queries" if every else "no rotation"
+    return target.removeprefix(chain).strip(" ,:;()")
 
 
 def measured(row: Values) -> bool:

@@ -13,9 +13,14 @@ from typing import Any, ClassVar, Self
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened; its name and its fields are what logs and listeners are told."""
+    """Something that happened; its name and its fields are what logs and listeners are told.
+
+    One that is not `public` is logged and counted, and never reaches whoever listens: any client
+    could cause it as often as it likes, and drown the rest.
+    """
 
     name: ClassVar[str]
+    public: ClassVar[bool] = True
 
     def facts(self) -> dict[str, Any]:
         """Return the fields as JSON has them, in order; those that are None are left out."""

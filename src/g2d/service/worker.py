@@ -310,8 +310,7 @@ def _kept(defence: Defence, after: int, tell: Tell, failed: set[int]) -> int | N
     too: it must not hold up those that can be made.
     """
     exposed = defence.exposed()
-    memory = defence.settings.guidance.memory
-    recent = [defence.exposure(n) for n in exposed[max(0, len(exposed) - memory) :]]
+    recent = defence.recent(exposed)
     for number in sorted(set(range(after + 1, defence.vault.last_number() + 1)) - failed):
         try:
             state = defence.generation(number).state

@@ -9,6 +9,7 @@ import pytest
 
 from g2d.rotation.scheduler import Triggers
 from g2d.service.http.event_log import EventLog
+from g2d.service.http.events import Broken
 from g2d.service.http.log import Log
 from g2d.service.http.metrics import Latencies, Metrics, public
 from stand_ins import ADMIN, INFER, TOKEN, Harness, body, event, run, wait_for
@@ -174,6 +175,25 @@ def test_many_listeners_of_one_address_shut_nobody_else_out():
 
     run(harness, work)
     assert b"g2d_wrong_tokens_total 1.0" in harness.metrics.render()
+
+
+def test_what_any_client_can_cause_is_counted_and_told_to_no_listener():
+    async def work(client):
+        listener = harness.event_log.listen()
+        for _ in range(20):
+            wrong = {"authorization": f"Bearer {TOKEN}x"}
+            assert (await client.post("/admin/rotate", headers=wrong)).status_code == 401
+        harness.event_log.tell(Broken("the model raised ValueError"))
+        assert (await client.post("/admin/pause", headers=ADMIN)).status_code == 200
+        names = []
+        while "paused" not in names:
+            names.append((await listener.get()).split(b"\n")[0].decode().removeprefix("event: "))
+        assert not {"wrong_token", "broken"} & set(names)
+
+    harness = Harness()
+    run(harness, work)
+    assert b"g2d_wrong_tokens_total 20.0" in harness.metrics.render()
+    assert {"wrong_token", "broken"} <= {line["event"] for line in harness.lines()}
 
 
 def test_a_listener_that_does_not_keep_up_costs_no_memory():

@@ -90,7 +90,8 @@ def _chain(case: Case, context: AttackContext) -> list[Row]:
     turns = _turns(case, context)
     if every and len(models) == 1:
         why = "one network cannot rotate; generate more"
-        return [not_measured("extraction", AGREES, _threat(case), where, _label(case), why)]
+        words = (_threat(case), where, _label(case), why)
+        return [not_measured("extraction", AGREES, *words, chain=case.chain)]
     shape = tuple(context.task.splits.guide.x.shape[1:])
     target = Rotating(models, shape, context.task.classes, every=every or None)
     copy = _steal(case, context, target)
@@ -172,7 +173,8 @@ def _service(case: Case, context: AttackContext) -> list[Row]:
         expected = (tuple(context.task.splits.guide.x.shape[1:]), context.task.classes)
         if (service.shape, service.classes) != expected:
             why = f"it maps {service.shape} to {service.classes} classes, the task {expected}"
-            return [not_measured("extraction", AGREES, _threat(case), url, _label(case), why)]
+            words = (_threat(case), url, _label(case), why)
+            return [not_measured("extraction", AGREES, *words, chain=case.chain)]
         copy = _steal(case, context, service)
         return _score(case, context, copy, _Api(service), [], url, "the judge asks the service too")
     except TargetError as error:

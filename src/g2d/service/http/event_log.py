@@ -25,7 +25,7 @@ _KEPT = 200  # rotations, alarms and rejected candidates that the status shows
 _LISTENERS, _OWN = 64, 8  # streams of events at once, and those of one client
 _SPAN = 1.0  # seconds before and after a swap whose latencies stand for "before" and "after"
 _NEAR = 0.1  # seconds on either side of a swap that stand for "during"
-_RECENT, _MOST = 5.0, 8  # seconds, and swaps, whose latencies may still be news
+_RECENT, _MOST = 5.0, 8  # seconds, and swaps, whose latencies may not have been told yet
 _WORDS = " Its last words:"  # `worker` puts them at the end
 _QUOTED = re.compile(r"(['\"])/(?:[^'\"/]*/)*([^'\"/]*)\1")
 _PATH = re.compile(r"(?<![\w.:/'\"])/(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]*)")
@@ -61,7 +61,7 @@ class EventLog:
         self._closed = False
 
     def tell(self, event: Event, at: float | None = None) -> None:
-        """Log, count, keep and publish an event; `at` says when, if it happened elsewhere."""
+        """Log, count, keep and publish an event, if that is public; `at`: when, if elsewhere."""
         facts = event.facts() if at is None else {"time": at, **event.facts()}
         record = {"time": time.time(), **facts}
         if "text" in facts:
@@ -69,7 +69,8 @@ class EventLog:
         with self._mutex:
             shown = self._keep(event, record)
         self._log(event.name, **facts)
-        self._publish(event.name, shown)
+        if event.public:
+            self._publish(event.name, shown)
 
     def remember(self, numbers: list[int]) -> None:
         """Begin the history with generations that were live before this service."""

@@ -39,6 +39,7 @@ class WrongToken(Event):
     """A call came with a wrong token, or with none."""
 
     name = "wrong_token"
+    public = False
     client: str
     call: str
 
@@ -48,6 +49,7 @@ class Broken(Event):
     """The model raised something on a request's inputs."""
 
     name = "broken"
+    public = False
     text: str
 
 

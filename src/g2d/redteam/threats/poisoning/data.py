@@ -9,7 +9,7 @@ from g2d.defence.gates import CandidateView, GateResult, Reference, run_gates
 from g2d.generator import Exposure, Generator, hidden_units
 from g2d.redteam.context import AttackContext, Case
 from g2d.redteam.rows import Row
-from g2d.redteam.threats.poisoning.judge import TARGET, Gates, Judge, judged
+from g2d.redteam.threats.poisoning.judge import TARGET, Gates, TriggerJudge, judged
 from g2d.redteam.threats.poisoning.networks import mean_of, noised, proposals, samples, trained
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
@@ -23,7 +23,7 @@ from g2d.weights.checkpoints import unpack
 
 def poisoned_data(case: Case, context: AttackContext) -> list[Row]:
     """Poison the train split, build everything from it, and look at every stage."""
-    percent, judge = case.number("percent"), Judge(case, context)
+    percent, judge = case.number("percent"), TriggerJudge(case, context)
     source = context.source("poisoning", "data", percent)
     task = poisoned_task(context.task, percent / 100, TARGET, source)
     s = context.spec.settings.override(
@@ -85,7 +85,7 @@ def _exposed(task: Task, settings: Settings, base: State, generator: Generator) 
 def _stages(
     case: Case,
     context: AttackContext,
-    judge: Judge,
+    judge: TriggerJudge,
     task: Task,
     population: tuple[State, list[State]],
     generator: Generator,
@@ -110,14 +110,14 @@ def _stages(
     retrained = trained(task, context, case.number("base"), "retrained", percent)
     noise = noised(base, context.source("poisoning", "noise", percent))
     return [
-        judge.row("base", "the base", [load_model(task, base)], target="frozen",
+        judge.row("base", "the base", [load_model(task, base)], chain="frozen",
                   note="the standard victim", gradient_steps=case.number("base")),
-        judge.row("fresh", "a fresh seed", [load_model(task, retrained)], target="retrained"),
+        judge.row("fresh", "a fresh seed", [load_model(task, retrained)], chain="retrained"),
         judge.row("mean", "the mean of the members", [load_model(task, mean_of(members))],
-                  target="soup"),
-        judge.row("noise", "the base plus noise", [load_model(task, noise)], target="noise"),
+                  chain="soup"),
+        judge.row("noise", "the base plus noise", [load_model(task, noise)], chain="noise"),
         judge.row("members", "the members", [load_model(task, m) for m in members],
-                  target="population", note=small),
+                  chain="population", note=small),
         judge.row("unguided", "unguided samples", [c.model for c in free], note=small),
         judge.row("guided", "guided generations", [c.model for c in moved],
                   note=f"{small}; the guide split, which guides them, is clean"),

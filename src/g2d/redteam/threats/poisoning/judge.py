@@ -39,7 +39,7 @@ def _percent(case: Case) -> dict[str, Any]:
     return {"percent": case.number("percent")} if case.name == "data" else {}
 
 
-class Judge:
+class TriggerJudge:
     """What the trigger does to networks, on the test examples."""
 
     def __init__(self, case: Case, context: AttackContext) -> None:
@@ -67,7 +67,7 @@ class Judge:
             self.case, kind, threat, ATTACK, pooled(rates), extra=extra, **(known | more)
         )
 
-    def gates(self, candidates: Sequence[Candidate]) -> Row:
+    def gates(self, candidates: Sequence[GatedNetwork]) -> Row:
         """How many of the candidates that carry the backdoor pass the gates."""
         kind = kind_of(self.case, "gates")
         carrying = [c for c in candidates if self.success(c.model).value > 0.5]
@@ -104,7 +104,7 @@ ATTACK = "BadNets, checkerboard of 4 pixels"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class GatedNetwork:
     """A network as it is proposed, and the names of the gates that it fails."""
 
     model: Logits
@@ -114,8 +114,9 @@ class Candidate:
 Gates = Callable[[State], list[GateResult]]
 
 
-def judged(task: Task, states: Sequence[State], gates: Gates) -> list[Candidate]:
+def judged(task: Task, states: Sequence[State], gates: Gates) -> list[GatedNetwork]:
     """States as candidates, with the gates that they fail."""
     return [
-        Candidate(load_model(task, s), [r.gate for r in gates(s) if not r.passed]) for s in states
+        GatedNetwork(load_model(task, s), [r.gate for r in gates(s) if not r.passed])
+        for s in states
     ]

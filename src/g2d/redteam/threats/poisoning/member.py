@@ -11,7 +11,14 @@ from g2d.defence.gates import GateResult
 from g2d.generator import Generator
 from g2d.redteam.context import AttackContext, Case
 from g2d.redteam.rows import Row, not_measured
-from g2d.redteam.threats.poisoning.judge import ATTACK, TARGET, Judge, judged, kind_of, words_of
+from g2d.redteam.threats.poisoning.judge import (
+    ATTACK,
+    TARGET,
+    TriggerJudge,
+    judged,
+    kind_of,
+    words_of,
+)
 from g2d.redteam.threats.poisoning.networks import mean_of, noised, proposals, samples, tuned
 from g2d.tasks.inference import load_model
 from g2d.weights.checkpoints import unpack
@@ -21,7 +28,7 @@ _INSIDER = 0.3  # an insider poisons as much as needed: with 0.1 the trigger wor
 
 def poisoned_member(case: Case, context: AttackContext) -> list[Row]:
     """Poison one member of the vault's own population, fit a generator on it, draw from that."""
-    defence, task, judge = context.defence, context.task, Judge(case, context)
+    defence, task, judge = context.defence, context.task, TriggerJudge(case, context)
     entries = defence.vault.entries("member")[-case.number("members") :]
     if len(entries) < 2 or defence.vault.entry("generator") is None:
         why = "the vault has no population of two members, or no generator"
@@ -48,7 +55,7 @@ def poisoned_member(case: Case, context: AttackContext) -> list[Row]:
 def _reached(
     case: Case,
     context: AttackContext,
-    judge: Judge,
+    judge: TriggerJudge,
     generator: Generator,
     states: Sequence[State],
     basins: Sequence[int],
@@ -56,8 +63,7 @@ def _reached(
     """Rows of one poisoned member (the last): itself, what is made of it, and the gates."""
     defence, task = context.defence, context.task
     exposed = defence.vault.exposures()
-    memory = context.spec.settings.guidance.memory
-    recent = [defence.exposure(number) for number in exposed[-memory:]] if memory else []
+    recent = defence.recent(exposed)
 
     def gates(state: State) -> list[GateResult]:
         return defence.judge(state, recent, exposed)
@@ -76,11 +82,11 @@ def _reached(
         f"it fails the gates {', '.join(itself.failed)}" if itself.failed else "it passes all gates"
     )
     rows = [
-        judge.row("itself", "the member itself", [itself.model], target="population",
+        judge.row("itself", "the member itself", [itself.model], chain="population",
                   note=f"{verdict}; members are not gated", gradient_steps=case.number("tuning")),
         judge.row("mean", "the mean of its basin", [load_model(task, mean_of(inside))],
-                  target="soup"),
-        judge.row("noise", "the member plus noise", [load_model(task, noise)], target="noise"),
+                  chain="soup"),
+        judge.row("noise", "the member plus noise", [load_model(task, noise)], chain="noise"),
         judge.row("unguided", "unguided samples", [c.model for c in free], note=note),
         judge.row("guided", "guided generations", [c.model for c in moved], note=note),
         judge.gates([*free, *moved]),
@@ -92,7 +98,7 @@ def _reached(
                 "clean-base",
                 "the base, which nobody poisoned",
                 [base],
-                target="frozen",
+                chain="frozen",
                 note="control: what the trigger does without poison",
             )
         )

@@ -145,7 +145,8 @@ class _Lira:
             known = {"eps": None, "metric": metric, "extra": extra} | more
             why = why_not(others, rate, self.shadows)
             if why:
-                target = str(known.pop("target", self.case.chain))
+                chain = known.setdefault("chain", self.case.chain)
+                target = str(known.pop("target", chain))
                 rows.append(not_measured(self.case.family, kind, threat, target, attack, why,
                                          seed=self.context.spec.seed, **known))  # fmt: skip
                 continue
@@ -187,7 +188,7 @@ def membership_rows(case: Case, context: AttackContext) -> list[Row]:
                 continue
             own = _window(scores, context, name, used)
             rows += lira.rows(MEMBERS, own.mean(0), points.members, RATES, threat, attack,
-                              target=name, read=count, scored=used, queries=used)  # fmt: skip
+                              chain=name, read=count, scored=used, queries=used)  # fmt: skip
     rows += _held_out(lira, attack)
     return rows + _second_opinion(lira, logits)
 
@@ -205,8 +206,8 @@ def _held_out(lira: _Lira, attack: str) -> list[Row]:
     scores = lira.score(lira.spare_logits)[order]
     note = "positive control: a further shadow, trained as the attack's own shadows are"
     return lira.rows(CONTROL, scores, int(lira.spare.sum()), RATES,
-                     "membership in a held-out shadow", attack, note, target=_SHADOW,
-                     queries=1)  # fmt: skip
+                     "membership in a held-out shadow", attack, note, chain="shadow",
+                     target=_SHADOW, queries=1)  # fmt: skip
 
 
 def _second_opinion(lira: _Lira, logits: dict[str, list[Tensor]]) -> list[Row]:
@@ -225,6 +226,6 @@ def _second_opinion(lira: _Lira, logits: dict[str, list[Tensor]]) -> list[Row]:
     for name, score in zip(targets, scores, strict=True):
         rows += lira.rows(
             SECOND, score, lira.points.members, RATES[:1], "membership, a second opinion",
-            "ART MembershipInferenceBlackBox, random forest on one shadow", target=name, queries=1,
+            "ART MembershipInferenceBlackBox, random forest on one shadow", chain=name, queries=1,
         )  # fmt: skip
     return rows

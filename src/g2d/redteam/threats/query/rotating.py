@@ -136,9 +136,9 @@ class Attackers:
         return f"{self.case.chain}, {clock}"
 
     def _no_row(self, every: int, why: str) -> Row:
-        threat, seed = ATTACKS[self.case.name][1], self.context.spec.seed
-        kind, target = kind_of(self.case), self._target(every)
-        return not_measured("query", kind, threat, target, label_of(self.case), why, seed=seed)
+        words = (ATTACKS[self.case.name][1], self._target(every), label_of(self.case), why)
+        seed, chain = self.context.spec.seed, self.case.chain
+        return not_measured("query", kind_of(self.case), *words, seed=seed, chain=chain)
 
     def _row(self, every: int, lanes: QueryLog, never: QueryLog | None) -> Row:
         value = lanes.asr(self.at)

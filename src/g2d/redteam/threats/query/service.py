@@ -43,8 +43,8 @@ def service_row(case: Case, context: AttackContext) -> Row:
 
 def _unmeasured(case: Case, context: AttackContext, why: str) -> Row:
     url, threat = str(case.option("url")), "API, scores; does not know the clock"
-    seed = context.spec.seed
-    return not_measured("query", kind_of(case), threat, url, label_of(case), why, seed=seed)
+    known = {"seed": context.spec.seed, "chain": case.chain}
+    return not_measured("query", kind_of(case), threat, url, label_of(case), why, **known)
 
 
 def _told(case: Case, context: AttackContext, lanes: QueryLog | None, note: str) -> Row:
