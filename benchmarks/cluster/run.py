@@ -91,10 +91,9 @@ def measure_polls(vault: Path, polls: int = 3000) -> float:
         assert ray.get(actor.start.remote())[0] == ""
         ray.get(actor.pause.remote(True))
         time.sleep(10.0)  # the worker has made its spare, or not: no more is asked of it
-        news = ray.get([actor.watch.remote(ReplicaReport(f"r{i}", live=1)) for i in range(1000)])[
-            -1
-        ]
-        known = news.term, news.sequence - 1, news.event - 1
+        answers = ray.get([actor.watch.remote(ReplicaReport(f"r{i}", live=1)) for i in range(1000)])
+        last = answers[-1]
+        known = last.term, last.sequence - 1, last.event - 1
         began = ray.get(actor.cpu.remote())
         ray.get(
             [actor.watch.remote(ReplicaReport(f"r{i % 1000}", *known, 1)) for i in range(polls)]

@@ -1,4 +1,4 @@
-"""The room of pyautoattack (Croce & Hein 2020, arXiv 2003.01690): AutoAttack, APGD and Square.
+"""AutoAttack, APGD and Square (Croce & Hein 2020, arXiv 2003.01690), run by pyautoattack.
 
 The library takes inputs to be float32 in [0, 1], draws from torch's global generator and assumes
 ten classes; all three are dealt with here. Needs `pip install 'g2d[attacks]'`.

@@ -49,7 +49,7 @@ def test_a_follower_never_goes_back_and_answers_only_with_a_lease(script):
             assert now < asked_last + 4.0
 
 
-def test_news_over_a_vault_that_was_put_back_extend_nothing():
+def test_an_answer_from_a_vault_that_was_put_back_extends_no_lease():
     follower = Follower(Terms(lease=4.0), 3)
     assert follower.hear(3, 0, 0.0) == 0
     assert follower.may_answer(3.9)
@@ -57,7 +57,7 @@ def test_news_over_a_vault_that_was_put_back_extend_nothing():
     assert not follower.may_answer(4.0)
 
 
-def test_a_refused_spare_is_not_fetched_again_unless_it_is_live():
+def test_a_refused_generation_is_not_fetched_again_unless_it_is_live():
     follower = Follower(Terms(), 1)
     assert follower.hear(1, 2, 0.0) == 2
     follower.refuse(2, "no")

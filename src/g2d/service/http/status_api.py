@@ -86,7 +86,7 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
     async def events(request: Request) -> Response:
         """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds.
 
-        There is always room for a request with the admin token.
+        A request with the admin token is never refused for too many listeners.
         """
         given = request.headers.get("authorization", "").lower().startswith("bearer ")
         listener = service.event_log.listen(address(request), given and admit(request, service))
