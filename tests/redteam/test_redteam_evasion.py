@@ -87,7 +87,7 @@ def test_merging_folds_the_networks_of_a_chain_and_leaves_the_rest():
         return Row(
             "white-box", "white-box-autoattack", "white-box", target, "AutoAttack standard",
             share(flipped, 10), clean_accuracy=share(10, 10), seconds=2.0,
-            extra={"number": number, "label": "x"},
+            chain=target, extra={"number": number, "label": "x"},
         )  # fmt: skip
 
     sweep = Row("white-box", "white-box-sweep", "swept", "generated", "APGD", share(5, 10))

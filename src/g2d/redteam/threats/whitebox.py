@@ -57,7 +57,7 @@ def merge(rows: Sequence[Row]) -> list[Row]:
             continue
         same = [
             r for r in rows
-            if r.target == row.target and "number" in r.extra and r.status == Status.OK
+            if r.chain == row.chain and "number" in r.extra and r.status == Status.OK
         ]  # fmt: skip
         if same[0] is row:
             folded.append(_fold(same))
