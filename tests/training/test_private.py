@@ -90,6 +90,10 @@ def test_a_private_training_learns_and_says_what_it_has_spent(digits, private):
     ((_, recipe),) = run.recipes
     assert recipe.accountant.history == [(1.0, 64 / len(digits.splits.train), 300)]
     assert 1.0 < recipe.accountant.get_epsilon(1e-5) < 20.0
+    few = training(digits, 20)
+    few.run(digits.model(0), rate=0.01)
+    ((_, brief),) = few.recipes
+    assert brief.accountant.get_epsilon(1e-5) < recipe.accountant.get_epsilon(1e-5)
 
 
 def test_noise_of_the_right_size_is_added(digits, private, monkeypatch):
