@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,9 +26,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common.places import RESULTS, ROOT
-from benchmarks.common.results import record, save
-from benchmarks.common.tables import TARGETS, markdown
+from benchmarks.common import command
+from benchmarks.common.places import ROOT
+from benchmarks.common.results import record
 from benchmarks.hostile.malformed import KINDS, SLOW, Case
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import answer_of, ask_once, infer_request, inputs
@@ -238,21 +236,16 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--cases", type=int, default=12_000, help="malformed requests")
-    p.add_argument("--slow", type=int, default=25, help="of each kind of slow sender, at once")
-    p.add_argument("--examples", type=int, default=100, help="of schemathesis for each operation")
-    p.add_argument("--connections", type=int, default=16)
-    p.add_argument("--patience", type=float, default=12, help="seconds until a case hangs")
-    p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--out", type=Path, help="default: benchmarks/results/fuzz.json")
-    a = p.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(a, Path(folder))
-    save(a.out or RESULTS / "fuzz.json", result)
-    print(json.dumps(result["outcomes"], indent=1))
-    print(markdown(TARGETS, rows(result)))
+    flags = command.parser(__doc__)
+    flags.add_argument("--cases", type=int, default=12_000, help="malformed requests")
+    flags.add_argument("--slow", type=int, default=25, help="of each kind of slow sender, at once")
+    flags.add_argument(
+        "--examples", type=int, default=100, help="of schemathesis for each operation"
+    )
+    flags.add_argument("--connections", type=int, default=16)
+    flags.add_argument("--patience", type=float, default=12, help="seconds until a case hangs")
+    flags.add_argument("--seed", type=int, default=1)
+    command.carry_out("fuzz", flags, measure, rows, "outcomes")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import argparse
 import random
 import signal
 import sqlite3
-import tempfile
 import time
 from contextlib import closing
 from dataclasses import asdict
@@ -32,9 +31,8 @@ import numpy as np
 import psutil
 
 import g2d
-from benchmarks.common.places import RESULTS
-from benchmarks.common.results import record, save
-from benchmarks.common.tables import TARGETS, markdown
+from benchmarks.common import command
+from benchmarks.common.results import record
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Answers, Load, answer_of, ask_once, bodies, infer_requests
 from benchmarks.serving.process import QUICK, Server, free_port, make_key, make_vault
@@ -224,19 +222,13 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--kills", type=int, default=100)
-    p.add_argument("--seed", type=int, default=5)
-    p.add_argument("--every", default="100ms", help="mean time between rotations")
-    p.add_argument("--mid", type=float, default=0.7, help="share of kills in mid rotation")
-    p.add_argument("--load", type=float, default=100, help="requests a second meanwhile")
-    p.add_argument("--out", type=Path, help="default: benchmarks/results/kills.json")
-    a = p.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(a, Path(folder))
-    save(a.out or RESULTS / "kills.json", result)
-    print(markdown(TARGETS, rows(result)))
+    flags = command.parser(__doc__)
+    flags.add_argument("--kills", type=int, default=100)
+    flags.add_argument("--seed", type=int, default=5)
+    flags.add_argument("--every", default="100ms", help="mean time between rotations")
+    flags.add_argument("--mid", type=float, default=0.7, help="share of kills in mid rotation")
+    flags.add_argument("--load", type=float, default=100, help="requests a second meanwhile")
+    command.carry_out("kills", flags, measure, rows)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import json
 import random
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,9 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import g2d
-from benchmarks.common.places import RESULTS
-from benchmarks.common.results import record, save
-from benchmarks.common.tables import TARGETS, markdown
+from benchmarks.common import command
+from benchmarks.common.results import record
 from benchmarks.hostile import recovery
 from benchmarks.hostile.damages import DAMAGES, restore, with_ledger_in_step
 from benchmarks.serving.process import QUICK, make_key, make_vault
@@ -290,17 +288,10 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--cases", type=int, default=2400)
-    p.add_argument("--seed", type=int, default=4)
-    p.add_argument("--out", type=Path, help="default: benchmarks/results/tampering.json")
-    a = p.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(a, Path(folder))
-    save(a.out or RESULTS / "tampering.json", result)
-    print(json.dumps(result["reasons"], indent=1))
-    print(markdown(TARGETS, rows(result)))
+    flags = command.parser(__doc__)
+    flags.add_argument("--cases", type=int, default=2400)
+    flags.add_argument("--seed", type=int, default=4)
+    command.carry_out("tampering", flags, measure, rows, "reasons")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from datetime import datetime
@@ -37,9 +36,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.places import RESULTS
-from benchmarks.common.results import record, save
-from benchmarks.common.tables import TARGETS, markdown
+from benchmarks.common import command
+from benchmarks.common.results import record
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Load, bodies, infer_requests
 from benchmarks.serving.process import TINY, Server, bootstrap, make_vault
@@ -323,20 +321,17 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--vault", type=Path, help="a digits vault; it is copied")
-    p.add_argument("--seconds", type=float, default=120, help="of rotation; as many without")
-    p.add_argument("--throughput", type=float, default=6, help="seconds of each server's turn")
-    p.add_argument("--turns", type=int, default=10)
-    p.add_argument("--connections", type=int, default=16)
-    p.add_argument("--every", type=float, default=1.0, help="seconds between rotations")
-    p.add_argument("--load", type=float, default=0.4, help="share of the throughput that is sent")
-    p.add_argument("--out", type=Path, help="default: benchmarks/results/serving.json")
-    a = p.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(a, Path(folder))
-    save(a.out or RESULTS / "serving.json", result)
-    print(markdown(TARGETS, rows(result)))
+    flags = command.parser(__doc__)
+    flags.add_argument("--vault", type=Path, help="a digits vault; it is copied")
+    flags.add_argument("--seconds", type=float, default=120, help="of rotation; as many without")
+    flags.add_argument("--throughput", type=float, default=6, help="seconds of each server's turn")
+    flags.add_argument("--turns", type=int, default=10)
+    flags.add_argument("--connections", type=int, default=16)
+    flags.add_argument("--every", type=float, default=1.0, help="seconds between rotations")
+    flags.add_argument(
+        "--load", type=float, default=0.4, help="share of the throughput that is sent"
+    )
+    command.carry_out("serving", flags, measure, rows)
 
 
 if __name__ == "__main__":

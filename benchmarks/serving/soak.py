@@ -13,7 +13,6 @@ tenth) / mean of the second tenth: the first tenth is warm-up. Writes results/so
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +20,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common.places import RESULTS
-from benchmarks.common.results import record, save
-from benchmarks.common.tables import TARGETS, markdown
+from benchmarks.common import command
+from benchmarks.common.results import record
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Load, bodies, infer_requests
 from benchmarks.serving.process import QUICK, Server, make_vault
@@ -144,19 +142,17 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rotations", type=int, default=10_000)
-    p.add_argument("--minutes", type=float, default=60, help="stop then, however many were done")
-    p.add_argument("--every", default="20ms", help="mean time between rotations: the worker's pace")
-    p.add_argument("--sample", type=int, default=20, help="rotations between samples")
-    p.add_argument("--load", type=float, default=20, help="requests a second meanwhile")
-    p.add_argument("--out", type=Path, help="default: benchmarks/results/soak.json")
-    a = p.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(a, Path(folder))
-    save(a.out or RESULTS / "soak.json", result)
-    print(markdown(TARGETS, rows(result)))
+    flags = command.parser(__doc__)
+    flags.add_argument("--rotations", type=int, default=10_000)
+    flags.add_argument(
+        "--minutes", type=float, default=60, help="stop then, however many were done"
+    )
+    flags.add_argument(
+        "--every", default="20ms", help="mean time between rotations: the worker's pace"
+    )
+    flags.add_argument("--sample", type=int, default=20, help="rotations between samples")
+    flags.add_argument("--load", type=float, default=20, help="requests a second meanwhile")
+    command.carry_out("soak", flags, measure, rows)
 
 
 if __name__ == "__main__":
