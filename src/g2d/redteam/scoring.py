@@ -195,3 +195,12 @@ def stale_joint(
         found[numbers[place]] = trial.score(models[numbers[place]], proposed)
         tick(place - last + 1, len(numbers) - last)
     return found
+
+
+def any_of(model: Logits, made: Sequence[Tensor], split: Split) -> Tensor:
+    """For every example a proposal that flips it, if there is one (inside the ball, all are)."""
+    chosen = made[0].clone()
+    for proposed in made[1:]:
+        flips = predict(model, proposed).argmax(1) != split.y
+        chosen[flips] = proposed[flips]
+    return chosen

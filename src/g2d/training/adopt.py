@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from g2d.attacks.pools import craft_pool, pack_pool
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
-from g2d.errors import CheckpointError, PopulationError, VaultError
+from g2d.errors import PopulationError, VaultError
 from g2d.settings import PopulationSettings, Settings
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.task import Task
+from g2d.training.basins import basins_of, score
 from g2d.training.population import fingerprint
 from g2d.training.recipes.distil import keep_teacher
 from g2d.vault.vault import Entry, Vault
@@ -87,8 +87,8 @@ def adopt_checkpoints(
         state = load_checkpoint(path)
         check_state(reference, state, path.name)
         states.append({n: state[n].to(t.dtype) for n, t in reference.items()})
-    scores = [_score(task, model, state) for state in states]
-    basins = _basins(task, model, states, scores)
+    scores = [score(task, model, state) for state in states]
+    basins = basins_of(task, states, scores)
     best = max(range(len(files)), key=lambda i: scores[i])
     for index in [best, *range(len(files))]:
         kind = "base" if index == best and vault.entry("base") is None else "member"
@@ -110,33 +110,3 @@ def adopt_checkpoints(
         if kind == "member":
             progress("adopting checkpoints", index + 1, len(files))
     return vault.entries("member")
-
-
-def _score(task: Task, model: torch.nn.Module, state: Mapping[str, Tensor]) -> float:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"a checkpoint does not fit the model: {error}") from error
-    return accuracy(model, task.splits.guide)
-
-
-def _basins(
-    task: Task, model: torch.nn.Module, states: Sequence[Mapping[str, Tensor]], scores: list[float]
-) -> list[int]:
-    """Assign each state to the first basin whose founder it is linearly connected to."""
-    founders: list[int] = []
-    basins = []
-    for index, state in enumerate(states):
-        for basin, founder in enumerate(founders):
-            middle = {
-                n: (t + states[founder][n]) / 2 if t.is_floating_point() else t
-                for n, t in state.items()
-            }
-            barrier = min(scores[index], scores[founder]) - _score(task, model, middle)
-            if barrier <= 0.05:  # forks lose under a point, independent seeds 35 to 70 points
-                basins.append(basin)
-                break
-        else:
-            basins.append(len(founders))
-            founders.append(index)
-    return basins

@@ -16,6 +16,7 @@ from g2d.redteam.threat import Threat
 _MODULES = (
     "whitebox",
     "stale",
+    "basins.threat",
     "adaptive",
     "query.threat",
     "extraction",

@@ -90,8 +90,8 @@ def _chain(case: Case, context: AttackContext) -> list[Row]:
     turns = _turns(case, context)
     if every and len(models) == 1:
         why = "one network cannot rotate; generate more"
-        words = (_threat(case), where, _label(case), why)
-        return [not_measured("extraction", AGREES, *words, chain=case.chain)]
+        words, extra = (_threat(case), where, _label(case), why), {"every": every}
+        return [not_measured("extraction", AGREES, *words, chain=case.chain, extra=extra)]
     shape = tuple(context.task.splits.guide.x.shape[1:])
     target = Rotating(models, shape, context.task.classes, every=every or None)
     copy = _steal(case, context, target)

@@ -15,9 +15,8 @@ from g2d.attacks import apgd, box, pgd
 from g2d.core.types import Logits
 from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
-from g2d.redteam.scoring import Rate, accuracy_rate, pooled
+from g2d.redteam.scoring import Rate, accuracy_rate, any_of, pooled
 from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
-from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 
 CHAINS = ("generated", "frozen", "unrotated", "retrained", "soup", "noise", "permuted")
@@ -208,7 +207,7 @@ def _tries(
 ) -> Row:
     """Submit every stored attack in turn: an image falls to any of them."""
     steps, k = case.number("steps"), len(made)
-    rates = [context.score(model, _any_of(model, made, split), split) for model in later]
+    rates = [context.score(model, any_of(model, made, split), split) for model in later]
     return context.row(
         case, "stale-tries", f"stale, best of {k} tries", f"PGD-{steps} on each exposed network",
         pooled(rates), worst=max(rates, key=lambda rate: rate.value), scored=len(later), queries=k,
@@ -218,15 +217,6 @@ def _tries(
         f"which flips the image: {k} submissions, no scores needed",
         extra={"exposed": k},
     )  # fmt: skip
-
-
-def _any_of(model: Logits, made: Sequence[Tensor], split: Split) -> Tensor:
-    """For every image a proposal that flips it, if there is one (inside the ball, all of them)."""
-    chosen = made[0].clone()
-    for proposed in made[1:]:
-        flips = predict(model, proposed).argmax(1) != split.y
-        chosen[flips] = proposed[flips]
-    return chosen
 
 
 def _sources(count: int, wanted: int, skip: int) -> list[int]:

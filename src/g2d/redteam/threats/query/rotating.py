@@ -137,8 +137,10 @@ class Attackers:
 
     def _no_row(self, every: int, why: str) -> Row:
         words = (ATTACKS[self.case.name][1], self._target(every), label_of(self.case), why)
-        seed, chain = self.context.spec.seed, self.case.chain
-        return not_measured("query", kind_of(self.case), *words, seed=seed, chain=chain)
+        return not_measured(
+            "query", kind_of(self.case), *words, chain=self.case.chain,
+            seed=self.context.spec.seed, extra={"every": every or None},
+        )  # fmt: skip
 
     def _row(self, every: int, lanes: QueryLog, never: QueryLog | None) -> Row:
         value = lanes.asr(self.at)

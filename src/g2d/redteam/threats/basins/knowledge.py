@@ -1,0 +1,108 @@
+"""What the basin-aware attacker knows: exposed networks, sorted into basins, and means of them.
+
+Nothing here crafts or scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from g2d.core.types import Logits, State
+from g2d.redteam.context import AttackContext, Network
+from g2d.redteam.targets import as_logits
+from g2d.tasks.inference import predict
+from g2d.training.basins import basins_of
+
+MOST = 6  # basins that are attacked, the most exposed first; each is one submission
+
+
+@dataclass(frozen=True, eq=False)
+class Basin:
+    """Exposed networks of one basin, oldest first: their models and their tensors, stacked.
+
+    Attributes:
+        shell: the module that runs a mean of them. logits: False where it answers probabilities.
+    """
+
+    models: Sequence[Logits]
+    stacked: dict[str, Tensor]
+    shell: nn.Module
+    logits: bool = True
+
+    @classmethod
+    def of(cls, context: AttackContext, networks: Sequence[Network]) -> Basin:
+        """Read networks, and note their remark on probabilities."""
+        states = [context.state(network) for network in networks]
+        models = context.models(networks)
+        stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        shell = context.task.model(0).eval().requires_grad_(False)
+        return cls(models, stacked, shell, not context.remark)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def soup(self, generator: torch.Generator) -> Logits:
+        """A mean of the networks by weights from Dirichlet(1, ..., 1): evenly over the simplex."""
+        drawn = (
+            -torch.rand(len(self), generator=generator, dtype=torch.double).clamp_min(1e-30).log()
+        )
+        shares = drawn / drawn.sum()
+        mixed = {name: _mean(tensor, shares) for name, tensor in self.stacked.items()}
+        run: Logits = lambda x: functional_call(self.shell, mixed, (x,))  # noqa: E731
+        return run if self.logits else as_logits(run)
+
+    def drawing(self, count: int, generator: torch.Generator) -> Callable[[], list[Logits]]:
+        """Draw for each step of an attack: half of them networks as they are, half soups."""
+        if len(self) == 1:
+            return lambda: list(self.models)
+
+        def draw() -> list[Logits]:
+            whole = torch.randint(len(self), ((count + 1) // 2,), generator=generator).tolist()
+            return [self.models[i] for i in whole] + [
+                self.soup(generator) for _ in range(count // 2)
+            ]
+
+        return draw
+
+    def fingerprint(self, x: Tensor) -> Tensor:
+        """Mean log-probabilities (n, classes) of its networks on inputs (n, ...)."""
+        return torch.stack([predict(model, x).log_softmax(1) for model in self.models]).mean(0)
+
+
+def sort_into_basins(context: AttackContext, networks: Sequence[Network]) -> list[Basin]:
+    """Exposed networks by basin, the most exposed basins first and no more than `MOST`.
+
+    By linear mode connectivity on the examples of the run: the attacker has data of their own.
+    """
+    states: list[State] = [context.state(network) for network in networks]
+    numbers = basins_of(context.task, states, split=context.examples(500))
+    groups: dict[int, list[Network]] = {}
+    for number, network in zip(numbers, networks, strict=True):
+        groups.setdefault(number, []).append(network)
+    largest = sorted(groups.values(), key=len, reverse=True)[:MOST]
+    return [Basin.of(context, group) for group in largest]
+
+
+def recognised(target: Logits, basins: Sequence[Basin], x: Tensor) -> int:
+    """The basin that a target answers most like: least mean KL from it to the fingerprint.
+
+    Args:
+        x: what the target is asked, one score query each.
+    """
+    own = predict(target, x).log_softmax(1)
+    distances = [
+        float((own.exp() * (own - basin.fingerprint(x))).sum(1).mean()) for basin in basins
+    ]
+    return min(range(len(basins)), key=distances.__getitem__)
+
+
+def _mean(stacked: Tensor, shares: Tensor) -> Tensor:
+    """The weighted mean over the first axis; of what is no float, the first."""
+    if not stacked.is_floating_point():
+        return stacked[0]
+    return torch.tensordot(shares.to(stacked.dtype), stacked, 1)
