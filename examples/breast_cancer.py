@@ -19,10 +19,10 @@ def task() -> Task:
 
 
 def main(vault: str = "runs/breast-cancer") -> None:
-    small = {"base_steps": 300, "early_steps": 60, "fork_steps": 120, "members": 12, "pool": 256}
+    small = {"base_steps": 300, "early_steps": 60, "fork_steps": 120, "members": 8, "pool": 256}
     settings = Settings().override(
         **{f"population__{name}": value for name, value in small.items()},
-        autoencoder__steps=300, diffusion__steps=1500,  # plenty for a thousand parameters
+        autoencoder__steps=300, diffusion__steps=800,  # plenty for a thousand parameters
         guidance__pool=100, gates__accuracy_drop=0.06, gates__class_drop=0.1, gates__pool=100,
     )  # fmt: skip
     with Defence.build(task(), vault, settings) as defence:

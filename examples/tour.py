@@ -34,8 +34,8 @@ print(f"{task.name}: {len(test.y)} test images of shape {tuple(test.x.shape[1:])
 # %%
 settings = Settings().override(
     population__members=6, population__basins=2, population__base_steps=200,
-    population__early_steps=60, population__fork_steps=100, population__pool=128,
-    autoencoder__steps=200, diffusion__steps=1000, guidance__pool=100, gates__pool=100,
+    population__early_steps=60, population__fork_steps=60, population__pool=128,
+    autoencoder__steps=200, diffusion__steps=500, guidance__pool=100, gates__pool=100,
     gates__accuracy_drop=0.2, gates__class_drop=0.5, gates__stale_asr=0.9,
 )  # fmt: skip
 engine = SerialEngine()  # no worker processes: cells have no file that those could import

@@ -16,7 +16,7 @@ from g2d.errors import VaultError
 from g2d.vault.vault import Vault
 from vaults import SOURCES, WEIGHTS, WRITER, content, python, temporary_files
 
-KILLS = 16  # a storm of a hundred is benchmarks/kills.py
+KILLS = 16  # a storm of a hundred: python -m benchmarks.hostile.storm
 
 
 # -- several processes -----------------------------------------------------------------------------
@@ -105,6 +105,7 @@ def check_promises(vault, lines, live_before):
             vault.read(entry)
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing_that_was_acknowledged(folder):
     moments = random.Random(20)
     Vault.create(folder, "").close()
@@ -167,6 +168,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["accept", "put", "delete"])
 def test_a_kill_at_every_step_leaves_all_or_nothing(tmp_path, action):
     old = {"weights": b"old", "attacks": b"old"}

@@ -31,7 +31,9 @@ pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("ray")]
 
 ENV = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-STEPS = "[population]\nbase_steps = 60\nearly_steps = 20\nfork_steps = 20\npool = 64\n"
+STEPS = (
+    "[population]\nbase_steps = 60\nearly_steps = 20\nfork_steps = 20\npool = 64\npool_steps = 2\n"
+)
 
 
 @pytest.fixture
