@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from g2d.core.imports import import_callables, words
 from g2d.defence.gates.accuracy import accuracy_gate, class_gate, finite_gate
-from g2d.defence.gates.attacks import robust_gate, stale_asr, stale_gate
+from g2d.defence.gates.attacks import robust_gate, stale_asr, stale_gate, stale_share_gate
+from g2d.defence.gates.basin import basin_gate
 from g2d.defence.gates.distance import distance_gate
 from g2d.defence.gates.view import CandidateView, Gate, GateResult, Reference
 from g2d.errors import GenerationError, SettingsError
@@ -24,6 +25,8 @@ GATES: tuple[Gate, ...] = (
     distance_gate,
     stale_gate,
     robust_gate,
+    stale_share_gate,
+    basin_gate,
 )
 """Every gate, in the order of their results; a new one is a line here, or in `[gates] extra`."""
 
@@ -89,7 +92,8 @@ def _measured(name: str, gate: Gate, view: CandidateView) -> GateResult | None:
 
 
 __all__ = [
-    "GATES", "CandidateView", "Gate", "GateResult", "Reference", "accuracy_gate", "class_gate",
+    "GATES", "CandidateView", "Gate", "GateResult", "Reference", "accuracy_gate", "basin_gate",
+    "class_gate",
     "distance_gate", "find_gates", "finite_gate", "robust_gate", "run_gates", "stale_asr",
-    "stale_gate",
+    "stale_gate", "stale_share_gate",
 ]  # fmt: skip

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
-from g2d.attacks import pgd
 from g2d.core.types import Logits
 from g2d.defence.gates.view import CandidateView, GateResult
 from g2d.generator import Exposure
@@ -26,31 +23,43 @@ def stale_gate(view: CandidateView) -> GateResult:
     return GateResult("stale_asr", passed, worst, limit, reason)
 
 
-def robust_gate(view: CandidateView) -> GateResult | None:
-    """Accuracy under PGD on the candidate itself: cheap, so an upper bound on what attacks leave.
+def stale_share_gate(view: CandidateView) -> GateResult | None:
+    """Worst stale ASR of a remembered exposure, as a share of the ASR of PGD on the candidate.
 
-    Every candidate meets the same examples and random starts: one that barely failed is not saved
-    by another draw.
+    An absolute limit says nothing where the candidate falls to few attacks of any kind: at a share
+    of one, a stored attack works as well as one made for it, and rotating has bought nothing.
     """
-    model, reference, settings = view.model, view.reference, view.settings
+    limit = view.settings.stale_share
+    if limit == 0 or not view.exposures:
+        return None
+    clean, right = view.under_pgd
+    own = 1 - float(right.sum()) / max(1, int(clean.sum()))
+    worst = max(stale_asr(view.model, exposure) for exposure in view.exposures)
+    share = worst / own if own > 0 else float(worst > 0)
+    passed = share <= limit
+    reason = (
+        ""
+        if passed
+        else f"the worst stored attack flips {worst:.1%}, which is {share:.0%} of what PGD on the "
+        f"candidate itself flips ({own:.1%}); {limit:.0%} is allowed"
+    )
+    title = "stale ASR, as a share of its own"
+    return GateResult("stale_share", passed, share, limit, reason, title=title, share=True)
+
+
+def robust_gate(view: CandidateView) -> GateResult | None:
+    """Accuracy under PGD on the candidate itself: cheap, so no more than an upper bound."""
+    reference, settings = view.reference, view.settings
     if settings.robust == 0:
         return None
-    draws = torch.Generator().manual_seed(0)
-    some = reference.split.sample(settings.pool, draws)
-    attacked = pgd(
-        model, some.x, some.y, eps=reference.eps, steps=settings.pool_steps, generator=draws,
-        bounds=reference.bounds,
-    )  # fmt: skip
-    right = (predict(model, attacked).argmax(1) == some.y) & (
-        predict(model, some.x).argmax(1) == some.y
-    )
+    _, right = view.under_pgd
     value = float(right.double().mean())
     passed = value >= settings.robust
     reason = (
         ""
         if passed
         else f"accuracy under PGD-{settings.pool_steps} at eps {reference.eps:g} is {value:.1%} on "
-        f"{len(some)} gate examples; at least {settings.robust:.1%} is required"
+        f"{len(right)} gate examples; at least {settings.robust:.1%} is required"
     )
     return GateResult("robust", passed, value, settings.robust, reason)
 

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from g2d.core.types import Bounds, Logits, State
+from g2d.attacks import pgd
+from g2d.core.types import Bounds, State
 from g2d.generator import Exposure
 from g2d.settings import GateSettings
 from g2d.tasks.inference import predict
@@ -64,7 +66,7 @@ class CandidateView:
     """
 
     state: State
-    model: Logits
+    model: nn.Module
     reference: Reference
     exposures: Sequence[Exposure]
     exposed_states: Mapping[int, State]
@@ -75,6 +77,22 @@ class CandidateView:
     def logits(self) -> Tensor:
         """The candidate's logits (n, classes) on the gate split."""
         return predict(self.model, self.reference.split.x)
+
+    @cached_property
+    def under_pgd(self) -> tuple[Tensor, Tensor]:
+        """Which of `pool` gate examples the candidate gets right: clean, and after PGD on it; bool.
+
+        Every candidate meets the same examples and random starts: one that barely failed is not
+        saved by another draw.
+        """
+        draws, reference = torch.Generator().manual_seed(0), self.reference
+        some = reference.split.sample(self.settings.pool, draws)
+        attacked = pgd(
+            self.model, some.x, some.y, eps=reference.eps, steps=self.settings.pool_steps,
+            generator=draws, bounds=reference.bounds,
+        )  # fmt: skip
+        clean = predict(self.model, some.x).argmax(1) == some.y
+        return clean, (predict(self.model, attacked).argmax(1) == some.y) & clean
 
     @cached_property
     def correct(self) -> Tensor:
