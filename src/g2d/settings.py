@@ -3,8 +3,7 @@
 An unknown key is an error that suggests the nearest name; a value out of range says what its range
 is. A setting that was renamed says `was`: people's files are told the new name, a vault's own file
 is understood, and digests go on using the former one. A setting that came after the first release
-says `since`: digests leave it out where it has its default, so that older vaults go on. Knows no
-torch, so that the command line can read and check settings at once.
+says `since`: digests leave it out at its default, so that older vaults go on. Knows no torch.
 """
 
 from __future__ import annotations
@@ -191,6 +190,7 @@ class GuidanceSettings(Checked):
     )
     batch: int = within(1, 10**6, 128, "clean examples a step, and as many attacks")
     particles: int = within(1, 10_000, 32, "samples that start a candidate; the best goes on")
+    resting: bool = free(False, "start in the basin whose exposure lies farthest back", since="0.2")
     reverse_steps: int = within(0, 10_000, 5, "guided steps inside the reverse process")
     latent_steps: int = within(0, 100_000, 20, "guided steps on the finished latent")
     latent_rate: float = within(1e-8, 100.0, 0.15, "Adam's learning rate of the latent steps")

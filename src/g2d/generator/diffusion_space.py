@@ -112,7 +112,11 @@ class DiffusionSpace(LatentSpace):
             with torch.no_grad():
                 z_0 = diffusion.estimate(z_t, t, crowd)
                 z_t = diffusion.step(z_t, z_0, t, before, generator)
-        best = objective.best(self.decode, z_t if z_0 is None else z_0)
+        ahead = z_t if z_0 is None else z_0
+        if s.resting:
+            rested = self._rested(ahead, objective.exposed)
+            z_t, ahead = z_t[rested], ahead[rested]
+        best = objective.best(self.decode, ahead)
         z_t = z_t[best : best + 1]
         for t, before in steps[free:]:
             with torch.enable_grad():
@@ -124,6 +128,23 @@ class DiffusionSpace(LatentSpace):
             z_0 = z_0.detach() - width * gradient / gradient.norm().clamp_min(1e-12)
             z_t = diffusion.step(z_t, z_0, t, before, generator)
         return z_t[0].detach()
+
+    @torch.no_grad()
+    def _rested(self, z: Tensor, exposed: Sequence[Tensor]) -> Tensor:
+        """Which latents (n, d) lie in the basin, of those they lie in, that has rested longest.
+
+        Args:
+            exposed: vectors (P,) of the exposed generations in memory, oldest first. A basin that
+                none of them is of has rested longer than all others.
+        """
+        own = self.autoencoder.nearest_basin(self.autoencoder.decode_coordinates(z))
+        seen = {int(basin): -1 for basin in own.unique()}
+        for place, v in enumerate(exposed):
+            c = self.autoencoder.span.project(v.float()).unsqueeze(0)
+            basin = int(self.autoencoder.nearest_basin(c))
+            if basin in seen:
+                seen[basin] = place
+        return own == min(seen, key=seen.__getitem__)
 
     @torch.no_grad()
     def _condition(self, exposed: Tensor | None) -> Tensor | None:

@@ -40,6 +40,7 @@ class Objective:
         self.settings = settings
         self.clean = Batches(task, task.splits.guide, settings.batch, generator)
         recent = list(exposures)[-settings.memory :] if settings.memory else []
+        self.exposed = [exposure.v for exposure in recent]
         model = task.model(0).eval()
         self._context = TermContext(task, codec, recent, settings, generator, model)
         self.terms = make_terms(self._context)
