@@ -3,8 +3,8 @@
     python -m benchmarks.generation.renewal --data ../shared/data/mnist
 
 Exploration on the *gate* split of MNIST, so that nothing is chosen on test data; one population,
-that of `runs/basins-<seed>` (`python -m benchmarks.generation.basins` makes it). A network begins at
-the soup of a basin: its first layer stays, the rest is shrunk and perturbed,
+that of `runs/basins-<seed>` (`python -m benchmarks.generation.basins` makes it). A network begins
+at the soup of a basin: its first layer stays, the rest is shrunk and perturbed,
 
     theta <- share * theta + sqrt(1 - share^2) * fresh        (Ash & Adams 2020, arXiv 1910.08475)
 
