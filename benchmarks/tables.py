@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from benchmarks.cluster import tables as cluster
 from benchmarks.common.tables import fill
+from benchmarks.generation import basins_tables as basins
 from benchmarks.generation import tables as generation
 from benchmarks.redteam import headline
 from benchmarks.redteam import tables as redteam
@@ -20,7 +21,7 @@ from benchmarks.serving import tables as serving
 def blocks() -> dict[str, str]:
     """Every block of every page, by the name of its mark."""
     made: dict[str, str] = {}
-    for source in (generation, robust, ways_tables, serving, cluster, redteam, headline):
+    for source in (generation, basins, robust, ways_tables, serving, cluster, redteam, headline):
         own = source.made()
         assert not made.keys() & own.keys(), f"two blocks of one name: {made.keys() & own.keys()}"
         made |= own
