@@ -17,6 +17,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end must not start a cluster of its own
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray starts workers at nice 15: beside one busy process replicas got no time to answer.
+    "RAY_worker_niceness": "0",
 }
 _REACH = 5.0  # seconds to reach a cluster's address; Ray itself would try for a minute
 
