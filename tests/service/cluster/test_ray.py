@@ -95,7 +95,8 @@ def dies(_): os._exit(7)
 def slow(_): time.sleep(400)
 
 with RayEngine(workers=2) as engine:
-    print(sorted(engine.run(square, [3, 1, 2])), list(engine.run(threads, [0])), list(engine.run(niceness, [0])))
+    one = [list(engine.run(work, [0])) for work in (threads, niceness)]
+    print(sorted(engine.run(square, [3, 1, 2])), *one)
     for work, kind in ((broken, GenerationError), (dies, PopulationError)):
         try:
             list(engine.run(work, [5]))
