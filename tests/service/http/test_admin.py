@@ -43,9 +43,10 @@ def test_admin_calls_need_the_token():
 
     run(harness, work)
     wrong = [line for line in harness.lines() if line["event"] == "wrong_token"]
-    # Five of one second, the rest is counted; on a busy machine the calls fell into two seconds.
+    # Five of one second, the rest is counted (test_log says when); calls may fall into any number
+    # of seconds, and what was held back in the last one is not told yet.
     told = [line.get("held_back", 0) for line in wrong]
-    assert len(wrong) == 5 or (len(wrong) <= 10 and sum(told) > 0)
+    assert 5 <= len(wrong) <= len(wrong) + sum(told) <= 16
     assert b"g2d_wrong_tokens_total 16.0" in harness.metrics.render()
     assert TOKEN not in harness.log.getvalue()
 
