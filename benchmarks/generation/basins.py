@@ -15,8 +15,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.common.places import RESULTS, ROOT, RUNS
-from benchmarks.common.results import save
+from benchmarks.common.places import RUNS
+from benchmarks.redteam.run import keep
 from g2d import Defence, Settings, redteam
 from g2d.cli.console import show_progress
 from g2d.core.engine import LocalEngine
@@ -41,9 +41,7 @@ def run(seed: int, data: str, rotations: int, workers: int) -> None:
             vault, threats=["basins"], n=IMAGES, seed=seed, data=data, workers=workers,
             out=RUNS / f"basins-redteam-{seed}", progress=progress,
         )  # fmt: skip
-    results["summary"] = None  # pictures of the page; the rows are the evidence
-    results["vault"]["path"] = str(vault.relative_to(ROOT))
-    save(RESULTS / f"basins-mnist-seed{seed}.json", results)
+    keep(results, vault, f"basins-mnist-seed{seed}")
 
 
 def main() -> None:

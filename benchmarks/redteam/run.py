@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -30,9 +32,14 @@ def run(seed: int, data: str, workers: int) -> None:
             vault, seed=seed, out=out, data=data, workers=workers, progress=progress
         )
     report.render_results(results, out / "report.html")
-    results["summary"] = None  # pictures of the page; the rows are the evidence
+    keep(results, vault, f"threats-mnist-seed{seed}")
+
+
+def keep(results: dict[str, Any], vault: Path, name: str) -> None:
+    """Write what an attack found as benchmarks/results/<name>.json: the rows are the evidence."""
+    results["summary"] = None  # pictures of the page
     results["vault"]["path"] = str(vault.relative_to(ROOT))
-    save(RESULTS / f"threats-mnist-seed{seed}.json", results)
+    save(RESULTS / f"{name}.json", results)
 
 
 def main() -> None:

@@ -87,6 +87,23 @@ def test_many_tries_win_at_least_as_much_as_one_a_basin(two_basins):
     assert tries.value.value >= one.run(single, context)[0].value.value
 
 
+def test_tables_of_numbers_are_tried_without_the_tricks_for_images(tmp_path):
+    from g2d.tasks.splits import split_dataset
+    from g2d.tasks.task import Task
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 4, generator=g), torch.arange(200) % 2
+    task = Task("table", lambda: torch.nn.Linear(4, 2), split_dataset(x, y), classes=2,
+                bounds=None, eps=0.3)  # fmt: skip
+    spec = site_of(task, tmp_path, [task.model(seed).state_dict() for seed in range(3)])
+    context, one = AttackContext(spec), threat("basins")
+    (case,) = [c for c in one.plan(spec) if (c.name, c.chain) == ("known", "generated")]
+    case = dataclasses.replace(case, name="tries", options=(("n", 20), ("steps", 3)))
+    (row,) = one.run(case, context)
+    assert row.queries == 2 * row.extra["basins"]
+    assert row.value is not None
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_higher_where_the_example_is_closer_to_falling(name):
     logits = torch.tensor([[3.0, 1.0, 0.0], [1.2, 1.0, 0.0], [0.0, 0.5, 0.0]])

@@ -42,6 +42,11 @@ class Tricks:
     diversity: float = 0.0
     smooth: int = 0
 
+    @property
+    def for_images(self) -> bool:
+        """Whether one of them makes no sense but for images."""
+        return self.diversity > 0 or self.smooth > 1
+
 
 def eot_pgd(
     draw: Callable[[], Sequence[Logits]],
@@ -96,7 +101,7 @@ def eot_pgd(
 
 
 def _check(tricks: Tricks, x: Tensor) -> None:
-    if (tricks.diversity > 0 or tricks.smooth > 1) and x.dim() != 4:
+    if tricks.for_images and x.dim() != 4:
         raise SettingsError(
             f"input diversity and smoothing are for images (n, channels, height, width), not for "
             f"inputs of shape {tuple(x.shape[1:])}"

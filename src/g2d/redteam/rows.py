@@ -46,8 +46,8 @@ class Row:
             meaning ("stale-joint"): readers select by it, never by words. threat: what this row's
             attacker does, in words.
         target: what is attacked, in words. chain: the same as a key: which chain of networks
-            ("generated", "frozen", ...); "" where it is none of the page's columns. How often it
-            rotates is `extra["every"]`, in queries; None where it could and does not.
+            ("generated", "frozen", ...), or what else it is ("service"). How often it rotates is
+            `extra["every"]`, in queries; None where it could and does not.
         attack: algorithm and budget.
         metric: what `value` is a share of: "ASR" unless said otherwise.
         value: the mean over the scored networks; None where nothing was measured.

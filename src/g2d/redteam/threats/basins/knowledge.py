@@ -18,6 +18,7 @@ from g2d.redteam.targets import as_logits
 from g2d.tasks.inference import predict
 from g2d.training.basins import basins_of
 
+_LOOKED_AT = 500  # examples on which the accuracy at a midpoint is taken
 MOST = 6  # basins that are attacked, the most exposed first; each is one submission
 
 
@@ -77,10 +78,12 @@ class Basin:
 def sort_into_basins(context: AttackContext, networks: Sequence[Network]) -> list[Basin]:
     """Exposed networks by basin, the most exposed basins first and no more than `MOST`.
 
-    By linear mode connectivity on the examples of the run: the attacker has data of their own.
+    By linear mode connectivity on the guide split, which stands for data of the attacker's own: the
+    examples that the attack is judged on have no part in it.
     """
+    own = context.task.splits.guide.sample(_LOOKED_AT, context.source("basins", "sorting"))
     states: list[State] = [context.state(network) for network in networks]
-    numbers = basins_of(context.task, states, split=context.examples(500))
+    numbers = basins_of(context.task, states, split=own)
     groups: dict[int, list[Network]] = {}
     for number, network in zip(numbers, networks, strict=True):
         groups.setdefault(number, []).append(network)

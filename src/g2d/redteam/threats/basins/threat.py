@@ -128,7 +128,9 @@ def _known(case: Case, context: AttackContext) -> list[Row]:
 def _tries(case: Case, context: AttackContext) -> list[Row]:
     """Diverse attacks on every basin: an image falls to any of them."""
     exposed, later = context.chain(case.chain).split(MEMORY, LATER)
-    attack = _Attack(case, context, exposed, "", TRICKS)
+    images = context.examples(1).x.dim() == 4
+    tricks = [one for one in TRICKS if images or not one.for_images]
+    attack = _Attack(case, context, exposed, "", tricks)
     models, stayed = context.models(later), context.model(exposed[-1])
     tries = sum(len(of_basin) for of_basin in attack.made)
     extra = {"exposed": len(exposed), "basins": len(attack.basins), "images": len(attack.split)}
