@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("src", "tests", "benchmarks", "examples")
 FILE_LINES, FUNCTION_LINES = 400, 60
-IN_THE_ROOT = {"__init__.py", "__main__.py", "errors.py", "settings.py", "py.typed"}
+IN_THE_ROOT = {"__init__.py", "__main__.py", "errors.py", "py.typed"}
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[str, int, int]]:

@@ -13,7 +13,8 @@ from g2d.cli import flags, main
 from g2d.cli.console import commented
 from g2d.errors import SettingsError
 from g2d.service.http.options import Options, seconds, span
-from g2d.settings import Settings, _toml
+from g2d.settings import Settings
+from g2d.settings.fields import as_toml
 
 COMMANDS = typer.main.get_command(main.app).commands
 SETTINGS, OPTIONS = flags.leaves(Settings), flags.leaves(Options)
@@ -131,8 +132,10 @@ def test_a_span_reads_back(value):
 def test_every_setting_can_be_set(key):
     leaf = SETTINGS[key]
     name, default = key.replace("__", ".", 1), leaf.item.default
-    assert flags.read_changes([f"{name}={_toml(default)}"]) == {key: default}
-    assert Settings().override(**flags.read_changes([f" {name} = {_toml(default)}"])) == Settings()
+    assert flags.read_changes([f"{name}={as_toml(default)}"]) == {key: default}
+    assert (
+        Settings().override(**flags.read_changes([f" {name} = {as_toml(default)}"])) == Settings()
+    )
     if "range" in leaf.item.metadata:
         low, _ = leaf.item.metadata["range"]
         with pytest.raises(SettingsError, match=f"{leaf.item.name} must lie in"):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from g2d.errors import SettingsError
-from g2d.settings import Checked, Settings, build, stored, within
+from g2d.settings import Settings, build, stored
+from g2d.settings.fields import Checked, within
 
 
 def test_round_trip_of_defaults():

@@ -20,7 +20,8 @@ import typer
 
 from g2d.errors import SettingsError, nearest
 from g2d.service.http.options import seconds, span
-from g2d.settings import Checked, Settings
+from g2d.settings import Settings
+from g2d.settings.fields import Checked
 
 Given = Mapping[str, Any]
 """What was given on the command line, by a field's key (`population__members`, or `port`)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from g2d.errors import G2DError, SettingsError
-from g2d.settings import Checked, free, within
+from g2d.settings.fields import Checked, free, within
 
 TOKEN_VARIABLE = "G2D_ADMIN_TOKEN"  # noqa: S105 (its name, not a token)
 _SPAN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d)?", re.ASCII)
