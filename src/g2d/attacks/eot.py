@@ -100,6 +100,12 @@ def eot_pgd(
     return adversarial
 
 
+def dirichlet(count: int, generator: torch.Generator) -> Tensor:
+    """Weights (count,) of a mean, from Dirichlet(1, ..., 1): evenly over the simplex, float64."""
+    drawn = -torch.rand(count, generator=generator, dtype=torch.double).clamp_min(1e-30).log()
+    return drawn / drawn.sum()
+
+
 def _check(tricks: Tricks, x: Tensor) -> None:
     if tricks.for_images and x.dim() != 4:
         raise SettingsError(

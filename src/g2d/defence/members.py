@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from g2d.attacks.pools import unpack_pool
+from g2d.attacks.pools import compact, unpack_pool
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress
 from g2d.errors import PopulationError, VaultError
@@ -19,6 +20,7 @@ from g2d.generator import FORMAT, Generator
 from g2d.generator.latent_space import DEFAULT
 from g2d.settings import Settings, stored
 from g2d.tasks.inference import load_model, predict
+from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import check_state, digest, unpack
@@ -51,6 +53,8 @@ def identity_of(entries: list[Entry], settings: Settings) -> str:
     }
     if settings.generator.space != DEFAULT:
         what["space"] = settings.generator.space
+    if settings.generator.bank:
+        what["bank"] = settings.generator.bank
     return digest(json.dumps(what, sort_keys=True).encode())
 
 
@@ -118,7 +122,7 @@ def fit_generator(
     states = [unpack(vault.read(entry)) for entry in entries]
     for entry, state in zip(entries, states, strict=True):
         check_state(task.model(0).state_dict(), state, f"member {entry.index}")
-    return Generator.fit(
+    fitted = Generator.fit(
         task,
         states,
         [int(entry.info["basin"]) for entry in entries],
@@ -130,6 +134,19 @@ def fit_generator(
         progress=progress,
         kind=settings.generator.space,
     )
+    return replace(fitted, bank=_bank(task, vault, settings, entries))
+
+
+def _bank(task: Task, vault: Vault, settings: Settings, entries: list[Entry]) -> Split | None:
+    """About `[generator] bank` attacks, as many of each member's pool; None for none at all."""
+    if not settings.generator.bank:
+        return None
+    each = math.ceil(settings.generator.bank / len(entries))
+    source = torch.Generator().manual_seed(seed_of(settings.population.seed, "bank"))
+    pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.train) for entry in entries]
+    taken = [pool.sample(each, source) for pool in pools]
+    x = compact(torch.cat([split.x for split in taken]), task)
+    return Split(x, torch.cat([split.y for split in taken]))
 
 
 def _resistance(

@@ -140,11 +140,20 @@ class DiffusionSpace(LatentSpace):
         own = self.autoencoder.nearest_basin(self.autoencoder.decode_coordinates(z))
         seen = {int(basin): -1 for basin in own.unique()}
         for place, v in enumerate(exposed):
-            c = self.autoencoder.span.project(v.float()).unsqueeze(0)
-            basin = int(self.autoencoder.nearest_basin(c))
+            basin = self._basin(v)
             if basin in seen:
                 seen[basin] = place
         return own == min(seen, key=seen.__getitem__)
+
+    @torch.no_grad()
+    def mates(self, v: Tensor, exposed: Sequence[Tensor]) -> list[int]:
+        """Places of the exposed vectors (P,) whose nearest basin is that of v (P,)."""
+        own = self._basin(v)
+        return [place for place, other in enumerate(exposed) if self._basin(other) == own]
+
+    def _basin(self, v: Tensor) -> int:
+        c = self.autoencoder.span.project(v.float()).unsqueeze(0)
+        return int(self.autoencoder.nearest_basin(c))
 
     @torch.no_grad()
     def _condition(self, exposed: Tensor | None) -> Tensor | None:

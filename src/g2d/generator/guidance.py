@@ -7,6 +7,7 @@ alone. Which latent space it is drawn from does not matter here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from g2d.core.types import Tick
 from g2d.generator.exposure import Exposure
-from g2d.generator.terms import Batch, Term, TermContext, make_terms
+from g2d.generator.terms import POLISH_TERMS, Batch, Term, TermContext, make_terms
 from g2d.settings import GuidanceSettings
+from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.loop import Batches, schedule
 from g2d.weights.codec import Codec
@@ -36,14 +38,26 @@ class Objective:
         exposures: Sequence[Exposure],
         settings: GuidanceSettings,
         generator: torch.Generator,
+        bank: Split | None = None,
     ) -> None:
         self.settings = settings
         self.clean = Batches(task, task.splits.guide, settings.batch, generator)
         recent = list(exposures)[-settings.memory :] if settings.memory else []
         self.exposed = [exposure.v for exposure in recent]
         model = task.model(0).eval()
-        self._context = TermContext(task, codec, recent, settings, generator, model)
+        self._context = TermContext(task, codec, recent, settings, generator, model, bank)
         self.terms = make_terms(self._context)
+
+    def for_polish(self, mates: Sequence[int]) -> Objective:
+        """The same objective with the terms of polish, for a candidate that is drawn.
+
+        Args:
+            mates: places, among `exposed`, of those that share the candidate's basin.
+        """
+        longer = copy.copy(self)
+        context = replace(self._context, mates=mates)
+        longer.terms = [*self.terms, *(t for make in POLISH_TERMS if (t := make(context)))]
+        return longer
 
     def __call__(self, v: Tensor) -> Tensor:
         """The objective at v (P,), differentiable."""
@@ -139,6 +153,7 @@ def guided_sample(
     tick(s.reverse_steps + s.latent_steps, total)
     with torch.no_grad():
         v = space.decode(z)
-    v = polish(objective, v)
+        mates = space.mates(v, objective.exposed)
+    v = polish(objective.for_polish(mates), v)
     tick(total, total)
     return v

@@ -6,7 +6,7 @@ and denoisers are an implementation's own. Which spaces there are is listed at t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -51,7 +51,8 @@ class FitPlan:
 class LatentSpace(Protocol):
     """Latents z (d,) of parameter vectors v (P,); inherit from it for what can stay as it is.
 
-    `codec` turns vectors into state dicts and back. Names in `tensors` begin with no "rest.".
+    `codec` turns vectors into state dicts and back. Names in `tensors` begin with neither
+    "rest." nor "bank.".
     """
 
     codec: Codec
@@ -93,6 +94,10 @@ class LatentSpace(Protocol):
         """Draw the latent (d,) that guidance starts from: the best of `particles` draws."""
         z = self.draw(objective.settings.particles, generator, exposed)
         return z[objective.best(self.decode, z)].detach()
+
+    def mates(self, v: Tensor, exposed: Sequence[Tensor]) -> list[int]:
+        """Places of the exposed vectors (P,) that an attacker would put in v's basin; here all."""
+        return list(range(len(exposed)))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was fitted but the codec, by name, for the generator's file."""

@@ -15,6 +15,7 @@ from g2d.generator.exposure import Exposure
 from g2d.generator.guidance import Objective, guided_sample
 from g2d.generator.latent_space import DEFAULT, FitPlan, LatentSpace, Population, find_space
 from g2d.settings import AutoencoderSettings, DiffusionSettings, GuidanceSettings
+from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.weights.checkpoints import pack, unpack, unpack_metadata
 from g2d.weights.codec import Codec
@@ -27,11 +28,13 @@ FORMAT = "g2d-generator-2"
 class Generator:
     """Proposes parameters; it never judges them (gates and tables do).
 
-    `kind` is the name by which settings find the class of `space`.
+    `kind` is the name by which settings find the class of `space`; `bank`, if there is one, holds
+    attacks on members, which polish trains on.
     """
 
     space: LatentSpace
     kind: str = DEFAULT
+    bank: Split | None = None
 
     @classmethod
     def fit(
@@ -110,7 +113,7 @@ class Generator:
 
         A candidate whose guidance diverged is not finite; the gates say so.
         """
-        objective = Objective(task, self.codec, exposures, settings, generator)
+        objective = Objective(task, self.codec, exposures, settings, generator, self.bank)
         exposed = None
         if settings.conditioned and exposures:
             exposed = torch.stack([e.v for e in exposures])
@@ -132,7 +135,8 @@ class Generator:
         described = {"format": FORMAT, "codec": json.dumps(self.codec.describe())}
         if self.kind != DEFAULT:
             described["space"] = self.kind
-        return pack(rest | self.space.tensors(), described | self.space.describe())
+        kept = {} if self.bank is None else {"bank.x": self.bank.x, "bank.y": self.bank.y}
+        return pack(rest | kept | self.space.tensors(), described | self.space.describe())
 
     @classmethod
     def from_bytes(cls, data: bytes, kind: str = DEFAULT) -> Generator:
@@ -157,9 +161,10 @@ class Generator:
                 f" {kind!r}; run `g2d fit` again, or put [generator] space back"
             )
         rest = {n[len("rest.") :]: t for n, t in tensors.items() if n.startswith("rest.")}
-        own = {n: t for n, t in tensors.items() if not n.startswith("rest.")}
+        own = {n: t for n, t in tensors.items() if not n.startswith(("rest.", "bank."))}
+        bank = Split(tensors["bank.x"], tensors["bank.y"]) if "bank.x" in tensors else None
         codec = Codec.restore(json.loads(described["codec"]), rest)
-        return cls(find_space(kind).restore(codec, own, described), kind)
+        return cls(find_space(kind).restore(codec, own, described), kind, bank)
 
 
 def _check_rest(codec: Codec, states: Sequence[State]) -> None:

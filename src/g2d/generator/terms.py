@@ -18,9 +18,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from g2d.attacks import pgd
+from g2d.attacks.eot import Tricks, dirichlet, eot_pgd
 from g2d.core.imports import import_callables
+from g2d.core.types import Logits
 from g2d.generator.exposure import Exposure
 from g2d.settings import GuidanceSettings
+from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.weights.codec import Codec
 
@@ -41,7 +44,12 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class TermContext:
-    """What terms are made from: `exposures` are those in memory, `generator` draws for them."""
+    """What terms are made from: `exposures` are those in memory, `generator` draws for them.
+
+    Attributes:
+        bank: attacks that the generator keeps of its population, if it does. mates: places, among
+            the exposures, of those that share the candidate's basin; known once it is drawn.
+    """
 
     task: Task
     codec: Codec
@@ -49,6 +57,8 @@ class TermContext:
     settings: GuidanceSettings
     generator: torch.Generator
     model: nn.Module
+    bank: Split | None = None
+    mates: Sequence[int] = ()
 
     def logits(self, v: Tensor, x: Tensor) -> Tensor:
         """Logits (n, classes) of the candidate v (P,) on x (n, ...), differentiable by both."""
@@ -173,8 +183,93 @@ class RobustTerm(Term):
         return self._context.task.loss(batch.logits, batch.y)
 
 
+class BankTerm(Term):
+    """Cross-entropy on attacks that were crafted on the population's members, for polish alone.
+
+    Ensemble adversarial training (Tramèr et al. 2018, arXiv 1705.07204): a long polish would forget
+    what members have learned of attacks on networks that nobody serves.
+    """
+
+    def __init__(self, context: TermContext, bank: Split) -> None:
+        self._context, like = context, context.task.splits.guide.x
+        self._bank = Split(bank.x.to(like.dtype), bank.y)
+        self.weight = context.settings.bank_weight
+
+    @classmethod
+    def of(cls, context: TermContext) -> BankTerm | None:
+        """The term, or None where it counts nothing or the generator keeps no attacks."""
+        if context.bank is None or not context.settings.bank_weight:
+            return None
+        return cls(context, context.bank)
+
+    def inputs(self, v: Tensor, clean: Batch) -> Batch:
+        """Draw as many attacks as there are clean examples."""
+        x, y = _some(self._bank, len(clean.y), self._context.generator)
+        return Batch(x, y)
+
+    def __call__(self, v: Tensor, batch: Batch) -> Tensor:
+        """CE(theta_gen on attacks on members)."""
+        return F.cross_entropy(batch.logits, batch.y)
+
+
+class JointTerm(Term):
+    """Cross-entropy on the attack that a basin-aware attacker would make, for polish alone.
+
+    It is crafted once for a candidate: jointly on the exposed generations that share its basin and
+    on means of them that are drawn anew at each step, by expected probability (Athalye et al. 2018,
+    section 3.1, over networks), on examples of the guide split. Attacks on single exposures, which
+    `StaleTerm` has, are memorised by few steps and say little of that one.
+    """
+
+    def __init__(self, context: TermContext) -> None:
+        self._context, s = context, context.settings
+        self.weight = s.joint_weight
+        split = context.task.splits.guide.sample(s.joint_pool, context.generator)
+        stacked = torch.stack([context.exposures[i].v for i in context.mates])
+        attacks = eot_pgd(
+            lambda: self._networks(stacked), split.x, split.y, eps=context.task.eps,
+            steps=s.joint_steps, generator=context.generator, bounds=context.task.bounds,
+            tricks=Tricks("probability", 1.0),
+        )  # fmt: skip
+        self._attacks = Split(attacks, split.y)
+
+    @classmethod
+    def of(cls, context: TermContext) -> JointTerm | None:
+        """The term, or None where it counts nothing or no exposure shares the basin."""
+        return cls(context) if context.mates and context.settings.joint_weight else None
+
+    def _networks(self, stacked: Tensor) -> list[Logits]:
+        """Two exposed networks and two means of all of them; one alone stands for both."""
+        source = self._context.generator
+        if len(stacked) == 1:
+            return [self._logits(stacked[0])]
+        whole = torch.randint(len(stacked), (2,), generator=source).tolist()
+        means = [dirichlet(len(stacked), source).to(stacked.dtype) @ stacked for _ in range(2)]
+        return [self._logits(v) for v in (*(stacked[i] for i in whole), *means)]
+
+    def _logits(self, v: Tensor) -> Logits:
+        tensors = self._context.codec.tensors(v)
+        return lambda x: functional_call(self._context.model, tensors, (x,))
+
+    def inputs(self, v: Tensor, clean: Batch) -> Batch:
+        """Draw as many attacks as there are clean examples."""
+        x, y = _some(self._attacks, len(clean.y), self._context.generator)
+        return Batch(x, y)
+
+    def __call__(self, v: Tensor, batch: Batch) -> Tensor:
+        """CE(theta_gen on the joint attack on its basin)."""
+        return F.cross_entropy(batch.logits, batch.y)
+
+
+def _some(split: Split, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    at = torch.randint(len(split), (count,), generator=generator)
+    return split.x[at], split.y[at]
+
+
 TERMS: tuple[MakeTerm, ...] = (CleanTerm, StaleTerm.of, RobustTerm)
 """Every term of the objective, in the order of their draws; a new one is a line here."""
+POLISH_TERMS: tuple[MakeTerm, ...] = (BankTerm.of, JointTerm.of)
+"""What polish descends besides: made once the candidate, and so its basin, is known."""
 
 
 def make_terms(context: TermContext) -> list[Term]:

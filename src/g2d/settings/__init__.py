@@ -93,6 +93,7 @@ class GeneratorSettings(Checked):
     space: str = free(
         "diffusion", "latent space: diffusion, or your own 'module:Class'", since="0.2"
     )
+    bank: int = within(0, 10**7, 0, "attacks on members that it keeps for polish", since="0.2")
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,15 @@ class GuidanceSettings(Checked):
     prior: float = within(0.0, 1e6, 1e-3, "weight of the pull back to the latent's start")
     polish_steps: int = within(0, 10**6, 150, "Adam steps in full weight space")
     polish_rate: float = within(1e-8, 10.0, 2e-3, "their peak learning rate, decayed to zero")
+    joint_weight: float = within(
+        0.0, 1e4, 0.0, "polish: weight of a joint attack on the basin's exposures", since="0.2"
+    )
+    joint_pool: int = within(1, 10**7, 1000, "examples of that attack", since="0.2")
+    joint_steps: int = within(1, 1000, 10, "its steps, four networks each", since="0.2")
+    bank_weight: float = within(
+        0.0, 1e4, 0.0, "polish: weight of attacks on members, of which see [generator] bank",
+        since="0.2",
+    )  # fmt: skip
     extra: tuple[str, ...] = free((), "terms of your own, each a 'module:function'", since="0.2")
 
 

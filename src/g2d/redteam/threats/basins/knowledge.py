@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from g2d.attacks.eot import dirichlet
 from g2d.core.types import Logits, State
 from g2d.redteam.context import AttackContext, Network
 from g2d.redteam.targets import as_logits
 from g2d.tasks.inference import predict
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
 from g2d.training.basins import basins_of
 
 _LOOKED_AT = 500  # examples on which the accuracy at a midpoint is taken
@@ -36,23 +39,19 @@ class Basin:
     logits: bool = True
 
     @classmethod
-    def of(cls, context: AttackContext, networks: Sequence[Network]) -> Basin:
-        """Read networks, and note their remark on probabilities."""
-        states = [context.state(network) for network in networks]
-        models = context.models(networks)
+    def of(
+        cls, task: Task, models: Sequence[Logits], states: Sequence[State], logits: bool = True
+    ) -> Basin:
+        """Stack the tensors of networks that share a basin."""
         stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-        shell = context.task.model(0).eval().requires_grad_(False)
-        return cls(models, stacked, shell, not context.remark)
+        return cls(models, stacked, task.model(0).eval().requires_grad_(False), logits)
 
     def __len__(self) -> int:
         return len(self.models)
 
     def soup(self, generator: torch.Generator) -> Logits:
         """A mean of the networks by weights from Dirichlet(1, ..., 1): evenly over the simplex."""
-        drawn = (
-            -torch.rand(len(self), generator=generator, dtype=torch.double).clamp_min(1e-30).log()
-        )
-        shares = drawn / drawn.sum()
+        shares = dirichlet(len(self), generator)
         mixed = {name: _mean(tensor, shares) for name, tensor in self.stacked.items()}
         run: Logits = lambda x: functional_call(self.shell, mixed, (x,))  # noqa: E731
         return run if self.logits else as_logits(run)
@@ -76,19 +75,32 @@ class Basin:
 
 
 def sort_into_basins(context: AttackContext, networks: Sequence[Network]) -> list[Basin]:
-    """Exposed networks by basin, the most exposed basins first and no more than `MOST`.
+    """Exposed networks of a chain by basin; see `sort_states`.
 
-    By linear mode connectivity on the guide split, which stands for data of the attacker's own: the
-    examples that the attack is judged on have no part in it.
+    The guide split stands for data of the attacker's own: the examples that the attack is judged on
+    have no part in it.
     """
     own = context.task.splits.guide.sample(_LOOKED_AT, context.source("basins", "sorting"))
     states: list[State] = [context.state(network) for network in networks]
-    numbers = basins_of(context.task, states, split=own)
-    groups: dict[int, list[Network]] = {}
-    for number, network in zip(numbers, networks, strict=True):
-        groups.setdefault(number, []).append(network)
+    models = context.models(networks)
+    return sort_states(context.task, models, states, own, logits=not context.remark)
+
+
+def sort_states(
+    task: Task, models: Sequence[Logits], states: Sequence[State], own: Split, logits: bool = True
+) -> list[Basin]:
+    """Networks by basin, the largest basins first and no more than `MOST`.
+
+    By linear mode connectivity on data of the attacker's `own`.
+    """
+    groups: dict[int, list[int]] = {}
+    for place, basin in enumerate(basins_of(task, states, split=own)):
+        groups.setdefault(basin, []).append(place)
     largest = sorted(groups.values(), key=len, reverse=True)[:MOST]
-    return [Basin.of(context, group) for group in largest]
+    return [
+        Basin.of(task, [models[i] for i in inside], [states[i] for i in inside], logits)
+        for inside in largest
+    ]
 
 
 def recognised(target: Logits, basins: Sequence[Basin], x: Tensor) -> int:
