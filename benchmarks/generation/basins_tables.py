@@ -6,74 +6,105 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.common.places import RESULTS
-from benchmarks.common.tables import NOTHING, markdown, shown
-from g2d.report.matrix import chain_of
+from benchmarks.common.tables import NOTHING, markdown, mean, shown
+from benchmarks.generation.judge import from_hex
 
 Runs = Sequence[dict[str, Any]]
 _NAMES = {
-    "generated": "the product", "unrotated": "its live generation, had it stayed",
-    "soup": "soup of four members", "noise": "member + noise", "retrained": "retrained",
+    "product": "**the product**", "before": "guided + polish, as before", "guided": "guided alone",
+    "selected": "best of 256 draws, resting", "conditioned": "conditioned draw",
+    "diffusion": "diffusion", "gaussian": "Gaussian of a basin", "soup": "soup of four",
+    "interpolation": "between two members", "noise": "member + noise", "member": "member",
     "frozen": "frozen base", "permuted": "frozen base, permuted",
+    "retrained on attacks": "retrained on the attacks",
+    "retrained, hardened": "retrained on the attacks, hardened as members are",
 }  # fmt: skip
+_DRAWS = 1000
 
 
-def attacked() -> Runs:
-    """Every seed's basin-aware rows."""
+def decided() -> Runs:
+    """Every seed's rows."""
     return [json.loads(p.read_text()) for p in sorted(RESULTS.glob("basins-mnist-seed*.json"))]
 
 
-def rows_of(runs: Runs, kind: str, chain: str) -> list[dict[str, Any]]:
-    """One row of every seed that has it."""
-    found = [row for run in runs for row in run["rows"]]
-    return [r for r in found if (r["kind"], chain_of(r)) == (kind, chain) and r["value"]]
+def names_of(runs: Runs) -> list[str]:
+    """The rows that a seed has, in the order of the table."""
+    wanted = [
+        label
+        for name in _NAMES
+        for label in (name, f"{name}, resting", f"{name}, resting, polished")
+    ]
+    return [label for label in wanted if any(label in run["rows"] for run in runs)]
 
 
-def cell(runs: Runs, kind: str, chain: str) -> str:
-    """ASR, and in brackets that of the same proposals on the network they were crafted on."""
-    rows = rows_of(runs, kind, chain)
-    if not rows:
-        return NOTHING
-    stayed = [row["extra"]["stayed"]["value"] for row in rows]
-    return f"{shown([row['value']['value'] for row in rows])} ({shown(stayed)})"
+def title(label: str) -> str:
+    """A row's name as the table has it: of a start, or of a start and what was done to it."""
+    if label in _NAMES:
+        return _NAMES[label]
+    name, _, more = label.partition(", ")
+    return f"{_NAMES[name]}, {more}"
 
 
-def basin_aware(runs: Runs) -> str:
-    """The strongest stale attacker against each chain."""
-    kinds = ("basin-fingerprint", "basin-union", "basin-tries")
+def cell(rows: Sequence[dict[str, Any]], key: str) -> str:
+    """A column's mean; in brackets that of the same proposals, had the network stayed."""
+    text = shown([mean(row[key]) for row in rows])
+    stayed = [mean(row[f"{key}_stayed"]) for row in rows if f"{key}_stayed" in row]
+    return f"{text} ({shown(stayed)})" if stayed else text
+
+
+def flips_of(row: dict[str, Any], key: str) -> NDArray[np.float64]:
+    """Which images an attack flips, (targets, images), as 0 and 1."""
+    digits = len(row[f"{key}_flips"][0])
+    return np.array([from_hex(text, 4 * digits) for text in row[f"{key}_flips"]], float)
+
+
+def apart(runs: Runs, label: str, key: str) -> str:
+    """How much more of the images fall than of the product's: mean, 95 % interval.
+
+    A paired bootstrap over images, the same for both rows, and over the targets of each.
+    """
+    pairs = [(r["rows"][label], r["rows"]["product"]) for r in runs if label in r["rows"]]
+    source = np.random.default_rng(0)
+    found = []
+    for _ in range(_DRAWS):
+        each = []
+        for row, product in pairs:
+            one, other = flips_of(row, key), flips_of(product, key)
+            images = source.integers(one.shape[1], size=one.shape[1])
+            rest = [m[source.integers(len(m), size=len(m))][:, images].mean() for m in (one, other)]
+            each.append(rest[0] - rest[1])
+        found.append(100 * mean(each))
+    low, high = np.percentile(found, (2.5, 97.5))
+    middle = 100 * mean([
+        float(flips_of(row, key).mean() - flips_of(product, key).mean()) for row, product in pairs
+    ])  # fmt: skip
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def decides(runs: Runs) -> str:
+    """Every way of making the next parameters, against the strongest stale attacker."""
     lines = []
-    for chain, name in _NAMES.items():
-        known = rows_of(runs, kinds[0], chain)
-        if not known:
-            continue
-        first = known[0]["extra"]
-        worst = [row["worst"]["value"] for row in known]
+    for label in names_of(runs):
+        rows = [run["rows"][label] for run in runs if label in run["rows"]]
+        owner = [row["owner"] for row in rows if "owner" in row]
+        clean = [accuracy for row in rows for accuracy in row["clean"]]
         lines.append([
-            name, f"{first['exposed']} in {first['basins']}",
-            shown([row["clean_accuracy"]["value"] for row in known]),
-            *(cell(runs, kind, chain) for kind in kinds), shown(worst), known[0]["scored"],
+            title(label), f"{100 * mean(clean):.2f} / {100 * min(clean):.2f}",
+            *(cell(rows, key) for key in ("white_box", "last", "worst_16", "joint_16")),
+            *(cell(rows, key) for key in ("picked", "tries")),
+            apart(runs, label, "tries") if label != "product" else NOTHING,
+            shown(owner), f"{mean([row['cpu_seconds'] for row in rows]):.2f}",
         ])  # fmt: skip
     header = [
-        "next parameters", "exposed, in basins", "clean", "one submission", "one for each basin",
-        "many tries", "worst of one submission", "scored on",
+        "next parameters", "clean, mean / worst", "white-box", "last", "worst of 16", "joint, 16",
+        "one submission, its basin told", "all tries", "all tries, less the product's",
+        "owner, EOT", "CPU s",
     ]  # fmt: skip
     return markdown(header, lines)
-
-
-def curve(runs: Runs) -> str:
-    """The best stale attack as rotations go on: one submission, its basin told by fingerprint."""
-    chains = ("generated", "soup", "retrained")
-    points: dict[int, dict[str, list[str]]] = {}
-    for chain in chains:
-        for row in rows_of(runs, "basin-rotations", chain):
-            for point in row["extra"]["curve"]:
-                text = f"{100 * point['value']:.1f} ({100 * point['stayed']:.1f})"
-                points.setdefault(point["rotations"], {}).setdefault(chain, []).append(text)
-    lines = [
-        [count, *(" · ".join(found.get(chain, [NOTHING])) for chain in chains)]
-        for count, found in sorted(points.items())
-    ]
-    return markdown(["rotations so far", *(_NAMES[chain] for chain in chains)], lines)
 
 
 def renewal() -> str:
@@ -94,6 +125,6 @@ def renewal() -> str:
 
 def made() -> dict[str, str]:
     """Every table by the name of its mark."""
-    runs = attacked()
-    found = {"basin-aware": basin_aware(runs), "basin-curve": curve(runs)} if runs else {}
+    runs = [run for run in decided() if "product" in run["rows"]]
+    found = {"decides": decides(runs)} if runs else {}
     return found | ({"renewal": renewal()} if (RESULTS / "renewal").is_dir() else {})

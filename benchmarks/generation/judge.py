@@ -33,8 +33,8 @@ Flips = list[str]
 class Budget:
     """How much an attacker spends: images, steps of the joint attacks and of the single ones."""
 
-    images: int = 250
-    steps: int = 60
+    images: int = 200
+    steps: int = 50
     single_steps: int = 20
 
 
@@ -80,11 +80,15 @@ class Judge:
             flipped |= predict(model, inside).argmax(1) != self.split.y
         return right, right & flipped
 
-    def __call__(self, known: Sequence[State], targets: Sequence[State]) -> dict[str, Any]:
+    def __call__(
+        self, known: Sequence[State], targets: Sequence[State], owner: Sequence[State] = ()
+    ) -> dict[str, Any]:
         """All columns of a row.
 
         Args:
             known: networks that the attacker has read, oldest first. targets: those after them.
+            owner: proposals for the first target, for an attacker who has everything but the
+                randomness.
         """
         read = [self.model(state) for state in known]
         later = [self.model(state) for state in targets]
@@ -124,7 +128,20 @@ class Judge:
             row[name] = [int(f.sum()) / max(1, int(r.sum())) for r, f in found]
             row[f"{name}_flips"] = [to_hex(f) for _, f in found]
             row[f"{name}_stayed"] = [self.rate(m, way(m)) for m in stayed]
+        if owner:
+            row["owner"] = self.rate(later[0], [self.by_owner(owner)])
+            row["proposals"] = len(owner)
         return row
+
+    def by_owner(self, owner: Sequence[State]) -> Tensor:
+        """An attack on the owner's proposals, `DRAWS` of them at each step (EOT)."""
+        drawn, models = self._source("owner"), [self.model(state) for state in owner]
+
+        def draw() -> list[nn.Module]:
+            at = torch.randperm(len(models), generator=drawn)[:DRAWS].tolist()
+            return [models[i] for i in at]
+
+        return self.craft(draw, self.budget.steps, TRICKS[0], "owner")
 
     def rate(self, model: Logits, made: Sequence[Tensor]) -> float:
         """ASR: the share of rightly classified images that any of the proposals flips."""

@@ -134,10 +134,10 @@ def fit_generator(
         progress=progress,
         kind=settings.generator.space,
     )
-    return replace(fitted, bank=_bank(task, vault, settings, entries))
+    return replace(fitted, bank=bank_of(task, vault, settings, entries))
 
 
-def _bank(task: Task, vault: Vault, settings: Settings, entries: list[Entry]) -> Split | None:
+def bank_of(task: Task, vault: Vault, settings: Settings, entries: list[Entry]) -> Split | None:
     """About `[generator] bank` attacks, as many of each member's pool; None for none at all."""
     if not settings.generator.bank:
         return None
