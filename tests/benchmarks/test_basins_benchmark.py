@@ -1,0 +1,57 @@
+"""The parts of benchmarks/generation that decide what the table of basins says."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.generation import basins_tables
+from benchmarks.generation.judge import Budget, Judge, from_hex, to_hex
+from benchmarks.generation.starts import Starts
+from benchmarks.generation.ways import Maker
+from g2d.settings import GuidanceSettings
+from g2d.weights.checkpoints import unpack
+
+
+def test_flips_survive_being_written():
+    flags = [False, False, True, False, True, True, False, False]
+    assert from_hex(to_hex(torch.tensor(flags)), 8) == flags
+
+
+def test_a_chain_is_judged_beside_had_it_stayed(defence):
+    states = [unpack(defence.vault.read(entry)) for entry in defence.vault.entries("member")]
+    judge = Judge(defence.task, 0, Budget(images=40, steps=8, single_steps=4))
+    row = judge(states[:3], [states[2], *states[3:4]], states[2:3])
+    # The first target is the network that the last attack was crafted on.
+    assert row["last"][0] == row["last_stayed"][1]
+    assert row["tries"][0] >= max(row["basins"][0], row["joint_16"][0])
+    assert row["owner"] > 0
+    assert row["known"] == 3
+    assert len(row["tries_flips"]) == len(row["clean"]) == 2
+
+
+def test_starts_lie_in_the_basin_that_was_asked_for(defence):
+    starts = Starts(Maker(defence, 0))
+    for basin in starts.known:
+        like = starts._of(basin).mean(0)
+        for draw in (starts.member, starts.soup, starts.gaussian, starts.diffusion):
+            assert starts.space.mates(like, [draw(basin, torch.Generator().manual_seed(1))])
+
+
+def test_a_chain_rests_basins_and_the_owner_draws_what_the_next_network_is_drawn_from(defence):
+    starts = Starts(Maker(defence, 0))
+    plain = starts.chain("free", 4, starts.soup, True, known=3, proposals=2)
+    vectors = [starts.maker.generator.codec.encode(state) for state in plain.states[1:]]
+    turns = len(starts.known)
+    for place, v in enumerate(vectors[turns:]):
+        assert starts.space.mates(v, [vectors[place]])
+    assert len(plain.owner) == 2
+    assert len(plain.states) == 5
+    s = GuidanceSettings(polish_steps=2, pool=20, pool_steps=1, joint_weight=1.0, joint_pool=20)
+    polished = starts.chain("polished", 2, starts.soup, True, settings=s)
+    assert len(polished.states) == 3
+
+
+def test_a_row_differs_from_itself_by_nothing():
+    row = {"tries_flips": ["f0", "0f"]}
+    runs = [{"rows": {"soup": row, "product": row}}]
+    assert basins_tables.apart(runs, "soup", "tries").startswith("+0.0 (")
