@@ -15,7 +15,9 @@ from benchmarks.generation.judge import from_hex
 
 Runs = Sequence[dict[str, Any]]
 _NAMES = {
-    "product": "**the product**", "before": "guided + polish, as before", "guided": "guided alone",
+    "product": "**the product, polished against the basin**",
+    "defaults": "the product, its defaults",
+    "guided": "guided alone",
     "selected": "best of 256 draws, resting", "conditioned": "conditioned draw",
     "diffusion": "diffusion", "gaussian": "Gaussian of a basin", "soup": "soup of four",
     "interpolation": "between two members", "noise": "member + noise", "member": "member",
@@ -101,7 +103,7 @@ def decides(runs: Runs) -> str:
         ])  # fmt: skip
     header = [
         "next parameters", "clean, mean / worst", "white-box", "last", "worst of 16", "joint, 16",
-        "one submission, its basin told", "all tries", "all tries, less the product's",
+        "one submission, its basin told", "all tries", "all tries, less the first row's",
         "owner, EOT", "CPU s",
     ]  # fmt: skip
     return markdown(header, lines)
