@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch.func import functional_call
 
 from drawing import exposure, generator
 from g2d.defence.members import fit_generator, fitted_members, identity_of, read_base
+from g2d.errors import SettingsError
 from g2d.generator import Generator
 from g2d.generator.guidance import Objective, polish
 from g2d.generator.terms import BankTerm, Batch, JointTerm
@@ -44,6 +46,13 @@ def test_terms_of_polish_are_there_for_polish_alone(defence):
     assert JointTerm not in kinds(asked.for_polish([]))  # a basin that nobody has seen
     nothing = objective_of(defence, [exposure(defence.task, v)])
     assert kinds(nothing.for_polish([0])) == kinds(nothing)
+
+
+def test_a_weight_for_attacks_that_nobody_kept_is_an_error(defence):
+    defence.settings = defence.settings.override(guidance__bank_weight=1.0)
+    with pytest.raises(SettingsError, match=r"set \[generator\] bank and run `g2d fit`"):
+        defence.generate()
+    assert defence.vault.live() == max(defence.vault.exposures())
 
 
 def test_the_joint_attack_wins_on_what_it_is_crafted_on_and_polish_unlearns_it(defence):
@@ -92,7 +101,6 @@ def test_the_bank_is_drawn_from_members_and_kept_in_the_generator(defence):
     assert identity_of(entries, settings) != identity_of(entries, plain)
     guidance = dataclasses.replace(defence.settings.guidance, polish_steps=2, bank_weight=1.0)
     with_it = again.propose(defence.task, [], guidance, generator(1))
-    without = dataclasses.replace(again, bank=None).propose(
-        defence.task, [], guidance, generator(1)
-    )
+    unweighted = dataclasses.replace(guidance, bank_weight=0.0)
+    without = again.propose(defence.task, [], unweighted, generator(1))
     assert not torch.equal(with_it, without)

@@ -1,8 +1,9 @@
 """Guidance: what moves a sample away from the attacks that exposed generations invite.
 
 During the last steps of the reverse process, on the finished latent, and at the end in full weight
-space, a candidate descends the weighted sum of `terms` (docs/method.md), on the guide split
-alone. Which latent space it is drawn from does not matter here.
+space, a candidate descends the weighted sum of `terms` (docs/method.md), on the guide split and,
+if asked for, on attacks that the population kept: no data of gates or of tests. Which latent space
+it is drawn from does not matter here.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ class Objective:
 
         Args:
             mates: places, among `exposed`, of those that share the candidate's basin.
+
+        Raises:
+            SettingsError: attacks on members are asked for, and the generator keeps none.
         """
         longer = copy.copy(self)
         context = replace(self._context, mates=mates)

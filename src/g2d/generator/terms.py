@@ -2,8 +2,9 @@
 
     objective(v) = CE(clean data) + mu * CE(stale attacks) + robust * CE(PGD on v itself) + ...
 
-A term is a function of the candidate v and of one batch of the guide split. The batch is the clean
-one that all terms share, or one that the term asks for: all run in one forward pass.
+A term is a function of the candidate v and of one batch of the guide split (of the train split,
+where members' own attacks are asked for). The batch is the clean one that all terms share, or one
+that the term asks for: all run in one forward pass.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from g2d.attacks import pgd
 from g2d.attacks.eot import Tricks, dirichlet, eot_pgd
 from g2d.core.imports import import_callables
 from g2d.core.types import Logits
+from g2d.errors import SettingsError
 from g2d.generator.exposure import Exposure
 from g2d.settings import GuidanceSettings
 from g2d.tasks.splits import Split
@@ -197,9 +199,18 @@ class BankTerm(Term):
 
     @classmethod
     def of(cls, context: TermContext) -> BankTerm | None:
-        """The term, or None where it counts nothing or the generator keeps no attacks."""
-        if context.bank is None or not context.settings.bank_weight:
+        """The term, or None where it counts nothing.
+
+        Raises:
+            SettingsError: it counts, and the generator keeps no attacks.
+        """
+        if not context.settings.bank_weight:
             return None
+        if context.bank is None:
+            raise SettingsError(
+                "[guidance] bank_weight needs attacks that the generator keeps, and it keeps none;"
+                " set [generator] bank and run `g2d fit`, or bank_weight to 0"
+            )
         return cls(context, context.bank)
 
     def inputs(self, v: Tensor, clean: Batch) -> Batch:
