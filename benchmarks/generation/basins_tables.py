@@ -97,13 +97,13 @@ def decides(runs: Runs) -> str:
         lines.append([
             title(label), f"{100 * mean(clean):.2f} / {100 * min(clean):.2f}",
             *(cell(rows, key) for key in ("white_box", "last", "worst_16", "joint_16")),
-            *(cell(rows, key) for key in ("picked", "tries")),
+            *(cell(rows, key) for key in ("picked", "basins", "tries")),
             apart(runs, label, "tries") if label != "product" else NOTHING,
             shown(owner), f"{mean([row['cpu_seconds'] for row in rows]):.2f}",
         ])  # fmt: skip
     header = [
         "next parameters", "clean, mean / worst", "white-box", "last", "worst of 16", "joint, 16",
-        "one submission, its basin told", "all tries", "all tries, less the first row's",
+        "one submission, its basin told", "one for each basin", "all tries", "all tries, less the first row's",
         "owner, EOT", "CPU s",
     ]  # fmt: skip
     return markdown(header, lines)

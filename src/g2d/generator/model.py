@@ -162,7 +162,11 @@ class Generator:
             )
         rest = {n[len("rest.") :]: t for n, t in tensors.items() if n.startswith("rest.")}
         own = {n: t for n, t in tensors.items() if not n.startswith(("rest.", "bank."))}
-        bank = Split(tensors["bank.x"], tensors["bank.y"]) if "bank.x" in tensors else None
+        bank = (
+            Split(tensors["bank.x"], tensors["bank.y"])
+            if {"bank.x", "bank.y"} <= tensors.keys()
+            else None
+        )
         codec = Codec.restore(json.loads(described["codec"]), rest)
         return cls(find_space(kind).restore(codec, own, described), kind, bank)
 
