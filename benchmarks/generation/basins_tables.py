@@ -103,7 +103,8 @@ def decides(runs: Runs) -> str:
         ])  # fmt: skip
     header = [
         "next parameters", "clean, mean / worst", "white-box", "last", "worst of 16", "joint, 16",
-        "one submission, its basin told", "one for each basin", "all tries", "all tries, less the first row's",
+        "one submission, its basin told", "one for each basin", "all tries",
+        "all tries, less the first row's",
         "owner, EOT", "CPU s",
     ]  # fmt: skip
     return markdown(header, lines)
