@@ -14,7 +14,7 @@ from g2d.generator.autoencoder import Span, WeightAutoencoder
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.fitting import Members, fit_autoencoder, fit_diffusion
 from g2d.generator.guidance import Objective
-from g2d.generator.latent_space import FitPlan, LatentSpace, Population
+from g2d.generator.latent_space import FitPlan, LatentSpace, Population, longest_rested
 from g2d.settings import AutoencoderSettings, DiffusionSettings, build, stored
 from g2d.weights.codec import Codec
 
@@ -131,19 +131,9 @@ class DiffusionSpace(LatentSpace):
 
     @torch.no_grad()
     def _rested(self, z: Tensor, exposed: Sequence[Tensor]) -> Tensor:
-        """Which latents (n, d) lie in the basin, of those they lie in, that has rested longest.
-
-        Args:
-            exposed: vectors (P,) of the exposed generations in memory, oldest first. A basin that
-                none of them is of has rested longer than all others.
-        """
+        """Which latents (n, d) lie in the basin, of those they lie in, that has rested longest."""
         own = self.autoencoder.nearest_basin(self.autoencoder.decode_coordinates(z))
-        seen = {int(basin): -1 for basin in own.unique()}
-        for place, v in enumerate(exposed):
-            basin = self._basin(v)
-            if basin in seen:
-                seen[basin] = place
-        return own == min(seen, key=seen.__getitem__)
+        return longest_rested(own, [self._basin(v) for v in exposed])
 
     @torch.no_grad()
     def mates(self, v: Tensor, exposed: Sequence[Tensor]) -> list[int]:

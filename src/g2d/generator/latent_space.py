@@ -115,6 +115,20 @@ class LatentSpace(Protocol):
         ...
 
 
+def longest_rested(own: Tensor, exposed: Sequence[int]) -> Tensor:
+    """Which draws (n,), as bools, are of the basin, among theirs, that was exposed longest ago.
+
+    Args:
+        own: the basin of each draw. exposed: basins of the exposed generations in memory, oldest
+            first. A basin that none of them is of has rested longer than all others.
+    """
+    seen = {int(basin): -1 for basin in own.unique()}
+    for place, basin in enumerate(exposed):
+        if basin in seen:
+            seen[basin] = place
+    return own == min(seen, key=seen.__getitem__)
+
+
 DEFAULT = "diffusion"
 """The space that settings name unless they say otherwise."""
 
@@ -126,8 +140,9 @@ def find_space(name: str) -> type[LatentSpace]:
         SettingsError: there is none of this name, or it lacks a method.
     """
     from g2d.generator.diffusion_space import DiffusionSpace
+    from g2d.generator.soup_space import SoupSpace
 
-    known: dict[str, type[LatentSpace]] = {DEFAULT: DiffusionSpace}
+    known: dict[str, type[LatentSpace]] = {DEFAULT: DiffusionSpace, "soup": SoupSpace}
     if name in known:
         return known[name]
     if ":" not in name:

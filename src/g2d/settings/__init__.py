@@ -91,7 +91,7 @@ class GeneratorSettings(Checked):
     """What candidates are drawn from."""
 
     space: str = free(
-        "diffusion", "latent space: diffusion, or your own 'module:Class'", since="0.2"
+        "diffusion", "latent space: diffusion, soup, or your own 'module:Class'", since="0.2"
     )
     bank: int = within(0, 10**7, 0, "attacks on members that it keeps for polish", since="0.2")
 
