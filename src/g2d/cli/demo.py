@@ -55,7 +55,7 @@ def run(out: Path, seed: int = 0, workers: int = 0, progress: Progress = silent)
         clock.lap("red team")
     summary = results["summary"]
     report.render_results(results, out / "report.html")
-    report.save_hero(out / "picture.png", summary)
+    report.save_hero(out / "picture.png", summary, results["rows"])
     clock.lap("report")
     summary |= {"seed": seed, "red_team": results["rows"]}
     summary["seconds"] = dict(clock.laps) | {"total": round(sum(clock.laps.values()), 2)}

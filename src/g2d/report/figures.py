@@ -140,6 +140,16 @@ def _draw_age(axes: Any, data: Values, colours: Sequence[str]) -> None:
     _percent_axis(axes, "attack success rate, %")
 
 
+def _draw_best(axes: Any, best: Sequence[Values], colour: str) -> None:
+    """The attacker who sorts all that was exposed by basin, against rotations so far."""
+    counts = [point["rotations"] for point in best]
+    axes.plot(
+        counts, [100 * point["value"] for point in best], "s-", color=colour, markersize=5,
+        label="best stale attack",
+    )  # fmt: skip
+    axes.set_xlabel("rotations since the attack was crafted; for the best one: rotations so far")
+
+
 def age_curve(data: Values) -> str:
     """How an attack decays over rotations."""
 
@@ -320,8 +330,12 @@ def picture(pixels: Sequence[Any]) -> str:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def hero(path: Path, data: Values) -> None:
-    """Draw the README's picture, 1600 x 700: accuracy stays, old attacks lose force."""
+def hero(path: Path, data: Values, best: Sequence[Values] = ()) -> None:
+    """Draw the README's picture, 1600 x 700: accuracy stays, and what old attacks still win.
+
+    Args:
+        best: the best stale attack by rotations so far: one that knows everything exposed.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -332,10 +346,12 @@ def hero(path: Path, data: Values) -> None:
     n, old = data["numbers"], next(entry for entry in data["age"] if entry["age"] == 1)
     clean = [g["clean_accuracy"]["value"] for g in data["generations"]]
     rotated_mean = sum(clean[1:]) / len(clean[1:])
+    stored = f"One old attack {100 * old['value']:.0f} %"
+    stays = f"not rotated {100 * n['frozen_asr']:.0f} %"
     titles = (
         f"Accuracy: base {100 * clean[0]:.0f} %, {n['rotations']} generations "
         f"{100 * rotated_mean:.0f} %",
-        f"Attacks: {100 * n['frozen_asr']:.0f} % not rotated, {100 * old['value']:.0f} % rotated",
+        f"{stored}, the best {100 * best[-1]['value']:.0f} %" if best else f"{stored}, {stays}",
     )
     note = (
         f"{data['task']}: {data['rows'][0]['attack']}, L∞ ε = {n['eps']:g}, "
@@ -349,8 +365,10 @@ def hero(path: Path, data: Values) -> None:
         _draw_accuracy(left, data["generations"], (frozen, rotated))
         _percent_axis(left, "clean accuracy, %")  # the whole scale: flat must look flat
         _draw_age(right, data, (frozen, rotated, white_box))
+        if best:
+            _draw_best(right, best, ink)
         for axes, title in zip((left, right), titles, strict=True):
             axes.set_title(title, loc="left", fontsize=20, fontweight="bold", pad=44)
-            _legend_above(axes, 4)
+            _legend_above(axes, 5)
         figure.supxlabel(note, fontsize=13, color="#52606d")
         figure.savefig(path, format="png", metadata={"Software": None})

@@ -347,17 +347,28 @@ def _page(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
-def save_hero(path: Path, summary: Mapping[str, Any]) -> None:
+def save_hero(path: Path, summary: Mapping[str, Any], rows: Sequence[Values] = ()) -> None:
     """Write the README's picture (PNG, 1600 x 700) of a summary.
+
+    Args:
+        rows: the red team's; the curve of the best stale attack is drawn, if it is among them.
 
     Raises:
         G2DError: matplotlib is missing, or the file cannot be written.
     """
     require()
     try:
-        figures.hero(Path(path), summary)
+        figures.hero(Path(path), summary, best_stale(rows))
     except OSError as error:
         raise G2DError(f"cannot write {path}: {error}") from error
+
+
+def best_stale(rows: Sequence[Values]) -> list[Values]:
+    """The best stale attack on generations by rotations so far, as the basins' row has it."""
+    for row in rows:
+        if (row.get("kind"), row["target"]) == ("basin-rotations", "generated"):
+            return list(row.get("extra", {}).get("curve", ()))
+    return []
 
 
 def write(path: Path, text: str) -> None:
