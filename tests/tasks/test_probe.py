@@ -288,7 +288,7 @@ def test_a_compiled_module_is_refused(factory):
     source = Path(find_spec("torch").origin).parent / "_dynamo" / "eval_frame.py"
     assert "class OptimizedModule(" in source.read_text()
     assert "self._compiled_call_impl = torch.compile(" in inspect.getsource(nn.Module.compile)
-    with pytest.raises(TaskError, match="return the module that you gave to torch.compile"):
+    with pytest.raises(TaskError, match=r"return the module that you gave to torch\.compile"):
         toy(factory)
 
 
