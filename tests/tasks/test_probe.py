@@ -226,7 +226,7 @@ def counted(sizes):
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, [2, 20]), (9.0, [2])])
 def test_a_step_has_the_batch_that_is_set_where_time_allows(monkeypatch, seconds, expected):
     clock = iter(float(seconds * tick) for tick in range(100))
-    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(training.time, "process_time", lambda: next(clock))
     sizes = []
     toy(counted(sizes), settings={"population": {"batch": 20}})
     assert sizes == expected

@@ -137,7 +137,7 @@ def refuse_in_import() -> None:
 
 
 _GUARD = (
-    "what the script does has to stand under `if __name__ == \"__main__\":`, for worker processes "
+    'what the script does has to stand under `if __name__ == "__main__":`, for worker processes '
     "import it to find what is defined in it"
 )
 

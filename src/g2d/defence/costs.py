@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from g2d.attacks.pools import craft_pool, pack_pool
 from g2d.generator.autoencoder import Span, WeightAutoencoder
@@ -48,8 +49,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Steps:
-    """CPU seconds, measured: of each example of a step, forward, and of an attack's gradient."""
+    """CPU seconds for each example, measured: of steps (plain, the base's and a member's with all
+    that they learn from), of a forward pass, and of one gradient of an attack.
+    """
 
+    plain: float
     base: float
     member: float
     forward: float
@@ -58,34 +62,44 @@ class Steps:
 
 def estimate(task: Task, settings: Settings, size: int) -> tuple[Cost, ...]:
     """Estimate population, fit and one generation; `size`: values in scope."""
-    steps = measure(task, settings)
+    steps, weights = measure(task, settings)
     memory = _peak_memory()
     return (
-        _population(task, settings, steps, memory),
+        _population(task, settings, steps, weights, memory),
         _fit(task, settings, steps, size, memory),
-        _generation(task, settings, steps, size, memory),
+        _generation(task, settings, steps, size, weights, memory),
     )
 
 
 # --- what is measured ----------------------------------------------------------------------------
 
 
-def measure(task: Task, settings: Settings) -> Steps:
-    """Take one step of each kind that the settings ask for, on as many examples as time allows."""
+def measure(task: Task, settings: Settings) -> tuple[Steps, int]:
+    """Take one step of each kind that the settings ask for, on as many examples as time allows.
+
+    Returns:
+        what steps take, and the bytes that a checkpoint takes.
+    """
     s, train = settings.population, task.splits.train
-    one = _seconds(lambda: _step(task, settings, "base", 2)) / 2
+    model = task.model(0)
+
+    def step(count: int) -> None:
+        some = train.take(range(count))
+        task.loss_of(model.train()(some.x), some.y).backward()
+
+    one = _seconds(lambda: step(2)) / 2
     count = max(2, min(s.batch, len(train), int(_SECONDS / max(one, 1e-9))))
-    base, member = (
-        _seconds(lambda kind=kind: _step(task, settings, kind, count)) / count  # type: ignore[misc]
-        for kind in ("base", "member")
-    )
-    model = task.model(0).eval().requires_grad_(False)
+    plain = _seconds(lambda: step(count)) / count
+    base = _seconds(lambda: _step(task, model, settings, "base", count)) / count
+    member = _seconds(lambda: _step(task, model, settings, "member", count)) / count
+    model.eval().requires_grad_(False)
     gradient = _seconds(lambda: craft_pool(task, model, train, count, 1, 0)) / count
     forward = _seconds(lambda: predict(model, train.x[:count])) / count
-    return Steps(base, member, forward, gradient)
+    weights = len(pack(model.state_dict()))
+    return Steps(plain, base, member, forward, gradient), weights
 
 
-def _step(task: Task, settings: Settings, kind: str, count: int) -> None:
+def _step(task: Task, model: nn.Module, settings: Settings, kind: str, count: int) -> None:
     """One step of the base's or of a member's training, up to what the optimiser does."""
     s, train = settings.population, task.splits.train
     recipe = "base" if kind == "base" else s.recipe
@@ -97,7 +111,7 @@ def _step(task: Task, settings: Settings, kind: str, count: int) -> None:
         teacher=teacher.load(task) if teacher else None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        training(task.model(0).train()).backward()
+        training(model.train()).backward()
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -125,7 +139,9 @@ def _peak_memory() -> int | None:
 # --- times the settings --------------------------------------------------------------------------
 
 
-def _population(task: Task, settings: Settings, steps: Steps, memory: int | None) -> Cost:
+def _population(
+    task: Task, settings: Settings, steps: Steps, weights: int, memory: int | None
+) -> Cost:
     s = settings.population
     pool = min(s.pool, len(task.splits.train))
     crafted = pool * s.pool_steps * steps.gradient
@@ -143,7 +159,7 @@ def _population(task: Task, settings: Settings, steps: Steps, memory: int | None
     at_once = min(workers, max(6, s.basins))
     rounds = math.ceil(basins / min(workers, max(1, basins))) if basins else 0
     wall = base + rounds * early + math.ceil(s.members / at_once) * member
-    kept = len(pack(task.model(0).state_dict())) + _pool_bytes(task, pool)
+    kept = weights + _pool_bytes(task, pool)
     return Cost(
         "population",
         base + basins * early + s.members * member,
@@ -170,7 +186,7 @@ def _fit(task: Task, settings: Settings, steps: Steps, size: int, memory: int | 
     diffusing = _seconds(lambda: latent.loss(z, source).backward())
     behaving = 0.0
     if a.behaviour:
-        behaving = (128 * (steps.forward + steps.base) + 3 * lift) / a.behaviour_every
+        behaving = (128 * (steps.forward + steps.plain) + 3 * lift) / a.behaviour_every
     resisting = fitted * fitted * 128 * steps.forward
     cpu = a.steps * (coding + behaving) + d.steps * diffusing + resisting
     parameters = sum(p.numel() for net in (coder, latent) for p in net.parameters())
@@ -178,13 +194,13 @@ def _fit(task: Task, settings: Settings, steps: Steps, size: int, memory: int | 
 
 
 def _generation(
-    task: Task, settings: Settings, steps: Steps, size: int, memory: int | None
+    task: Task, settings: Settings, steps: Steps, size: int, weights: int, memory: int | None
 ) -> Cost:
     g, gates = settings.guidance, settings.gates
     taken = g.reverse_steps + g.latent_steps + g.polish_steps
-    a_step = 2 * g.batch * steps.base  # clean examples, and as many attacks in memory
+    a_step = 2 * g.batch * steps.plain  # clean examples, and as many attacks in memory
     if g.robust_weight:
-        a_step += g.batch * (g.robust_steps * steps.gradient + steps.base)
+        a_step += g.batch * (g.robust_steps * steps.gradient + steps.plain)
     rank = max(1, min(_fitted(settings) - 1, size))
     lift = _seconds(lambda: _lift(rank, size)) * size / min(size, _LIFTED)
     pool = min(g.pool, len(task.splits.guide)) * g.pool_steps
@@ -196,8 +212,9 @@ def _generation(
         + (pool + gate * gates.pool_steps) * steps.gradient
         + (2 * len(task.splits.gate) + g.memory * gate) * steps.forward
     )
-    disk = len(pack(task.model(0).state_dict()))
-    disk += _pool_bytes(task, min(g.pool, len(task.splits.guide))) + _pool_bytes(task, gate)
+    disk = (
+        weights + _pool_bytes(task, min(g.pool, len(task.splits.guide))) + _pool_bytes(task, gate)
+    )
     room = None if memory is None else memory + (rank + g.memory) * size * _FLOAT
     return Cost("one generation", cpu, cpu, room, disk)
 

@@ -38,10 +38,11 @@ def check_gradient(task: Task) -> None:
     Raises:
         TaskError: there is none, or zero by construction.
     """
-    split = task.splits.guide.take(range(min(_EXAMPLES, len(task.splits.guide))))
     model = task.model(0).eval()
     state = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
     for draw in range(1 + _DRAWS):
+        examples = min(_EXAMPLES if draw else 1, len(task.splits.guide))
+        split = task.splits.guide.take(range(examples))
         gradient = _input_gradient(task, model, state if draw == 0 else _moved(state, draw), split)
         if gradient is None:
             raise TaskError(
@@ -83,7 +84,7 @@ def step_seconds(task: Task, count: int) -> float:
     """
     model = task.model(0).train()
     split = task.splits.train.take(range(count))
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         with seeded(0), torch.enable_grad():
             logits = model(split.x)
@@ -103,7 +104,7 @@ def step_seconds(task: Task, count: int) -> float:
             f"task {task.name!r}: in training mode the backward pass of the loss fails on a batch "
             f"of {count}: {words(error)}"
         ) from error
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     _check_gradients(task, model, loss)
     return seconds
 
