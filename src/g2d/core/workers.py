@@ -98,7 +98,7 @@ class WithoutMain(SpawnContext):
         @staticmethod
         def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 multiprocessing's name
             with _main_hidden():
-                return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+                return SpawnProcess._Popen(process_obj)
 
 
 @contextlib.contextmanager
