@@ -124,7 +124,9 @@ def _plain_sequence(model: nn.Module) -> TypeGuard[nn.Sequential]:
 
 def _cut(model: nn.Sequential, at: int) -> tuple[nn.Sequential, nn.Sequential]:
     layers = list(model)
-    return build_model(lambda: nn.Sequential(*layers[:at])), nn.Sequential(*layers[at:])
+    first = nn.Sequential(*layers[:at])
+    build_model(lambda: first)  # its first layer may change the examples in place
+    return first, nn.Sequential(*layers[at:])
 
 
 _KEPT = 2000  # examples whose activations are kept: one batch of `predict`
