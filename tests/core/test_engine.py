@@ -40,7 +40,10 @@ def test_workers_use_one_thread():
 
 
 def test_a_killed_worker_is_a_clear_error():
-    with LocalEngine(1) as engine, pytest.raises(PopulationError, match="worker process died"):
+    with (
+        LocalEngine(1) as engine,
+        pytest.raises(PopulationError, match="worker process was killed by SIGKILL"),
+    ):
         list(engine.run(die, [0]))
 
 

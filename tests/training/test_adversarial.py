@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from g2d.settings import HardenSettings, PopulationSettings
 from g2d.tasks.inference import accuracy
 from g2d.training.loop import Batches
-from g2d.training.population import TrainingJob, _extra
+from g2d.training.population import TrainingJob, extra_recipes
 from g2d.training.recipes import HardenedTraining, stale
 from g2d.training.recipes.adversarial import adversarial
 from hardening import robust, step_of, trained
@@ -88,10 +88,10 @@ def test_repelled_and_adversarial_are_one_step(digits):
     job = TrainingJob(
         digits, "member", 0, 0, "repelled", PopulationSettings(), None, (), (), settings
     )
-    assert _extra(job, digits) == (stale,)
+    assert extra_recipes(job, digits) == (stale,)
     step = adversarial(stale(step_of(digits, settings, pools=(pool,))))
     assert [len(part.x) for part in step.parts] == [8, 8]
     assert step.clean == 0
     assert torch.isfinite(step.loss())
-    assert len(_extra(replace(job, harden=HardenSettings()), digits)) == 2
-    assert _extra(replace(job, recipe="forks"), digits) == ()
+    assert len(extra_recipes(replace(job, harden=HardenSettings()), digits)) == 2
+    assert extra_recipes(replace(job, recipe="forks"), digits) == ()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
 from g2d.cli import serve as cli_serve
 from g2d.cli import vault_commands
@@ -364,5 +365,6 @@ def report(
     print_line(f"{folder / 'table.md'}")
 
 
+app.command()(cli_check.check)
 app.command()(cli_serve.serve)
 vault_commands.add_to(app)

@@ -101,6 +101,17 @@ def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[De
     return Defence.create(full.task.name, path, full), workers
 
 
+def asked_settings(file: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings that a new vault would have: flags, then the file, then the task's defaults."""
+    from g2d.settings import Settings
+
+    if flags.get("task__data"):
+        flags = {**flags, "task__data": str(Path(flags["task__data"]).absolute())}
+    asked = (Settings.from_file(file) if file else Settings()).override(**flags)
+    configure_torch()
+    return _layered(_task_defaults(asked), file).override(**flags)
+
+
 def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngine:
     """Make the engine that `--engine` names; 0 workers: one per core."""
     if name == "ray":

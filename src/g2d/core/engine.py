@@ -20,6 +20,15 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Protocol
 
+from g2d.core.workers import (
+    WithoutMain,
+    cause_of_death,
+    check_main,
+    mark_engine,
+    pack_job,
+    refuse_in_import,
+    run_packed,
+)
 from g2d.errors import PopulationError
 
 Work = Callable[[Any], Any]
@@ -64,42 +73,64 @@ class LocalEngine:
 
     def __init__(self, workers: int = 0) -> None:
         self._count = workers or len(os.sched_getaffinity(0))
-        context = multiprocessing.get_context("spawn")
         self._flying: dict[Future[Any], int] = {}
-        self._pool = ProcessPoolExecutor(self._count, context, _start_worker, (os.getpid(),))
+        self._pools: dict[bool, ProcessPoolExecutor] = {}  # by whether workers import `__main__`
 
     def run(self, work: Work, payloads: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Yield `(position, work(payload))` as jobs finish; no more are in flight than workers.
 
         Raises:
-            PopulationError: a worker process died (killed, or out of memory).
+            PopulationError: a job cannot travel to a worker, or a worker process died; of what.
         """
+        refuse_in_import()
         waiting = enumerate(payloads)
         flying: dict[Future[Any], int] = {}
         self._flying = flying
         try:
             while True:
                 for position, payload in itertools.islice(waiting, self._count - len(flying)):
-                    flying[self._pool.submit(work, payload)] = position
+                    flying[self._submit(work, payload)] = position
                 if not flying:
                     return
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     yield flying.pop(future), future.result()
         except BrokenProcessPool as error:
             raise PopulationError(
-                "a worker process died (killed, or out of memory). What is complete is kept: run "
-                "the same command again, with fewer --workers if memory is short"
+                f"{self._autopsy()}. What is complete is kept: run the same command again"
             ) from error
+
+    def _submit(self, work: Work, payload: Any) -> Future[Any]:
+        data, names = pack_job((work, payload))
+        if names:
+            check_main(names)
+        with_main = bool(names)
+        if with_main not in self._pools:
+            mark_engine()
+            context = multiprocessing.get_context("spawn") if with_main else WithoutMain()
+            self._pools[with_main] = ProcessPoolExecutor(
+                self._count, context, _start_worker, (os.getpid(),)
+            )
+        return self._pools[with_main].submit(run_packed, data)
+
+    def _autopsy(self) -> str:
+        """What a worker died of, once all of its pool have ended; the pool is given up."""
+        for with_main, pool in self._pools.items():
+            processes = list((pool._processes or {}).values())
+            if pool._broken:
+                pool.shutdown(wait=True)
+                del self._pools[with_main]
+                return cause_of_death([process.exitcode for process in processes], with_main)
+        return cause_of_death((), False)
 
     def close(self) -> None:
         """Stop the workers; jobs that are running are lost, and their workers killed."""
-        if not any(not future.done() for future in self._flying):
-            self._pool.shutdown(wait=True)  # in peace, so that libraries in workers can tidy up
-            return
-        processes = list((self._pool._processes or {}).values())
-        for process in processes:
-            process.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        busy = any(not future.done() for future in self._flying)
+        pools, self._pools = list(self._pools.values()), {}
+        for pool in pools:
+            for process in list((pool._processes or {}).values()) if busy else ():
+                process.kill()
+            # In peace where nothing runs, so that libraries in workers can tidy up.
+            pool.shutdown(wait=True, cancel_futures=busy)
 
     def __enter__(self) -> LocalEngine:
         return self

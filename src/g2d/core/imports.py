@@ -73,8 +73,9 @@ def import_callables(names: Sequence[str], what: str, kind: str) -> list[Any]:
 
 
 def words(error: BaseException) -> str:
-    """An error's type and, if it has one, its message."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """An error's type and, if it has one, its message, on one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 class FormerNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -5,17 +5,19 @@ What is done with them then is in `defence`; a vault by itself is in `vault`.
 
 from __future__ import annotations
 
-import pickle
+import dataclasses
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from g2d.attacks.pgd import check_budget
 from g2d.core.engine import Engine, LocalEngine, SerialEngine
-from g2d.errors import DataError, SettingsError, VaultError
+from g2d.core.imports import words
+from g2d.core.workers import pack_job
+from g2d.defence.survey import check_all
+from g2d.errors import DataError, PopulationError, VaultError
 from g2d.settings import Settings, TaskSettings, build
 from g2d.tasks.source import TaskSource, data_digest, resolve
 from g2d.tasks.task import Task
-from g2d.training.recipes import check, find_teacher, try_out
 from g2d.vault.vault import Vault
 
 Opened = tuple[Task, TaskSource, Vault, Settings]
@@ -34,7 +36,7 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
         there = build(Settings, tables, f"settings of task {loaded.name!r}", stored=True)
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
-        _check_hardening(loaded, full)  # what cannot work leaves no folder behind
+        check_all(loaded, full)  # what cannot work leaves no folder behind
     vault = _open_or_create(Path(path), full.to_toml())
     try:
         kept = Settings.from_vault(vault.settings_text, str(known))
@@ -105,21 +107,6 @@ def _open_or_create(path: Path, settings_toml: str) -> Vault:
             raise refused from None
 
 
-def _check_hardening(task: Task, settings: Settings) -> None:
-    """Check before anything is made that hardening can work: one step of it is tried.
-
-    Raises:
-        SettingsError: a recipe or a budget of [harden] or [guidance] does not fit.
-        TaskError, CheckpointError, VaultError: the teacher does not.
-    """
-    check(task, settings.harden)
-    try_out(task, settings.harden, find_teacher(settings.harden))
-    try:
-        check_budget(settings.guidance.robust_eps, 1, task.bounds)
-    except SettingsError as error:
-        raise SettingsError(f"[guidance] robust_eps: {error}") from None
-
-
 def _differences(kept: Settings, given: Settings) -> list[str]:
     """Why a vault cannot go on: more members or other workers, a moved data folder are fine."""
 
@@ -141,13 +128,31 @@ def _differences(kept: Settings, given: Settings) -> list[str]:
 
 
 def default_engine(source: TaskSource, workers: int) -> Engine:
-    """Worker processes where the task can travel to them, this process where it cannot."""
-    if isinstance(source, Task):
-        try:
-            pickle.dumps(source.factory)
-            pickle.dumps((source.loss, source.augment))
-        except (pickle.PicklingError, AttributeError, TypeError):
-            return SerialEngine()
-        if getattr(source.factory, "__module__", "") == "__main__":
-            return SerialEngine()
+    """Worker processes where the task can travel to them, this process (with a warning) where not.
+
+    What `__main__` defines stays here even where it could travel: whether the script that is run
+    has a guard is not known before it is imported once more.
+    """
+    if isinstance(source, Task) and (why := why_it_stays(source)):
+        if workers != 1:
+            warnings.warn(
+                f"task {source.name!r} cannot travel to worker processes, so everything is trained "
+                f"in this one, job after job: {why}. Put what it names into a module of its own, "
+                "as plain functions and classes, or name the task 'module:function'",
+                stacklevel=3,
+            )
+        return SerialEngine()
     return LocalEngine(workers)
+
+
+def why_it_stays(task: Task) -> str:
+    """Why a task object cannot travel to a worker process; "": it can. Data always can."""
+    own = {f.name: getattr(task, f.name) for f in dataclasses.fields(task) if f.name != "splits"}
+    for name, value in own.items():
+        try:
+            _, of_main = pack_job(value)
+        except PopulationError as error:
+            return f"its {name} cannot be pickled ({words(error.__cause__ or error)})"
+        if of_main:
+            return f"its {name} is, or uses, {of_main[0]!r} of __main__"
+    return ""

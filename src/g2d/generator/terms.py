@@ -182,7 +182,7 @@ class RobustTerm(Term):
 
     def __call__(self, v: Tensor, batch: Batch) -> Tensor:
         """CE(theta_gen on PGD attacks on theta_gen itself)."""
-        return self._context.task.loss(batch.logits, batch.y)
+        return self._context.task.loss_of(batch.logits, batch.y)
 
 
 class BankTerm(Term):

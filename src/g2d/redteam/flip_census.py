@@ -19,6 +19,7 @@ from g2d.core.types import State
 from g2d.errors import SettingsError
 from g2d.protect.ranges import Ranges
 from g2d.redteam.scoring import Rate, share
+from g2d.tasks.building import build_model, is_hooked
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 from g2d.weights.checkpoints import check_state
@@ -117,13 +118,15 @@ def _plain_sequence(model: nn.Module) -> TypeGuard[nn.Sequential]:
 
     A subclass may do anything in its own forward.
     """
-    hooked = model._forward_pre_hooks or model._forward_hooks or "forward" in vars(model)
-    return type(model) is nn.Sequential and not hooked
+    changed = is_hooked(model) or "forward" in vars(model)
+    return type(model) is nn.Sequential and not changed
 
 
 def _cut(model: nn.Sequential, at: int) -> tuple[nn.Sequential, nn.Sequential]:
     layers = list(model)
-    return nn.Sequential(*layers[:at]), nn.Sequential(*layers[at:])
+    first = nn.Sequential(*layers[:at])
+    build_model(lambda: first)  # its first layer may change the examples in place
+    return first, nn.Sequential(*layers[at:])
 
 
 _KEPT = 2000  # examples whose activations are kept: one batch of `predict`

@@ -26,6 +26,7 @@ from g2d.protect.snapshots import build_snapshot
 from g2d.rotation.snapshot import Snapshot
 from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings
+from g2d.tasks.building import build_model
 from g2d.tasks.builtin import blueprint
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
@@ -190,7 +191,7 @@ class VaultLoader:
         except CheckpointError as error:
             raise VaultError(f"generation {number} cannot be read: {error}") from error
         with self._building:
-            model = self._blueprint.factory()
+            model = build_model(self._blueprint.factory)
         snapshot = build_snapshot(number, model, state, verified.expires, _ArrayInference)
         logits = snapshot.predict(np.zeros((1, *self.model.shape), self.model.dtype))
         if logits.shape != (1, self.model.classes):

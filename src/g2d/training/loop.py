@@ -135,6 +135,6 @@ def clean_step(task: Task, batches: BatchSource) -> Objective:
 
     def loss(model: nn.Module) -> Tensor:
         x, y = batches.draw()
-        return task.loss(model(x), y)
+        return task.loss_of(model(x), y)
 
     return loss

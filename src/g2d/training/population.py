@@ -89,7 +89,7 @@ def run_job(job: TrainingJob) -> Trained:
     training = HardenedTraining(
         task, job.harden,
         Batches(task, task.splits.train, s.batch, torch.Generator().manual_seed(seed)), steps,
-        seed=seed, begun=job.start is not None, extra=_extra(job, task),
+        seed=seed, begun=job.start is not None, extra=extra_recipes(job, task),
         pools=[unpack_pool(pool, task.splits.train) for pool in job.pools],
         teacher=job.teacher.load(task) if job.teacher else None,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def _length(job: TrainingJob) -> tuple[int, float]:
     return (s.early_steps, s.rate) if job.kind == "early" else (s.fork_steps, s.fork_rate)
 
 
-def _extra(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
+def extra_recipes(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
     """What a repelled training learns beside the hardening: others' attacks, and a light FGSM.
 
     The light FGSM would only repeat adversarial training at a smaller budget.

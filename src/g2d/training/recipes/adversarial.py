@@ -76,7 +76,7 @@ def stale(step: Step) -> Step:
     drawn = [_draw(pool, share, step.generator) for pool in step.pools]
     x, y = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     weight = step.settings.stale
-    return step.add(Part(x, lambda logits: weight * step.task.loss(logits, y)))
+    return step.add(Part(x, lambda logits: weight * step.task.loss_of(logits, y)))
 
 
 def fgsm_light(eps: float, step: Step) -> Step:
@@ -90,7 +90,7 @@ def fgsm_light(eps: float, step: Step) -> Step:
     attacked = fgsm(
         step.model, x, y, eps=eps, generator=step.generator, bounds=step.task.bounds
     )  # fmt: skip
-    return step.add(Part(attacked, lambda logits: 0.5 * step.task.loss(logits, y)))
+    return step.add(Part(attacked, lambda logits: 0.5 * step.task.loss_of(logits, y)))
 
 
 def _draw(pool: Split, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

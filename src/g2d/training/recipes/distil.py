@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from g2d.core.imports import import_attribute, words
 from g2d.errors import PopulationError, SettingsError, TaskError
 from g2d.settings import HardenSettings, Settings
+from g2d.tasks.building import build_model
 from g2d.tasks.builtin import blueprint
 from g2d.tasks.task import Task
 from g2d.training.recipes.step import Step, divergence
@@ -43,7 +44,7 @@ def distil(step: Step) -> Step:
 
     def criterion(student: Tensor) -> Tensor:
         loss = s.soft * s.temperature**2 * divergence(student, heated, s.temperature)
-        return loss + (1 - s.soft) * step.task.loss(student, y) if s.soft < 1 else loss
+        return loss + (1 - s.soft) * step.task.loss_of(student, y) if s.soft < 1 else loss
 
     return step.replace(targets=logits.softmax(1), criterion=criterion)
 
@@ -134,7 +135,7 @@ def _of_vault(path: Path, given: str) -> Teacher:
 def _build(name: str) -> nn.Module:
     """Build the untrained model of a built-in task, of the user's task, or of a factory."""
     if ":" not in name:
-        return blueprint(name).factory()
+        return build_model(blueprint(name).factory)
     make = import_attribute(name, "teacher model", TaskError)
     try:
         built = make()
@@ -147,7 +148,7 @@ def _build(name: str) -> nn.Module:
             f"teacher model {name!r} gives {type(built).__name__}; name a function without "
             "arguments that returns a torch.nn.Module, or a built-in task"
         )
-    return built
+    return build_model(lambda: built)
 
 
 def teacher_of(vault: Vault, harden: HardenSettings) -> Teacher | None:

@@ -260,7 +260,7 @@ class HardenedTraining:
             ) from error
 
     def _loss(self, y: Tensor, logits: Tensor) -> Tensor:
-        return self.task.loss(logits, y)
+        return self.task.loss_of(logits, y)
 
     @torch.no_grad()
     def after(self, model: nn.Module, rate: float) -> NextStep:

@@ -1,0 +1,130 @@
+"""What a task is, before anything is trained: what is in scope, what aligns, what it will cost.
+
+`survey` is what `g2d check` prints. The costs are estimated in `costs`; whether the task fits
+itself was checked when it was made (`g2d.tasks.probe`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from g2d.attacks.pgd import check_budget
+from g2d.core.imports import words
+from g2d.defence.costs import Cost, estimate
+from g2d.errors import G2DError, SettingsError, TaskError
+from g2d.generator import hidden_units
+from g2d.settings import Settings
+from g2d.tasks.probe import check_training
+from g2d.tasks.task import Task
+from g2d.training.recipes import check, find_teacher, try_out
+from g2d.weights.checkpoints import pack, unpack
+from g2d.weights.codec import Codec
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a state dict; `scoped`: whether generations differ in it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scoped: bool
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found of a task.
+
+    Attributes:
+        entries: its state dict. parameters: how many numbers its parameters are.
+        layers: units of each hidden layer that alignment sees through; (): it sees none.
+        costs: estimates, each of one stage.
+    """
+
+    entries: tuple[Entry, ...]
+    parameters: int
+    layers: tuple[int, ...]
+    costs: tuple[Cost, ...]
+
+
+def check_all(task: Task, settings: Settings) -> None:
+    """Check what depends on settings, too: batch, packing, hardening, budgets.
+
+    Raises:
+        TaskError: the task cannot be trained with this batch, or its state cannot be kept.
+        SettingsError: a recipe or a budget of [harden] or [guidance] does not fit.
+        CheckpointError, VaultError: the teacher does not.
+    """
+    if settings.population.batch != _own_batch(task):
+        check_training(task, settings.population.batch)
+    check_packing(task)
+    check(task, settings.harden)
+    try_out(task, settings.harden, find_teacher(settings.harden))
+    try:
+        check_budget(settings.guidance.robust_eps, 1, task.bounds)
+    except SettingsError as error:
+        raise SettingsError(f"[guidance] robust_eps: {error}") from None
+
+
+def check_packing(task: Task) -> None:
+    """Check that every entry of the state is a tensor that a file keeps, bit for bit.
+
+    Raises:
+        TaskError: names the first that does not.
+    """
+    for name, value in task.model(0).state_dict().items():
+        try:
+            data = pack({name: value})
+            same = pack(unpack(data)) == data
+        except (G2DError, ArithmeticError, AttributeError, LookupError, OSError, RuntimeError,
+                TypeError, ValueError) as error:  # fmt: skip
+            kind = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else ""
+            raise TaskError(
+                f"task {task.name!r}: {name!r} of its state dict cannot be kept in a vault "
+                f"({kind or type(value).__name__}: {words(error)}); expected a tensor: leave it "
+                "out of the state dict, or make it one (register_buffer)"
+            ) from error
+        if not same:
+            raise TaskError(
+                f"task {task.name!r}: {name!r} of its state dict does not come back from a file "
+                "as it was; make it a plain, dense tensor"
+            )
+
+
+def survey(task: Task, settings: Settings) -> Survey:
+    """Look at a task and estimate what its defence will cost.
+
+    Raises:
+        SettingsError: a pattern of the scope matches nothing.
+    """
+    model = task.model(0)
+    state = model.state_dict()
+    codec = Codec.fit([state], settings.autoencoder.scope)
+    scoped = {spec.name for spec in codec.specs}
+    entries = tuple(
+        Entry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name in scoped)
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
+    )
+    return Survey(
+        entries,
+        sum(parameter.numel() for parameter in model.parameters()),
+        tuple(layer.units for layer in hidden_units(task)),
+        estimate(task, settings, codec.size),
+    )
+
+
+def _own_batch(task: Task) -> int:
+    """The batch that the task was tried with when it was made."""
+    population = task.settings.get("population", {})
+    return int(population.get("batch", Settings().population.batch))
