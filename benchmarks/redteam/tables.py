@@ -8,10 +8,11 @@ from typing import Any
 
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import TARGETS, markdown, mean, ranged
+from g2d.redteam.scoring import share
 from g2d.report.matrix import chain_of, every_of
 
 # What tells rows of one kind, target and metric apart (docs/results.md).
-APART = ("exposed", "algorithm", "loss", "percent", "read")
+APART = ("exposed", "algorithm", "loss", "percent", "read", "answers")
 
 
 def matched(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -80,6 +81,35 @@ def family(groups: Sequence[Sequence[dict[str, Any]]]) -> str:
     return f"{body}\n\nNotes; numbers in them are of the first seed.\n\n{notes}"
 
 
+def outlived(groups: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """What finds are worth after rotations, pooled over seeds; "" where no row has looked."""
+    lines = []
+    for rows in groups:
+        points: dict[int, list[dict[str, Any]]] = {}
+        for row in rows:
+            for point in row["extra"].get("durability") or []:
+                points.setdefault(point["rotations"], []).append(point)
+        if points:
+            told = [of_finds(points.get(count, [])) for count in range(1, 6)]
+            lines.append([rows[0]["target"], rows[0]["attack"], *told])
+    if not lines:
+        return ""
+    header = ("target", "attack", *(f"{count} rotations" for count in range(1, 6)))
+    return (
+        "\n\nFinds, as sent, that still flip after so many rotations, in percent, with the 95 % "
+        f"interval of all seeds' finds together and their number.\n\n{markdown(header, lines)}"
+    )
+
+
+def of_finds(points: Sequence[dict[str, Any]]) -> str:
+    """The share over the finds of all seeds, its Wilson interval, and how many finds."""
+    n = sum(point["n"] for point in points)
+    if not n:
+        return "–"
+    rate = share(round(sum(point["value"] * point["n"] for point in points)), n)
+    return f"{100 * rate.value:.0f} ({100 * rate.low:.0f}–{100 * rate.high:.0f}), n {n}"
+
+
 def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Every table of the page by name."""
     groups = matched(runs)
@@ -89,7 +119,7 @@ def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
         name, ids = each["name"], each["identifiers"]
         own = [rows for rows in groups if rows[0]["family"] == name]
         of_checks = any(rows[0]["metric"] == "check" for rows in own)
-        body = checks(own) if of_checks else family(own)
+        body = (checks(own) if of_checks else family(own)) + outlived(own)
         cpu = sum(f["seconds"] for r in runs for f in r["families"] if f["name"] == name)
         made[name] = (
             f"*{each['question']}* {ids['atlas']} · {ids['nist']} · {ids['owasp']} · "
