@@ -54,6 +54,4 @@ def test_every_fifth_answer_is_held_back(answers):
 @pytest.mark.parametrize(("steps", "rate"), [(0, 0.1), (1, 0.0), (1, float("nan"))])
 def test_a_fit_of_nothing_is_refused(answers, steps, rate):
     with pytest.raises(SettingsError, match="above 0"):
-        fit_coordinates(
-            run, torch.zeros(2), answers, steps=steps, rate=rate, generator=source()
-        )
+        fit_coordinates(run, torch.zeros(2), answers, steps=steps, rate=rate, generator=source())

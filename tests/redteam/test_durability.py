@@ -117,7 +117,12 @@ def test_every_query_attack_says_what_outlives_five_rotations(spec):
     )
     kept = {}
     for name in ("square-clock", "square-margin"):
-        options = dict(planned[name].options) | {"images": 20, "budget": 60, "at": 60, "periods": "0"}
+        options = dict(planned[name].options) | {
+            "images": 20,
+            "budget": 60,
+            "at": 60,
+            "periods": "0",
+        }
         case = dataclasses.replace(planned[name], options=tuple(options.items()))
         (row,) = query.run(case, context)
         kept[name] = row
@@ -133,7 +138,7 @@ def test_every_query_attack_says_what_outlives_five_rotations(spec):
 
 
 def test_full_plans_deepen_on_the_generations_and_on_every_free_rival(spec):
-    chains = dict(spec.chains) | {name: spec.chains["generated"] for name in ("soup", "noise")}
+    chains = dict(spec.chains) | dict.fromkeys(("soup", "noise"), spec.chains["generated"])
     full = dataclasses.replace(spec, quick=False, chains=chains)
     deep = {c.chain: c.option("periods") for c in query.plan(full) if c.name == "square-margin"}
     assert deep == {"generated": "0 1000", "soup": "0 1000", "noise": "0 1000", "frozen": "0"}

@@ -63,7 +63,9 @@ def context(spec, generator):
 def inverted(spec, context, **more):
     (case,) = [c for c in threat("adaptive").plan(spec) if c.name == "inversion"]
     options = dict(case.options) | {"steps": 10, "fit": 40} | more
-    return threat("adaptive").run(dataclasses.replace(case, options=tuple(options.items())), context)
+    return threat("adaptive").run(
+        dataclasses.replace(case, options=tuple(options.items())), context
+    )
 
 
 def test_the_live_network_is_found_and_attacked_as_if_it_were_read(spec, context):

@@ -1,4 +1,4 @@
-"""Warm-start extraction: an exposed generation that learns the answers is worth more than itself."""
+"""Warm-start extraction: an exposed one that learns the answers is worth more than itself."""
 
 import dataclasses
 

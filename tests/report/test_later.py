@@ -13,7 +13,9 @@ from places import ROOT
 
 def row_of(results, family, **more):
     """A row of the family on generated networks, a copy that may be changed."""
-    row = next(r for r in results["rows"] if r["family"] == family and r["target"][:9] == "generated")
+    row = next(
+        r for r in results["rows"] if r["family"] == family and r["target"][:9] == "generated"
+    )
     return json.loads(json.dumps(row)) | more
 
 

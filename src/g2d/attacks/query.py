@@ -98,8 +98,7 @@ def clock_square(
         margin = margins(scores, y[active]).to(loss.dtype)
         better = torch.ones_like(margin, dtype=torch.bool) if again else margin < loss[active]
         best[active[better]], loss[active[better]] = point[better], margin[better]
-        if not beyond:
-            active = active[loss[active] >= 0]
+        active = active if beyond else active[loss[active] >= 0]
         if not len(active):
             break
     return best.reshape(shape)

@@ -6,6 +6,7 @@ and in the span of what else lies in its basin. Nothing here attacks or scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from g2d.tasks.task import Task
 RATE = 0.05  # of the first step; latents and coordinates of a span both have unit deviation
 _KEPT = 1e-4  # a direction of a span that is shorter than this, of the longest, is rounding
 DRAWS = 32
+
+_Way = tuple[Run, Logits, Tensor]
+"""The network at coordinates, its parameters (P,) at them, and where to begin (d,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +91,7 @@ class Owner:
     @torch.no_grad()
     def _apart(self, v: Tensor, held: Answers) -> float:
         value = float(misfit(self.run(v, held.x), held.logits))
-        return value if value == value else float("inf")
+        return math.inf if math.isnan(value) else value
 
     def _by_latent(self, v: Tensor) -> _Way:
         space = self.generator.space
@@ -104,10 +108,6 @@ class Owner:
             return v + c @ frame
 
         return (lambda c, x: self.run(decode(c), x)), decode, torch.zeros(len(frame))
-
-
-_Way = tuple[Run, Logits, Tensor]
-"""The network at coordinates, its parameters (P,) at them, and where to begin (d,)."""
 
 
 def _directions(moves: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Warm-start extraction: the copy begins as an exposed generation and learns to answer as what lives.
+"""Warm-start extraction: the copy begins as an exposed generation and learns what lives.
 
 The attacker who holds exposed generations takes the one that answers most alike, and trains it on
 further answers. Every figure stands beside a copy that begins at random weights and asks as often,
@@ -69,14 +69,15 @@ def run(case: Case, context: AttackContext) -> list[Row]:
         why = "one network cannot rotate; generate more"
     if why:
         words = (WORDS, place_of(case), _label(case), why)
-        known = {"chain": case.chain, "extra": {"every": every or None, "algorithm": NAME}}
+        known: dict[str, Any] = {
+            "chain": case.chain,
+            "extra": {"every": every or None, "algorithm": NAME},
+        }
         return [not_measured("extraction", AGREES, *words, **known)]
     return _Copies(case, context, exposed, answering).rows()
 
 
-def _networks(
-    case: Case, context: AttackContext
-) -> tuple[Sequence[Network], Sequence[Network]]:
+def _networks(case: Case, context: AttackContext) -> tuple[Sequence[Network], Sequence[Network]]:
     """Those that were exposed when the first query came, and those that answer, in their order.
 
     Where the chain is long the same answer as where copies start at random.

@@ -148,12 +148,16 @@ class Attackers:
         value = lanes.asr(self.at)
         met = self._met(every, lanes)
         outlived = durability(self.models, lanes, self.start, self.at, self.context, self.fixed)
-        extra: dict[str, Any] = self._durable(every, lanes) | outlived | {
-            "curve": curve_of(lanes),
-            "unattacked": asdict(self._unattacked(met)),
-            "every": every or None,
-            "spent": round(float(lanes.spent.double().mean()), 1),
-        }
+        extra: dict[str, Any] = (
+            self._durable(every, lanes)
+            | outlived
+            | {
+                "curve": curve_of(lanes),
+                "unattacked": asdict(self._unattacked(met)),
+                "every": every or None,
+                "spent": round(float(lanes.spent.double().mean()), 1),
+            }
+        )
         notes = ["budget and clock count the queries of one image"]
         steps = None
         if self.begin is not None:
