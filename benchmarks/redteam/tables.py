@@ -32,6 +32,9 @@ def value(rows: Sequence[dict[str, Any]], key: str) -> str:
     return ranged([row[key]["value"] if row[key] else None for row in rows])
 
 
+ALONE = {
+    "adaptive-inversion"
+}  # its attacker asks the live network, the others of its family do not
 CLOCK = 1000  # queries from one rotation to the next
 COLUMNS = (
     "target", "attacker", "attack", "measures", "value", "worst", "clean", "n", "scored on",
@@ -141,13 +144,16 @@ def pick(
     algorithm: str = "",
     every: int | None = None,
 ) -> dict[str, Any]:
-    """Mean over seeds of the attacker's best row of a kind, or of a family; `every`: the clock."""
+    """Mean over seeds of the attacker's best row of a kind, or of a family; `every`: the clock.
+
+    A kind of `ALONE` counts for its family only where it is asked for by its own name.
+    """
     best = []
     for results in runs:
         rows = [
             row
             for row in results["rows"]
-            if key in (row["kind"], row["family"])
+            if (key == row["kind"] or (key == row["family"] and row["kind"] not in ALONE))
             and (chain_of(row), every_of(row)) == (chain, every)
             and row["value"]
             and (not algorithm or row["extra"].get("algorithm") == algorithm)

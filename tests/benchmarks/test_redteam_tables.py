@@ -24,3 +24,16 @@ def test_finds_of_all_seeds_are_counted_together():
     assert text.rstrip().endswith("| – | – | – |")
     assert "frozen" not in text
     assert outlived([[{"target": "x", "attack": "y", "extra": {}}]]) == ""
+
+
+def test_who_asks_the_live_network_is_not_quoted_for_who_only_owns_the_generator():
+    pytest.importorskip("psutil")
+    from benchmarks.redteam.tables import pick
+
+    def of(kind, value):
+        return {"family": "adaptive", "kind": kind, "chain": "generated", "target": "generated",
+                "extra": {}, "worst": None, "value": {"value": value}}  # fmt: skip
+
+    runs = [{"rows": [of("adaptive-inversion", 0.6), of("adaptive-samples", 0.2)]}]
+    assert pick(runs, "adaptive", "generated")["mean"] == "20 %"
+    assert pick(runs, "adaptive-inversion", "generated")["mean"] == "60 %"
