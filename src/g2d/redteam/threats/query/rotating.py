@@ -184,7 +184,10 @@ class Attackers:
         notes = deepest if self.case.name == "square-margin" else []
         if not every:
             return notes
-        notes += ["durable: share of first finds that work again after the next rotation, as sent"]
+        notes += [
+            f"durable: share of {'' if notes else 'first '}finds that work again after the next "
+            "rotation, as sent"
+        ]
         if self.fixed:
             notes.append("the same function after every rotation")
         if every == 10_000:
