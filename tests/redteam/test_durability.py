@@ -130,7 +130,8 @@ def test_every_query_attack_says_what_outlives_five_rotations(spec):
         assert all(point["n"] <= finds for point in row.extra["durability"])
         assert row.extra["curve"][-1]["value"] == row.value.value
     first, deep = kept["square-clock"], kept["square-margin"]
-    assert deep.value == first.value, "the same search until the first flip"
+    # The same search until the first flip, with other squares drawn.
+    assert abs(deep.value.value - first.value.value) <= 0.25
     assert deep.extra["spent"] == 60 > first.extra["spent"]
     assert deep.extra["durability"][0]["value"] > first.extra["durability"][0]["value"]
     assert "deepest" in deep.note
