@@ -8,10 +8,11 @@ from typing import Any
 
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import TARGETS, markdown, mean, ranged
+from g2d.redteam.scoring import share
 from g2d.report.matrix import chain_of, every_of
 
 # What tells rows of one kind, target and metric apart (docs/results.md).
-APART = ("exposed", "algorithm", "loss", "percent", "read")
+APART = ("exposed", "algorithm", "loss", "percent", "read", "answers")
 
 
 def matched(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -31,6 +32,9 @@ def value(rows: Sequence[dict[str, Any]], key: str) -> str:
     return ranged([row[key]["value"] if row[key] else None for row in rows])
 
 
+ALONE = {
+    "adaptive-inversion"
+}  # its attacker asks the live network, the others of its family do not
 CLOCK = 1000  # queries from one rotation to the next
 COLUMNS = (
     "target", "attacker", "attack", "measures", "value", "worst", "clean", "n", "scored on",
@@ -80,6 +84,35 @@ def family(groups: Sequence[Sequence[dict[str, Any]]]) -> str:
     return f"{body}\n\nNotes; numbers in them are of the first seed.\n\n{notes}"
 
 
+def outlived(groups: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """What finds are worth after rotations, pooled over seeds; "" where no row has looked."""
+    lines = []
+    for rows in groups:
+        points: dict[int, list[dict[str, Any]]] = {}
+        for row in rows:
+            for point in row["extra"].get("durability") or []:
+                points.setdefault(point["rotations"], []).append(point)
+        if points:
+            told = [of_finds(points.get(count, [])) for count in range(1, 6)]
+            lines.append([rows[0]["target"], rows[0]["attack"], *told])
+    if not lines:
+        return ""
+    header = ("target", "attack", *(f"{count} rotations" for count in range(1, 6)))
+    return (
+        "\n\nFinds, as sent, that still flip after so many rotations, in percent, with the 95 % "
+        f"interval of all seeds' finds together and their number.\n\n{markdown(header, lines)}"
+    )
+
+
+def of_finds(points: Sequence[dict[str, Any]]) -> str:
+    """The share over the finds of all seeds, its Wilson interval, and how many finds."""
+    n = sum(point["n"] for point in points)
+    if not n:
+        return "–"
+    rate = share(round(sum(point["value"] * point["n"] for point in points)), n)
+    return f"{100 * rate.value:.0f} ({100 * rate.low:.0f}–{100 * rate.high:.0f}), n {n}"
+
+
 def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Every table of the page by name."""
     groups = matched(runs)
@@ -89,7 +122,7 @@ def tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
         name, ids = each["name"], each["identifiers"]
         own = [rows for rows in groups if rows[0]["family"] == name]
         of_checks = any(rows[0]["metric"] == "check" for rows in own)
-        body = checks(own) if of_checks else family(own)
+        body = (checks(own) if of_checks else family(own)) + outlived(own)
         cpu = sum(f["seconds"] for r in runs for f in r["families"] if f["name"] == name)
         made[name] = (
             f"*{each['question']}* {ids['atlas']} · {ids['nist']} · {ids['owasp']} · "
@@ -111,13 +144,16 @@ def pick(
     algorithm: str = "",
     every: int | None = None,
 ) -> dict[str, Any]:
-    """Mean over seeds of the attacker's best row of a kind, or of a family; `every`: the clock."""
+    """Mean over seeds of the attacker's best row of a kind, or of a family; `every`: the clock.
+
+    A kind of `ALONE` counts for its family only where it is asked for by its own name.
+    """
     best = []
     for results in runs:
         rows = [
             row
             for row in results["rows"]
-            if key in (row["kind"], row["family"])
+            if (key == row["kind"] or (key == row["family"] and row["kind"] not in ALONE))
             and (chain_of(row), every_of(row)) == (chain, every)
             and row["value"]
             and (not algorithm or row["extra"].get("algorithm") == algorithm)

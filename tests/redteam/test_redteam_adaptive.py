@@ -14,7 +14,7 @@ pytest.importorskip("pyautoattack")
 
 
 def test_adaptive_draws_fold_into_the_best(tmp_path):
-    from g2d.redteam.threats.adaptive import merge
+    from g2d.redteam.threats.adaptive.threat import merge
 
     def row(draws, wins, attacker="samples"):
         extra = {"attacker": attacker, "draws": draws}
@@ -29,7 +29,7 @@ def test_adaptive_draws_fold_into_the_best(tmp_path):
 
 
 def test_adaptive_rows_say_where_knowing_more_wins_less():
-    from g2d.redteam.threats.adaptive import merge
+    from g2d.redteam.threats.adaptive.threat import merge
 
     def row(attacker, draws, wins):
         extra = {"attacker": attacker, "draws": draws}

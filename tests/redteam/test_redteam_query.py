@@ -16,7 +16,7 @@ from g2d.redteam.query_log import QueryLog, by_count
 from g2d.redteam.rows import Status
 from g2d.redteam.scoring import attack_rate
 from g2d.redteam.targets import Fixed, Rotating
-from g2d.redteam.threats import extraction
+from g2d.redteam.threats.extraction import threat as extraction
 from g2d.redteam.threats.query import threat as query
 from g2d.redteam.threats.query.rotating import Attackers
 from g2d.tasks.inference import accuracy, predict

@@ -55,7 +55,7 @@ def test_keys_depend_on_everything_named():
 
 
 def test_code_version_follows_imports_not_pages():
-    closure = _closure("g2d.redteam.threats.adaptive")
+    closure = _closure("g2d.redteam.threats.adaptive.threat")
     assert {"g2d.attacks.eot", "g2d.attacks.pgd", "g2d.generator.guidance"} <= closure
     assert not {"g2d.report.page", "g2d.cli.main", "g2d.report.figures"} & closure
     assert code_version("g2d.attacks.eot") != code_version("g2d.attacks.pgd")

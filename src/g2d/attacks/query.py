@@ -54,6 +54,7 @@ def clock_square(
     every: int | None = None,
     share: float = 0.8,
     start: Tensor | None = None,
+    beyond: bool = False,
 ) -> Tensor:
     """Random search over squares (Andriushchenko et al. 2020, arXiv 1912.00049) that knows a clock.
 
@@ -68,6 +69,7 @@ def clock_square(
         every: queries of a lane between two rotations, None: none that the attacker knows of.
         share: share of the pixels that the first square covers.
         start: points to begin at, shape of `x`, clipped to ball and range; None: random stripes.
+        beyond: go on after the first flip, to the point that is misclassified by the most.
 
     Returns:
         The best point of every image, shape of `x`, inside ball and range.
@@ -93,10 +95,10 @@ def clock_square(
             scores = api(point.reshape(-1, *shape[1:]), active)
         except SpentError:
             break
-        margin = _margin(scores, y[active]).to(loss.dtype)
+        margin = margins(scores, y[active]).to(loss.dtype)
         better = torch.ones_like(margin, dtype=torch.bool) if again else margin < loss[active]
         best[active[better]], loss[active[better]] = point[better], margin[better]
-        active = active[loss[active] >= 0]
+        active = active if beyond else active[loss[active] >= 0]
         if not len(active):
             break
     return best.reshape(shape)
@@ -143,8 +145,11 @@ def _propose(
     return torch.where(idle[:, None, None, None], turned, point)
 
 
-def _margin(scores: Tensor, y: Tensor) -> Tensor:
-    """Score of the right class less the best of the others: negative where misclassified."""
+def margins(scores: Tensor, y: Tensor) -> Tensor:
+    """Margins (n,) of scores (n, classes): the right class's less the best other's.
+
+    Negative where misclassified; `y` are the labels (n,).
+    """
     right = scores.gather(1, y[:, None])[:, 0]
     others = scores.scatter(1, y[:, None], -math.inf).amax(1)
     return right - others

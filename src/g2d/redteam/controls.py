@@ -1,4 +1,4 @@
-"""Controls: what stands beside generations in every table, so that a figure means something.
+"""Controls: what stands beside generations in a table, so that a figure means something.
 
 Each is a function of states and a seed; `chains` keeps what they make in files, the overview and
 the novelty table take it as it is.

@@ -6,12 +6,13 @@ Many images are attacked at once, each in a lane of its own. What answers does n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from g2d.attacks.query import SpentError
+from g2d.attacks.query import SpentError, margins
 from g2d.core.types import Logits
 from g2d.errors import SettingsError
 from g2d.redteam.scoring import Rate, share
@@ -68,6 +69,9 @@ class QueryLog:
     is won or has spent its budget is asked no more: it hears its last answer again, which costs
     nothing. One run at the largest budget gives the ASR of every smaller one.
 
+    With `beyond` a lane that is won goes on: `found` is then the input that the last network which
+    was fooled misclassified by the most, `network` that network; `first` stays what it was.
+
     Attributes:
         spent: queries of every lane (n,). first: number of the winning query (n,), 0: none.
         network: which network was fooled (n,), -1: none or not known. found: the winning inputs,
@@ -82,15 +86,17 @@ class QueryLog:
         eps: float,
         budget: int,
         bounds: tuple[float, float] | None,
+        beyond: bool = False,
     ) -> None:
         if budget < 1:
             raise SettingsError(f"a budget is at least one query, not {budget}")
         n = len(split)
-        self.split, self.budget = split, budget
+        self.split, self.budget, self.beyond = split, budget, beyond
         self.spent = torch.zeros(n, dtype=torch.long)
         self.first = torch.zeros(n, dtype=torch.long)
         self.network = torch.full((n,), -1)
         self.found = split.x.clone()
+        self._margin = torch.full((n,), math.inf)
         self._answer, self._eps, self._bounds = answer, eps, bounds
         self._last: Tensor | None = None
 
@@ -101,7 +107,8 @@ class QueryLog:
             SpentError: every lane in the batch is won or has spent its budget.
         """
         numbers = self.spent[lanes] + _rank(lanes) + 1
-        asked = ((self.first[lanes] == 0) & (numbers <= self.budget)).nonzero()[:, 0]
+        open_ = (self.first[lanes] == 0) | self.beyond
+        asked = (open_ & (numbers <= self.budget)).nonzero()[:, 0]
         if not len(asked):
             raise SpentError
         inputs, lane = x[asked], lanes[asked]
@@ -119,11 +126,23 @@ class QueryLog:
         self, x: Tensor, lanes: Tensor, numbers: Tensor, scores: Tensor, network: Tensor
     ) -> None:
         wrong = (scores.argmax(1) != self.split.y[lanes]).nonzero()[:, 0]
-        for place in wrong.tolist():
+        margin = margins(scores, self.split.y[lanes])
+        for place in wrong[self._better(lanes[wrong], margin[wrong], network[wrong])].tolist():
+            one = slice(place, place + 1)
             lane = int(lanes[place])
-            if self.first[lane] == 0 and self._allowed(x[place], self.split.x[lane]):
-                self.first[lane], self.found[lane] = numbers[place], x[place]
-                self.network[lane] = network[place]
+            if not bool(self._better(lanes[one], margin[one], network[one])):
+                continue  # an earlier input of the batch was of the same lane
+            if self._allowed(x[place], self.split.x[lane]):
+                self.first[lane] = self.first[lane] or numbers[place]
+                self.found[lane], self.network[lane] = x[place], network[place]
+                self._margin[lane] = margin[place]
+
+    def _better(self, lanes: Tensor, margin: Tensor, network: Tensor) -> Tensor:
+        """Which flips (m,) are worth keeping: their lanes' first, or beyond it deeper or later."""
+        first = self.first[lanes] == 0
+        if not self.beyond:
+            return first
+        return first | (network != self.network[lanes]) | (margin < self._margin[lanes])
 
     def _allowed(self, x: Tensor, clean: Tensor) -> bool:
         near = bool((x - clean).abs().max() <= self._eps + TOLERANCE)

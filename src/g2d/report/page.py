@@ -16,7 +16,7 @@ from typing import Any
 from g2d.core.files import write_bytes
 from g2d.core.types import Values
 from g2d.errors import G2DError
-from g2d.report import figures, matrix
+from g2d.report import figures, later, matrix
 from g2d.report.matrix import Line
 from g2d.report.results import FORMAT
 
@@ -91,6 +91,7 @@ def markdown(results: Values) -> str:
         rows = [row for row in matrix.ordered(results["rows"]) if row["family"] == family["name"]]
         if rows:
             parts += [f"### {_plain(family['title'])}\n", f"{_plain(family['question'])}\n"]
+            parts += [f"{_plain(family['lacks'])}\n"] if family["lacks"] else []
             parts.append(_table(_HEADER, [_cells(row) for row in rows]))
     names = ("MITRE ATLAS", "NIST AI 100-2", "OWASP ML Top 10")
     versions = results.get("catalogues", {})
@@ -249,13 +250,18 @@ def _white_box(lines: Sequence[Line]) -> str:
 
 
 def _adaptive(lines: Sequence[Line]) -> str:
-    line = _strongest(lines, "adaptive")
-    if line is None or not (ours := _asr(line)):
-        return ""
-    told = f"Whoever owns the generator flips {_points(ours['value'])}"
-    if frozen := _beside(line, "frozen", lines):
-        told += f" (frozen model: {_points(frozen['value'])})"
-    return f"{told}."
+    asking = [line for line in lines if line.kind == "adaptive-inversion" and _asr(line)]
+    line = _strongest([line for line in lines if line not in asking], "adaptive")
+    told = ""
+    if line is not None and (ours := _asr(line)):
+        told = f"Whoever owns the generator flips {_points(ours['value'])}"
+        if frozen := _beside(line, "frozen", [line for line in lines if line not in asking]):
+            told += f" (frozen model: {_points(frozen['value'])})"
+        told += "."
+    if (most := max(asking, key=_value, default=None)) and (row := _asr(most)):
+        told += f" With {row['queries']:,} answers of the live one to find it by: "
+        told += f"{_points(row['value'])}."
+    return told.strip()
 
 
 def _check(results: Values) -> None:
@@ -277,7 +283,10 @@ def _families(results: Values) -> list[dict[str, Any]]:
         listed.setdefault(
             row["family"], blank | named | {"identifiers": row.get("identifiers", {})}
         )
-    return [f | {"anchor": f"family-{place}"} for place, f in enumerate(listed.values())]
+    return [
+        f | {"anchor": f"family-{place}", "lacks": later.lacking(name, results["rows"])}
+        for place, (name, f) in enumerate(listed.items())
+    ]
 
 
 def _cells(row: Values) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from g2d.redteam.context import AttackContext, Case, Network
 from g2d.redteam.query_log import QueryLog, by_count
 from g2d.redteam.rows import Row, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
+from g2d.redteam.threats.query.durability import ROTATIONS, durability
 from g2d.redteam.threats.query.search import ATTACKS, curve_of, kind_of, label_of, launch
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
@@ -57,7 +58,7 @@ class Attackers:
                 networks += self.context.chain("draws").networks
         # Networks that were live, so exposed, when the first attacker comes.
         self.before = len(chain.networks) - len(own)
-        longest = max(self._turns(every) for every in self.periods) + 1
+        longest = max(self._turns(every) for every in self.periods) + ROTATIONS
         return networks[: longest + _STARTS]
 
     def _turns(self, every: int) -> int:
@@ -126,6 +127,7 @@ class Attackers:
             eps=self.context.eps,
             budget=self.at if short else self.case.number("budget"),
             bounds=self.context.bounds,
+            beyond=self.case.name == "square-margin",
         )
         begin = None if self.begin is None else self.begin[:few]
         launch(self.case, self.context, lanes, every or None, begin)
@@ -145,12 +147,17 @@ class Attackers:
     def _row(self, every: int, lanes: QueryLog, never: QueryLog | None) -> Row:
         value = lanes.asr(self.at)
         met = self._met(every, lanes)
-        extra: dict[str, Any] = self._durable(every, lanes) | {
-            "curve": curve_of(lanes),
-            "unattacked": asdict(self._unattacked(met)),
-            "every": every or None,
-            "spent": round(float(lanes.spent.double().mean()), 1),
-        }
+        outlived = durability(self.models, lanes, self.start, self.at, self.context, self.fixed)
+        extra: dict[str, Any] = (
+            self._durable(every, lanes)
+            | outlived
+            | {
+                "curve": curve_of(lanes),
+                "unattacked": asdict(self._unattacked(met)),
+                "every": every or None,
+                "spent": round(float(lanes.spent.double().mean()), 1),
+            }
+        )
         notes = ["budget and clock count the queries of one image"]
         steps = None
         if self.begin is not None:
@@ -173,9 +180,14 @@ class Attackers:
         )  # fmt: skip
 
     def _caveats(self, every: int) -> list[str]:
+        deepest = ["goes on to its budget; its find is the deepest on the last network it fooled"]
+        notes = deepest if self.case.name == "square-margin" else []
         if not every:
-            return []
-        notes = ["durable: share of first finds that work again after the next rotation, as sent"]
+            return notes
+        notes += [
+            f"durable: share of {'' if notes else 'first '}finds that work again after the next "
+            "rotation, as sent"
+        ]
         if self.fixed:
             notes.append("the same function after every rotation")
         if every == 10_000:

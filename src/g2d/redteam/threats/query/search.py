@@ -15,6 +15,10 @@ BUDGETS = (1, 10, 30, 100, 300, 1_000, 2_000, 5_000, 10_000)
 ATTACKS = {
     "square": ("Square (ART)", "API, scores; does not know the clock"),
     "square-clock": ("Square (ours)", "API, scores; knows the clock"),
+    "square-margin": (
+        "Square (ours, deepest margin)",
+        "API, scores; knows the clock and goes on after the first flip",
+    ),
     "square-long": ("Square (ours, long search)", "API, scores; knows the clock"),
     "square-stale": (
         "Square (ours, stale start)",
@@ -59,7 +63,7 @@ def launch(
         clock_square(
             lanes, x, y,
             eps=context.eps, budget=lanes.budget, generator=generator, bounds=bounds, every=every,
-            start=begin,
+            start=begin, beyond=lanes.beyond,
         )  # fmt: skip
 
 

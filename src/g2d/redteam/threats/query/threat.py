@@ -24,13 +24,13 @@ def plan(spec: RunSpec) -> list[Case]:
     cases = []
     for chain, periods, names in (
         ("generated", "0 1000 100", (*_SQUARES, "hop-skip-jump")),
-        ("generated", "0 1000", ("square-stale",)),
+        ("generated", "0 1000", ("square-stale", "square-margin")),
         ("generated", "0", ("square-long",)),
-        ("frozen", "0", (*_SQUARES, "hop-skip-jump")),
+        ("frozen", "0", (*_SQUARES, "square-margin", "hop-skip-jump")),
         ("permuted", "1000", _SQUARES),
         ("retrained", "0 1000", _SQUARES),
-        ("soup", "0 1000", _SQUARES),
-        ("noise", "0 1000", _SQUARES),
+        ("soup", "0 1000", (*_SQUARES, "square-margin")),
+        ("noise", "0 1000", (*_SQUARES, "square-margin")),
     ):
         if chain in spec.chains and spec.chains[chain].networks:
             cases += [_case(spec, chain, name, periods) for name in names]
@@ -116,7 +116,8 @@ THREAT = Threat(
         hides=(
             "What a win is worth: it counts once any network that answered was fooled, even if "
             "the next one reads the example right again (“durable” in the rows counts finds that "
-            "also fool the next). More queries can only help the attacker."
+            "also fool the next, “after five rotations” those that still fool the fifth). More "
+            "queries can only help the attacker."
         ),
     ),
 )

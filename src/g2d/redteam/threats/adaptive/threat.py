@@ -19,6 +19,7 @@ from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate
 from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
+from g2d.redteam.threats.adaptive import inversion
 from g2d.tasks.inference import load_model
 
 Options = tuple[tuple[str, int | float | str], ...]
@@ -53,11 +54,13 @@ def plan(spec: RunSpec) -> list[Case]:
         if name in spec.chains:
             options = (*base, ("draws", 3 if spec.quick else 10), ("loss", LOSSES[0]))
             cases.append(Case("adaptive", "recipe", name, options, (name,), cost=10.0))
-    return cases
+    return [*cases, *inversion.plan(spec)]
 
 
 def run(case: Case, context: AttackContext) -> list[Row]:
-    """Craft by EOT, score on networks that the attacker has never seen."""
+    """Craft by EOT, score on networks that the attacker has never seen; or by inversion."""
+    if case.name == inversion.NAME:
+        return inversion.run(case, context)
     examples, draws = context.examples(case.number("n")), case.number("draws")
     if case.name == "recipe":
         known, unseen = context.chain(case.chain).split(draws, 100)

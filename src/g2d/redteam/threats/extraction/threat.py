@@ -7,22 +7,25 @@ from dataclasses import asdict, replace
 
 from torch import Tensor, nn
 
-from g2d.attacks import pgd
 from g2d.attacks.extraction import extract
-from g2d.core.types import Logits
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
-from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
+from g2d.redteam.scoring import accuracy_rate, pooled
 from g2d.redteam.targets import HttpTarget, Rotating, Target, TargetError
 from g2d.redteam.threat import CONTROLS, Threat
-from g2d.tasks.inference import predict
-from g2d.tasks.splits import Split
+from g2d.redteam.threats.extraction import warm
+from g2d.redteam.threats.extraction.copying import (
+    NEXT,
+    STEPS,
+    agreement_of,
+    attack_on,
+    place_of,
+    request_of,
+    turns_of,
+)
 
 AGREES, FOOLS = "extraction-agreement", "extraction-transfer"
-_NEXT = 5  # networks after the live one, on which the copy is scored too
 _GENERATED = 10  # live generations that are asked; fresh draws follow when they are used up
-_STEPS = 20
-_REQUEST = 100  # inputs a request; a request sees one network
 _NAMES = {"copycat": "Copycat CNN (ART)", "knockoff": "Knockoff Nets (ART, random)"}
 
 
@@ -40,13 +43,13 @@ def plan(spec: RunSpec) -> list[Case]:
             periods = (0, 100) if spec.quick else (0, 1000, 100)
         names = tuple(_NAMES) if generated and not spec.quick else ("copycat",)
         cases += [_case(spec, chain, name, every) for name in names for every in periods]
-    return cases
+    return [*cases, *warm.plan(spec)]
 
 
 def _case(spec: RunSpec, chain: str, name: str, every: int) -> Case:
     reads = (chain, "draws") if chain == "generated" and "draws" in spec.chains else (chain,)
     queries, epochs = (300, 30) if spec.quick else (5_000, 10)
-    options = (("every", every), ("queries", queries), ("epochs", epochs), ("steps", _STEPS))
+    options = (("every", every), ("queries", queries), ("epochs", epochs), ("steps", STEPS))
     return Case("extraction", name, chain, options, reads, cost=queries / 800)
 
 
@@ -59,6 +62,8 @@ def plan_service(spec: RunSpec, url: str, model: str) -> list[Case]:
 
 def run(case: Case, context: AttackContext) -> list[Row]:
     """Copy what answers; then score agreement, and attacks that were crafted on the copy."""
+    if case.name == warm.NAME:
+        return warm.run(case, context)
     return _service(case, context) if case.option("url") else _chain(case, context)
 
 
@@ -78,16 +83,14 @@ def _steal(case: Case, context: AttackContext, target: Target) -> nn.Module:
         target.predict, context.task.model(seed), context.task.splits.guide.x,
         attack=case.name, queries=case.number("queries"), classes=context.task.classes,
         bounds=context.bounds, seed=seed, epochs=case.number("epochs"),
-        request=min(_REQUEST, case.number("every") or _REQUEST),
+        request=request_of(case),
     )  # fmt: skip
 
 
 def _chain(case: Case, context: AttackContext) -> list[Row]:
-    every = case.number("every")
-    clock = f"a rotation every {every:,} queries" if every else "no rotation"
-    where = f"{case.chain}, {clock}"
+    every, where = case.number("every"), place_of(case)
     models = _models(case, context)
-    turns = _turns(case, context)
+    turns = turns_of(case, context)
     if every and len(models) == 1:
         why = "one network cannot rotate; generate more"
         words, extra = (_threat(case), where, _label(case), why), {"every": every}
@@ -96,19 +99,13 @@ def _chain(case: Case, context: AttackContext) -> list[Row]:
     target = Rotating(models, shape, context.task.classes, every=every or None)
     copy = _steal(case, context, target)
     live = models[(turns - 1) % len(models)]
-    following = [] if context.chain(case.chain).fixed else models[turns : turns + _NEXT]
+    following = [] if context.chain(case.chain).fixed else models[turns : turns + NEXT]
     notes = ["scored on the network that is live when the last query is answered"]
     if following:
         notes.append(f"`next`: mean of the {len(following)} that follow")
     if turns > len(models):
         notes.append(f"only {len(models)} networks, so some answered twice")
     return _score(case, context, copy, live, following, where, "; ".join(notes))
-
-
-def _turns(case: Case, context: AttackContext) -> int:
-    """Networks that answer."""
-    every, asked = case.number("every"), min(case.number("queries"), len(context.task.splits.guide))
-    return -(-asked // every) if every else 1
 
 
 def _models(case: Case, context: AttackContext) -> list[nn.Module]:
@@ -120,12 +117,7 @@ def _models(case: Case, context: AttackContext) -> list[nn.Module]:
         networks = (networks[1:] or networks)[-_GENERATED:]
         if "draws" in context.spec.chains:
             networks += context.chain("draws").networks
-    return context.models(networks[: _turns(case, context) + _NEXT])
-
-
-def _agreement(copy: Logits, model: Logits, split: Split) -> Rate:
-    same = predict(copy, split.x).argmax(1) == predict(model, split.x).argmax(1)
-    return share(int(same.sum()), len(split))
+    return context.models(networks[: turns_of(case, context) + NEXT])
 
 
 def _score(
@@ -139,17 +131,14 @@ def _score(
 ) -> list[Row]:
     """Two rows: agreement with what is live on test examples, ASR of attacks on the copy."""
     split, asked = context.examples(), case.number("queries")
-    agreement, clean = _agreement(copy, live, split), accuracy_rate(live, split)
+    agreement, clean = agreement_of(copy, live, split), accuracy_rate(live, split)
     same = {"algorithm": case.name, "every": case.number("every") or None}
     extra = same | {"copy_accuracy": asdict(accuracy_rate(copy, split))}
-    proposed = pgd(
-        copy, split.x, split.y, eps=context.eps, steps=_STEPS, bounds=context.bounds,
-        generator=context.source("extraction", "pgd", case.name),
-    )  # fmt: skip
+    proposed = attack_on(copy, split, context, case.name)
     asr = context.score(live, proposed, split)
     transfer = same | {"copy": asdict(context.score(copy, proposed, split))}
     if following:
-        later = pooled([_agreement(copy, model, split) for model in following])
+        later = pooled([agreement_of(copy, model, split) for model in following])
         extra["next"] = asdict(later)
         transfer["next"] = asdict(context.score_all(following, proposed, split)[0])
     agreed = context.row(
@@ -158,8 +147,8 @@ def _score(
     )  # fmt: skip
     fooled = context.row(
         case, FOOLS, _threat(case) + ", then attacks it",
-        f"{_label(case)}, then PGD-{_STEPS} on the copy", asr, target=where,
-        clean_accuracy=clean, queries=asked, gradient_steps=_STEPS, note=note, extra=transfer,
+        f"{_label(case)}, then PGD-{STEPS} on the copy", asr, target=where,
+        clean_accuracy=clean, queries=asked, gradient_steps=STEPS, note=note, extra=transfer,
     )  # fmt: skip
     return [agreed, fooled]
 
