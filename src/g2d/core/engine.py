@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Protocol
 
+from g2d.core.platforms import cores
 from g2d.errors import PopulationError
 
 Work = Callable[[Any], Any]
@@ -63,7 +64,7 @@ class LocalEngine:
     """
 
     def __init__(self, workers: int = 0) -> None:
-        self._count = workers or len(os.sched_getaffinity(0))
+        self._count = workers or cores()
         context = multiprocessing.get_context("spawn")
         self._flying: dict[Future[Any], int] = {}
         self._pool = ProcessPoolExecutor(self._count, context, _start_worker, (os.getpid(),))
@@ -140,6 +141,7 @@ def _start_worker(parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
+    began = multiprocessing.parent_process()  # on Windows a dead parent's number stays
+    while os.getppid() == parent and (began is None or began.is_alive()):
         time.sleep(0.5)
     os._exit(1)
