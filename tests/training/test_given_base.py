@@ -96,6 +96,6 @@ def test_a_member_far_below_the_base_is_said_at_once(tmp_path, tiny_settings, st
     assert said[1] == (
         "the population is complete: 0 of 3 new members would pass the accuracy gates"
     )
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="would pass") as warned:
         populated(tmp_path / "w", settings, state)
     assert [str(one.message) for one in warned] == said

@@ -51,6 +51,11 @@ class Split:
                 f"labels are {y.dtype}, expected integers 0, 1, ...; once none is missing (NaN), "
                 "convert them with y.long()"
             )
+        if x.dtype == torch.uint8:
+            raise DataError(
+                "x is torch.uint8, expected floats like the other splits': divide pixels by 255, "
+                "or let split_dataset make every split from uint8"
+            )
         if not x.is_floating_point():
             raise DataError(f"x is {x.dtype}, expected floats; convert it with x.float()")
         # aminmax carries NaN through and, unlike isfinite, allocates no second tensor.

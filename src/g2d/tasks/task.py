@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,7 @@ class Task:
             settings had in earlier releases are understood. The command line
             lays flags and a settings file over them, key by key; `Defence.create` takes them where
             it is given no settings.
+        labels: names of the classes, in the order of the logits; (): those that the splits brought.
 
     Raises:
         TaskError: factory, model, loss, bounds, eps or augmentation does not fit the data.
@@ -56,8 +57,10 @@ class Task:
     eps: float = 8 / 255
     augment: Augment | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels) or self.splits.labels)
         _check_labels(self)
         _check_range(self)
         tables = {
@@ -87,6 +90,12 @@ def _check_labels(task: Task) -> None:
         raise TaskError(
             f"task {task.name!r}: classes is {task.classes!r}, expected an integer of at least 2"
         )
+    names = [str(name) for name in task.labels]
+    if names and (len(names) != task.classes or len(set(names)) != len(names)):
+        raise TaskError(
+            f"task {task.name!r}: there are {len(names)} labels ({', '.join(names[:8])}) for "
+            f"{task.classes} classes; expected a name of its own for each class"
+        )
     for item in dataclasses.fields(task.splits):
         low, high = getattr(task.splits, item.name).y.aminmax()
         if low < 0 or high >= task.classes:
@@ -95,6 +104,12 @@ def _check_labels(task: Task) -> None:
                 f"{int(high)}], expected [0, {task.classes - 1}]; number the classes from 0, or "
                 "correct `classes`"
             )
+    first, last = task.splits.train.y.aminmax()
+    if first == last:
+        raise DataError(
+            f"task {task.name!r}: every training example has label {int(first)}; expected examples "
+            "of at least two classes"
+        )
 
 
 def _check_range(task: Task) -> None:
