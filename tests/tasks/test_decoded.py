@@ -1,5 +1,7 @@
 """Decoded pictures are kept in a bounded cache that is never trusted more than its source."""
 
+import os
+
 import pytest
 import torch
 
@@ -62,6 +64,10 @@ def test_what_is_not_ours_or_broken_is_made_again(source, tmp_path, spoil, monke
 def test_it_is_bounded(source, tmp_path, monkeypatch):
     monkeypatch.setattr(decoded, "_MOST", 700)
     make = Maker(300)
+    decoded.remembered(source, "first", make)
+    left = kept(tmp_path)[0].with_name(".killed.half")
+    left.write_bytes(bytes(300))
+    os.utime(left, (0, 0))
     for index in range(4):
         decoded.remembered(source, str(index), make)
     assert len(kept(tmp_path)) == 1

@@ -74,7 +74,8 @@ def _keep(folder: Path, kept: Path, made: Mapping[str, Tensor]) -> None:
         return
     try:
         write_bytes(kept, data)
-        files = sorted(folder.glob(f"*{_ENDING}"), key=lambda path: -path.lstat().st_mtime_ns)
+        # All of them: a killed process may have left half of one under another name.
+        files = sorted(folder.iterdir(), key=lambda path: -path.lstat().st_mtime_ns)
         room = _MOST
         for path in files:
             room -= path.lstat().st_size
