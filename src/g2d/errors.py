@@ -21,6 +21,10 @@ class DataError(G2DError):
     """A data folder, file, shape or label is not what the task needs."""
 
 
+class DataWarning(UserWarning):
+    """Data can be used and is not what it should be, such as examples that two splits share."""
+
+
 class TaskError(G2DError):
     """A task cannot be found or does not fit its own data."""
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from g2d.cli import console
+from g2d.settings import Settings
 
 OLD = [
     {"gate": "finite", "value": 0.0, "limit": 0.0, "passed": True, "reason": ""},
@@ -53,3 +54,10 @@ def test_a_vault_at_a_glance_has_a_column_for_every_gate(monkeypatch, last):
         "flatness", "robust", "CPU s", "rejected",
     ]  # fmt: skip
     assert [row["flatness"] for row in rows] == ["-", "-", "0.25"][-last:]
+
+
+def test_a_population_lists_the_names_of_its_classes(capsys, monkeypatch):
+    base = SimpleNamespace(info={"accuracy": 0.9, "labels": ["ham", "spam"]})
+    vault = SimpleNamespace(entries=lambda kind: [], entry=lambda kind: base)
+    console.print_population(vault, Settings())
+    assert "labels       0 ham, 1 spam" in capsys.readouterr().out

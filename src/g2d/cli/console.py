@@ -162,6 +162,11 @@ def print_population(vault: Vault, settings: Settings) -> None:
     print_line(f"hardened by  {', '.join(named) or 'nothing: plain training'}")
     score = f"accuracy {float(base.info['accuracy']):.2%}" if base else "none yet"
     print_line(f"base         {score}")
+    labels = list(base.info.get("labels", ())) if base else []
+    if labels:
+        shown = ", ".join(f"{index} {name}" for index, name in enumerate(labels[:12]))
+        more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
+        print_line(f"labels       {shown}{more}")
 
 
 def print_generations(vault: Vault, last: int) -> None:

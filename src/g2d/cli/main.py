@@ -216,7 +216,7 @@ def population(
 
                     defence.adopt_base(load_checkpoint(base))
                 with make_engine(engine, ray_address, count) as jobs:
-                    defence.populate(jobs, progress)
+                    defence.populate(jobs, progress, tell=say)
         print_population(defence.vault, defence.settings)
     print_line(f"Next: g2d fit {vault}")
 

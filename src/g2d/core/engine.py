@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Protocol
 
+from g2d.core.platforms import cores
 from g2d.core.workers import (
     WithoutMain,
     cause_of_death,
@@ -72,7 +73,7 @@ class LocalEngine:
     """
 
     def __init__(self, workers: int = 0) -> None:
-        self._count = workers or len(os.sched_getaffinity(0))
+        self._count = workers or cores()
         self._flying: dict[Future[Any], int] = {}
         self._pools: dict[bool, ProcessPoolExecutor] = {}  # by whether workers import `__main__`
 
@@ -171,6 +172,7 @@ def _start_worker(parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
+    began = multiprocessing.parent_process()  # on Windows a dead parent's number stays
+    while os.getppid() == parent and (began is None or began.is_alive()):
         time.sleep(0.5)
     os._exit(1)

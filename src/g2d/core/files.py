@@ -12,6 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from g2d.core.platforms import set_mode, sync_folder, take_place
 from g2d.errors import G2DError
 
 _NO_SYNC = frozenset({errno.EACCES, errno.EINVAL, errno.ENOTSUP})
@@ -29,10 +30,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            os.fchmod(handle, 0o644)
+            set_mode(handle, 0o644)
             os.close(handle)
             fill_file(Path(name), data)
-            Path(name).rename(path)
+            take_place(Path(name), path)
         finally:
             Path(name).unlink(missing_ok=True)  # it is there only if something went wrong
     except OSError as error:
@@ -59,7 +60,7 @@ def replace_file(path: Path, data: bytes, staged: Path) -> None:
             be put onto the medium, is the new file.
     """
     fill_file(staged, data)
-    staged.rename(path)
+    take_place(staged, path)
     sync_folder(path.parent)
 
 
@@ -69,15 +70,6 @@ def fill_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's own entries, new or renamed, onto the medium."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def make_folder(path: Path) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from g2d.core.platforms import cores
 from g2d.errors import G2DError
 
 _QUIET = {
@@ -64,7 +65,7 @@ def joined(address: str = "", cpus: int = 0) -> Iterator[bool]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if own:
-            cpus = cpus or len(os.sched_getaffinity(0))
+            cpus = cpus or cores()
             ray.init("local", num_cpus=cpus, include_dashboard=False,
                      _node_ip_address="127.0.0.1", **options)  # fmt: skip
         else:

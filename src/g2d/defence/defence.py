@@ -30,16 +30,15 @@ from g2d.defence.candidates import (
 from g2d.defence.gates import GateResult, Reference, find_gates
 from g2d.defence.generations import Generation, GenerationStore
 from g2d.defence.members import fit_if_needed, read_base, read_generator
-from g2d.defence.opening import default_engine
-from g2d.errors import GenerationError, PopulationError, VaultError
+from g2d.defence.populating import note_of, populate
+from g2d.errors import GenerationError, VaultError
 from g2d.generator import Exposure, Generator
 from g2d.generator.terms import find_terms
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
-from g2d.tasks.source import TaskSource, data_digest
+from g2d.tasks.source import TaskSource
 from g2d.tasks.task import Task
 from g2d.training.adopt import adopt_base, adopt_checkpoints
-from g2d.training.population import build_population
 from g2d.vault.vault import Vault
 
 
@@ -129,33 +128,19 @@ class Defence:
 
     # --- once: population and generator ----------------------------------------------------------
 
-    def populate(self, engine: Engine | None = None, progress: Progress = silent) -> None:
-        """Make the population, or what is missing of it. A local engine is used by default."""
-        settings = self.settings.population
-        adopted = [e for e in self.vault.entries("member") if e.info.get("recipe") == "adopted"]
-        if adopted:
-            if len(adopted) < adopted[0].info["of"]:
-                raise PopulationError(
-                    f"only {len(adopted)} of {adopted[0].info['of']} checkpoints were adopted; run "
-                    "`g2d population` with --from-checkpoints again"
-                )
-            return
-        own = engine is None
-        engine = engine or default_engine(self.source, settings.workers)
-        try:
-            build_population(
-                self.source,
-                self.vault,
-                settings,
-                engine,
-                progress,
-                self.settings.autoencoder.scope,
-                {"data": data_digest(self.task)},
-                self.settings.harden,
-            )
-        finally:
-            if own:
-                engine.close()
+    def populate(
+        self,
+        engine: Engine | None = None,
+        progress: Progress = silent,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """Make the population, or what is missing of it. A local engine is used by default.
+
+        Args:
+            tell: hears at once that a member stands far below the base, and how many would pass the
+                gates; None: a `UserWarning`, where the base was given.
+        """
+        populate(self.task, self.source, self.vault, self.settings, engine, progress, tell)
 
     def adopt_base(self, state: State) -> None:
         """Take a model that is deployed as the base, before there is a population.
@@ -164,7 +149,7 @@ class Defence:
             CheckpointError: it does not fit the task's model. VaultError: there is another base.
         """
         adopt_base(
-            self.task, self.vault, self.settings, state, {"data": data_digest(self.task)}
+            self.task, self.vault, self.settings, state, note_of(self.task)
         )  # fmt: skip
 
     def adopt(self, folder: Path | str, progress: Progress = silent) -> None:
@@ -180,7 +165,7 @@ class Defence:
             self.settings.population,
             Path(folder),
             progress,
-            {"data": data_digest(self.task)},
+            note_of(self.task),
         )
 
     def fit(self, progress: Progress = silent, again: bool = False) -> Generator:

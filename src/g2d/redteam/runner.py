@@ -6,7 +6,6 @@ Interrupted, it goes on where it stopped; run again, it reuses every case whose 
 from __future__ import annotations
 
 import json
-import os
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from g2d.attacks.art import require
 from g2d.core.engine import Engine, LocalEngine
 from g2d.core.files import write_bytes
+from g2d.core.platforms import cores
 from g2d.core.types import Progress, silent
 from g2d.defence.defence import Defence
 from g2d.errors import SettingsError
@@ -287,7 +287,7 @@ class _Run:
             },
             "settings_toml": self.defence.settings.to_toml(),
             "versions": versions(),
-            "hardware": hardware() | {"cpu_affinity": len(os.sched_getaffinity(0))},
+            "hardware": hardware() | {"cpu_affinity": cores()},
         }
 
 

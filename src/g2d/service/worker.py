@@ -11,7 +11,6 @@ import json
 import math
 import os
 import queue
-import select
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from g2d.core.platforms import Lines
 from g2d.core.types import Values
 from g2d.errors import CheckpointError, G2DError, GenerationError, UnavailableError, VaultError
 from g2d.rotation.events import Alarm, Event, Refused, Tell, silent
@@ -66,6 +66,7 @@ class Worker:
         self._tell, self._patience = tell, patience
         self._process: subprocess.Popen[bytes] | None = None
         self._said: IO[bytes] | None = None
+        self._lines: Lines | None = None
         self._closed = self._hurried = False
         self._starting = threading.Lock()
 
@@ -139,20 +140,20 @@ class Worker:
         """Read what the worker says next; each candidate has its own time."""
         assert process.stdout is not None
         try:
-            self._await_line(process, time.monotonic() + self._patience)
-            line = process.stdout.readline()
+            if self._lines is None or self._lines.stream is not process.stdout:
+                self._lines = Lines(process.stdout)
+            self._await_line(process, self._lines, time.monotonic() + self._patience)
+            line = self._lines.read()
             if line:
                 return _parse(line)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # a closed pipe; or what it said is not ours
         raise self._died(process)
 
-    def _await_line(self, process: subprocess.Popen[bytes], until: float) -> None:
+    def _await_line(self, process: subprocess.Popen[bytes], lines: Lines, until: float) -> None:
         """Wait until the worker says something; give it up if it takes too long, or starves."""
-        # Not select(): it takes no descriptor above 1023, and a service may hold thousands.
-        poll, began, used = select.poll(), time.monotonic(), _cpu_seconds(process.pid)
-        poll.register(process.stdout, select.POLLIN)  # type: ignore[arg-type]
-        while not poll.poll(1e3 * min(1.0, max(0.0, until - time.monotonic()))):
+        began, used = time.monotonic(), _cpu_seconds(process.pid)
+        while not lines.ready(min(1.0, max(0.0, until - time.monotonic()))):
             now = time.monotonic()
             if now >= until:
                 process.kill()
@@ -177,7 +178,8 @@ class Worker:
                     bufsize=0, env=_environment(),
                     process_group=0,  # Ctrl-C in a terminal is for the service alone
                 )  # fmt: skip
-                with suppress(ProcessLookupError):
+                # Windows has no niceness: the worker then runs beside the service as an equal.
+                with suppress(ProcessLookupError, AttributeError):
                     os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
                     if not self._hurried and hasattr(os, "SCHED_IDLE"):
                         os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
@@ -232,7 +234,7 @@ def _cpu_seconds(process: int) -> float:
     try:
         fields = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, AttributeError):
         return math.inf
 
 

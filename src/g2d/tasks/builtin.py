@@ -123,12 +123,14 @@ class Blueprint:
 
     Attributes:
         factory: builds the untrained module. shape, dtype: of one input. classes: of the logits.
+        labels: the classes' names; (): they have none.
     """
 
     factory: Callable[[], nn.Module]
     shape: tuple[int, ...]
     dtype: torch.dtype
     classes: int
+    labels: tuple[str, ...] = ()
 
 
 _BLUEPRINTS: Mapping[str, Blueprint] = {
@@ -148,7 +150,7 @@ def blueprint(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Blu
         return _BLUEPRINTS[name]
     task = load_task(name, data, seed, eps)
     x = task.splits.guide.x
-    return Blueprint(task.factory, tuple(x.shape[1:]), x.dtype, task.classes)
+    return Blueprint(task.factory, tuple(x.shape[1:]), x.dtype, task.classes, tuple(task.labels))
 
 
 def load_task(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Task:

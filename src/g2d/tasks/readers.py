@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from g2d.errors import DataError
+from g2d.tasks.decoded import remembered
 from g2d.tasks.splits import FRACTIONS, Split, Splits, split_dataset, unit_scaled
 
 DIGITS_FRACTIONS = (0.55, 0.2, 0.25)
@@ -224,7 +225,18 @@ def _stack(images: NDArray[np.uint8]) -> Tensor:
 
 
 def _read_packed(path: Path) -> tuple[Tensor, Tensor]:
-    """Read packed JPEG files: images (N, 3, 32, 32) uint8 and labels (N,) int64."""
+    """Read packed JPEG files, decoded once a machine: see `_decode_packed`."""
+    about = f"packed JPEG 1, Pillow {getattr(_pillow(), '__version__', '')}"
+
+    def make() -> dict[str, Tensor]:
+        return dict(zip("xy", _decode_packed(path), strict=True))
+
+    found = remembered(path, about, make)
+    return found["x"], found["y"]
+
+
+def _decode_packed(path: Path) -> tuple[Tensor, Tensor]:
+    """Decode packed JPEG files: images (N, 3, 32, 32) uint8 and labels (N,) int64."""
     try:
         # NumPy leaves a file that it opened itself open when the archive is broken.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from g2d.errors import DataError
+from g2d.errors import DataError, DataWarning
+from g2d.tasks.columns import as_examples, as_labels
 
 TEST_FRACTION = 0.2
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -22,12 +23,15 @@ FRACTIONS = (0.6, 0.2, 0.2)
 class Split:
     """Labelled examples: `x` (N, ...) finite floats, `y` (N,) integers, kept as int64.
 
+    `names` are those of the classes, where labels were no numbers from 0; see `split_dataset`.
+
     Raises:
         DataError: lengths differ, labels are not integers or `x` is not all finite floats.
     """
 
     x: Tensor
     y: Tensor
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         x, y = self.x, self.y
@@ -47,6 +51,11 @@ class Split:
                 f"labels are {y.dtype}, expected integers 0, 1, ...; once none is missing (NaN), "
                 "convert them with y.long()"
             )
+        if x.dtype == torch.uint8:
+            raise DataError(
+                "x is torch.uint8, expected floats like the other splits': divide pixels by 255, "
+                "or let split_dataset make every split from uint8"
+            )
         if not x.is_floating_point():
             raise DataError(f"x is {x.dtype}, expected floats; convert it with x.float()")
         # aminmax carries NaN through and, unlike isfinite, allocates no second tensor.
@@ -60,7 +69,7 @@ class Split:
     def take(self, indices: Tensor | Sequence[int]) -> Split:
         """Return the examples at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.long)
-        return Split(self.x[index], self.y[index])
+        return Split(self.x[index], self.y[index], self.names)
 
     def sample(self, n: int, generator: torch.Generator) -> Split:
         """Return `n` random examples without replacement, or all (shuffled) if there are fewer."""
@@ -81,6 +90,11 @@ class Splits:
     gate: Split
     test: Split
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes' names; () where labels are numbers alone."""
+        return self.train.names
+
     def __post_init__(self) -> None:
         first = self.train.x
         for item in fields(self):
@@ -95,8 +109,8 @@ class Splits:
 
 
 def split_dataset(
-    x: Tensor | NDArray[Any],
-    y: Tensor | NDArray[Any],
+    x: Any,
+    y: Any,
     test: Split | None = None,
     fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
@@ -107,40 +121,54 @@ def split_dataset(
     train, guide and gate in the rest (what they leave over is not used).
 
     Args:
-        x: (N, ...) floats, or uint8 pixels, which become float32 in [0, 1]. NumPy's float64
-            becomes torch's default type.
-        y: (N,) integer labels.
+        x: (N, ...) floats, or uint8 pixels, which become float32 in [0, 1]: a tensor, an array or
+            a frame (pandas, polars). NumPy's float64 becomes torch's default type.
+        y: (N,) labels. Integers from 0 stay; others, texts, booleans and categories are numbered
+            in sorted order, and `Splits.labels` keeps their names.
+        test: of the same shape and type as `x`; labels numbered alike. uint8 pixels beside floats
+            are refused.
 
     Raises:
         DataError: the fractions are not positive or exceed 1, the data is malformed, labels are
             missing, or a split would have fewer than 2 examples.
     """
-    doubles = isinstance(x, np.ndarray) and x.dtype == np.float64
-    x, y = _tensor(x, "examples x"), _tensor(y, "labels y")
-    if doubles:
-        x = x.to(torch.get_default_dtype())
+    x, (y, names) = as_examples(x), as_labels(y)
     if x.dim() < 1 or y.dim() != 1 or len(x) != len(y):
         Split(x, y)  # raises, and says how they differ
     cuts = _cuts(len(y), None if test is None else len(test), fractions)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     parts = [order[start:end] for start, end in itertools.pairwise(cuts)]
-    train, guide, gate = (Split(unit_scaled(x[part]), y[part]) for part in parts)
+    train, guide, gate = (Split(unit_scaled(x[part]), y[part], names) for part in parts)
     if test is None:
         held_out = order[: cuts[0]]
-        test = Split(unit_scaled(x[held_out]), y[held_out])
-    return Splits(train, guide, gate, test)
+        test = Split(unit_scaled(x[held_out]), y[held_out], names)
+    splits = Splits(train, guide, gate, test)
+    warn_of_duplicates(splits)
+    return splits
 
 
-def _tensor(given: Any, what: str) -> Tensor:
-    if given is None:
-        raise DataError(f"the {what} are missing (None); expected a tensor or a NumPy array")
-    try:
-        return torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"the {what} are not all numbers ({error}); expected a tensor or a NumPy array: "
-            "floats for x, integers 0, 1, ... for y, none missing"
-        ) from error
+def warn_of_duplicates(splits: Splits) -> None:
+    """Say once, as a `DataWarning`, how many examples of a split are in an earlier one, too.
+
+    Not in worker processes, which load the same data.
+    """
+    if multiprocessing.parent_process() is not None:
+        return
+    seen: set[int] = set()
+    found = {}
+    for name in ("train", "guide", "gate", "test"):
+        rows = getattr(splits, name).x.detach().cpu().contiguous().flatten(1).numpy()
+        hashes = [hash(row.tobytes()) for row in rows]
+        found[name] = sum(one in seen for one in hashes)
+        seen.update(hashes)
+    if any(found.values()):
+        shown = ", ".join(f"{count} of {name}" for name, count in found.items() if count)
+        warnings.warn(
+            f"examples are in more than one split: {shown} stand in an earlier split, too; what is "
+            "measured there looks better than it is. Drop duplicates before splitting",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def _cuts(n: int, given: int | None, fractions: tuple[float, float, float]) -> list[int]:

@@ -6,7 +6,7 @@ does not live here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Task:
             settings had in earlier releases are understood. The command line
             lays flags and a settings file over them, key by key; `Defence.create` takes them where
             it is given no settings.
+        labels: names of the classes, in the order of the logits; (): those that the splits brought.
 
     Raises:
         TaskError: factory, model, loss, bounds, eps or augmentation does not fit the data.
@@ -53,8 +54,10 @@ class Task:
     eps: float = 8 / 255
     augment: Augment | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels) or self.splits.labels)
         tables = {
             key: dict(table) if isinstance(table, Mapping) else table
             for key, table in self.settings.items()

@@ -21,13 +21,19 @@ from g2d.training.recipes.distil import keep_teacher
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import check_state, load_checkpoint, pack
 
+GIVEN = "adopted base"
+"""The recipe of a base that the user has given."""
+STARTS = {"starts": True}
+"""Kept with a given base at which basins begin; earlier releases' vaults go on without."""
+
 
 def adopt_base(
     task: Task, vault: Vault, settings: Settings, state: State, note: Mapping[str, Any]
 ) -> Entry:
     """Take a model that is deployed as the base; the population is then forked and trained anew.
 
-    With `early_steps = 0` members begin at it, and keep what it has learned.
+    Basins begin at it and are repelled from it and from one another, unless `early_steps` is 0:
+    then it is the one basin, and members begin at it.
 
     Raises:
         CheckpointError: it does not fit the task's model. VaultError: the vault has another base.
@@ -47,7 +53,8 @@ def adopt_base(
     info = {
         "index": 0,
         "basin": 0,
-        "recipe": "adopted base",
+        "recipe": GIVEN,
+        **STARTS,
         "accuracy": accuracy(model, task.splits.gate),
         "settings": fingerprint(s, harden, keep_teacher(vault, harden)),
         **note,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property, partial
@@ -158,11 +158,16 @@ def build_population(
     scope: tuple[str, ...] = (),
     note: Mapping[str, Any] | None = None,
     harden: HardenSettings | None = None,
+    made: Callable[[Entry], None] = lambda _: None,
 ) -> list[Entry]:
     """Make, or finish, the population of a vault; members that are complete are kept.
 
     With a `scope` (name patterns), everything outside it stays as it is in the base, and basins
     begin at the base too. `note` is kept with the base. `harden` applies to all that is trained.
+    `made` is called with each checkpoint that has been kept.
+
+    A base that was given (`adopt_base`) is where basins begin, one after the other: each early
+    checkpoint is trained on the attacks of the base and of the basins before it.
 
     Raises:
         SettingsError: a recipe of `harden` is unknown, or its budget does not fit the data.
@@ -174,7 +179,7 @@ def build_population(
     teacher = keep_teacher(vault, harden)
     try_out(resolve(source), harden, teacher)
     builder = _Builder(
-        source, vault, settings, engine, progress, scope, note or {}, harden, teacher
+        source, vault, settings, engine, progress, scope, note or {}, harden, teacher, made
     )
     builder.check_settings()
     builder.base_and_basins()
@@ -196,6 +201,7 @@ class _Builder:
     note: Mapping[str, Any]
     harden: HardenSettings
     teacher: Teacher | None
+    made: Callable[[Entry], None]
 
     @property
     def wave(self) -> int:
@@ -229,8 +235,10 @@ class _Builder:
         if self.settings.recipe == "seeds":
             return
         have = {entry.index for entry in self.vault.entries("early")}
-        missing = set(range(self.settings.basins)) - have
-        self._run("early", sorted(missing), self.settings.basins)
+        missing = sorted(set(range(self.settings.basins)) - have)
+        # From a given base each one flees those before it, so that they part: one at a time.
+        for indices in [[k] for k in missing] if self.given else [missing]:
+            self._run("early", indices, self.settings.basins)
 
     def members(self, indices: range) -> None:
         have = {entry.index for entry in self.vault.entries("member")}
@@ -239,7 +247,9 @@ class _Builder:
     def _job(self, kind: str, index: int, basin: int) -> TrainingJob:
         recipe = "base" if kind == "base" else self.settings.recipe
         pools: tuple[bytes, ...] = ()
-        if recipe == "repelled":
+        if kind == "early" and self.given:
+            recipe, pools = "repelled", self._earlier_basins(index)
+        elif recipe == "repelled":
             pools = self._pools(index) if kind == "member" else (self._base("attacks"),)
         return TrainingJob(
             self.source, kind, index, basin, recipe, self.settings,
@@ -253,8 +263,20 @@ class _Builder:
         if kind == "base":
             return None
         # Outside its scope a checkpoint is the base; without steps of its own it is the base.
-        early_is_base = kind == "early" and self.settings.early_steps == 0
+        early_is_base = kind == "early" and (self.settings.early_steps == 0 or self.given)
         return self._base("weights") if self.scope or early_is_base else None
+
+    @property
+    def given(self) -> bool:
+        """Whether the base was given, so that basins begin at it; else at fresh weights."""
+        base = self.vault.entry("base")
+        return base is not None and bool(base.info.get("starts"))
+
+    def _earlier_basins(self, index: int) -> tuple[bytes, ...]:
+        """The base's attacks, and those of the basins before this one, newest first."""
+        earlier = [entry for entry in self.vault.entries("early") if entry.index < index]
+        kept = earlier[::-1][: self.settings.sources - 1]
+        return self._base("attacks"), *(self.vault.read(entry, "attacks") for entry in kept)
 
     def _base(self, name: str) -> bytes:
         base = self.vault.entry("base")
@@ -293,7 +315,7 @@ class _Builder:
             info = dict(trained.info) | {"settings": self.fingerprint}
             if kind == "base":
                 info |= self.note
-            self.vault.put(kind, indices[position], files, info)
+            self.made(self.vault.put(kind, indices[position], files, info))
             done += 1
             self.progress(stage, done, total)
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from g2d.core.files import make_folder, write_bytes
+from g2d.core.platforms import open_flags, others_may_read
+from g2d.core.platforms import open_plain as plain_handle
 from g2d.errors import G2DError, KeyFileError
 from g2d.vault.ledger import LEDGER
 
@@ -55,7 +57,7 @@ class SigningKey:
         """
         path, ed25519 = _outside_vaults(path), _ed25519()
         with _key_file(path) as (data, mode):
-            if mode & 0o077:
+            if others_may_read(mode):
                 raise KeyFileError(
                     f"other users have access to {path} (mode {mode:o}) and may know the key: run"
                     f" `chmod 600 {path}`, or make a new key with `g2d keys new`"
@@ -86,7 +88,7 @@ class SigningKey:
         data = self._key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | open_flags(), 0o600)
             with FileIO(handle, "w") as file:
                 file.write(data)
                 os.fsync(handle)
@@ -217,10 +219,7 @@ def default_key() -> Path:
 @contextmanager
 def open_plain(path: Path) -> Iterator[FileIO]:
     """Open a plain file to read; a pipe or a device that somebody put there must not block us."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with FileIO(handle) as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, "it is not a plain file")
+    with FileIO(plain_handle(path, follow=True)) as file:
         yield file
 
 

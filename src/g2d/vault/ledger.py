@@ -8,7 +8,6 @@ be read. What the system refuses becomes one line that says what to do. Knows no
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -20,7 +19,8 @@ from io import FileIO
 from pathlib import Path
 from shutil import disk_usage
 
-from g2d.core.files import replace_file, sync_folder
+from g2d.core.files import replace_file
+from g2d.core.platforms import LOCK_FALLBACK, FileLock, open_flags, sync_folder
 from g2d.errors import UnavailableError, VaultError
 
 FORMAT = 1
@@ -30,7 +30,7 @@ _APPLICATION = 0x67326400  # "g2d\0": tells a ledger from any other SQLite file
 LEDGER, SETTINGS, TEMP = "ledger.sqlite", "task.toml", ".tmp-"
 SUBFOLDERS = ("early", "population", "generations")
 LOCK = "vault.lock"
-_UNFINISHED = {LOCK, SETTINGS, TEMP + SETTINGS, *SUBFOLDERS} | {
+_UNFINISHED = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, TEMP + SETTINGS, *SUBFOLDERS} | {
     LEDGER + end for end in ("", "-wal", "-shm", "-journal")
 }
 _TABLES = (
@@ -94,19 +94,32 @@ def write_file(path: Path, data: bytes) -> None:
     replace_file(path, data, path.with_name(TEMP + path.name))
 
 
+class _LockFile(FileIO):
+    """The lock's file; closing it gives up the lock."""
+
+    held: FileLock | None = None
+
+    def close(self) -> None:
+        if self.held is not None:
+            self.held.close()
+        super().close()
+
+
 def take_lock(path: Path) -> FileIO:
-    """Take the writer's lock. `flock`, so that a second `Vault` of this process is refused too."""
+    """Take the writer's lock; a second `Vault` of this process is refused too."""
+    flags = os.O_RDWR | os.O_CREAT | open_flags("O_CLOEXEC")
     with ExitStack() as undo:
-        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        file = undo.enter_context(FileIO(descriptor, "r+"))
+        descriptor = os.open(path / LOCK, flags, 0o666)
+        file = undo.enter_context(_LockFile(descriptor, "r+"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.held = FileLock(descriptor, path / LOCK)
         except BlockingIOError as error:
             pid = file.read(10).decode(errors="replace").strip() or "unknown"
             raise VaultError(
                 f"another g2d process (pid {pid}) is writing {path}: wait for it, or end it."
             ) from error
-        os.pwrite(descriptor, f"{os.getpid():<10}\n".encode(), 0)
+        file.seek(0)
+        file.write(f"{os.getpid():<10}\n".encode())
         undo.pop_all()
     _LOCKS.add(file)
     return file
@@ -117,7 +130,8 @@ def _release_in_child() -> None:
         file.close()
 
 
-os.register_at_fork(after_in_child=_release_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 class NewerFormatError(VaultError):

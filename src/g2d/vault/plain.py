@@ -10,6 +10,8 @@ import os
 import stat
 from pathlib import Path
 
+from g2d.core.platforms import open_plain
+
 __all__ = ["MOST_TEXT", "is_folder", "is_open_to_sqlite", "read_plain", "read_text"]
 
 MOST_TEXT = 1 << 24
@@ -22,11 +24,9 @@ def read_plain(path: Path, most: int) -> bytes:
     Raises:
         OSError: it cannot be read, is larger, or grows; a link (`ELOOP`), a pipe or a device is.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = open_plain(path)
     with os.fdopen(handle, "rb") as file:
         about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "it is not a plain file", str(path))
         if about.st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most} bytes", str(path))
         data = file.read(about.st_size + 1)  # room is taken for what is there, not for `most`

@@ -20,7 +20,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, Self
 
-from g2d.core.files import fill_file, sync_folder
+from g2d.core.files import fill_file
+from g2d.core.platforms import sync_folder
 from g2d.errors import VaultError
 from g2d.vault.ledger import (
     FORMAT,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from g2d.core.platforms import LOCK_FALLBACK
 from g2d.errors import G2DError, VaultError
 from g2d.settings import Settings
 from g2d.vault import tensors
@@ -57,7 +58,7 @@ Kind = Literal[
 _MOST = 1 << 32  # bytes of a file
 _LOOKS = 3  # times that a vault is looked at whose entries are being replaced
 _LEDGERS = tuple(LEDGER + end for end in ("", "-wal", "-shm", "-journal"))  # sqlite opens these
-_SIDES = {LOCK, SETTINGS, *_LEDGERS}
+_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, *_LEDGERS}
 _COMPANIONS = {"redteam"}  # what `g2d attack` keeps beside, with digests of its own
 _SIGNATURE_SIZE = 64
 

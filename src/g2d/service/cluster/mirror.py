@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from g2d.core.platforms import user
 from g2d.errors import RefusedError, VaultError
 from g2d.service.loader import VaultLoader
 from g2d.vault.ledger import take_lock
@@ -133,7 +133,7 @@ def _sweep(folder: Path) -> None:
     """Delete mirrors of ours that killed replicas left: nobody holds their locks."""
     for left in folder.glob(f"{_PREFIX}*"):
         try:
-            if left.stat().st_uid == os.getuid():
+            if user() in (None, left.stat().st_uid):
                 take_lock(left / "vault").close()
                 shutil.rmtree(left, ignore_errors=True)
         except (OSError, VaultError):

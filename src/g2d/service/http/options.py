@@ -10,6 +10,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from g2d.core.platforms import others_may_read
 from g2d.errors import G2DError, SettingsError
 from g2d.settings.fields import Checked, free, within
 
@@ -91,7 +92,7 @@ class Options(Checked):
 
 def require() -> None:
     """Raise a `G2DError` unless everything of the extra `serve` is installed."""
-    for name in ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client"):
+    for name in ("fastapi", "uvicorn", "httptools", "orjson", "prometheus_client"):
         if importlib.util.find_spec(name) is None:
             raise G2DError(f"serving needs {name}: pip install 'g2d[serve]'")
 
@@ -129,7 +130,7 @@ def read_token(file: Path | None) -> bytes | None:
     else:
         where = str(file)
         try:
-            if stat.S_IMODE(file.stat().st_mode) & 0o077:
+            if others_may_read(stat.S_IMODE(file.stat().st_mode)):
                 raise SettingsError(f"{file} is open to others: run `chmod 600 {file}` first")
             text = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:

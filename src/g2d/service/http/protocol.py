@@ -45,12 +45,16 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """What is served under a name: one input's shape and dtype (numpy's), how many classes."""
+    """What is served under a name: one input's shape and dtype (numpy's), how many classes.
+
+    `labels` are the classes' names in the order of the logits, where they have some.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     classes: int
+    labels: tuple[str, ...] = ()
 
     @property
     def datatype(self) -> str:
@@ -72,6 +76,7 @@ class Model:
                 {"name": _INPUT, "datatype": self.datatype, "shape": [-1, *self.shape]},
             ],
             "outputs": [{"name": _OUTPUT, "datatype": "FP32", "shape": [-1, self.classes]}],
+            **({"parameters": {"labels": list(self.labels)}} if self.labels else {}),
         }
 
 
@@ -120,6 +125,8 @@ def answer(query: Query, model: Model, logits: Array, number: int) -> tuple[byte
         "parameters": {"generation": number},
         "outputs": [output],
     }
+    if model.labels:
+        output["parameters"] = {"labels": [model.labels[k] for k in logits.argmax(1).tolist()]}
     if query.id is not None:
         whole["id"] = query.id
     if not query.binary:
@@ -127,7 +134,7 @@ def answer(query: Query, model: Model, logits: Array, number: int) -> tuple[byte
         head = orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)
         return head, [(b"content-type", _JSON), (b"content-length", b"%d" % len(head))]
     tail = logits.astype("<f4", copy=False).tobytes()
-    output["parameters"] = {"binary_data_size": len(tail)}
+    output["parameters"] = output.get("parameters", {}) | {"binary_data_size": len(tail)}
     head = orjson.dumps(whole)
     return head + tail, [
         (b"content-type", _OCTETS),

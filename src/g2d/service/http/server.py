@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -14,10 +13,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 
+from g2d.core import platforms
 from g2d.errors import SettingsError
 from g2d.report.results import results_path
 from g2d.service.assembly import Parts, assemble, first_live, rotate_vault
@@ -50,7 +50,9 @@ def listen(options: Options) -> socket.socket:
         )[0]
         bound = socket.socket(family, kind, proto)
         try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Windows' SO_REUSEADDR would let a second service take the port from the first.
+            once = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+            bound.setsockopt(socket.SOL_SOCKET, once, 1)
             bound.bind(address)
             bound.listen(_BACKLOG)  # only this keeps a second service off; who connects waits
         except BaseException:
@@ -70,6 +72,8 @@ def connections(log: Callable[..., None]) -> int:
 
     Without one left the service could not even open its vault.
     """
+    if (resource := platforms.resource) is None:  # Windows limits sockets by memory alone
+        return _CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _CONNECTIONS + _FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -194,7 +198,7 @@ def read_public_key(key: Path | None) -> Any:
 
 def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> None:
     config = uvicorn.Config(
-        service, http=within(options.timeout), loop="uvloop", ws="none", lifespan="on",
+        service, http=within(options.timeout), loop=_loop(), ws="none", lifespan="on",
         log_config=None, access_log=False, server_header=False, date_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
@@ -213,6 +217,15 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None if service.draining else leave())
     _Server(config, ending).run(sockets=[bound])
+
+
+def _loop() -> Literal["uvloop", "asyncio"]:
+    """The fast event loop; asyncio's own where there is none (Windows)."""
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        return "asyncio"
+    return "uvloop"
 
 
 def _where(bound: socket.socket) -> str:

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 
 def check_labels(task: Task) -> None:
-    """Check that every label is one of the classes."""
+    """Check that every label is one of the classes, and that the classes' names fit."""
     if isinstance(task.classes, bool) or not isinstance(task.classes, int) or task.classes < 2:
         raise TaskError(
             f"task {task.name!r}: classes is {task.classes!r}, expected an integer of at least 2"
+        )
+    names = [str(name) for name in task.labels]
+    if names and (len(names) != task.classes or len(set(names)) != len(names)):
+        raise TaskError(
+            f"task {task.name!r}: there are {len(names)} labels ({', '.join(names[:8])}) for "
+            f"{task.classes} classes; expected a name of its own for each class"
         )
     for item in dataclasses.fields(task.splits):
         low, high = getattr(task.splits, item.name).y.aminmax()
@@ -26,6 +32,12 @@ def check_labels(task: Task) -> None:
                 f"{int(high)}], expected [0, {task.classes - 1}]; number the classes from 0, or "
                 "correct `classes`"
             )
+    first, last = task.splits.train.y.aminmax()
+    if first == last:
+        raise DataError(
+            f"task {task.name!r}: every training example has label {int(first)}; expected examples "
+            "of at least two classes"
+        )
 
 
 def check_range(task: Task) -> None:

@@ -1,0 +1,152 @@
+"""A population is made, and watched beside its base: members that gates would refuse are said.
+
+How members are trained is in `training.population`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor
+
+from g2d.core.engine import Engine
+from g2d.core.types import Progress
+from g2d.defence.candidates import Judge
+from g2d.defence.gates.accuracy import accuracy_gate, class_gate
+from g2d.defence.gates.view import CandidateView, GateResult
+from g2d.defence.opening import default_engine
+from g2d.errors import PopulationError
+from g2d.settings import Settings
+from g2d.tasks.inference import load_model
+from g2d.tasks.source import TaskSource, data_digest
+from g2d.tasks.task import Task
+from g2d.training.adopt import GIVEN
+from g2d.training.population import build_population
+from g2d.vault.vault import Entry, Vault
+from g2d.weights.checkpoints import unpack
+
+Say = Callable[[str], None]
+
+_FAR = 0.05, 5.0
+"""How far below the base a member is worth a word: points, and times [gates] accuracy_drop.
+
+Early members of a repelled trunk stand one to three points below a base; polish brings that back.
+"""
+
+
+def populate(
+    task: Task,
+    source: TaskSource,
+    vault: Vault,
+    settings: Settings,
+    engine: Engine | None,
+    progress: Progress,
+    tell: Say | None,
+) -> None:
+    """Make the population of a vault, or what is missing of it; see `Defence.populate`."""
+    adopted = [e for e in vault.entries("member") if e.info.get("recipe") == "adopted"]
+    if adopted:
+        if len(adopted) < adopted[0].info["of"]:
+            raise PopulationError(
+                f"only {len(adopted)} of {adopted[0].info['of']} checkpoints were adopted; run "
+                "`g2d population` with --from-checkpoints again"
+            )
+        return
+    watch = BesideBase(task, vault, settings, tell)
+    with _engine(engine, source, settings) as jobs:
+        build_population(
+            source,
+            vault,
+            settings.population,
+            jobs,
+            progress,
+            settings.autoencoder.scope,
+            note_of(task),
+            settings.harden,
+            watch.see,
+        )
+    watch.end()
+
+
+def note_of(task: Task) -> dict[str, Any]:
+    """What is kept with a base: which data it belongs to, and the names of the classes."""
+    named = {"labels": list(task.labels)} if task.labels else {}
+    return {"data": data_digest(task), **named}
+
+
+def _engine(engine: Engine | None, source: TaskSource, settings: Settings) -> nullcontext[Engine]:
+    if engine is not None:
+        return nullcontext(engine)
+    return _Own(default_engine(source, settings.population.workers))
+
+
+class _Own(nullcontext[Engine]):
+    """An engine that is closed at the end."""
+
+    def __exit__(self, *_: object) -> None:
+        self.enter_result.close()
+
+
+class BesideBase:
+    """Holds each new member against the base, as the accuracy gates would a candidate.
+
+    Args:
+        tell: hears at once, and once more at the end, if a member stands far below the base; None:
+            a `UserWarning`, where the base was given.
+    """
+
+    def __init__(self, task: Task, vault: Vault, settings: Settings, tell: Say | None) -> None:
+        self._task, self._vault, self._settings, self._tell = task, vault, settings, tell
+        self._judge: Judge | None = None
+        self._seen = self._passed = 0
+        self._told_at = 0
+
+    def see(self, entry: Entry) -> None:
+        """Look at a checkpoint that has just been kept."""
+        if entry.kind != "member":
+            return
+        base = self._vault.entry("base")
+        assert base is not None, "the base is made first"
+        if self._judge is None:
+            self._judge = Judge(self._task, unpack(self._vault.read(base)))
+        results = self._results(self._judge, unpack(self._vault.read(entry)))
+        self._seen += 1
+        self._passed += all(result.passed for result in results)
+        points, times = _FAR
+        drop = float(base.info["accuracy"]) - float(entry.info["accuracy"])
+        far = drop > max(points, times * self._settings.gates.accuracy_drop)
+        if far and not self._told_at:
+            self._told_at = self._seen
+            self._say(
+                f"member {entry.index} is right on {float(entry.info['accuracy']):.2%} of the gate "
+                f"split, the base on {float(base.info['accuracy']):.2%}: {self._estimate()}. "
+                "Raise fork_steps and early_steps in [population], or lower rate and fork_rate; "
+                "else generations will hardly pass [gates] accuracy_drop"
+            )
+
+    def end(self) -> None:
+        """Say what became of it, where something was said before."""
+        if self._told_at and self._seen > self._told_at:
+            self._say(f"the population is complete: {self._estimate()}")
+
+    def _estimate(self) -> str:
+        members = self._settings.population.members
+        about = round(self._passed / self._seen * members)
+        text = f"{self._passed} of {self._seen} new members would pass the accuracy gates"
+        return text if self._seen >= members else f"{text} so far, of all {members} about {about}"
+
+    def _results(self, judge: Judge, state: dict[str, Tensor]) -> list[GateResult]:
+        model, gates = load_model(self._task, state), self._settings.gates
+        view = CandidateView(state, model, judge.reference, (), {}, (), gates)
+        return [accuracy_gate(view), class_gate(view)]
+
+    def _say(self, text: str) -> None:
+        if self._tell is not None:
+            self._tell(text)
+            return
+        base = self._vault.entry("base")
+        if base is not None and base.info.get("recipe") == GIVEN:
+            warnings.warn(text, stacklevel=2)
