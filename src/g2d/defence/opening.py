@@ -15,6 +15,7 @@ from g2d.errors import DataError, SettingsError, VaultError
 from g2d.settings import Settings, TaskSettings, build
 from g2d.tasks.source import TaskSource, data_digest, resolve
 from g2d.tasks.task import Task
+from g2d.training.layouts import check_scope
 from g2d.training.recipes import check, find_teacher, try_out
 from g2d.vault.vault import Vault
 
@@ -112,6 +113,7 @@ def _check_hardening(task: Task, settings: Settings) -> None:
         SettingsError: a recipe or a budget of [harden] or [guidance] does not fit.
         TaskError, CheckpointError, VaultError: the teacher does not.
     """
+    check_scope(task, settings)
     check(task, settings.harden)
     try_out(task, settings.harden, find_teacher(settings.harden))
     try:
