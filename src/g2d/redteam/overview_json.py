@@ -334,6 +334,8 @@ def _latents(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
     generations = _states(defence, numbers).values()
     Z = defence.generator.encode([*states, *generations]).double()
     centred = Z - Z[: len(states)].mean(0)
+    # A population of two members has one axis, and a generator of one latent: the second is zero.
+    centred = torch.nn.functional.pad(centred, (0, max(0, 2 - centred.shape[1])))
     _, s, axes = torch.linalg.svd(centred[: len(states)], full_matrices=False)
     # The sign of a principal axis is arbitrary: make its largest component positive.
     signs = [float(axis[axis.abs().argmax()].sign()) for axis in axes[:2]]

@@ -113,7 +113,7 @@ class Codec:
             raise CheckpointError(f"a vector of shape ({self.size},) fits, not {tuple(v.shape)}")
         parts = []
         for spec, flat in zip(self.specs, v.split([s.size for s in self.specs]), strict=True):
-            part = _shaped(flat, spec) * spec.scale
+            part = _shaped(flat * spec.scale, spec)
             parts.append(part.clamp_min(1e-12) if spec.positive else part)
         return parts
 
@@ -150,7 +150,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _shaped(flat: Tensor, spec: TensorSpec) -> Tensor:
     if spec.dtype.is_complex:
-        return torch.view_as_complex(flat.reshape(*spec.shape, 2))
+        pairs = flat.view(*spec.shape, 2)  # torch.view_as_complex would ask for an even offset
+        return torch.complex(pairs[..., 0], pairs[..., 1])
     return flat.view(spec.shape)
 
 
