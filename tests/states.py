@@ -135,8 +135,12 @@ def parametrized():
     )
 
 
+def mlp(width=8):
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))
+
+
 def double():
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    return mlp().double()
 
 
 class Answers(nn.Module):
