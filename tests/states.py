@@ -189,3 +189,16 @@ def defended(path, model, dtype=torch.float32, **changes):
     made = g2d.Defence.build(task(model, dtype), path, settings(**changes), engine=SerialEngine())
     made.generate(1, seed=0)
     return made
+
+
+def images(dtype=torch.float64) -> Task:
+    """A task of tiny images, in a type of its own, for whatever asks for pixels."""
+    flat = splits(dtype, width=64)
+    parts = {k: Split(part.x.view(-1, 1, 8, 8), part.y) for k, part in vars(flat).items()}
+    return Task(
+        "images", lambda: pixels().to(dtype), Splits(**parts), classes=3, eps=0.1, settings=QUICK
+    )
+
+
+def pixels():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
