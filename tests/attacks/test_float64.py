@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import states
-from g2d.attacks.autoattack import apgd, autoattack, square
+from g2d.attacks.autoattack import apgd, square
 from g2d.attacks.bitflip import flipped, progressive_bit_search, quantise
 from g2d.attacks.eot import Tricks, eot_pgd
 from g2d.attacks.extraction import extract
@@ -48,14 +48,13 @@ class Strict(nn.Module):
 
 WHITE = {
     "apgd": lambda m, x, y: apgd(m, x, y, eps=EPS, steps=2, seed=0, bounds=(0.0, 1.0)),
-    "autoattack": lambda m, x, y: autoattack(m, x, y, eps=EPS, seed=0, bounds=(0.0, 1.0)),
     "square": lambda m, x, y: square(m, x, y, eps=EPS, queries=5, seed=0, bounds=(0.0, 1.0)),
     "eot": lambda m, x, y: eot_pgd(
         lambda: [m], x, y, eps=EPS, steps=2, generator=source(0), bounds=(0.0, 1.0),
         tricks=Tricks("probability", 1.0),
     ),
     "universal": lambda m, x, y: x + universal(
-        [m], x, y, eps=EPS, epochs=1, generator=source(0), bounds=(0.0, 1.0)
+        [m], x, y, eps=EPS, steps=2, generator=source(0), bounds=(0.0, 1.0)
     ),
     "miface": lambda m, x, y: invert([m], x, 0, states.images(), steps=2, rate=0.1, seed=0),
 }  # fmt: skip

@@ -116,7 +116,7 @@ def test_an_infinity_that_is_not_by_design_is_refused(attention):
     from g2d.errors import VaultError
     from g2d.protect.snapshots import build_snapshot
 
-    with pytest.raises(VaultError, match="'head.bias' holds NaN or infinity"):
+    with pytest.raises(VaultError, match=r"'head.bias' holds NaN or infinity"):
         build_snapshot(9, Attention(), state)
 
 
@@ -201,7 +201,7 @@ def test_hidden_units_outside_the_scope_are_not_permuted():
 def test_adopted_members_that_differ_in_what_stays_are_refused():
     task = task_of(Attention)
     s = states.settings()
-    with pytest.raises(PopulationError, match="'backbone.bias'.*stays"):
+    with pytest.raises(PopulationError, match=r"'backbone.bias'.*stays"):
         Generator.fit(
             task, [state_of(Attention, 0), state_of(Attention, 1)], [0, 0], s.autoencoder,
             s.diffusion, seed=0,
@@ -262,7 +262,9 @@ def test_odd_kinds_go_the_whole_way(tmp_path, factory):
 
 
 def test_extra_state_that_is_no_tensor_is_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(CheckpointError, match="'_extra_state' .* dict, no tensor.*get_extra_state"):
+    with pytest.raises(
+        CheckpointError, match=r"'_extra_state' .* dict, no tensor.*get_extra_state"
+    ):
         g2d.Defence.build(
             task_of(Untensored), tmp_path / "v", states.settings(), engine=SerialEngine()
         )
@@ -275,5 +277,5 @@ def test_extra_state_that_is_no_tensor_is_refused_before_anything_is_made(tmp_pa
     "tensor", [torch.zeros(2, dtype=torch.complex128), torch.eye(2).to_sparse()]
 )
 def test_a_type_that_no_file_keeps_is_one_line(tensor):
-    with pytest.raises(CheckpointError, match="'odd' is .*cannot keep; expected a dense tensor"):
+    with pytest.raises(CheckpointError, match=r"'odd' is .*cannot keep; expected a dense tensor"):
         pack({"odd": tensor})
