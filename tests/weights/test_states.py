@@ -262,9 +262,7 @@ def test_odd_kinds_go_the_whole_way(tmp_path, factory):
 
 
 def test_extra_state_that_is_no_tensor_is_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"'_extra_state' .* dict, no tensor.*get_extra_state"
-    ):
+    with pytest.raises(CheckpointError, match=r"'_extra_state' .* dict, no tensor"):
         g2d.Defence.build(
             task_of(Untensored), tmp_path / "v", states.settings(), engine=SerialEngine()
         )

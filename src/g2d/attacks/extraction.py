@@ -60,7 +60,8 @@ def extract(
     soft = attack == "knockoff"
     shape = tuple(x.shape[1:])
     thief: Any = PyTorchClassifier(
-        model=Typed(surrogate, x.dtype), loss=_Soft(), input_shape=shape, nb_classes=classes, clip_values=bounds,
+        model=Typed(surrogate, x.dtype), loss=_Soft(), input_shape=shape, nb_classes=classes,
+        clip_values=bounds,
         optimizer=torch.optim.Adam(surrogate.parameters(), rate), device_type="cpu",
     )  # fmt: skip
     victim = black_box(
