@@ -53,15 +53,30 @@ def quiet(seed: int) -> Iterator[None]:
             np.random.set_state(state)
 
 
-class _Float32(nn.Module):
-    """HopSkipJump hands float64 arrays on; every model here is float32."""
+class Typed(nn.Module):
+    """A model for ART: it takes whatever float type ART hands on, and answers in float32.
 
-    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+    Args:
+        dtype: of the inputs that the model itself takes.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
         super().__init__()
-        self.inner = model
+        self.inner, self.dtype = model, dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.float())
+        """Map (n, ...) to logits (n, classes)."""
+        return self.inner(x.to(self.dtype)).float()
+
+
+def array(x: Tensor) -> Any:
+    """A tensor for NumPy, which has no bfloat16."""
+    return (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy()
+
+
+def tensor(x: Any) -> Tensor:
+    """What ART gives, as float32."""
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
 
 
 def white_box(
@@ -70,15 +85,17 @@ def white_box(
     classes: int,
     bounds: Bounds,
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
     """Wrap a model of logits as ART's `PyTorchClassifier`, on the CPU.
 
     Args:
         model: maps (n, *shape) to logits (n, classes). optimizer: for attacks that train.
+        dtype: of the inputs that the model takes.
     """
     from art.estimators.classification import PyTorchClassifier
 
-    module = _Float32(model)
+    module = Typed(model, dtype)
     return PyTorchClassifier(
         model=module,
         loss=nn.CrossEntropyLoss(),
@@ -95,15 +112,16 @@ def black_box(
     shape: tuple[int, ...],
     classes: int,
     bounds: Bounds,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
     """Wrap an API that answers with scores as ART's black-box classifier: no gradients, no weights.
 
     Args:
-        predict: maps (n, *shape) float32 to scores (n, classes).
+        predict: maps (n, *shape) of `dtype` to scores (n, classes).
     """
     from art.estimators.classification import BlackBoxClassifier
 
     def answer(x: Any) -> Any:
-        return predict(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))).numpy()
+        return array(predict(tensor(x).to(dtype)))
 
     return BlackBoxClassifier(answer, shape, classes, clip_values=bounds)

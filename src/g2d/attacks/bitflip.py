@@ -9,7 +9,7 @@ accuracy is judged elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +50,13 @@ class Quantised:
     codes: Mapping[str, Tensor]
     scales: Mapping[str, float]
     rest: State
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def weight(self, name: str) -> Tensor:
-        """One weight tensor as it is used, float32."""
-        return self.codes[name].float() * self.scales[name]
+        """One weight tensor as it is used: in its own type, float32 where `dtypes` has none."""
+        kind = self.dtypes.get(name, torch.float32)
+        wide = torch.promote_types(kind, torch.float32)
+        return (self.codes[name].to(wide) * self.scales[name]).to(kind)
 
     def state(self) -> dict[str, Tensor]:
         """The state dict that the stored bits stand for."""
@@ -61,7 +64,7 @@ class Quantised:
 
 
 def quantise(state: State) -> Quantised:
-    """Store every floating tensor of two or more axes in 8 bits (section 3.1 of the paper).
+    """Store every finite float tensor of two or more axes in 8 bits (section 3.1 of the paper).
 
     Symmetric and per tensor: scale = max|W| / 127, code = round(W / scale), in two's complement.
     The error is at most half a scale; what is quantised already comes back bit by bit.
@@ -69,13 +72,14 @@ def quantise(state: State) -> Quantised:
     Raises:
         SettingsError: the state holds no weight matrix or kernel.
     """
-    chosen = {n: t for n, t in state.items() if t.is_floating_point() and t.dim() >= 2}
+    floating = {n: t for n, t in state.items() if t.is_floating_point() and t.dim() >= 2}
+    chosen = {n: t for n, t in floating.items() if t.numel() and bool(torch.isfinite(t).all())}
     if not chosen:
         raise SettingsError("bit flips need weight matrices or kernels; this model has none")
     scales = {name: float(t.abs().max()) / (2**_SIGN - 1) or 1.0 for name, t in chosen.items()}
     codes = {name: (t / scales[name]).round().to(torch.int8) for name, t in chosen.items()}
     rest = {name: tensor for name, tensor in state.items() if name not in chosen}
-    return Quantised(codes, scales, rest)
+    return Quantised(codes, scales, rest, {name: tensor.dtype for name, tensor in chosen.items()})
 
 
 def flipped(stored: Quantised, flips: Sequence[Flip]) -> Quantised:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from g2d.attacks.art import black_box, quiet
+from g2d.attacks.art import Typed, array, black_box, quiet
 from g2d.core.types import Bounds
 
 ATTACKS = ("copycat", "knockoff")
@@ -60,11 +60,12 @@ def extract(
     soft = attack == "knockoff"
     shape = tuple(x.shape[1:])
     thief: Any = PyTorchClassifier(
-        model=surrogate, loss=_Soft(), input_shape=shape, nb_classes=classes, clip_values=bounds,
+        model=Typed(surrogate, x.dtype), loss=_Soft(), input_shape=shape, nb_classes=classes,
+        clip_values=bounds,
         optimizer=torch.optim.Adam(surrogate.parameters(), rate), device_type="cpu",
     )  # fmt: skip
     victim = black_box(
-        (lambda part: _probabilities(api(part))) if soft else api, shape, classes, bounds
+        (lambda part: _probabilities(api(part))) if soft else api, shape, classes, bounds, x.dtype
     )
     settings = {
         "batch_size_fit": 64, "batch_size_query": request, "nb_epochs": epochs,
@@ -74,7 +75,7 @@ def extract(
         KnockoffNets(victim, verbose=False, **settings) if soft else CopycatCNN(victim, **settings)
     )
     with quiet(seed):
-        library.extract(x.numpy(), thieved_classifier=thief)
+        library.extract(array(x), thieved_classifier=thief)
     return surrogate.eval().requires_grad_(False)
 
 

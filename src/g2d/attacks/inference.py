@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from g2d.attacks.art import black_box, quiet, white_box
+from g2d.attacks.art import array, black_box, quiet, white_box
 from g2d.errors import SettingsError
 from g2d.tasks.task import Task
 
@@ -114,10 +114,10 @@ def art_membership(
         attack = MembershipInferenceBlackBox(known, attack_model_type="rf")
         attack.fit(
             y=labels[0].numpy(), test_y=labels[1].numpy(),
-            pred=shadow_logits[0].softmax(1).numpy(), test_pred=shadow_logits[1].softmax(1).numpy(),
+            pred=array(shadow_logits[0].softmax(1)), test_pred=array(shadow_logits[1].softmax(1)),
         )  # fmt: skip
         scores = [
-            attack.infer(None, y.numpy(), pred=z.softmax(1).numpy(), probabilities=True)
+            attack.infer(None, y.numpy(), pred=array(z.softmax(1)), probabilities=True)
             for z in targets
         ]
     return [torch.from_numpy(np.asarray(score)).reshape(-1).double() for score in scores]
@@ -150,12 +150,12 @@ def invert(
     from art.attacks.inference.model_inversion import MIFace
 
     shape = tuple(start.shape[1:])
-    target = white_box(_Ensemble(models), shape, task.classes, task.bounds)
+    target = white_box(_Ensemble(models), shape, task.classes, task.bounds, dtype=start.dtype)
     with quiet(seed):
         # threshold=1: no early stop, so that steps are what was spent.
         attack = MIFace(
             target, max_iter=steps, threshold=1.0, learning_rate=rate, batch_size=len(start),
             verbose=False,
         )  # fmt: skip
-        found = attack.infer(start.numpy(), np.full(len(start), label))
+        found = attack.infer(array(start), np.full(len(start), label))
     return torch.from_numpy(np.asarray(found)).to(start.dtype)

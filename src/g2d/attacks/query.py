@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from g2d.attacks.art import black_box, quiet
+from g2d.attacks.art import array, black_box, quiet, tensor
 from g2d.attacks.pgd import check_budget, project
 from g2d.core.types import Bounds
 
@@ -183,7 +183,7 @@ def art_square(
     def answer(inputs: Any) -> Any:
         asked = everyone if len(inputs) == len(x) else lanes["robust"]
         assert len(asked) == len(inputs), "ART asks about all images or about the robust ones"
-        return api(_tensor(inputs), asked).numpy()
+        return array(api(tensor(inputs).to(x.dtype), asked))
 
     def adversarial(scores: Any, labels: Any) -> Any:
         """ART's own criterion; only ever called on the scores of all images."""
@@ -206,7 +206,7 @@ def art_square(
         verbose=False,
     )
     with quiet(seed), contextlib.suppress(SpentError):
-        return _tensor(attack.generate(x.numpy(), y.numpy()))
+        return tensor(attack.generate(array(x), y.numpy())).to(x.dtype)
     return x.clone()
 
 
@@ -258,11 +258,11 @@ def _hop(
             raise _StuckError
         return scores
 
-    estimator = black_box(answer, tuple(x.shape[1:]), classes, bounds)
+    estimator = black_box(answer, tuple(x.shape[1:]), classes, bounds, x.dtype)
     # A batch is ART's own matter: every input counts as one query.
     attack = library(estimator, batch_size=1024, norm=np.inf, verbose=False)
     one = slice(lane, lane + 1)
-    return _tensor(attack.generate(x[one].numpy(), y[one].numpy()))[0]
+    return tensor(attack.generate(array(x[one]), y[one].numpy()))[0]
 
 
 @contextlib.contextmanager
@@ -279,7 +279,3 @@ def _seeded_states() -> Iterator[None]:
         yield
     finally:
         np.random.RandomState = original  # type: ignore[misc]
-
-
-def _tensor(array: Any) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -209,12 +209,12 @@ def population(
     with defence:
         with show_progress() as progress:
             if from_checkpoints:
-                defence.adopt(from_checkpoints, progress)
+                defence.adopt(from_checkpoints, progress, print_line)
             else:
                 if base is not None:
                     from g2d.weights.checkpoints import load_checkpoint
 
-                    defence.adopt_base(load_checkpoint(base))
+                    defence.adopt_base(load_checkpoint(base), print_line)
                 with make_engine(engine, ray_address, count) as jobs:
                     defence.populate(jobs, progress, tell=say)
         print_population(defence.vault, defence.settings)

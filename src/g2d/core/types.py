@@ -25,6 +25,9 @@ Bounds = tuple[float, float] | None
 Progress = Callable[[str, int, int], None]
 """Called with a stage, what is done and the total."""
 
+Say = Callable[[str], None]
+"""Called with a line that the user should read; nothing is wrong."""
+
 Tick = Callable[[int, int], None]
 """Called with what is done and the total."""
 
@@ -36,3 +39,7 @@ Array = NDArray[Any]
 
 def silent(stage: str, done: int, total: int) -> None:
     """Report no progress."""
+
+
+def unsaid(line: str) -> None:
+    """Keep a line to oneself."""

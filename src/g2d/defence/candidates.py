@@ -27,6 +27,7 @@ from g2d.settings import GateSettings, Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.task import Task
+from g2d.training.layouts import layout_of
 from g2d.weights.checkpoints import unpack
 
 
@@ -115,13 +116,18 @@ class Candidate:
 
 
 class Judge:
-    """Runs every gate on a state dict, against the base of the task."""
+    """Runs every gate on a state dict, against the base of the task.
 
-    def __init__(self, task: Task, base: State) -> None:
+    Args:
+        scope: name patterns, as in `[autoencoder]`; what lies outside counts in no distance.
+    """
+
+    def __init__(self, task: Task, base: State, scope: Sequence[str] = ()) -> None:
         split = task.splits.gate
         correct = predict(load_model(task, base), split.x).argmax(1) == split.y
         self.reference = Reference(split, correct, task.classes, task.eps, task.bounds)
-        self._task, self.chain = task, hidden_units(task)
+        self.scope = layout_of(task).in_scope(scope)
+        self._task, self.chain = task, hidden_units(task, self.scope)
 
     def __call__(
         self,
@@ -133,7 +139,9 @@ class Judge:
         """Judge; `recent`: exposures with their attacks, `states`: those that distance counts."""
         model = load_model(self._task, state)
         return run_gates(
-            CandidateView(state, model, self.reference, recent, states, self.chain, gates)
+            CandidateView(
+                state, model, self.reference, recent, states, self.chain, gates, self.scope
+            )
         )
 
 
@@ -154,7 +162,7 @@ def run_job(job: CandidateJob) -> Candidate:
     """Make one candidate in a worker process."""
     task = resolve(job.task)
     generator = Generator.from_bytes(job.generator, job.settings.generator.space)
-    judge = Judge(task, unpack(job.base))
+    judge = Judge(task, unpack(job.base), job.settings.autoencoder.scope)
     return make(task, job.settings, generator, judge, job.recent, job.states, job.draw)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
-from g2d.core.types import Progress, State, Tick, silent
+from g2d.core.types import Progress, Say, State, Tick, silent, unsaid
 from g2d.defence import opening
 from g2d.defence.candidates import (
     Candidate,
@@ -142,31 +142,23 @@ class Defence:
         """
         populate(self.task, self.source, self.vault, self.settings, engine, progress, tell)
 
-    def adopt_base(self, state: State) -> None:
-        """Take a model that is deployed as the base, before there is a population.
+    def adopt_base(self, state: State, say: Say = unsaid) -> None:
+        """Take a deployed model as the base, before there is a population; `say` how names changed.
 
         Raises:
             CheckpointError: it does not fit the task's model. VaultError: there is another base.
         """
-        adopt_base(
-            self.task, self.vault, self.settings, state, note_of(self.task)
-        )  # fmt: skip
+        adopt_base(self.task, self.vault, self.settings, state, note_of(self.task), say)
 
-    def adopt(self, folder: Path | str, progress: Progress = silent) -> None:
+    def adopt(self, folder: Path | str, progress: Progress = silent, say: Say = unsaid) -> None:
         """Take a folder of checkpoints that the user has as the population.
 
         Members that an interrupted run has adopted already are adopted again, to the same bytes.
         """
         if any(e.info.get("recipe") != "adopted" for e in self.vault.entries("member")):
             raise VaultError(f"{self.vault.path} has a population already; use a new folder")
-        adopt_checkpoints(
-            self.task,
-            self.vault,
-            self.settings.population,
-            Path(folder),
-            progress,
-            note_of(self.task),
-        )
+        note, s = note_of(self.task), self.settings.population
+        adopt_checkpoints(self.task, self.vault, s, Path(folder), progress, note, say)
 
     def fit(self, progress: Progress = silent, again: bool = False) -> Generator:
         """Fit the generator on the population, unless the vault holds it; expose the base.
@@ -345,7 +337,8 @@ class Defence:
     @property
     def _judge(self) -> Judge:
         if self._judging is None:
-            self._judging = Judge(self.task, read_base(self.vault))
+            scope = self.settings.autoencoder.scope
+            self._judging = Judge(self.task, read_base(self.vault), scope)
         return self._judging
 
     @property

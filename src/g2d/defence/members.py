@@ -24,6 +24,7 @@ from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import check_state, digest, unpack
+from g2d.weights.layout import whole_state
 
 
 def fitted_members(entries: list[Entry], newest: float) -> list[Entry]:
@@ -121,7 +122,7 @@ def fit_generator(
     """
     states = [unpack(vault.read(entry)) for entry in entries]
     for entry, state in zip(entries, states, strict=True):
-        check_state(task.model(0).state_dict(), state, f"member {entry.index}")
+        check_state(whole_state(task.model(0)), state, f"member {entry.index}")
     fitted = Generator.fit(
         task,
         states,

@@ -18,6 +18,7 @@ from g2d.generator import hidden_units
 from g2d.settings import Settings
 from g2d.tasks.probe import check_training
 from g2d.tasks.task import Task
+from g2d.training.layouts import check_scope
 from g2d.training.recipes import check, find_teacher, try_out
 from g2d.weights.checkpoints import pack, unpack
 from g2d.weights.codec import Codec
@@ -62,12 +63,14 @@ def check_all(task: Task, settings: Settings) -> None:
 
     Raises:
         TaskError: the task cannot be trained with this batch, or its state cannot be kept.
-        SettingsError: a recipe or a budget of [harden] or [guidance] does not fit.
+        SettingsError: the scope holds nothing that moves, or a recipe or a budget of [harden] or
+            [guidance] does not fit.
         CheckpointError, VaultError: the teacher does not.
     """
     if settings.population.batch != _own_batch(task):
         check_training(task, settings.population.batch)
     check_packing(task)
+    check_scope(task, settings)
     check(task, settings.harden)
     try_out(task, settings.harden, find_teacher(settings.harden))
     try:

@@ -17,8 +17,10 @@ from g2d.generator.latent_space import DEFAULT, FitPlan, LatentSpace, Population
 from g2d.settings import AutoencoderSettings, DiffusionSettings, GuidanceSettings
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
+from g2d.training.layouts import layout_of
 from g2d.weights.checkpoints import pack, unpack, unpack_metadata
 from g2d.weights.codec import Codec
+from g2d.weights.layout import same_bits
 from g2d.weights.symmetry import Coupling, align, couplings
 
 FORMAT = "g2d-generator-2"
@@ -70,11 +72,12 @@ class Generator:
             raise PopulationError(
                 f"a population of {len(states)} cannot be fitted; make at least two members"
             )
+        layout = layout_of(task)
         if autoencoder.align:
-            chain = hidden_units(task)
+            chain = hidden_units(task, layout.in_scope(autoencoder.scope))
             states = [states[0], *(align(states[0], state, chain) for state in states[1:])]
-        codec = Codec.fit(states, autoencoder.scope)
-        _check_rest(codec, states)
+        codec = Codec.fit(states, autoencoder.scope, layout)
+        _check_rest(layout.stays(autoencoder.scope), states)
         population = Population(
             task,
             codec,
@@ -135,6 +138,8 @@ class Generator:
         described = {"format": FORMAT, "codec": json.dumps(self.codec.describe())}
         if self.kind != DEFAULT:
             described["space"] = self.kind
+        if self.codec.ties:
+            described["ties"] = json.dumps(self.codec.ties)
         kept = {} if self.bank is None else {"bank.x": self.bank.x, "bank.y": self.bank.y}
         return pack(rest | kept | self.space.tensors(), described | self.space.describe())
 
@@ -167,20 +172,27 @@ class Generator:
             if {"bank.x", "bank.y"} <= tensors.keys()
             else None
         )
-        codec = Codec.restore(json.loads(described["codec"]), rest)
+        ties = json.loads(described.get("ties", "{}"))
+        codec = Codec.restore(json.loads(described["codec"]), rest, ties)
         return cls(find_space(kind).restore(codec, own, described), kind, bank)
 
 
-def _check_rest(codec: Codec, states: Sequence[State]) -> None:
+def _check_rest(stays: frozenset[str], states: Sequence[State]) -> None:
     """Outside the scope all members must agree, or a generation would be pieced together."""
-    for name, tensor in codec.rest.items():
-        if tensor.is_floating_point() and any(not torch.equal(s[name], tensor) for s in states):
+    first, *others = states
+    for name in sorted(stays):
+        if any(not same_bits(state[name], first[name]) for state in others):
             raise PopulationError(
-                f"members differ in {name!r}, which is out of scope; widen [autoencoder] scope, or "
-                "make a population with that scope"
+                f"members differ in {name!r}, which is out of scope or stays (frozen, constant): "
+                "widen [autoencoder] scope, naming it exactly, or make a population with that scope"
             )
 
 
-def hidden_units(task: Task) -> tuple[Coupling, ...]:
-    """The task's verified chain of hidden units, or () where alignment is the identity."""
-    return couplings(task.model(0), task.splits.guide.x[:8])
+def hidden_units(task: Task, names: frozenset[str] | None = None) -> tuple[Coupling, ...]:
+    """The task's verified chain of hidden units, or () where alignment is the identity.
+
+    Args:
+        names: what may move; units whose tensors lie outside cannot be permuted. None: all.
+    """
+    chain = couplings(task.model(0), task.splits.guide.x[:8])
+    return chain if names is None else tuple(c for c in chain if names.issuperset(c.tensors))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from g2d.core.types import State
 from g2d.errors import CheckpointError
+from g2d.weights.layout import is_extra
 
 __all__ = ["MemoryWatch"]
 
@@ -31,7 +32,7 @@ class MemoryWatch:
     others run the model.
 
     Args:
-        state: in the model's own dtypes, as `load_state_dict` took it.
+        state: in the model's own dtypes, as `load_state_dict` took it. Extra state is not watched.
 
     Raises:
         CheckpointError: `state` has a tensor that the model lacks.
@@ -39,10 +40,11 @@ class MemoryWatch:
 
     def __init__(self, model: nn.Module, state: State | None = None) -> None:
         self._model = model
+        state = {name: tensor for name, tensor in (state or {}).items() if not is_extra(name)}
         self._digests = {name: _digest(tensor) for name, tensor in _tensors(model)}
-        if foreign := sorted((state or {}).keys() - self._digests.keys()):
+        if foreign := sorted(state.keys() - self._digests.keys()):
             raise CheckpointError(f"the model has no tensor {foreign[0]!r}: another task's state?")
-        self._digests |= {name: _digest(tensor) for name, tensor in (state or {}).items()}
+        self._digests |= {name: _digest(tensor) for name, tensor in state.items()}
         self.interval = max(_LONGEST, min(self._cost() for _ in range(3)) / _SHARE)
         """Seconds between checks: 0.5, or longer where a model is so large that it costs more."""
 

@@ -7,7 +7,7 @@ How flips are found and what they cost does not live here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +32,18 @@ class Ranges:
     ends: Mapping[str, tuple[float, float]]
 
     @classmethod
-    def of(cls, state: State) -> Ranges:
+    def of(cls, state: State, infinite: Collection[str] = ()) -> Ranges:
         """The ranges of a known-good state dict; one that was verified, not one read from memory.
+
+        Args:
+            infinite: names of tensors that hold infinity by design, as an attention mask: their
+                range goes to their own least and largest value.
 
         Raises:
             CheckpointError: a tensor holds NaN or infinity, or a running variance below zero.
         """
         floating = {n: t for n, t in state.items() if t.is_floating_point() and t.numel()}
-        return cls({name: _ends(name, tensor) for name, tensor in floating.items()})
+        return cls({n: _ends(n, tensor, n in infinite) for n, tensor in floating.items()})
 
     @torch.no_grad()
     def hold(self, name: str, tensor: Tensor) -> bool:
@@ -53,7 +57,7 @@ class Ranges:
         if _inside(tensor, low, high):  # reads alone: memory stays clean and shared
             return False
         # One write of the right values: another thread's forward never meets a half repaired one.
-        tensor.copy_(tensor.nan_to_num(0.0).clamp(low, high))
+        tensor.copy_(tensor.nan_to_num(0.0, torch.inf, -torch.inf).clamp(low, high))
         return True
 
     def check(self, state: State) -> None:
@@ -140,8 +144,10 @@ def _places(model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor | None], s
                 yield (f"{prefix}.{key}" if prefix else key), table, key
 
 
-def _ends(name: str, tensor: Tensor) -> tuple[float, float]:
+def _ends(name: str, tensor: Tensor, infinite: bool) -> tuple[float, float]:
     low, high = (float(end) for end in tensor.detach().aminmax())
+    if infinite and low <= high:  # NaN fails the comparison
+        return low, high
     if not -torch.inf < low <= high < torch.inf:  # NaN fails each comparison
         raise CheckpointError(
             f"tensor {name!r} holds NaN or infinity: no known-good state. Load it anew"

@@ -18,6 +18,7 @@ from g2d.errors import CheckpointError, VaultError
 from g2d.protect.integrity import MemoryWatch
 from g2d.protect.ranges import Ranges, hold_in_ranges
 from g2d.rotation.snapshot import Snapshot
+from g2d.weights.layout import is_number, same_bits
 
 __all__ = ["Inference", "build_snapshot"]
 
@@ -32,6 +33,16 @@ class Inference:
     def __call__(self, x: Tensor) -> Tensor:
         """Answer a batch."""
         return self._model(x)
+
+
+def _infinite(model: nn.Module, state: State) -> set[str]:
+    """Names of tensors that are infinite by design: in a fresh model as in the state."""
+    return {
+        name
+        for name, fresh in model.state_dict().items()
+        if name in state and is_number(fresh) and bool(fresh.isinf().any())
+        if same_bits(fresh, state[name])
+    }
 
 
 def build_snapshot(
@@ -53,9 +64,10 @@ def build_snapshot(
         VaultError: the state is not one of this model, or changed while it was loaded.
     """
     try:
+        infinite = _infinite(model, state)
         model.load_state_dict(state)
         watch = MemoryWatch(model.eval().requires_grad_(False), state)
-        hold_in_ranges(model, Ranges.of(state))
+        hold_in_ranges(model, Ranges.of(state, infinite))
     except (RuntimeError, CheckpointError) as error:
         raise VaultError(
             f"generation {number} does not fit the task's model: {' '.join(str(error).split())}"

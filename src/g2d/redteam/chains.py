@@ -28,7 +28,7 @@ from g2d.tasks.inference import load_model, predict
 from g2d.tasks.source import data_digest
 from g2d.tasks.splits import Split
 from g2d.training.loop import Batches
-from g2d.training.population import run_job
+from g2d.training.population import run_job, stays_of
 from g2d.training.recipes import HardenedTraining, stale
 from g2d.training.recipes.distil import teacher_of
 from g2d.weights.checkpoints import digest, pack, unpack
@@ -234,7 +234,9 @@ def make(order: _Order) -> list[tuple[bytes, float]]:
             data = pack(_rival(context, index))
         elif order.name == "retrained":
             teacher = teacher_of(context.defence.vault, context.spec.settings.harden)
-            job = retraining(context.spec.source, context.spec.settings, index, teacher)
+            job = retraining(
+                context.spec.source, context.spec.settings, index, teacher, _stays(context)
+            )
             data = run_job(job).weights
         else:
             drawn = _draw(context, order.name, index)
@@ -263,12 +265,19 @@ def _rival(context: AttackContext, index: int) -> State:
     if harden.method == "fgsm":
         harden = replace(harden, method="pgd")
     model, teacher = context.task.model(seed), teacher_of(context.defence.vault, harden)
+    if stays := _stays(context):
+        model.load_state_dict(unpack(stays), strict=False)
     training = HardenedTraining(
         context.task, harden, batches, s.base_steps, seed=seed, extra=(stale,), pools=pools,
         teacher=teacher.load(context.task) if teacher else None,
     )  # fmt: skip
     training.run(model, s.rate)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _stays(context: AttackContext) -> bytes | None:
+    """What every network of the task has as the base has it: a seed would draw it anew."""
+    return stays_of(context.task, pack(_base(context.defence)))
 
 
 def _draw(context: AttackContext, name: str, index: int) -> State | None:

@@ -25,6 +25,7 @@ from g2d.tasks.task import Task
 from g2d.training.population import TrainingJob, run_job
 from g2d.training.recipes import Teacher
 from g2d.weights.checkpoints import unpack
+from g2d.weights.layout import add_noise, differing, mean_of
 from g2d.weights.symmetry import permute
 
 
@@ -52,7 +53,7 @@ class FittedMembers:
 def soups(members: FittedMembers, count: int, seed: int) -> list[State]:
     """Means of four random members of one basin (model soup, arXiv 2203.05482).
 
-    Tensors that are not floats are the first one's. None where there is just one member.
+    What is no number, or the same in all, is the first one's. None where there is just one member.
     """
     states, basins = members.states, members.basins
     generator = torch.Generator().manual_seed(seed_of(seed, "soup"))
@@ -62,33 +63,23 @@ def soups(members: FittedMembers, count: int, seed: int) -> list[State]:
         basin = known[int(torch.randint(len(known), (1,), generator=generator))]
         inside = (basins == basin).nonzero().flatten()
         chosen = inside[torch.randperm(len(inside), generator=generator)[:4]].tolist()
-        made.append(
-            {
-                name: torch.stack([states[i][name] for i in chosen]).mean(0)
-                if tensor.is_floating_point()
-                else tensor
-                for name, tensor in states[chosen[0]].items()
-            }
-        )
+        made.append(mean_of([states[i] for i in chosen]))
     return made
 
 
 def noised(members: FittedMembers, count: int, seed: int) -> list[State]:
-    """Random members plus Gaussian noise of a tenth of each tensor's root mean square."""
+    """Random members plus Gaussian noise of a tenth of each tensor's root mean square.
+
+    What is the same in all of them (frozen, constant) stays.
+    """
     states = members.states
+    names = differing(states)
     generator = torch.Generator().manual_seed(seed_of(seed, "noise"))
     made: list[State] = []
     for _ in range(count if states else 0):
         state = states[int(torch.randint(len(states), (1,), generator=generator))]
-        made.append({name: _noisy(tensor, generator) for name, tensor in state.items()})
+        made.append(add_noise(state, names, generator))
     return made
-
-
-def _noisy(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    scale = 0.1 * tensor.square().mean().sqrt()
-    return tensor + scale * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
 
 
 def permuted(task: Task, state: State, count: int, seed: int) -> list[State]:
@@ -105,13 +96,21 @@ def permuted(task: Task, state: State, count: int, seed: int) -> list[State]:
 
 
 def retraining(
-    source: TaskSource, settings: Settings, index: int, teacher: Teacher | None = None
+    source: TaskSource,
+    settings: Settings,
+    index: int,
+    teacher: Teacher | None = None,
+    stays: bytes | None = None,
 ) -> TrainingJob:
-    """The training of a network from a fresh seed, hardened as the base."""
+    """The training of a network from a fresh seed, hardened as the base.
+
+    Args:
+        stays: as in `TrainingJob`: frozen parameters of the base, that a seed would draw anew.
+    """
     # Far from the population's own indices, so that its seed is nobody else's.
     return TrainingJob(
         source, "member", 10**6 + index, 0, "seeds", settings.population, None, (), (),
-        settings.harden, teacher,
+        settings.harden, teacher, stays,
     )  # fmt: skip
 
 

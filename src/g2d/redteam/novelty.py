@@ -9,7 +9,7 @@ Zeng et al. (arXiv 2506.07998), who found that weight generators mostly replicat
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,12 +33,17 @@ class Distances:
     Args:
         members: state dicts of one architecture. chain: its hidden layers; `()`: not aligned.
         most: `unit` is taken over at most so many members, evenly spaced (all, if None).
+        names: the tensors that count; None: all numbers.
     """
 
     def __init__(
-        self, members: Sequence[State], chain: Sequence[Coupling], most: int | None = None
+        self,
+        members: Sequence[State],
+        chain: Sequence[Coupling],
+        most: int | None = None,
+        names: Collection[str] | None = None,
     ) -> None:
-        self.chain = chain
+        self.chain, self._names = chain, names
         self.members = [self._balanced(member) for member in members]
         self._asked = spaced(len(members), most)
 
@@ -46,7 +51,7 @@ class Distances:
         return balance(state, self.chain) if self.chain else state
 
     def _one(self, reference: State, balanced: State) -> float:
-        return relative_l1(reference, align(reference, balanced, self.chain))
+        return relative_l1(reference, align(reference, balanced, self.chain), self._names)
 
     def all(self, state: State, first: int | None = None) -> list[float]:
         """Distance to each member, in order; only to the `first` ones, if given."""

@@ -27,6 +27,7 @@ from g2d.redteam.overview import Overview, evaluate
 from g2d.redteam.rows import Row
 from g2d.redteam.scoring import Rate
 from g2d.tasks.inference import load_model, predict
+from g2d.training.layouts import layout_of
 from g2d.weights.checkpoints import unpack
 
 # Novelty is a table beside others and must stay cheap: an aligned distance takes some 6 ms, and
@@ -228,12 +229,19 @@ def _states(defence: Defence, numbers: Sequence[int]) -> dict[int, State]:
     return {k: defence.generation(k).state for k in numbers}
 
 
+def _scope(defence: Defence) -> frozenset[str]:
+    """Names of the tensors that a generation has of its own."""
+    return layout_of(defence.task).in_scope(defence.settings.autoencoder.scope)
+
+
 def _distances(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
     """Aligned relative L1 distance of each generation to exposed ones and to the population."""
-    chain, states = hidden_units(defence.task), _states(defence, numbers)
+    scope, states = _scope(defence), _states(defence, numbers)
+    chain = hidden_units(defence.task, scope)
     entries = defence.vault.entries("member")
-    members = Distances([unpack(defence.vault.read(entry)) for entry in entries], chain)
-    others = Distances([states[k] for k in numbers], chain)
+    kept = [unpack(defence.vault.read(entry)) for entry in entries]
+    members = Distances(kept, chain, names=scope)
+    others = Distances([states[k] for k in numbers], chain, names=scope)
     listed = []
     for place, number in enumerate(numbers[1:], 1):
         exposed = others.all(states[number], place)
@@ -258,7 +266,8 @@ def _novelty(context: AttackContext, found: Overview) -> dict[str, Any] | None:
     if len(fitted.states) < 2:
         return None
     members = fitted.take(spaced(len(fitted.states), _MEMBERS))
-    distances = Distances(members.states, hidden_units(task), _UNIT)
+    scope = _scope(context.defence)
+    distances = Distances(members.states, hidden_units(task, scope), _UNIT, scope)
     numbers = sorted(found.models)[1:][-_NETWORKS:]
     rows: dict[str, list[State]] = {
         "generations": list(_states(context.defence, numbers).values()),
@@ -325,6 +334,8 @@ def _latents(defence: Defence, numbers: Sequence[int]) -> dict[str, Any]:
     generations = _states(defence, numbers).values()
     Z = defence.generator.encode([*states, *generations]).double()
     centred = Z - Z[: len(states)].mean(0)
+    # A population of two members has one axis, and a generator of one latent: the second is zero.
+    centred = torch.nn.functional.pad(centred, (0, max(0, 2 - centred.shape[1])))
     _, s, axes = torch.linalg.svd(centred[: len(states)], full_matrices=False)
     # The sign of a principal axis is arbitrary: make its largest component positive.
     signs = [float(axis[axis.abs().argmax()].sign()) for axis in axes[:2]]

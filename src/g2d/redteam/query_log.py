@@ -116,7 +116,7 @@ class QueryLog:
         self.spent.index_add_(0, lane, torch.ones_like(lane))
         self._note(inputs, lane, numbers[asked], scores, network)
         if self._last is None:
-            self._last = torch.zeros(len(self.split), scores.shape[1])
+            self._last = scores.new_zeros(len(self.split), scores.shape[1])
         self._last[lane] = scores
         heard = self._last[lanes]
         heard[asked] = scores

@@ -236,4 +236,5 @@ class _ArrayInference:
 
     @torch.inference_mode()
     def __call__(self, x: Array) -> Array:
-        return np.asarray(self._model(torch.from_numpy(x)).numpy())
+        # float(): NumPy has no bfloat16, and answers are float32 whatever the model computes in.
+        return np.asarray(self._model(torch.from_numpy(x)).float().numpy())

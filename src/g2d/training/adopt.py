@@ -10,16 +10,19 @@ from torch import Tensor
 
 from g2d.attacks.pools import craft_pool, pack_pool
 from g2d.core.seeds import seed_of
-from g2d.core.types import Progress, State
+from g2d.core.types import Progress, Say, State, unsaid
 from g2d.errors import PopulationError, VaultError
 from g2d.settings import PopulationSettings, Settings
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.task import Task
 from g2d.training.basins import basins_of, score
+from g2d.training.layouts import layout_of
 from g2d.training.population import fingerprint
 from g2d.training.recipes.distil import keep_teacher
 from g2d.vault.vault import Entry, Vault
-from g2d.weights.checkpoints import check_state, load_checkpoint, pack
+from g2d.weights.checkpoints import find_checkpoints, load_checkpoint, pack
+from g2d.weights.foreign import fit_state
+from g2d.weights.layout import whole_state
 
 GIVEN = "adopted base"
 """The recipe of a base that the user has given."""
@@ -28,19 +31,25 @@ STARTS = {"starts": True}
 
 
 def adopt_base(
-    task: Task, vault: Vault, settings: Settings, state: State, note: Mapping[str, Any]
+    task: Task,
+    vault: Vault,
+    settings: Settings,
+    state: State,
+    note: Mapping[str, Any],
+    say: Say = unsaid,
 ) -> Entry:
     """Take a model that is deployed as the base; the population is then forked and trained anew.
 
     Basins begin at it and are repelled from it and from one another, unless `early_steps` is 0:
-    then it is the one basin, and members begin at it.
+    then it is the one basin, and members begin at it. `say` is told of a prefix that names had.
 
     Raises:
         CheckpointError: it does not fit the task's model. VaultError: the vault has another base.
     """
-    reference = task.model(0).state_dict()
-    check_state(reference, state, "the base")
-    fitting = {name: state[name].to(tensor.dtype) for name, tensor in reference.items()}
+    fitted = fit_state(whole_state(task.model(0)), state, "the base", layout_of(task).ties)
+    fitting = fitted.state
+    for line in fitted.notes:
+        say(line)
     weights, there = pack(fitting), vault.entry("base")
     if there is not None:
         if vault.read(there) != weights:
@@ -69,8 +78,9 @@ def adopt_checkpoints(
     folder: Path,
     progress: Progress,
     note: Mapping[str, Any] | None = None,
+    say: Say = unsaid,
 ) -> list[Entry]:
-    """Adopt a folder of checkpoints (.safetensors, .pt, .pth) as the population.
+    """Adopt a folder of checkpoints as the population: what `load_checkpoint` reads, each one.
 
     The checkpoint that is most accurate on the guide split becomes the base. Members share a basin
     if the midpoint of their parameters keeps the accuracy (linear mode connectivity).
@@ -78,22 +88,20 @@ def adopt_checkpoints(
     Raises:
         PopulationError: fewer than two checkpoints; CheckpointError: one does not fit the model.
     """
-    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".pt", ".pth"))
+    files = find_checkpoints(folder)
     if len(files) < 2:
         raise PopulationError(
-            f"{folder} holds {len(files)} checkpoint(s) (.safetensors, .pt, .pth); a population "
-            "needs at least two"
+            f"{folder} holds {len(files)} checkpoint(s) (.safetensors, .pt, .pth, .ckpt, .bin, or "
+            "folders of Hugging Face's); a population needs at least two"
         )
-    model = task.model(0).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    reference = model.state_dict()
-    reference = {name: tensor.clone() for name, tensor in reference.items()}
+    model = task.model(0).eval().requires_grad_(False)
+    reference, ties = whole_state(model), layout_of(task).ties
     states: list[dict[str, Tensor]] = []
     for path in files:
-        state = load_checkpoint(path)
-        check_state(reference, state, path.name)
-        states.append({n: state[n].to(t.dtype) for n, t in reference.items()})
+        fitted = fit_state(reference, load_checkpoint(path), path.name, ties)
+        states.append(fitted.state)
+        for line in fitted.notes:
+            say(line)
     scores = [score(task, model, state) for state in states]
     basins = basins_of(task, states, scores)
     best = max(range(len(files)), key=lambda i: scores[i])

@@ -11,6 +11,7 @@ from g2d.errors import CheckpointError
 from g2d.tasks.inference import accuracy
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
+from g2d.weights.layout import is_number, same_bits
 
 BARRIER = 0.05  # forks lose under a point at the midpoint, independent seeds 35 to 70 points
 
@@ -48,8 +49,13 @@ def basins_of(
 
 
 def midpoint(one: State, other: State) -> State:
-    """The mean of two states; what is no float is the first one's."""
-    return {n: (t + other[n]) / 2 if t.is_floating_point() else t for n, t in one.items()}
+    """The mean of two states; what is no number, or the same in both, is the first one's."""
+    return {
+        name: (tensor + other[name]) / 2
+        if is_number(tensor) and not same_bits(tensor, other[name])
+        else tensor
+        for name, tensor in one.items()
+    }
 
 
 def score(task: Task, model: torch.nn.Module, state: State, split: Split | None = None) -> float:

@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
 from functools import cached_property, partial
 from typing import Any
 
@@ -30,6 +29,7 @@ from g2d.settings import HardenSettings, PopulationSettings, stored
 from g2d.tasks.inference import accuracy, predict
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.task import Task
+from g2d.training.layouts import layout_of
 from g2d.training.loop import Batches
 from g2d.training.recipes import (
     HardenedTraining,
@@ -44,6 +44,7 @@ from g2d.training.recipes.distil import keep_teacher
 from g2d.training.recipes.recipe import ChangeStep
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import pack, unpack
+from g2d.weights.layout import Layout
 
 _WAVE = 6  # members a wave where there are fewer basins: enough to keep several workers busy
 
@@ -63,6 +64,7 @@ class TrainingJob:
     scope: tuple[str, ...] = ()
     harden: HardenSettings = field(default_factory=HardenSettings)
     teacher: Teacher | None = None
+    stays: bytes | None = None  # what a training from fresh weights takes from the base as it is
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def run_job(job: TrainingJob) -> Trained:
     if job.start is not None:
         start = unpack(job.start)
         model.load_state_dict(start)
-        outside = freeze(model, start, job.scope)
+        outside = freeze(model, start, layout_of(task), job.scope)
+    elif job.stays is not None:
+        model.load_state_dict(unpack(job.stays), strict=False)
     steps, rate = _length(job)
     training = HardenedTraining(
         task, job.harden,
@@ -136,17 +140,25 @@ def extra_recipes(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
     return (stale, partial(fgsm_light, eps))
 
 
-def freeze(model: torch.nn.Module, start: State, scope: tuple[str, ...]) -> dict[str, Tensor]:
+def freeze(
+    model: torch.nn.Module, start: State, layout: Layout, scope: tuple[str, ...]
+) -> dict[str, Tensor]:
     """Freeze what lies outside a scope; return those tensors. An empty scope freezes nothing.
 
     Members must agree outside the scope: the generator takes those tensors from one of them.
     """
     if not scope:
         return {}
-    outside = {n: t for n, t in start.items() if not any(fnmatch(n, p) for p in scope)}
+    inside = layout.in_scope(scope)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in outside)
-    return outside
+        parameter.requires_grad_(name in inside)
+    return {name: tensor for name, tensor in start.items() if name not in inside}
+
+
+def stays_of(task: Task, base: bytes) -> bytes | None:
+    """What a task's networks share bit by bit, of its base's weights; None if there is nothing."""
+    kept = layout_of(task).stays()
+    return pack({n: t for n, t in unpack(base).items() if n in kept}) if kept else None
 
 
 def build_population(
@@ -175,6 +187,7 @@ def build_population(
         VaultError: the vault holds members that other settings made, or cannot be written.
     """
     harden = harden or HardenSettings()
+    layout_of(resolve(source)).in_scope(scope)
     check(resolve(source), harden)
     teacher = keep_teacher(vault, harden)
     try_out(resolve(source), harden, teacher)
@@ -212,6 +225,11 @@ class _Builder:
     def fingerprint(self) -> str:
         """Kept with every checkpoint: another run goes on only where it is the same."""
         return fingerprint(self.settings, self.harden, self.teacher)
+
+    @cached_property
+    def stays(self) -> bytes | None:
+        """The base's frozen parameters and constant buffers: seeds would draw others."""
+        return stays_of(resolve(self.source), self._base("weights"))
 
     def check_settings(self) -> None:
         """Refuse settings that make no population, or another than the vault has begun."""
@@ -254,6 +272,7 @@ class _Builder:
         return TrainingJob(
             self.source, kind, index, basin, recipe, self.settings,
             self._start(kind, index, basin), pools, self.scope, self.harden, self.teacher,
+            None if kind == "base" else self.stays,
         )  # fmt: skip
 
     def _start(self, kind: str, index: int, basin: int) -> bytes | None:

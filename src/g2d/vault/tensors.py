@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _EXPONENT = {"F64": ("<u8", 0x7FF << 52), "F32": ("<u4", 0xFF << 23), "F16": ("<u2", 0x1F << 10),
-             "BF16": ("<u2", 0xFF << 7)}  # fmt: skip
+             "BF16": ("<u2", 0xFF << 7), "C64": ("<u4", 0xFF << 23)}  # fmt: skip
 """Of each floating type: its bits as integers, and those that are all set in NaN and infinity."""
 
 
@@ -47,9 +47,27 @@ def parse(data: bytes) -> dict[str, dict[str, Any]]:
         raise ValueError(f"it is not a complete safetensors file ({error})") from error
 
 
-def faults(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is wrong in itself: values that are not finite, indices of another length."""
-    found = [f"tensor {n!r} holds NaN or infinity" for n, t in tensors.items() if not _finite(t)]
+def infinities(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    """The bytes of tensors that hold infinity and no NaN, as an attention mask does, by name."""
+    odd = {name: t for name, t in tensors.items() if not _finite(t)}
+    return {name: bytes(t["data"]) for name, t in odd.items() if not _has_nan(t)}
+
+
+def faults(
+    tensors: Mapping[str, Mapping[str, Any]], known: Mapping[str, bytes] | None = None
+) -> list[str]:
+    """What is wrong in itself: values that are not finite, indices of another length.
+
+    Args:
+        known: what may be infinite: bytes of the base's own such tensors, by name.
+    """
+    odd = [name for name, tensor in tensors.items() if not _finite(tensor)]
+    wanted = {name: (known or {}).get(name.removeprefix("rest.")) for name in odd}
+    found = [
+        f"tensor {name!r} holds NaN or infinity"
+        for name in odd
+        if wanted[name] is None or bytes(tensors[name]["data"]) != wanted[name]
+    ]
     for name, tensor in tensors.items():
         if name == "index" or name.endswith("_index"):
             other = tensors.get(name.removesuffix("index").removesuffix("_") or "x")
@@ -78,3 +96,13 @@ def _finite(tensor: Mapping[str, Any]) -> bool:
     kind, mask = _EXPONENT[tensor["dtype"]]
     bits = np.frombuffer(tensor["data"], kind)
     return not bool(((bits & np.array(mask, kind)) == mask).any())
+
+
+def _has_nan(tensor: Mapping[str, Any]) -> bool:
+    """Whether an exponent of ones has bits of a fraction beside it: infinity has none."""
+    import numpy as np
+
+    kind, mask = _EXPONENT[tensor["dtype"]]
+    bits = np.frombuffer(tensor["data"], kind)
+    sign = 1 << (8 * np.dtype(kind).itemsize - 1)
+    return bool(((bits & np.array(sign - 1, kind)) > mask).any())

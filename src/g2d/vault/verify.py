@@ -131,6 +131,7 @@ class _Look:
         self.found: list[Problem] = []
         self.known: set[Path] = set()
         self.reference: Mapping[str, tensors.Shape] | None = None
+        self.infinite: Mapping[str, bytes] = {}
         self.closed = {path / name for name in SUBFOLDERS if not self._is_folder(path / name)}
 
     def all(self, patience: float) -> list[Problem]:
@@ -216,7 +217,9 @@ class _Look:
         except ValueError as error:
             self._tell("tensors", path, str(error))
             return
-        if wrong := tensors.faults(content):
+        if compared and self.reference is None:
+            self.infinite = tensors.infinities(content)  # the base's own: a mask, say
+        if wrong := tensors.faults(content, self.infinite):
             self._tell("tensors", path, _first(wrong))
         if compared:
             shapes = tensors.shapes_of(content)

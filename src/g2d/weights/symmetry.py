@@ -8,13 +8,14 @@ the model and then *verified* on data: a guess that changes the logits is discar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from g2d.core.types import State
+from g2d.weights.layout import is_number, ties_of, whole_state
 
 _POINTWISE = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d)
 _POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool1d, nn.AvgPool1d)
@@ -39,6 +40,11 @@ class Coupling:
     into: str
     homogeneous: bool
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Every tensor that an order or a scale of the units touches."""
+        return (*self.rows, self.into)
+
 
 def couplings(model: nn.Module, probe: Tensor) -> tuple[Coupling, ...]:
     """Read the hidden layers off a plain feed-forward model (MLP or CNN) and verify them.
@@ -51,10 +57,11 @@ def couplings(model: nn.Module, probe: Tensor) -> tuple[Coupling, ...]:
         The couplings in order, or `()` where the model is not a plain chain: alignment is then the
         identity, and reports say "not aligned".
     """
-    found = _read_chain(model)
-    if not found:
-        return ()
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    found, tied = _read_chain(model), ties_of(model)
+    shared = {*tied, *tied.values()}
+    if not found or any(shared.intersection(layer.tensors) for layer in found):
+        return ()  # what is tied would have to be permuted under all of its names
+    state = whole_state(model)
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(c.units, generator=generator) for c in found]
     moved = permute(state, found, orders)
@@ -63,8 +70,10 @@ def couplings(model: nn.Module, probe: Tensor) -> tuple[Coupling, ...]:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        before = torch.func.functional_call(model, state, (probe,))
-        after = torch.func.functional_call(model, moved, (probe,))
+        before, after = (
+            torch.func.functional_call(model, s, (probe.clone(),), tie_weights=False)
+            for s in (state, moved)
+        )
     model.train(was_training)
     same = torch.allclose(before, after, rtol=1e-3, atol=1e-4 * (1 + float(before.abs().max())))
     return found if same else ()
@@ -202,23 +211,33 @@ def align(reference: State, state: State, chain: Sequence[Coupling]) -> dict[str
 
 
 def aligned_distances(
-    references: Iterable[State], state: State, chain: Sequence[Coupling]
+    references: Iterable[State],
+    state: State,
+    chain: Sequence[Coupling],
+    names: Collection[str] | None = None,
 ) -> list[float]:
     """Relative L1 distances `‖state − reference‖₁ / ‖reference‖₁` after removing symmetries.
 
     All are balanced first, then `state` is aligned to each reference; to a permuted or rescaled
     copy the distance is zero.
+
+    Args:
+        names: the tensors that count; None: all numbers.
     """
     if not chain:
-        return [relative_l1(reference, state) for reference in references]
+        return [relative_l1(reference, state, names) for reference in references]
     state = balance(state, chain)
     even = (balance(reference, chain) for reference in references)
-    return [relative_l1(reference, align(reference, state, chain)) for reference in even]
+    return [relative_l1(reference, align(reference, state, chain), names) for reference in even]
 
 
-def relative_l1(reference: State, state: State) -> float:
-    """Relative L1 distance over floating tensors, without alignment."""
-    names = [name for name, tensor in reference.items() if tensor.is_floating_point()]
-    moved = sum(float((state[n].double() - reference[n].double()).abs().sum()) for n in names)
-    total = sum(float(reference[n].double().abs().sum()) for n in names)
+def relative_l1(reference: State, state: State, names: Collection[str] | None = None) -> float:
+    """Relative L1 distance over the tensors of `names` (None: all numbers), without alignment."""
+    counted = [n for n, t in reference.items() if is_number(t) and (names is None or n in names)]
+    moved = sum(float((_wide(state[n]) - _wide(reference[n])).abs().sum()) for n in counted)
+    total = sum(float(_wide(reference[n]).abs().sum()) for n in counted)
     return moved / max(total, 1e-30)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128) if tensor.is_complex() else tensor.double()

@@ -11,9 +11,8 @@ from g2d.defence.gates.view import CandidateView, GateResult
 
 
 def finite_gate(view: CandidateView) -> GateResult:
-    """Every parameter and every logit on the gate split is finite."""
-    tensors = [t for t in view.state.values() if t.is_floating_point()]
-    bad = sum(int((~torch.isfinite(t)).sum()) for t in tensors)
+    """Every parameter in scope and every logit on the gate split is finite."""
+    bad = sum(int((~torch.isfinite(t)).sum()) for t in view.moving.values())
     bad += int((~torch.isfinite(view.logits)).sum())
     reason = f"{bad} parameters or logits are NaN or infinite" if bad else ""
     return GateResult("finite", bad == 0, float(bad), 0.0, reason)

@@ -56,4 +56,4 @@ def _met(view: CandidateView) -> tuple[int, int] | None:
 
 
 def _answers(model: nn.Module, state: State, x: Tensor) -> Tensor:
-    return functional_call(model, dict(state), (x,))
+    return functional_call(model, dict(state), (x,), tie_weights=False)

@@ -9,12 +9,15 @@ from g2d.weights.symmetry import aligned_distances
 
 
 def distance_gate(view: CandidateView) -> GateResult:
-    """Aligned relative L1 distance to the nearest exposed generation."""
-    limit, tensors = view.settings.distance, view.state.values()
-    if not all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()):
+    """Aligned relative L1 distance to the nearest exposed generation, over what is in scope.
+
+    What lies outside is the same in all: counted, it would only make every distance look small.
+    """
+    limit = view.settings.distance
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in view.moving.values()):
         reason = "the distance of parameters that are not finite cannot be measured"
         return GateResult("distance", False, 0.0, limit, reason)
-    found = aligned_distances(view.exposed_states.values(), view.state, view.chain)
+    found = aligned_distances(view.exposed_states.values(), view.state, view.chain, view.moving)
     distances = dict(zip(view.exposed_states, found, strict=True))
     if not distances:
         return GateResult("distance", True, 0.0, limit)

@@ -16,6 +16,7 @@ from g2d.generator import Exposure
 from g2d.settings import GateSettings
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
+from g2d.weights.layout import is_number
 from g2d.weights.symmetry import Coupling
 
 
@@ -62,7 +63,8 @@ class CandidateView:
 
     `model` is the forward pass of `state`, in evaluation mode. `exposures` are those whose attacks
     are remembered, `exposed_states` every exposed generation that distance counts, by number.
-    `chain` are the verified couplings of hidden units, for alignment.
+    `chain` are the verified couplings of hidden units, for alignment. `scope` names the tensors
+    that move, of which alone parameters are judged; None: every floating tensor.
     """
 
     state: State
@@ -72,6 +74,16 @@ class CandidateView:
     exposed_states: Mapping[int, State]
     chain: Sequence[Coupling]
     settings: GateSettings
+    scope: frozenset[str] | None = None
+
+    @cached_property
+    def moving(self) -> dict[str, Tensor]:
+        """The candidate's tensors that count: those in scope, by name."""
+        return {
+            name: tensor
+            for name, tensor in self.state.items()
+            if is_number(tensor) and (self.scope is None or name in self.scope)
+        }
 
     @cached_property
     def logits(self) -> Tensor:

@@ -17,7 +17,9 @@ from g2d.tasks.builtin import blueprint
 from g2d.tasks.task import Task
 from g2d.training.recipes.step import Step, divergence
 from g2d.vault.vault import Vault
-from g2d.weights.checkpoints import check_state, load_checkpoint, pack, unpack
+from g2d.weights.checkpoints import load_checkpoint, pack, unpack
+from g2d.weights.foreign import fit_state
+from g2d.weights.layout import whole_state
 
 
 def distil(step: Step) -> Step:
@@ -66,8 +68,8 @@ class Teacher:
         """
         state = unpack(self.weights, "the teacher")
         model = _build(self.model)
-        check_state(model.state_dict(), state, f"the checkpoint of teacher {self.model!r}")
-        model.load_state_dict(state)
+        name = f"the checkpoint of teacher {self.model!r}"
+        model.load_state_dict(fit_state(whole_state(model), state, name).state)
         model.eval().requires_grad_(False)
         x = task.splits.guide.x[:2]
         try:

@@ -20,6 +20,7 @@ from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.basins import basins_of
+from g2d.weights.layout import differing, is_extra
 
 _LOOKED_AT = 500  # examples on which the accuracy at a midpoint is taken
 MOST = 6  # basins that are attacked, the most exposed first; each is one submission
@@ -30,11 +31,13 @@ class Basin:
     """Exposed networks of one basin, oldest first: their models and their tensors, stacked.
 
     Attributes:
+        stacked: what they differ in. shared: what they do not, and what cannot be mixed.
         shell: the module that runs a mean of them. logits: False where it answers probabilities.
     """
 
     models: Sequence[Logits]
     stacked: dict[str, Tensor]
+    shared: dict[str, Tensor]
     shell: nn.Module
     logits: bool = True
 
@@ -43,8 +46,11 @@ class Basin:
         cls, task: Task, models: Sequence[Logits], states: Sequence[State], logits: bool = True
     ) -> Basin:
         """Stack the tensors of networks that share a basin."""
-        stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-        return cls(models, stacked, task.model(0).eval().requires_grad_(False), logits)
+        names = differing(states)
+        stacked = {name: torch.stack([state[name] for state in states]) for name in sorted(names)}
+        shared = {n: t for n, t in states[0].items() if n not in names and not is_extra(n)}
+        shell = task.model(0).eval().requires_grad_(False)
+        return cls(models, stacked, shared, shell, logits)
 
     def __len__(self) -> int:
         return len(self.models)
@@ -52,8 +58,11 @@ class Basin:
     def soup(self, generator: torch.Generator) -> Logits:
         """A mean of the networks by weights from Dirichlet(1, ..., 1): evenly over the simplex."""
         shares = dirichlet(len(self), generator)
-        mixed = {name: _mean(tensor, shares) for name, tensor in self.stacked.items()}
-        run: Logits = lambda x: functional_call(self.shell, mixed, (x,))  # noqa: E731
+        means = {name: _mean(tensor, shares) for name, tensor in self.stacked.items()}
+        mixed = self.shared | means
+        run: Logits = lambda x: functional_call(  # noqa: E731
+            self.shell, mixed, (x,), tie_weights=False
+        )
         return run if self.logits else as_logits(run)
 
     def drawing(self, count: int, generator: torch.Generator) -> Callable[[], list[Logits]]:
@@ -117,7 +126,5 @@ def recognised(target: Logits, basins: Sequence[Basin], x: Tensor) -> int:
 
 
 def _mean(stacked: Tensor, shares: Tensor) -> Tensor:
-    """The weighted mean over the first axis; of what is no float, the first."""
-    if not stacked.is_floating_point():
-        return stacked[0]
+    """The weighted mean over the first axis."""
     return torch.tensordot(shares.to(stacked.dtype), stacked, 1)

@@ -19,6 +19,7 @@ from g2d.redteam.context import AttackContext, Case, Network
 from g2d.redteam.rows import Row, not_measured
 from g2d.redteam.scoring import Rate, pooled, share
 from g2d.tasks.inference import predict
+from g2d.weights.layout import ties_of
 
 METRIC = "accuracy lost"
 RESAMPLES = 2000
@@ -54,6 +55,7 @@ class Bench:
         self.case, self.context = case, context
         self.split = context.examples()
         self.model = context.task.model(0).eval()
+        self.ties = ties_of(self.model)
         source = context.source("bit flips", "batch")
         self.batch = context.task.splits.guide.sample(case.number("batch"), source)
         # What a constant answer gets; at least 1 / classes.
@@ -62,7 +64,11 @@ class Bench:
 
     def stored(self, network: Network) -> Quantised:
         """A network as it is stored."""
-        return quantise(self.context.state(network))
+        return quantise(self.state(network))
+
+    def state(self, network: Network) -> State:
+        """A network's tensors, each once: what is tied lies in memory once, and is hit once."""
+        return {n: t for n, t in self.context.state(network).items() if n not in self.ties}
 
     def search(self, *networks: Quantised) -> list[Flip]:
         """Flips that hurt these networks together."""

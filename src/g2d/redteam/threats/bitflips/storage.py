@@ -99,9 +99,9 @@ def _aimed(bench: Bench, chain: Chain, prepare: Callable[[State], State]) -> lis
     exposed, later = chain.split(bench.case.number("exposed"), 1)
     aimed = []
     for network, following in pairwise((*exposed, *later)):
-        stored = quantise(prepare(bench.context.state(network)))
+        stored = quantise(prepare(bench.state(network)))
         flips = bench.search(stored)
-        enough, state = flips[: bench.count(stored, flips)], prepare(bench.context.state(following))
+        enough, state = flips[: bench.count(stored, flips)], prepare(bench.state(following))
         aimed.append(_Aimed(network, following, enough, state))
     return aimed
 
@@ -132,7 +132,7 @@ def _clipped(state: State) -> State:
     """Weights cut off at three standard deviations of their tensor: a sign bit is worth less."""
     return {
         name: tensor.clamp(-3 * float(tensor.std()), 3 * float(tensor.std()))
-        if tensor.is_floating_point() and tensor.dim() >= 2
+        if tensor.is_floating_point() and tensor.dim() >= 2 and tensor.numel() > 1
         else tensor
         for name, tensor in state.items()
     }

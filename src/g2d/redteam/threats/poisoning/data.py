@@ -5,20 +5,22 @@ from __future__ import annotations
 from g2d.attacks.poisoning import poisoned_task
 from g2d.attacks.pools import craft_pool
 from g2d.core.types import State
-from g2d.defence.gates import CandidateView, GateResult, Reference, run_gates
-from g2d.generator import Exposure, Generator, hidden_units
+from g2d.defence.candidates import Judge
+from g2d.defence.gates import GateResult
+from g2d.generator import Exposure, Generator
 from g2d.redteam.context import AttackContext, Case
 from g2d.redteam.rows import Row
 from g2d.redteam.threats.poisoning.judge import TARGET, Gates, TriggerJudge, judged
-from g2d.redteam.threats.poisoning.networks import mean_of, noised, proposals, samples, trained
+from g2d.redteam.threats.poisoning.networks import proposals, samples, trained
 from g2d.settings import Settings
-from g2d.tasks.inference import load_model, predict
+from g2d.tasks.inference import load_model
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
-from g2d.training.population import TrainingJob, run_job
+from g2d.training.population import TrainingJob, run_job, stays_of
 from g2d.training.recipes import Teacher
 from g2d.training.recipes.distil import teacher_of
 from g2d.weights.checkpoints import unpack
+from g2d.weights.layout import add_noise, differing, mean_of
 
 
 def poisoned_data(case: Case, context: AttackContext) -> list[Row]:
@@ -40,16 +42,10 @@ def poisoned_data(case: Case, context: AttackContext) -> list[Row]:
         seed=context.seed("poisoning", "fit", percent), base=base, kind=s.generator.space,
     )  # fmt: skip
     exposure = _exposed(task, s, base, generator)
-    model = load_model(task, base)
-    split, chain = task.splits.gate, hidden_units(task)
-    correct = predict(model, split.x).argmax(1) == split.y
-    known = Reference(split, correct, task.classes, task.eps, task.bounds)
+    judging = Judge(task, base, s.autoencoder.scope)
 
     def gates(state: State) -> list[GateResult]:
-        candidate = load_model(task, state)
-        return run_gates(
-            CandidateView(state, candidate, known, [exposure], {1: base}, chain, s.gates)
-        )
+        return judging(state, [exposure], {1: base}, s.gates)
 
     return _stages(case, context, judge, task, (base, members), generator, exposure, gates)
 
@@ -67,7 +63,10 @@ def _population(task: Task, settings: Settings, count: int, teacher: Teacher | N
     for index in range(count):
         pools = tuple(one.attacks for one in made) if s.recipe == "repelled" else ()
         scope = settings.autoencoder.scope
-        job = TrainingJob(task, "member", index, 0, s.recipe, s, start, pools, scope, *hardening)
+        job = TrainingJob(
+            task, "member", index, 0, s.recipe, s, start, pools, scope, *hardening,
+            stays=None if start else stays_of(task, base.weights),
+        )  # fmt: skip
         made.append(run_job(job))
     return [unpack(one.weights) for one in made]
 
@@ -108,7 +107,8 @@ def _stages(
     )
     small = f"{len(members)} members forked from the poisoned base, made for this with few steps"
     retrained = trained(task, context, case.number("base"), "retrained", percent)
-    noise = noised(base, context.source("poisoning", "noise", percent))
+    source = context.source("poisoning", "noise", percent)
+    noise = add_noise(base, differing([base, *members]), source)
     return [
         judge.row("base", "the base", [load_model(task, base)], chain="frozen",
                   note="the standard victim", gradient_steps=case.number("base")),

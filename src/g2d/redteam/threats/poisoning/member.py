@@ -19,9 +19,10 @@ from g2d.redteam.threats.poisoning.judge import (
     kind_of,
     words_of,
 )
-from g2d.redteam.threats.poisoning.networks import mean_of, noised, proposals, samples, tuned
+from g2d.redteam.threats.poisoning.networks import proposals, samples, tuned
 from g2d.tasks.inference import load_model
 from g2d.weights.checkpoints import unpack
+from g2d.weights.layout import add_noise, differing, mean_of
 
 _INSIDER = 0.3  # an insider poisons as much as needed: with 0.1 the trigger worked on 13 %
 
@@ -73,7 +74,8 @@ def _reached(
     moved = judged(task, guided, gates)
     (itself,) = judged(task, states[-1:], gates)
     inside = [state for state, basin in zip(states, basins, strict=True) if basin == basins[-1]]
-    noise = noised(states[-1], context.source("poisoning", "noise", "member"))
+    source = context.source("poisoning", "noise", "member")
+    noise = add_noise(states[-1], differing(states), source)
     note = (
         f"a generator with few steps on {len(states)} members, one of them poisoned; its basin "
         f"holds {len(inside)}"

@@ -1,4 +1,4 @@
-"""Networks made for the poisoning threat: proposals, samples, trainings, means and noise."""
+"""Networks made for the poisoning threat: proposals, samples and trainings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from g2d.core.types import State
 from g2d.generator import Exposure, Generator
 from g2d.redteam.context import AttackContext
 from g2d.settings import GuidanceSettings
 from g2d.tasks.task import Task
+from g2d.training.layouts import layout_of
 from g2d.training.loop import Batches, clean_step, train
 from g2d.training.population import freeze
 
@@ -57,7 +57,7 @@ def tuned(
     seed = context.seed("poisoning", *name)
     model = task.model(seed)
     model.load_state_dict(start)
-    kept = freeze(model, start, scope)
+    kept = freeze(model, start, layout_of(task), scope)
     batches = Batches(
         task, task.splits.train, context.spec.settings.population.batch,
         context.source("poisoning", *name),
@@ -67,25 +67,3 @@ def tuned(
         train(model, clean_step(task, batches), steps=steps, rate=rate)
     model.load_state_dict(kept, strict=False)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def mean_of(states: Sequence[State]) -> State:
-    """Mean of several states; integers come from the first."""
-    return {
-        name: torch.stack([state[name] for state in states]).mean(0)
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in states[0].items()
-    }
-
-
-def noised(state: State, generator: torch.Generator) -> State:
-    """A state plus Gaussian noise of a tenth of each tensor's root mean square."""
-
-    def noisy(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        scale = 0.1 * tensor.square().mean().sqrt()
-        return tensor + scale * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-
-    return {name: noisy(tensor) for name, tensor in state.items()}
