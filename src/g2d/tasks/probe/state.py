@@ -26,7 +26,8 @@ def check_state(task: Task) -> None:
     """
     x = task.splits.guide.x[:1]
     model, other = task.model(0).eval(), task.model(1).eval()
-    state = {n: t for n, t in other.state_dict().items() if isinstance(t, Tensor)}
+    # With `keep_vars` a tied tensor is one object under both its names, as functional_call wants.
+    state = {n: t for n, t in other.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     try:
         with seeded(0), torch.no_grad():
             given = functional_call(model, state, (x,))
