@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Protocol
 
+from g2d.core.jobs import guarded
 from g2d.errors import PopulationError
 
 Work = Callable[[Any], Any]
@@ -73,6 +74,7 @@ class LocalEngine:
 
         Raises:
             PopulationError: a worker process died (killed, or out of memory).
+            WorkerError: a job raised what cannot travel; else whatever the job itself raised.
         """
         waiting = enumerate(payloads)
         flying: dict[Future[Any], int] = {}
@@ -80,7 +82,7 @@ class LocalEngine:
         try:
             while True:
                 for position, payload in itertools.islice(waiting, self._count - len(flying)):
-                    flying[self._pool.submit(work, payload)] = position
+                    flying[self._pool.submit(guarded, work, payload)] = position
                 if not flying:
                     return
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
