@@ -97,7 +97,7 @@ def test_bars_on_a_terminal_and_no_colours_if_not_wanted():
 
 
 BARS = """
-from g2d.cli.console import show_progress
+from g2d.cli.progress import show_progress
 with show_progress() as progress:
     for done in range(201):
         progress("diffusion", done, 200)

@@ -25,10 +25,10 @@ from g2d.cli.console import (
     print_population,
     print_table,
     say,
-    show_progress,
 )
 from g2d.cli.failures import Commands
 from g2d.cli.flags import Given, Set, merged, read_changes, with_flags
+from g2d.cli.progress import show_progress
 from g2d.cli.shared import (
     DataFolder,
     EngineName,

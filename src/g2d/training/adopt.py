@@ -49,6 +49,7 @@ def adopt_base(
         "basin": 0,
         "recipe": "adopted base",
         "accuracy": accuracy(model, task.splits.gate),
+        "examples": len(task.splits.gate),
         "settings": fingerprint(s, harden, keep_teacher(vault, harden)),
         **note,
     }
@@ -102,6 +103,7 @@ def adopt_checkpoints(
             "file": files[index].name,
             "of": len(files),
             "accuracy": accuracy(model, task.splits.gate),
+            "examples": len(task.splits.gate),
             "settings": "adopted",
         } | (dict(note or {}) if kind == "base" else {})
         weights = pack(model.state_dict())
