@@ -147,6 +147,9 @@ class GuidanceSettings(Checked):
     pool: int = within(1, 10**7, 1500, "attacks crafted on each accepted generation")
     pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
     mu: float = within(0.0, 1e4, 2.0, "weight of the stale-attack term")
+    adapt: bool = free(
+        False, "halve mu for the next candidate where one fails for accuracy alone", since="0.2"
+    )
     robust_weight: float = within(
         0.0, 1e4, 0.0, "weight of PGD on the candidate itself; 0: off", was="robust"
     )
