@@ -112,7 +112,9 @@ def print_attacks(results: Mapping[str, Any]) -> None:
     for row in results["rows"]:
         if row["metric"] == "check":
             passed = row["extra"].get("passed")
-            print_line(f"check        {'passed' if passed else 'FAILED'}: {row['threat']}")
+            text = f"check        {'passed' if passed else 'FAILED'}: {row['threat']}"
+            why = str(row["note"]).removeprefix("FAILED: ") or "no reason was given"
+            print_line(text if passed else f"{text}, on {row['target']}: {why}")
     for row in results["rows"]:
         if row["status"] in ("failed", "died"):
             print_line(f"{row['status']:12} {row['family']}, {row['target']}: {row['note']}")

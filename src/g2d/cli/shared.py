@@ -84,7 +84,7 @@ def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[De
     if flags.get("task__data"):
         flags = {**flags, "task__data": str(Path(flags["task__data"]).absolute())}
     asked = (Settings.from_file(file) if file else Settings()).override(**flags)
-    there = vault_settings(path) if (path / "ledger.sqlite").exists() else None
+    there = _to_go_on(path, asked, flags) if (path / "ledger.sqlite").exists() else None
     configure_torch()
     from g2d.defence.defence import Defence
 
@@ -99,6 +99,18 @@ def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[De
     if full.override(task__data=there.task.data) == there:
         return Defence.open(path, data=full.task.data), workers
     return Defence.create(full.task.name, path, full), workers
+
+
+def _to_go_on(path: Path, asked: Settings, flags: Mapping[str, Any]) -> Settings | None:
+    """The settings of the vault that is there; None where a start of another task had failed."""
+    from g2d.settings import Settings
+    from g2d.vault.vault import Vault
+
+    there = vault_settings(path)
+    if asked.task == Settings().task and "task__name" not in flags:
+        return there  # no task is named
+    with Vault.open(path) as vault:
+        return there if asked.task.name == there.task.name or vault.begun() else None
 
 
 def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngine:

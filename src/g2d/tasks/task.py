@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from g2d.core.imports import words
 from g2d.errors import DataError, TaskError
 from g2d.settings import Settings, build
+from g2d.tasks.origin import Origin, caller
 from g2d.tasks.splits import Splits
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -58,6 +59,7 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_origin", caller()[1])
         _check_labels(self)
         _check_range(self)
         tables = {
@@ -66,6 +68,11 @@ class Task:
         }
         build(Settings, tables, f"settings of task {self.name!r}", stored=True)
         _check_model(self)
+
+    @property
+    def origin(self) -> Origin:
+        """Which function made it, where that is known."""
+        return vars(self).get("_origin", Origin())
 
     def model(self, seed: int) -> nn.Module:
         """Build a fresh model from `seed`; torch's global generator is left as it was."""

@@ -296,6 +296,13 @@ class Vault:
         number: int | None = self._rows("SELECT max(number) FROM exposures")[0][0]
         return number
 
+    def begun(self) -> bool:
+        """Whether anything was paid for: trained or generated; what was copied in is not."""
+        base = self.entry("base")
+        trained = base is not None and base.info.get("recipe") != "adopted base"
+        made = any(self.entries(kind) for kind in ("early", "member", "generator"))
+        return trained or made or self.last_number() > 0
+
     def exposures(self, last: int = -1) -> list[int]:
         """Return the numbers that have been live in order of first exposure, or the `last` ones."""
         query = "SELECT number FROM exposures ORDER BY number DESC LIMIT ?"
