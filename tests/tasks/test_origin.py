@@ -11,6 +11,7 @@ from commands import fail, succeed
 from g2d.errors import TaskError
 from g2d.settings import Settings
 from g2d.tasks import source
+from g2d.vault.vault import Vault
 
 SOURCE = """
 import torch
@@ -31,7 +32,7 @@ def defend(path, task=None):
     with Defence.create(task or made(), path, Settings()):
         pass
 
-def does_more(path):
+def does_more(path="vault"):
     x = torch.rand(400, 2, generator=torch.Generator().manual_seed(0))
     task = Task("mine", model, split_dataset(x, (x[:, 0] > 0.5).long()), classes=2, eps=0.1)
     defend(path, task)
@@ -75,7 +76,7 @@ def test_where_it_is_gone_one_line_says_where_it_was_and_what_to_pass(mine, tmp_
 
 def test_a_function_that_does_more_is_never_called_again(mine):
     """Calling it would build a defence inside of opening one."""
-    mine.does_more("vault")
+    mine.does_more()
     with pytest.raises(TaskError, match=r"does_more\(\) does more than to return it.*--task module"):
         g2d.Defence.open("vault")
 
@@ -114,7 +115,7 @@ def test_copies_of_a_failed_start_do_not_hold_its_folder(mine, digits):
         again.vault.put("early", 0, {"weights": b"paid for"}, {})
     with pytest.raises(g2d.errors.VaultError, match="was made with other task or population"):
         g2d.Defence.create("digits", "vault", Settings().override(population__seed=8))
-    with g2d.Vault.open("vault") as vault:
+    with Vault.open("vault") as vault:
         assert vault.entries("early")
 
 

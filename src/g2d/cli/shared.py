@@ -126,12 +126,13 @@ def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngin
 
 def _task_defaults(asked: Settings) -> dict[str, Any]:
     from g2d.settings import Settings, build
-    from g2d.tasks.source import resolve
+    from g2d.tasks.sizes import defaults_of
+    from g2d.tasks.source import by_name, resolve
 
     task = asked.task
-    own = resolve((task.name, task.data, task.split_seed, task.eps)).settings
+    own = defaults_of(resolve(by_name(task)))
     # Under today's names: what a file or a flag says is laid over them.
-    return dataclasses.asdict(build(Settings, dict(own), f"task {task.name!r}", stored=True))
+    return dataclasses.asdict(build(Settings, own, f"task {task.name!r}", stored=True))
 
 
 def _layered(base: Mapping[str, Any], file: Path | None) -> Settings:

@@ -94,7 +94,7 @@ class GenerationStore:
         exposure = Exposure(
             number,
             codec.encode(self.state(number)),
-            Split(pool["guide"].to(dtype), splits.guide.y[pool["guide_index"]]),
+            Split(pool["guide"].to(dtype), splits.guiding.y[pool["guide_index"]]),
             Split(pool["gate"].to(dtype), clean.y),
             clean,
         )
@@ -144,7 +144,7 @@ class GenerationStore:
         model, s, splits = load_model(self.task, state), self.settings, self.task.splits
         own = seed_of(seed, "attacks")
         guide, guide_index = craft_pool(
-            self.task, model, splits.guide, s.guidance.pool, s.guidance.pool_steps, own
+            self.task, model, splits.guiding, s.guidance.pool, s.guidance.pool_steps, own
         )
         gate, gate_index = craft_pool(
             self.task, model, splits.gate, s.gates.pool, s.gates.pool_steps, own + 1

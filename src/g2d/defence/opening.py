@@ -15,6 +15,7 @@ from g2d.core.engine import Engine, LocalEngine, SerialEngine
 from g2d.errors import DataError, SettingsError, VaultError
 from g2d.settings import Settings, TaskSettings, build
 from g2d.tasks.origin import settled
+from g2d.tasks.sizes import defaults_of
 from g2d.tasks.source import TaskSource, by_name, data_digest, find, is_named, resolve
 from g2d.tasks.task import Task
 from g2d.training.recipes import check, find_teacher, try_out
@@ -34,8 +35,7 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
     lost = isinstance(source, tuple) and (named.origin or named.made_in)
     loaded = find(named) if lost else resolve(source)
     if settings is None and not goes_on:
-        tables = {key: dict(table) for key, table in loaded.settings.items()}
-        there = build(Settings, tables, f"settings of task {loaded.name!r}", stored=True)
+        there = build(Settings, defaults_of(loaded), f"settings of task {loaded.name!r}", stored=True)
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
         _check_hardening(loaded, full)  # what cannot work leaves no folder behind
