@@ -11,10 +11,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2d.cli.flags import meaning
 from g2d.core.shares import wilson
+from g2d.errors import G2DError
+from g2d.report.controls import controls, measured
+from g2d.report.results import read_results, results_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +36,7 @@ _GATES = {
 """Titles and number formats of gates whose entries in manifests bring none; others show anyway."""
 _RATES = ("stale_asr", "robust")
 """Gates whose value is a share of examples; a drop or a bound has no interval of that kind."""
+_LARGEST = 256 * 2**20  # bytes of a results file; a whole matrix is some hundred KiB
 _FIXED = ("number", "state", "made", "robust", "CPU s", "rejected")
 """Columns that are not gates'; the robust gate's value is one of a generation's figures."""
 
@@ -204,6 +209,24 @@ def print_generations(vault: Vault, last: int) -> None:
     reasons = Counter(reason for item in rejections for reason in item.get("reasons", []))
     for reason, times in list(reasons.items())[-5:]:
         print_line(f"  {reason}" + (f" ({times} times)" if times > 1 else ""))
+
+
+def print_controls(vault: Path) -> None:
+    """Put the next generation beside what decides whether to buy, as `g2d attack` measured it."""
+    path, results = results_path(vault), None
+    why = f"run `g2d attack {vault} --threat stale`"
+    try:
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= _LARGEST:
+            results = read_results(path)
+        found = controls(results)
+    except (G2DError, LookupError, TypeError, ValueError, AttributeError):
+        found, why = controls(None), f"{path} cannot be read; {why} again"
+    if not measured(found):
+        print_line(f"controls     not measured (hardened retraining, retraining on exposed): {why}")
+        return
+    quick = ", by a quick run: no evidence" if results and results.get("quick") else ""
+    print_line(f"controls     under the same attacks, made on exposed generations{quick}")
+    print_table(found)
 
 
 def _gate_titles(generations: Sequence[GenerationRecord]) -> list[str]:
