@@ -58,7 +58,6 @@ def test_a_full_disk_is_named(failing_demo):
     assert fail("demo") == "error: demo: Permission denied\n"
 
 
-
 def test_ctrl_c_is_one_line_and_130(failing_demo):
     failing_demo(KeyboardInterrupt())
     result = invoke("demo")

@@ -58,7 +58,7 @@ def test_a_vault_at_a_glance_has_a_column_for_every_gate(monkeypatch, last):
 def test_rates_come_with_n_and_interval_where_n_was_kept():
     stale = {"gate": "stale_asr", "value": 0.25, "limit": 0.5, "passed": True, "n": 40}
     kept = {"gates": [*OLD, stale]}
-    assert dict((t, v) for t, v, _ in console.measures(kept, intervals=True)) == {
+    assert {t: v for t, v, _ in console.measures(kept, intervals=True)} == {
         "accuracy drop bound": "1.23%",
         "distance": "1.2500",
         "robust": "0.71875",  # an older manifest: n was not kept

@@ -1,4 +1,4 @@
-"""Time left: at the pace of this run, also where an earlier one had begun, and without a terminal."""
+"""Time left: at the pace of this run, where an earlier one had begun, and without a terminal."""
 
 import pytest
 

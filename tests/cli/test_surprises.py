@@ -101,7 +101,9 @@ def test_a_surprise_in_a_worker_is_told_where_it_happened(demo_is, traces):
     said = fail("demo")
     (trace,) = traces()
     line = raises.__code__.co_firstlineno + 1
-    assert re.match(rf"error: KeyError: 'no such layer' \(.*{Path(__file__).name}, line {line}\)", said)
+    assert re.match(
+        rf"error: KeyError: 'no such layer' \(.*{Path(__file__).name}, line {line}\)", said
+    )
     assert "in raises" in trace.read_text()
 
 

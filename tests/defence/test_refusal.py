@@ -64,7 +64,14 @@ def followed(settings, *failures):
 def test_mu_adapts_where_accuracy_alone_fails_and_only_where_it_may():
     clean, both = ("accuracy", "class"), ("accuracy", "stale_asr")
     adapting_mu = Settings().override(guidance__adapt=True)
-    assert followed(adapting_mu, clean, both, clean, clean, clean, clean) == [2, 1, 1, .5, .25, .25]
+    assert followed(adapting_mu, clean, both, clean, clean, clean, clean) == [
+        2,
+        1,
+        1,
+        0.5,
+        0.25,
+        0.25,
+    ]
     assert followed(Settings(), clean, clean) == [2, 2]  # as ever, unless it is asked for
 
 

@@ -10,9 +10,9 @@ from torch import nn
 
 import g2d
 from g2d.core.engine import SerialEngine
+from g2d.core.shares import wilson
 from g2d.core.types import silent
 from g2d.errors import DataError, SettingsError
-from g2d.core.shares import wilson
 from g2d.redteam import overview_json
 from g2d.redteam.chains import build_chains
 from g2d.redteam.context import AttackContext, RunSpec

@@ -77,11 +77,15 @@ def test_where_it_is_gone_one_line_says_where_it_was_and_what_to_pass(mine, tmp_
 def test_a_function_that_does_more_is_never_called_again(mine):
     """Calling it would build a defence inside of opening one."""
     mine.does_more()
-    with pytest.raises(TaskError, match=r"does_more\(\) does more than to return it.*--task module"):
+    with pytest.raises(
+        TaskError, match=r"does_more\(\) does more than to return it.*--task module"
+    ):
         g2d.Defence.open("vault")
 
 
-@pytest.mark.parametrize(("guard", "found"), [('if __name__ == "__main__":', True), ("if 1:", False)])
+@pytest.mark.parametrize(
+    ("guard", "found"), [('if __name__ == "__main__":', True), ("if 1:", False)]
+)
 def test_a_script_is_imported_again_only_if_it_has_a_guard(tmp_path, guard, found):
     script = tmp_path / "script_of_user.py"
     script.write_text(SOURCE + f"\n{guard}\n    defend('vault')\n")

@@ -8,7 +8,7 @@ from torch import nn
 
 import g2d
 from g2d.settings import Settings
-from g2d.tasks.networks import mnist_cnn, resnet18
+from g2d.tasks.networks import mnist_cnn
 from g2d.tasks.sizes import PARAMETERS, defaults_of, sized
 from g2d.tasks.splits import ENOUGH
 

@@ -160,7 +160,9 @@ def print_population(vault: Vault, settings: Settings) -> None:
         scores = [float(member.info["accuracy"]) for member in members]
         basins = len({member.info["basin"] for member in members})
         text += f" ({', '.join(recipes)}) in {basins} basin{'s' if basins > 1 else ''}, accuracy"
-        low, high = (next(m for m in members if m.info["accuracy"] == s) for s in (min(scores), max(scores)))
+        low, high = (
+            next(m for m in members if m.info["accuracy"] == s) for s in (min(scores), max(scores))
+        )
         text += f" min {_accuracy(low)}, mean {sum(scores) / len(scores):.2%}"
         text += f", max {_accuracy(high)}{_examples(low)}"
     print_line(f"population   {text}")

@@ -113,7 +113,9 @@ def keep_trace(text: str) -> Path:
 
     if len(text) > _LONGEST:
         half = _LONGEST // 2
-        text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+        text = (
+            f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+        )
     head = f"g2d {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
     handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=".txt")  # mode 600, no link followed
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:

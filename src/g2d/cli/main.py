@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,12 +41,13 @@ from g2d.cli.shared import (
     prepare,
     vault_settings,
 )
-from g2d.errors import G2DError
+from g2d.errors import G2DError, SettingsError
 from g2d.settings import Settings
 
 if TYPE_CHECKING:
     from g2d.core.engine import LocalEngine
     from g2d.core.ray_engine import RayEngine
+    from g2d.defence.defence import Defence
 
 app = typer.Typer(
     cls=Commands,
@@ -158,6 +159,7 @@ def population(
         )
     defence, count = prepare(vault, settings, flags)
     with defence:
+        _note_few_gate_examples(defence)
         with show_progress() as progress:
             if from_checkpoints:
                 defence.adopt(from_checkpoints, progress)
@@ -170,6 +172,16 @@ def population(
                     defence.populate(jobs, progress)
         print_population(defence.vault, defence.settings)
     print_line(f"Next: g2d fit {vault}")
+
+
+def _note_few_gate_examples(defence: Defence) -> None:
+    """Say before the training what `g2d generate` would refuse after it; settings can change."""
+    from g2d.defence.refusal import check_gate_split
+
+    try:
+        check_gate_split(len(defence.task.splits.gate), defence.settings)
+    except SettingsError as error:
+        say(str(error), "note: ")
 
 
 @app.command()

@@ -68,9 +68,15 @@ def show_progress() -> Iterator[Progress]:
     if not sys.stdout.isatty():
         yield show_lines(Stages())
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.progress import Progress as Bars
-    from rich.progress import Task, TimeElapsedColumn
     from rich.text import Text
 
     class TimeLeft(ProgressColumn):

@@ -64,7 +64,7 @@ def largest_drop(worse: int, better: int, n: int, confidence: float = 0.95) -> f
 
 
 def least_examples(drop: float, confidence: float = 0.95) -> int | None:
-    """How many pairs it takes to bound a drop by `drop` where none differs; None: no number does."""
+    """How many pairs bound a drop by `drop` where none differs; None: no number of them does."""
     if drop <= 0:
         return None
     return 1 if drop >= 1 else math.ceil(math.log(1 - confidence) / math.log1p(-drop))

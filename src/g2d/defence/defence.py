@@ -288,7 +288,7 @@ class Defence:
         raise give_up(rejected, self.settings)
 
     def _check_own(self) -> None:
-        """A key, a gate or a term that cannot be read, or work, fails before the work, not after."""
+        """A key, a gate or a term that cannot be read or pass fails before the work, not after."""
         check_gate_split(len(self.task.splits.gate), self.settings)
         self._generations.signing_key()
         find_gates(self.settings.gates.extra)

@@ -35,7 +35,9 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
     lost = isinstance(source, tuple) and (named.origin or named.made_in)
     loaded = find(named) if lost else resolve(source)
     if settings is None and not goes_on:
-        there = build(Settings, defaults_of(loaded), f"settings of task {loaded.name!r}", stored=True)
+        there = build(
+            Settings, defaults_of(loaded), f"settings of task {loaded.name!r}", stored=True
+        )
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
         _check_hardening(loaded, full)  # what cannot work leaves no folder behind

@@ -23,7 +23,7 @@ def adapting(
     settings: Settings,
     candidates: Callable[[list[Draw], Settings], Iterator[Candidate]],
 ) -> Iterator[Candidate]:
-    """Yield candidates in order of their draws, with half of mu after one that mu cost its accuracy.
+    """Yield candidates in order of draws, with half of mu after one that mu cost its accuracy.
 
     The same ones wherever they are made: those that were made ahead with too much are made again.
 
@@ -81,23 +81,23 @@ def _failed(rejected: Sequence[Candidate]) -> list[str]:
 def _hint(gate: str, settings: Settings) -> str:
     """What helps where a gate rejects."""
     g = settings.guidance
-    if gate in _CLEAN:
-        if g.mu > 0:
-            return f"lower mu in [guidance] (it is {g.mu:g}), which costs accuracy"
-        return "lower polish_rate in [guidance], or train a more accurate population"
-    if gate == "robust":
-        if not g.robust_weight:
-            return "set robust_weight in [guidance], which then keeps candidates robust"
-        return f"raise robust_weight in [guidance] (it is {g.robust_weight:g})"
-    if gate == "distance":
-        return (
-            "make a population that differs more (more members or basins in [population], in a new"
-            " vault, or `g2d fit --again` after more members)"
-        )
-    if gate == "basin":
-        return "set resting = true in [guidance]" if not g.resting else "lower basin_rest in [gates]"
-    if gate == "finite":
-        return "lower polish_rate and latent_rate in [guidance]"
-    if gate in ("stale_asr", "stale_share"):
-        return f"raise polish_steps in [guidance] (it is {g.polish_steps}), or mu ({g.mu:g})"
-    return f"see what your gate {gate!r} asks for"
+    clean = (
+        f"lower mu in [guidance] (it is {g.mu:g}), which costs accuracy"
+        if g.mu > 0
+        else "lower polish_rate in [guidance], or train a more accurate population"
+    )
+    stale = f"raise polish_steps in [guidance] (it is {g.polish_steps}), or mu ({g.mu:g})"
+    hints = {
+        "finite": "lower polish_rate and latent_rate in [guidance]",
+        "accuracy": clean,
+        "class": clean,
+        "distance": "make a population that differs more (more members or basins in [population], "
+        "in a new vault, or `g2d fit --again` after more members)",
+        "basin": "lower basin_rest in [gates]" if g.resting else "set resting = true in [guidance]",
+        "stale_asr": stale,
+        "stale_share": stale,
+        "robust": f"raise robust_weight in [guidance] (it is {g.robust_weight:g})"
+        if g.robust_weight
+        else "set robust_weight in [guidance], which then keeps candidates robust",
+    }
+    return hints.get(gate, f"see what your gate {gate!r} asks for")

@@ -90,7 +90,10 @@ def markdown(results: Values) -> str:
     """
     _check(results)
     found = controls(results)
-    parts = ["### What decides whether to buy\n", _table(TITLES, [list(row.values()) for row in found])]
+    parts = [
+        "### What decides whether to buy\n",
+        _table(TITLES, [list(row.values()) for row in found]),
+    ]
     for family in _families(results):
         rows = [row for row in matrix.ordered(results["rows"]) if row["family"] == family["name"]]
         if rows:

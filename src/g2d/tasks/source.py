@@ -55,8 +55,9 @@ def find(task: TaskSettings, data: str = "") -> Task:
     if not task.origin:
         known = f" ({task.made_in})" if task.made_in else ""
         raise TaskError(
-            f"the task {task.name!r} is none of ours: it was given as a Task object, and has no name"
-            f" by which it could be found again{known}. {advice}; in Python, Defence.open(path, task=...)"
+            f"the task {task.name!r} is none of ours: it was given as a Task object, and has no "
+            f"name by which it could be found again{known}. {advice}; in Python, "
+            "Defence.open(path, task=...)"
         )
     try:
         found = resolve(by_name(task, data))

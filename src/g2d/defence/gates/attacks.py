@@ -66,7 +66,7 @@ def robust_gate(view: CandidateView) -> GateResult | None:
 
 
 def attackable(model: Logits, exposure: Exposure) -> int:
-    """How many gate inputs of an exposure are classified correctly; `stale_asr` is a share of it."""
+    """How many gate inputs of an exposure are classified correctly; `stale_asr` is a share."""
     clean = exposure.gate_clean
     return int((predict(model, clean.x).argmax(1) == clean.y).sum())
 
