@@ -46,7 +46,7 @@ def test_what_rejects_most_is_named_first():
 
 
 def followed(settings, *failures):
-    """Run through candidates that fail so, one a draw; return mu of each, and how many were made."""
+    """Run through candidates that fail so, one a draw; return mu of each."""
     made = []
 
     def ahead(draws, settings):

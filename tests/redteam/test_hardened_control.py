@@ -19,8 +19,9 @@ def test_it_is_the_bases_training_made_harder_to_fool(tiny_vault, tiny_settings,
     split, found = digits.splits.test, []
     for state in (base, made):
         model = load_model(digits, state)
-        attacked = pgd(model, split.x, split.y, eps=digits.eps / 2, steps=7,
-                       generator=torch.Generator().manual_seed(0), bounds=digits.bounds)  # fmt: skip
+        draws = torch.Generator().manual_seed(0)
+        attacked = pgd(model, split.x, split.y, eps=digits.eps / 2, steps=7, generator=draws,
+                       bounds=digits.bounds)  # fmt: skip
         found.append([float((predict(model, x).argmax(1) == split.y).double().mean())
                       for x in (split.x, attacked)])  # fmt: skip
     (clean, robust), (own_clean, own_robust) = found
