@@ -29,6 +29,9 @@ def test_steps_grow_with_the_parameters_up_to_todays_values():
     assert sized(547)["diffusion"]["steps"] == 1500
     assert sized(547)["autoencoder"]["steps"] == 600
     assert sized(14_105)["diffusion"]["steps"] == 6000
+    assert isinstance(
+        sized(5_530)["diffusion"]["steps"], int
+    )  # 2,400: more than the least, no float
 
 
 def test_built_in_tasks_keep_their_values(digits):

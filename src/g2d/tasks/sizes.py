@@ -35,7 +35,7 @@ def sized(parameters: int) -> dict[str, dict[str, Any]]:
     share = min(1.0, parameters / PARAMETERS)
 
     def steps(whole: int, least: int) -> int:
-        return max(least, round(whole * share, -2))
+        return max(least, 100 * round(whole * share / 100))
 
     return {
         "autoencoder": {"steps": steps(AutoencoderSettings().steps, LEAST_AUTOENCODER)},
