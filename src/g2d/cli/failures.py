@@ -28,7 +28,7 @@ _INTERRUPTED = "interrupted; what is complete is kept, run the same command agai
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # Usage errors are typer's own to show. Their root is click's in older versions of typer, and a copy
 # inside typer in newer ones: found from BadParameter(UsageError(ClickException)) in both.
-_TYPERS = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
+_TYPERS: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
 _PREFIX = "g2d-trace-"
 _LONGEST = 256 * 1024  # characters of a trace: a recursion of a thousand frames is half of that
 _MOST = 20  # traces that are kept: a service that is started again and again fills no disk

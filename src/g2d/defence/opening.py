@@ -100,8 +100,9 @@ def _named(task: Task | str, given: TaskSettings) -> tuple[TaskSettings, TaskSou
     """The task's settings, and how a worker process gets at it."""
     if isinstance(task, Task):
         origin = settled(task.origin)
-        about = {"origin": origin.name, "made_in": origin.file if origin.name else origin.why}
-        return TaskSettings(name=task.name, eps=task.eps, **about), task
+        made_in = origin.file if origin.name else origin.why
+        own = TaskSettings(name=task.name, eps=task.eps, origin=origin.name, made_in=made_in)
+        return own, task
     if task == given.name:  # with the function that made it, where it was given as an object
         return given, by_name(given)
     named = replace(given, name=task, origin="", made_in="")
