@@ -58,11 +58,6 @@ def test_a_full_disk_is_named(failing_demo):
     assert fail("demo") == "error: demo: Permission denied\n"
 
 
-def test_our_own_bugs_keep_their_trace(failing_demo):
-    failing_demo(ZeroDivisionError("ours"))
-    assert isinstance(invoke("demo").exception, ZeroDivisionError)
-
-
 def test_ctrl_c_is_one_line_and_130(failing_demo):
     failing_demo(KeyboardInterrupt())
     result = invoke("demo")
@@ -101,7 +96,7 @@ def test_bars_on_a_terminal_and_no_colours_if_not_wanted():
 
 
 BARS = """
-from g2d.cli.console import show_progress
+from g2d.cli.progress import show_progress
 with show_progress() as progress:
     for done in range(201):
         progress("diffusion", done, 200)

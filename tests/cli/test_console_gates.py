@@ -61,3 +61,14 @@ def test_a_population_lists_the_names_of_its_classes(capsys, monkeypatch):
     vault = SimpleNamespace(entries=lambda kind: [], entry=lambda kind: base)
     console.print_population(vault, Settings())
     assert "labels       0 ham, 1 spam" in capsys.readouterr().out
+
+
+def test_rates_come_with_n_and_interval_where_n_was_kept():
+    stale = {"gate": "stale_asr", "value": 0.25, "limit": 0.5, "passed": True, "n": 40}
+    kept = {"gates": [*OLD, stale]}
+    assert {t: v for t, v, _ in console.measures(kept, intervals=True)} == {
+        "accuracy drop bound": "1.23%",
+        "distance": "1.2500",
+        "robust": "0.71875",  # an older manifest: n was not kept
+        "stale ASR": "25.00% [14.2–40.2] of 40",
+    }

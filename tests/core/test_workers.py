@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from g2d.core.engine import LocalEngine, SerialEngine
+from g2d.core.jobs import WorkerError
 from g2d.core.workers import cause_of_death
 from g2d.errors import PopulationError
 from places import ROOT
@@ -40,12 +41,16 @@ def fall(code: int) -> None:
         (kill_itself, "SIGKILL", r"killed by SIGKILL \(most likely by the system, which was out"),
         (kill_itself, "SIGSEGV", r"killed by SIGSEGV \(a crash in native code"),
         (fall, 3, "ended with exit code 3"),
-        (leave, 4, r"a job called sys\.exit\(4\)"),
     ],
 )
 def test_a_dead_worker_says_what_it_died_of(work, payload, words):
     with LocalEngine(1) as engine, pytest.raises(PopulationError, match=words):
         list(engine.run(work, [payload]))
+
+
+def test_a_job_that_leaves_is_told_apart_from_a_worker_that_died():
+    with LocalEngine(1) as engine, pytest.raises(WorkerError, match=r"called sys\.exit\(4\)"):
+        list(engine.run(leave, [4]))
 
 
 def test_one_dead_worker_takes_others_with_it():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from g2d.defence.gates import CandidateView, Reference, run_gates
@@ -24,7 +25,8 @@ def gates_by_name(defence, state, settings=None, exposures=(), exposed=()):
 
 def test_the_base_passes_the_gates_but_for_distance_to_itself(defence):
     state = defence.generation().state
-    strict = GateSettings(accuracy_drop=0.0, class_drop=0.0)
+    # 360 examples that agree leave 0.83 % open: no number of them would show a drop of 0.
+    strict = GateSettings(accuracy_drop=0.0084, class_drop=0.0)
     results = gates_by_name(defence, state, strict, exposed=[state])
     assert results["accuracy"].passed
     assert results["class"].passed
@@ -74,18 +76,34 @@ def test_stale_gate_fails_where_attacks_still_work(defence):
     assert result.value > 0.2
 
 
-def test_accuracy_bound_is_wider_than_the_measured_drop():
+def judged(n, lost, **settings):
     from g2d.defence.gates import accuracy_gate
 
-    base = torch.ones(400, dtype=torch.bool)
+    base = torch.ones(n, dtype=torch.bool)
     candidate = base.clone()
-    candidate[:4] = False
-    split = Split(torch.zeros(400, 1), torch.zeros(400, dtype=torch.long))
+    candidate[:lost] = False
+    split = Split(torch.zeros(n, 1), torch.zeros(n, dtype=torch.long))
     view = CandidateView(
         {}, lambda x: torch.stack([candidate, ~candidate], 1).float(), Reference(split, base, 2),
-        (), {}, (), GateSettings(accuracy_drop=0.012),
+        (), {}, (), GateSettings(**settings),
     )  # fmt: skip
-    result = accuracy_gate(view)
-    assert 0.01 < result.value < 0.02
+    return accuracy_gate(view)
+
+
+def test_accuracy_bound_is_wider_than_the_measured_drop():
+    result = judged(400, 4, accuracy_drop=0.012)
+    assert result.value == pytest.approx(0.022735, abs=1e-5)  # Clopper-Pearson of 4 in 400
     assert not result.passed
     assert "1.00%" in result.reason
+
+
+def test_few_gate_examples_say_so_where_nothing_differs():
+    """28 of 28 right were a bound of 0.00 %."""
+    result = judged(28, 0)
+    assert result.value == pytest.approx(1 - 0.05 ** (1 / 28))
+    assert not result.passed
+    assert "28 gate examples cannot show even where none differs (bound 10.15%)" in result.reason
+    assert "give 299 or more, or raise accuracy_drop in [gates]" in result.reason
+    assert judged(28, 0, accuracy_drop=0.11).passed
+    assert judged(28, 0, accuracy_drop=0.11).entry()["n"] == 28
+    assert "no number of them can" in judged(28, 0, accuracy_drop=0.0).reason

@@ -28,10 +28,10 @@ from g2d.attacks.bitflip import (
     quantise,
     random_flips,
 )
+from g2d.core.shares import wilson
 from g2d.errors import SettingsError
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
 from g2d.redteam.rows import Status
-from g2d.redteam.scoring import wilson
 from g2d.redteam.threats.bitflips import scoring as flipbench
 from g2d.redteam.threats.bitflips import threat as bitflips
 from g2d.tasks.inference import accuracy

@@ -12,10 +12,10 @@ from torch.func import functional_call
 
 import g2d
 from g2d.attacks.bitflip import BITS, FLOAT_BITS, Flip, flip_float, flipped, quantise
+from g2d.core.shares import wilson
 from g2d.errors import CheckpointError, SettingsError
 from g2d.protect.ranges import Ranges, hold_in_ranges
 from g2d.redteam.flip_census import Census, flip_census
-from g2d.redteam.scoring import wilson
 from g2d.tasks.inference import accuracy
 from g2d.training.loop import Batches, clean_step, train
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import g2d
 from g2d.core.engine import SerialEngine
+from g2d.core.shares import wilson
 from g2d.core.types import silent
 from g2d.errors import DataError, SettingsError
 from g2d.redteam import overview_json
@@ -29,7 +30,6 @@ from g2d.redteam.scoring import (
     share,
     stale_joint,
     transfer,
-    wilson,
 )
 from g2d.redteam.threats import threats
 from g2d.settings import PopulationSettings, Settings

@@ -186,5 +186,5 @@ def test_labels_that_are_missing_are_refused_before_any_training():
     with pytest.raises(DataError, match="labels"):
         Split(torch.rand(4, 2), None)  # type: ignore[arg-type]
     for labels in (None, [0, None, 1, 0]):
-        with pytest.raises(DataError, match="labels are (of several kinds|missing)"):
+        with pytest.raises(DataError, match=r"the labels y are (of several kinds|missing)"):
             g2d.split_dataset(torch.rand(4, 2), labels)

@@ -183,7 +183,9 @@ def _gains(model: nn.Module, networks: Sequence[Quantised], attack: Split) -> di
     for one in networks:
         weights = {name: one.weight(name).requires_grad_(True) for name in one.codes}
         with torch.enable_grad():
-            logits = functional_call(model, dict(one.rest) | weights, (attack.x,))
+            logits = functional_call(
+                model, dict(one.rest) | weights, (attack.x,), tie_weights=False
+            )
             loss = F.cross_entropy(logits, attack.y)
         gradients = torch.autograd.grad(loss, list(weights.values()))
         for name, gradient in zip(weights, gradients, strict=True):
@@ -208,7 +210,11 @@ def _best_bits(name: str, gain: Tensor, chosen: Sequence[Flip], width: int) -> l
 
 @torch.no_grad()
 def _loss(model: nn.Module, one: Quantised, attack: Split) -> float:
-    loss = float(F.cross_entropy(functional_call(model, one.state(), (attack.x,)), attack.y))
+    loss = float(
+        F.cross_entropy(
+            functional_call(model, one.state(), (attack.x,), tie_weights=False), attack.y
+        )
+    )
     return loss if loss == loss else float("inf")  # noqa: PLR0124 (NaN: the network is destroyed)
 
 
@@ -216,7 +222,8 @@ def _loss(model: nn.Module, one: Quantised, attack: Split) -> float:
 def _accuracy(model: nn.Module, networks: Sequence[Quantised], attack: Split) -> float:
     """Mean accuracy of the networks on the attacker's batch."""
     right = [
-        functional_call(model, one.state(), (attack.x,)).argmax(1) == attack.y for one in networks
+        functional_call(model, one.state(), (attack.x,), tie_weights=False).argmax(1) == attack.y
+        for one in networks
     ]
     return float(torch.stack(right).double().mean())
 

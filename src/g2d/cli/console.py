@@ -1,28 +1,30 @@
-"""What the terminal shows: lines, tables, a vault at a glance, progress; not the commands.
+"""What the terminal shows: lines, tables, a vault at a glance; not the commands.
 
-Results go to stdout; errors, and the progress lines that stand in for bars where stdout is no
-terminal, go to stderr. Imports rich lazily and knows no torch.
+Results go to stdout, errors to stderr; how far work has come is in `progress`. Imports rich lazily
+and knows no torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2d.cli.flags import meaning
+from g2d.core.shares import wilson
+from g2d.errors import G2DError
+from g2d.report.controls import controls, measured
+from g2d.report.results import read_results, results_path
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from g2d.core.types import Progress
     from g2d.settings import Settings
-    from g2d.vault.vault import GenerationRecord, Vault
+    from g2d.vault.vault import Entry, GenerationRecord, Vault
 
 
 _GATES = {
@@ -32,6 +34,9 @@ _GATES = {
     "stale_asr": ("stale ASR", "{:.2%}"),
 }
 """Titles and number formats of gates whose entries in manifests bring none; others show anyway."""
+_RATES = ("stale_asr", "robust")
+"""Gates whose value is a share of examples; a drop or a bound has no interval of that kind."""
+_LARGEST = 256 * 2**20  # bytes of a results file; a whole matrix is some hundred KiB
 _FIXED = ("number", "state", "made", "robust", "CPU s", "rejected")
 """Columns that are not gates'; the robust gate's value is one of a generation's figures."""
 
@@ -41,7 +46,7 @@ _FIXED = ("number", "state", "made", "robust", "CPU s", "rejected")
 
 def print_line(text: str) -> None:
     """Print one line of a result, however long."""
-    _console().print(_printable(text), soft_wrap=True, markup=False, highlight=False)
+    console().print(_printable(text), soft_wrap=True, markup=False, highlight=False)
 
 
 def say(text: str, head: str = "") -> None:
@@ -49,10 +54,11 @@ def say(text: str, head: str = "") -> None:
     from rich.text import Text
 
     line = Text.assemble((head, "bold red"), _printable(" ".join(text.split())))
-    _console(stderr=True).print(line, soft_wrap=True)
+    console(stderr=True).print(line, soft_wrap=True)
 
 
-def _console(stderr: bool = False) -> Console:
+def console(stderr: bool = False) -> Console:
+    """Rich's console on stdout or stderr: wide where it is no terminal."""
     from rich.console import Console
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
@@ -72,8 +78,8 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = _console()
-    roomy = console.width >= 120
+    terminal = console()
+    roomy = terminal.width >= 120
     table = Table(box=box.SIMPLE_HEAD, padding=(0, int(roomy)), show_edge=False)
     cells = [
         [_printable(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row.values()]
@@ -85,7 +91,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(Text(title), justify="left" if words else "right", min_width=widest)
     for line in cells:
         table.add_row(*map(Text, line))
-    console.print(table)
+    terminal.print(table)
 
 
 def print_attacks(results: Mapping[str, Any]) -> None:
@@ -111,7 +117,9 @@ def print_attacks(results: Mapping[str, Any]) -> None:
     for row in results["rows"]:
         if row["metric"] == "check":
             passed = row["extra"].get("passed")
-            print_line(f"check        {'passed' if passed else 'FAILED'}: {row['threat']}")
+            text = f"check        {'passed' if passed else 'FAILED'}: {row['threat']}"
+            why = str(row["note"]).removeprefix("FAILED: ") or "no reason was given"
+            print_line(text if passed else f"{text}, on {row['target']}: {why}")
     for row in results["rows"]:
         if row["status"] in ("failed", "died"):
             print_line(f"{row['status']:12} {row['family']}, {row['target']}: {row['note']}")
@@ -152,21 +160,41 @@ def print_population(vault: Vault, settings: Settings) -> None:
         scores = [float(member.info["accuracy"]) for member in members]
         basins = len({member.info["basin"] for member in members})
         text += f" ({', '.join(recipes)}) in {basins} basin{'s' if basins > 1 else ''}, accuracy"
-        text += (
-            f" min {min(scores):.2%}, mean {sum(scores) / len(scores):.2%}, max {max(scores):.2%}"
+        low, high = (
+            next(m for m in members if m.info["accuracy"] == s) for s in (min(scores), max(scores))
         )
+        text += f" min {_accuracy(low)}, mean {sum(scores) / len(scores):.2%}"
+        text += f", max {_accuracy(high)}{_examples(low)}"
     print_line(f"population   {text}")
     h = settings.harden
     how = f" ({h.method}, {h.steps} steps, eps {h.eps or 'of the task'}, norm {h.norm})"
     named = [name + how * (name == "adversarial") for name in h.recipe]
     print_line(f"hardened by  {', '.join(named) or 'nothing: plain training'}")
-    score = f"accuracy {float(base.info['accuracy']):.2%}" if base else "none yet"
+    score = f"accuracy {_accuracy(base)}{_examples(base)}" if base else "none yet"
     print_line(f"base         {score}")
     labels = list(base.info.get("labels", ())) if base else []
     if labels:
         shown = ", ".join(f"{index} {name}" for index, name in enumerate(labels[:12]))
         more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
         print_line(f"labels       {shown}{more}")
+
+
+def _accuracy(kept: Entry) -> str:
+    return rate(float(kept.info["accuracy"]), int(kept.info.get("examples", 0)))
+
+
+def _examples(kept: Entry) -> str:
+    n = kept.info.get("examples")
+    return f" of {n} gate examples [95 % interval]" if n else " (n was not kept: an older vault)"
+
+
+def rate(value: float, n: int, form: str = "{:.2%}") -> str:
+    """Write a share of `n` examples with its 95 % interval (Wilson's); 0: n is not known."""
+    text = form.format(value)
+    if not n:
+        return text
+    low, high = wilson(min(n, value * n), n)
+    return f"{text} [{100 * low:.1f}–{100 * high:.1f}]"
 
 
 def print_generations(vault: Vault, last: int) -> None:
@@ -190,6 +218,24 @@ def print_generations(vault: Vault, last: int) -> None:
         print_line(f"  {reason}" + (f" ({times} times)" if times > 1 else ""))
 
 
+def print_controls(vault: Path) -> None:
+    """Put the next generation beside what decides whether to buy, as `g2d attack` measured it."""
+    path, results = results_path(vault), None
+    why = f"run `g2d attack {vault} --threat stale`"
+    try:
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= _LARGEST:
+            results = read_results(path)
+        found = controls(results)
+    except (G2DError, LookupError, TypeError, ValueError, AttributeError):
+        found, why = controls(None), f"{path} cannot be read; {why} again"
+    if not measured(found):
+        print_line(f"controls     not measured (hardened retraining, retraining on exposed): {why}")
+        return
+    quick = ", by a quick run: no evidence" if results and results.get("quick") else ""
+    print_line(f"controls     under the same attacks, made on exposed generations{quick}")
+    print_table(found)
+
+
 def _gate_titles(generations: Sequence[GenerationRecord]) -> list[str]:
     """A column for every gate that one of the generations passed, however little is known of it."""
     known = [title for title, _ in _GATES.values()]
@@ -198,25 +244,36 @@ def _gate_titles(generations: Sequence[GenerationRecord]) -> list[str]:
 
 
 def _row(made: GenerationRecord, state: str, titles: Sequence[str]) -> dict[str, str]:
-    measured = {title: value for title, value, _ in measures(made.manifest)}
+    measured = {title: value for title, value, _ in measures(made.manifest, intervals=True)}
     cpu, figures = made.manifest.get("cpu_seconds"), made.manifest.get("figures", {})
     return {
         "number": str(made.number),
         "state": state,
         "made": when(made.created, "%m-%d %H:%M"),
         **{title: measured.get(title, "-") for title in titles},
-        "robust": f"{figures['robust_accuracy']:.2%}" if "robust_accuracy" in figures else "-",
+        "robust": rate(figures["robust_accuracy"], figures.get("robust_examples", 0))
+        if "robust_accuracy" in figures
+        else "-",
         "CPU s": "-" if cpu is None else f"{cpu:.2f}",
     }
 
 
-def measures(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield title, value and limit of every gate of a manifest but the yes-or-no one."""
+def measures(
+    manifest: Mapping[str, Any], intervals: bool = False
+) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and limit of every gate of a manifest but the yes-or-no one.
+
+    Args:
+        intervals: write rates (not drops, nor bounds) with n and interval, where n was kept.
+    """
     for gate in manifest.get("gates", []):
         if gate["gate"] != "finite":
             title, form = _GATES.get(gate["gate"], (gate["gate"], "{:g}"))
             title, form = str(gate.get("title", title)), "{:.2%}" if gate.get("share") else form
-            yield title, form.format(gate["value"]), form.format(gate["limit"])
+            value = form.format(gate["value"])
+            if intervals and gate["gate"] in _RATES and gate.get("n"):
+                value = f"{rate(gate['value'], gate['n'], form)} of {gate['n']}"
+            yield title, value, form.format(gate["limit"])
 
 
 def commented(settings: Settings) -> str:
@@ -230,44 +287,3 @@ def commented(settings: Settings) -> str:
         text = known.get(line.partition(" = ")[0])
         lines.append(f"{line}  # {text}" if text else line)
     return "\n".join(lines)
-
-
-# --- progress ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def show_progress() -> Iterator[Progress]:
-    """Show `progress(stage, done, total)`: a bar for each stage, or lines where there is none."""
-    if not sys.stdout.isatty():
-        yield _lines()
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    text = TextColumn("{task.description}", markup=False)
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=_console()) as bars:
-        shown: dict[str, Any] = {}
-
-        def show_bar(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                shown[stage] = bars.add_task(stage, total=total)
-            bars.update(shown[stage], completed=done, total=total)
-
-        yield show_bar
-
-
-def _lines() -> Progress:
-    """Print a line when a stage begins, ends, or has gone on by a tenth."""
-    tenths: dict[str, int] = {}
-    began: dict[str, float] = {}
-
-    def show_line(stage: str, done: int, total: int) -> None:
-        tenth = 10 * done // total if total else 10
-        if tenth > tenths.get(stage, -1):
-            tenths[stage] = tenth
-            now = time.monotonic()
-            elapsed = now - began.setdefault(stage, now)
-            say(f"{stage}: {done} of {total}" + (f", {duration(elapsed)}" if elapsed else ""))
-
-    return show_line

@@ -1,24 +1,18 @@
-"""The command line: thin commands over `Defence` and `Vault`, and how they fail.
+"""The command line: thin commands over `Defence` and `Vault`.
 
-Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`, how a vault is
-got at in `shared`; `serve`, `keys` and the commands that only look at a vault have files of their
-own. No decision about a defence is made here.
+Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`, how commands
+fail in `failures`, how a vault is got at in `shared`; `serve`, `keys` and the commands that only
+look at a vault have files of their own. No decision about a defence is made here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import sys
 import time
-import traceback as tracebacks
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
@@ -32,9 +26,10 @@ from g2d.cli.console import (
     print_population,
     print_table,
     say,
-    show_progress,
 )
+from g2d.cli.failures import Commands
 from g2d.cli.flags import Given, Set, merged, read_changes, with_flags
+from g2d.cli.progress import show_progress
 from g2d.cli.shared import (
     DataFolder,
     EngineName,
@@ -47,58 +42,16 @@ from g2d.cli.shared import (
     prepare,
     vault_settings,
 )
-from g2d.errors import G2DError
+from g2d.errors import G2DError, SettingsError
 from g2d.settings import Settings
 
 if TYPE_CHECKING:
     from g2d.core.engine import LocalEngine
     from g2d.core.ray_engine import RayEngine
-
-_INTERRUPTED = "interrupted; what is complete is kept, run the same command again to go on"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
-
-class _Commands(TyperGroup):
-    """The commands, with one way out: an error is one line on stderr and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command; 1 after an error, 130 after Ctrl-C (usage errors are typer's: 2)."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            say(_INTERRUPTED)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            _drop_output()
-            raise typer.Exit(1) from None
-        except (G2DError, OSError) as error:
-            if ctx.params.get("traceback"):
-                tracebacks.print_exc()
-            with contextlib.suppress(ValueError):  # a closed stdout has nothing left to fail
-                try:
-                    sys.stdout.flush()
-                except OSError:
-                    _drop_output()
-            say(_reason(error), "error: ")
-            raise typer.Exit(1) from None
-
-
-def _drop_output() -> None:
-    """Let what is still buffered go nowhere: it must not fail once more as the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _reason(error: G2DError | OSError) -> str:
-    if isinstance(error, G2DError):
-        return str(error)
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in _NO_ROOM:
-        return f"{where}the disk is full. Free some space and run the same command again."
-    return f"{where}{error.strerror or error}"
-
+    from g2d.defence.defence import Defence
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     name="g2d",
     help="Generate to Defend: fresh parameters for a deployed classifier, rotated like passwords.",
     add_completion=False,
@@ -207,6 +160,7 @@ def population(
         )
     defence, count = prepare(vault, settings, flags)
     with defence:
+        _note_few_gate_examples(defence)
         with show_progress() as progress:
             if from_checkpoints:
                 defence.adopt(from_checkpoints, progress, print_line)
@@ -219,6 +173,16 @@ def population(
                     defence.populate(jobs, progress, tell=say)
         print_population(defence.vault, defence.settings)
     print_line(f"Next: g2d fit {vault}")
+
+
+def _note_few_gate_examples(defence: Defence) -> None:
+    """Say before the training what `g2d generate` would refuse after it; settings can change."""
+    from g2d.defence.refusal import check_gate_split
+
+    try:
+        check_gate_split(len(defence.task.splits.gate), defence.settings)
+    except SettingsError as error:
+        say(str(error), "note: ")
 
 
 @app.command()

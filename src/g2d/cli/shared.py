@@ -84,7 +84,7 @@ def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[De
     if flags.get("task__data"):
         flags = {**flags, "task__data": str(Path(flags["task__data"]).absolute())}
     asked = (Settings.from_file(file) if file else Settings()).override(**flags)
-    there = vault_settings(path) if (path / "ledger.sqlite").exists() else None
+    there = _to_go_on(path, asked, flags) if (path / "ledger.sqlite").exists() else None
     configure_torch()
     from g2d.defence.defence import Defence
 
@@ -112,6 +112,18 @@ def asked_settings(file: Path | None, flags: Mapping[str, Any]) -> Settings:
     return _layered(_task_defaults(asked), file).override(**flags)
 
 
+def _to_go_on(path: Path, asked: Settings, flags: Mapping[str, Any]) -> Settings | None:
+    """The settings of the vault that is there; None where a start of another task had failed."""
+    from g2d.settings import Settings
+    from g2d.vault.vault import Vault
+
+    there = vault_settings(path)
+    if asked.task == Settings().task and "task__name" not in flags:
+        return there  # no task is named
+    with Vault.open(path) as vault:
+        return there if asked.task.name == there.task.name or vault.begun() else None
+
+
 def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngine:
     """Make the engine that `--engine` names; 0 workers: one per core."""
     if name == "ray":
@@ -125,12 +137,13 @@ def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngin
 
 def _task_defaults(asked: Settings) -> dict[str, Any]:
     from g2d.settings import Settings, build
-    from g2d.tasks.source import resolve
+    from g2d.tasks.sizes import defaults_of
+    from g2d.tasks.source import by_name, resolve
 
     task = asked.task
-    own = resolve((task.name, task.data, task.split_seed, task.eps)).settings
+    own = defaults_of(resolve(by_name(task)))
     # Under today's names: what a file or a flag says is laid over them.
-    return dataclasses.asdict(build(Settings, dict(own), f"task {task.name!r}", stored=True))
+    return dataclasses.asdict(build(Settings, own, f"task {task.name!r}", stored=True))
 
 
 def _layered(base: Mapping[str, Any], file: Path | None) -> Settings:

@@ -12,7 +12,14 @@ from typing import Annotated
 
 import typer
 
-from g2d.cli.console import commented, print_generations, print_line, print_population, when
+from g2d.cli.console import (
+    commented,
+    print_controls,
+    print_generations,
+    print_line,
+    print_population,
+    when,
+)
 from g2d.cli.shared import VaultPath, vault_settings
 from g2d.errors import G2DError
 from g2d.settings import Settings
@@ -53,6 +60,7 @@ def show(
             f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"
         )
         print_generations(opened, last)
+        print_controls(opened.path)
 
 
 def verify(

@@ -82,6 +82,7 @@ class LocalEngine:
 
         Raises:
             PopulationError: a job cannot travel to a worker, or a worker process died; of what.
+            WorkerError: a job raised what cannot travel; else whatever the job itself raised.
         """
         refuse_in_import()
         waiting = enumerate(payloads)

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from g2d.core.engine import Work, configure_threads
+from g2d.core.jobs import guarded
 from g2d.core.ray_cluster import joined
 from g2d.errors import PopulationError
 
@@ -97,7 +98,7 @@ class RayEngine:
 
 def _work(work: Work, payload: Any) -> Any:
     configure_threads()
-    return work(payload)
+    return guarded(work, payload)
 
 
 def _words(error: Exception) -> str:

@@ -21,6 +21,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from g2d.core.imports import words
+from g2d.core.jobs import guarded
 from g2d.errors import PopulationError
 
 _MAIN = ("__main__", "__mp_main__")
@@ -59,7 +60,7 @@ def run_packed(data: bytes) -> Any:
     """Do in a worker what `pack_job` packed: call the job's function with its payload.
 
     Raises:
-        PopulationError: it cannot be loaded here, or ends the process by `sys.exit`.
+        PopulationError: it cannot be loaded here. WorkerError: see `guarded`.
     """
     try:
         work, payload = pickle.loads(data)  # noqa: S301 from the process that started this one
@@ -67,10 +68,7 @@ def run_packed(data: bytes) -> Any:
         raise PopulationError(
             f"a worker process cannot load its job ({words(error)}): {_TRAVEL}"
         ) from error
-    try:
-        return work(payload)
-    except SystemExit as error:
-        raise PopulationError(f"a job called sys.exit({error.code!r}); raise an error") from error
+    return guarded(work, payload)
 
 
 class _Pickler(ForkingPickler):

@@ -21,7 +21,6 @@ from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
 from g2d.core.types import State, Tick, Values
 from g2d.defence.gates import CandidateView, GateResult, Reference, run_gates
-from g2d.errors import GenerationError
 from g2d.generator import Exposure, Generator, hidden_units
 from g2d.settings import GateSettings, Settings
 from g2d.tasks.inference import load_model, predict
@@ -74,13 +73,17 @@ def draws_of(
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Proposed parameters and every gate's verdict on them; seconds of CPU that both took."""
+    """Proposed parameters and every gate's verdict on them; seconds of CPU that both took.
+
+    `mu` is what guidance was made with, where that adapts.
+    """
 
     draw: Draw
     state: dict[str, Tensor]
     results: list[GateResult]
     began: float
     cpu: float
+    mu: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -112,7 +115,7 @@ class Candidate:
             "attempt": self.draw.attempt,
             "generator": generator,
             "began": self.began,
-        }
+        } | ({} if self.mu is None else {"mu": self.mu})
 
 
 class Judge:
@@ -181,22 +184,8 @@ def make(
     v = generator.propose(task, recent, settings.guidance, draw.source(), tick)
     state = generator.to_state(v)
     results = judge(state, recent, states, settings.gates)
-    return Candidate(draw, state, results, began, time.process_time() - cpu)
-
-
-def give_up(rejected: Sequence[Candidate], settings: Settings) -> GenerationError:
-    """The error that ends a generation: why its candidates failed, and what would help."""
-    robust = [r.value for one in rejected for r in one.results if r.gate == "robust"]
-    best = f" The most robust candidate reached {max(robust):.1%}." if robust else ""
-    hint = "raise polish_steps in [guidance]"
-    if robust and not settings.guidance.robust_weight:
-        hint = "set robust_weight in [guidance], which then keeps candidates robust"
-    reasons = "; ".join(rejected[-1].reasons) if rejected else ""
-    return GenerationError(
-        f"no candidate passed its gates in {settings.gates.attempts} attempts; the live "
-        f"generation stays. The last one failed because: {reasons}.{best} Loosen "
-        f"[gates], or {hint}; `g2d population VAULT --settings FILE` changes both"
-    )
+    mu = settings.guidance.mu if settings.guidance.adapt else None
+    return Candidate(draw, state, results, began, time.process_time() - cpu, mu)
 
 
 def make_many(engine: Engine, job: CandidateJob, draws: Sequence[Draw]) -> Iterator[Candidate]:

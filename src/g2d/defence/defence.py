@@ -17,20 +17,12 @@ from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, Say, State, Tick, silent, unsaid
 from g2d.defence import opening
-from g2d.defence.candidates import (
-    Candidate,
-    CandidateJob,
-    Draw,
-    Judge,
-    draws_of,
-    give_up,
-    make,
-    make_many,
-)
+from g2d.defence.candidates import Candidate, CandidateJob, Draw, Judge, draws_of, make, make_many
 from g2d.defence.gates import GateResult, Reference, find_gates
 from g2d.defence.generations import Generation, GenerationStore
 from g2d.defence.members import fit_if_needed, read_base, read_generator
 from g2d.defence.populating import note_of, populate
+from g2d.defence.refusal import adapting, check_gate_split, give_up
 from g2d.errors import GenerationError, VaultError
 from g2d.generator import Exposure, Generator
 from g2d.generator.terms import find_terms
@@ -260,7 +252,11 @@ class Defence:
         known = () if seed is None else self.vault.rejections()
         draws = draws_of(number, seed, self.settings.gates.attempts, known)
         rejected: list[Candidate] = []
-        for candidate in self._candidates(draws, recent, exposed, tick, engine):
+
+        def ahead(draws: list[Draw], settings: Settings) -> Iterator[Candidate]:
+            return self._candidates(draws, settings, recent, exposed, tick, engine)
+
+        for candidate in adapting(draws, self.settings, ahead):
             if candidate.passed:
                 return self._keep(candidate, rejected, recent, activate)
             rejected.append(replace(candidate, state={}))  # its weights are wanted no more
@@ -269,7 +265,8 @@ class Defence:
         raise give_up(rejected, self.settings)
 
     def _check_own(self) -> None:
-        """A key, a gate or a term that cannot be read fails before the work, not after."""
+        """A key, a gate or a term that cannot be read or pass fails before the work, not after."""
+        check_gate_split(len(self.task.splits.gate), self.settings)
         self._generations.signing_key()
         find_gates(self.settings.gates.extra)
         find_terms(self.settings.guidance.extra)
@@ -277,6 +274,7 @@ class Defence:
     def _candidates(
         self,
         draws: list[Draw],
+        settings: Settings,
         recent: list[Exposure],
         exposed: list[int],
         tick: Tick,
@@ -285,13 +283,13 @@ class Defence:
         """Yield candidates in order: one after the other here, or all at once on an engine."""
         states = self._counted(exposed)
         if engine is None:
-            own = self.task, self.settings, self.generator, self._judge
+            own = self.task, settings, self.generator, self._judge
             yield from (make(*own, recent, states, draw, tick) for draw in draws)
             return
         kept = {kind: self.vault.entry(kind) for kind in ("generator", "base")}
         stored = {kind: self.vault.read(entry) for kind, entry in kept.items() if entry}
         job = CandidateJob(
-            self.source, self.settings, **stored, recent=tuple(recent), states=states, draw=draws[0]
+            self.source, settings, **stored, recent=tuple(recent), states=states, draw=draws[0]
         )
         yield from make_many(engine, job, draws)
 

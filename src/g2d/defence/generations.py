@@ -94,7 +94,7 @@ class GenerationStore:
         exposure = Exposure(
             number,
             codec.encode(self.state(number)),
-            Split(pool["guide"].to(dtype), splits.guide.y[pool["guide_index"]]),
+            Split(pool["guide"].to(dtype), splits.guiding.y[pool["guide_index"]]),
             Split(pool["gate"].to(dtype), clean.y),
             clean,
         )
@@ -144,7 +144,7 @@ class GenerationStore:
         model, s, splits = load_model(self.task, state), self.settings, self.task.splits
         own = seed_of(seed, "attacks")
         guide, guide_index = craft_pool(
-            self.task, model, splits.guide, s.guidance.pool, s.guidance.pool_steps, own
+            self.task, model, splits.guiding, s.guidance.pool, s.guidance.pool_steps, own
         )
         gate, gate_index = craft_pool(
             self.task, model, splits.gate, s.gates.pool, s.gates.pool_steps, own + 1
@@ -178,18 +178,22 @@ class GenerationStore:
 
         Returns:
             clean_accuracy; robust_accuracy on the attacks that are kept with it, crafted on this
-            very model by cheap PGD (an upper bound, no more); and worst stale ASR and least aligned
-            distance, where its gates measured them.
+            very model by cheap PGD (an upper bound, no more); on how many examples each; and worst
+            stale ASR and least aligned distance, where its gates measured them.
         """
-        split, measured = self.task.splits.gate, {g["gate"]: g["value"] for g in gates}
+        split, found = self.task.splits.gate, {g["gate"]: g for g in gates}
+        measured = {name: gate["value"] for name, gate in found.items()}
         clean = predict(model, split.x).argmax(1) == split.y
         robust = clean[index] & (predict(model, attacks).argmax(1) == split.y[index])
         figures = {
             "clean_accuracy": round(float(clean.double().mean()), 6),
             "robust_accuracy": round(float(robust.double().mean()), 6),
+            "examples": len(split),
+            "robust_examples": len(index),
         }
         if "robust" in measured:  # by the gate, on more examples
             figures["robust_accuracy"] = round(float(measured["robust"]), 6)
+            figures["robust_examples"] = found["robust"].get("n", len(index))
         return figures | {n: measured[n] for n in ("stale_asr", "distance") if n in measured}
 
     def signing_key(self) -> SigningKey | None:

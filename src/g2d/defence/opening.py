@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from g2d.core.workers import pack_job
 from g2d.defence.survey import check_all
 from g2d.errors import DataError, PopulationError, VaultError
 from g2d.settings import Settings, TaskSettings, build
-from g2d.tasks.source import TaskSource, data_digest, resolve
+from g2d.tasks.origin import settled
+from g2d.tasks.sizes import defaults_of
+from g2d.tasks.source import TaskSource, by_name, data_digest, find, is_named, resolve
 from g2d.tasks.task import Task
 from g2d.vault.vault import Vault
 
@@ -27,23 +30,31 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
     """Make an empty vault for a task, or open the one that is there; see `Defence.create`."""
     there = Settings() if settings is None else settings
     known = Path(path, "task.toml")
-    if settings is None and known.is_file():
+    goes_on = settings is None and known.is_file() and _is_of(path, task, known)
+    if goes_on:
         there = Settings.from_file(known, stored=True)  # the folder of the data, above all
     named, source = _named(task, there.task)
-    loaded = resolve(source)
-    if settings is None and not known.is_file():
-        tables = {key: dict(table) for key, table in loaded.settings.items()}
-        there = build(Settings, tables, f"settings of task {loaded.name!r}", stored=True)
+    lost = isinstance(source, tuple) and (named.origin or named.made_in)
+    loaded = find(named) if lost else resolve(source)
+    if settings is None and not goes_on:
+        there = build(
+            Settings, defaults_of(loaded), f"settings of task {loaded.name!r}", stored=True
+        )
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
         check_all(loaded, full)  # what cannot work leaves no folder behind
     vault = _open_or_create(Path(path), full.to_toml())
     try:
         kept = Settings.from_vault(vault.settings_text, str(known))
-        begun = any(vault.entries(kind) for kind in ("base", "member", "teacher"))
-        if begun and (other := _differences(kept, full)):
+        other = _differences(kept, full)
+        if not is_named(kept.task.name) and loaded.name == kept.task.name:
+            other.pop("task.name", None)  # the same task, by a name that can be found again
+        if other and not vault.begun():
+            vault.delete("teacher")  # a copy of a file that the former settings named
+        elif other:
+            said = "; ".join(other.values())
             raise VaultError(
-                f"{path} was made with other task or population settings ({'; '.join(other)}); use "
+                f"{path} was made with other task or population settings ({said}); use "
                 "a new folder, or leave the settings out to go on with the vault's own"
             )
         vault.write_settings(full.to_toml())
@@ -65,8 +76,8 @@ def reopen(path: Path | str, task: Task | None, write: bool, data: str, named: s
                 f"{path} was of task {named!r} and names {settings.source!r} now: nothing of it is"
                 " loaded. Look who changed task.toml, and put it back."
             )
-        source: TaskSource = task or (s.name, data or s.data, s.split_seed, s.eps)
-        loaded = resolve(source)
+        source: TaskSource = task or by_name(s, data)
+        loaded = task or find(s, data)
         _check_data(loaded, vault)
     except BaseException:
         vault.close()
@@ -89,9 +100,14 @@ def _check_data(task: Task, vault: Vault) -> None:
 def _named(task: Task | str, given: TaskSettings) -> tuple[TaskSettings, TaskSource]:
     """The task's settings, and how a worker process gets at it."""
     if isinstance(task, Task):
-        return TaskSettings(name=task.name, eps=task.eps), task
-    named = replace(given, name=task)
-    return named, (named.name, named.data, named.split_seed, named.eps)
+        origin = settled(task.origin)
+        made_in = origin.file if origin.name else origin.why
+        own = TaskSettings(name=task.name, eps=task.eps, origin=origin.name, made_in=made_in)
+        return own, task
+    if task == given.name:  # with the function that made it, where it was given as an object
+        return given, by_name(given)
+    named = replace(given, name=task, origin="", made_in="")
+    return named, by_name(named)
 
 
 def _open_or_create(path: Path, settings_toml: str) -> Vault:
@@ -107,12 +123,22 @@ def _open_or_create(path: Path, settings_toml: str) -> Vault:
             raise refused from None
 
 
-def _differences(kept: Settings, given: Settings) -> list[str]:
+def _is_of(path: Path | str, task: Task | str, known: Path) -> bool:
+    """Whether what is in a folder is to go on: a start of another task that failed is not."""
+    with Vault.open(path) if Path(path, "ledger.sqlite").exists() else nullcontext() as vault:
+        if vault is None or vault.begun():
+            return True
+        name = task.name if isinstance(task, Task) else task
+        return Settings.from_vault(vault.settings_text, str(known)).task.name == name
+
+
+def _differences(kept: Settings, given: Settings) -> dict[str, str]:
     """Why a vault cannot go on: more members or other workers, a moved data folder are fine."""
 
     def fixed(s: Settings) -> dict[str, object]:
         hardening = asdict(s.harden)
-        free = ("population.members", "population.workers", "task.data", "harden.teacher")
+        free = ("population.members", "population.workers", "task.data", "harden.teacher",
+                "task.origin", "task.made_in")  # fmt: skip
         if not s.harden.recipe:
             hardening = {"recipe": (), "stale": s.harden.stale}
         sections = {"task": asdict(s.task), "population": asdict(s.population), "harden": hardening}
@@ -120,11 +146,11 @@ def _differences(kept: Settings, given: Settings) -> list[str]:
         return {name: value for name, value in named.items() if name not in free}
 
     old, new = fixed(kept), fixed(given)
-    return [
-        f"[{name.replace('.', '] ')} was {old[name]!r} and is {new[name]!r}"
+    return {
+        name: f"[{name.replace('.', '] ')} was {old[name]!r} and is {new[name]!r}"
         for name in old
         if name in new and old[name] != new[name]
-    ]
+    }
 
 
 def default_engine(source: TaskSource, workers: int) -> Engine:

@@ -52,7 +52,7 @@ def fit_autoencoder(
     optimizer = torch.optim.Adam(parameters, s.rate, fused=True)
     variance = float(autoencoder.spread.square().sum())
     model = task.model(0).eval()
-    batches = Batches(task, task.splits.guide, 128, generator)
+    batches = Batches(task, task.splits.guiding, 128, generator)
     autoencoder.standardise(members.coordinates)
     for step in range(s.steps):
         c = draw(members, s.batch, s.mixture, generator)

@@ -42,7 +42,7 @@ class Objective:
         bank: Split | None = None,
     ) -> None:
         self.settings = settings
-        self.clean = Batches(task, task.splits.guide, settings.batch, generator)
+        self.clean = Batches(task, task.splits.guiding, settings.batch, generator)
         recent = list(exposures)[-settings.memory :] if settings.memory else []
         self.exposed = [exposure.v for exposure in recent]
         model = task.model(0).eval()

@@ -235,7 +235,7 @@ class JointTerm(Term):
     def __init__(self, context: TermContext) -> None:
         self._context, s = context, context.settings
         self.weight = s.joint_weight
-        split = context.task.splits.guide.sample(s.joint_pool, context.generator)
+        split = context.task.splits.guiding.sample(s.joint_pool, context.generator)
         stacked = torch.stack([context.exposures[i].v for i in context.mates])
         attacks = eot_pgd(
             lambda: self._networks(stacked), split.x, split.y, eps=context.task.eps,

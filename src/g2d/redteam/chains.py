@@ -23,7 +23,7 @@ from g2d.core.types import Progress, State
 from g2d.defence.defence import Defence
 from g2d.redteam.cache import code_version, key_of, own_code
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec, enter
-from g2d.redteam.controls import FittedMembers, noised, permuted, retraining, soups
+from g2d.redteam.controls import FittedMembers, hardened, noised, permuted, retraining, soups
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.source import data_digest
 from g2d.tasks.splits import Split
@@ -46,6 +46,7 @@ class Sizes:
     draws: int = 100
     attacker: int = 16  # the attacker's own draws
     rival: int = 3
+    hardened: int = 1  # one seed and one data set: the base's
 
     @classmethod
     def of(cls, quick: bool) -> Sizes:
@@ -95,7 +96,7 @@ def build_chains(
         live = chains["generated"].networks[-1:]
         note = "the live generation, never rotated again"
         chains["unrotated"] = Chain("unrotated", live, fixed=True, note=note)
-    jobs = {"retrained": sizes.retrained}
+    jobs = {"retrained": sizes.retrained, "hardened": sizes.hardened}
     if defence.vault.entry("generator") is not None:
         jobs |= {"draws": sizes.draws, "attacker": sizes.attacker, "rival": sizes.rival}
     wanted = {name: count for name, count in jobs.items() if name in names}
@@ -108,6 +109,7 @@ def build_chains(
 
 _NOTES = {
     "retrained": "fresh seeds, the recipe of the base",
+    "hardened": "the base's own seed and data, with FGSM at half of eps beside",
     "draws": "proposals for the next generation that passed the gates; nobody has seen them",
     "attacker": "the attacker's own proposals for the next generation",
     "rival": "fresh seeds, trained on clean data and on the attacks that guide the next generation",
@@ -202,7 +204,7 @@ def _made_by_jobs(
     orders = []
     for name, count in wanted.items():
         missing = [i for i in range(count) if not store.known(name, keys[name], i)]
-        each = 1 if name in ("retrained", "rival") else _DRAWS
+        each = 1 if name in ("retrained", "rival", "hardened") else _DRAWS
         orders += [
             _Order(spec, keys[name], name, tuple(missing[i : i + each]))
             for i in range(0, len(missing), each)
@@ -232,6 +234,8 @@ def make(order: _Order) -> list[tuple[bytes, float]]:
         began = time.process_time()
         if order.name == "rival":
             data = pack(_rival(context, index))
+        elif order.name == "hardened":
+            data = pack(hardened(context.spec.source, context.spec.settings, index))
         elif order.name == "retrained":
             teacher = teacher_of(context.defence.vault, context.spec.settings.harden)
             job = retraining(

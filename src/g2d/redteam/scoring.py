@@ -6,18 +6,17 @@ nothing here believes them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from g2d.attacks import pgd, project
 from g2d.core.seeds import seed_of
+from g2d.core.shares import wilson
 from g2d.core.types import Bounds, Logits, Tick
-from g2d.errors import DataError, SettingsError
+from g2d.errors import DataError
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -33,30 +32,6 @@ class Rate:
     low: float
     high: float
     n: int
-
-
-def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a share (Wilson 1927): honest at 0 % and 100 % and for small n.
-
-    Raises:
-        SettingsError: successes lie outside [0, n], or confidence outside (0, 1).
-    """
-    if not 0 < confidence < 1:
-        raise SettingsError(f"confidence must lie between 0 and 1, not {confidence}")
-    if n == 0:
-        return 0.0, 1.0
-    if not 0 <= successes <= n:
-        raise SettingsError(
-            f"{successes} successes of {n} is not a share; give 0 <= successes <= n"
-        )
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    low = 0.0 if successes == 0 else max(0.0, (centre - width) / scale)
-    high = 1.0 if successes == n else min(1.0, (centre + width) / scale)
-    return low, high
 
 
 def share(successes: float, n: int) -> Rate:

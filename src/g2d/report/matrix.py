@@ -24,6 +24,7 @@ TARGETS = {
     "noise": "Rival: every rotation makes a noisy copy of known parameters live.",
     "permuted": "Control: hidden units reordered, the same function; must equal frozen.",
     "draws": "What would be live next: fresh proposals, against the same attacks as the rival.",
+    "hardened": "Rival: the base trained once more, with FGSM at half of eps; same seed and data.",
     "rival": "Rival: what would be live next if it were retrained on the same exposed attacks.",
 }
 ELSEWHERE = "other"

@@ -17,6 +17,7 @@ from g2d.core.files import write_bytes
 from g2d.core.types import Values
 from g2d.errors import G2DError
 from g2d.report import figures, later, matrix
+from g2d.report.controls import TITLES, controls
 from g2d.report.matrix import Line
 from g2d.report.results import FORMAT
 
@@ -71,6 +72,8 @@ def render_results(results: Values, path: Path) -> None:
         columns=matrix.columns(lines),
         targets=matrix.TARGETS,
         rivals=matrix.rivals(lines),
+        controls=controls(results),
+        titles=TITLES,
         groups=matrix.panels(rows, families),
         families=families,
         command=_command(results),
@@ -86,7 +89,11 @@ def markdown(results: Values) -> str:
         G2DError: the results are of another format.
     """
     _check(results)
-    parts = []
+    found = controls(results)
+    parts = [
+        "### What decides whether to buy\n",
+        _table(TITLES, [list(row.values()) for row in found]),
+    ]
     for family in _families(results):
         rows = [row for row in matrix.ordered(results["rows"]) if row["family"] == family["name"]]
         if rows:

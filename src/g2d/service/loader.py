@@ -27,7 +27,7 @@ from g2d.rotation.snapshot import Snapshot
 from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings
 from g2d.tasks.building import build_model
-from g2d.tasks.builtin import blueprint
+from g2d.tasks.source import blueprint_of
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
 
@@ -81,7 +81,7 @@ class VaultLoader:
             verified, _ = self._verify_live(self._not_put_back(self.live()))
             if verified.task is not None and verified.task != self.task:
                 raise VaultError(f"{vault / 'task.toml'} changed while it was read: look why.")
-            self._blueprint = blueprint(s.name, data or s.data, s.split_seed, s.eps)
+            self._blueprint = blueprint_of(s, data)
             self.model = self._described(name)
         except BaseException:
             self._vault.close()

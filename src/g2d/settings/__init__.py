@@ -26,6 +26,8 @@ class TaskSettings(Checked):
     data: str = free("", "folder that holds the data (mnist, cifar10)", metavar="FOLDER")
     eps: float = within(0.0, 1e6, 0.0, "attack budget, L-infinity norm; 0: the task's own")
     split_seed: int = within(0, 2**31 - 1, 0, "seed of the train/guide/gate split")
+    origin: str = free("", "'module:function' that made a Task given as an object", since="0.2")
+    made_in: str = free("", "file of that function, or why none is known", since="0.2")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,9 @@ class GuidanceSettings(Checked):
     pool: int = within(1, 10**7, 1500, "attacks crafted on each accepted generation")
     pool_steps: int = within(1, 1000, 7, "PGD steps of those attacks")
     mu: float = within(0.0, 1e4, 2.0, "weight of the stale-attack term")
+    adapt: bool = free(
+        False, "halve mu for the next candidate where one fails for accuracy alone", since="0.2"
+    )
     robust_weight: float = within(
         0.0, 1e4, 0.0, "weight of PGD on the candidate itself; 0: off", was="robust"
     )
@@ -227,6 +232,7 @@ class Settings(Checked):
         own = [f"gates={name}" for name in self.gates.extra]
         own += [f"guidance={name}" for name in self.guidance.extra]
         own += [f"generator={self.generator.space}"] if ":" in self.generator.space else []
+        own += [f"origin={self.task.origin}"] if self.task.origin else []
         return " ".join((self.task.name, *own))
 
     @classmethod

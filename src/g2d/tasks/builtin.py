@@ -132,6 +132,12 @@ class Blueprint:
     classes: int
     labels: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, task: Task) -> Blueprint:
+        """Read it off a task that is loaded."""
+        x = task.splits.guide.x
+        return cls(task.factory, tuple(x.shape[1:]), x.dtype, task.classes, tuple(task.labels))
+
 
 _BLUEPRINTS: Mapping[str, Blueprint] = {
     "digits": Blueprint(digits_cnn, (1, 8, 8), torch.float32, 10),
@@ -148,9 +154,7 @@ def blueprint(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Blu
     """
     if name in _BLUEPRINTS:
         return _BLUEPRINTS[name]
-    task = load_task(name, data, seed, eps)
-    x = task.splits.guide.x
-    return Blueprint(task.factory, tuple(x.shape[1:]), x.dtype, task.classes, tuple(task.labels))
+    return Blueprint.of(load_task(name, data, seed, eps))
 
 
 def load_task(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Task:

@@ -6,7 +6,9 @@ import hashlib
 
 import numpy as np
 
-from g2d.tasks.builtin import load_task
+from g2d.errors import TaskError
+from g2d.settings import TaskSettings
+from g2d.tasks.builtin import BUILTIN, Blueprint, blueprint, load_task
 from g2d.tasks.task import Task
 
 TaskSource = Task | tuple[str, str, int, float]
@@ -24,6 +26,58 @@ def resolve(source: TaskSource) -> Task:
 
 
 _LOADED: dict[tuple[str, str, int, float], Task] = {}
+
+
+def by_name(task: TaskSettings, data: str = "") -> tuple[str, str, int, float]:
+    """How a process gets at the task that settings name; `data`: where its folder lies now.
+
+    A task that was given as an object is made again by the function that made it.
+    """
+    return (task.origin or task.name, data or task.data, task.split_seed, task.eps)
+
+
+def is_named(name: str) -> bool:
+    """Whether a task of this name can be loaded by it at all; else it is an object's own name."""
+    return ":" in name or name in BUILTIN
+
+
+def find(task: TaskSettings, data: str = "") -> Task:
+    """Load the task that settings name.
+
+    Raises:
+        TaskError: a task that was given as an object cannot be made again; the message says where
+            it came from and how to name it. Else what `load_task` raises.
+    """
+    if is_named(task.name):
+        return resolve(by_name(task, data))
+    advice = "Put it into a function of a file, and name that: `g2d population VAULT --task "
+    advice += "module:function`, run where the module can be imported"
+    if not task.origin:
+        known = f" ({task.made_in})" if task.made_in else ""
+        raise TaskError(
+            f"the task {task.name!r} is none of ours: it was given as a Task object, and has no "
+            f"name by which it could be found again{known}. {advice}; in Python, "
+            "Defence.open(path, task=...)"
+        )
+    try:
+        found = resolve(by_name(task, data))
+    except TaskError as error:
+        raise TaskError(
+            f"the task {task.name!r} was made by {task.origin} in {task.made_in}, and is not found "
+            f"there now: {error}. {advice}"
+        ) from error
+    if found.name != task.name:
+        raise TaskError(
+            f"{task.origin} makes a task {found.name!r} now, not {task.name!r}. {advice}"
+        )
+    return found
+
+
+def blueprint_of(task: TaskSettings, data: str = "") -> Blueprint:
+    """What answering needs of the task that settings name; raises what `find` does."""
+    if is_named(task.name):
+        return blueprint(*by_name(task, data))
+    return Blueprint.of(find(task, data))
 
 
 def data_digest(task: Task) -> str:

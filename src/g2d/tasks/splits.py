@@ -7,6 +7,7 @@ import multiprocessing
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from g2d.tasks.columns import as_examples, as_labels
 
 TEST_FRACTION = 0.2
 FRACTIONS = (0.6, 0.2, 0.2)
+ENOUGH = 256  # examples to guide by: two batches; digits has 287
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,18 @@ class Splits:
     def labels(self) -> tuple[str, ...]:
         """The classes' names; () where labels are numbers alone."""
         return self.train.names
+
+    @cached_property
+    def guiding(self) -> Split:
+        """What guidance and its attacks use: the guide split, and training data where it is small.
+
+        Guidance on 29 examples fits these and no others. The guide split comes first, so that an
+        index into it holds; a guide split of 256 or more is all there is.
+        """
+        if len(self.guide) >= ENOUGH:
+            return self.guide
+        both = (self.guide, self.train)
+        return Split(torch.cat([part.x for part in both]), torch.cat([part.y for part in both]))
 
     def __post_init__(self) -> None:
         first = self.train.x

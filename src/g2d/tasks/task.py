@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from g2d.settings import Settings, build
 from g2d.tasks.building import build_model, seeded
+from g2d.tasks.origin import Origin, caller
 from g2d.tasks.probe import check_task
 from g2d.tasks.splits import Splits
 
@@ -57,6 +58,7 @@ class Task:
     labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_origin", caller()[1])
         object.__setattr__(self, "labels", tuple(self.labels) or self.splits.labels)
         tables = {
             key: dict(table) if isinstance(table, Mapping) else table
@@ -64,6 +66,11 @@ class Task:
         }
         settings = build(Settings, tables, f"settings of task {self.name!r}", stored=True)
         check_task(self, settings.population.batch)
+
+    @property
+    def origin(self) -> Origin:
+        """Which function made it, where that is known."""
+        return vars(self).get("_origin", Origin())
 
     def model(self, seed: int) -> nn.Module:
         """Build a fresh model from `seed`; torch's global generator is left as it was.

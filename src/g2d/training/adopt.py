@@ -65,6 +65,7 @@ def adopt_base(
         "recipe": GIVEN,
         **STARTS,
         "accuracy": accuracy(model, task.splits.gate),
+        "examples": len(task.splits.gate),
         "settings": fingerprint(s, harden, keep_teacher(vault, harden)),
         **note,
     }
@@ -117,6 +118,7 @@ def adopt_checkpoints(
             "file": files[index].name,
             "of": len(files),
             "accuracy": accuracy(model, task.splits.gate),
+            "examples": len(task.splits.gate),
             "settings": "adopted",
         } | (dict(note or {}) if kind == "base" else {})
         weights = pack(model.state_dict())

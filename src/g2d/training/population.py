@@ -109,6 +109,7 @@ def run_job(job: TrainingJob) -> Trained:
         "basin": job.basin,
         "recipe": job.recipe,
         "accuracy": accuracy(model, task.splits.gate),
+        "examples": len(task.splits.gate),
         "robust": float(right.double().mean()),
     }
     if training.monitor is not None:

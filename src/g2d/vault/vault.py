@@ -297,6 +297,11 @@ class Vault:
         number: int | None = self._rows("SELECT max(number) FROM exposures")[0][0]
         return number
 
+    def begun(self) -> bool:
+        """Whether there is anything to lose: trained, generated, or handed in as the base."""
+        kinds = ("base", "early", "member", "generator")
+        return any(self.entries(kind) for kind in kinds) or self.last_number() > 0
+
     def exposures(self, last: int = -1) -> list[int]:
         """Return the numbers that have been live in order of first exposure, or the `last` ones."""
         query = "SELECT number FROM exposures ORDER BY number DESC LIMIT ?"

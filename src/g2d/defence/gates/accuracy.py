@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
-
 import torch
 
+from g2d.core.shares import largest_drop, least_examples
 from g2d.defence.gates.view import CandidateView, GateResult
+from g2d.settings import GateSettings
 
 
 def finite_gate(view: CandidateView) -> GateResult:
@@ -19,20 +18,33 @@ def finite_gate(view: CandidateView) -> GateResult:
 
 
 def accuracy_gate(view: CandidateView) -> GateResult:
-    """Upper confidence bound of the paired accuracy drop against the base (one-sided, normal)."""
-    settings = view.settings
-    drop = view.reference.base_correct.double() - view.correct.double()
-    quantile = NormalDist().inv_cdf(settings.confidence)
-    bound = float(drop.mean() + quantile * drop.std() / math.sqrt(len(drop)))
-    passed = bound <= settings.accuracy_drop
+    """Upper confidence bound of the paired accuracy drop against the base (one-sided)."""
+    settings, base = view.settings, view.reference.base_correct
+    worse, better = int((base & ~view.correct).sum()), int((~base & view.correct).sum())
+    n, limit = len(base), settings.accuracy_drop
+    bound = largest_drop(worse, better, n, settings.confidence)
+    passed = bound <= limit
     reason = (
         ""
         if passed
-        else f"accuracy may be {bound:.2%} below the base's "
-        f"({settings.confidence:.0%} bound; measured {float(drop.mean()):.2%}); "
-        f"{settings.accuracy_drop:.2%} is allowed"
+        else f"accuracy may be {bound:.2%} below the base's ({settings.confidence:.0%} bound; "
+        f"measured {(worse - better) / n:.2%} on {n} gate examples); {limit:.2%} is allowed"
+        f"{too_few(n, settings)}"
     )
-    return GateResult("accuracy", passed, bound, settings.accuracy_drop, reason)
+    return GateResult("accuracy", passed, bound, limit, reason, n=n)
+
+
+def too_few(n: int, settings: GateSettings) -> str:
+    """Say that `n` gate examples show no drop as small as is allowed; "" where they could."""
+    least = least_examples(settings.accuracy_drop, settings.confidence)
+    if least is not None and n >= least:
+        return ""
+    return (
+        f", which {n} gate examples cannot show even where none differs (bound "
+        f"{largest_drop(0, 0, n, settings.confidence):.2%}): "
+        + (f"give {least} or more, or " if least else "no number of them can; ")
+        + "raise accuracy_drop in [gates]"
+    )
 
 
 def class_gate(view: CandidateView) -> GateResult:

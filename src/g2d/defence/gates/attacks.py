@@ -20,7 +20,8 @@ def stale_gate(view: CandidateView) -> GateResult:
         if rate > limit
     ]
     reason = "" if passed else f"stale ASR over {limit:.0%}: " + ", ".join(over)
-    return GateResult("stale_asr", passed, worst, limit, reason)
+    n = attackable(view.model, view.exposures[rates.index(worst)]) if rates else 0
+    return GateResult("stale_asr", passed, worst, limit, reason, n=n)
 
 
 def stale_share_gate(view: CandidateView) -> GateResult | None:
@@ -61,7 +62,13 @@ def robust_gate(view: CandidateView) -> GateResult | None:
         else f"accuracy under PGD-{settings.pool_steps} at eps {reference.eps:g} is {value:.1%} on "
         f"{len(right)} gate examples; at least {settings.robust:.1%} is required"
     )
-    return GateResult("robust", passed, value, settings.robust, reason)
+    return GateResult("robust", passed, value, settings.robust, reason, n=len(right))
+
+
+def attackable(model: Logits, exposure: Exposure) -> int:
+    """How many gate inputs of an exposure are classified correctly; `stale_asr` is a share."""
+    clean = exposure.gate_clean
+    return int((predict(model, clean.x).argmax(1) == clean.y).sum())
 
 
 def stale_asr(model: Logits, exposure: Exposure) -> float:

@@ -25,7 +25,7 @@ class GateResult:
     """One gate's verdict. `value` is what was measured, `limit` what it was held against.
 
     `title` is how people are told of it ("": by the gate's name); `share`: value and limit are
-    shares of one, and shown in percent.
+    shares of one, and shown in percent. `n`: on how many examples it was measured; 0: on none.
     """
 
     gate: str
@@ -35,11 +35,12 @@ class GateResult:
     reason: str = ""
     title: str = ""
     share: bool = False
+    n: int = 0
 
     def entry(self) -> dict[str, Any]:
         """Plain values as a manifest keeps them; how it is shown only where the gate says so."""
         plain = asdict(self)
-        shown = {key: plain.pop(key) for key in ("title", "share")}
+        shown = {key: plain.pop(key) for key in ("title", "share", "n")}
         return plain | {key: value for key, value in shown.items() if value}
 
 

@@ -1,8 +1,8 @@
 """Stale evasion: attacks made on networks that the attacker has read, scored on those that follow.
 
 This is what rotation is for. Fixed chains (frozen, unrotated, permuted) show what the same attacker
-gets where nothing changes; what would follow next (rival, draws) compares a rotation by retraining
-with one by generation against the same attacks.
+gets where nothing changes; what would follow next (rival, hardened, draws) compares retrainings
+with a generation against the same attacks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.tasks.splits import Split
 
 CHAINS = ("generated", "frozen", "unrotated", "retrained", "soup", "noise", "permuted")
-NEXT = ("rival", "draws")  # no chains in time: what could follow the vault's exposed generations
+NEXT = (
+    "rival",
+    "hardened",
+    "draws",
+)  # no chains in time: what could follow the vault's exposed generations
 EXPOSED = (1, 5, 20)
 LATER = 11
 # Kind of the row that says why a case was not measured.
@@ -276,7 +280,7 @@ THREAT = Threat(
     ),
     plan=plan,
     run=run,
-    chains=CONTROLS | {"draws", "rival"},
+    chains=CONTROLS | {"draws", "rival", "hardened"},
     curve=CurveStyle(
         x="age",
         by=("threat", "attack"),

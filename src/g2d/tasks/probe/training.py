@@ -156,7 +156,7 @@ def _input_gradient(
     x.requires_grad_(True)
     try:
         with seeded(0), torch.enable_grad():
-            logits = functional_call(model, state, (x,))
+            logits = functional_call(model, state, (x,), tie_weights=False)
             if not logits.requires_grad:
                 return None
             loss = F.cross_entropy(logits, split.y, reduction="sum")

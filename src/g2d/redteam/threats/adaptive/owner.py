@@ -58,7 +58,9 @@ class Owner:
     def run(self, v: Tensor, x: Tensor) -> Tensor:
         """Logits (n, classes) of the parameters v (P,), differentiable by both."""
         named = self.generator.codec.tensors(v.to(self.generator.codec.dtype))
-        answer: Logits = lambda inputs: functional_call(self._shell, named, (inputs,))  # noqa: E731
+        answer: Logits = lambda inputs: functional_call(  # noqa: E731
+            self._shell, named, (inputs,), tie_weights=False
+        )
         return (answer if self._logits else as_logits(answer))(x)
 
     @torch.no_grad()

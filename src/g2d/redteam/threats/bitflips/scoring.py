@@ -78,7 +78,10 @@ class Bench:
 
     def right(self, state: State) -> Tensor:
         """Which test examples a state classifies correctly, (n,) bool."""
-        logits = predict(lambda x: functional_call(self.model, dict(state), (x,)), self.split.x)
+        logits = predict(
+            lambda x: functional_call(self.model, dict(state), (x,), tie_weights=False),
+            self.split.x,
+        )
         return logits.argmax(1) == self.split.y
 
     def curve(self, stored: Quantised, flips: Sequence[Flip]) -> Curve:

@@ -1,0 +1,103 @@
+"""What follows from rejected candidates: less of mu for the next, or an error that says what helps.
+
+Judging is in `gates`, making candidates in `candidates`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from g2d.defence.candidates import Candidate, Draw
+from g2d.defence.gates.accuracy import too_few
+from g2d.errors import GenerationError, SettingsError
+from g2d.settings import Settings
+
+_CLEAN = frozenset({"accuracy", "class"})
+_LEAST = 1 / 8  # of mu: below that, what is left of guidance is not worth its time
+
+
+def adapting(
+    draws: list[Draw],
+    settings: Settings,
+    candidates: Callable[[list[Draw], Settings], Iterator[Candidate]],
+) -> Iterator[Candidate]:
+    """Yield candidates in order of draws, with half of mu after one that mu cost its accuracy.
+
+    The same ones wherever they are made: those that were made ahead with too much are made again.
+
+    Args:
+        candidates: makes those of some draws with the settings given, in order.
+    """
+    least = settings.guidance.mu * _LEAST
+    while draws:
+        for candidate in candidates(draws, settings):
+            draws = draws[1:]
+            yield candidate
+            if settings.guidance.adapt and blames_mu(candidate) and settings.guidance.mu > least:
+                guidance = replace(settings.guidance, mu=settings.guidance.mu / 2)
+                settings = replace(settings, guidance=guidance)
+                break
+
+
+def blames_mu(candidate: Candidate) -> bool:
+    """Whether accuracy is all that it lacks: stale attacks had failed on it."""
+    failed = {result.gate for result in candidate.results if not result.passed}
+    return bool(failed) and failed <= _CLEAN
+
+
+def check_gate_split(n: int, settings: Settings) -> None:
+    """Refuse, before the work, an accuracy gate that `n` gate examples can let no candidate pass.
+
+    Raises:
+        SettingsError: too few examples for the drop that is allowed.
+    """
+    if short := too_few(n, settings.gates):
+        allowed = f"{settings.gates.accuracy_drop:.2%}"
+        raise SettingsError(f"[gates] accuracy_drop allows a drop of {allowed}{short}")
+
+
+def give_up(rejected: Sequence[Candidate], settings: Settings) -> GenerationError:
+    """The error that ends a generation: why its candidates failed, and what would help."""
+    robust = [r.value for one in rejected for r in one.results if r.gate == "robust"]
+    best = f" The most robust candidate reached {max(robust):.1%}." if robust else ""
+    reasons = "; ".join(rejected[-1].reasons) if rejected else ""
+    hints = [_hint(gate, settings) for gate in _failed(rejected)]
+    hint = "; ".join(dict.fromkeys(hints)) or _hint("stale_asr", settings)
+    return GenerationError(
+        f"no candidate passed its gates in {settings.gates.attempts} attempts; the live "
+        f"generation stays. The last one failed because: {reasons}.{best} Loosen "
+        f"[gates], or {hint}; `g2d population VAULT --settings FILE` changes both"
+    )
+
+
+def _failed(rejected: Sequence[Candidate]) -> list[str]:
+    """Gates that rejected a candidate, those that rejected most of them first."""
+    counts = Counter(r.gate for one in rejected for r in one.results if not r.passed)
+    return [gate for gate, _ in counts.most_common()]
+
+
+def _hint(gate: str, settings: Settings) -> str:
+    """What helps where a gate rejects."""
+    g = settings.guidance
+    clean = (
+        f"lower mu in [guidance] (it is {g.mu:g}), which costs accuracy"
+        if g.mu > 0
+        else "lower polish_rate in [guidance], or train a more accurate population"
+    )
+    stale = f"raise polish_steps in [guidance] (it is {g.polish_steps}), or mu ({g.mu:g})"
+    hints = {
+        "finite": "lower polish_rate and latent_rate in [guidance]",
+        "accuracy": clean,
+        "class": clean,
+        "distance": "make a population that differs more (more members or basins in [population], "
+        "in a new vault, or `g2d fit --again` after more members)",
+        "basin": "lower basin_rest in [gates]" if g.resting else "set resting = true in [guidance]",
+        "stale_asr": stale,
+        "stale_share": stale,
+        "robust": f"raise robust_weight in [guidance] (it is {g.robust_weight:g})"
+        if g.robust_weight
+        else "set robust_weight in [guidance], which then keeps candidates robust",
+    }
+    return hints.get(gate, f"see what your gate {gate!r} asks for")
