@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from g2d.core.imports import words
+from g2d.core.types import Bounds
 from g2d.errors import DataError, TaskError
 from g2d.settings import Settings, build
+from g2d.tasks.budget import Budget, reach
 from g2d.tasks.splits import Splits
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+EPS = 8 / 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +38,9 @@ class Task:
         classes: number of classes; the model maps x (N, ...) to logits (N, classes).
         loss: maps logits (N, classes) and labels (N,) to a scalar.
         bounds: least and largest value that an input may take; None: unbounded (tabular) data.
-        eps: attack budget, L-infinity norm, in the units of x.
+        eps: attack budget, L-infinity norm, in the units of x. With a `budget` its largest, unless
+            given; another scales the whole of it.
+        budget: of a table, x (N, features): how far each feature may be moved, and what stays valid.
         augment: maps a batch (N, ...) to one of the same shape, drawing from the given generator.
         settings: per-task defaults for `g2d.settings.Settings` as nested tables; names that
             settings had in earlier releases are understood. The command line
@@ -53,11 +59,14 @@ class Task:
     classes: int
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     bounds: tuple[float, float] | None = (0.0, 1.0)
-    eps: float = 8 / 255
+    eps: float = EPS
     augment: Augment | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
+        if self.budget is not None and self.eps == EPS:
+            object.__setattr__(self, "eps", self.budget.largest)
         _check_labels(self)
         _check_range(self)
         tables = {
@@ -66,6 +75,11 @@ class Task:
         }
         build(Settings, tables, f"settings of task {self.name!r}", stored=True)
         _check_model(self)
+
+    @cached_property
+    def reach(self) -> Bounds:
+        """What attacks are given as `bounds`: the budget inside the data's range, or the range."""
+        return reach(self.budget, self.bounds)
 
     def model(self, seed: int) -> nn.Module:
         """Build a fresh model from `seed`; torch's global generator is left as it was."""
@@ -101,6 +115,10 @@ def _check_range(task: Task) -> None:
     """Check that bounds hold the data and that eps fits into them."""
     if not 0 < task.eps < math.inf:
         raise TaskError(f"task {task.name!r}: eps is {task.eps}, expected a positive number")
+    if task.budget is not None:
+        for item in dataclasses.fields(task.splits):
+            what = f"task {task.name!r}, the {item.name} split"
+            task.budget.check(getattr(task.splits, item.name).x, what)
     if task.bounds is None:
         return
     low, high = task.bounds

@@ -43,7 +43,7 @@ def poisoned_data(case: Case, context: AttackContext) -> list[Row]:
     model = load_model(task, base)
     split, chain = task.splits.gate, hidden_units(task)
     correct = predict(model, split.x).argmax(1) == split.y
-    known = Reference(split, correct, task.classes, task.eps, task.bounds)
+    known = Reference(split, correct, task.classes, task.eps, task.reach)
 
     def gates(state: State) -> list[GateResult]:
         candidate = load_model(task, state)
