@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from g2d.errors import DataError, TaskError
 from g2d.tasks.budget import Budget
-from tables import BUDGET, rows, table_task, valid
 from small_models import source
+from tables import BUDGET, rows, table_task, valid
 
 REFUSED = [
     ({"eps": ()}, "has no features"),
@@ -92,7 +92,7 @@ def test_half_of_the_budget_halves_all_and_the_task_says_which():
 
 
 def test_it_travels_and_takes_on_a_shared_range():
-    again = pickle.loads(pickle.dumps(BUDGET))  # noqa: S301
+    again = pickle.loads(pickle.dumps(BUDGET))
     assert again == BUDGET
     x = rows(5, 1)
     assert torch.equal(again.project(x + 9, x, 2.0), BUDGET.project(x + 9, x, 2.0))

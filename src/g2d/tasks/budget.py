@@ -273,8 +273,8 @@ def _check_columns(budget: Budget) -> None:
         for column in group:
             if column in taken:
                 raise TaskError(
-                    f"feature {column} stands in one-hot groups {taken[column]} and {number} of the "
-                    "budget; groups must not overlap"
+                    f"feature {column} stands in one-hot groups {taken[column]} and {number} of "
+                    "the budget; groups must not overlap"
                 )
             taken[column] = number
         if (swaps := sum(budget.eps[column] > 0 for column in group)) == 1 or len(group) < 2:

@@ -26,6 +26,7 @@ from g2d.tasks.budget import Budget, reach
 from g2d.tasks.splits import Splits
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Metric = Callable[[Tensor, Tensor], float]
 EPS = 8 / 255
 
 
@@ -40,7 +41,9 @@ class Task:
         bounds: least and largest value that an input may take; None: unbounded (tabular) data.
         eps: attack budget, L-infinity norm, in the units of x. With a `budget` its largest, unless
             given; another scales the whole of it.
-        budget: of a table, x (N, features): how far each feature may be moved, and what stays valid.
+        budget: of a table, x (N, features): how far each feature may be moved, and what is valid.
+        metrics: what else is told of a model beside accuracy: functions by name, of logits
+            (N, classes) and labels (N,).
         augment: maps a batch (N, ...) to one of the same shape, drawing from the given generator.
         settings: per-task defaults for `g2d.settings.Settings` as nested tables; names that
             settings had in earlier releases are understood. The command line
@@ -63,6 +66,7 @@ class Task:
     augment: Augment | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     budget: Budget | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.eps == EPS:
