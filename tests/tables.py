@@ -40,13 +40,13 @@ def mlp():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
 
 
-def table_task(change=None, factory=mlp, **more):
+def table_task(change=None, factory=mlp, classes=2, **more):
     parts = []
     for seed, n in enumerate((300, 80, 80, 80)):
         x = rows(n, seed)
         parts.append(Split(x if change is None else change(x), labels(x)))
     more = {"bounds": None, "budget": BUDGET} | more
-    return Task("table", factory, Splits(*parts), classes=2, **more)
+    return Task("table", factory, Splits(*parts), classes=classes, **more)
 
 
 def table_model(task, seed=0):

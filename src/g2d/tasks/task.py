@@ -23,6 +23,7 @@ from g2d.core.types import Bounds
 from g2d.errors import DataError, TaskError
 from g2d.settings import Settings, build
 from g2d.tasks.budget import Budget, reach
+from g2d.tasks.one_logit import TwoClasses, adapted, is_one_logit
 from g2d.tasks.splits import Splits
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -103,7 +104,8 @@ def _seeded(seed: int) -> Iterator[None]:
 def _check_labels(task: Task) -> None:
     if isinstance(task.classes, bool) or not isinstance(task.classes, int) or task.classes < 2:
         raise TaskError(
-            f"task {task.name!r}: classes is {task.classes!r}, expected an integer of at least 2"
+            f"task {task.name!r}: classes is {task.classes!r}, expected an integer of at least 2 "
+            "(a model of one logit has two classes)"
         )
     for item in dataclasses.fields(task.splits):
         low, high = getattr(task.splits, item.name).y.aminmax()
@@ -162,6 +164,7 @@ def _check_model(task: Task) -> None:
             f"task {task.name!r}: the factory gives other parameters for the same seed; draw them "
             "from torch's global generator alone"
         )
+    model = _as_pair(task, model, batch.x)
     _check_loss(task, _logits(task, model, batch.x), batch.y)
     _check_augment(task, batch.x)
 
@@ -190,6 +193,28 @@ def _equal_states(model: nn.Module, other: nn.Module) -> bool:
     return first.keys() == second.keys() and all(
         torch.equal(value, second[key]) for key, value in first.items() if torch.is_tensor(value)
     )
+
+
+def _as_pair(task: Task, model: nn.Module, x: Tensor) -> nn.Module:
+    """Make a task of one logit one of two classes; return its model."""
+    try:
+        with _seeded(0), torch.no_grad():
+            logits = model.eval()(x.clone())
+    except Exception:  # `_logits` tells of it
+        return model
+    if not is_one_logit(logits, len(x)):
+        return model
+    if task.classes != 2:
+        raise TaskError(
+            f"task {task.name!r}: the model gives one number for each example, and classes is "
+            f"{task.classes}; one logit is two classes (classes=2, labels 0 and 1). A number that "
+            "is no class (regression) is not defended: success of an attack is a changed class"
+        )
+    # Once it is known to be right, so that a task that is refused was not changed.
+    loss = adapted(task.name, task.loss, tuple(logits.shape[1:]))
+    object.__setattr__(task, "factory", TwoClasses(task.factory))
+    object.__setattr__(task, "loss", loss)
+    return task.model(0)
 
 
 def _logits(task: Task, model: nn.Module, x: Tensor) -> Tensor:
