@@ -1,4 +1,4 @@
-"""NSL-KDD (Tavallaee et al. 2009): flows of a network, what an attacker may change, what is measured.
+"""NSL-KDD (Tavallaee et al. 2009): flows, what their attacker may change, what is measured.
 
 A flow is one row in its own units (bytes, seconds, counts, shares), its three categories one-hot.
 The network scales; nothing is fitted for that, so nothing of another split can leak into it.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import zlib
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,14 @@ FRACTIONS = (0.6, 0.2, 0.2)
 FALSE_ALARMS = 0.01
 
 PROTOCOLS = ("icmp", "tcp", "udp")
-SERVICES = tuple(
-    ["IRC", "X11", "Z39_50", "auth", "bgp", "courier", "csnet_ns", "ctf", "daytime", "discard", "domain", "domain_u", "echo", "eco_i", "ecr_i", "efs", "exec", "finger", "ftp", "ftp_data", "gopher", "hostnames", "http", "http_443", "http_8001", "imap4", "iso_tsap", "klogin", "kshell", "ldap", "link", "login", "mtp", "name", "netbios_dgm", "netbios_ns", "netbios_ssn", "netstat", "nnsp", "nntp", "ntp_u", "other", "pm_dump", "pop_2", "pop_3", "printer", "private", "red_i", "remote_job", "rje", "shell", "smtp", "sql_net", "ssh", "sunrpc", "supdup", "systat", "telnet", "tim_i", "time", "urh_i", "urp_i", "uucp", "uucp_path", "vmnet", "whois"]
-)
+_SERVICES = """
+IRC X11 Z39_50 auth bgp courier csnet_ns ctf daytime discard domain domain_u echo eco_i ecr_i
+efs exec finger ftp ftp_data gopher hostnames http http_443 http_8001 imap4 iso_tsap klogin
+kshell ldap link login mtp name netbios_dgm netbios_ns netbios_ssn netstat nnsp nntp ntp_u other
+pm_dump pop_2 pop_3 printer private red_i remote_job rje shell smtp sql_net ssh sunrpc supdup
+systat telnet tim_i time urh_i urp_i uucp uucp_path vmnet whois
+"""
+SERVICES = tuple(_SERVICES.split())
 FLAGS = ("OTH", "REJ", "RSTO", "RSTOS0", "RSTR", "S0", "S1", "S2", "S3", "SF", "SH")
 CATEGORIES = (PROTOCOLS, SERVICES, FLAGS)
 """The categories of the training file; each group has one more column, for any that it lacks."""
@@ -176,7 +183,7 @@ def load_nslkdd(folder: Path | str, seed: int = 0) -> Splits:
     x, y = _read(folder, FILES[0])
     order = _order(len(y), seed)[round(HELD_OUT * len(y)) :]
     cuts = [0, *(round(sum(FRACTIONS[: i + 1]) * len(order)) for i in range(3))]
-    parts = [order[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    parts = [order[a:b] for a, b in itertools.pairwise(cuts)]
     if min(map(len, parts)) < 2:
         raise DataError(f"{folder}/{FILES[0]}: {len(y)} flows are too few; expected 25,192")
     train, guide, gate = (Split(x[part], y[part]) for part in parts)
@@ -213,7 +220,7 @@ def _read(folder: Path | str, name: str) -> tuple[Tensor, Tensor]:
         raise DataError(f"{path} cannot be read: {error}; fetch the file again") from error
     if not rows:
         raise DataError(f"{path} is empty; expected flows of {COLUMNS} columns")
-    numbers, labels = [], []
+    numbers, labels = array("d"), []  # flat: a tensor of nested lists takes seconds
     for place, row in enumerate(rows, 1):
         if len(row) != COLUMNS:
             raise DataError(
@@ -221,11 +228,14 @@ def _read(folder: Path | str, name: str) -> tuple[Tensor, Tensor]:
                 "label and its difficulty, without a header"
             )
         try:
-            numbers.append([float(row[0]), *map(float, row[4:41])])
+            numbers.extend([float(row[0]), *map(float, row[4:41])])
         except ValueError as error:
             raise DataError(f"{path}, line {place}: {error}; expected numbers") from error
         labels.append(int(row[41] != "normal"))
-    parts = [torch.tensor(numbers)]
+    table = torch.frombuffer(numbers, dtype=torch.float64).reshape(len(rows), len(FEATURES))
+    if not bool(torch.isfinite(table).all()) or bool((table < 0).any()):
+        raise DataError(f"{path} holds negative or infinite numbers; fetch the file again")
+    parts = [table.float()]
     for column, names in enumerate(CATEGORIES, 1):
         known = {name: i for i, name in enumerate(names)}
         place_of = torch.tensor([known.get(row[column], len(names)) for row in rows])

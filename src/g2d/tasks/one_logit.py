@@ -83,8 +83,8 @@ def adapted(task: str, loss: Loss, shape: tuple[int, ...]) -> Loss:
             raised = error
     why = f" ({raised})" if raised else ""
     raise TaskError(
-        f"task {task!r}: the model gives one logit, and its loss does not pull it towards labels 0 "
-        f"and 1{why}; use F.cross_entropy (it gets the pair [0, z], and may weigh classes or smooth "
+        f"task {task!r}: the model gives one logit, and its loss does not pull it towards labels "
+        f"0 and 1{why}; use F.cross_entropy (it gets [0, z], and may weigh classes or smooth "
         "labels) or nn.BCEWithLogitsLoss"
     )
 
