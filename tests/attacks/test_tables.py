@@ -11,6 +11,7 @@ from g2d.errors import SettingsError
 from g2d.redteam.query_log import QueryLog
 from g2d.redteam.scoring import attack_rate
 from g2d.tasks.inference import predict
+from places import example
 from small_models import source
 from tables import BUDGET, table_model, table_task, valid
 
@@ -130,3 +131,11 @@ def test_same_seed_same_bytes(task, model):
     x, y = task.splits.test.x, task.splits.test.y
     for propose in (TABLE["pgd"][0], TABLE["eot"][0], TABLE["square"][0]):
         assert torch.equal(propose(model, x, y), propose(model, x, y))
+
+
+def test_the_page_shows_a_task_that_works():
+    space: dict = {}
+    exec(compile(example("Tables", "docs/models.md"), "models.md", "exec"), space)
+    task = space["task"]
+    assert task.eps == 100
+    assert task.model(0)(task.splits.test.x).shape == (80, 2)
