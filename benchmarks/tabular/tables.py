@@ -65,7 +65,7 @@ def drift(runs: Runs) -> str:
             ranged(of(runs, "frozen", "clean", name, "gate_threshold", "detection")),
             ranged(of(runs, "frozen", "clean", name, "gate_threshold", "false_alarms"), 2),
         ]
-        for name, label in zip(SETS, ("held-out training flows", "official test flows"), strict=True)
+        for name, label in zip(SETS, ("held-out training flows", "official flows"), strict=True)
     ]  # fmt: skip
     header = ("flows", "accuracy", "detection at 1 % false alarms of their own",
               "detection, threshold of the gate split", "its false alarms")  # fmt: skip

@@ -77,12 +77,9 @@ def clock_square(
         SettingsError: eps is negative, no number or larger than the data range.
     """
     check_budget(eps, 1, bounds)
-    shape, table = x.shape, is_region(bounds)
-    x = x if x.dim() == 4 or table else x.reshape(len(x), 1, 1, -1)
+    shape, x = x.shape, x if x.dim() == 4 or is_region(bounds) else x.reshape(len(x), 1, 1, -1)
     if start is None:
-        lines = x.shape if table else (len(x), x.shape[1], 1, x.shape[3])
-        size = bounds.radius(eps, x) if is_region(bounds) else eps
-        start = x + size * _signs(lines, generator)
+        start = _stripes(x, eps, bounds, generator)
     best = project(start.reshape(x.shape), x, eps, bounds)
     loss = torch.full((len(x),), math.inf, dtype=x.dtype)
     active = torch.arange(len(x))
@@ -118,6 +115,13 @@ def _side(share: float, height: int, width: int) -> int:
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return 2.0 * torch.randint(0, 2, shape, generator=generator) - 1.0
+
+
+def _stripes(x: Tensor, eps: float, bounds: Bounds, generator: torch.Generator) -> Tensor:
+    """Vertical stripes of plus or minus eps on images; a sign for each feature of a table."""
+    if is_region(bounds):
+        return x + bounds.radius(eps, x) * _signs(tuple(x.shape), generator)
+    return x + eps * _signs((len(x), x.shape[1], 1, x.shape[3]), generator)
 
 
 def _inside(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:

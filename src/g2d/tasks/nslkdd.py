@@ -57,7 +57,10 @@ class Feature:
     whole: bool = True
 
 
-_SHARE = {"most": 1.0, "whole": False}
+def _share(eps: float) -> Feature:
+    return Feature(1.0, eps, whole=False)
+
+
 _INF = float("inf")
 
 FEATURES: Mapping[str, Feature] = {
@@ -88,30 +91,34 @@ FEATURES: Mapping[str, Feature] = {
     # moves shares by a fifth either way, and counts up.
     "count": Feature(511, 50, "grow"),
     "srv_count": Feature(511, 50, "grow"),
-    "serror_rate": Feature(eps=0.2, **_SHARE),
-    "srv_serror_rate": Feature(eps=0.2, **_SHARE),
-    "rerror_rate": Feature(eps=0.2, **_SHARE),
-    "srv_rerror_rate": Feature(eps=0.2, **_SHARE),
-    "same_srv_rate": Feature(eps=0.2, **_SHARE),
-    "diff_srv_rate": Feature(eps=0.2, **_SHARE),
-    "srv_diff_host_rate": Feature(eps=0.2, **_SHARE),
+    "serror_rate": _share(0.2),
+    "srv_serror_rate": _share(0.2),
+    "rerror_rate": _share(0.2),
+    "srv_rerror_rate": _share(0.2),
+    "same_srv_rate": _share(0.2),
+    "diff_srv_rate": _share(0.2),
+    "srv_diff_host_rate": _share(0.2),
     # The host's last hundred connections, most of them others': he adds ten.
     "dst_host_count": Feature(255, 10, "grow"),
     "dst_host_srv_count": Feature(255, 10, "grow"),
-    "dst_host_same_srv_rate": Feature(eps=0.1, **_SHARE),
-    "dst_host_diff_srv_rate": Feature(eps=0.1, **_SHARE),
-    "dst_host_same_src_port_rate": Feature(eps=0.1, **_SHARE),
-    "dst_host_srv_diff_host_rate": Feature(eps=0.1, **_SHARE),
-    "dst_host_serror_rate": Feature(eps=0.1, **_SHARE),
-    "dst_host_srv_serror_rate": Feature(eps=0.1, **_SHARE),
-    "dst_host_rerror_rate": Feature(eps=0.1, **_SHARE),
-    "dst_host_srv_rerror_rate": Feature(eps=0.1, **_SHARE),
+    "dst_host_same_srv_rate": _share(0.1),
+    "dst_host_diff_srv_rate": _share(0.1),
+    "dst_host_same_src_port_rate": _share(0.1),
+    "dst_host_srv_diff_host_rate": _share(0.1),
+    "dst_host_serror_rate": _share(0.1),
+    "dst_host_srv_serror_rate": _share(0.1),
+    "dst_host_rerror_rate": _share(0.1),
+    "dst_host_srv_rerror_rate": _share(0.1),
 }
 
 # Which categories he may exchange. The protocol carries the attack. The service is the victim's,
 # but for ports without a known one. How a connection that stands ends is his: closed, reset by
 # him, or left open; a handshake that the attack leaves out (S0, REJ) stays out.
-_SWAPS = (frozenset(), frozenset({"other", "private"}), frozenset({"SF", "RSTO", "S1"}))
+_SWAPS: tuple[frozenset[str], ...] = (
+    frozenset(),
+    frozenset({"other", "private"}),
+    frozenset({"SF", "RSTO", "S1"}),
+)
 
 WIDTH = len(FEATURES) + sum(len(names) + 1 for names in CATEGORIES)
 
