@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from g2d.errors import DataError, TaskError
+from g2d.redteam.overview import told_metrics
 from g2d.tasks.budget import Budget
 from small_models import source
 from tables import BUDGET, rows, table_task, valid
@@ -99,3 +100,20 @@ def test_it_travels_and_takes_on_a_shared_range():
     inside = Budget((1.0, 1.0), most=(0.5, 9.0)).within((0.0, 1.0))
     assert inside.most == (0.5, 1.0)
     assert inside.least == (0.0, 0.0)
+
+
+def test_a_task_of_something_else_is_one_line():
+    with pytest.raises(TaskError, match="the budget is tuple, expected a g2d"):
+        table_task(budget=(1.0,) * 8)
+    with pytest.raises(TaskError, match="metric 'recall' is float, expected a function"):
+        table_task(metrics={"recall": 0.5})
+
+
+def test_metrics_are_told_and_one_that_fails_says_so():
+    def recall(logits, y):
+        return float((logits.argmax(1)[y == 1] == 1).double().mean())
+
+    task = table_task(metrics={"recall": recall, "odd": lambda logits, y: 1 / 0})
+    ones = [lambda x: torch.tensor([[0.0, 1.0]]).repeat(len(x), 1)]
+    told = told_metrics(task, ones, task.splits.test)
+    assert told == "recall: 1; odd: not measured (ZeroDivisionError: division by zero)"

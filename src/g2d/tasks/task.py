@@ -70,7 +70,7 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.budget is not None and self.eps == EPS:
+        if isinstance(self.budget, Budget) and self.eps == EPS:
             object.__setattr__(self, "eps", self.budget.largest)
         _check_labels(self)
         _check_range(self)
@@ -121,6 +121,17 @@ def _check_range(task: Task) -> None:
     """Check that bounds hold the data and that eps fits into them."""
     if not 0 < task.eps < math.inf:
         raise TaskError(f"task {task.name!r}: eps is {task.eps}, expected a positive number")
+    for name, metric in task.metrics.items():
+        if not callable(metric):
+            raise TaskError(
+                f"task {task.name!r}: metric {name!r} is {type(metric).__name__}, expected a "
+                "function of logits (N, classes) and labels (N,)"
+            )
+    if task.budget is not None and not isinstance(task.budget, Budget):
+        raise TaskError(
+            f"task {task.name!r}: the budget is {type(task.budget).__name__}, expected a "
+            "g2d.tasks.budget.Budget"
+        )
     if task.budget is not None:
         for item in dataclasses.fields(task.splits):
             what = f"task {task.name!r}, the {item.name} split"
