@@ -5,19 +5,16 @@ from pathlib import Path
 import pytest
 
 import g2d
-from conftest import TINY
 from g2d import redteam
 from g2d.core.engine import SerialEngine
-from g2d.settings import Settings, build
-
-OWN = {"accuracy_drop": 0.3, "class_drop": 0.6, "stale_asr": 1.0, "pool": 32}
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def rows(tmp_path_factory, tiny_settings):
     folder = tmp_path_factory.mktemp("table") / "vault"
-    table = {"task": {"name": "tables:table_task"}, **TINY, "gates": OWN}
-    settings = build(Settings, table, "tests")
+    settings = tiny_settings.override(
+        task__name="tables:table_task", gates__accuracy_drop=0.3, gates__class_drop=0.6
+    )
     engine = SerialEngine()
     with g2d.Defence.build("tables:table_task", folder, settings, engine=engine) as defence:
         defence.generate(1)
