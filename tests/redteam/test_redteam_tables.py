@@ -18,10 +18,10 @@ def rows(tmp_path_factory, tiny_settings):
     engine = SerialEngine()
     with g2d.Defence.build("tables:table_task", folder, settings, engine=engine) as defence:
         defence.generate(1)
-    threats = ["white-box", "query", "universal", "sanity"]
+    threats = ["white-box", "query"]
     pytest.importorskip("pyautoattack")
     pytest.importorskip("art")
-    return redteam.attack(Path(folder), threats=threats, quick=True, n=40, engine=engine)["rows"]
+    return redteam.attack(Path(folder), threats=threats, quick=True, n=20, engine=engine)["rows"]
 
 
 def of(rows, kind):
@@ -35,7 +35,6 @@ def test_what_cannot_respect_the_budget_is_not_measured_and_says_why(rows):
         ("white-box-autoattack", "one eps for all features and drops rows"),
         ("query-square", "points that a table's budget forbids"),
         ("query-hop-skip-jump", "points that a table's budget forbids"),
-        ("check-unit", "planted in a ball"),
     ):
         for row in of(rows, kind):
             assert (row["status"], row["value"]) == ("not measured", None)
@@ -43,13 +42,7 @@ def test_what_cannot_respect_the_budget_is_not_measured_and_says_why(rows):
 
 
 def test_the_rest_is_measured(rows):
-    for kind in ("white-box-sweep", "query-square-clock", "universal-fitted", "check-grows"):
+    for kind in ("white-box-sweep", "query-square-clock"):
         assert all(row["status"] == "ok" and row["value"] for row in of(rows, kind)), kind
     frozen = [row for row in of(rows, "white-box-sweep") if row["chain"] == "frozen"]
     assert frozen[0]["value"]["value"] > 0.3
-
-
-def test_sound_attacks_pass_and_masking_is_found(rows):
-    checks = [row for row in rows if row["kind"].startswith("check-") and row["value"]]
-    failed = [(row["kind"], row["note"]) for row in checks if "FAILED" in row["note"]]
-    assert failed == []
