@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -153,7 +154,11 @@ class Story:
         settings = build(Settings, table, "benchmark").override(population__seed=seed)
         self.defence = g2d.Defence.create(self.task, folder, settings)
         self.jury = Jury(self.task, held_out(data, seed), seed)
-        self.found = record(arguments) | {"seed": seed, "rows": {}, "seconds": {}, "cpu": {}}
+        head = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
+        self.found = record(arguments) | {
+            "commit": commit, "seed": seed, "rows": {}, "seconds": {}, "cpu": {},
+        }  # fmt: skip
         self.began = time.perf_counter()
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
@@ -172,7 +177,6 @@ class Story:
         self.timed("rotations", lambda: defence.generate(ROTATIONS))
         self.timed("matrix", self.matrix)
         self.found["story_seconds"] = round(time.perf_counter() - self.began, 1)
-        self.found["story_cpu"] = round(sum(self.found["cpu"].values()), 1)
         return self.found
 
     def matrix(self) -> None:

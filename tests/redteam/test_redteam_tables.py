@@ -13,7 +13,7 @@ from g2d.core.engine import SerialEngine
 def rows(tmp_path_factory, tiny_settings):
     folder = tmp_path_factory.mktemp("table") / "vault"
     settings = tiny_settings.override(
-        task__name="tables:table_task", gates__accuracy_drop=0.3, gates__class_drop=0.6
+        task__name="tables:table_task", gates__accuracy_drop=0.8, gates__class_drop=1.0
     )
     engine = SerialEngine()
     with g2d.Defence.build("tables:table_task", folder, settings, engine=engine) as defence:
