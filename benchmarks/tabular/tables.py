@@ -84,7 +84,8 @@ def cost(runs: Runs) -> str:
     """Wall and CPU seconds of each stage."""
     within = [stage for stage in runs[0]["cpu"] if stage not in STAGES]
     lines = [
-        [stage if stage in STAGES else f"of that: {stage}", ranged([r["seconds"][stage] for r in runs], 0, 1.0),
+        [stage if stage in STAGES else f"of that: {stage}",
+         ranged([r["seconds"][stage] for r in runs], 0, 1.0),
          ranged([r["cpu"][stage] for r in runs], 0, 1.0)]
         for stage in (*STAGES, *within)
     ]  # fmt: skip
