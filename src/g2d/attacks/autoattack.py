@@ -18,17 +18,27 @@ from torch.nn import functional as F
 
 from g2d.attacks.art import quiet
 from g2d.attacks.pgd import check_budget, project
+from g2d.attacks.tables import is_region, through
 from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 
 VERSIONS = ("standard", "plus", "rand")
 
 
-def box(x: Tensor, eps: float, bounds: Bounds) -> tuple[float, float]:
+NO_BUDGET = (
+    "it knows one eps for all features and drops rows on its way, so the budget of a table cannot "
+    "be laid around it; APGD, PGD and our own Square are run inside the budget"
+)
+"""Why AutoAttack's ensemble and Square say nothing of a task that has a budget."""
+
+
+def box(x: Tensor, eps: float, bounds: Bounds) -> Bounds:
     """Return the range of the data, or where there is none one that holds every ball around `x`.
 
-    For attacks that must clip: in that range clipping changes nothing.
+    For attacks that must clip: in that range clipping changes nothing. A budget stays what it is.
     """
+    if is_region(bounds):
+        return bounds
     if bounds is not None or not len(x):
         return bounds or (0.0, 1.0)
     low, high = (float(end) for end in x.aminmax())
@@ -123,20 +133,20 @@ def apgd(
             loss is unknown, or "flip" is asked for with several models.
     """
     ensemble = [models] if callable(models) else list(models)
-    room = _UnitCube(x, eps, min(steps, restarts), bounds)
+    _room(x, eps, min(steps, restarts), bounds)
     if loss not in ("ce", "dlr"):
         raise SettingsError(f'APGD takes the loss "ce" or "dlr", not {loss!r}')
     if keep == "flip" and len(ensemble) > 1:
         raise SettingsError('keep="flip" asks whether one model errs; give one, or keep="loss"')
     if not len(x):
         return x.clone()
-    members = [room.enter(model) for model in ensemble]
-    attack = _apgd(members, room.eps, steps, loss)
     parts = []
-    for u, label in zip(room.x.split(batch), y.split(batch), strict=True):
+    for clean, label in zip(x.split(batch), y.split(batch), strict=True):
+        room = _room(clean, eps, min(steps, restarts), bounds)
+        attack = _apgd([room.enter(model) for model in ensemble], room.eps, steps, loss)
         with _silent(), quiet(seed):
-            parts.append(_best(attack, u, label, restarts, keep == "flip"))
-    return room.leave(torch.cat(parts))
+            parts.append(room.leave(_best(attack, room.x, label, restarts, keep == "flip")))
+    return torch.cat(parts)
 
 
 def square(
@@ -221,6 +231,42 @@ def _like(mask: Tensor, x: Tensor) -> Tensor:
     return mask.view(-1, *(1 for _ in x.shape[1:]))
 
 
+def _room(x: Tensor, eps: float, steps: int, bounds: Bounds) -> _UnitCube | _Moves:
+    return (_Moves if is_region(bounds) else _UnitCube)(x, eps, steps, bounds)
+
+
+class _Moves:
+    """Moves inside a budget as the library wants inputs: 0.5 leaves a feature where it is.
+
+    0 and 1 are its largest changes. The library searches the whole cube; each point becomes a valid
+    input before a network sees it, with the gradient of the identity. That asks that rows keep
+    their order, which APGD's do; what attacks a part of the rows cannot be wrapped so.
+    """
+
+    def __init__(self, x: Tensor, eps: float, steps: int, bounds: Bounds) -> None:
+        assert is_region(bounds)
+        check_budget(eps, steps, bounds)
+        self.clean, self.region, self.budget, self.eps = x.detach(), bounds, eps, 0.5
+        self.radius = bounds.radius(eps, x)
+        self.x = torch.full((len(x), 1, 1, x[:1].numel()), 0.5)
+
+    def enter(self, model: Logits) -> Logits:
+        """Wrap a model so that it takes moves."""
+
+        def wrapped(u: Tensor) -> Tensor:
+            return model(through(self.region, self._out(u), self.clean, self.budget)).float()
+
+        return wrapped
+
+    def _out(self, u: Tensor) -> Tensor:
+        move = (2 * u.reshape(self.clean.shape) - 1).to(self.clean.dtype)
+        return self.clean + move * self.radius
+
+    def leave(self, found: Tensor) -> Tensor:
+        """What became of the moves."""
+        return self.region.project(self._out(found.detach()), self.clean, self.budget)
+
+
 class _UnitCube:
     """Data as pyautoattack wants them: float32 in [0, 1] with four axes, and the way back.
 
@@ -228,6 +274,8 @@ class _UnitCube:
     """
 
     def __init__(self, x: Tensor, eps: float, steps: int, bounds: Bounds) -> None:
+        if is_region(bounds):
+            raise SettingsError(f"this attack is not run on a table with a budget: {NO_BUDGET}")
         if bounds is None:
             raise SettingsError(
                 "AutoAttack clips to the range of the data, and these have none; give the bounds "

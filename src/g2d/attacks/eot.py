@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from g2d.attacks.losses import Loss, find_loss
 from g2d.attacks.pgd import check_budget, project
+from g2d.attacks.tables import ascend, is_region
 from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 
@@ -86,6 +87,15 @@ def eot_pgd(
     check_budget(eps, steps, bounds)
     _check(tricks, x)
     measure = find_loss(tricks.loss)
+    shares = [0.25 * (1 - step / steps) for step in range(steps)]
+    if is_region(bounds):
+
+        def slope(point: Tensor) -> Found:
+            found = [_gradient(model, point, y, measure, _Change()) for model in draw()]
+            losses = torch.stack([each for each, _ in found]).sum(0)
+            return losses, _weighed(found, tricks.hardest)
+
+        return ascend(slope, x, bounds, eps, shares, generator, tricks.decay)[0]
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
     adversarial = project(x + (2 * noise - 1) * eps, x, eps, bounds)
     momentum = torch.zeros_like(x)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from g2d.attacks.tables import ascend_jointly as ascend_tables
+from g2d.attacks.tables import is_region
 from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 
@@ -27,8 +29,11 @@ def project(
 ) -> Tensor:
     """Bring back into the ball of radius `eps` around `x` (n, ...), then into the data range.
 
-    Clipping to a range that holds `x` never leads out of the ball again.
+    Clipping to a range that holds `x` never leads out of the ball again. Where `bounds` is a region
+    (the budget of a table) it says what is near and what can be sent. Every judge calls this.
     """
+    if is_region(bounds):
+        return bounds.project(adversarial, x, eps)
     if norm == "2":
         delta = adversarial - x
         adversarial = x + delta * (eps / _length(delta).clamp_min(1e-12)).clamp_max(1.0)
@@ -52,7 +57,12 @@ def check_budget(
     """
     if norm not in ("inf", "2"):
         raise SettingsError(f"the norm is 'inf' or '2', not {norm!r}")
-    widest = math.inf if bounds is None else bounds[1] - bounds[0]
+    if is_region(bounds) and norm == "2":
+        raise SettingsError(
+            "the norm is '2', and the task has a budget for each feature, which is of the "
+            "inf-norm; set the norm to 'inf'"
+        )
+    widest = bounds[1] - bounds[0] if isinstance(bounds, tuple) else math.inf
     if norm == "2":
         widest *= math.sqrt(size)
     if not 0 <= eps <= widest:
@@ -91,7 +101,8 @@ def pgd(
         eps: radius of the ball, in units of `x`.
         steps: gradient steps, from a random start in the ball.
         generator: source of the random start.
-        bounds: range of the data, or None where it has none.
+        bounds: range of the data, or None where it has none, or the budget of a table: then the
+            search is that of `tables.ascend`.
         step_size: units of `x` a step; default 2.5 · eps / steps, as in the paper.
         batch: inputs at a time.
         decay: mu, the share of the accumulated gradient that a step keeps; None: no momentum.
@@ -109,6 +120,8 @@ def pgd(
         raise SettingsError(f"the decay of accumulated gradients is at least 0, not {decay}")
     ensemble = [models] if callable(models) else list(models)
     size = 2.5 * eps / steps if step_size is None else step_size
+    if is_region(bounds):
+        return ascend_tables(ensemble, x, y, bounds, eps, steps, size, generator, batch, decay)
     parts = []
     for clean, label in zip(x.split(batch), y.split(batch), strict=True):
         adversarial = _start(clean, eps, bounds, norm, generator)

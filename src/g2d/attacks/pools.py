@@ -24,7 +24,7 @@ def craft_pool(
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(split), generator=generator)[:size]
     x, y = split.x[index], split.y[index]
-    attacks = pgd(model, x, y, eps=task.eps, steps=steps, generator=generator, bounds=task.bounds)
+    attacks = pgd(model, x, y, eps=task.eps, steps=steps, generator=generator, bounds=task.reach)
     return attacks, index
 
 
@@ -34,7 +34,11 @@ def compact(attacks: Tensor, task: Task) -> Tensor:
     Unbounded data, and data whose values are large beside eps, keep their precision: rounded, their
     attacks would leave the ball or vanish.
     """
-    fine = task.bounds is not None and max(map(abs, task.bounds)) * 2**-11 < task.eps / 100
+    fine = (
+        task.budget is None
+        and task.bounds is not None
+        and max(map(abs, task.bounds)) * 2**-11 < task.eps / 100
+    )
     return attacks.half() if fine else attacks
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from g2d.attacks.art import array, black_box, quiet, tensor
 from g2d.attacks.pgd import check_budget, project
+from g2d.attacks.tables import is_region, subset
 from g2d.core.types import Bounds
 
 Api = Callable[[Tensor, Tensor], Tensor]
@@ -78,9 +79,9 @@ def clock_square(
         SettingsError: eps is negative, no number or larger than the data range.
     """
     check_budget(eps, 1, bounds)
-    shape, x = x.shape, x if x.dim() == 4 else x.reshape(len(x), 1, 1, -1)
+    shape, x = x.shape, x if x.dim() == 4 or is_region(bounds) else x.reshape(len(x), 1, 1, -1)
     if start is None:
-        start = x + eps * _signs((len(x), x.shape[1], 1, x.shape[3]), generator)
+        start = _stripes(x, eps, bounds, generator)
     best = project(start.reshape(x.shape), x, eps, bounds)
     loss = torch.full((len(x),), math.inf, dtype=x.dtype)
     active = torch.arange(len(x))
@@ -89,8 +90,8 @@ def clock_square(
         again = query % period == 0
         point = best[active]
         if not again:
-            size = _side(share * _shrink(query % period / period), x.shape[2], x.shape[3])
-            point = _propose(point, x[active], eps, size, bounds, generator)
+            part = share * _shrink(query % period / period)
+            point = _propose(point, x[active], eps, part, bounds, generator)
         try:
             scores = api(point.reshape(-1, *shape[1:]), active)
         except SpentError:
@@ -118,7 +119,14 @@ def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return 2.0 * torch.randint(0, 2, shape, generator=generator) - 1.0
 
 
-def _inside(x: Tensor, bounds: Bounds) -> Tensor:
+def _stripes(x: Tensor, eps: float, bounds: Bounds, generator: torch.Generator) -> Tensor:
+    """Vertical stripes of plus or minus eps on images; a sign for each feature of a table."""
+    if is_region(bounds):
+        return x + bounds.radius(eps, x) * _signs(tuple(x.shape), generator)
+    return x + eps * _signs((len(x), x.shape[1], 1, x.shape[3]), generator)
+
+
+def _inside(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
     return x if bounds is None else x.clamp(*bounds)
 
 
@@ -126,12 +134,15 @@ def _propose(
     best: Tensor,
     x: Tensor,
     eps: float,
-    size: int,
+    share: float,
     bounds: Bounds,
     generator: torch.Generator,
 ) -> Tensor:
     """Set a random square of every image to plus or minus eps, a sign for each channel."""
+    if is_region(bounds):
+        return subset(best, x, eps, share, bounds, generator)
     n, channels, height, width = x.shape
+    size = _side(share, height, width)
     top = torch.randint(0, height - size + 1, (n, 1), generator=generator)
     left = torch.randint(0, width - size + 1, (n, 1), generator=generator)
     rows, columns = torch.arange(height), torch.arange(width)

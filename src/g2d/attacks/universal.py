@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2d.attacks.pgd import check_budget
+from g2d.attacks.tables import is_region, through
 from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 
@@ -55,7 +56,7 @@ def universal(
     if not len(x):
         raise SettingsError("a universal perturbation is fitted on at least one input")
     ensemble = [models] if callable(models) else list(models)
-    delta = torch.zeros_like(x[:1]) if start is None else start[None].clamp(-eps, eps)
+    delta = torch.zeros_like(x[:1]) if start is None else _held(start[None], eps, bounds)
     for step in range(steps):
         index = torch.randint(len(x), (batch,), generator=generator)
         used = ensemble
@@ -65,10 +66,28 @@ def universal(
         delta.requires_grad_(True)
         with torch.enable_grad():
             shifted = x[index] + delta
-            shifted = shifted if bounds is None else shifted.clamp(*bounds)
+            if is_region(bounds):
+                shifted = through(bounds, shifted, x[index], eps)
+            elif bounds is not None:
+                shifted = shifted.clamp(*bounds)
             losses = [F.cross_entropy(m(shifted), y[index], reduction="none") for m in used]
             loss = torch.stack(losses).clamp_max(CAP).sum()
         (gradient,) = torch.autograd.grad(loss, delta)
         size = 0.2 * eps * (1 - step / steps)
-        delta = (delta.detach() + size * gradient.sign()).clamp(-eps, eps)
+        delta = _held(delta.detach() + size * _move(gradient, eps, bounds), eps, bounds)
     return delta[0]
+
+
+def _held(delta: Tensor, eps: float, bounds: Bounds) -> Tensor:
+    """Clip the perturbation to what any feature may change."""
+    if not is_region(bounds):
+        return delta.clamp(-eps, eps)
+    most = bounds.radius(eps, delta)
+    return torch.minimum(torch.maximum(delta, -most), most)
+
+
+def _move(gradient: Tensor, eps: float, bounds: Bounds) -> Tensor:
+    """The steepest direction, in which each feature moves by its share of eps."""
+    if not is_region(bounds) or not eps:
+        return gradient.sign()
+    return bounds.direction(gradient) * bounds.radius(eps, gradient) / eps

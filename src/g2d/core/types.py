@@ -6,7 +6,7 @@ Importing this file imports no torch: an alias names torch's types without loadi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -19,8 +19,29 @@ State = Mapping[str, "Tensor"]
 Logits = Callable[["Tensor"], "Tensor"]
 """A model as attacks and judges see it: inputs (n, ...) to logits (n, classes)."""
 
-Bounds = tuple[float, float] | None
-"""Least and largest value of an input; None: unbounded data."""
+
+class Region(Protocol):
+    """What an attacker may make of an input x (n, features), where that is no ball in a range.
+
+    `eps` is the attack budget, whatever that means to each feature. `project` is exact and the one
+    thing that judges trust; the others are for searches.
+    """
+
+    def project(self, proposed: Tensor, x: Tensor, eps: float) -> Tensor:
+        """The nearest inputs that the attacker of `x` can send."""
+
+    def clip(self, latent: Tensor, x: Tensor, eps: float) -> Tensor:
+        """Clip what a search keeps between its steps."""
+
+    def radius(self, eps: float, like: Tensor) -> Tensor:
+        """Largest change of each feature (features,)."""
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """The steepest move of at most one radius in each feature."""
+
+
+Bounds = tuple[float, float] | Region | None
+"""Least and largest value of an input; a region; None: unbounded data."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, what is done and the total."""

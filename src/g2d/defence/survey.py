@@ -74,7 +74,7 @@ def check_all(task: Task, settings: Settings) -> None:
     check(task, settings.harden)
     try_out(task, settings.harden, find_teacher(settings.harden))
     try:
-        check_budget(settings.guidance.robust_eps, 1, task.bounds)
+        check_budget(settings.guidance.robust_eps, 1, task.reach)
     except SettingsError as error:
         raise SettingsError(f"[guidance] robust_eps: {error}") from None
 

@@ -176,7 +176,7 @@ class RobustTerm(Term):
         attacked = pgd(
             lambda x: functional_call(model, tensors, (x,)), clean.x, clean.y,
             eps=s.robust_eps or task.eps, steps=s.robust_steps,
-            generator=self._context.generator, bounds=task.bounds, batch=len(clean.x),
+            generator=self._context.generator, bounds=task.reach, batch=len(clean.x),
         )  # fmt: skip
         return Batch(attacked, clean.y)
 
@@ -239,7 +239,7 @@ class JointTerm(Term):
         stacked = torch.stack([context.exposures[i].v for i in context.mates])
         attacks = eot_pgd(
             lambda: self._networks(stacked), split.x, split.y, eps=context.task.eps,
-            steps=s.joint_steps, generator=context.generator, bounds=context.task.bounds,
+            steps=s.joint_steps, generator=context.generator, bounds=context.task.reach,
             tricks=Tricks("probability", 1.0),
         )  # fmt: skip
         self._attacks = Split(attacks, split.y)

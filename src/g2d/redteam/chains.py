@@ -148,7 +148,8 @@ def task_identity(defence: Defence) -> dict[str, Any]:
         source = inspect.getsource(inspect.getmodule(task.factory) or task.factory)
     except (OSError, TypeError):
         source = ""
-    return {
+    budget = {} if task.budget is None else {"budget": asdict(task.budget)}
+    return budget | {
         "data": data_digest(task),
         "bounds": task.bounds,
         "classes": task.classes,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from g2d.core.seeds import seed_of
-from g2d.core.types import Logits, State
+from g2d.core.types import Bounds, Logits, State
 from g2d.defence.defence import Defence
 from g2d.errors import CheckpointError
 from g2d.redteam.rows import Row
@@ -137,9 +137,9 @@ class AttackContext:
         return self.spec.eps
 
     @property
-    def bounds(self) -> tuple[float, float] | None:
-        """Range of the data."""
-        return self.task.bounds
+    def bounds(self) -> Bounds:
+        """Range of the data, or the budget of a table: what every attack is given."""
+        return self.task.reach
 
     @property
     def defence(self) -> Defence:

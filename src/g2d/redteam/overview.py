@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from g2d.core.imports import words
 from g2d.core.seeds import seed_of
 from g2d.core.types import Logits, Tick
 from g2d.errors import SettingsError
@@ -29,7 +30,9 @@ from g2d.redteam.scoring import (
     transfer,
 )
 from g2d.settings import HardenSettings
-from g2d.tasks.inference import load_model
+from g2d.tasks.inference import load_model, predict
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
 
 # kind -> (family that the case belongs to, the chain that is attacked, the threat in words)
 KINDS = {
@@ -115,6 +118,21 @@ def evaluate(
     return Overview(tuple(rows), matrix, by_age(matrix), joint, clean, models, trial, seconds)
 
 
+def told_metrics(task: Task, models: Sequence[Logits], split: Split) -> str:
+    """What a task measures beside accuracy, mean over models, in words; "" where it measures none.
+
+    A metric that fails on these examples says so in its place.
+    """
+    parts = []
+    for name, metric in task.metrics.items():
+        try:
+            values = [float(metric(predict(model, split.x), split.y)) for model in models]
+            parts.append(f"{name}: {sum(values) / len(values):.4g}")
+        except Exception as error:
+            parts.append(f"{name}: not measured ({words(error)})")
+    return "; ".join(parts)
+
+
 class _Table:
     """Turns measurements into rows."""
 
@@ -141,7 +159,9 @@ class _Table:
     def controls(self, matrix: Matrix) -> list[Row]:
         """Frozen, and the pure permutation, which must score the same."""
         first, task = self.numbers[0], self.context.task
-        rows = [self.row("frozen", f"generation {first}", self.clean[first], matrix[first, first])]
+        clean, asr = self.clean[first], matrix[first, first]
+        note = told_metrics(task, [self.models[first]], self.trial.split)
+        rows = [self.row("frozen", f"generation {first}", clean, asr, note)]
         state = self.context.state(self.context.chain("generated").networks[0])
         for other in permuted(task, state, 1, self.trial.seed):
             model = load_model(task, other)
@@ -189,7 +209,8 @@ class _Table:
         later, live = self.numbers[1:], self.numbers[-1]
         rotated = pooled([self.clean[k] for k in later])
         following = by_age(matrix)[1]
-        rows = [self.row("stale-single", "the next generation", rotated, following)]
+        note = told_metrics(self.context.task, [self.models[k] for k in later], self.trial.split)
+        rows = [self.row("stale-single", "the next generation", rotated, following, note)]
         worst = max(self.numbers[:-1], key=lambda k: matrix[k, live].value)
         note = f"crafted on generation {worst}"
         asr = matrix[worst, live]

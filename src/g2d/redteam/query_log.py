@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from g2d.attacks.query import SpentError, margins
-from g2d.core.types import Logits
+from g2d.attacks.tables import is_region
+from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 from g2d.redteam.scoring import Rate, share
 from g2d.redteam.targets import Target
@@ -85,7 +86,7 @@ class QueryLog:
         *,
         eps: float,
         budget: int,
-        bounds: tuple[float, float] | None,
+        bounds: Bounds,
         beyond: bool = False,
     ) -> None:
         if budget < 1:
@@ -145,6 +146,9 @@ class QueryLog:
         return first | (network != self.network[lanes]) | (margin < self._margin[lanes])
 
     def _allowed(self, x: Tensor, clean: Tensor) -> bool:
+        if is_region(self._bounds):
+            sent = self._bounds.project(x[None], clean[None], self._eps)[0]
+            return bool((x - sent).abs().max() <= TOLERANCE)
         near = bool((x - clean).abs().max() <= self._eps + TOLERANCE)
         if self._bounds is None or not near:
             return near

@@ -102,7 +102,7 @@ class Trial:
         """Draw `n` examples of the task's test split (all of them, if there are fewer)."""
         generator = torch.Generator().manual_seed(seed_of(seed, "examples"))
         examples = task.splits.test.sample(n, generator)
-        return cls(examples, task.eps if eps is None else eps, task.bounds, steps, seed)
+        return cls(examples, task.eps if eps is None else eps, task.reach, steps, seed)
 
     @property
     def attack(self) -> str:

@@ -20,6 +20,7 @@ from g2d.tasks.networks import (
     resnet18,
     shift,
 )
+from g2d.tasks.nslkdd import WIDTH, budget, detection_rate, load_nslkdd, nslkdd_mlp
 from g2d.tasks.readers import load_cifar10, load_digits, load_mnist
 from g2d.tasks.task import Task
 
@@ -109,11 +110,34 @@ def _cifar10(data: str, seed: int) -> Task:
     return Task("cifar10", resnet18, splits, classes=10, eps=8 / 255, augment=crop_and_flip)
 
 
+def _nslkdd(data: str, seed: int) -> Task:
+    settings = {
+        "population": {
+            "members": 24,
+            "basins": 4,
+            "base_steps": 3000,
+            "early_steps": 600,
+            "fork_steps": 400,
+            "batch": 128,
+            "pool": 600,
+        },
+        "autoencoder": {"steps": 600},
+        "diffusion": {"steps": 1500},
+        "guidance": {"pool": 400, "batch": 128, "polish_steps": 150},
+        "gates": {"accuracy_drop": 0.01, "class_drop": 0.02, "stale_asr": 0.3},
+    }
+    return Task(
+        "nsl-kdd", nslkdd_mlp, load_nslkdd(data, seed), classes=2, bounds=None, budget=budget(),
+        metrics={"detection rate at 1 % false alarms": detection_rate}, settings=settings,
+    )  # fmt: skip
+
+
 BUILTIN: Mapping[str, Callable[[str, int], Task]] = {
     "digits": _digits,
     "mnist": _mnist,
     "mnist-robust": _mnist_robust,
     "cifar10": _cifar10,
+    "nsl-kdd": _nslkdd,
 }
 
 
@@ -144,6 +168,7 @@ _BLUEPRINTS: Mapping[str, Blueprint] = {
     "mnist": Blueprint(mnist_cnn, (1, 28, 28), torch.float32, 10),
     "mnist-robust": Blueprint(mnist_robust_cnn, (1, 28, 28), torch.float32, 10),
     "cifar10": Blueprint(resnet18, (3, 32, 32), torch.float32, 10),
+    "nsl-kdd": Blueprint(nslkdd_mlp, (WIDTH,), torch.float32, 2),
 }
 
 

@@ -43,6 +43,12 @@ class Split:
                 f"the {missing} are missing: got x {type(x).__name__} and y {type(y).__name__}, "
                 "expected tensors x (N, ...) and y (N,)"
             )
+        if y.dim() == 2 and y.shape[1] > 1 and len(x) == len(y):
+            raise DataError(
+                f"y has shape {tuple(y.shape)}: several labels for each example (multi-label) or "
+                "one-hot ones; success of an attack is one changed class, so expected y (N,), one "
+                "integer each (one-hot: y.argmax(1)); defend several labels as one task each"
+            )
         if x.dim() < 1 or y.dim() != 1 or len(x) != len(y):
             raise DataError(
                 f"got x of shape {tuple(x.shape)} with y of shape {tuple(y.shape)}; "
@@ -51,7 +57,8 @@ class Split:
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise DataError(
                 f"labels are {y.dtype}, expected integers 0, 1, ...; once none is missing (NaN), "
-                "convert them with y.long()"
+                "convert them with y.long(). Numbers that are no classes (regression) are not "
+                "defended: success of an attack is a changed class"
             )
         if x.dtype == torch.uint8:
             raise DataError(

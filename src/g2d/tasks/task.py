@@ -8,19 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from g2d.core.types import Bounds
 from g2d.settings import Settings, build
+from g2d.tasks.budget import Budget, reach
 from g2d.tasks.building import build_model, seeded
 from g2d.tasks.origin import Origin, caller
 from g2d.tasks.probe import check_task
 from g2d.tasks.splits import Splits
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Metric = Callable[[Tensor, Tensor], float]
+EPS = 8 / 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +37,11 @@ class Task:
         classes: number of classes; the model maps x (N, ...) to logits (N, classes).
         loss: maps logits (N, classes) and labels (N,) to a scalar.
         bounds: least and largest value that an input may take; None: unbounded (tabular) data.
-        eps: attack budget, L-infinity norm, in the units of x.
+        eps: attack budget, L-infinity norm, in the units of x. With a `budget` its largest, unless
+            given; another scales the whole of it.
+        budget: of a table, x (N, features): how far each feature may be moved, and what is valid.
+        metrics: what else is told of a model beside accuracy: functions by name, of logits
+            (N, classes) and labels (N,).
         augment: maps a batch (N, ...) to one of the same shape, drawing from the given generator.
         settings: per-task defaults for `g2d.settings.Settings` as nested tables; names that
             settings had in earlier releases are understood. The command line
@@ -52,14 +61,18 @@ class Task:
     classes: int
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     bounds: tuple[float, float] | None = (0.0, 1.0)
-    eps: float = 8 / 255
+    eps: float = EPS
     augment: Augment | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     labels: Sequence[str] = ()
+    budget: Budget | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_origin", caller()[1])
         object.__setattr__(self, "labels", tuple(self.labels) or self.splits.labels)
+        if isinstance(self.budget, Budget) and self.eps == EPS:
+            object.__setattr__(self, "eps", self.budget.largest)
         tables = {
             key: dict(table) if isinstance(table, Mapping) else table
             for key, table in self.settings.items()
@@ -71,6 +84,11 @@ class Task:
     def origin(self) -> Origin:
         """Which function made it, where that is known."""
         return vars(self).get("_origin", Origin())
+
+    @cached_property
+    def reach(self) -> Bounds:
+        """What attacks are given as `bounds`: the budget inside the data's range, or the range."""
+        return reach(self.budget, self.bounds)
 
     def model(self, seed: int) -> nn.Module:
         """Build a fresh model from `seed`; torch's global generator is left as it was.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from g2d.attacks import project, universal
+from g2d.attacks.tables import is_region
 from g2d.redteam.context import AttackContext, Case, Chain, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate
@@ -133,6 +134,8 @@ def _remark(
 def _patterns(context: AttackContext) -> dict[str, Tensor]:
     """Perturbations that need no network: both constants, and random signs."""
     one = torch.full_like(context.task.splits.guide.x[0], context.eps)
+    if is_region(context.bounds):
+        one = context.bounds.radius(context.eps, one)
     source = context.source("universal", "patterns")
     found = {"constant +eps": one, "constant -eps": -one}
     for number in range(RANDOM):

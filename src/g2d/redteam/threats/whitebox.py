@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from g2d.attacks import apgd, autoattack, box
-from g2d.core.types import Logits
+from g2d.attacks.autoattack import NO_BUDGET
+from g2d.attacks.tables import is_region
+from g2d.core.types import Bounds, Logits
 from g2d.redteam.context import AttackContext, Case, Chain, RunSpec
-from g2d.redteam.rows import Identifiers, Row, Status
+from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled
 from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 
@@ -45,7 +47,12 @@ def run(case: Case, context: AttackContext) -> list[Row]:
     """Run AutoAttack on one network, or the sweep of budgets."""
     if case.name == "sweep":
         return [_sweep(case, context)]
-    return [_autoattack(case, context)]
+    if not is_region(context.bounds):
+        return [_autoattack(case, context)]
+    if case.number("number") < len(context.chain(case.chain).networks) - 1:
+        return []  # one row says it for the whole chain
+    words = ("white-box-autoattack", "white-box", case.chain, "AutoAttack standard", NO_BUDGET)
+    return [not_measured("white-box", *words, seed=context.spec.seed)]
 
 
 def merge(rows: Sequence[Row]) -> list[Row]:
@@ -114,13 +121,15 @@ def starts(x: Tensor) -> int:
     return max(1, 64 // max(1, x[:1].numel()))
 
 
-def budgets(site_eps: float, bounds: tuple[float, float] | None) -> list[float]:
+def budgets(site_eps: float, bounds: Bounds) -> list[float]:
     """Budgets of a sweep: multiples of the task's, then half of the data's range and all of it.
 
-    Data without a range get 4 and 16 times the task's budget at the end.
+    Data without a range, or with a budget for each feature, get 4 and 16 times the task's at the
+    end.
     """
-    width = 16 * site_eps if bounds is None else bounds[1] - bounds[0]
-    far = [width / 4 if bounds is None else width / 2, width]
+    closed = isinstance(bounds, tuple)
+    width = bounds[1] - bounds[0] if isinstance(bounds, tuple) else 16 * site_eps
+    far = [width / 2 if closed else width / 4, width]
     return sorted({eps for eps in [*(m * site_eps for m in MULTIPLES), *far] if eps <= width})
 
 

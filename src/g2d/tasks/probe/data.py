@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from g2d.errors import DataError, TaskError
+from g2d.tasks.budget import Budget
 
 if TYPE_CHECKING:
     from g2d.tasks.task import Task
@@ -16,7 +17,8 @@ def check_labels(task: Task) -> None:
     """Check that every label is one of the classes, and that the classes' names fit."""
     if isinstance(task.classes, bool) or not isinstance(task.classes, int) or task.classes < 2:
         raise TaskError(
-            f"task {task.name!r}: classes is {task.classes!r}, expected an integer of at least 2"
+            f"task {task.name!r}: classes is {task.classes!r}, expected an integer of at least 2 "
+            "(a model of one logit has two classes)"
         )
     names = [str(name) for name in task.labels]
     if names and (len(names) != task.classes or len(set(names)) != len(names)):
@@ -44,6 +46,8 @@ def check_range(task: Task) -> None:
     """Check that bounds hold the data and that eps fits into them."""
     if not 0 < task.eps < math.inf:
         raise TaskError(f"task {task.name!r}: eps is {task.eps}, expected a positive number")
+    _check_metrics(task)
+    _check_budget(task)
     if task.bounds is None:
         return
     low, high = task.bounds
@@ -67,3 +71,25 @@ def check_range(task: Task) -> None:
                 f"{largest:g}, outside its bounds {low:g} to {high:g}; pass the bounds that hold, "
                 "bounds=None if there are none, or normalise inside the model"
             )
+
+
+def _check_metrics(task: Task) -> None:
+    for name, metric in task.metrics.items():
+        if not callable(metric):
+            raise TaskError(
+                f"task {task.name!r}: metric {name!r} is {type(metric).__name__}, expected a "
+                "function of logits (N, classes) and labels (N,)"
+            )
+
+
+def _check_budget(task: Task) -> None:
+    if task.budget is None:
+        return
+    if not isinstance(task.budget, Budget):
+        raise TaskError(
+            f"task {task.name!r}: the budget is {type(task.budget).__name__}, expected a "
+            "g2d.tasks.budget.Budget"
+        )
+    for item in dataclasses.fields(task.splits):
+        what = f"task {task.name!r}, the {item.name} split"
+        task.budget.check(getattr(task.splits, item.name).x, what)

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from g2d.core.imports import words
 from g2d.errors import TaskError
 from g2d.tasks.building import seeded
+from g2d.tasks.one_logit import TwoClasses, adapted, is_one_logit
 
 if TYPE_CHECKING:
     from g2d.tasks.task import Task
@@ -31,6 +32,7 @@ def check_model(task: Task) -> None:
             f"task {task.name!r}: the factory gives other parameters for the same seed; draw them "
             "from torch's global generator alone"
         )
+    _make_pair(task, batch.x)
     logits = _logits(task, task.model(0), batch.x)
     _check_loss(task, logits, batch.y)
     _check_augment(task, batch.x)
@@ -100,6 +102,27 @@ def _equal_states(model: nn.Module, other: nn.Module) -> bool:
     return first.keys() == second.keys() and all(
         torch.equal(value, second[key]) for key, value in first.items() if torch.is_tensor(value)
     )
+
+
+def _make_pair(task: Task, x: Tensor) -> None:
+    """Make a task of one logit one of two classes."""
+    try:
+        with seeded(0), torch.no_grad():
+            logits = task.model(0).eval()(x.clone())
+    except Exception:  # `_logits` tells of it
+        return
+    if not is_one_logit(logits, len(x)):
+        return
+    if task.classes != 2:
+        raise TaskError(
+            f"task {task.name!r}: the model gives one number for each example, and classes is "
+            f"{task.classes}; one logit is two classes (classes=2, labels 0 and 1). A number that "
+            "is no class (regression) is not defended: success of an attack is a changed class"
+        )
+    # Once it is known to be right, so that a task that is refused was not changed.
+    loss = adapted(task.name, task.loss, tuple(logits.shape[1:]))
+    object.__setattr__(task, "factory", TwoClasses(task.factory))
+    object.__setattr__(task, "loss", loss)
 
 
 def _logits(task: Task, model: nn.Module, x: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def fgsm_light(eps: float, step: Step) -> Step:
     some = slice(0, max(1, len(step.x) // 2))
     x, y = step.x[some], step.y[some]
     attacked = fgsm(
-        step.model, x, y, eps=eps, generator=step.generator, bounds=step.task.bounds
+        step.model, x, y, eps=eps, generator=step.generator, bounds=step.task.reach
     )  # fmt: skip
     return step.add(Part(attacked, lambda logits: 0.5 * step.task.loss_of(logits, y)))
 

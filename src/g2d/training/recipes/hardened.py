@@ -82,7 +82,7 @@ def budget(task: Task, settings: HardenSettings) -> float:
     eps = settings.eps or task.eps
     size = task.splits.guide.x[:1].numel()
     try:
-        check_budget(eps, settings.steps, task.bounds, settings.norm, size)
+        check_budget(eps, settings.steps, task.reach, settings.norm, size)
     except SettingsError as error:
         raise SettingsError(f"[harden] eps, for task {task.name!r}: {error}; lower it") from None
     return eps

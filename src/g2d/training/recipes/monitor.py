@@ -58,7 +58,7 @@ class TrainingMonitor:
         The same examples and the same random starts each time: looks differ by the model alone.
         """
         x, y = self.split.x, self.split.y
-        bounds, norm = self.task.bounds, self.settings.norm
+        bounds, norm = self.task.reach, self.settings.norm
         found = []
         with frozen(model):
             draws = torch.Generator().manual_seed(self.seed)

@@ -92,12 +92,12 @@ class Step:
             if s.method == "fgsm":
                 return fgsm(
                     self.model, self.x, away, eps=self.eps, generator=self.generator,
-                    bounds=self.task.bounds, norm=s.norm,
+                    bounds=self.task.reach, norm=s.norm,
                 )  # fmt: skip
             size = self.eps * (s.step_size or 2.5 / s.steps)
             return pgd(
                 self.model, self.x, away, eps=self.eps, steps=s.steps, generator=self.generator,
-                bounds=self.task.bounds, step_size=size, batch=len(self.x), norm=s.norm,
+                bounds=self.task.reach, step_size=size, batch=len(self.x), norm=s.norm,
             )  # fmt: skip
 
     def loss(self) -> Tensor:

@@ -82,7 +82,7 @@ def _steal(case: Case, context: AttackContext, target: Target) -> nn.Module:
     return extract(
         target.predict, context.task.model(seed), context.task.splits.guide.x,
         attack=case.name, queries=case.number("queries"), classes=context.task.classes,
-        bounds=context.bounds, seed=seed, epochs=case.number("epochs"),
+        bounds=context.task.bounds, seed=seed, epochs=case.number("epochs"),
         request=request_of(case),
     )  # fmt: skip
 

@@ -136,7 +136,7 @@ class _Copies:
         case, context = self.case, self.context
         return extract(
             target.predict, model, x, attack="knockoff", queries=len(x),
-            classes=context.task.classes, bounds=context.bounds, rate=rate,
+            classes=context.task.classes, bounds=context.task.bounds, rate=rate,
             seed=context.seed("extraction", NAME, case.number("every")),
             epochs=case.number("epochs"), request=request_of(case),
         )  # fmt: skip

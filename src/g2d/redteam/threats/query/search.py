@@ -50,13 +50,13 @@ def launch(
     bounds, classes = context.bounds, context.task.classes
     seed = context.seed("query", case.name, every)
     if case.name == "square":
-        assert bounds is not None, "checked before"
+        assert isinstance(bounds, tuple), "checked before"
         art_square(
             lanes, x, y,
             eps=context.eps, budget=lanes.budget, seed=seed, bounds=bounds, classes=classes,
         )  # fmt: skip
     elif case.name == "hop-skip-jump":
-        assert bounds is not None, "checked before"
+        assert isinstance(bounds, tuple), "checked before"
         hop_skip_jump(lanes, x, y, seed=seed, bounds=bounds, classes=classes)
     else:
         generator = torch.Generator().manual_seed(seed)

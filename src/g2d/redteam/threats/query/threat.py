@@ -6,6 +6,7 @@ logs them, so that one run gives the ASR at every smaller budget and no attack g
 
 from __future__ import annotations
 
+from g2d.attacks.tables import is_region
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
@@ -83,6 +84,11 @@ def _unfit(case: Case, context: AttackContext) -> str:
     """Why ART's attacks do not apply; ours asks for neither images nor a range."""
     if case.name not in ("square", "hop-skip-jump"):
         return ""
+    if is_region(context.bounds):
+        return (
+            "ART's attacks know one eps for all features and go on from points that a table's "
+            "budget forbids; our own Square is run inside the budget"
+        )
     shape = tuple(context.examples(1).x.shape[1:])
     if len(shape) != 3 or min(shape[1:]) < 3:
         return f"ART's attacks are set up for images (channels, H, W), not for {shape}"

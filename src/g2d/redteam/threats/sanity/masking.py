@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from g2d.attacks import box, pgd, project, square
+from g2d.attacks.query import clock_square
+from g2d.attacks.tables import is_region
 from g2d.core.types import Logits
 from g2d.redteam.context import AttackContext, Case
 from g2d.redteam.rows import Row
@@ -40,12 +42,7 @@ def _compare(
     )  # fmt: skip
     x, y, eps, bounds = split.x, split.y, context.eps, context.bounds
     proposals = {"white_box": [strongest(model, x, y, context, eps=eps, steps=steps, name=name)]}
-    proposals["black_box"] = [
-        square(
-            model, x, y, eps=eps, queries=queries, seed=context.seed("square", name),
-            bounds=box(x, eps, bounds),
-        )
-    ]  # fmt: skip
+    proposals["black_box"] = [_searched(model, split, queries, context, name)]
     if surrogates:
         source = context.source("transfer", name)
         proposals["black_box"].append(
@@ -61,6 +58,20 @@ def _compare(
     rates = {kind: share(min(int(found.sum()), correct), correct) for kind, found in flips.items()}
     counts = {"only_black_box": int((flips["black_box"] & ~flips["white_box"]).sum()), "n": correct}
     return rates, {kind: rate.value for kind, rate in rates.items()} | counts
+
+
+def _searched(
+    model: Logits, split: Split, queries: int, context: AttackContext, name: str
+) -> Tensor:
+    """Propose by queries: AutoAttack's Square, or ours where a table's budget rules that out."""
+    x, y, eps, seed = split.x, split.y, context.eps, context.seed("square", name)
+    if is_region(context.bounds):
+        return clock_square(
+            lambda asked, _: predict(model, asked), x, y, eps=eps, budget=queries,
+            generator=torch.Generator().manual_seed(seed), bounds=context.bounds,
+        )  # fmt: skip
+    bounds = box(x, eps, context.bounds)
+    return square(model, x, y, eps=eps, queries=queries, seed=seed, bounds=bounds)
 
 
 def _reasons(model: Logits, rates: Mapping[str, Rate], split: Split) -> list[str]:
@@ -115,9 +126,17 @@ def quantiser(context: AttackContext) -> Callable[[Tensor], Tensor]:
 
     Rounding has no gradient, so every gradient through it is zero.
     """
-    low, high = context.bounds or (0.0, (LEVELS - 1) * context.eps / 2)
+    bounds = context.bounds
+    if is_region(bounds):
+        return lambda x: _rounded(x, bounds.radius(context.eps, x) / 2)
+    low, high = bounds or (0.0, (LEVELS - 1) * context.eps / 2)
     step = (high - low) / (LEVELS - 1)
     return lambda x: low + ((x - low) / step).round() * step
+
+
+def _rounded(x: Tensor, step: Tensor) -> Tensor:
+    """Round to multiples of each feature's step; what has none stays."""
+    return torch.where(step > 0, (x / step.clamp_min(1e-30)).round() * step, x)
 
 
 def _plants(model: Logits, context: AttackContext) -> dict[str, Logits]:
@@ -125,27 +144,43 @@ def _plants(model: Logits, context: AttackContext) -> dict[str, Logits]:
     quantise, source = quantiser(context), context.source("planted noise")
 
     def noisy(x: Tensor) -> Tensor:
-        return model(x + context.eps * torch.randn(x.shape, generator=source, dtype=x.dtype))
+        bounds = context.bounds
+        size = bounds.radius(context.eps, x) if is_region(bounds) else context.eps
+        return model(x + size * torch.randn(x.shape, generator=source, dtype=x.dtype))
 
     return {"quantised input": lambda x: model(quantise(x)), "noisy forward pass": noisy}
+
+
+def _falls(live: Logits, split: Split, steps: int, largest: float, context: AttackContext) -> bool:
+    """Whether the network itself falls at the largest budget: in a ball that holds all data, yes.
+
+    What a table's budget keeps from the attacker may hold, however large the rest grows.
+    """
+    if not is_region(context.bounds):
+        return True
+    found = strongest(live, split.x, split.y, context, eps=largest, steps=steps, name="falls")
+    return context.score(live, found, split, largest).value >= SURE
 
 
 def masking(case: Case, context: AttackContext) -> list[Row]:
     """Masking that is planted on the live network is found."""
     split, live, rows = context.examples(case.number("n")), live_model(case, context), []
     steps, largest = case.number("steps"), budgets(context.eps, context.bounds)[-1]
+    falls = _falls(live, split, steps, largest, context)
     for name, planted in _plants(live, context).items():
         rates, found = _compare(planted, [live], case, context, name)
         far = strongest(
             planted, split.x, split.y, context, eps=largest, steps=steps, name=("far", name)
         )
-        rates["largest"] = context.score(planted, far, split, largest)
+        far_rate = context.score(planted, far, split, largest)
+        if falls:
+            rates["largest"] = far_rate
         reasons = _reasons(planted, rates, split)
         words = f"the plant is found: {'; '.join(reasons)}" if reasons else "the plant goes unseen"
         rows.append(
             check_row(case, context, _PLANTS[name], f"planted {name} is found",
                  f"APGD-CE {steps} steps", rates["white_box"], bool(reasons),
                  "at least one sign of masking", words,
-                 {**found, "largest": rates["largest"].value, "reasons": reasons})
+                 {**found, "largest": far_rate.value, "reasons": reasons})
         )  # fmt: skip
     return rows

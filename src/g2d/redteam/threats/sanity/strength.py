@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from g2d.attacks import pgd
+from g2d.attacks.tables import is_region
 from g2d.redteam.context import AttackContext, Case
 from g2d.redteam.rows import Row
 from g2d.redteam.scoring import Rate
@@ -26,13 +27,15 @@ def grows(case: Case, context: AttackContext) -> list[Row]:
         curve.append((eps, context.score(model, found, split, eps)))
     falls = [eps for (_, a), (eps, b) in itertools.pairwise(curve) if b.value < a.low]
     eps, last = curve[-1]
-    passed = last.value >= SURE and not falls
+    # What a budget keeps from the attacker may hold a class by itself, however large it grows.
+    whole = not is_region(context.bounds)
+    passed = (last.value >= SURE or not whole) and not falls
+    end = f"at least {SURE:.0%} at the largest eps, and no" if whole else "no"
     words = f"{percent(last)} at eps {eps:g}" + (f"; ASR falls at eps {falls}" if falls else "")
     return [
         check_row(
-            case, context, "grows", "ASR grows with eps to 100 %", f"APGD-CE {steps} steps", last,
-            passed,
-            f"at least {SURE:.0%} at the largest eps, and no fall beyond the interval", words,
+            case, context, "grows", "ASR grows with eps" + " to 100 %" * whole,
+            f"APGD-CE {steps} steps", last, passed, f"{end} fall beyond the interval", words,
             {"largest_eps": eps, "asr": last.value}, curve=[point(e, rate) for e, rate in curve],
         )
     ]  # fmt: skip
