@@ -20,10 +20,10 @@ FRACTIONS = (0.6, 0.2, 0.2)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled examples: `x` (N, ...) finite floats, `y` (N,) integers, kept as int64.
+    """Labelled examples: `x` (N, ...) finite floats, or int32 or int64 ids; `y` (N,) int64.
 
     Raises:
-        DataError: lengths differ, labels are not integers or `x` is not all finite floats.
+        DataError: lengths differ, labels are not integers or `x` is neither finite floats nor ids.
     """
 
     x: Tensor
@@ -47,8 +47,11 @@ class Split:
                 f"labels are {y.dtype}, expected integers 0, 1, ...; once none is missing (NaN), "
                 "convert them with y.long()"
             )
-        if not x.is_floating_point():
-            raise DataError(f"x is {x.dtype}, expected floats; convert it with x.float()")
+        if not x.is_floating_point() and x.dtype not in (torch.int32, torch.int64):
+            raise DataError(
+                f"x is {x.dtype}, expected floats, or token ids of int32 or int64; convert it with "
+                "x.float() or x.long()"
+            )
         # aminmax carries NaN through and, unlike isfinite, allocates no second tensor.
         if x.numel() and not all(bool(torch.isfinite(end)) for end in x.aminmax()):
             raise DataError("x holds NaN or infinite values; clean the data first")
@@ -107,8 +110,8 @@ def split_dataset(
     train, guide and gate in the rest (what they leave over is not used).
 
     Args:
-        x: (N, ...) floats, or uint8 pixels, which become float32 in [0, 1]. NumPy's float64
-            becomes torch's default type.
+        x: (N, ...) floats, or uint8 pixels, which become float32 in [0, 1], or token ids of int32
+            or int64. NumPy's float64 becomes torch's default type.
         y: (N,) integer labels.
 
     Raises:

@@ -20,7 +20,9 @@ from torch.nn.parameter import is_lazy
 from g2d.core.imports import words
 from g2d.errors import DataError, TaskError
 from g2d.settings import Settings, build
+from g2d.tasks.attack import Attack, check_attack, check_ids, kind_of, with_vocabulary, words_of
 from g2d.tasks.splits import Splits
+from g2d.tasks.tokens import TokenBudget
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -56,9 +58,12 @@ class Task:
     eps: float = 8 / 255
     augment: Augment | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    attack: Attack | str | None = None
+    tokens: TokenBudget | None = None
 
     def __post_init__(self) -> None:
         _check_labels(self)
+        check_attack(self)
         _check_range(self)
         tables = {
             key: dict(table) if isinstance(table, Mapping) else table
@@ -66,6 +71,16 @@ class Task:
         }
         build(Settings, tables, f"settings of task {self.name!r}", stored=True)
         _check_model(self)
+
+    @property
+    def attack_kind(self) -> str:
+        """How it is attacked: 'ball', 'tokens', 'own' or 'none'."""
+        return kind_of(self)
+
+    @property
+    def attack_words(self) -> str:
+        """How it is attacked, in words; "" where that is the ball of eps."""
+        return words_of(self)
 
     def model(self, seed: int) -> nn.Module:
         """Build a fresh model from `seed`; torch's global generator is left as it was."""
@@ -98,7 +113,11 @@ def _check_labels(task: Task) -> None:
 
 
 def _check_range(task: Task) -> None:
-    """Check that bounds hold the data and that eps fits into them."""
+    """Check that bounds hold the data and that eps fits into them; ids have neither."""
+    if not task.splits.guide.x.is_floating_point():
+        check_ids(task)
+        object.__setattr__(task, "bounds", None)
+        return
     if not 0 < task.eps < math.inf:
         raise TaskError(f"task {task.name!r}: eps is {task.eps}, expected a positive number")
     if task.bounds is None:
@@ -140,6 +159,7 @@ def _check_model(task: Task) -> None:
             f"task {task.name!r}: the factory gives other parameters for the same seed; draw them "
             "from torch's global generator alone"
         )
+    with_vocabulary(task, model)
     _check_loss(task, _logits(task, model, batch.x), batch.y)
     _check_augment(task, batch.x)
 
