@@ -177,17 +177,16 @@ class GenerationStore:
         """What a generation is worth, measured on the gate split, for its manifest.
 
         Returns:
-            clean_accuracy; robust_accuracy on the attacks that are kept with it, crafted on this
-            very model by cheap PGD (an upper bound, no more); and worst stale ASR and least aligned
+            clean_accuracy; robust_accuracy on the attacks that are kept with it, if there are any,
+            crafted on this very model by cheap PGD (an upper bound, no more); and worst stale ASR and least aligned
             distance, where its gates measured them.
         """
         split, measured = self.task.splits.gate, {g["gate"]: g["value"] for g in gates}
         clean = predict(model, split.x).argmax(1) == split.y
-        robust = clean[index] & (predict(model, attacks).argmax(1) == split.y[index])
-        figures = {
-            "clean_accuracy": round(float(clean.double().mean()), 6),
-            "robust_accuracy": round(float(robust.double().mean()), 6),
-        }
+        figures = {"clean_accuracy": round(float(clean.double().mean()), 6)}
+        if len(attacks):
+            robust = clean[index] & (predict(model, attacks).argmax(1) == split.y[index])
+            figures["robust_accuracy"] = round(float(robust.double().mean()), 6)
         if "robust" in measured:  # by the gate, on more examples
             figures["robust_accuracy"] = round(float(measured["robust"]), 6)
         return figures | {n: measured[n] for n in ("stale_asr", "distance") if n in measured}

@@ -13,6 +13,7 @@ from g2d.attacks.pgd import check_budget
 from g2d.core.engine import Engine, LocalEngine, SerialEngine
 from g2d.errors import DataError, SettingsError, VaultError
 from g2d.settings import Settings, TaskSettings, build
+from g2d.tasks.attack import BALL, NONE
 from g2d.tasks.source import TaskSource, data_digest, resolve
 from g2d.tasks.task import Task
 from g2d.training.recipes import check, find_teacher, try_out
@@ -82,6 +83,21 @@ def _check_data(task: Task, vault: Vault) -> None:
             "(other files, order or split seed): examples would leak between splits. Point "
             "--data at the original, or use a new vault"
         )
+    was = base.info.get("attack", BALL) if base else task.attack_kind
+    if was != task.attack_kind:
+        raise DataError(
+            f"{vault.path} was made for a task that is attacked by {_ATTACKS[was]}, and task "
+            f"{task.name!r} says {_ATTACKS[task.attack_kind]} now: the attacks that the vault keeps "
+            "are of the former kind. Put the task's attack back, or use a new vault"
+        )
+
+
+_ATTACKS = {
+    BALL: "PGD in the ball of eps",
+    "tokens": "substitution of tokens",
+    "own": "an attack of its own",
+    NONE: "nothing (attack = 'none')",
+}
 
 
 def _named(task: Task | str, given: TaskSettings) -> tuple[TaskSettings, TaskSource]:
@@ -112,12 +128,42 @@ def _check_hardening(task: Task, settings: Settings) -> None:
         SettingsError: a recipe or a budget of [harden] or [guidance] does not fit.
         TaskError, CheckpointError, VaultError: the teacher does not.
     """
+    _check_kind(task, settings)
     check(task, settings.harden)
     try_out(task, settings.harden, find_teacher(settings.harden))
     try:
         check_budget(settings.guidance.robust_eps, 1, task.bounds)
     except SettingsError as error:
         raise SettingsError(f"[guidance] robust_eps: {error}") from None
+
+
+def _check_kind(task: Task, settings: Settings) -> None:
+    """Refuse settings of attacks that this task does not have."""
+    kind, s = task.attack_kind, settings
+    wanted = {
+        "[harden] recipe 'adversarial'": "adversarial" in s.harden.recipe,
+        "[guidance] robust_weight": s.guidance.robust_weight > 0,
+        "[guidance] joint_weight": s.guidance.joint_weight > 0,
+        "[guidance] bank_weight": s.guidance.bank_weight > 0,
+        "[gates] robust": s.gates.robust > 0,
+        "[gates] stale_share": s.gates.stale_share > 0,
+    }
+    if kind == NONE and (asked := [name for name, on in wanted.items() if on]):
+        raise SettingsError(
+            f"{', '.join(asked)} asks for attacks, and task {task.name!r} says attack = 'none'; "
+            "leave it at 0, or give the task an attack"
+        )
+    given = {
+        "[task] eps": s.task.eps not in (0, task.eps),
+        "[harden] eps": s.harden.eps > 0,
+        "[harden] norm": s.harden.norm != "inf",
+        "[guidance] robust_eps": s.guidance.robust_eps > 0,
+    }
+    if kind != BALL and (asked := [name for name, on in given.items() if on]):
+        raise SettingsError(
+            f"{', '.join(asked)} is of the ball of eps, and task {task.name!r} is attacked by "
+            f"{_ATTACKS[kind]}: its budget stands in the task; leave the setting out"
+        )
 
 
 def _differences(kept: Settings, given: Settings) -> list[str]:
@@ -145,9 +191,10 @@ def default_engine(source: TaskSource, workers: int) -> Engine:
     if isinstance(source, Task):
         try:
             pickle.dumps(source.factory)
-            pickle.dumps((source.loss, source.augment))
+            pickle.dumps((source.loss, source.augment, source.attack, source.tokens))
         except (pickle.PicklingError, AttributeError, TypeError):
             return SerialEngine()
-        if getattr(source.factory, "__module__", "") == "__main__":
+        own = (source.factory, source.attack)
+        if any(getattr(one, "__module__", "") == "__main__" for one in own):
             return SerialEngine()
     return LocalEngine(workers)

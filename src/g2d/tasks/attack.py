@@ -51,6 +51,11 @@ def _name(attack: Any) -> str:
     return str(getattr(attack, "__qualname__", type(attack).__name__))
 
 
+def note_of(task: Task) -> dict[str, str]:
+    """What a vault remembers with its base of how the task is attacked; {} for the ball."""
+    return {} if task.attack_kind == BALL else {"attack": task.attack_kind}
+
+
 def check_attack(task: Task) -> None:
     """Check how a task says that it is attacked, against its data.
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from g2d.core.imports import import_attribute, words
 from g2d.errors import TaskError, nearest
+from g2d.tasks.attack import BALL
 from g2d.tasks.networks import (
     crop_and_flip,
     digits_cnn,
@@ -123,12 +124,14 @@ class Blueprint:
 
     Attributes:
         factory: builds the untrained module. shape, dtype: of one input. classes: of the logits.
+        vocabulary: how many token ids there are; 0: inputs are no ids, or nobody said.
     """
 
     factory: Callable[[], nn.Module]
     shape: tuple[int, ...]
     dtype: torch.dtype
     classes: int
+    vocabulary: int = 0
 
 
 _BLUEPRINTS: Mapping[str, Blueprint] = {
@@ -148,7 +151,8 @@ def blueprint(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Blu
         return _BLUEPRINTS[name]
     task = load_task(name, data, seed, eps)
     x = task.splits.guide.x
-    return Blueprint(task.factory, tuple(x.shape[1:]), x.dtype, task.classes)
+    ids = task.tokens.vocabulary if task.tokens is not None else 0
+    return Blueprint(task.factory, tuple(x.shape[1:]), x.dtype, task.classes, ids)
 
 
 def load_task(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Task:
@@ -178,7 +182,13 @@ def load_task(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Tas
             f"there is no task {name!r}.{nearest(name, BUILTIN)} Built in are "
             f"{', '.join(BUILTIN)}; your own is named 'module:callable'"
         )
-    return task if eps in (0, task.eps) else dataclasses.replace(task, eps=eps)
+    if eps in (0, task.eps):
+        return task
+    if task.attack_kind != BALL:
+        raise TaskError(
+            f"task {name!r} has no ball of eps to set to {eps:g}: {task.attack_words}. Drop eps"
+        )
+    return dataclasses.replace(task, eps=eps)
 
 
 def _own_task(name: str) -> Task:
