@@ -152,7 +152,7 @@ def task_identity(defence: Defence) -> dict[str, Any]:
         "classes": task.classes,
         "function": digest(pack({"logits": logits})),
         "source": digest(source.encode()),
-    }
+    } | ({"attack": task.attack_words} if task.attack_words else {})
 
 
 def _generated(defence: Defence) -> Chain:
