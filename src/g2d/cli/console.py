@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from g2d.cli.flags import meaning
+from g2d.report.results import unattacked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +92,8 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_attacks(results: Mapping[str, Any]) -> None:
     """Print the threat matrix: a line for each row, and what did not work."""
     shown = []
+    if results.get("attack"):
+        print_line(unattacked(results) or f"attacks      {results['attack']}")
     for row in results["rows"]:
         if row["metric"] == "check":
             continue

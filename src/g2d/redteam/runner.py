@@ -148,7 +148,8 @@ class _Run:
         self.cache = RowCache(folder / "rows")
         self.identity = task_identity(defence)
         if service is None:
-            names = set[str]().union(*(one.chains for one in chosen))
+            fitting = [one for one in chosen if not one.unfit(defence.task)]
+            names = set[str]().union(*(one.chains for one in fitting))
             chains = build_chains(defence, spec, folder / "networks", engine, names, progress)
             spec = replace(spec, chains=chains)
         self.spec = spec

@@ -18,7 +18,7 @@ from g2d.core.types import Values
 from g2d.errors import G2DError
 from g2d.report import figures, matrix
 from g2d.report.matrix import Line
-from g2d.report.results import FORMAT
+from g2d.report.results import FORMAT, unattacked
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -65,6 +65,7 @@ def render_results(results: Values, path: Path) -> None:
         "redteam.html",
         r={"vault": {}, "quick": False, "service": None, "chains": {}} | dict(results),
         answer=answer(results),
+        unattacked=unattacked(results),
         told=[matrix.told(row) for row in rows if row["metric"] != "check"],
         sanity=[matrix.checked(row) for row in rows if row["metric"] == "check"],
         matrix=[f | {"lines": [x for x in lines if x.family == f["name"]]} for f in families],
@@ -86,7 +87,7 @@ def markdown(results: Values) -> str:
         G2DError: the results are of another format.
     """
     _check(results)
-    parts = []
+    parts = [f"**{_plain(words)}**\n"] if (words := unattacked(results)) else []
     for family in _families(results):
         rows = [row for row in matrix.ordered(results["rows"]) if row["family"] == family["name"]]
         if rows:

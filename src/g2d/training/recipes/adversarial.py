@@ -72,10 +72,11 @@ def stale(step: Step) -> Step:
     What population recipe `repelled` adds; with `adversarial` it makes members that are robust
     *and* err elsewhere than those before them.
     """
-    if not step.pools:
+    pools = [pool for pool in step.pools if len(pool)]
+    if not pools:
         return step
-    share = max(1, len(step.x) // len(step.pools))
-    drawn = [_draw(pool, share, step.generator) for pool in step.pools]
+    share = max(1, len(step.x) // len(pools))
+    drawn = [_draw(pool, share, step.generator) for pool in pools]
     x, y = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     weight = step.settings.stale
     return step.add(Part(x, lambda logits: weight * step.task.loss(logits, y)))
