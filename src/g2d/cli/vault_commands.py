@@ -53,13 +53,12 @@ def show(
         task = settings.task
         base = opened.entry("base")
         attack = str(base.info.get("attack", "")) if base else ""
-        budget = f", eps {f'{task.eps:g}' if task.eps else "the task's own"}"
-        if attack:
-            budget = f", attacked by {_ATTACKS.get(attack, attack)}"
+        budget = f"eps {task.eps:g}" if task.eps else "eps the task's own"
+        budget = f"attacked by {_ATTACKS.get(attack, attack)}" if attack else budget
         if attack == "none":
             print_line(UNATTACKED)
         print_line(f"vault        {opened.path}")
-        print_line(f"task         {task.name}{budget}" + (f", {task.data}" if task.data else ""))
+        print_line(f"task         {task.name}, {budget}" + (f", {task.data}" if task.data else ""))
         print_population(opened, settings)
         generator = opened.entry("generator")
         print_line(
