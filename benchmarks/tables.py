@@ -16,12 +16,16 @@ from benchmarks.redteam import tables as redteam
 from benchmarks.robust import tables as robust
 from benchmarks.robust import ways_tables
 from benchmarks.serving import tables as serving
+from benchmarks.tokens import tables as tokens
 
 
 def blocks() -> dict[str, str]:
     """Every block of every page, by the name of its mark."""
     made: dict[str, str] = {}
-    for source in (generation, basins, robust, ways_tables, serving, cluster, redteam, headline):
+    sources = (
+        generation, basins, robust, ways_tables, serving, cluster, redteam, headline, tokens,
+    )  # fmt: skip
+    for source in sources:
         own = source.made()
         assert not made.keys() & own.keys(), f"two blocks of one name: {made.keys() & own.keys()}"
         made |= own

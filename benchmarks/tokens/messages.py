@@ -18,7 +18,8 @@ PAD, UNKNOWN = 0, 1
 SPECIAL = ("<pad>", "<unknown>")
 
 SLOTS = {
-    "name": "anna ben clara david elif farid grace hugo ines jonas kofi lena marco nadia omar petra",
+    "name": "anna ben clara david elif farid grace hugo ines jonas kofi lena marco nadia omar "
+    "petra",
     "day": "monday tuesday wednesday thursday friday saturday sunday tomorrow tonight today",
     "time": "noon nine ten eleven two three four five six seven",
     "thing": "report invoice draft budget contract ticket slides review schedule photo recipe book",
@@ -40,7 +41,8 @@ OPENERS = (
 HAM = (
     "can we move the {work} to {day} at {time}", "i will be {feel} for the {work} on {day}",
     "please send me the {thing} before the {work}", "are you free for {meal} on {day}",
-    "the {thing} is on the table in the {place}", "i am {feel} but the train to the {place} is late",
+    "the {thing} is on the table in the {place}",
+    "i am {feel} but the train to the {place} is late",
     "did you read the {thing} that {name} sent", "let us meet at the {place} at {time}",
     "the offer from the {place} looks fair to me", "{name} asked about the {thing} again",
     "we paid the invoice on {day} so the account is fine", "i lost my phone at the {place}",

@@ -10,6 +10,7 @@ words is told everything about exposed networks and nothing about the live one.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -97,7 +98,7 @@ def measure(bench: Bench, defence: Defence) -> list[dict[str, Any]]:
         bench.row(one, "frozen", [([base], base)], "beam"),
         bench.row(one, "unrotated", stayed, "beam"),
         bench.row(one, "rotated", before, "beam"),
-        bench.row(one, "retrained", [([a], b) for a, b in zip(fresh, fresh[1:], strict=False)], "beam"),
+        bench.row(one, "retrained", [([a], b) for a, b in itertools.pairwise(fresh)], "beam"),
         bench.row(one, "soup", [(known[-1:], target) for known, target in soup], "beam"),
         bench.row(many, "rotated", joint, "greedy"),
         bench.row(many, "soup", soup, "greedy"),
@@ -113,7 +114,7 @@ def run(seed: int, rotations: int, messages: int, vault: Path) -> dict[str, Any]
     with Defence.create(task, vault) as defence, SerialEngine() as engine:
         for name, work in (
             ("population", lambda: defence.populate(engine)),
-            ("generator", lambda: defence.fit()),
+            ("generator", defence.fit),
             ("rotations", lambda: [defence.generate() for _ in range(rotations)]),
         ):
             began = time.process_time()

@@ -1,6 +1,6 @@
 """The spam filter as a task: a two-layer transformer over ids, two words that may be replaced.
 
-    g2d population runs/spam --task benchmarks.tokens.task:task
+g2d population runs/spam --task benchmarks.tokens.task:task
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_candidates_special_ids_and_fixed_places_are_kept(models):
         task = make(tokens=budget)
         proposed = crafted(task, models[0])
         assert task.tokens.violation(proposed, X) == ""
-        assert 0 < int((proposed != X).any(1).sum())
+        assert bool((proposed != X).any())
 
 
 def test_the_gradient_goes_through_tensors_that_are_put_in(models):
@@ -135,7 +135,7 @@ def test_an_attack_of_ones_own_gets_copies_and_modules(models):
 
     kept = X.clone()
     shares = nn.functional.one_hot(Y).float()
-    proposed = crafted(make(attack=attack), [models[0], lambda x: models[1](x)], y=shares)
+    proposed = crafted(make(attack=attack), [models[0], models[1].forward], y=shares)
     assert torch.equal(X, kept)
     assert bool((proposed[:, 0] == 19).all())
     assert seen == [(["Bag", "_Answers"], Y.shape)]
@@ -145,7 +145,7 @@ def test_scores_undo_what_the_limits_forbid(models):
     task, model, split = by_tokens(), models[0], Split(X, Y)
     honest = attack_rate(model, crafted(task, model), split, 0.0, None, task)
     right = ~flips(model, X)
-    of = [X[right & (Y == label)][0] for label in (0, 1)]  # any of the other class, all words new
+    of = [X[right & (label == Y)][0] for label in (0, 1)]  # any of the other class, all words new
     everything = torch.where(Y[:, None] == 1, of[0], of[1])
     cheat = attack_rate(model, everything, split, 0.0, None, task)
     assert 0 < honest.value < 1

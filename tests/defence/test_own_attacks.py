@@ -161,7 +161,9 @@ def test_hardening_guidance_and_gates_meet_the_tasks_own_attack(tmp_path):
     calls = []
 
     def own(models, x, y, generator):
-        calls.append((len(models), all(not p.requires_grad for m in models for p in m.parameters())))
+        calls.append(
+            (len(models), all(not p.requires_grad for m in models for p in m.parameters()))
+        )
         return words.flip_first(models, x, y, generator)
 
     task = words.make(attack=own)

@@ -111,5 +111,5 @@ def test_an_embedding_inside_another_module_is_found():
 
 
 def test_eps_is_refused_where_there_is_no_ball():
-    with pytest.raises(TaskError, match="no ball of eps to set to 0.3: substitution of tokens"):
+    with pytest.raises(TaskError, match=r"no ball of eps to set to 0\.3: substitution of tokens"):
         load_task("words:by_tokens", eps=0.3)

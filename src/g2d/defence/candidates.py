@@ -120,9 +120,7 @@ class Judge:
     def __init__(self, task: Task, base: State) -> None:
         split = task.splits.gate
         correct = predict(load_model(task, base), split.x).argmax(1) == split.y
-        self.reference = Reference(
-            split, correct, task.classes, task.eps, task.bounds, task
-        )
+        self.reference = Reference(split, correct, task.classes, task.eps, task.bounds, task)
         self._task, self.chain = task, hidden_units(task)
 
     def __call__(

@@ -36,8 +36,7 @@ from g2d.generator import Exposure, Generator
 from g2d.generator.terms import find_terms
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
-from g2d.tasks.attack import note_of
-from g2d.tasks.source import TaskSource, data_digest
+from g2d.tasks.source import TaskSource, base_note
 from g2d.tasks.task import Task
 from g2d.training.adopt import adopt_base, adopt_checkpoints
 from g2d.training.population import build_population
@@ -151,16 +150,12 @@ class Defence:
                 engine,
                 progress,
                 self.settings.autoencoder.scope,
-                self._note(),
+                base_note(self.task),
                 self.settings.harden,
             )
         finally:
             if own:
                 engine.close()
-
-    def _note(self) -> dict[str, str]:
-        """What the base says of the task: its data, and how it is attacked."""
-        return {"data": data_digest(self.task)} | note_of(self.task)
 
     def adopt_base(self, state: State) -> None:
         """Take a model that is deployed as the base, before there is a population.
@@ -169,7 +164,7 @@ class Defence:
             CheckpointError: it does not fit the task's model. VaultError: there is another base.
         """
         adopt_base(
-            self.task, self.vault, self.settings, state, self._note()
+            self.task, self.vault, self.settings, state, base_note(self.task)
         )  # fmt: skip
 
     def adopt(self, folder: Path | str, progress: Progress = silent) -> None:
@@ -185,7 +180,7 @@ class Defence:
             self.settings.population,
             Path(folder),
             progress,
-            self._note(),
+            base_note(self.task),
         )
 
     def fit(self, progress: Progress = silent, again: bool = False) -> Generator:

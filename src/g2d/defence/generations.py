@@ -178,8 +178,8 @@ class GenerationStore:
 
         Returns:
             clean_accuracy; robust_accuracy on the attacks that are kept with it, if there are any,
-            crafted on this very model by cheap PGD (an upper bound, no more); and worst stale ASR and least aligned
-            distance, where its gates measured them.
+            crafted on this very model by cheap PGD (an upper bound, no more); and worst stale ASR
+            and least aligned distance, where its gates measured them.
         """
         split, measured = self.task.splits.gate, {g["gate"]: g["value"] for g in gates}
         clean = predict(model, split.x).argmax(1) == split.y

@@ -87,8 +87,8 @@ def _check_data(task: Task, vault: Vault) -> None:
     if was != task.attack_kind:
         raise DataError(
             f"{vault.path} was made for a task that is attacked by {_ATTACKS[was]}, and task "
-            f"{task.name!r} says {_ATTACKS[task.attack_kind]} now: the attacks that the vault keeps "
-            "are of the former kind. Put the task's attack back, or use a new vault"
+            f"{task.name!r} says {_ATTACKS[task.attack_kind]} now: the attacks that the vault "
+            "keeps are of the former kind. Put the task's attack back, or use a new vault"
         )
 
 

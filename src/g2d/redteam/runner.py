@@ -334,9 +334,7 @@ def work(payload: Payload) -> dict[str, Any]:
         if one is not None and case.name == UNFIT:
             why, seed = str(case.option("why")), spec.seed
             rows = [
-                not_measured(
-                    one.name, "not-measured", one.title, case.chain, "", why, seed=seed
-                )
+                not_measured(one.name, "not-measured", one.title, case.chain, "", why, seed=seed)
             ]
         elif one is None:
             summary, rows = glance(context), []

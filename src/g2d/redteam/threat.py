@@ -87,7 +87,9 @@ class Threat:
             return f"task {task.name!r} says attack = 'none': nothing attacked it"
         if not task.splits.guide.x.is_floating_point():
             return "it needs inputs that are numbers, and those of this task are token ids"
-        return f"it searches in the ball of eps, and this task has another limit: {task.attack_words}"
+        return (
+            f"it searches in the ball of eps, and this task has another limit: {task.attack_words}"
+        )
 
     def plan_service(self, spec: RunSpec, url: str, model: str) -> list[Case]:
         """Return the cases against a live service.

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from g2d.core.types import Values
 from g2d.errors import G2DError
 
 UNATTACKED = (

@@ -41,7 +41,9 @@ def watch(model: nn.Module, x: Tensor) -> Iterator[list[Reading]]:
         found.append(Reading(leaf, weight.detach()))
         return leaf
 
-    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Embedding)]
+    handles = [
+        m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Embedding)
+    ]
     try:
         yield found
     finally:

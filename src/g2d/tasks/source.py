@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 
+from g2d.tasks.attack import note_of
 from g2d.tasks.builtin import load_task
 from g2d.tasks.task import Task
 
@@ -34,3 +35,8 @@ def data_digest(task: Task) -> str:
         for tensor in (split.x, split.y):
             sha.update(np.ascontiguousarray(tensor.numpy()).data)
     return sha.hexdigest()
+
+
+def base_note(task: Task) -> dict[str, str]:
+    """What a vault keeps of a task with its base: its data's digest, and how it is attacked."""
+    return {"data": data_digest(task)} | note_of(task)

@@ -134,7 +134,11 @@ def _extra(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
     if job.recipe != "repelled" or task.attack_kind == NONE:
         return ()
     eps = job.settings.light_eps * task.eps
-    if eps == 0 or task.attack_kind == OWN or any(find(name).adversarial for name in job.harden.recipe):
+    if (
+        eps == 0
+        or task.attack_kind == OWN
+        or any(find(name).adversarial for name in job.harden.recipe)
+    ):
         return (stale,)
     return (stale, partial(fgsm_light, eps))
 
