@@ -167,7 +167,8 @@ def _rotations(case: Case, context: AttackContext) -> list[Row]:
     return [
         context.row(
             case, "basin-rotations", "stale, basin-aware, by rotations so far",
-            _label(case, context), pooled(rates), worst=max(rates, key=lambda rate: rate.value), scored=len(rates),
+            _label(case, context), pooled(rates),
+            worst=max(rates, key=lambda rate: rate.value), scored=len(rates),
             clean_accuracy=pooled([accuracy_rate(m, attack.split) for m in models]),
             note=f"{len(attack.split)} images; one submission, its basin told by {QUERIES} "
             "score queries",
