@@ -66,7 +66,7 @@ def _transfers(spec: RunSpec, name: str) -> list[Case]:
         k = min(asked, most)
         if k != asked and (chain.fixed or k in wanted):
             continue  # the largest k that is possible has its own case already
-        attacks = (("apgd", 100 if k == 1 else 50), ("momentum", 20))
+        attacks: tuple[tuple[str, int], ...] = (("apgd", 100 if k == 1 else 50), ("momentum", 20))
         if spec.attack != BALL:
             attacks = tuple((how, 1) for how in hows(spec))
         for attack, steps in attacks[:1] if name in NEXT else attacks:
