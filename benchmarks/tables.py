@@ -17,13 +17,15 @@ from benchmarks.robust import tables as robust
 from benchmarks.robust import ways_tables
 from benchmarks.serving import tables as serving
 from benchmarks.tabular import tables as tabular
+from benchmarks.tokens import tables as tokens
 
 
 def blocks() -> dict[str, str]:
     """Every block of every page, by the name of its mark."""
     made: dict[str, str] = {}
     sources = (
-        generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, headline,
+        generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
+        headline,
     )  # fmt: skip
     for source in sources:
         own = source.made()

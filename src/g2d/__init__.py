@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from g2d.tasks.builtin import load_task
     from g2d.tasks.splits import Split, Splits, split_dataset
     from g2d.tasks.task import Task
+    from g2d.tasks.tokens import TokenBudget
     from g2d.vault.verify import verify
 
 __version__ = "0.2.0"
@@ -35,6 +36,7 @@ _HOMES = {
     "Split": "g2d.tasks.splits",
     "Splits": "g2d.tasks.splits",
     "Task": "g2d.tasks.task",
+    "TokenBudget": "g2d.tasks.tokens",
     "attack": "g2d.redteam",
     "load_task": "g2d.tasks.builtin",
     "split_dataset": "g2d.tasks.splits",
@@ -51,6 +53,7 @@ __all__ = [
     "Split",
     "Splits",
     "Task",
+    "TokenBudget",
     "attack",
     "load_task",
     "split_dataset",

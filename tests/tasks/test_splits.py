@@ -31,7 +31,7 @@ def test_split_keeps_labels_as_int64():
         (torch.tensor(1.0), torch.tensor(1), "one label for each"),
         (torch.zeros(3, 2), torch.zeros(3), "expected integers"),
         (torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool), "expected integers"),
-        (torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, dtype=torch.long), "expected floats"),
+        (torch.zeros(3, 2, dtype=torch.int16), torch.zeros(3, dtype=torch.long), "expected floats"),
         (torch.tensor([[1.0], [torch.nan]]), torch.tensor([0, 1]), "NaN or infinite"),
         (torch.tensor([[1.0], [-torch.inf]]), torch.tensor([0, 1]), "NaN or infinite"),
     ],

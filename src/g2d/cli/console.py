@@ -18,7 +18,7 @@ from g2d.cli.flags import meaning
 from g2d.core.shares import wilson
 from g2d.errors import G2DError
 from g2d.report.controls import controls, measured
-from g2d.report.results import read_results, results_path
+from g2d.report.results import read_results, results_path, unattacked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,6 +97,8 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_attacks(results: Mapping[str, Any]) -> None:
     """Print the threat matrix: a line for each row, and what did not work."""
     shown = []
+    if results.get("attack"):
+        print_line(unattacked(results) or f"attacks      {results['attack']}")
     for row in results["rows"]:
         if row["metric"] == "check":
             continue

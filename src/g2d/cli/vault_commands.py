@@ -22,6 +22,7 @@ from g2d.cli.console import (
 )
 from g2d.cli.shared import VaultPath, vault_settings
 from g2d.errors import G2DError
+from g2d.report.results import UNATTACKED
 from g2d.settings import Settings
 
 _RESTORE = "restore what is damaged from a backup"
@@ -31,6 +32,14 @@ _ADVICE = {
     "unknown": "move what is unknown out of the vault",
 }
 """What to do about a kind of problem; about any other: `_RESTORE`."""
+
+
+_ATTACKS = {
+    "none": "nothing",
+    "own": "an attack of the task's own",
+    "tokens": "substitution of tokens",
+}
+"""How a task is attacked whose base says so; others are in the ball of eps."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,11 +58,14 @@ def show(
     with Vault.open(vault) as opened:
         settings = Settings.from_vault(opened.settings_text, str(opened.path / "task.toml"))
         task = settings.task
-        budget = f"{task.eps:g}" if task.eps else "the task's own"
+        base = opened.entry("base")
+        attack = str(base.info.get("attack", "")) if base else ""
+        budget = f"eps {task.eps:g}" if task.eps else "eps the task's own"
+        budget = f"attacked by {_ATTACKS.get(attack, attack)}" if attack else budget
+        if attack == "none":
+            print_line(UNATTACKED)
         print_line(f"vault        {opened.path}")
-        print_line(
-            f"task         {task.name}, eps {budget}" + (f", {task.data}" if task.data else "")
-        )
+        print_line(f"task         {task.name}, {budget}" + (f", {task.data}" if task.data else ""))
         print_population(opened, settings)
         generator = opened.entry("generator")
         print_line(

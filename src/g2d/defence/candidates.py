@@ -128,7 +128,7 @@ class Judge:
     def __init__(self, task: Task, base: State, scope: Sequence[str] = ()) -> None:
         split = task.splits.gate
         correct = predict(load_model(task, base), split.x).argmax(1) == split.y
-        self.reference = Reference(split, correct, task.classes, task.eps, task.reach)
+        self.reference = Reference(split, correct, task.classes, task.eps, task.reach, task)
         self.scope = layout_of(task).in_scope(scope)
         self._task, self.chain = task, hidden_units(task, self.scope)
 

@@ -177,20 +177,18 @@ class GenerationStore:
         """What a generation is worth, measured on the gate split, for its manifest.
 
         Returns:
-            clean_accuracy; robust_accuracy on the attacks that are kept with it, crafted on this
-            very model by cheap PGD (an upper bound, no more); on how many examples each; and worst
-            stale ASR and least aligned distance, where its gates measured them.
+            clean_accuracy; robust_accuracy on the attacks that are kept with it, if there are any,
+            crafted on this very model by cheap PGD (an upper bound, no more); on how many examples
+            each; and worst stale ASR and least aligned distance, where its gates measured them.
         """
         split, found = self.task.splits.gate, {g["gate"]: g for g in gates}
         measured = {name: gate["value"] for name, gate in found.items()}
         clean = predict(model, split.x).argmax(1) == split.y
-        robust = clean[index] & (predict(model, attacks).argmax(1) == split.y[index])
-        figures = {
-            "clean_accuracy": round(float(clean.double().mean()), 6),
-            "robust_accuracy": round(float(robust.double().mean()), 6),
-            "examples": len(split),
-            "robust_examples": len(index),
-        }
+        figures = {"clean_accuracy": round(float(clean.double().mean()), 6), "examples": len(split)}
+        if len(attacks):
+            robust = clean[index] & (predict(model, attacks).argmax(1) == split.y[index])
+            figures["robust_accuracy"] = round(float(robust.double().mean()), 6)
+            figures["robust_examples"] = len(index)
         if "robust" in measured:  # by the gate, on more examples
             figures["robust_accuracy"] = round(float(measured["robust"]), 6)
             figures["robust_examples"] = found["robust"].get("n", len(index))

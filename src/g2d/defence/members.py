@@ -146,16 +146,20 @@ def bank_of(task: Task, vault: Vault, settings: Settings, entries: list[Entry]) 
     source = torch.Generator().manual_seed(seed_of(settings.population.seed, "bank"))
     pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.train) for entry in entries]
     taken = [pool.sample(each, source) for pool in pools]
+    if not sum(map(len, taken)):
+        return None  # nothing attacks this task
     x = compact(torch.cat([split.x for split in taken]), task)
     return Split(x, torch.cat([split.y for split in taken]))
 
 
 def _resistance(
     task: Task, vault: Vault, entries: list[Entry], states: list[dict[str, Tensor]]
-) -> Tensor:
-    """Error of member j on attacks crafted on member i, (K, K), on the train split."""
+) -> Tensor | None:
+    """Error of member j on attacks crafted on member i, (K, K), on the train split; None: none."""
     pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.train) for entry in entries]
     each = min(128, *(len(pool) for pool in pools))
+    if not each:
+        return None
     x = torch.cat([pool.x[:each] for pool in pools])
     y = torch.cat([pool.y[:each] for pool in pools])
     wrong = [predict(load_model(task, s), x).argmax(1) != y for s in states]

@@ -14,9 +14,11 @@ from pathlib import Path
 from g2d.core.engine import Engine, LocalEngine, SerialEngine
 from g2d.core.imports import words
 from g2d.core.workers import pack_job
+from g2d.defence.kinds import WORDS
 from g2d.defence.survey import check_all
 from g2d.errors import DataError, PopulationError, VaultError
 from g2d.settings import Settings, TaskSettings, build
+from g2d.tasks.attack import BALL
 from g2d.tasks.origin import settled
 from g2d.tasks.sizes import defaults_of
 from g2d.tasks.source import TaskSource, by_name, data_digest, find, is_named, resolve
@@ -94,6 +96,13 @@ def _check_data(task: Task, vault: Vault) -> None:
             f"the data of task {task.name!r} is not what {vault.path} was made with "
             "(other files, order or split seed): examples would leak between splits. Point "
             "--data at the original, or use a new vault"
+        )
+    was = base.info.get("attack", BALL) if base else task.attack_kind
+    if was != task.attack_kind:
+        raise DataError(
+            f"{vault.path} was made for a task that is attacked by {WORDS[was]}, and task "
+            f"{task.name!r} says {WORDS[task.attack_kind]} now: the attacks that the vault "
+            "keeps are of the former kind. Put the task's attack back, or use a new vault"
         )
 
 

@@ -20,6 +20,7 @@ from g2d.defence.gates.view import CandidateView, GateResult
 from g2d.defence.opening import default_engine
 from g2d.errors import PopulationError
 from g2d.settings import Settings
+from g2d.tasks.attack import note_of as attack_note
 from g2d.tasks.inference import load_model
 from g2d.tasks.source import TaskSource, data_digest
 from g2d.tasks.task import Task
@@ -72,9 +73,9 @@ def populate(
 
 
 def note_of(task: Task) -> dict[str, Any]:
-    """What is kept with a base: which data it belongs to, and the names of the classes."""
+    """What is kept with a base: its data, the names of the classes, how the task is attacked."""
     named = {"labels": list(task.labels)} if task.labels else {}
-    return {"data": data_digest(task), **named}
+    return {"data": data_digest(task), **named, **attack_note(task)}
 
 
 def _engine(engine: Engine | None, source: TaskSource, settings: Settings) -> nullcontext[Engine]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from g2d.attacks.pgd import check_budget
 from g2d.core.imports import words
 from g2d.defence.costs import Cost, estimate
+from g2d.defence.kinds import check_kind
 from g2d.errors import G2DError, SettingsError, TaskError
 from g2d.generator import hidden_units
 from g2d.settings import Settings
@@ -70,6 +71,7 @@ def check_all(task: Task, settings: Settings) -> None:
     if settings.population.batch != _own_batch(task):
         check_training(task, settings.population.batch)
     check_packing(task)
+    check_kind(task, settings)
     check_scope(task, settings)
     check(task, settings.harden)
     try_out(task, settings.harden, find_teacher(settings.harden))

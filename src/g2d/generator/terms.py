@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from g2d.attacks import pgd
+from g2d.attacks.crafting import Functional, craft, craft_drawn
 from g2d.attacks.eot import Tricks, dirichlet, eot_pgd
 from g2d.core.imports import import_callables
 from g2d.core.types import Logits
 from g2d.errors import SettingsError
 from g2d.generator.exposure import Exposure
 from g2d.settings import GuidanceSettings
+from g2d.tasks.attack import BALL, NONE
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.weights.codec import Codec
@@ -129,8 +130,9 @@ class StaleTerm(Term):
 
     @classmethod
     def of(cls, context: TermContext) -> StaleTerm | None:
-        """The term, or None as long as nothing is remembered."""
-        return cls(context) if context.exposures else None
+        """The term, or None as long as no attack is remembered."""
+        attacked = any(len(exposure.guide) for exposure in context.exposures)
+        return cls(context) if attacked else None
 
     def inputs(self, v: Tensor, clean: Batch) -> Batch:
         """Draw as many attacks as there are clean examples in a full batch."""
@@ -173,10 +175,9 @@ class RobustTerm(Term):
         """PGD on the candidate as it is, from the clean examples."""
         task, s, model = self._context.task, self._context.settings, self._context.model
         tensors = self._context.codec.tensors(v.detach())
-        attacked = pgd(
-            lambda x: functional_call(model, tensors, (x,)), clean.x, clean.y,
-            eps=s.robust_eps or task.eps, steps=s.robust_steps,
-            generator=self._context.generator, bounds=task.reach, batch=len(clean.x),
+        attacked = craft(
+            task, Functional(model, tensors), clean.x, clean.y, eps=s.robust_eps or task.eps,
+            steps=s.robust_steps, generator=self._context.generator, batch=len(clean.x),
         )  # fmt: skip
         return Batch(attacked, clean.y)
 
@@ -237,17 +238,26 @@ class JointTerm(Term):
         self.weight = s.joint_weight
         split = context.task.splits.guiding.sample(s.joint_pool, context.generator)
         stacked = torch.stack([context.exposures[i].v for i in context.mates])
-        attacks = eot_pgd(
+        self._attacks = Split(self._crafted(stacked, split), split.y)
+
+    def _crafted(self, stacked: Tensor, split: Split) -> Tensor:
+        context, s = self._context, self._context.settings
+        if context.task.attack_kind != BALL:
+            return craft_drawn(
+                context.task, lambda: self._networks(stacked), split.x, split.y,
+                generator=context.generator,
+            )  # fmt: skip
+        return eot_pgd(
             lambda: self._networks(stacked), split.x, split.y, eps=context.task.eps,
             steps=s.joint_steps, generator=context.generator, bounds=context.task.reach,
             tricks=Tricks("probability", 1.0),
         )  # fmt: skip
-        self._attacks = Split(attacks, split.y)
 
     @classmethod
     def of(cls, context: TermContext) -> JointTerm | None:
         """The term, or None where it counts nothing or no exposure shares the basin."""
-        return cls(context) if context.mates and context.settings.joint_weight else None
+        wanted = context.settings.joint_weight and context.task.attack_kind != NONE
+        return cls(context) if context.mates and wanted else None
 
     def _networks(self, stacked: Tensor) -> list[Logits]:
         """Two exposed networks and two means of all of them; one alone stands for both."""
@@ -259,8 +269,7 @@ class JointTerm(Term):
         return [self._logits(v) for v in (*(stacked[i] for i in whole), *means)]
 
     def _logits(self, v: Tensor) -> Logits:
-        tensors = self._context.codec.tensors(v)
-        return lambda x: functional_call(self._context.model, tensors, (x,))
+        return Functional(self._context.model, self._context.codec.tensors(v))
 
     def inputs(self, v: Tensor, clean: Batch) -> Batch:
         """Draw as many attacks as there are clean examples."""

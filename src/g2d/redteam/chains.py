@@ -149,13 +149,17 @@ def task_identity(defence: Defence) -> dict[str, Any]:
     except (OSError, TypeError):
         source = ""
     budget = {} if task.budget is None else {"budget": asdict(task.budget)}
-    return budget | {
-        "data": data_digest(task),
-        "bounds": task.bounds,
-        "classes": task.classes,
-        "function": digest(pack({"logits": logits})),
-        "source": digest(source.encode()),
-    }
+    return (
+        budget
+        | {
+            "data": data_digest(task),
+            "bounds": task.bounds,
+            "classes": task.classes,
+            "function": digest(pack({"logits": logits})),
+            "source": digest(source.encode()),
+        }
+        | ({"attack": task.attack_words} if task.attack_words else {})
+    )
 
 
 def _generated(defence: Defence) -> Chain:

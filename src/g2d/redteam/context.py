@@ -22,6 +22,7 @@ from g2d.redteam.rows import Row
 from g2d.redteam.scoring import Rate, accuracy_rate, attack_rate, pooled
 from g2d.redteam.targets import as_logits, check_logits
 from g2d.settings import Settings
+from g2d.tasks.attack import BALL
 from g2d.tasks.inference import load_model
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.splits import Split
@@ -78,6 +79,7 @@ class RunSpec:
             "noise", "permuted", and "draws" (fresh proposals that nobody has seen).
         n: test examples. eps: L-infinity budget in the units of the data.
         quick: small budgets, for the demo and CI: a smoke test, not evidence.
+        attack: how the task is attacked ('ball', 'tokens', 'own', 'none').
     """
 
     source: TaskSource
@@ -88,6 +90,7 @@ class RunSpec:
     eps: float = 0.0
     seed: int = 0
     quick: bool = False
+    attack: str = BALL
 
 
 @dataclass(frozen=True)
@@ -207,8 +210,9 @@ class AttackContext:
     def score(
         self, model: Logits, proposed: Tensor, split: Split, eps: float | None = None
     ) -> Rate:
-        """ASR of proposals against a model: clipped to ball and range, run by our own code."""
-        return attack_rate(model, proposed, split, self.eps if eps is None else eps, self.bounds)
+        """ASR of proposals against a model: held to the task's limits, run by our own code."""
+        eps = self.eps if eps is None else eps
+        return attack_rate(model, proposed, split, eps, self.bounds, self.task)
 
     def score_all(
         self, models: Sequence[Logits], proposed: Tensor, split: Split, eps: float | None = None
@@ -224,7 +228,7 @@ class AttackContext:
         """A row of a case; `chain` is the case's, and `target` the chain's name, unless given."""
         chain = more.get("chain", case.chain)
         known: dict[str, object] = {"target": chain, "chain": chain}
-        known |= {"seed": self.spec.seed, "eps": self.eps}
+        known |= {"seed": self.spec.seed, "eps": self.eps if self.spec.attack == BALL else None}
         if self.remark:
             known["note"] = "; ".join(filter(None, (str(more.pop("note", "")), self.remark)))
         return Row(

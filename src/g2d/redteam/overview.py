@@ -100,7 +100,9 @@ def evaluate(
             f"{len(networks)} generation(s) have been live; a stale attack needs two. Run "
             "`g2d generate` first"
         )
-    trial = Trial(context.examples(n), context.eps, context.bounds, seed=context.spec.seed)
+    trial = Trial(
+        context.examples(n), context.eps, context.bounds, seed=context.spec.seed, task=context.task
+    )
     models: dict[int, Logits] = {int(k.label): context.model(k) for k in networks}
     clean = {k: accuracy_rate(model, trial.split) for k, model in models.items()}
     last = min(last, len(models) - 1)

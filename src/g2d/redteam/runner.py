@@ -25,13 +25,15 @@ from g2d.redteam.cache import RowCache, code_version, key_of, own_code
 from g2d.redteam.chains import build_chains, task_identity
 from g2d.redteam.context import Case, RunSpec, enter
 from g2d.redteam.overview_json import glance, hardware, versions
-from g2d.redteam.rows import VERSIONS, Row, Status
+from g2d.redteam.rows import VERSIONS, Row, Status, not_measured
 from g2d.redteam.scoring import Rate
 from g2d.redteam.threat import Threat
 from g2d.redteam.threats import threat
 from g2d.redteam.threats import threats as every_threat
 from g2d.report.results import FORMAT, results_path
+from g2d.tasks.attack import BALL, NONE
 
+UNFIT = "unfit"  # name of the case of a threat that cannot be tried on the task
 FAILED = "failed"  # kind of the row of a case that broke: it would have had several
 OVERVIEW = "overview"  # the vault at a glance, for the page's pictures of rotations
 
@@ -108,6 +110,11 @@ def _spec_of(defence: Defence, eps: float | None, n: int | None, seed: int, quic
             "`g2d generate`"
         )
     task = defence.task
+    if eps is not None and task.attack_kind != BALL:
+        raise SettingsError(
+            f"eps {eps:g} is of a ball, and task {task.name!r} has none: {task.attack_words}; "
+            "leave it out"
+        )
     eps = task.eps if eps is None else eps
     widest = task.bounds[1] - task.bounds[0] if task.bounds else float("inf")
     if not 0 < eps <= widest or eps == float("inf"):
@@ -123,6 +130,7 @@ def _spec_of(defence: Defence, eps: float | None, n: int | None, seed: int, quic
         eps=float(eps),
         seed=seed,
         quick=quick,
+        attack=task.attack_kind,
     )
 
 
@@ -140,7 +148,8 @@ class _Run:
         self.cache = RowCache(folder / "rows")
         self.identity = task_identity(defence)
         if service is None:
-            names = set[str]().union(*(one.chains for one in chosen))
+            fitting = [one for one in chosen if not one.unfit(defence.task)]
+            names = set[str]().union(*(one.chains for one in fitting))
             chains = build_chains(defence, spec, folder / "networks", engine, names, progress)
             spec = replace(spec, chains=chains)
         self.spec = spec
@@ -163,14 +172,18 @@ class _Run:
     def _plan(self) -> list[Case]:
         cases: list[Case] = []
         for one in self.chosen:
-            if self.service is None:
+            if why := one.unfit(self.defence.task):
+                chain = "generated" if self.service is None else "service"
+                planned = [Case(one.name, UNFIT, chain, (("why", why),), cost=0.0)]
+            elif self.service is None:
                 planned = one.plan(self.spec)
             else:
                 planned = one.plan_service(self.spec, self.service.url, self.service.model)
             if other := {case.family for case in planned} - {one.name}:
                 raise SettingsError(f"threat {one.name!r} plans cases of {', '.join(other)}")
             cases += planned
-        if self.whole and len(self.defence.vault.exposures()) > 1:
+        attacked = self.spec.attack != NONE
+        if self.whole and attacked and len(self.defence.vault.exposures()) > 1:
             reads = ("generated", "retrained")
             cases.append(Case(OVERVIEW, OVERVIEW, "generated", (), reads, True, 60.0))
         # Long work first: what is left at the end is short, and both workers stay busy.
@@ -207,7 +220,12 @@ class _Run:
         return {
             "task": self.defence.task.name, "identity": self.identity, "n": spec.n,
             "eps": spec.eps, "seed": spec.seed, "quick": spec.quick, "vault": spec.vault,
-        }  # fmt: skip
+        } | self._attack()  # fmt: skip
+
+    def _attack(self) -> dict[str, str]:
+        """How the task is attacked, where that is not the ball that results speak of."""
+        words = self.defence.task.attack_words
+        return {"attack": words} if words else {}
 
     def _key(self, case: Case) -> str:
         chains = self.spec.chains
@@ -288,7 +306,7 @@ class _Run:
             "settings_toml": self.defence.settings.to_toml(),
             "versions": versions(),
             "hardware": hardware() | {"cpu_affinity": cores()},
-        }
+        } | self._attack()
 
 
 def _row(values: Mapping[str, Any]) -> Row:
@@ -313,7 +331,12 @@ def work(payload: Payload) -> dict[str, Any]:
     summary = None
     try:
         context = enter(spec, key)
-        if one is None:
+        if one is not None and case.name == UNFIT:
+            why, seed = str(case.option("why")), spec.seed
+            rows = [
+                not_measured(one.name, "not-measured", one.title, case.chain, "", why, seed=seed)
+            ]
+        elif one is None:
             summary, rows = glance(context), []
         else:
             rows = one.run(case, context)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from g2d.attacks import pgd, project
+from g2d.attacks.crafting import confine, craft, label_of
 from g2d.core.seeds import seed_of
 from g2d.core.shares import wilson
 from g2d.core.types import Bounds, Logits, Tick
@@ -59,7 +60,12 @@ def accuracy_rate(model: Logits, split: Split) -> Rate:
 
 
 def attack_rate(
-    target_model: Logits, proposed_x: Tensor, split: Split, eps: float, bounds: Bounds
+    target_model: Logits,
+    proposed_x: Tensor,
+    split: Split,
+    eps: float,
+    bounds: Bounds,
+    task: Task | None = None,
 ) -> Rate:
     """Score proposals against a target: project, run the target, count what was flipped.
 
@@ -67,19 +73,24 @@ def attack_rate(
         target_model: maps inputs (n, ...) to logits (n, classes).
         proposed_x: proposals, shape of `split.x`; whatever leaves the ball or the data range is
             clipped, a value that is not a number is replaced by the clean one.
-        eps: radius of the L-infinity ball.
+        eps: radius of the L-infinity ball. task: where given, its own limits hold instead (tokens
+            within their budget, an attack of the user's own).
 
     Raises:
-        DataError: proposals and examples differ in shape.
+        DataError: proposals and examples differ in shape, or proposals for ids are none.
+        TaskError: nothing attacks the task.
     """
     if proposed_x.shape != split.x.shape:
         raise DataError(
             f"proposals have shape {tuple(proposed_x.shape)}, expected {tuple(split.x.shape)}: one "
             "for each example, in the same order"
         )
-    proposed = proposed_x.detach().to(split.x.dtype)
-    proposed = torch.where(proposed.isnan(), split.x, proposed)
-    proposed = project(proposed, split.x, eps, bounds)
+    if task is not None:
+        proposed = confine(task, proposed_x, split.x, eps)
+    else:
+        proposed = proposed_x.detach().to(split.x.dtype)
+        proposed = torch.where(proposed.isnan(), split.x, proposed)
+        proposed = project(proposed, split.x, eps, bounds)
     correct = predict(target_model, split.x).argmax(1) == split.y
     flipped = predict(target_model, proposed).argmax(1) != split.y
     return share(int((correct & flipped).sum()), int(correct.sum()))
@@ -87,13 +98,17 @@ def attack_rate(
 
 @dataclass(frozen=True)
 class Trial:
-    """What all rows of one table share: the examples, the ball, the attack and its seed."""
+    """What all rows of one table share: the examples, the ball, the attack and its seed.
+
+    `task`: where given, it is attacked as it says, and judged by its limits.
+    """
 
     split: Split
     eps: float
     bounds: Bounds
     steps: int = 20
     seed: int = 0
+    task: Task | None = None
 
     @classmethod
     def of(
@@ -102,16 +117,21 @@ class Trial:
         """Draw `n` examples of the task's test split (all of them, if there are fewer)."""
         generator = torch.Generator().manual_seed(seed_of(seed, "examples"))
         examples = task.splits.test.sample(n, generator)
-        return cls(examples, task.eps if eps is None else eps, task.reach, steps, seed)
+        return cls(examples, task.eps if eps is None else eps, task.reach, steps, seed, task)
 
     @property
     def attack(self) -> str:
         """Name of the attack as tables print it."""
-        return f"PGD-{self.steps}"
+        return f"PGD-{self.steps}" if self.task is None else label_of(self.task, self.steps)
 
     def craft(self, models: Logits | Sequence[Logits], *name: object) -> Tensor:
         """Propose attacks on one model, or jointly on several; `name` picks the random start."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, *name))
+        if self.task is not None:
+            return craft(
+                self.task, models, self.split.x, self.split.y, eps=self.eps, steps=self.steps,
+                generator=generator,
+            )  # fmt: skip
         return pgd(
             models, self.split.x, self.split.y, eps=self.eps, steps=self.steps,
             generator=generator, bounds=self.bounds,
@@ -119,7 +139,7 @@ class Trial:
 
     def score(self, model: Logits, proposed: Tensor) -> Rate:
         """Judge proposals against a target."""
-        return attack_rate(model, proposed, self.split, self.eps, self.bounds)
+        return attack_rate(model, proposed, self.split, self.eps, self.bounds, self.task)
 
 
 def transfer(

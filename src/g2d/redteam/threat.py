@@ -12,6 +12,8 @@ from typing import Any
 from g2d.errors import SettingsError
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row
+from g2d.tasks.attack import BALL, NONE
+from g2d.tasks.task import Task
 
 CONTROLS = frozenset({"retrained", "soup", "noise", "permuted"})
 
@@ -50,6 +52,10 @@ class Threat:
             an address and a model's name; None: it needs a vault.
         chains: networks that are made for it beside the generated, the frozen and the unrotated.
         curve: how its curves are drawn; None: it has none.
+        fits: kinds of tasks, beside those attacked in the ball of eps, whose cases it can run:
+            'tokens' and 'own' where it crafts by `attacks.crafting`, 'none' where it attacks no
+            inputs. What does not fit becomes one row that says "not measured".
+        numbers: it needs inputs that are numbers, and no ball: `fits` holds where they are.
     """
 
     name: str
@@ -62,11 +68,28 @@ class Threat:
     on_service: Callable[[RunSpec, str, str], list[Case]] | None = None
     chains: frozenset[str] = frozenset()
     curve: CurveStyle | None = None
+    fits: frozenset[str] = frozenset()
+    numbers: bool = False
 
     @property
     def module(self) -> str:
         """The module that decides its rows, with whatever that imports."""
         return self.run.__module__
+
+    def unfit(self, task: Task) -> str:
+        """Why it cannot be tried on a task; "" where it can."""
+        kind = task.attack_kind
+        if kind == BALL:
+            return ""
+        if kind in self.fits and (task.splits.guide.x.is_floating_point() or not self.numbers):
+            return ""
+        if kind == NONE and not self.numbers:
+            return f"task {task.name!r} says attack = 'none': nothing attacked it"
+        if not task.splits.guide.x.is_floating_point():
+            return "it needs inputs that are numbers, and those of this task are token ids"
+        return (
+            f"it searches in the ball of eps, and this task has another limit: {task.attack_words}"
+        )
 
     def plan_service(self, spec: RunSpec, url: str, model: str) -> list[Case]:
         """Return the cases against a live service.

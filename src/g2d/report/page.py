@@ -19,7 +19,7 @@ from g2d.errors import G2DError
 from g2d.report import figures, later, matrix
 from g2d.report.controls import TITLES, controls
 from g2d.report.matrix import Line
-from g2d.report.results import FORMAT
+from g2d.report.results import FORMAT, unattacked
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -66,6 +66,7 @@ def render_results(results: Values, path: Path) -> None:
         "redteam.html",
         r={"vault": {}, "quick": False, "service": None, "chains": {}} | dict(results),
         answer=answer(results),
+        unattacked=unattacked(results),
         told=[matrix.told(row) for row in rows if row["metric"] != "check"],
         sanity=[matrix.checked(row) for row in rows if row["metric"] == "check"],
         matrix=[f | {"lines": [x for x in lines if x.family == f["name"]]} for f in families],
@@ -90,7 +91,8 @@ def markdown(results: Values) -> str:
     """
     _check(results)
     found = controls(results)
-    parts = [
+    parts = [f"**{_plain(words)}**\n"] if (words := unattacked(results)) else []
+    parts += [
         "### What decides whether to buy\n",
         _table(TITLES, [list(row.values()) for row in found]),
     ]

@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from g2d.core.types import Values
 from g2d.errors import G2DError
+
+UNATTACKED = (
+    "attack = 'none': nothing attacked this model. Its generations were gated by distance and "
+    "accuracy alone, and how often stale attacks work on them is not known."
+)
+"""The first line of whatever tells of a vault whose task has no attack."""
 
 FORMAT = "g2d-redteam-1"
 
@@ -34,3 +41,8 @@ def read_results(path: Path) -> dict[str, Any]:
             f"{path} has format {found!r}, this g2d reads {FORMAT!r}; run `g2d attack` again"
         )
     return results
+
+
+def unattacked(results: Values) -> str:
+    """What a reader must know first of results where nothing attacked; "" of all others."""
+    return UNATTACKED if str(results.get("attack", "")).startswith("attack = 'none'") else ""

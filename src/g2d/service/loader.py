@@ -91,7 +91,8 @@ class VaultLoader:
         shape, dtype = self._blueprint.shape, str(self._blueprint.dtype).removeprefix("torch.")
         if dtype not in DATATYPES:
             raise VaultError(f"inputs are {dtype}; serving takes {', '.join(DATATYPES)}.")
-        return Model(name, shape, dtype, self._blueprint.classes, self._blueprint.labels)
+        b = self._blueprint
+        return Model(name, shape, dtype, b.classes, b.labels, b.vocabulary)
 
     def close(self) -> None:
         """Close the vault."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from g2d.core.imports import import_attribute, words
 from g2d.errors import TaskError, nearest
+from g2d.tasks.attack import BALL
 from g2d.tasks.networks import (
     crop_and_flip,
     digits_cnn,
@@ -148,6 +149,7 @@ class Blueprint:
     Attributes:
         factory: builds the untrained module. shape, dtype: of one input. classes: of the logits.
         labels: the classes' names; (): they have none.
+        vocabulary: how many token ids there are; 0: inputs are no ids, or nobody said.
     """
 
     factory: Callable[[], nn.Module]
@@ -155,12 +157,15 @@ class Blueprint:
     dtype: torch.dtype
     classes: int
     labels: tuple[str, ...] = ()
+    vocabulary: int = 0
 
     @classmethod
     def of(cls, task: Task) -> Blueprint:
         """Read it off a task that is loaded."""
-        x = task.splits.guide.x
-        return cls(task.factory, tuple(x.shape[1:]), x.dtype, task.classes, tuple(task.labels))
+        x, tokens = task.splits.guide.x, task.tokens
+        ids = tokens.vocabulary if tokens is not None else 0
+        shape, labels = tuple(x.shape[1:]), tuple(task.labels)
+        return cls(task.factory, shape, x.dtype, task.classes, labels, ids)
 
 
 _BLUEPRINTS: Mapping[str, Blueprint] = {
@@ -209,7 +214,13 @@ def load_task(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Tas
             f"there is no task {name!r}.{nearest(name, BUILTIN)} Built in are "
             f"{', '.join(BUILTIN)}; your own is named 'module:callable'"
         )
-    return task if eps in (0, task.eps) else dataclasses.replace(task, eps=eps)
+    if eps in (0, task.eps):
+        return task
+    if task.attack_kind != BALL:
+        raise TaskError(
+            f"task {name!r} has no ball of eps to set to {eps:g}: {task.attack_words}. Drop eps"
+        )
+    return dataclasses.replace(task, eps=eps)
 
 
 def _own_task(name: str) -> Task:

@@ -23,12 +23,12 @@ ENOUGH = 256  # examples to guide by: two batches; digits has 287
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled examples: `x` (N, ...) finite floats, `y` (N,) integers, kept as int64.
+    """Labelled examples: `x` (N, ...) finite floats, or int32 or int64 ids; `y` (N,) int64.
 
     `names` are those of the classes, where labels were no numbers from 0; see `split_dataset`.
 
     Raises:
-        DataError: lengths differ, labels are not integers or `x` is not all finite floats.
+        DataError: lengths differ, labels are not integers or `x` is neither finite floats nor ids.
     """
 
     x: Tensor
@@ -65,8 +65,11 @@ class Split:
                 "x is torch.uint8, expected floats like the other splits': divide pixels by 255, "
                 "or let split_dataset make every split from uint8"
             )
-        if not x.is_floating_point():
-            raise DataError(f"x is {x.dtype}, expected floats; convert it with x.float()")
+        if not x.is_floating_point() and x.dtype not in (torch.int32, torch.int64):
+            raise DataError(
+                f"x is {x.dtype}, expected floats, or token ids of int32 or int64; convert it with "
+                "x.float() or x.long()"
+            )
         # aminmax carries NaN through and, unlike isfinite, allocates no second tensor.
         if x.numel() and not all(bool(torch.isfinite(end)) for end in x.aminmax()):
             raise DataError("x holds NaN or infinite values; clean the data first")
@@ -142,8 +145,9 @@ def split_dataset(
     train, guide and gate in the rest (what they leave over is not used).
 
     Args:
-        x: (N, ...) floats, or uint8 pixels, which become float32 in [0, 1]: a tensor, an array or
-            a frame (pandas, polars). NumPy's float64 becomes torch's default type.
+        x: (N, ...) floats, or uint8 pixels, which become float32 in [0, 1], or token ids of int32
+            or int64: a tensor, an array or a frame (pandas, polars). NumPy's float64 becomes
+            torch's default type.
         y: (N,) labels. Integers from 0 stay; others, texts, booleans and categories are numbered
             in sorted order, and `Splits.labels` keeps their names.
         test: of the same shape and type as `x`; labels numbered alike. uint8 pixels beside floats

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from g2d.core.types import Bounds
 from g2d.settings import Settings, build
+from g2d.tasks.attack import Attack, kind_of, words_of
 from g2d.tasks.budget import Budget, reach
 from g2d.tasks.building import build_model, seeded
 from g2d.tasks.origin import Origin, caller
 from g2d.tasks.probe import check_task
 from g2d.tasks.splits import Splits
+from g2d.tasks.tokens import TokenBudget
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Metric = Callable[[Tensor, Tensor], float]
@@ -67,6 +69,8 @@ class Task:
     labels: Sequence[str] = ()
     budget: Budget | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    attack: Attack | str | None = None
+    tokens: TokenBudget | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_origin", caller()[1])
@@ -89,6 +93,16 @@ class Task:
     def reach(self) -> Bounds:
         """What attacks are given as `bounds`: the budget inside the data's range, or the range."""
         return reach(self.budget, self.bounds)
+
+    @property
+    def attack_kind(self) -> str:
+        """How it is attacked: 'ball', 'tokens', 'own' or 'none'."""
+        return kind_of(self)
+
+    @property
+    def attack_words(self) -> str:
+        """How it is attacked, in words; "" where that is the ball of eps."""
+        return words_of(self)
 
     def model(self, seed: int) -> nn.Module:
         """Build a fresh model from `seed`; torch's global generator is left as it was.

@@ -26,6 +26,7 @@ from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
 from g2d.errors import SettingsError, VaultError
 from g2d.settings import HardenSettings, PopulationSettings, stored
+from g2d.tasks.attack import NONE, OWN
 from g2d.tasks.inference import accuracy, predict
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.task import Task
@@ -103,15 +104,16 @@ def run_job(job: TrainingJob) -> Trained:
     model.load_state_dict(outside, strict=False)  # batch norm's statistics move without a gradient
     model.requires_grad_(False)
     attacks, index = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
-    right = predict(model, attacks).argmax(1) == task.splits.train.y[index]
     info = {
         "index": job.index,
         "basin": job.basin,
         "recipe": job.recipe,
         "accuracy": accuracy(model, task.splits.gate),
         "examples": len(task.splits.gate),
-        "robust": float(right.double().mean()),
     }
+    if len(attacks):
+        right = predict(model, attacks).argmax(1) == task.splits.train.y[index]
+        info["robust"] = float(right.double().mean())
     if training.monitor is not None:
         info["checks"] = [asdict(found) for found in training.monitor.checks]
     if training.switched is not None:
@@ -131,12 +133,17 @@ def _length(job: TrainingJob) -> tuple[int, float]:
 def extra_recipes(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
     """What a repelled training learns beside the hardening: others' attacks, and a light FGSM.
 
-    The light FGSM would only repeat adversarial training at a smaller budget.
+    The light FGSM would only repeat adversarial training at a smaller budget; an attack of the
+    task's own has no lighter form.
     """
-    if job.recipe != "repelled":
+    if job.recipe != "repelled" or task.attack_kind == NONE:
         return ()
     eps = job.settings.light_eps * task.eps
-    if eps == 0 or any(find(name).adversarial for name in job.harden.recipe):
+    if (
+        eps == 0
+        or task.attack_kind == OWN
+        or any(find(name).adversarial for name in job.harden.recipe)
+    ):
         return (stale,)
     return (stale, partial(fgsm_light, eps))
 

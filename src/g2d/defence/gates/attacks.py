@@ -8,15 +8,17 @@ from g2d.generator import Exposure
 from g2d.tasks.inference import predict
 
 
-def stale_gate(view: CandidateView) -> GateResult:
-    """Stale ASR of every remembered exposure's gate-split attacks."""
-    limit = view.settings.stale_asr
-    rates = [stale_asr(view.model, exposure) for exposure in view.exposures]
+def stale_gate(view: CandidateView) -> GateResult | None:
+    """Stale ASR of every remembered exposure's gate-split attacks; nothing where there is none."""
+    limit, exposures = view.settings.stale_asr, attacked(view)
+    if not exposures:
+        return None
+    rates = [stale_asr(view.model, exposure) for exposure in exposures]
     worst = max(rates, default=0.0)
     passed = worst <= limit
     over = [
         f"{rate:.1%} (generation {exposure.number})"
-        for rate, exposure in zip(rates, view.exposures, strict=True)
+        for rate, exposure in zip(rates, exposures, strict=True)
         if rate > limit
     ]
     reason = "" if passed else f"stale ASR over {limit:.0%}: " + ", ".join(over)
@@ -31,11 +33,11 @@ def stale_share_gate(view: CandidateView) -> GateResult | None:
     of one, a stored attack works as well as one made for it, and rotating has bought nothing.
     """
     limit = view.settings.stale_share
-    if limit == 0 or not view.exposures:
+    if limit == 0 or not (exposures := attacked(view)):
         return None
     clean, right = view.under_pgd
     own = 1 - float(right.sum()) / max(1, int(clean.sum()))
-    worst = max(stale_asr(view.model, exposure) for exposure in view.exposures)
+    worst = max(stale_asr(view.model, exposure) for exposure in exposures)
     share = worst / own if own > 0 else float(worst > 0)
     passed = share <= limit
     reason = (
@@ -69,6 +71,11 @@ def attackable(model: Logits, exposure: Exposure) -> int:
     """How many gate inputs of an exposure are classified correctly; `stale_asr` is a share."""
     clean = exposure.gate_clean
     return int((predict(model, clean.x).argmax(1) == clean.y).sum())
+
+
+def attacked(view: CandidateView) -> list[Exposure]:
+    """The remembered exposures that attacks were crafted on."""
+    return [exposure for exposure in view.exposures if len(exposure.gate)]
 
 
 def stale_asr(model: Logits, exposure: Exposure) -> float:

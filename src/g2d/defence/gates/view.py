@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from g2d.attacks import pgd
+from g2d.attacks.crafting import craft
 from g2d.core.types import Bounds, State
 from g2d.generator import Exposure
 from g2d.settings import GateSettings
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
 from g2d.weights.layout import is_number
 from g2d.weights.symmetry import Coupling
 
@@ -48,7 +50,8 @@ class GateResult:
 class Reference:
     """What a candidate is compared with: the base's correctness on the gate split, (n,) bool.
 
-    `eps` and `bounds` are the task's attack budget (inf-norm) and data range, for the robust gate.
+    `eps` and `bounds` are the task's attack budget (inf-norm) and data range, for the robust gate;
+    with the `task` it is attacked as that says.
     """
 
     split: Split
@@ -56,6 +59,7 @@ class Reference:
     classes: int
     eps: float = 0.0
     bounds: Bounds = None
+    task: Task | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +104,16 @@ class CandidateView:
         """
         draws, reference = torch.Generator().manual_seed(0), self.reference
         some = reference.split.sample(self.settings.pool, draws)
-        attacked = pgd(
-            self.model, some.x, some.y, eps=reference.eps, steps=self.settings.pool_steps,
-            generator=draws, bounds=reference.bounds,
-        )  # fmt: skip
+        eps, steps = reference.eps, self.settings.pool_steps
+        if reference.task is not None:
+            attacked = craft(
+                reference.task, self.model, some.x, some.y, eps=eps, steps=steps, generator=draws
+            )
+        else:
+            attacked = pgd(
+                self.model, some.x, some.y, eps=eps, steps=steps, generator=draws,
+                bounds=reference.bounds,
+            )  # fmt: skip
         clean = predict(self.model, some.x).argmax(1) == some.y
         return clean, (predict(self.model, attacked).argmax(1) == some.y) & clean
 

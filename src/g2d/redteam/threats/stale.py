@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from g2d.attacks import apgd, box, pgd
+from g2d.attacks.crafting import craft, label_of
 from g2d.core.types import Logits
 from g2d.redteam.context import AttackContext, Case, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, any_of, pooled
 from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
+from g2d.tasks.attack import BALL, TOKENS
 from g2d.tasks.splits import Split
 
 CHAINS = ("generated", "frozen", "unrotated", "retrained", "soup", "noise", "permuted")
@@ -68,7 +70,9 @@ def _transfers(spec: RunSpec, name: str) -> list[Case]:
         k = min(asked, most)
         if k != asked and (chain.fixed or k in wanted):
             continue  # the largest k that is possible has its own case already
-        attacks = (("apgd", 100 if k == 1 else 50), ("momentum", 20))
+        attacks: tuple[tuple[str, int], ...] = (("apgd", 100 if k == 1 else 50), ("momentum", 20))
+        if spec.attack != BALL:
+            attacks = tuple((how, 1) for how in hows(spec))
         for attack, steps in attacks[:1] if name in NEXT else attacks:
             steps = min(steps, 20) if spec.quick else steps  # noqa: PLW2901
             options = (("k", k), ("asked", asked), ("attack", attack), ("steps", steps), ("n", n),
@@ -98,6 +102,11 @@ def _ages(spec: RunSpec, name: str) -> list[Case]:
     return [Case("stale", "age", name, options, present, cost=12.0)]
 
 
+def hows(spec: RunSpec) -> tuple[str, ...]:
+    """How a task that has no ball is attacked: by beam and greedily, or in its own one way."""
+    return ("beam", "greedy") if spec.attack == TOKENS else ("own",)
+
+
 def _craft(
     attack: str,
     networks: Sequence[Network],
@@ -106,8 +115,11 @@ def _craft(
     steps: int,
     name: object,
 ) -> Tensor:
-    """Propose by APGD, keeping the highest joint loss, or by momentum."""
+    """Propose by APGD, keeping the highest joint loss, by momentum, or as the task is attacked."""
     models, seed = context.models(networks), context.seed("stale", attack, name)
+    if context.spec.attack != BALL:
+        source = context.source("stale", attack, name)
+        return craft(context.task, models, split.x, split.y, generator=source, how=attack)
     if attack == "momentum":
         # On MNIST's gate split a step of eps / 4 transferred better than 2.5 eps / steps.
         return pgd(
@@ -138,6 +150,7 @@ def _transfer(case: Case, context: AttackContext) -> Row:
     kind = "stale-single" if k == 1 else "stale-joint"
     threat = "stale, single" if k == 1 else f"stale, joint over the last {k}"
     label = f"APGD-CE {steps} steps" if attack == "apgd" else f"MI-FGSM {steps} steps, decay 1"
+    label = label if context.spec.attack == BALL else label_of(context.task, steps, attack)
     proposed = _craft(attack, exposed, context, split, steps, k)
     mean, worst, clean = context.score_all(context.models(later), proposed, split)
     return context.row(
@@ -173,9 +186,9 @@ def _several(case: Case, context: AttackContext) -> list[Row]:
     read, later = context.chain(case.chain).split(last, case.number("later"))
     split, first = context.examples(case.number("n")), len(networks) - len(later) - len(read)
     made = [
-        pgd(
-            context.model(network), split.x, split.y, eps=context.eps, steps=steps,
-            generator=context.source("stale", "worst", place), bounds=context.bounds,
+        craft(
+            context.task, context.model(network), split.x, split.y, eps=context.eps, steps=steps,
+            generator=context.source("stale", "worst", place),
         )
         for place, network in enumerate(networks[first:-1], start=first)
     ]  # fmt: skip
@@ -192,7 +205,8 @@ def _hindsight(case: Case, context: AttackContext, split: Split, made: Sequence[
     best = max(range(len(rates)), key=lambda place: rates[place].value)
     age = len(made) - best
     return context.row(
-        case, "stale-worst", f"stale, worst single of the last {len(made)}", f"PGD-{steps}",
+        case, "stale-worst", f"stale, worst single of the last {len(made)}",
+        label_of(context.task, steps),
         rates[best], clean_accuracy=accuracy_rate(live, split), gradient_steps=steps * len(made),
         note=f"exposed {age} rotation(s) before; chosen on the {len(split)} images that score it",
         extra={
@@ -213,7 +227,8 @@ def _tries(
     steps, k = case.number("steps"), len(made)
     rates = [context.score(model, any_of(model, made, split), split) for model in later]
     return context.row(
-        case, "stale-tries", f"stale, best of {k} tries", f"PGD-{steps} on each exposed network",
+        case, "stale-tries", f"stale, best of {k} tries",
+        f"{label_of(context.task, steps)} on each exposed network",
         pooled(rates), worst=max(rates, key=lambda rate: rate.value), scored=len(later), queries=k,
         clean_accuracy=pooled([accuracy_rate(model, split) for model in later]),
         gradient_steps=steps * k,
@@ -247,16 +262,18 @@ def _age(case: Case, context: AttackContext) -> Row:
     skip = int(case.chain == "generated" and count > 4)
     sources = [0] if chain.fixed else _sources(count, case.number("sources"), skip)
     reach = _reach(context) if chain.fixed else count - 1 - sources[-1]
+    how = "apgd" if context.spec.attack == BALL else hows(context.spec)[0]
+    label = f"APGD-CE {steps} steps" if how == "apgd" else label_of(context.task, steps, how)
     found: dict[int, list[Rate]] = {age: [] for age in range(reach + 1)}
     for place in sources:
-        proposed = _craft("apgd", [chain.networks[place]], context, split, steps, ("age", place))
+        proposed = _craft(how, [chain.networks[place]], context, split, steps, ("age", place))
         for age, scores in found.items():
             network = chain.networks[(place + age) % count if chain.fixed else place + age]
             scores.append(context.score(context.model(network), proposed, split))
     rates = {age: pooled(scores) for age, scores in found.items()}
     after = [rate for age, rate in rates.items() if age]
     return context.row(
-        case, "stale-age", "stale, by age", f"APGD-CE {steps} steps", pooled(after),
+        case, "stale-age", "stale, by age", label, pooled(after),
         worst=max(after, key=lambda rate: rate.value), scored=len(after), gradient_steps=steps,
         clean_accuracy=pooled([accuracy_rate(m, split) for m in context.models(chain.networks)]),
         note=f"{len(split)} images, crafted on {len(sources)} network(s); mean of ages 1–{reach}, "
@@ -280,6 +297,7 @@ THREAT = Threat(
     ),
     plan=plan,
     run=run,
+    fits=frozenset({"tokens", "own"}),
     chains=CONTROLS | {"draws", "rival", "hardened"},
     curve=CurveStyle(
         x="age",

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from g2d.attacks import apgd, autoattack, box
 from g2d.attacks.autoattack import NO_BUDGET
+from g2d.attacks.crafting import craft, label_of
 from g2d.attacks.tables import is_region
 from g2d.core.types import Bounds, Logits
 from g2d.redteam.context import AttackContext, Case, Chain, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled
 from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
+from g2d.redteam.threats.stale import hows
+from g2d.tasks.attack import BALL
 
 _CONTROLS = {"frozen": 1, "retrained": 2, "soup": 1, "noise": 1, "permuted": 1}
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -28,6 +31,12 @@ def plan(spec: RunSpec) -> list[Case]:
     judged = {"generated": 1, "frozen": 1} if spec.quick else {"generated": 10, **_CONTROLS}
     n, steps = (24, 20) if spec.quick else (150, 100)
     cases = []
+    if spec.attack != BALL:
+        return [
+            Case("white-box", "task", name, (("wanted", wanted), ("n", n), ("how", hows(spec)[0])),
+                 (name,), cost=10.0)
+            for name, wanted in judged.items() if name in spec.chains
+        ]  # fmt: skip
     for name, wanted in judged.items():
         chain = spec.chains.get(name)
         if chain is None:
@@ -45,6 +54,8 @@ def plan(spec: RunSpec) -> list[Case]:
 
 def run(case: Case, context: AttackContext) -> list[Row]:
     """Run AutoAttack on one network, or the sweep of budgets."""
+    if case.name == "task":
+        return [_as_the_task_is(case, context)]
     if case.name == "sweep":
         return [_sweep(case, context)]
     if not is_region(context.bounds):
@@ -165,6 +176,29 @@ def _autoattack(case: Case, context: AttackContext) -> Row:
     )
 
 
+def _as_the_task_is(case: Case, context: AttackContext) -> Row:
+    """Each of a chain's last networks under the task's own attack, or substitution of tokens."""
+    how, split = str(case.option("how")), context.examples(case.number("n"))
+    models = context.models(context.chain(case.chain).networks[-case.number("wanted") :])
+    rates = [
+        context.score(
+            model,
+            craft(
+                context.task, model, split.x, split.y, generator=context.source("white-box", i),
+                how=how,
+            ),
+            split,
+        )
+        for i, model in enumerate(models)
+    ]  # fmt: skip
+    return context.row(
+        case, "white-box-task", "white-box", label_of(context.task, 0, how), pooled(rates),
+        worst=max(rates, key=lambda rate: rate.value), scored=len(rates),
+        clean_accuracy=pooled([accuracy_rate(model, split) for model in models]),
+        note=f"{len(split)} inputs; AutoAttack searches in the ball of eps and is not measured",
+    )  # fmt: skip
+
+
 def _sweep(case: Case, context: AttackContext) -> Row:
     """ASR against the budget on the newest network, until nothing is classified any more."""
     split, steps = context.examples(case.number("n")), case.number("steps")
@@ -200,6 +234,7 @@ THREAT = Threat(
     ),
     plan=plan,
     run=run,
+    fits=frozenset({"tokens", "own"}),
     merge=merge,
     chains=CONTROLS,
     curve=CurveStyle(

@@ -29,7 +29,8 @@ _JSON = b"application/json"
 _OCTETS = b"application/octet-stream"
 _INPUT, _OUTPUT = "input", "logits"
 _SHARED = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
-DATATYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "int64": "INT64"}
+DATATYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "int32": "INT32",
+             "int64": "INT64"}  # fmt: skip
 
 
 class RequestError(Exception):
@@ -48,6 +49,7 @@ class Model:
     """What is served under a name: one input's shape and dtype (numpy's), how many classes.
 
     `labels` are the classes' names in the order of the logits, where they have some.
+    `vocabulary`: where inputs are token ids, how many there are; 0: nobody said.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Model:
     dtype: str
     classes: int
     labels: tuple[str, ...] = ()
+    vocabulary: int = 0
 
     @property
     def datatype(self) -> str:
@@ -188,6 +191,9 @@ def _tensor(given: dict[str, Any], tail: bytes, model: Model, most: int) -> Arra
         x = np.frombuffer(tail, dtype).astype(model.dtype).reshape(shape)
     if x.dtype.kind == "f":
         _expect(bool(np.isfinite(x).all()), f"every value must be a finite {model.datatype}")
+    elif model.vocabulary:
+        right = bool((x >= 0).all()) and bool((x < model.vocabulary).all())
+        _expect(right, f"every token id must lie in 0 to {model.vocabulary - 1}")
     return x
 
 
@@ -215,9 +221,10 @@ def _from_json(data: Any, shape: tuple[int, ...], dtype: str) -> Array:
     _expect(kinds <= {int, float}, "data must be numbers, flat or nested as the shape")
     _expect(not (whole and float in kinds), "data must be whole numbers")
     try:
-        found = np.array(values, np.int64 if whole else np.float64)
+        found = np.array(values, dtype if whole else np.float64)
     except OverflowError:
-        raise RequestError(400, "data must be whole numbers of 64 bits") from None
+        bits = 8 * np.dtype(dtype).itemsize
+        raise RequestError(400, f"data must be whole numbers of {bits} bits") from None
     with np.errstate(over="ignore"):  # too large for the dtype: not finite, which is refused
         return found.astype(dtype, copy=False).reshape(shape)
 

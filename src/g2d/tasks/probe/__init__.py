@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from g2d.tasks.attack import BALL, check_attack
 from g2d.tasks.probe.data import check_labels, check_range
 from g2d.tasks.probe.model import check_model
 from g2d.tasks.probe.state import check_state
@@ -31,8 +32,10 @@ def check_task(task: Task, batch: int) -> None:
         TaskError: they do not; DataError: a label lies outside [0, classes).
     """
     check_labels(task)
+    check_attack(task)
     check_range(task)
     check_model(task)
     check_state(task)
-    check_gradient(task)
+    if task.attack_kind == BALL:  # others follow no gradient to the input, or take it elsewhere
+        check_gradient(task)
     check_training(task, batch)

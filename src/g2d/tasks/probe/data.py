@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from g2d.errors import DataError, TaskError
+from g2d.tasks.attack import check_ids
 from g2d.tasks.budget import Budget
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ def check_labels(task: Task) -> None:
 
 
 def check_range(task: Task) -> None:
-    """Check that bounds hold the data and that eps fits into them."""
+    """Check that bounds hold the data and that eps fits into them; ids have neither."""
+    _check_metrics(task)
+    if not task.splits.guide.x.is_floating_point():
+        check_ids(task)
+        object.__setattr__(task, "bounds", None)
+        return
     if not 0 < task.eps < math.inf:
         raise TaskError(f"task {task.name!r}: eps is {task.eps}, expected a positive number")
-    _check_metrics(task)
     _check_budget(task)
     if task.bounds is None:
         return

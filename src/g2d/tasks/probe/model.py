@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from g2d.core.imports import words
 from g2d.errors import TaskError
+from g2d.tasks.attack import with_vocabulary
 from g2d.tasks.building import seeded
 from g2d.tasks.one_logit import TwoClasses, adapted, is_one_logit
 
@@ -32,6 +33,7 @@ def check_model(task: Task) -> None:
             f"task {task.name!r}: the factory gives other parameters for the same seed; draw them "
             "from torch's global generator alone"
         )
+    with_vocabulary(task, task.model(0))
     _make_pair(task, batch.x)
     logits = _logits(task, task.model(0), batch.x)
     _check_loss(task, logits, batch.y)

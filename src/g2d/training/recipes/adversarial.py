@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2d.attacks import fgsm
+from g2d.attacks.crafting import craft
 from g2d.errors import SettingsError
 from g2d.settings import HardenSettings
+from g2d.tasks.attack import TOKENS
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.recipes.recipe import Recipe
@@ -70,10 +72,11 @@ def stale(step: Step) -> Step:
     What population recipe `repelled` adds; with `adversarial` it makes members that are robust
     *and* err elsewhere than those before them.
     """
-    if not step.pools:
+    pools = [pool for pool in step.pools if len(pool)]
+    if not pools:
         return step
-    share = max(1, len(step.x) // len(step.pools))
-    drawn = [_draw(pool, share, step.generator) for pool in step.pools]
+    share = max(1, len(step.x) // len(pools))
+    drawn = [_draw(pool, share, step.generator) for pool in pools]
     x, y = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     weight = step.settings.stale
     return step.add(Part(x, lambda logits: weight * step.task.loss_of(logits, y)))
@@ -83,13 +86,17 @@ def fgsm_light(eps: float, step: Step) -> Step:
     """One-step adversarial training at a small budget, on half the inputs and at half the weight.
 
     At half the task's eps it cost no clean accuracy on MNIST and lowered the stale ASR between
-    repelled members.
+    repelled members. Tokens are substituted by first order alone, in all their edits.
     """
     some = slice(0, max(1, len(step.x) // 2))
     x, y = step.x[some], step.y[some]
-    attacked = fgsm(
-        step.model, x, y, eps=eps, generator=step.generator, bounds=step.task.reach
-    )  # fmt: skip
+    if step.task.attack_kind == TOKENS:
+        with frozen(step.model):
+            attacked = craft(step.task, step.model, x, y, generator=step.generator, how="light")
+    else:
+        attacked = fgsm(
+            step.model, x, y, eps=eps, generator=step.generator, bounds=step.task.reach
+        )  # fmt: skip
     return step.add(Part(attacked, lambda logits: 0.5 * step.task.loss_of(logits, y)))
 
 

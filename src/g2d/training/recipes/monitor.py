@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from g2d.attacks import fgsm, pgd
+from g2d.attacks.crafting import craft
 from g2d.settings import HardenSettings
+from g2d.tasks.attack import BALL, TOKENS
 from g2d.tasks.inference import predict
 from g2d.tasks.task import Task
 from g2d.training.recipes.step import frozen
@@ -58,19 +60,28 @@ class TrainingMonitor:
         The same examples and the same random starts each time: looks differ by the model alone.
         """
         x, y = self.split.x, self.split.y
-        bounds, norm = self.task.reach, self.settings.norm
         found = []
         with frozen(model):
-            draws = torch.Generator().manual_seed(self.seed)
-            single = fgsm(model, x, y, eps=eps, generator=draws, bounds=bounds, norm=norm)
-            many = pgd(
-                model, x, y, eps=eps, steps=_STEPS, generator=draws, bounds=bounds, norm=norm
-            )  # fmt: skip
+            single, many = self._attacks(model, eps)
             for inputs in (x, single, many):
                 found.append(float((predict(model, inputs).argmax(1) == y).double().mean()))
         check = Check(done, eps, *found)
         self.checks.append(check)
         return check
+
+    def _attacks(self, model: nn.Module, eps: float) -> tuple[Tensor, Tensor]:
+        """What a cheap and a dearer attack make of the examples; an own attack stands for both."""
+        x, y, task = self.split.x, self.split.y, self.task
+        draws = torch.Generator().manual_seed(self.seed)
+        if task.attack_kind != BALL:
+            many = craft(task, model, x, y, generator=draws)
+            if task.attack_kind != TOKENS:
+                return many, many
+            return craft(task, model, x, y, generator=draws, how="light"), many
+        bounds, norm = task.reach, self.settings.norm
+        single = fgsm(model, x, y, eps=eps, generator=draws, bounds=bounds, norm=norm)
+        many = pgd(model, x, y, eps=eps, steps=_STEPS, generator=draws, bounds=bounds, norm=norm)
+        return single, many
 
     def keep(self, model: nn.Module, check: Check, full: bool) -> None:
         """Remember the weights that a look found sound; the best ones only at the full budget."""

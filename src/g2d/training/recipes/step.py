@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from g2d.attacks import fgsm, pgd
+from g2d.attacks.crafting import craft
 from g2d.core.types import Logits
 from g2d.errors import SettingsError
 from g2d.settings import HardenSettings
+from g2d.tasks.attack import BALL
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 
@@ -85,10 +87,17 @@ class Step:
         """Craft adversarial inputs (n, ...) from `x` as the settings say, against `targets`.
 
         The model's parameters are frozen meanwhile, which saves a fifth of the time, and it is in
-        evaluation mode, so that batch norm does not learn from the attack's iterates.
+        evaluation mode, so that batch norm does not learn from the attack's iterates. Tokens are
+        substituted by first order alone with method 'fgsm', else greedily; the task's own attack is
+        what it is.
         """
         s, away = self.settings, self.targets if targets is None else targets
         with frozen(self.model):
+            if self.task.attack_kind != BALL:
+                return craft(
+                    self.task, self.model, self.x, away, generator=self.generator,
+                    how="light" if s.method == "fgsm" else "greedy",
+                )  # fmt: skip
             if s.method == "fgsm":
                 return fgsm(
                     self.model, self.x, away, eps=self.eps, generator=self.generator,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from g2d.attacks.crafting import craft_drawn
 from g2d.attacks.eot import LOSSES, eot_pgd
 from g2d.core.engine import SerialEngine
 from g2d.core.types import Logits
@@ -20,6 +21,7 @@ from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate
 from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.redteam.threats.adaptive import inversion
+from g2d.tasks.attack import BALL
 from g2d.tasks.inference import load_model
 
 Options = tuple[tuple[str, int | float | str], ...]
@@ -47,7 +49,7 @@ def plan(spec: RunSpec) -> list[Case]:
         reads = ("draws", "attacker", "generated")
         cases.append(Case("adaptive", "own generator", "generated", last, reads, True, 100.0))
         for name, cost in (("proposals", 20.0), ("everything", 60.0)):
-            for loss in LOSSES:
+            for loss in LOSSES if spec.attack == BALL else LOSSES[:1]:
                 options = (*last, ("loss", loss))
                 cases.append(Case("adaptive", name, "generated", options, reads, True, cost))
     for name in ("frozen", "permuted", "retrained", "soup", "noise"):
@@ -80,13 +82,19 @@ def run(case: Case, context: AttackContext) -> list[Row]:
             )
         ]
     steps, loss, sizes = case.number("steps"), str(case.option("loss", "")), list[int]()
-    proposed = eot_pgd(
-        _counted(what.draw, sizes), examples.x, examples.y, eps=context.eps, steps=steps,
-        generator=context.source("adaptive", case.name, draws), bounds=context.bounds,
-        loss=loss or LOSSES[0],
-    )  # fmt: skip
+    source = context.source("adaptive", case.name, draws)
+    if context.spec.attack == BALL:
+        proposed = eot_pgd(
+            _counted(what.draw, sizes), examples.x, examples.y, eps=context.eps, steps=steps,
+            generator=source, bounds=context.bounds, loss=loss or LOSSES[0],
+        )  # fmt: skip
+    else:
+        proposed = craft_drawn(
+            context.task, _counted(what.draw, sizes), examples.x, examples.y, generator=source
+        )
     mean, worst, clean = context.score_all(context.models(unseen), proposed, examples)
-    label = f"EOT over {what.pool}, {steps} steps of {max(sizes)}"
+    rounds = f"{steps} steps" if context.spec.attack == BALL else context.task.attack_words
+    label = f"EOT over {what.pool}, {rounds} of {max(sizes)}"
     row = context.row(
         case, _kind(case), _WORDS[case.name],
         f"{label}, {loss} loss" if loss else f"{label} draws", mean,
@@ -283,6 +291,7 @@ THREAT = Threat(
     ),
     plan=plan,
     run=run,
+    fits=frozenset({"tokens", "own"}),
     merge=merge,
     chains=CONTROLS | {"draws", "attacker"},
     curve=CurveStyle(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from g2d.attacks.crafting import Functional
 from g2d.attacks.eot import dirichlet
 from g2d.core.types import Logits, State
 from g2d.redteam.context import AttackContext, Network
@@ -59,10 +59,7 @@ class Basin:
         """A mean of the networks by weights from Dirichlet(1, ..., 1): evenly over the simplex."""
         shares = dirichlet(len(self), generator)
         means = {name: _mean(tensor, shares) for name, tensor in self.stacked.items()}
-        mixed = self.shared | means
-        run: Logits = lambda x: functional_call(  # noqa: E731
-            self.shell, mixed, (x,), tie_weights=False
-        )
+        run = Functional(self.shell, self.shared | means)
         return run if self.logits else as_logits(run)
 
     def drawing(self, count: int, generator: torch.Generator) -> Callable[[], list[Logits]]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from g2d.attacks.crafting import craft_drawn, label_of
 from g2d.attacks.eot import Tricks, eot_pgd
 from g2d.core.types import Logits
 from g2d.redteam.context import AttackContext, Case, Network, RunSpec
@@ -19,6 +20,7 @@ from g2d.redteam.rows import Identifiers, Row, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, any_of, pooled
 from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.redteam.threats.basins.knowledge import Basin, recognised, sort_into_basins
+from g2d.tasks.attack import BALL
 
 CHAINS = ("generated", "frozen", "unrotated", "retrained", "soup", "noise", "permuted")
 MEMORY, LATER, QUERIES = 24, 5, 64
@@ -83,6 +85,11 @@ class _Attack:
 
     def _craft(self, basin: Basin, tricks: Tricks, name: object) -> Tensor:
         source = self.context.source("basins", self.case.name, self.case.chain, name)
+        if self.context.spec.attack != BALL:
+            return craft_drawn(
+                self.context.task, basin.drawing(DRAWS, source), self.split.x, self.split.y,
+                generator=source,
+            )  # fmt: skip
         return eot_pgd(
             basin.drawing(DRAWS, source), self.split.x, self.split.y, eps=self.context.eps,
             steps=self.case.number("steps"), generator=source, bounds=self.context.bounds,
@@ -129,6 +136,7 @@ def _tries(case: Case, context: AttackContext) -> list[Row]:
     exposed, later = context.chain(case.chain).split(MEMORY, LATER)
     images = context.examples(1).x.dim() == 4
     tricks = [one for one in TRICKS if images or not one.for_images]
+    tricks = tricks if context.spec.attack == BALL else tricks[:1]  # of gradients in the ball
     attack = _Attack(case, context, exposed, "", tricks)
     models, stayed = context.models(later), context.model(exposed[-1])
     tries = sum(len(of_basin) for of_basin in attack.made)
@@ -157,8 +165,9 @@ def _rotations(case: Case, context: AttackContext) -> list[Row]:
         models.append(target)
     return [
         context.row(
-            case, "basin-rotations", "stale, basin-aware, by rotations so far", _label(case),
-            pooled(rates), worst=max(rates, key=lambda rate: rate.value), scored=len(rates),
+            case, "basin-rotations", "stale, basin-aware, by rotations so far",
+            _label(case, context), pooled(rates),
+            worst=max(rates, key=lambda rate: rate.value), scored=len(rates),
             clean_accuracy=pooled([accuracy_rate(m, attack.split) for m in models]),
             note=f"{len(attack.split)} images; one submission, its basin told by {QUERIES} "
             "score queries",
@@ -184,7 +193,7 @@ def _row(
     clean = pooled([accuracy_rate(model, attack.split) for model in models])
     matched = {"value": stayed.value, "low": stayed.low, "high": stayed.high, "n": stayed.n}
     return context.row(
-        case, kind, threat, _label(case), pooled(rates),
+        case, kind, threat, _label(case, context), pooled(rates),
         worst=max(rates, key=lambda rate: rate.value), scored=len(models), clean_accuracy=clean,
         queries=queries, gradient_steps=case.number("steps") * DRAWS * len(attack.basins),
         note=f"{extra['exposed']} exposed in {extra['basins']} basin(s), {extra['images']} images; "
@@ -193,8 +202,10 @@ def _row(
     )  # fmt: skip
 
 
-def _label(case: Case) -> str:
+def _label(case: Case, context: AttackContext) -> str:
     steps = case.number("steps")
+    if context.spec.attack != BALL:
+        return f"{label_of(context.task, steps)}, {DRAWS} exposed networks and soups, by basin"
     return f"MI-FGSM {steps} steps, {DRAWS} exposed networks and soups of them a step, by basin"
 
 
@@ -209,6 +220,7 @@ THREAT = Threat(
     ),
     plan=plan,
     run=run,
+    fits=frozenset({"tokens", "own"}),
     chains=CONTROLS,
     curve=CurveStyle(
         x="rotations",

@@ -250,6 +250,7 @@ THREAT = Threat(
     ),
     plan=plan,
     run=run,
+    fits=frozenset({"tokens", "own", "none"}),
     chains=CONTROLS,
     curve=CurveStyle(
         x="flips",

@@ -86,5 +86,7 @@ THREAT = Threat(
     ),
     plan=plan,
     run=run,
+    fits=frozenset({"tokens", "own", "none"}),
+    numbers=True,
     merge=merge,
 )

@@ -107,6 +107,8 @@ THREAT = Threat(
     ),
     plan=plan,
     run=run,
+    fits=frozenset({"tokens", "own", "none"}),
+    numbers=True,
     merge=merge,
     chains=CONTROLS | {"draws"},
 )

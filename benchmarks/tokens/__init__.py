@@ -1,0 +1,1 @@
+"""A spam filter over token ids: messages of our own making, a small transformer, rotations."""
