@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOMES = {
+    "Budget": "g2d.tasks.budget",
     "Defence": "g2d.defence.defence",
     "G2DError": "g2d.errors",
     "Generation": "g2d.defence.generations",
@@ -44,6 +45,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Budget",
     "Defence",
     "G2DError",
     "Generation",

@@ -55,3 +55,23 @@ def test_readme_names_exist():
     known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
     known |= {group.typer_instance.info.name for group in app.registered_groups}
     assert set(re.findall(r"^g2d (\w+)", text, re.MULTILINE)) <= known
+
+
+def test_readmes_own_model_is_a_task_that_rotates(tmp_path, monkeypatch, tiny_settings):
+    """The block is saved as it stands; only the size of its population is another."""
+    import g2d
+
+    text = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "mine.py").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    small = tiny_settings.override(task__name="mine:task", population__workers=1)
+    with g2d.Defence.build("mine:task", "vault", small) as defence:
+        rotor = g2d.Rotor(defence)
+        assert rotor.rotate() == 2
+        assert rotor(defence.task.splits.test.x).shape == (len(defence.task.splits.test), 3)
+        budget = defence.task.budget
+        assert budget is not None
+        assert len(budget.eps) == 13
