@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import g2d
+from g2d.core.shares import largest_drop
 from g2d.settings import Settings
 from g2d.tasks.networks import mnist_cnn
-from g2d.tasks.sizes import PARAMETERS, defaults_of, sized
+from g2d.tasks.sizes import PARAMETERS, defaults_of, shown_by, sized
 from g2d.tasks.splits import ENOUGH
 
 
@@ -49,6 +50,20 @@ def test_a_task_of_ones_own_keeps_what_it_says_itself(tmp_path):
         assert s.guidance.adapt
     with g2d.Defence.create(own, tmp_path / "other", Settings()) as defence:
         assert defence.settings.diffusion.steps == 12_000  # settings that are given are taken
+
+
+def test_gates_allow_what_a_small_gate_split_can_show_and_no_less():
+    """28 of 28 right leave a drop of 10 %: the default of 1 % would let no candidate pass."""
+    few, many = torch.arange(28) % 3, torch.arange(6000) % 3
+    gates = shown_by(few)["gates"]
+    assert gates["class_drop"] == 0.112  # one of nine
+    n = len(few)
+    assert largest_drop(0, 0, n) < largest_drop(1, 0, n) <= gates["accuracy_drop"]
+    assert gates["accuracy_drop"] < largest_drop(2, 0, n)
+    assert shown_by(many) == {}
+    own = task_of(60, settings={"gates": {"accuracy_drop": 0.4}})
+    assert defaults_of(own)["gates"]["accuracy_drop"] == 0.4
+    assert defaults_of(own)["gates"]["class_drop"] > 0.05
 
 
 @pytest.mark.parametrize("rows", [100, 4000])

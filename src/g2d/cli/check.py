@@ -35,6 +35,7 @@ def check(
     configure_torch()
     from g2d.defence.opening import why_it_stays
     from g2d.defence.survey import check_all, survey
+    from g2d.settings import Settings
     from g2d.tasks.source import resolve
 
     s = full.task
@@ -43,6 +44,16 @@ def check(
     surveyed = survey(found, full)
     _print_task(found)
     _print_model(surveyed)
+    gates, n = full.gates, len(found.splits.gate)
+    small = (
+        ""
+        if gates.accuracy_drop <= Settings().gates.accuracy_drop
+        else f": {n} gate examples show no smaller drop"
+    )
+    print_line(
+        f"gates        accuracy may fall by {gates.accuracy_drop:.1%}, a class by "
+        f"{gates.class_drop:.1%}{small if not found.settings.get('gates') else ''}"
+    )
     stays = why_it_stays(found) if s.name != found.name and ":" not in s.name else ""
     print_line(f"workers      {stays or 'it is found by its name in worker processes'}")
     print_table([_row(cost) for cost in surveyed.costs])
@@ -61,7 +72,8 @@ def _print_task(task: Task) -> None:
     shape, dtype = tuple(x.shape[1:]), str(x.dtype).removeprefix("torch.")
     print_line(f"task         {task.name}, {task.classes} classes")
     print_line(f"splits       {sizes}")
-    print_line(f"input        {shape} {dtype}, {bounds}, eps {task.eps:g}")
+    own = task.attack_words or f"eps {task.eps:g}{' at most, by column' * bool(task.budget)}"
+    print_line(f"input        {shape} {dtype}, {bounds}, {own}")
     print_line(f"loss         {_name(task.loss)}")
     print_line(f"augmentation {_name(task.augment) if task.augment else 'none'}")
 

@@ -1,4 +1,4 @@
-"""Defaults that grow with a task's parameters, for tasks that are not built in.
+"""Defaults that grow with a task's parameters and data, for tasks that are not built in.
 
 The settings' own defaults were found on MNIST; a built-in task that needs others brings them. A
 task of the user's own takes these, beneath what it brings itself; the vault keeps the numbers.
@@ -6,10 +6,14 @@ task of the user's own takes these, beneath what it brings itself; the vault kee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from g2d.settings import AutoencoderSettings, DiffusionSettings
+from torch import Tensor
+
+from g2d.core.shares import largest_drop
+from g2d.settings import AutoencoderSettings, DiffusionSettings, GateSettings
 from g2d.tasks.builtin import BUILTIN
 from g2d.tasks.task import Task
 
@@ -23,7 +27,8 @@ def defaults_of(task: Task) -> dict[str, dict[str, Any]]:
     own = {key: dict(table) for key, table in task.settings.items()}
     if task.name in BUILTIN:
         return own
-    return _over(sized(sum(p.numel() for p in task.model(0).parameters())), own)
+    parameters = sum(p.numel() for p in task.model(0).parameters())
+    return _over(sized(parameters) | shown_by(task.splits.gate.y), own)
 
 
 def sized(parameters: int) -> dict[str, dict[str, Any]]:
@@ -42,6 +47,25 @@ def sized(parameters: int) -> dict[str, dict[str, Any]]:
         "diffusion": {"steps": steps(DiffusionSettings().steps, LEAST_DIFFUSION)},
         "guidance": {"adapt": True},
     }
+
+
+def shown_by(labels: Tensor) -> dict[str, dict[str, Any]]:
+    """What gates allow where a gate split with these labels (n,) is too small for the defaults.
+
+    The drops that it can just show if one example is lost: of all, as an upper bound; of the
+    smallest class, as it is. A gate that no candidate can pass would stop the first rotation.
+    """
+    gates, few = GateSettings(), int(labels.unique(return_counts=True)[1].min())
+    wanted = {
+        "accuracy_drop": largest_drop(1, 0, len(labels), gates.confidence),
+        "class_drop": 1 / few,
+    }
+    found = {
+        name: math.ceil(1000 * least) / 1000
+        for name, least in wanted.items()
+        if least > getattr(gates, name)
+    }
+    return {"gates": found} if found else {}
 
 
 def _over(
