@@ -48,7 +48,7 @@ def pools(vault):
 def test_pools_of_tokens_stay_within_the_budget_and_gates_use_them(tokens):
     task = words.by_tokens()
     for pool in pools(tokens):
-        for name, split in (("guide", task.splits.guide), ("gate", task.splits.gate)):
+        for name, split in (("guide", task.splits.guiding), ("gate", task.splits.gate)):
             clean = split.x[pool[f"{name}_index"]]
             kept = pool[name].to(clean.dtype)
             assert len(kept) > 10
@@ -68,7 +68,7 @@ def test_without_an_attack_nothing_claims_to_be_measured(none):
     assert {gate["gate"] for gate in manifest["gates"]} == {
         "finite", "accuracy", "class", "distance"
     }  # fmt: skip
-    assert set(manifest["figures"]) == {"clean_accuracy", "distance"}
+    assert set(manifest["figures"]) == {"clean_accuracy", "distance", "examples"}
     shown = succeed("show", none).stdout
     assert shown.splitlines()[0].strip() == UNATTACKED
     assert "attacked by nothing" in shown

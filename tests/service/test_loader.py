@@ -86,7 +86,7 @@ def test_with_a_key_only_what_was_signed_is_served(vault, tmp_path, monkeypatch)
     key = SigningKey.generate()
     key.write(tmp_path / "k.key")
     monkeypatch.setattr(
-        "g2d.service.loader.blueprint", lambda *_: pytest.fail("imported unverified")
+        "g2d.service.loader.blueprint_of", lambda *_: pytest.fail("imported unverified")
     )
     with pytest.raises(RefusedError) as refused:
         VaultLoader(vault, "g2d", key=key.public)

@@ -1,6 +1,6 @@
 """Type aliases that several layers share, and nothing else.
 
-Importing this file imports no torch: an alias names torch's types without loading them.
+Importing this file loads neither torch nor numpy: aliases name their types only.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 State = Mapping[str, "Tensor"]
@@ -55,7 +54,10 @@ Tick = Callable[[int, int], None]
 Values = Mapping[str, Any]
 """Plain values by name, as JSON has them."""
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    Array = NDArray[Any]
+else:
+    Array = Any  # numpy takes a fifth of a second, and the command line's help needs none of it
 
 
 def silent(stage: str, done: int, total: int) -> None:
