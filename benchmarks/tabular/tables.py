@@ -137,22 +137,28 @@ def targets(runs: Runs) -> str:
 
 def trials() -> str:
     """What other settings gave on the gate split, where those of the task were chosen."""
+    tried = json.loads((RESULTS / "nslkdd-trials.json").read_text())["trials"]
+    base = next(trial["base"] for trial in tried if "base" in trial)
+    first = ["base", ranged([base["detection"]], 2), *[NOTHING] * 5]
     header = ("settings", "detection of the best member", "detection that rotation costs, points",
               "stale joint ASR, rotated / frozen", "white-box ASR", "candidates",
-              "CPU seconds")  # fmt: skip
-    tried = json.loads((RESULTS / "nslkdd-trials.json").read_text())["trials"]
-    return markdown(header, map(_trial, tried))
+              "CPU seconds a member")  # fmt: skip
+    return markdown(header, [first, *map(_trial, tried)])
 
 
 def _trial(trial: dict[str, Any]) -> list[str]:
-    """One line; a trial that gave up before it was measured has no figures."""
-    accepted, refused = trial.get("accepted"), trial.get("refused")
+    """One line; a trial that ended before it was measured has no figures."""
     asr = [ranged([trial.get(f"asr_{key}")], 1, 1.0) for key in ("stale", "frozen", "white")]
+    judged = NOTHING
+    if "gave_up" in trial:
+        judged = "gave up"
+    elif "accepted" in trial:
+        judged = f"{trial['accepted']} accepted, {trial['refused']} refused"
+    seconds = trial.get("member_cpu_seconds")
     return [
         trial["name"], ranged([max(trial["members"], default=None)], 2, 1.0),
-        ranged([trial.get("detection_lost")], 2, 1.0), " / ".join(asr[:2]), asr[2],
-        "gave up" if accepted is None else f"{accepted} accepted, {refused} refused",
-        ranged([trial.get("cpu_seconds")], 0, 1.0),
+        ranged([trial.get("detection_lost")], 2, 1.0), " / ".join(asr[:2]), asr[2], judged,
+        ranged([mean(seconds) if seconds else None], 1, 1.0),
     ]  # fmt: skip
 
 
