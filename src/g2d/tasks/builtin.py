@@ -112,20 +112,25 @@ def _cifar10(data: str, seed: int) -> Task:
 
 
 def _nslkdd(data: str, seed: int) -> Task:
+    # By hand, on the gate split of seed 0 (docs/benchmarks/nslkdd.md, "What was tried"): detection
+    # is lost where members are trained too briefly, so few are trained for long. Their light FGSM
+    # is off: attacks on one another harden them enough on this table.
     settings = {
         "population": {
-            "members": 24,
-            "basins": 4,
+            "members": 12,
+            "basins": 3,
             "base_steps": 3000,
-            "early_steps": 600,
-            "fork_steps": 400,
+            "early_steps": 2000,
+            "fork_steps": 1000,
+            "light_eps": 0.0,
             "batch": 128,
             "pool": 600,
         },
-        "autoencoder": {"steps": 600},
-        "diffusion": {"steps": 1500},
-        "guidance": {"pool": 400, "batch": 128, "polish_steps": 150},
-        "gates": {"accuracy_drop": 0.01, "class_drop": 0.02, "stale_asr": 0.3},
+        "autoencoder": {"steps": 300},
+        "diffusion": {"steps": 800},
+        "guidance": {"pool": 400, "batch": 128, "mu": 1.0, "polish_steps": 300},
+        # Half of the candidates pass, so more are tried than elsewhere.
+        "gates": {"accuracy_drop": 0.0075, "class_drop": 0.015, "stale_asr": 0.3, "attempts": 12},
     }
     return Task(
         "nsl-kdd", nslkdd_mlp, load_nslkdd(data, seed), classes=2, bounds=None, budget=budget(),
