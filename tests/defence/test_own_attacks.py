@@ -1,5 +1,6 @@
 """A whole defence of token ids: by substitution, by the task's own attack, and without one."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from g2d.core.engine import SerialEngine
 from g2d.core.types import silent
 from g2d.errors import DataError, SettingsError
 from g2d.redteam import attack
+from g2d.redteam.chains import task_identity
 from g2d.report import page
 from g2d.report.results import UNATTACKED
 from g2d.service.http.protocol import RequestError, parse
@@ -176,3 +178,24 @@ def test_hardening_guidance_and_gates_meet_the_tasks_own_attack(tmp_path):
     assert number > 30  # each step of a hardened training
     assert len(calls) > number
     assert bool(torch.isin(pool.x[:, 0], torch.tensor([2, 19])).all())
+
+
+def test_another_attack_is_another_task_to_what_the_red_team_keeps(tokens):
+    """Rows that were measured under one budget say nothing of another."""
+    with g2d.Defence.open(tokens, write=False) as defence:
+        told = []
+        for task in (
+            words.by_tokens(), words.by_tokens(),
+            words.make(tokens=dataclasses.replace(words.BUDGET, candidates=(3, 4))),
+            words.make(tokens=dataclasses.replace(words.BUDGET, fixed=(0,))),
+            words.by_itself(), words.make(attack=imported),
+            words.make(tokens=words.BUDGET, metrics={"rate": imported}),
+        ):  # fmt: skip
+            defence.task = task
+            told.append(json.dumps(task_identity(defence), sort_keys=True))
+    assert told[0] == told[1]
+    assert len(set(told)) == len(told) - 1
+
+
+def imported(models, x, y=None, generator=None):
+    return x.clone()

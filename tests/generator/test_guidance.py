@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from drawing import exposure, generator
 from g2d.errors import SettingsError
@@ -156,3 +157,18 @@ def test_a_term_that_cannot_be_found_fails_before_the_work(defence, name, said):
     with pytest.raises(SettingsError, match=said):
         defence.generate()
     assert defence.vault.rejections() == []
+
+
+def test_a_loss_that_changes_its_arguments_spoils_no_other_term(defence):
+    """The clean batch is everybody's: labels that one term zeroed, all would learn."""
+
+    def spoils(logits, y):
+        return F.cross_entropy(logits, y.zero_())
+
+    task = dataclasses.replace(defence.task, loss=spoils)
+    settings = defence.settings.guidance
+    model = task.model(0).eval()
+    term = CleanTerm(TermContext(task, None, [], settings, torch.Generator(), model))
+    y = torch.tensor([3, 1])
+    term(torch.zeros(1), Batch(torch.zeros(2, 1), y, logits=torch.randn(2, 10)))
+    assert y.tolist() == [3, 1]

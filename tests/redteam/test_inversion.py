@@ -125,3 +125,18 @@ def test_an_owner_searches_the_span_where_the_decoder_does_not_reach(digits_task
     found = owner.find(answers, 60, torch.Generator().manual_seed(1))
     assert found.way == "span"
     assert found.misfit < 0.2 * owner._apart(owner.known[owner.nearest(answers)], answers)
+
+
+def leave(models, x, y, generator):
+    return x.clone()
+
+
+def test_the_owner_attacks_as_the_task_is_attacked(digits_task, spec, generator):
+    """An attack that changes nothing wins nothing; PGD in a ball would have."""
+    task = dataclasses.replace(digits_task, attack=leave)
+    spec = dataclasses.replace(spec, source=task, attack=task.attack_kind)
+    context = AttackContext(spec)
+    context._defence = types.SimpleNamespace(generator=generator)
+    (row,) = inverted(spec, context, answers="40", fit=1, n=20)
+    assert row.attack == "the task's own attack on the fit of 1 steps, 40 answers"
+    assert (row.value.value, row.extra["stayed"]["value"], row.eps) == (0.0, 0.0, None)

@@ -73,3 +73,20 @@ def test_it_is_bounded(source, tmp_path, monkeypatch):
     assert len(kept(tmp_path)) == 1
     decoded.remembered(source, "too large", Maker(800))
     assert len(kept(tmp_path)) == 1
+
+
+def test_a_user_without_a_home_has_no_cache(source, monkeypatch):
+    """As in a container that runs under a number which no passwd file knows."""
+
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("G2D_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+    make = Maker()
+    for _ in range(2):
+        assert decoded.remembered(source, "one", make)["y"].tolist() == [3]
+    assert make.calls == 2
+    monkeypatch.setenv("G2D_CACHE", "")
+    assert decoded.remembered(source, "one", make)["y"].tolist() == [3]

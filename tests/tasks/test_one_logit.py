@@ -11,6 +11,8 @@ from torch.func import functional_call
 
 from g2d.errors import DataError, TaskError
 from g2d.tasks.splits import Split
+from g2d.training.recipes.distil import Teacher
+from g2d.weights.checkpoints import pack
 from tables import table_task
 
 
@@ -97,3 +99,12 @@ def test_what_is_no_binary_classifier_is_refused_with_the_reason():
         table_task(factory=one, classes=3)
     with pytest.raises(TaskError, match="at least 2"):
         table_task(factory=one, classes=1)
+
+
+@pytest.mark.parametrize("factory", ["one", "flat"])
+def test_a_teacher_of_one_logit_teaches_two_classes(factory):
+    """(N,) answers of two examples look like two classes."""
+    task = table_task(factory=one)
+    model = {"one": one, "flat": Flat}[factory]
+    teacher = Teacher(pack(model().state_dict()), f"{__name__}:{model.__name__}").load(task)
+    assert teacher(torch.zeros(5, 8)).shape == (5, 2)

@@ -109,10 +109,14 @@ def _check_data(task: Task, vault: Vault) -> None:
 def _named(task: Task | str, given: TaskSettings) -> tuple[TaskSettings, TaskSource]:
     """The task's settings, and how a worker process gets at it."""
     if isinstance(task, Task):
+        own = TaskSettings(name=task.name, eps=task.eps)
+        if ":" in task.name:
+            return own, task  # which says where it is found
         origin = settled(task.origin)
+        if not origin.name and given.name == task.name and given.origin:
+            return replace(own, origin=given.origin, made_in=given.made_in), task
         made_in = origin.file if origin.name else origin.why
-        own = TaskSettings(name=task.name, eps=task.eps, origin=origin.name, made_in=made_in)
-        return own, task
+        return replace(own, origin=origin.name, made_in=made_in), task
     if task == given.name:  # with the function that made it, where it was given as an object
         return given, by_name(given)
     named = replace(given, name=task, origin="", made_in="")

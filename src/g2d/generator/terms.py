@@ -102,7 +102,7 @@ class CleanTerm(Term):
     weight = 1.0
 
     def __init__(self, context: TermContext) -> None:
-        self._loss = context.task.loss
+        self._loss = context.task.loss_of
 
     def __call__(self, v: Tensor, batch: Batch) -> Tensor:
         """CE(theta_gen on clean data)."""

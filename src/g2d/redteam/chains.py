@@ -27,6 +27,7 @@ from g2d.redteam.controls import FittedMembers, hardened, noised, permuted, retr
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.source import data_digest
 from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
 from g2d.training.loop import Batches
 from g2d.training.population import run_job, stays_of
 from g2d.training.recipes import HardenedTraining, stale
@@ -158,8 +159,28 @@ def task_identity(defence: Defence) -> dict[str, Any]:
             "function": digest(pack({"logits": logits})),
             "source": digest(source.encode()),
         }
-        | ({"attack": task.attack_words} if task.attack_words else {})
+        | _attack_of(task)
     )
+
+
+def _attack_of(task: Task) -> dict[str, Any]:
+    """What a task's own attack, its limits on tokens and its metrics are; {} in the ball of eps."""
+    named = {f"metric {name}": metric for name, metric in task.metrics.items()}
+    named |= {"attack": task.attack} if callable(task.attack) else {}
+    found = {name: _code_of(function) for name, function in named.items()}
+    tokens = {} if task.tokens is None else {"tokens": repr(task.tokens)}
+    words = {"words": task.attack_words} if task.attack_words else {}
+    return ({"attacked": words | tokens} if words else {}) | ({"own": found} if found else {})
+
+
+def _code_of(value: Any) -> str:
+    """The name of a function of the user's, or of an object's class, and its module's source."""
+    own = value if hasattr(value, "__qualname__") else type(value)
+    try:
+        source = inspect.getsource(inspect.getmodule(own) or own)
+    except (OSError, TypeError):
+        source = ""
+    return f"{own.__module__}.{own.__qualname__} {digest(source.encode())}"
 
 
 def _generated(defence: Defence) -> Chain:

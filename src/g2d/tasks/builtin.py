@@ -225,7 +225,9 @@ def load_task(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Tas
         raise TaskError(
             f"task {name!r} has no ball of eps to set to {eps:g}: {task.attack_words}. Drop eps"
         )
-    return dataclasses.replace(task, eps=eps)
+    changed = dataclasses.replace(task, eps=eps)
+    object.__setattr__(changed, "_origin", task.origin)  # made here, and where the other was
+    return changed
 
 
 def _own_task(name: str) -> Task:

@@ -53,8 +53,13 @@ def remembered(
 
 def _folder() -> Path | None:
     """The cache's folder, of mode 700 and this user's; None where there is none to be trusted."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    named = os.environ.get("G2D_CACHE", str(Path(home) / "g2d"))
+    named = os.environ.get("G2D_CACHE")
+    if named is None:
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        except RuntimeError:  # a user without a home, as containers have
+            return None
+        named = str(Path(home) / "g2d")
     if not named:
         return None
     folder = Path(named) / "decoded"

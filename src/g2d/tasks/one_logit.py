@@ -28,12 +28,16 @@ class TwoClasses:
 
     def __call__(self) -> nn.Module:
         """Build the model; its logits become pairs."""
-        model = self.factory()
-        model.register_forward_hook(_pair)
-        return model
+        return as_pairs(self.factory())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TwoClasses, (self.factory,)
+
+
+def as_pairs(model: nn.Module) -> nn.Module:
+    """Make a model that answers (N,) or (N, 1) answer (N, 2), from now on; the same module."""
+    model.register_forward_hook(_pair)
+    return model
 
 
 def _pair(model: nn.Module, inputs: Any, logits: Tensor) -> Tensor:

@@ -31,14 +31,21 @@ _LOADED: dict[tuple[str, str, int, float], Task] = {}
 def by_name(task: TaskSettings, data: str = "") -> tuple[str, str, int, float]:
     """How a process gets at the task that settings name; `data`: where its folder lies now.
 
-    A task that was given as an object is made again by the function that made it.
+    A task that was given as an object is made again by the function that made it, unless its own
+    name already says which one that is.
     """
-    return (task.origin or task.name, data or task.data, task.split_seed, task.eps)
+    known = task.name if ":" in task.name else task.origin or task.name
+    return (known, data or task.data, task.split_seed, task.eps)
 
 
 def is_named(name: str) -> bool:
     """Whether a task of this name can be loaded by it at all; else it is an object's own name."""
     return ":" in name or name in BUILTIN
+
+
+def _says_itself(task: TaskSettings) -> bool:
+    """Whether a task's name is what it is loaded by: not a user's that is named as one of ours."""
+    return is_named(task.name) and by_name(task)[0] == task.name
 
 
 def find(task: TaskSettings, data: str = "") -> Task:
@@ -48,7 +55,7 @@ def find(task: TaskSettings, data: str = "") -> Task:
         TaskError: a task that was given as an object cannot be made again; the message says where
             it came from and how to name it. Else what `load_task` raises.
     """
-    if is_named(task.name):
+    if _says_itself(task):
         return resolve(by_name(task, data))
     advice = "Put it into a function of a file, and name that: `g2d population VAULT --task "
     advice += "module:function`, run where the module can be imported"
@@ -75,7 +82,7 @@ def find(task: TaskSettings, data: str = "") -> Task:
 
 def blueprint_of(task: TaskSettings, data: str = "") -> Blueprint:
     """What answering needs of the task that settings name; raises what `find` does."""
-    if is_named(task.name):
+    if _says_itself(task):
         return blueprint(*by_name(task, data))
     return Blueprint.of(find(task, data))
 

@@ -14,6 +14,8 @@ from g2d.errors import PopulationError, SettingsError, TaskError
 from g2d.settings import HardenSettings, Settings
 from g2d.tasks.building import build_model
 from g2d.tasks.builtin import blueprint
+from g2d.tasks.one_logit import as_pairs, is_one_logit
+from g2d.tasks.source import is_named
 from g2d.tasks.task import Task
 from g2d.training.recipes.step import Step, divergence
 from g2d.vault.vault import Vault
@@ -73,11 +75,15 @@ class Teacher:
         model.eval().requires_grad_(False)
         x = task.splits.guide.x[:2]
         try:
-            classes = model(x).shape[-1]
-        except RuntimeError as error:
+            logits = model(x)
+            if is_one_logit(logits, len(x)):
+                as_pairs(model)
+                logits = model(x)
+            classes = logits.shape[-1]
+        except Exception as error:
             raise TaskError(
                 f"the teacher does not take inputs {tuple(x.shape[1:])} of task {task.name!r}: "
-                f"{error}"
+                f"{words(error)}"
             ) from error
         if classes != task.classes:
             raise TaskError(
@@ -125,6 +131,11 @@ def _of_vault(path: Path, given: str) -> Teacher:
         if live is None:
             raise SettingsError(f"the teacher's vault {path} has no generation yet; run `g2d fit`")
         named = given or Settings.from_vault(vault.settings_text, str(path / "task.toml")).task.name
+        if not is_named(named):
+            raise SettingsError(
+                f"the teacher's vault {path} is of task {named!r}, which was given as an object; "
+                "set [harden] teacher_model to the 'module:function' that builds its model"
+            )
         if ":" in named and not given:
             # Whoever may write that vault would choose what code the student's training imports.
             raise SettingsError(

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from g2d.attacks.crafting import craft, label_of
 from g2d.attacks.eot import Tricks, eot_pgd
 from g2d.attacks.reconstruction import Answers
 from g2d.core.types import Logits, State
@@ -21,6 +22,7 @@ from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Row, not_measured
 from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
 from g2d.redteam.threats.adaptive.owner import Fit, Owner
+from g2d.tasks.attack import BALL
 from g2d.tasks.inference import load_model, predict
 from g2d.weights.symmetry import aligned_distances
 
@@ -52,7 +54,7 @@ def plan(spec: RunSpec) -> list[Case]:
 def run(case: Case, context: AttackContext) -> list[Row]:
     """A row for each number of answers."""
     chain = context.chain(case.chain)
-    label = _label(case)
+    label = _label(case, context)
     if len(chain.networks) < 2:
         why = f"{case.chain} holds one network: nothing was exposed before it; generate more"
         return [not_measured("adaptive", KIND, WORDS, case.chain, label, why)]
@@ -119,6 +121,8 @@ class _Inversion:
 
     def _craft(self, model: Logits, *name: object) -> Tensor:
         source = self.context.source("inversion", self.case.chain, *name)
+        if self.context.spec.attack != BALL:
+            return craft(self.context.task, model, self.split.x, self.split.y, generator=source)
         return eot_pgd(
             lambda: [model], self.split.x, self.split.y, eps=self.context.eps,
             steps=self.case.number("steps"), generator=source, bounds=self.context.bounds,
@@ -150,7 +154,7 @@ class _Inversion:
         white = pooled([live.white_box for live in self.live])
         stale = pooled([live.stale for live in self.live])
         return context.row(
-            self.case, KIND, WORDS, f"{_label(self.case)}, {count:,} answers", pooled(rates),
+            self.case, KIND, WORDS, f"{_label(self.case, context)}, {count:,} answers", pooled(rates),
             worst=max(rates, key=lambda rate: rate.value), scored=len(rates), queries=count,
             clean_accuracy=pooled([accuracy_rate(one.model, self.split) for one in self.live]),
             gradient_steps=self.case.number("fit") + self.case.number("steps"),
@@ -167,8 +171,11 @@ class _Inversion:
         )  # fmt: skip
 
 
-def _label(case: Case) -> str:
-    return f"MI-FGSM {case.number('steps')} steps on the fit of {case.number('fit')} steps"
+def _label(case: Case, context: AttackContext) -> str:
+    steps = case.number("steps")
+    ball = context.spec.attack == BALL
+    how = f"MI-FGSM {steps} steps" if ball else label_of(context.task, steps)
+    return f"{how} on the fit of {case.number('fit')} steps"
 
 
 def _percent(rate: Rate) -> str:
