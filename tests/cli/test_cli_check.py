@@ -23,7 +23,7 @@ def rounded():
     return model
 
 def half_frozen():
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), nn.Linear(3, 3))
+    model = nn.Sequential(*make(), nn.Linear(3, 3))
     model[0].requires_grad_(False)
     model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
     return model
@@ -88,9 +88,9 @@ def test_what_stays_is_what_will_stay(mine):
     """The check read only names and types: it listed frozen parameters as in scope, and a mask
     with infinity ended it with a trace."""
     said = succeed("check", f"{mine}:partly").stdout
-    assert "in scope     3.weight, 3.bias, 4.weight, 4.bias: 39 values" in said
+    assert "in scope     1.weight, 1.bias, 1.running_mean, 1.running_var, 3.weight, 3.bias and 2 more: 71 values" in said
     assert "stays as is  mask, 0.weight, 0.bias\n" in said
-    assert "alignment    none: its units lie partly out of scope" in said
+    assert "alignment    works: hidden layers of 3 units" in said  # not of the frozen 8
     said = succeed("check", f"{mine}:tied").stdout
     assert "in scope     0.weight, 0.bias, 2.weight, 2.bias, 4.weight, 4.bias: 35 values" in said
     assert "stays as is  nothing\n" in said
