@@ -22,6 +22,17 @@ def rounded():
     model.register_forward_pre_hook(lambda _, given: given[0].round())
     return model
 
+def half_frozen():
+    model = nn.Sequential(*make(), nn.Linear(3, 3))
+    model[0].requires_grad_(False)
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    return model
+
+def two_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    model[2].weight, model[2].bias = model[0].weight, model[0].bias
+    return model
+
 def shake(x, generator):
     return x + 0.01 * torch.randn(x.shape, generator=generator)
 
@@ -32,6 +43,12 @@ def of(factory):
 
 def task():
     return of(make)
+
+def partly():
+    return of(half_frozen)
+
+def tied():
+    return of(two_names)
 
 def blind():
     return of(rounded)
@@ -57,7 +74,7 @@ def test_what_is_found_is_said(mine):
         "augmentation shake",
         "parameters   83, in a state dict of 9 tensors",
         "in scope     3.weight, 3.bias: 27 values",
-        "alignment    works: hidden layers of 8 units",
+        "alignment    none: its units lie partly out of scope; distances are not aligned",
         "workers      it is found by its name in worker processes",
     ):
         assert line in said
@@ -65,6 +82,25 @@ def test_what_is_found_is_said(mine):
     for stage in ("population", "fit", "one generation"):
         assert re.search(rf"^ {stage} +.* s +.* s +.*(MB|GB) +.*(bytes|kB|MB) *$", said, re.M), said
     assert "Estimates" in said
+
+
+def test_what_stays_is_what_will_stay(mine):
+    """The check read only names and types: it listed frozen parameters as in scope, and a mask
+    with infinity ended it with a trace."""
+    said = succeed("check", f"{mine}:partly").stdout
+    assert "in scope     1.weight, 1.bias, 1.running_mean, " in said
+    assert ", 3.weight, 3.bias and 2 more: 71 values" in said
+    assert "stays as is  mask, 0.weight, 0.bias\n" in said
+    assert "alignment    works: hidden layers of 3 units" in said  # not of the frozen 8
+    said = succeed("check", f"{mine}:tied").stdout
+    assert "in scope     0.weight, 0.bias, 2.weight, 2.bias, 4.weight, 4.bias: 35 values" in said
+    assert "stays as is  nothing\n" in said
+
+
+def test_alignment_and_counters_without_a_scope(mine):
+    said = succeed("check", f"{mine}:task").stdout
+    assert "stays as is  nothing\n" in said  # the counter is a member's own
+    assert "alignment    works: hidden layers of 8 units" in said
 
 
 def test_a_task_that_cannot_work_is_one_line(mine):

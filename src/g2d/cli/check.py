@@ -81,16 +81,16 @@ def _print_task(task: Task) -> None:
 def _print_model(found: Survey) -> None:
     entries = found.entries
     inside = [entry for entry in entries if entry.scoped]
-    outside = [entry.name for entry in entries if not entry.scoped]
-    values = sum(entry.size for entry in inside)
+    outside = [entry.name for entry in entries if entry.stays]
     print_line(f"parameters   {found.parameters:,}, in a state dict of {len(entries)} tensors")
-    print_line(f"in scope     {_list([e.name for e in inside])}: {values:,} values")
+    print_line(f"in scope     {_list([e.name for e in inside])}: {found.size:,} values")
     print_line(f"stays as is  {_list(outside) if outside else 'nothing'}")
     if found.layers:
         units = ", ".join(map(str, found.layers))
         print_line(f"alignment    works: hidden layers of {units} units")
     else:
-        print_line("alignment    none: no plain chain of layers; distances are not aligned")
+        why = "its units lie partly out of scope" if found.hidden else "no plain chain of layers"
+        print_line(f"alignment    none: {why}; distances are not aligned")
 
 
 def _row(cost: Cost) -> dict[str, str]:

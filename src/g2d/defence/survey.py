@@ -19,7 +19,7 @@ from g2d.generator import hidden_units
 from g2d.settings import Settings
 from g2d.tasks.probe import check_training
 from g2d.tasks.task import Task
-from g2d.training.layouts import check_scope
+from g2d.training.layouts import check_scope, layout_of
 from g2d.training.recipes import check, find_teacher, try_out
 from g2d.weights.checkpoints import pack, unpack
 from g2d.weights.codec import Codec
@@ -27,20 +27,17 @@ from g2d.weights.codec import Codec
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a state dict; `scoped`: whether generations differ in it."""
+    """One tensor of a state dict.
+
+    Attributes:
+        scoped: generations differ in it. stays: every member has the base's, bit for bit.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     scoped: bool
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+    stays: bool
 
 
 @dataclass(frozen=True)
@@ -49,13 +46,17 @@ class Survey:
 
     Attributes:
         entries: its state dict. parameters: how many numbers its parameters are.
+        size: values in scope; what has several names counts once, a complex number as two.
         layers: units of each hidden layer that alignment sees through; (): it sees none.
+        hidden: hidden layers of a plain chain, whether or not all their tensors are in scope.
         costs: estimates, each of one stage.
     """
 
     entries: tuple[Entry, ...]
     parameters: int
+    size: int
     layers: tuple[int, ...]
+    hidden: int
     costs: tuple[Cost, ...]
 
 
@@ -114,17 +115,19 @@ def survey(task: Task, settings: Settings) -> Survey:
     """
     model = task.model(0)
     state = model.state_dict()
-    codec = Codec.fit([state], settings.autoencoder.scope)
-    scoped = {spec.name for spec in codec.specs}
+    layout, scope = layout_of(task), settings.autoencoder.scope
+    codec = Codec.fit([state], scope, layout)
+    scoped, stays = layout.in_scope(scope), layout.stays(scope)
     entries = tuple(
-        Entry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name in scoped)
-        for name, tensor in state.items()
-        if isinstance(tensor, Tensor)
+        Entry(name, tuple(t.shape), str(t.dtype)[6:], name in scoped, name in stays)
+        for name, t in state.items()
     )
     return Survey(
         entries,
         sum(parameter.numel() for parameter in model.parameters()),
-        tuple(layer.units for layer in hidden_units(task)),
+        codec.size,
+        tuple(layer.units for layer in hidden_units(task, scoped)),
+        len(hidden_units(task)),
         estimate(task, settings, codec.size),
     )
 
