@@ -165,7 +165,7 @@ def task_identity(defence: Defence) -> dict[str, Any]:
 
 def _attack_of(task: Task) -> dict[str, Any]:
     """What a task's own attack, its limits on tokens and its metrics are; {} in the ball of eps."""
-    named = {f"metric {name}": metric for name, metric in task.metrics.items()}
+    named: dict[str, Any] = {f"metric {name}": metric for name, metric in task.metrics.items()}
     named |= {"attack": task.attack} if callable(task.attack) else {}
     found = {name: _code_of(function) for name, function in named.items()}
     tokens = {} if task.tokens is None else {"tokens": repr(task.tokens)}

@@ -153,8 +153,9 @@ class _Inversion:
             ways.append(fit.way)
         white = pooled([live.white_box for live in self.live])
         stale = pooled([live.stale for live in self.live])
+        label = f"{_label(self.case, context)}, {count:,} answers"
         return context.row(
-            self.case, KIND, WORDS, f"{_label(self.case, context)}, {count:,} answers", pooled(rates),
+            self.case, KIND, WORDS, label, pooled(rates),
             worst=max(rates, key=lambda rate: rate.value), scored=len(rates), queries=count,
             clean_accuracy=pooled([accuracy_rate(one.model, self.split) for one in self.live]),
             gradient_steps=self.case.number("fit") + self.case.number("steps"),
