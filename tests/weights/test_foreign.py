@@ -253,3 +253,16 @@ def test_a_zoo_of_mixed_files_is_adopted(tmp_path):
 def test_a_teachers_names_are_fitted_too():
     teacher = Teacher(pack(under("module.")), "states:mlp")
     assert equal(teacher.load(task_of(mlp)).state_dict())
+
+
+def test_a_foreign_tensor_is_not_taken_for_one_that_the_file_has():
+    """A file with a loss's class weights was answered "Did you mean '3.weight'?", which it had."""
+    reference = {"1.weight": torch.ones(2), "3.weight": torch.ones(2)}
+    with pytest.raises(CheckpointError) as caught:
+        fit_state(reference, {**reference, "loss.weight": torch.ones(2)}, "mine")
+    assert str(caught.value).endswith(
+        "tensor 'loss.weight' is not in the model: leave it out of the file"
+    )
+    renamed = {"1.weight": torch.ones(2), "3.weigth": torch.ones(2)}
+    with pytest.raises(CheckpointError, match=r"not in the model. Did you mean '3.weight'\?"):
+        fit_state(reference, renamed, "mine")

@@ -212,12 +212,14 @@ def check_state(reference: State, state: State, name: str) -> None:
     fitting = {key: pair for key, pair in both.items() if key not in shapes}
     types = [key for key, (given, wanted) in fitting.items() if _kind(given) != _kind(wanted)]
     numbers = {key: pair for key, pair in fitting.items() if key not in types}
+    missing = [key for key in reference if key not in state]
+    advice = "" if missing else ": leave it out of the file"
     reasons = [
-        *_listed([key for key in reference if key not in state], "is missing", lambda key: ""),
+        *_listed(missing, "is missing", lambda key: ""),
         *_listed(
             [key for key in state if key not in reference],
             "is not in the model",
-            lambda key: f".{nearest(key, reference)}",
+            lambda key: f".{guess}" if (guess := nearest(key, missing)) else advice,
         ),
         *_listed(
             shapes,
