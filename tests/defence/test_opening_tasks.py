@@ -1,5 +1,6 @@
 """What is tried when a task meets its settings, and where its jobs run."""
 
+import dataclasses
 import warnings
 from functools import partial
 
@@ -11,8 +12,9 @@ from torch import nn
 import g2d
 from g2d.core.engine import LocalEngine, SerialEngine
 from g2d.defence.opening import default_engine
-from g2d.errors import TaskError
+from g2d.errors import DataError, TaskError
 from g2d.tasks.splits import split_dataset
+from tables import BUDGET, table_task
 
 
 def linear(width=3):
@@ -88,3 +90,17 @@ def test_the_batch_that_is_set_is_tried_before_there_is_a_vault(tmp_path):
     with pytest.raises(TaskError, match=r"set \[population\] batch to 2 or more"):
         g2d.Defence.create(own(normed), tmp_path / "vault", settings)
     assert not (tmp_path / "vault").exists()
+
+
+def test_a_vault_made_for_another_budget_is_not_gone_on_with(tmp_path):
+    """Its stored attacks may go beyond the new limits; a vault without a note goes on."""
+    task = table_task()
+    with g2d.Defence.create(task, tmp_path / "vault") as defence:
+        defence.adopt_base(task.model(0).state_dict())
+        before = (tmp_path / "vault/task.toml").read_bytes()
+    other = table_task(budget=dataclasses.replace(BUDGET, grow=()))
+    assert other.eps == task.eps
+    with pytest.raises(DataError, match="was made for another budget than task 'table' has now"):
+        g2d.Defence.create(other, tmp_path / "vault")
+    assert (tmp_path / "vault/task.toml").read_bytes() == before
+    g2d.Defence.create(task, tmp_path / "vault").close()

@@ -113,11 +113,11 @@ def test_a_task_keeps_the_names_and_the_service_tells_them():
     named = spam(np.array([0, 1] * 10), labels=("good", "bad"))
     assert named.labels == ("good", "bad")
     model = Model("g2d", (2,), "float32", 2, task.labels)
-    assert model.metadata(3)["parameters"] == {"labels": ["ham", "spam"]}
+    assert model.metadata(3)["parameters"] == {"labels": '["ham","spam"]'}
     logits = np.array([[0, 1], [2, 1]], np.float32)
     for binary in (False, True):
         body, _ = answer(Query(np.zeros((2, 2)), None, binary), model, logits, 3)
-        assert b'"labels":["spam","ham"]' in body
+        assert b'"labels":"[\\"spam\\",\\"ham\\"]"' in body
     plain = Model("g2d", (2,), "float32", 2)
     assert "parameters" not in plain.metadata(3)
     assert b"labels" not in answer(Query(np.zeros((2, 2)), None, False), plain, logits, 3)[0]

@@ -18,7 +18,7 @@ from g2d.defence.kinds import WORDS
 from g2d.defence.survey import check_all
 from g2d.errors import DataError, PopulationError, VaultError
 from g2d.settings import Settings, TaskSettings, build
-from g2d.tasks.attack import BALL
+from g2d.tasks.attack import BALL, note_of
 from g2d.tasks.origin import settled
 from g2d.tasks.sizes import defaults_of
 from g2d.tasks.source import TaskSource, by_name, data_digest, find, is_named, resolve
@@ -59,8 +59,8 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
                 f"{path} was made with other task or population settings ({said}); use "
                 "a new folder, or leave the settings out to go on with the vault's own"
             )
-        vault.write_settings(full.to_toml())
         _check_data(loaded, vault)
+        vault.write_settings(full.to_toml())
     except BaseException:
         vault.close()
         raise
@@ -103,6 +103,12 @@ def _check_data(task: Task, vault: Vault) -> None:
             f"{vault.path} was made for a task that is attacked by {WORDS[was]}, and task "
             f"{task.name!r} says {WORDS[task.attack_kind]} now: the attacks that the vault "
             "keeps are of the former kind. Put the task's attack back, or use a new vault"
+        )
+    limits = base.info.get("limits") if base else None
+    if limits and limits != note_of(task).get("limits"):
+        raise DataError(
+            f"{vault.path} was made for another budget than task {task.name!r} has now: the attacks "
+            "that the vault keeps may go beyond it. Put the former budget back, or use a new vault"
         )
 
 

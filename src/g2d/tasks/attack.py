@@ -5,6 +5,7 @@ Checks what a `Task` says of it; attacks themselves are in `g2d.attacks`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,15 @@ def _name(attack: Any) -> str:
 
 
 def note_of(task: Task) -> dict[str, str]:
-    """What a vault remembers with its base of how the task is attacked; {} for the ball."""
-    return {} if task.attack_kind == BALL else {"attack": task.attack_kind}
+    """What a vault remembers with its base of how the task is attacked; {} for the plain ball.
+
+    `limits` is a digest of what the attacker may change: of a table's budget, or of a token budget.
+    """
+    note = {} if task.attack_kind == BALL else {"attack": task.attack_kind}
+    limits = [one for one in (task.budget, task.tokens) if one is not None]
+    if limits:
+        note["limits"] = hashlib.sha256(repr(limits).encode()).hexdigest()
+    return note
 
 
 def check_attack(task: Task) -> None:

@@ -79,7 +79,11 @@ class Model:
                 {"name": _INPUT, "datatype": self.datatype, "shape": [-1, *self.shape]},
             ],
             "outputs": [{"name": _OUTPUT, "datatype": "FP32", "shape": [-1, self.classes]}],
-            **({"parameters": {"labels": list(self.labels)}} if self.labels else {}),
+            **(
+                {"parameters": {"labels": orjson.dumps(self.labels).decode()}}
+                if self.labels
+                else {}
+            ),
         }
 
 
@@ -129,7 +133,10 @@ def answer(query: Query, model: Model, logits: Array, number: int) -> tuple[byte
         "outputs": [output],
     }
     if model.labels:
-        output["parameters"] = {"labels": [model.labels[k] for k in logits.argmax(1).tolist()]}
+        told = [model.labels[k] for k in logits.argmax(1).tolist()]
+        output["parameters"] = {
+            "labels": orjson.dumps(told).decode()
+        }  # the protocol takes no lists here
     if query.id is not None:
         whole["id"] = query.id
     if not query.binary:
