@@ -45,6 +45,14 @@ def test_what_rejects_most_is_named_first():
     assert said.index("differs more") < said.index("polish_steps")
 
 
+def test_what_pulls_mu_both_ways_is_one_hint():
+    """It said to raise mu and to lower it, in one line."""
+    said = str(give_up([candidate("accuracy", "stale_asr")], Settings()))
+    assert "more steps serve both" in said
+    assert "lower mu" not in said
+    assert "or mu" not in said
+
+
 def followed(settings, *failures):
     """Run through candidates that fail so, one a draw; return mu of each."""
     made = []

@@ -107,8 +107,8 @@ def _check_data(task: Task, vault: Vault) -> None:
     limits = base.info.get("limits") if base else None
     if limits and limits != note_of(task).get("limits"):
         raise DataError(
-            f"{vault.path} was made for another budget than task {task.name!r} has now: the attacks "
-            "that the vault keeps may go beyond it. Put the former budget back, or use a new vault"
+            f"{vault.path} was made for another budget than task {task.name!r} has now: the "
+            "attacks that it keeps may go beyond it. Put the former budget back, or use a new vault"
         )
 
 

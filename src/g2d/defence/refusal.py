@@ -63,7 +63,10 @@ def give_up(rejected: Sequence[Candidate], settings: Settings) -> GenerationErro
     robust = [r.value for one in rejected for r in one.results if r.gate == "robust"]
     best = f" The most robust candidate reached {max(robust):.1%}." if robust else ""
     reasons = "; ".join(rejected[-1].reasons) if rejected else ""
-    hints = [_hint(gate, settings) for gate in _failed(rejected)]
+    failed = _failed(rejected)
+    hints = [_hint(gate, settings) for gate in failed]
+    if {"accuracy", "class"} & {*failed} and {"stale_asr", "stale_share"} & {*failed}:
+        hints = [_both(settings)]
     hint = "; ".join(dict.fromkeys(hints)) or _hint("stale_asr", settings)
     return GenerationError(
         f"no candidate passed its gates in {settings.gates.attempts} attempts; the live "
@@ -78,11 +81,20 @@ def _failed(rejected: Sequence[Candidate]) -> list[str]:
     return [gate for gate, _ in counts.most_common()]
 
 
+def _both(settings: Settings) -> str:
+    """What helps where candidates fail for accuracy and for old attacks, which pull mu apart."""
+    g = settings.guidance
+    return (
+        f"raise polish_steps in [guidance] (it is {g.polish_steps}): mu ({g.mu:g}) trades accuracy "
+        "against old attacks, and more steps serve both"
+    )
+
+
 def _hint(gate: str, settings: Settings) -> str:
     """What helps where a gate rejects."""
     g = settings.guidance
     clean = (
-        f"lower mu in [guidance] (it is {g.mu:g}), which costs accuracy"
+        f"lower mu in [guidance] (it is {g.mu:g}): repelling old attacks costs accuracy"
         if g.mu > 0
         else "lower polish_rate in [guidance], or train a more accurate population"
     )

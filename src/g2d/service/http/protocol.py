@@ -44,6 +44,11 @@ class RequestError(Exception):
         self.status, self.text, self.headers = status, text, headers
 
 
+def _named(labels: Sequence[str]) -> dict[str, str]:
+    """Names of classes as a parameter: a JSON text, since the protocol takes no lists there."""
+    return {"labels": orjson.dumps(labels).decode()}
+
+
 @dataclass(frozen=True)
 class Model:
     """What is served under a name: one input's shape and dtype (numpy's), how many classes.
@@ -79,11 +84,7 @@ class Model:
                 {"name": _INPUT, "datatype": self.datatype, "shape": [-1, *self.shape]},
             ],
             "outputs": [{"name": _OUTPUT, "datatype": "FP32", "shape": [-1, self.classes]}],
-            **(
-                {"parameters": {"labels": orjson.dumps(self.labels).decode()}}
-                if self.labels
-                else {}
-            ),
+            **({"parameters": _named(self.labels)} if self.labels else {}),
         }
 
 
@@ -133,10 +134,7 @@ def answer(query: Query, model: Model, logits: Array, number: int) -> tuple[byte
         "outputs": [output],
     }
     if model.labels:
-        told = [model.labels[k] for k in logits.argmax(1).tolist()]
-        output["parameters"] = {
-            "labels": orjson.dumps(told).decode()
-        }  # the protocol takes no lists here
+        output["parameters"] = _named([model.labels[k] for k in logits.argmax(1).tolist()])
     if query.id is not None:
         whole["id"] = query.id
     if not query.binary:
