@@ -49,8 +49,8 @@ def _reconstruct(models: Sequence[nn.Module], task: Task, steps: int, seed: int)
     """Climb from every level of grey to every class, (classes, levels, ...)."""
     assert task.bounds is not None  # checked by the caller
     low, high = task.bounds
-    shape = task.splits.train.x.shape[1:]
-    start = torch.stack([torch.full(shape, low + level * (high - low)) for level in _LEVELS])
+    like = task.splits.train.x[0]  # of the float type that its models take
+    start = torch.stack([torch.full_like(like, low + level * (high - low)) for level in _LEVELS])
     # A confident network's probability is flat: with a rate of 0.1 it climbed half as far.
     return torch.stack(
         [
