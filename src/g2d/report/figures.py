@@ -145,9 +145,9 @@ def _draw_best(axes: Any, best: Sequence[Values], colour: str) -> None:
     counts = [point["rotations"] for point in best]
     axes.plot(
         counts, [100 * point["value"] for point in best], "s-", color=colour, markersize=5,
-        label="best stale attack",
+        label="best old attack",
     )  # fmt: skip
-    axes.set_xlabel("rotations since the attack was crafted; for the best one: rotations so far")
+    axes.set_xlabel("rotations since it was crafted (best: rotations so far)")
 
 
 def age_curve(data: Values) -> str:
@@ -368,7 +368,7 @@ def hero(path: Path, data: Values, best: Sequence[Values] = ()) -> None:
         if best:
             _draw_best(right, best, ink)
         for axes, title in zip((left, right), titles, strict=True):
-            axes.set_title(title, loc="left", fontsize=20, fontweight="bold", pad=44)
-            _legend_above(axes, 5)
+            axes.set_title(title, loc="left", fontsize=20, fontweight="bold", pad=66)
+            _legend_above(axes, 3)
         figure.supxlabel(note, fontsize=13, color="#52606d")
         figure.savefig(path, format="png", metadata={"Software": None})
