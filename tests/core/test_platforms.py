@@ -178,6 +178,8 @@ def test_a_folder_left_half_made_without_flock_can_be_created_again(tmp_path, mo
     (tmp_path / "v").mkdir()
     ledger.take_lock(tmp_path / "v").close()
     Vault.create(tmp_path / "v", "").close()
+    with Vault.open(tmp_path / "v") as vault:
+        assert not vault.begun()
 
 
 def test_lines_of_a_process_are_awaited_without_poll(monkeypatch):

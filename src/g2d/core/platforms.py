@@ -189,6 +189,6 @@ class Lines:
         try:
             for line in iter(self.stream.readline, b""):
                 self._read.put(line)
-        except (OSError, ValueError):  # it was closed
-            pass
+        except (OSError, ValueError):
+            pass  # the pipe was closed: its end is told below, as of one that ended
         self._read.put(b"")

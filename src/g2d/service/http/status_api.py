@@ -133,7 +133,7 @@ async def _stream(
                     return
                 yield message
             except TimeoutError:
-                pass
+                pass  # nothing happened until the beat, which is told below
             if loop.time() >= beat:  # also where events never cease
                 tick = _moment(service, findings) | {"latencies": service.event_log.latencies()}
                 yield b"event: tick\ndata: %b\n\n" % to_json(tick)
