@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.places import ROOT
 from g2d.core.files import write_bytes
 from g2d.redteam import overview_json
 
@@ -46,6 +48,13 @@ def record(arguments: Any) -> dict[str, Any]:
         "hardware": machine,
         "arguments": facts,
     }
+
+
+def commit() -> str:
+    """The commit that is measured, with "-dirty" if files differ from it; "" outside of git."""
+    head = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    told = subprocess.run(head, capture_output=True, text=True, check=False, cwd=ROOT)
+    return told.stdout.strip()
 
 
 def save(path: Path, data: Mapping[str, Any]) -> None:

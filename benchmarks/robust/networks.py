@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common.places import ROOT
-from benchmarks.common.results import hardware, save
+from benchmarks.common.results import commit, hardware, save
 from benchmarks.robust.judge import Judge
 from benchmarks.robust.plan import (
     CHAIN,
@@ -39,10 +37,7 @@ from g2d.training.population import Trained, TrainingJob, run_job
 from g2d.training.recipes import Teacher
 from g2d.weights.checkpoints import digest, unpack
 
-COMMIT = subprocess.run(
-    ["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
-    cwd=ROOT, check=False,
-).stdout.strip()  # fmt: skip
+COMMIT = commit()
 
 
 class Networks:

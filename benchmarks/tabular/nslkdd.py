@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 import g2d
 from benchmarks.common.places import RESULTS
-from benchmarks.common.results import record, save
+from benchmarks.common.results import commit, record, save
 from g2d.attacks import pgd
 from g2d.core.seeds import seed_of
 from g2d.core.types import Logits
@@ -154,10 +153,8 @@ class Story:
         settings = build(Settings, table, "benchmark").override(population__seed=seed)
         self.defence = g2d.Defence.create(self.task, folder, settings)
         self.jury = Jury(self.task, held_out(data, seed), seed)
-        head = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-        commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
         self.found = record(arguments) | {
-            "commit": commit, "seed": seed, "rows": {}, "seconds": {}, "cpu": {},
+            "commit": commit(), "seed": seed, "rows": {}, "seconds": {}, "cpu": {},
         }  # fmt: skip
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
@@ -173,7 +170,7 @@ class Story:
         defence = self.defence
         self.timed("population", defence.populate)
         self.timed("fit", defence.fit)
-        self.timed("rotations", lambda: defence.generate(ROTATIONS))
+        self.timed("rotations", lambda: defence.generate(ROTATIONS, seed=self.seed))
         controls = self.controls()
         self.timed("matrix", lambda: self.matrix(controls))
         return self.found

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.common.places import RESULTS
-from benchmarks.common.results import record, save
+from benchmarks.common.results import commit, record, save
 from benchmarks.tokens.task import task as spam
 from g2d import Defence, Task
 from g2d.attacks.crafting import craft, label_of
@@ -115,7 +115,7 @@ def run(seed: int, rotations: int, messages: int, vault: Path) -> dict[str, Any]
         for name, work in (
             ("population", lambda: defence.populate(engine)),
             ("generator", defence.fit),
-            ("rotations", lambda: [defence.generate() for _ in range(rotations)]),
+            ("rotations", lambda: defence.generate(rotations, seed=seed)),
         ):
             began = time.process_time()
             work()
@@ -139,10 +139,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rotations", type=int, default=9)
     parser.add_argument("--messages", type=int, default=200, help="test messages that are attacked")
-    parser.add_argument("--commit", default="", help="commit that is measured, for the record")
     parser.add_argument("--out", type=Path, help="another file for the results")
     given = parser.parse_args()
-    facts = record(given)
+    facts = record(given) | {"commit": commit()}
     with TemporaryDirectory() as folder:
         found = run(given.seed, given.rotations, given.messages, Path(folder) / "vault")
     save(given.out or RESULTS / f"tokens-seed{given.seed}.json", facts | found)

@@ -59,7 +59,7 @@ def target(seeds: list[dict[str, Any]]) -> str:
              f"{spent['population']:.0f}", f"{spent['generator']:.0f}",
              f"{spent['rotations'] / seed['rotations']:.1f}",
              f"{seed['rows'][0]['retraining_cpu_seconds']:.1f}",
-             seed["arguments"]["commit"] or NOTHING,
+             seed["commit"],
              seed["hardware"]["cpu_count"], f"{seed['hardware']['load'][0]:.0f}"]
         )  # fmt: skip
     return markdown(header, lines or [[NOTHING] * len(header)])
