@@ -59,6 +59,7 @@ def blind():
 def mine(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     name = f"checked_{id(tmp_path)}"
     (tmp_path / f"{name}.py").write_text(MINE)
     return name
@@ -82,6 +83,17 @@ def test_what_is_found_is_said(mine):
     for stage in ("population", "fit", "one generation"):
         assert re.search(rf"^ {stage} +.* s +.* s +.*(MB|GB) +.*(bytes|kB|MB) *$", said, re.M), said
     assert "Estimates" in said
+
+
+def test_a_task_of_the_current_directory_is_found_with_a_task_path(mine, monkeypatch):
+    """By its name alone it was found there, and went before what is installed."""
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry][1:])
+    sys.modules.pop(mine, None)
+    assert f"no module {mine!r} among the installed packages or on PYTHONPATH; it lies in the curr"\
+        "ent directory: add --task-path .;" in fail("check", f"{mine}:task")  # fmt: skip
+    said = succeed("check", f"{mine}:task", "--task-path", ".").stdout
+    assert f"Next: g2d population VAULT --task {mine}:task --task-path ." in said
+    assert "absent: there is no such folder" in fail("check", "digits", "--task-path", "absent")
 
 
 def test_what_stays_is_what_will_stay(mine):

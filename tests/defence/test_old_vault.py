@@ -67,7 +67,7 @@ def test_a_file_is_laid_over_a_task_that_brings_former_names(tmp_path, monkeypat
         "    return replace(g2d.load_task('digits'), settings=own)\n"
     )
     (tmp_path / "g2d.toml").write_text("[guidance]\nrobust_weight = 0.7\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     defence, _ = prepare(tmp_path / "v", tmp_path / "g2d.toml", {"task__name": "own_old:make"})
     with defence:
         assert defence.settings.guidance.robust_weight == 0.7

@@ -39,9 +39,9 @@ number = 3
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A current directory with modules of the user's own, under names that no other test uses."""
+    """A folder with modules of the user's own, under names that no other test uses."""
     monkeypatch.setattr("sys.path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     name = f"own_{tmp_path.name}_{id(tmp_path)}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(OWN)
     (tmp_path / f"{name}_syntax.py").write_text("def make(:")
@@ -59,7 +59,7 @@ def test_own_task(own):
 @pytest.mark.parametrize(
     ("suffix", "words"),
     [
-        ("_absent:make", "there is no module 'own_.*_absent' in "),
+        ("_absent:make", "there is no module 'own_.*_absent' among the installed"),
         (".py:make", "there is no module .* without '.py'"),
         (":mak", r"has no 'mak'. Did you mean 'make'\?"),
         (":number", "'number' is int, expected a function"),

@@ -9,7 +9,13 @@ import typer
 
 from g2d.cli.console import duration, print_line, print_table
 from g2d.cli.flags import Set, read_changes
-from g2d.cli.shared import DataFolder, asked_settings, configure_torch
+from g2d.cli.shared import (
+    DataFolder,
+    TaskPath,
+    asked_settings,
+    configure_torch,
+    task_path_again,
+)
 
 if TYPE_CHECKING:
     from g2d.defence.costs import Cost
@@ -28,6 +34,7 @@ def check(
         Path | None, typer.Option(metavar="FILE.toml", help="Settings; --set overrides them.")
     ] = None,
     changes: Set = None,
+    task_path: TaskPath = None,
 ) -> None:
     """Try a task in a second, say what was found, and estimate what its defence will cost."""
     given: dict[str, Any] = {"task__name": task, "task__data": None if data is None else str(data)}
@@ -61,7 +68,7 @@ def check(
         "Estimates: one step of each kind, measured now, times the settings; a busy machine makes "
         "them larger."
     )
-    print_line(f"Next: g2d population VAULT --task {task}")
+    print_line(f"Next: g2d population VAULT --task {task}{task_path_again(task_path)}")
 
 
 def _print_task(task: Task) -> None:

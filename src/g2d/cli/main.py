@@ -31,17 +31,21 @@ from g2d.cli.failures import Commands
 from g2d.cli.flags import Given, Set, merged, read_changes, with_flags
 from g2d.cli.progress import show_progress
 from g2d.cli.shared import (
+    AcceptCode,
     DataFolder,
     EngineName,
     RayAddress,
+    TaskPath,
     VaultPath,
     Workers,
     configure_torch,
     make_engine,
     open_defence,
     prepare,
+    task_path_again,
     vault_settings,
 )
+from g2d.core.search_path import leave_current_folder, refuse_vaults
 from g2d.errors import G2DError, SettingsError
 from g2d.settings import Settings
 
@@ -66,6 +70,7 @@ app.add_typer(cli_keys.app)
 
 def main() -> None:
     """Run the command line."""
+    leave_current_folder()
     app()
 
 
@@ -93,6 +98,7 @@ def _globals(
     ] = False,
 ) -> None:
     """Take the options that precede every command."""
+    refuse_vaults()
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -150,6 +156,7 @@ def population(
         Path | None, typer.Option(metavar="CHECKPOINT", help="Take this model as the base.")
     ] = None,
     from_checkpoints: Zoo = None,
+    task_path: TaskPath = None,
 ) -> None:
     """Make a vault and train its population, or go on where an earlier run stopped."""
     flags = merged(given, read_changes(changes or ()))
@@ -172,7 +179,7 @@ def population(
                 with make_engine(engine, ray_address, count) as jobs:
                     defence.populate(jobs, progress, tell=say)
         print_population(defence.vault, defence.settings)
-    print_line(f"Next: g2d fit {vault}")
+    print_line(f"Next: g2d fit {vault}{task_path_again(task_path)}")
 
 
 def _note_few_gate_examples(defence: Defence) -> None:
@@ -192,9 +199,11 @@ def fit(
         bool, typer.Option("--again", help="Fit again, even if there is one.")
     ] = False,
     data: DataFolder = None,
+    task_path: TaskPath = None,
+    accept_code: AcceptCode = False,
 ) -> None:
     """Fit the generator (autoencoder and latent diffusion) on the population."""
-    with open_defence(vault, data) as defence, show_progress() as progress:
+    with open_defence(vault, data, accept_code) as defence, show_progress() as progress:
         before = defence.vault.entry("generator")
         defence.fit(progress, again)
         fresh = defence.vault.entry("generator") != before
@@ -204,7 +213,8 @@ def fit(
         if fresh
         else "The generator was there already; fit it again with --again."
     )
-    print_line(f"Generation {live} is live. Next: g2d generate {vault}")
+    found_in = task_path_again(task_path)
+    print_line(f"Generation {live} is live. Next: g2d generate {vault}{found_in}")
 
 
 @app.command()
@@ -220,13 +230,15 @@ def generate(
     data: DataFolder = None,
     engine: EngineName = "local",
     ray_address: RayAddress = "",
+    task_path: TaskPath = None,
+    accept_code: AcceptCode = False,
 ) -> None:
     """Generate the next parameters, judge them by the gates and make them live.
 
     With `--engine ray` all of a generation's candidates are made at once, as tasks.
     """
     with ExitStack() as stack:
-        defence = stack.enter_context(open_defence(vault, data))
+        defence = stack.enter_context(open_defence(vault, data, accept_code))
         jobs: LocalEngine | RayEngine | None = None
         if engine != "local":
             jobs = make_engine(engine, ray_address, 0)
@@ -258,9 +270,11 @@ def activate(
     vault: VaultPath,
     number: Annotated[int, typer.Argument(min=1, help="Number of a kept generation.")],
     data: DataFolder = None,
+    task_path: TaskPath = None,
+    accept_code: AcceptCode = False,
 ) -> None:
     """Make a kept generation live, if it still passes its gates against what is exposed now."""
-    with open_defence(vault, data) as defence:
+    with open_defence(vault, data, accept_code) as defence:
         defence.activate(number)
     print_line(f"Generation {number} is live.")
 
@@ -288,6 +302,7 @@ def attack(
     model: Annotated[str, typer.Option(help="The service's model name.")] = "g2d",
     engine: EngineName = "local",
     ray_address: RayAddress = "",
+    task_path: TaskPath = None,
 ) -> None:
     """Attack a vault with established attacks of every threat, beside controls; see `g2d report`.
 

@@ -16,6 +16,7 @@ from g2d.cli.shared import (
     DataFolder,
     EngineName,
     RayAddress,
+    TaskPath,
     VaultPath,
     configure_torch,
     vault_settings,
@@ -51,6 +52,7 @@ def serve(
     lease: Annotated[
         str, typer.Option(metavar="TIME", help="Lease of a replica; 0: by --every, at most 10s.")
     ] = "0",
+    task_path: TaskPath = None,
 ) -> None:
     """Serve the live generation over HTTP (Open Inference Protocol v2), and rotate it."""
     if engine == "local":

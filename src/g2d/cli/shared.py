@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from g2d.cli.flags import leaves
+from g2d.core.search_path import add_task_path, drop_task_path
 from g2d.errors import SettingsError
 from g2d.settings import PopulationSettings
 
@@ -27,6 +29,25 @@ VaultPath = Annotated[Path, typer.Argument(metavar="VAULT", help="Folder of the 
 DataFolder = Annotated[
     Path | None, typer.Option("--data", metavar="FOLDER", help="Folder of the task's data.")
 ]
+
+
+def _find_modules(context: typer.Context, given: list[Path] | None) -> list[Path] | None:
+    for folder in given or ():
+        added = add_task_path(folder)
+        context.call_on_close(partial(drop_task_path, added))
+    return given
+
+
+TaskPath = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--task-path",
+        metavar="FOLDER",
+        help="Find modules of your own in this folder, too, after all that is installed;"
+        " repeatable.",
+        callback=_find_modules,
+    ),
+]
 _WORKERS = leaves(PopulationSettings)["workers"]
 Workers = Annotated[
     int | None,
@@ -34,6 +55,13 @@ Workers = Annotated[
         min=_WORKERS.item.metadata["range"][0],
         max=_WORKERS.item.metadata["range"][1],
         help=_WORKERS.item.metadata["doc"],
+    ),
+]
+AcceptCode = Annotated[
+    bool,
+    typer.Option(
+        "--accept-code",
+        help="Your own code was changed since it was signed, and you have looked at it.",
     ),
 ]
 EngineName = Annotated[
@@ -56,13 +84,27 @@ def configure_torch() -> None:
     configure_threads(int(threads))
 
 
-def open_defence(path: Path, data: Path | None) -> Defence:
-    """Open a vault for writing; what is wrong with it is said before torch is imported."""
+def task_path_again(given: Sequence[Path] | None) -> str:
+    """What the next command needs of `--task-path`, where this one was given it."""
+    return "".join(f" --task-path {folder}" for folder in given or ())
+
+
+def open_defence(path: Path, data: Path | None, accept_code: bool = False) -> Defence:
+    """Open a vault for writing; what is wrong with it is said before torch is imported.
+
+    Args:
+        accept_code: the user's own code may be other than what the last generation was signed with.
+    """
+    from g2d.vault.code import signed_code
+    from g2d.vault.vault import Vault
+
     vault_settings(path)
+    with Vault.open(path) as vault:
+        bound = {} if accept_code else signed_code(vault)
     configure_torch()
     from g2d.defence.defence import Defence
 
-    return Defence.open(path, data="" if data is None else str(data.absolute()))
+    return Defence.open(path, data="" if data is None else str(data.absolute()), code=bound)
 
 
 def vault_settings(path: Path) -> Settings:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from g2d.core.platforms import cores
+from g2d.core.search_path import isolated_children
 from g2d.core.workers import (
     WithoutMain,
     cause_of_death,
@@ -106,13 +107,14 @@ class LocalEngine:
         if names:
             check_main(names)
         with_main = bool(names)
-        if with_main not in self._pools:
-            mark_engine()
-            context = multiprocessing.get_context("spawn") if with_main else WithoutMain()
-            self._pools[with_main] = ProcessPoolExecutor(
-                self._count, context, _start_worker, (os.getpid(),)
-            )
-        return self._pools[with_main].submit(run_packed, data)
+        with isolated_children():  # a job may start a worker, the first one a helper, too
+            if with_main not in self._pools:
+                mark_engine()
+                context = multiprocessing.get_context("spawn") if with_main else WithoutMain()
+                self._pools[with_main] = ProcessPoolExecutor(
+                    self._count, context, _start_worker, (os.getpid(),)
+                )
+            return self._pools[with_main].submit(run_packed, data)
 
     def _autopsy(self) -> str:
         """What a worker died of, once all of its pool have ended; the pool is given up."""

@@ -11,33 +11,60 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from g2d.core.search_path import task_paths, vault_of
+from g2d.core.sources import lies_in, locate
 from g2d.errors import G2DError, SettingsError, nearest
 
 
 def import_module(name: str, module_name: str, what: str, error: type[G2DError]) -> Any:
-    """Import a module with the current directory first on `sys.path`.
+    """Import a module that is installed, on PYTHONPATH, or in a folder of `--task-path`.
 
     Args:
         name: as the user wrote it, for messages. what: the kind of thing, as "task" or "recipe".
-        error: what to raise if there is no such module or it fails.
+        error: what to raise if there is no such module, it lies in a vault, or it fails.
     """
-    here = os.getcwd()
-    if here not in sys.path:
-        # Left there: what is imported may import more, and spawned workers inherit sys.path.
-        sys.path.insert(0, here)
     importlib.invalidate_caches()
+    _check_place(name, module_name, what, error)
     try:
         return importlib.import_module(module_name)
     except (Exception, SystemExit) as failure:
         missing = failure.name if isinstance(failure, ModuleNotFoundError) else None
         if missing and (module_name == missing or module_name.startswith(missing + ".")):
             raise error(
-                f"{what} {name!r}: there is no module {module_name!r} in {here} or among the "
-                "installed packages; write 'package.module:callable', without '.py'"
+                f"{what} {name!r}: {not_found(module_name)}; write 'package.module:callable', "
+                "without '.py'"
             ) from failure
         raise error(
             f"{what} {name!r}: importing {module_name!r} raised {words(failure)}"
         ) from failure  # fmt: skip
+
+
+def _check_place(name: str, module_name: str, what: str, error: type[G2DError]) -> None:
+    """Refuse what lies in a vault, and what is not the module of a `--task-path` that is meant."""
+    file = locate(module_name)
+    if file is None:
+        return
+    if (vault := vault_of(file)) is not None:
+        raise error(
+            f"{what} {name!r}: {file} lies in the vault {vault}, and code from a vault is never"
+            " run: keep the module elsewhere, and name its folder with --task-path"
+        )
+    top = module_name.partition(".")[0]
+    for folder in task_paths():
+        if lies_in(top, folder) and not file.is_relative_to(folder):
+            raise error(
+                f"{what} {name!r}: {folder} has a module {top!r}, but {file} goes before it:"
+                " give yours another name"
+            )
+
+
+def not_found(module_name: str) -> str:
+    """Say that there is no such module, and where it would be found."""
+    said = f"there is no module {module_name!r} among the installed packages or on PYTHONPATH"
+    top = module_name.partition(".")[0]
+    if locate(top) is None and lies_in(top, os.getcwd()):
+        return f"{said}; it lies in the current directory: add --task-path ."
+    return f"{said}, nor in a folder of --task-path" if task_paths() else said
 
 
 def import_attribute(name: str, what: str, error: type[G2DError]) -> Any:

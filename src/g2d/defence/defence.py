@@ -31,6 +31,7 @@ from g2d.settings import Settings
 from g2d.tasks.source import TaskSource
 from g2d.tasks.task import Task
 from g2d.training.adopt import adopt_base, adopt_checkpoints
+from g2d.vault.code import Digests
 from g2d.vault.vault import Vault
 
 
@@ -41,12 +42,19 @@ class Defence:
     serves the live generation and rotates it.
     """
 
-    def __init__(self, task: Task, source: TaskSource, vault: Vault, settings: Settings) -> None:
+    def __init__(
+        self,
+        task: Task,
+        source: TaskSource,
+        vault: Vault,
+        settings: Settings,
+        code: Digests | None = None,
+    ) -> None:
         self.task, self.vault, self.settings = task, vault, settings
         self.source = source
         self._generator: Generator | None = None
         self._judging: Judge | None = None
-        self._generations = GenerationStore(task, vault, settings)
+        self._generations = GenerationStore(task, vault, settings, code)
         self._sourcing = threading.RLock()  # building a model seeds torch's one generator
         self.on_damage: Callable[[int, str], None] | None = None
         """Called once for each exposed generation that cannot be read, which then counts no more;
@@ -78,6 +86,7 @@ class Defence:
         write: bool = True,
         data: str = "",
         named: str = "",
+        code: Digests | None = None,
     ) -> Defence:
         """Open a vault; the task is loaded by the name that its settings give.
 
@@ -86,8 +95,10 @@ class Defence:
             data: where the data lies now, if its folder has moved.
             named: what `Settings.source` has to be; loading another task's, or a gate's, module
                 would run its code.
+            code: digests of that code, by `vault.code`: it is loaded as it was read and compared,
+                and nothing of it is run if it was changed. None: whatever is there is loaded.
         """
-        return cls(*opening.reopen(path, task, write, data, named))
+        return cls(*opening.reopen(path, task, write, data, named, code))
 
     @classmethod
     def build(

@@ -23,6 +23,7 @@ from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
+from g2d.vault.code import CODE, Digests, code_of, digests
 from g2d.vault.signing import SigningKey, sign_generation
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import digest, pack, unpack
@@ -48,10 +49,18 @@ class Generation:
 
 
 class GenerationStore:
-    """The generations of one vault. What is read is verified by digest, and kept in memory."""
+    """The generations of one vault. What is read is verified by digest, and kept in memory.
 
-    def __init__(self, task: Task, vault: Vault, settings: Settings) -> None:
+    Args:
+        code: digests of the user's own code as it was loaded; None: as it is now.
+    """
+
+    def __init__(
+        self, task: Task, vault: Vault, settings: Settings, code: Digests | None = None
+    ) -> None:
         self.task, self.vault, self.settings = task, vault, settings
+        # Now, not when one is signed: what is running is what was loaded, whatever the file says.
+        self._code = digests(code_of(settings)) if code is None else code
         self._exposures: dict[int, Exposure] = {}
         self._states: dict[int, dict[str, Tensor]] = {}
         self._damaged: set[int] = set()
@@ -157,6 +166,8 @@ class GenerationStore:
             "population": digest("".join(members).encode()),
             "settings": digest(s.to_toml(former=True).encode()),
         }
+        if self._code:
+            full[CODE] = self._code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
         if cpu is not None:
             full["cpu_seconds"] = round(time.process_time() - cpu, 3)

@@ -23,6 +23,7 @@ from g2d.tasks.origin import settled
 from g2d.tasks.sizes import defaults_of
 from g2d.tasks.source import TaskSource, by_name, data_digest, find, is_named, resolve
 from g2d.tasks.task import Task
+from g2d.vault.code import Digests, code_of, digests, load_only
 from g2d.vault.vault import Vault
 
 Opened = tuple[Task, TaskSource, Vault, Settings]
@@ -67,7 +68,14 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
     return loaded, source, vault, full
 
 
-def reopen(path: Path | str, task: Task | None, write: bool, data: str, named: str) -> Opened:
+def reopen(
+    path: Path | str,
+    task: Task | None,
+    write: bool,
+    data: str,
+    named: str,
+    code: Digests | None,
+) -> tuple[Task, TaskSource, Vault, Settings, Digests]:
     """Open a vault and load the task that its settings name; see `Defence.open`."""
     vault = Vault.open(path, write=write)
     try:
@@ -78,13 +86,14 @@ def reopen(path: Path | str, task: Task | None, write: bool, data: str, named: s
                 f"{path} was of task {named!r} and names {settings.source!r} now: nothing of it is"
                 " loaded. Look who changed task.toml, and put it back."
             )
+        read = code_of(settings) if code is None else load_only(code, vault, settings)
         source: TaskSource = task or by_name(s, data)
         loaded = task or find(s, data)
         _check_data(loaded, vault)
     except BaseException:
         vault.close()
         raise
-    return loaded, source, vault, settings
+    return loaded, source, vault, settings, digests(read)
 
 
 def _check_data(task: Task, vault: Vault) -> None:

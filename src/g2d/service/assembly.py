@@ -145,7 +145,9 @@ def rotate_vault(
         through: loads and verifies spares in the place of `loader`, which a cluster's rollout does.
     """
     tell = _remembering(loader, tell)
-    worker = Worker(vault, data, tell, options.patience, loader.task)
+    worker = Worker(vault, data, tell, options.patience, loader.task, loader.code)
+    if loader.unbound:
+        tell(Alarm("code", loader.unbound))
     triggers = Triggers(options.every, options.jitter, options.queries)
     return Rotation(live, worker, through or loader, triggers, tell)
 

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,18 @@ from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings
 from g2d.tasks.building import build_model
 from g2d.tasks.source import blueprint_of
+from g2d.vault.code import (
+    TASK,
+    Digests,
+    advice,
+    bound_code,
+    changed,
+    code_of,
+    digests,
+    hold,
+    require,
+    signed_code,
+)
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
 
@@ -39,10 +51,11 @@ _SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
 
 @dataclass(frozen=True)
 class _Verified:
-    """Verified weights; if they were signed, the task's name that was signed with them."""
+    """Verified weights; if they were signed, the task's name and code that were signed, too."""
 
     weights: bytes
     task: str | None = None
+    code: Digests = field(default_factory=dict)
     expires: float = math.inf
 
 
@@ -56,6 +69,8 @@ class VaultLoader:
 
     Attributes:
         task: `Settings.source`; where generations are signed, what was signed.
+        code: digests of the user's own code, as `vault.code` has them: what was signed, or what was
+            loaded. unbound: why it may be other than what was signed; "": it is not.
 
     Raises:
         G2DError: the vault or the task cannot be loaded, or what is live is not sound.
@@ -81,11 +96,44 @@ class VaultLoader:
             verified, _ = self._verify_live(self._not_put_back(self.live()))
             if verified.task is not None and verified.task != self.task:
                 raise VaultError(f"{vault / 'task.toml'} changed while it was read: look why.")
+            self._read_code(settings, verified)
             self._blueprint = blueprint_of(s, data)
             self.model = self._described(name)
         except BaseException:
             self._vault.close()
             raise
+
+    def _read_code(self, settings: Settings, verified: _Verified) -> None:
+        """Hold the task's own code as it is now, if it is what was signed; nothing of it is run."""
+        parts = code_of(settings)
+        self._code = {TASK: parts[TASK]} if TASK in parts else {}
+        number, self.unbound = self.live(), ""
+        # Without a key to verify it, what was signed is still what a worker may sign with.
+        signed = verified.code if self._key else signed_code(self._vault)
+        require(signed, self._code, self._vault, settings)
+        self._check_code(number, signed)
+        known = signed or bound_code(self._vault.generation(number).manifest)
+        if self._code and TASK not in known:
+            self.unbound = "of its code no digest was kept with it, as an older G2D made it"
+        elif told := changed(known, self._code):
+            self.unbound = told
+        if self.unbound:
+            self.unbound = (
+                f"generation {number} is served with the task's code as it is now: {self.unbound}."
+                " The next generation binds what is loaded"
+            )
+        self.code = {**digests(self._code), **signed}
+        hold(self._code)
+
+    def _check_code(self, number: int, signed: Digests) -> None:
+        """Refuse what was signed with other code than what is loaded here."""
+        if told := changed(signed, self._code):
+            raise RefusedError(
+                f"generation {number} refused (code): {told}, or it was signed with another"
+                f" version: no other code is run. {advice(self._vault)}",
+                "code",
+                number,
+            )
 
     def _described(self, name: str) -> Model:
         shape, dtype = self._blueprint.shape, str(self._blueprint.dtype).removeprefix("torch.")
@@ -132,7 +180,9 @@ class VaultLoader:
         Raises:
             VaultError: it is refused, unreadable or does not fit the task.
         """
-        return self._build(number, self._verify(number, after, time.time()))
+        verified = self._verify(number, after, time.time())
+        self._check_code(number, verified.code)
+        return self._build(number, verified)
 
     def verify(self, number: int, after: int) -> None:
         """Raise a `VaultError` unless the generation may be live now."""
@@ -171,7 +221,8 @@ class VaultLoader:
         found = verify_generation(
             self._vault, number, self._key, after=after, now=now, files=self._files
         )
-        return _Verified(found.weights, str(found.manifest["source"]), found.expires)
+        code = bound_code(found.manifest)
+        return _Verified(found.weights, str(found.manifest["source"]), code, found.expires)
 
     def _verify_live(self, number: int) -> tuple[_Verified, RefusedError | None]:
         """Verify what is live. Its times are a warning alone: there is nothing better yet.

@@ -19,9 +19,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
 from g2d.core.platforms import Lines
+from g2d.core.search_path import child_environment, search_path
+from g2d.core.sources import Digests
 from g2d.core.types import Values
 from g2d.errors import CheckpointError, G2DError, GenerationError, UnavailableError, VaultError
 from g2d.rotation.events import Alarm, Event, Refused, Tell, silent
@@ -51,7 +54,8 @@ class Worker:
             read; of one that is exposed and cannot be read, as an `Alarm`. patience: seconds that a
             candidate may take before the worker counts as hung and is killed. task: the `source`
             that the vault's settings gave when the live generation was verified; with another the
-            worker loads nothing, for that would run its code beside the signing key.
+            worker loads nothing, for that would run its code beside the signing key. code: the
+            digests of that code, likewise.
     """
 
     def __init__(
@@ -61,8 +65,9 @@ class Worker:
         tell: Tell = silent,
         patience: float = 900.0,
         task: str = "",
+        code: Digests = MappingProxyType({}),
     ) -> None:
-        self._arguments = [str(vault), data, task]
+        self._arguments = [str(vault), data, task, json.dumps(dict(code))]
         self._tell, self._patience = tell, patience
         self._process: subprocess.Popen[bytes] | None = None
         self._said: IO[bytes] | None = None
@@ -173,7 +178,8 @@ class Worker:
                 self._end()
                 self._said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "g2d.service.worker", *self._arguments],
+                    [sys.executable, "-P", "-m", "g2d.service.worker",
+                     json.dumps(search_path()), *self._arguments],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
                     bufsize=0, env=_environment(),
                     process_group=0,  # Ctrl-C in a terminal is for the service alone
@@ -241,14 +247,19 @@ def _cpu_seconds(process: int) -> float:
 def _environment() -> dict[str, str]:
     """The worker's: one thread, and nothing of what admits an admin."""
     kept = {name: value for name, value in os.environ.items() if name != "G2D_ADMIN_TOKEN"}
-    return kept | {"OMP_NUM_THREADS": "1"}
+    return child_environment(kept) | {"OMP_NUM_THREADS": "1"}
 
 
 # --- in the worker process -----------------------------------------------------------------------
 
 
-def work(vault: str, data: str, task: str) -> None:
-    """Do what the parent asks, until it has gone; every failure is an answer."""
+def work(folders: str, vault: str, data: str, task: str, code: str) -> None:
+    """Do what the parent asks, until it has gone; every failure is an answer.
+
+    Args:
+        folders: what `sys.path` is to be, in JSON. code: see `Worker`, in JSON.
+    """
+    sys.path[:] = json.loads(folders)
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
     orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -269,7 +280,7 @@ def work(vault: str, data: str, task: str) -> None:
         from g2d.defence.defence import Defence
 
         configure_threads()
-        defence = Defence.open(vault, data=data, named=task)
+        defence = Defence.open(vault, data=data, named=task, code=json.loads(code))
         defence.on_damage = damaged
     except Exception as error:
         answer(failed=_words(error))
@@ -349,4 +360,4 @@ def _words(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    work(*sys.argv[1:4])
+    work(*sys.argv[1:6])

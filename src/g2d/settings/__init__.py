@@ -235,6 +235,15 @@ class Settings(Checked):
         own += [f"origin={self.task.origin}"] if self.task.origin else []
         return " ".join((self.task.name, *own))
 
+    @property
+    def own_code(self) -> dict[str, str]:
+        """The module of each object of the user's own that `source` names, by what it is for."""
+        task = self.task.name if ":" in self.task.name else self.task.origin
+        named = {"task": task, "generator": self.generator.space}
+        named |= {f"gates={name}": name for name in self.gates.extra}
+        named |= {f"guidance={name}": name for name in self.guidance.extra}
+        return {part: name.partition(":")[0] for part, name in named.items() if ":" in name}
+
     @classmethod
     def from_toml(cls, text: str, where: str = "settings") -> Settings:
         """Read settings from TOML text; `where` names the source in errors."""

@@ -40,7 +40,7 @@ FORMAT = "g2d-generation-1"
 
 Reason = Literal[
     "replay", "absent", "unsigned", "signature", "format", "number", "vault", "task", "future",
-    "expired", "ledger", "digest",
+    "expired", "ledger", "digest", "code",
 ]  # fmt: skip
 REASONS: tuple[str, ...] = get_args(Reason)
 """Every `RefusedError.reason`, in the order in which they are looked for."""
