@@ -1,10 +1,16 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # Needs Python >= 3.11; everything else goes into .venv. Every pip call uses the constraints file.
+# On Linux the package index has PyTorch for CUDA, gigabytes of it. `make demo TORCH_INDEX=URL`, with
+# the address of PyTorch's index of CPU builds, takes one for CPUs; PyTorch says which address that
+# is: https://pytorch.org/get-started/locally/
 
 PYTHON ?= python3
+TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable
+# Beside the usual index: of one version pip prefers the build for CPUs, whose local version is `+cpu`.
+INDEX := $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)')
+INSTALL := $(PIP) install --quiet $(INDEX) --constraint constraints.txt --editable
 # One thread a process: on a busy machine more OpenMP threads are up to 60 times slower.
 export OMP_NUM_THREADS := 1
 export PYTHONPATH :=
@@ -18,6 +24,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 demo: .venv/demo.stamp
 	$(BIN)/g2d demo
+	@echo "Then:    . $(BIN)/activate    # puts g2d on this shell's PATH"
 
 # All tests.
 test: .venv/dev.stamp

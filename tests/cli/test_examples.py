@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from commands import succeed
 from places import ROOT
 
 
@@ -65,8 +66,11 @@ def test_readmes_own_model_is_a_task_that_rotates(tmp_path, monkeypatch, tiny_se
     (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
     (tmp_path / "mine.py").write_text(block)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (command,) = re.findall(r"`g2d (check mine:task[^`]*)`", text)
+    assert "mine, 3 classes" in succeed(*command.split()).stdout
+    monkeypatch.syspath_prepend(str(tmp_path))  # as Python does for `python mine.py`
     small = tiny_settings.override(task__name="mine:task", population__workers=1)
     with g2d.Defence.build("mine:task", "vault", small) as defence:
         rotor = g2d.Rotor(defence)

@@ -115,9 +115,22 @@ def test_a_module_of_the_current_directory_is_named_in_words(mine, tmp_path):
     try:
         assert sys.path[-1] == str(tmp_path)  # it shadows nothing
         assert import_attribute(f"{mine}:task", "task", TaskError)() == 1
+        assert os.environ["G2D_TASK_PATH"] == str(tmp_path)
     finally:
         search_path.drop_task_path(added)
     assert str(tmp_path) not in sys.path
+    assert "G2D_TASK_PATH" not in os.environ
+
+
+def test_a_process_that_somebody_else_starts_for_us_knows_the_task_path(mine, tmp_path):
+    """Ray's workers get no `sys.path` of ours; relative folders and vaults are left out."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "import sys; from g2d.core.imports import import_attribute as"
+         f" f\nprint(f({mine + ':task'!r}, 'task', ValueError)(), sys.path[-1])"],
+        capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": SOURCE, "G2D_TASK_PATH": f"own:{tmp_path}:"},
+    )  # fmt: skip
+    assert done.stdout == f"1 {tmp_path}\n"
 
 
 def test_no_module_comes_from_inside_a_vault(mine, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from g2d.core.search_path import task_paths, vault_of
+from g2d.core.search_path import adopt_task_paths, task_paths, vault_of
 from g2d.core.sources import lies_in, locate
 from g2d.errors import G2DError, SettingsError, nearest
 
@@ -23,6 +23,7 @@ def import_module(name: str, module_name: str, what: str, error: type[G2DError])
         name: as the user wrote it, for messages. what: the kind of thing, as "task" or "recipe".
         error: what to raise if there is no such module, it lies in a vault, or it fails.
     """
+    adopt_task_paths()
     importlib.invalidate_caches()
     _check_place(name, module_name, what, error)
     try:

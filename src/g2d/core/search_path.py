@@ -22,6 +22,7 @@ LEDGER = "ledger.sqlite"
 
 _HOME = Path(__file__).resolve().parents[2]  # where this very package was found
 _VARIABLES = ("PYTHONSAFEPATH", "PYTHONPATH")
+_TOLD = "G2D_TASK_PATH"  # environment: the folders of `--task-path`, for child processes
 _task_paths: list[str] = []
 _spawning = threading.RLock()
 
@@ -88,6 +89,7 @@ def add_task_path(folder: Path) -> str:
             " run: keep the task's module elsewhere"
         )
     _task_paths.append(entry)
+    _tell_children()
     if entry not in sys.path:
         sys.path.append(entry)  # last: it shadows nothing
     return entry
@@ -96,8 +98,24 @@ def add_task_path(folder: Path) -> str:
 def drop_task_path(entry: str) -> None:
     """Take back what `add_task_path` has returned."""
     _task_paths.remove(entry)
+    _tell_children()
     if entry not in _task_paths and entry in sys.path:
         sys.path.remove(entry)
+
+
+def adopt_task_paths() -> None:
+    """Take over the folders of the command that started this process, whoever started it for it."""
+    for entry in os.environ.get(_TOLD, "").split(os.pathsep):
+        if os.path.isabs(entry) and entry not in _task_paths and vault_of(entry) is None:
+            _task_paths.append(entry)
+            if entry not in sys.path:
+                sys.path.append(entry)
+
+
+def _tell_children() -> None:
+    """Ray, unlike `multiprocessing`, hands nobody our `sys.path`, but starts with what we have."""
+    known = [entry for entry in task_paths() if os.pathsep not in entry]
+    _set(_TOLD, os.pathsep.join(known) or None)
 
 
 def task_paths() -> Sequence[str]:
