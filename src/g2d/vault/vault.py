@@ -9,7 +9,6 @@ How files and rows reach the disk is in `ledger`.
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import threading
 import time
@@ -17,18 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from shutil import rmtree
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from g2d.core.files import fill_file
-from g2d.core.platforms import sync_folder
+from g2d.core.folders import PRIVATE
 from g2d.errors import VaultError
 from g2d.vault.ledger import (
     FORMAT,
     LEDGER,
     SETTINGS,
-    SUBFOLDERS,
-    TEMP,
     Frozen,
     check_ledger,
     connect,
@@ -37,15 +32,16 @@ from g2d.vault.ledger import (
     give_identity,
     is_vacant,
     make_ledger,
+    note_mark,
     read_file,
     sha256,
     take_lock,
-    write_file,
 )
+from g2d.vault.mark import FileMark
+from g2d.vault.placing import check_private, place, tidy, write
 from g2d.vault.plain import read_text
 from g2d.vault.records import (
     FOLDERS,
-    OURS,
     SIGNATURE,
     Entry,
     GenerationRecord,
@@ -55,6 +51,7 @@ from g2d.vault.records import (
     generation_folder,
     to_json,
 )
+from g2d.vault.rollback import begin_mark, judge, reached
 
 __all__ = ["FORMAT", "SIGNATURE", "Entry", "GenerationRecord", "Vault"]
 
@@ -64,13 +61,20 @@ class Vault:
 
     Use `Vault.create` or `Vault.open`, as a context manager or with `close()`. Methods may be
     called from several threads. Every failure is a `VaultError`, and leaves what was accepted.
+    What a writer reaches is marked outside the vault (`mark`), and a vault behind its mark is not
+    opened for writing.
     """
+
+    remembered: ClassVar[bool] = True
+    """Whether what vaults of this class reach is marked."""
 
     def __init__(self, path: Path, ledger: sqlite3.Connection, lock: FileIO | None) -> None:
         self.path = path
         self._ledger = ledger
         self._lock = lock
         self._mutex = threading.RLock()
+        self._marks: FileMark | None = None
+        self._issued = 0
 
     @classmethod
     def create(cls, path: Path | str, settings_toml: str) -> Vault:
@@ -81,10 +85,13 @@ class Vault:
                 raise VaultError(
                     f"{path} is not an empty folder. Name one that is absent or empty."
                 )
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(PRIVATE, parents=True, exist_ok=True)
+            path.chmod(PRIVATE)  # it may have been there
             with ExitStack() as undo:
                 lock = undo.enter_context(take_lock(path))
                 vault = cls(path, make_ledger(path, settings_toml), lock)
+                undo.callback(vault.close)
+                vault._begin_mark()
                 undo.pop_all()
             return vault
 
@@ -93,7 +100,8 @@ class Vault:
         """Open a vault; `write=True` takes the writer's lock and removes what a kill left behind.
 
         Raises:
-            VaultError: the folder is absent, not a vault, of a newer format, corrupt, or locked.
+            VaultError: the folder is absent, not a vault, of a newer format, corrupt, or locked; to
+                write: open to others (the command that closes it is told), or behind its mark.
         """
         path = Path(path).absolute()
         with explained(path, "written" if write else "read"):
@@ -101,6 +109,8 @@ class Vault:
                 raise VaultError(f"there is no vault at {path}: no such folder. Check the path.")
             if not (path / LEDGER).is_file():
                 raise VaultError(f"{path} is not a vault: it holds no {LEDGER}. Check the path.")
+            if write:
+                check_private(path)
             with ExitStack() as undo:
                 lock = undo.enter_context(take_lock(path)) if write else None
                 ledger = connect(path, "rw") if write else connect_reader(path)
@@ -108,7 +118,7 @@ class Vault:
                 check_ledger(path, ledger)
                 vault = cls(path, ledger, lock)
                 if write:
-                    give_identity(ledger)
+                    vault._take_up_mark()
                     vault._tidy()
                 undo.pop_all()
             return vault
@@ -116,6 +126,8 @@ class Vault:
     def close(self) -> None:
         """Close the ledger and let the next writer in."""
         with self._mutex:
+            if self._lock is not None:
+                self._checkpoint()  # beside a service that reads, the last to close is not us
             self._ledger.close()
             if self._lock is not None:
                 self._lock.close()
@@ -139,12 +151,23 @@ class Vault:
     def identity(self) -> str:
         """Random id made with the vault, 32 digits; "" in an old one not yet opened for writing."""
         known = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'identity'")
-        return str(self._rows("SELECT id FROM identity")[0][0]) if known else ""
+        rows = self._rows("SELECT id FROM identity") if known else []
+        return str(rows[0][0]) if rows else ""
+
+    @property
+    def marked(self) -> bool:
+        """Whether the ledger says that what it reached has been marked outside the vault."""
+        return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = 'marked'"))
+
+    def manifest_digest(self, number: int) -> str:
+        """SHA-256 of a generation's manifest, as the ledger has it; "": it has none."""
+        rows = self._rows("SELECT manifest FROM generations WHERE number = ?", number)
+        return sha256(rows[0][0].encode()) if rows and isinstance(rows[0][0], str) else ""
 
     def write_settings(self, text: str) -> None:
         """Replace task.toml."""
         with self._writing():
-            write_file(self.path / SETTINGS, text.encode())
+            write(self.path, self.path / SETTINGS, text.encode())
 
     def put(
         self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]
@@ -164,7 +187,7 @@ class Vault:
             version = old.version + 1 if old else 1
             entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
             for name, data in files.items():
-                write_file(entry_file(self.path, entry, name), data)
+                write(self.path, entry_file(self.path, entry, name), data)
             row = (kind, index, version, to_json(digests, "files"), notes, entry.created)
             self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
         if old:
@@ -210,7 +233,7 @@ class Vault:
     ) -> GenerationRecord:
         """Keep a candidate as the next generation and, if `activate`, expose it in the same commit.
 
-        number = highest ever issued + 1. `files` must hold "weights"; the vault itself adds
+        number = highest ever issued + 1, by the ledger and by the mark. `files` must hold "weights"; the vault itself adds
         "number", "files" (digests) and "created" to the manifest, which must be strict JSON. What
         `sign` makes of the bytes of manifest.json is placed beside it before the row is committed.
         """
@@ -224,7 +247,7 @@ class Vault:
                 f"the vault writes {sorted(taken)} into the manifest itself: leave them out."
             )
         with self._writing():
-            number = 1 + (self._rows("SELECT max(number) FROM generations")[0][0] or 0)
+            number = self.next_number()
             created = time.time()
             full = {**manifest, "number": number, "files": digests, "created": created}
             text = to_json(full, "manifest", allow_nan=False, indent=2)
@@ -232,11 +255,12 @@ class Vault:
             contents["manifest.json"] = text.encode()
             if sign:
                 contents[SIGNATURE] = sign(contents["manifest.json"])
-            self._place(number, contents)
+            place(self.path, number, contents)
             row = (number, to_json(digests, "files"), text, created)
             self._ledger.execute("INSERT INTO generations VALUES (?, ?, ?, ?)", row)
             if activate:
                 self._expose(number)
+        self._advance_mark()
         return GenerationRecord(number, digests, json.loads(text), created)
 
     def generations(self) -> list[GenerationRecord]:
@@ -250,6 +274,10 @@ class Vault:
         """Return the highest number ever issued, 0 before the first generation."""
         number: int = self._rows("SELECT max(number) FROM generations")[0][0] or 0
         return number
+
+    def next_number(self) -> int:
+        """Return the number that the next generation gets: higher than any before, kept or not."""
+        return 1 + max(self.last_number(), self._issued)
 
     def generation(self, number: int) -> GenerationRecord:
         """Return one generation; a number that was never accepted is a `VaultError`."""
@@ -291,6 +319,7 @@ class Vault:
         with self._writing():
             self.generation(number)
             self._expose(number)
+        self._advance_mark()
 
     def live(self) -> int | None:
         """Return the number of the live generation, None before the first."""
@@ -327,18 +356,35 @@ class Vault:
         row = (number, time.time())
         self._ledger.execute("INSERT OR IGNORE INTO exposures VALUES (?, ?)", row)
 
-    def _place(self, number: int, contents: Mapping[str, bytes]) -> None:
-        target = generation_folder(self.path, number)
-        staged = target.with_name(TEMP + target.name)
-        for leftover in (staged, target):  # neither has a row: `number` is not issued yet
-            if leftover.exists():
-                rmtree(leftover)
-        staged.mkdir(parents=True)
-        for name, data in contents.items():
-            fill_file(staged / name, data)
-        sync_folder(staged)
-        staged.rename(target)
-        sync_folder(target.parent)
+    def _begin_mark(self) -> None:
+        """Begin anew: a vault that is made where another lay is meant to be there."""
+        if self.remembered:
+            self._marks = FileMark(self.path, self.identity)
+            begin_mark(self, self._marks)
+
+    def _take_up_mark(self) -> None:
+        """Refuse a vault that has gone back; else note that there is a mark, and bring it up."""
+        if not self.remembered:
+            give_identity(self._ledger)
+            return
+        judge(self, FileMark(self.path, self.identity))  # before anything is changed
+        give_identity(self._ledger)
+        self._marks = FileMark(self.path, self.identity)
+        found = judge(self, self._marks)
+        self._issued = found.issued if found else 0
+        note_mark(self._ledger, self.last_number() + 1, self._issued)
+        self._marks.advance(reached(self))
+
+    def _advance_mark(self) -> None:
+        """Mark what was reached, once it is on the medium whole: a copy of the ledger has it."""
+        with self._mutex:
+            self._checkpoint()
+            if self._marks is not None:
+                self._marks.advance(reached(self))
+
+    def _checkpoint(self) -> None:
+        with suppress(sqlite3.Error):  # a reader is in the way: the next commit does it
+            self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _entries(self, where: str, *values: object) -> list[Entry]:
         rows = self._rows(f"SELECT * FROM entries {where}", *values)  # noqa: S608 (our own texts)
@@ -375,17 +421,8 @@ class Vault:
         known |= {
             generation_folder(self.path, n) for (n,) in self._rows("SELECT number FROM generations")
         }
-        for folder in ("", *SUBFOLDERS):
-            (self.path / folder).mkdir(exist_ok=True)
-            pattern = re.compile(r"\d{6,}") if folder == "generations" else OURS
-            for path in (self.path / folder).iterdir():
-                if path.name.startswith(TEMP) or (
-                    pattern.fullmatch(path.name) and path not in known
-                ):
-                    rmtree(path) if path.is_dir() else path.unlink()
-        sync_folder(self.path)
-        with suppress(sqlite3.Error):  # a log that a full disk stopped gives its room back
-            self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        tidy(self.path, known, self._issued)
+        self._checkpoint()  # a log that a full disk stopped gives its room back
 
     def _try_tidy(self) -> None:
         with suppress(OSError, VaultError), self._mutex:  # else the next writer does it
