@@ -280,7 +280,14 @@ class VaultLoader:
             return 0
         try:
             return int(json.loads(read_plain(self._served, _MOST_SERVED, follow=True))["served"])
-        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise VaultError(
                 f"{self._served} is not what `g2d serve` wrote ({error}): look why. Delete it only"
                 " if you are sure which generation was served last."

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ __all__ = ["FileMark", "HighWaterMark", "Mark", "SteadyClock"]
 
 _MOST = 1 << 16  # bytes of a mark
 _PATIENCE = 10.0  # seconds for another process that is writing a mark
+_IDENTITY = re.compile(r"[0-9a-f]{32}")
 _LOOKED = 1000  # paths of one identity that are compared
 
 
@@ -80,7 +82,8 @@ class FileMark:
             self.state = state or state_folder()
         name = hashlib.sha256(os.fsencode(self.vault)).hexdigest()[:32]
         self.file = self.state / "marks" / f"{name}.json"
-        self._known = self.state / "vaults" / identity / name if identity else None
+        named = _IDENTITY.fullmatch(identity)  # a ledger says it, which anybody may have written
+        self._known = self.state / "vaults" / identity / name if named else None
 
     def read(self) -> Mark | None:
         """Return the mark; None: no vault has been at this path.

@@ -6,6 +6,7 @@ Which files there are to be is decided in `vault`. Knows no torch.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -26,15 +27,17 @@ def check_private(root: Path) -> None:
     Raises:
         VaultError: with the command that closes it.
     """
+    root = root.resolve()  # the user may have named it by a link
     for path in (root, *(root / name for name in (*SUBFOLDERS, *LEDGERS, SETTINGS, LOCK))):
         try:
             mode = path.lstat().st_mode
         except OSError:
             continue
-        if others_may_read(mode):
+        if others_may_read(mode) and not stat.S_ISLNK(mode):  # a link is refused by who opens it
             raise VaultError(
                 f"other users may read or write {path} (mode {mode & 0o7777:o}), and a vault holds"
-                f" weights that are not live yet, with attacks on them: run `chmod -R go-rwx {root}`"
+                " weights that are not live yet, with attacks on them: run"
+                f" `chmod -R go-rwx {root}`"
             )
 
 
@@ -69,31 +72,30 @@ def place(root: Path, number: int, contents: Mapping[str, bytes]) -> None:
         generations.sync()
 
 
-def tidy(root: Path, known: Collection[Path], issued: int) -> None:
+def tidy(root: Path, known: Collection[Path], issued: int, entries: bool) -> None:
     """Make the folders; remove temporary files and whatever of ours has no row.
 
     Args:
         known: what has one. issued: the highest number that was ever given out, by the mark:
-            folders up to it are no leftovers, whatever the ledger says.
+            folders up to it are no leftovers, whatever the ledger says. entries: whether files of
+            entries without a row are leftovers.
     """
     with Folder(root) as top:
         for name in ("", *SUBFOLDERS):
             if name:
                 with Folder(root / name, top, make=True) as folder:
-                    _tidy(folder, known, issued)
+                    _tidy(folder, known, issued, entries)
             else:
-                _tidy(top, known, issued)
+                _tidy(top, known, issued, entries)
         top.sync()
 
 
-def _tidy(folder: Folder, known: Collection[Path], issued: int) -> None:
+def _tidy(folder: Folder, known: Collection[Path], issued: int, entries: bool) -> None:
     generations = folder.path.name == "generations"
     for name in folder.names():
         ours = (_NUMBERED if generations else OURS).fullmatch(name)
-        leftover = ours and folder.path / name not in known
-        if leftover and generations and int(name) <= issued:
-            continue
-        if leftover or name.startswith(TEMP):
+        wanted = len(name) < 18 and int(name) > issued if ours and generations else entries
+        if name.startswith(TEMP) or (ours and wanted and folder.path / name not in known):
             folder.remove(name)
 
 

@@ -12,6 +12,7 @@ from g2d.core.files import MOST_TEXT, read_plain, read_text
 
 __all__ = ["MOST_TEXT", "is_folder", "is_open_to_sqlite", "read_plain", "read_text"]
 
+
 def is_folder(path: Path) -> bool:
     """Whether a folder lies there, and not a link to one."""
     return stat.S_ISDIR(_mode(path))

@@ -6,16 +6,18 @@ deliberately, `g2d accept`. Knows no torch.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from typing import TYPE_CHECKING
 
 from g2d.errors import RefusedError, VaultError
+from g2d.vault.ledger import give_identity, note_mark
 from g2d.vault.mark import FileMark, HighWaterMark, Mark
 
 if TYPE_CHECKING:
     from g2d.vault.vault import Vault
 
-__all__ = ["accept", "begin_mark", "judge", "reached", "unmarked"]
+__all__ = ["Watermark", "accept", "judge", "reached", "unmarked"]
 
 
 def judge(vault: Vault, keeper: HighWaterMark) -> Mark | None:
@@ -62,16 +64,38 @@ def unmarked(vault: Vault, live: int) -> RefusedError:
     )  # fmt: skip
 
 
-def begin_mark(vault: Vault, keeper: FileMark) -> None:
-    """Begin the mark of a vault that was just made; what lay there before is told."""
-    try:
-        before = keeper.read()
-    except VaultError:
-        before = None
-    text = ""
-    if before is not None and before.live:
-        text = f"a new vault was made where {before.vault} was, with generation {before.live} live"
-    keeper.reset(reached(vault, text))
+class Watermark:
+    """What a writer does with the mark of its vault; `issued` is the highest number ever given."""
+
+    def __init__(self) -> None:
+        self._marks: FileMark | None = None
+        self.issued = 0
+
+    def begin(self, vault: Vault) -> None:
+        """Begin anew: a vault that is made where another lay is meant to be there; that is told."""
+        self._marks = FileMark(vault.path, vault.identity)
+        try:
+            before = self._marks.read()
+        except VaultError:
+            before = None
+        text = ""
+        if before is not None and before.live:
+            text = f"a new vault was made where {before.vault} was, generation {before.live} live"
+        self._marks.reset(reached(vault, text))
+
+    def take_up(self, vault: Vault, ledger: sqlite3.Connection) -> None:
+        """Refuse a vault that has gone back; else note in it that there is a mark, kept up."""
+        found = judge(vault, FileMark(vault.path, vault.identity))  # before anything is changed
+        give_identity(ledger)
+        self._marks = FileMark(vault.path, vault.identity)
+        self.issued = found.issued if found else 0
+        note_mark(ledger, vault.last_number() + 1, self.issued)
+        self._marks.advance(reached(vault))
+
+    def advance(self, vault: Vault) -> None:
+        """Remember what was reached."""
+        if self._marks is not None:
+            self._marks.advance(reached(vault))
 
 
 def accept(vault: Vault, keeper: FileMark) -> str:

@@ -24,7 +24,6 @@ from g2d.vault.ledger import (
     FORMAT,
     LEDGER,
     SETTINGS,
-    Frozen,
     check_ledger,
     connect,
     connect_reader,
@@ -32,31 +31,26 @@ from g2d.vault.ledger import (
     give_identity,
     is_vacant,
     make_ledger,
-    note_mark,
-    read_file,
-    sha256,
     take_lock,
 )
-from g2d.vault.mark import FileMark
 from g2d.vault.placing import check_private, place, tidy, write
-from g2d.vault.plain import read_text
+from g2d.vault.reading import VaultReader
 from g2d.vault.records import (
     FOLDERS,
     SIGNATURE,
     Entry,
     GenerationRecord,
-    digest_of,
     digests_of,
     entry_file,
     generation_folder,
     to_json,
 )
-from g2d.vault.rollback import begin_mark, judge, reached
+from g2d.vault.rollback import Watermark
 
 __all__ = ["FORMAT", "SIGNATURE", "Entry", "GenerationRecord", "Vault"]
 
 
-class Vault:
+class Vault(VaultReader):
     """The folder of one defended task: one writer at a time, any number of readers.
 
     Use `Vault.create` or `Vault.open`, as a context manager or with `close()`. Methods may be
@@ -73,8 +67,7 @@ class Vault:
         self._ledger = ledger
         self._lock = lock
         self._mutex = threading.RLock()
-        self._marks: FileMark | None = None
-        self._issued = 0
+        self._mark = Watermark()
 
     @classmethod
     def create(cls, path: Path | str, settings_toml: str) -> Vault:
@@ -91,7 +84,8 @@ class Vault:
                 lock = undo.enter_context(take_lock(path))
                 vault = cls(path, make_ledger(path, settings_toml), lock)
                 undo.callback(vault.close)
-                vault._begin_mark()
+                if cls.remembered:
+                    vault._mark.begin(vault)
                 undo.pop_all()
             return vault
 
@@ -118,7 +112,9 @@ class Vault:
                 check_ledger(path, ledger)
                 vault = cls(path, ledger, lock)
                 if write:
-                    vault._take_up_mark()
+                    if cls.remembered:
+                        vault._mark.take_up(vault, ledger)
+                    give_identity(ledger)
                     vault._tidy()
                 undo.pop_all()
             return vault
@@ -137,32 +133,6 @@ class Vault:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def settings_text(self) -> str:
-        """The text of task.toml, a plain file: what lies behind a link is not the vault's."""
-        try:
-            with explained(self.path, "read"):
-                return read_text(self.path / SETTINGS)
-        except UnicodeDecodeError as error:
-            raise VaultError(f"{self.path / SETTINGS} is not UTF-8 text: {error}") from error
-
-    @property
-    def identity(self) -> str:
-        """Random id made with the vault, 32 digits; "" in an old one not yet opened for writing."""
-        known = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'identity'")
-        rows = self._rows("SELECT id FROM identity") if known else []
-        return str(rows[0][0]) if rows else ""
-
-    @property
-    def marked(self) -> bool:
-        """Whether the ledger says that what it reached has been marked outside the vault."""
-        return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = 'marked'"))
-
-    def manifest_digest(self, number: int) -> str:
-        """SHA-256 of a generation's manifest, as the ledger has it; "": it has none."""
-        rows = self._rows("SELECT manifest FROM generations WHERE number = ?", number)
-        return sha256(rows[0][0].encode()) if rows and isinstance(rows[0][0], str) else ""
 
     def write_settings(self, text: str) -> None:
         """Replace task.toml."""
@@ -194,30 +164,6 @@ class Vault:
             self._try_tidy()
         return entry
 
-    def entries(self, kind: str) -> list[Entry]:
-        """Return all entries of a kind, sorted by index."""
-        return self._entries("WHERE kind = ? ORDER BY position", kind)
-
-    def entry(self, kind: str, index: int = 0) -> Entry | None:
-        """Return one entry, or None."""
-        found = self._entries("WHERE kind = ? AND position = ?", kind, index)
-        return found[0] if found else None
-
-    def read(self, entry: Entry, name: str = "weights") -> bytes:
-        """Return a file's bytes once their SHA-256 equals the entry's digest."""
-        what = f"{entry.kind} {entry.index}"
-        digest = digest_of(entry.files, name, what)
-        try:
-            return read_file(
-                entry_file(self.path, entry, name), digest, "run `g2d fit` to make it again"
-            )
-        except VaultError:
-            if self.entry(entry.kind, entry.index) != entry:
-                raise VaultError(
-                    f"{what} was replaced or deleted meanwhile: list it again."
-                ) from None
-            raise
-
     def delete(self, kind: str) -> None:
         """Drop all entries of a kind: rows first, files after."""
         with self._writing():
@@ -233,9 +179,10 @@ class Vault:
     ) -> GenerationRecord:
         """Keep a candidate as the next generation and, if `activate`, expose it in the same commit.
 
-        number = highest ever issued + 1, by the ledger and by the mark. `files` must hold "weights"; the vault itself adds
-        "number", "files" (digests) and "created" to the manifest, which must be strict JSON. What
-        `sign` makes of the bytes of manifest.json is placed beside it before the row is committed.
+        number = highest ever issued + 1, by the ledger and by the mark. `files` must hold
+        "weights"; the vault itself adds "number", "files" (digests) and "created" to the manifest,
+        which must be strict JSON. What `sign` makes of the bytes of manifest.json is placed beside
+        it before the row is committed.
         """
         digests = digests_of(files)
         if "weights" not in files or "manifest" in files:
@@ -260,55 +207,12 @@ class Vault:
             self._ledger.execute("INSERT INTO generations VALUES (?, ?, ?, ?)", row)
             if activate:
                 self._expose(number)
-        self._advance_mark()
+        self._advance()
         return GenerationRecord(number, digests, json.loads(text), created)
-
-    def generations(self) -> list[GenerationRecord]:
-        """Return every accepted generation, sorted by number."""
-        rows = self._rows("SELECT * FROM generations ORDER BY number")
-        return [
-            GenerationRecord(n, json.loads(f), json.loads(m), created) for n, f, m, created in rows
-        ]
-
-    def last_number(self) -> int:
-        """Return the highest number ever issued, 0 before the first generation."""
-        number: int = self._rows("SELECT max(number) FROM generations")[0][0] or 0
-        return number
 
     def next_number(self) -> int:
         """Return the number that the next generation gets: higher than any before, kept or not."""
-        return 1 + max(self.last_number(), self._issued)
-
-    def generation(self, number: int) -> GenerationRecord:
-        """Return one generation; a number that was never accepted is a `VaultError`."""
-        rows = self._rows("SELECT * FROM generations WHERE number = ?", number)
-        if not rows:
-            last = self._rows("SELECT max(number) FROM generations")[0][0]
-            raise VaultError(f"{self.path} has no generation {number}; its last one is {last}.")
-        try:
-            return GenerationRecord(
-                number, json.loads(rows[0][1]), json.loads(rows[0][2]), rows[0][3]
-            )
-        except (ValueError, TypeError, RecursionError) as error:
-            raise VaultError(
-                f"{self.path}: the ledger's row of generation {number} is damaged ({error});"
-                " restore the vault from a backup, or make the next one with `g2d generate`."
-            ) from error
-
-    def read_generation(self, number: int, name: str = "weights") -> bytes:
-        """Return a generation's file once its SHA-256 is right; "manifest" is manifest.json."""
-        folder = generation_folder(self.path, number)
-        advice = "make the next one with `g2d generate`"
-        if name == "manifest":
-            rows = self._rows("SELECT manifest FROM generations WHERE number = ?", number)
-            if rows:
-                return read_file(folder / "manifest.json", sha256(rows[0][0].encode()), advice)
-        digest = digest_of(self.generation(number).files, name, f"generation {number}")
-        return read_file(folder / f"{name}.safetensors", digest, advice)
-
-    def generation_file(self, number: int, name: str = "weights") -> Path:
-        """Return where a generation's file lies; what is read from there must be verified."""
-        return generation_folder(self.path, number) / f"{name}.safetensors"
+        return 1 + max(self.last_number(), self._mark.issued)
 
     def activate(self, number: int) -> None:
         """Append a generation to the exposure log; the live one again changes nothing.
@@ -319,32 +223,13 @@ class Vault:
         with self._writing():
             self.generation(number)
             self._expose(number)
-        self._advance_mark()
-
-    def live(self) -> int | None:
-        """Return the number of the live generation, None before the first."""
-        number: int | None = self._rows("SELECT max(number) FROM exposures")[0][0]
-        return number
-
-    def begun(self) -> bool:
-        """Whether there is anything to lose: trained, generated, or handed in as the base."""
-        kinds = ("base", "early", "member", "generator")
-        return any(self.entries(kind) for kind in kinds) or self.last_number() > 0
-
-    def exposures(self, last: int = -1) -> list[int]:
-        """Return the numbers that have been live in order of first exposure, or the `last` ones."""
-        query = "SELECT number FROM exposures ORDER BY number DESC LIMIT ?"
-        return [row[0] for row in self._rows(query, last)][::-1]
+        self._advance()
 
     def reject(self, info: Mapping[str, Any]) -> None:
         """Log one rejected candidate with its reasons."""
         row = (to_json(info, "info"), time.time())
         with self._writing():
             self._ledger.execute("INSERT INTO rejections (info, created) VALUES (?, ?)", row)
-
-    def rejections(self) -> list[dict[str, Any]]:
-        """Return what every `reject` was given, in order."""
-        return [json.loads(r[0]) for r in self._rows("SELECT info FROM rejections ORDER BY id")]
 
     def _expose(self, number: int) -> None:
         live = self.live()
@@ -356,47 +241,15 @@ class Vault:
         row = (number, time.time())
         self._ledger.execute("INSERT OR IGNORE INTO exposures VALUES (?, ?)", row)
 
-    def _begin_mark(self) -> None:
-        """Begin anew: a vault that is made where another lay is meant to be there."""
-        if self.remembered:
-            self._marks = FileMark(self.path, self.identity)
-            begin_mark(self, self._marks)
-
-    def _take_up_mark(self) -> None:
-        """Refuse a vault that has gone back; else note that there is a mark, and bring it up."""
-        if not self.remembered:
-            give_identity(self._ledger)
-            return
-        judge(self, FileMark(self.path, self.identity))  # before anything is changed
-        give_identity(self._ledger)
-        self._marks = FileMark(self.path, self.identity)
-        found = judge(self, self._marks)
-        self._issued = found.issued if found else 0
-        note_mark(self._ledger, self.last_number() + 1, self._issued)
-        self._marks.advance(reached(self))
-
-    def _advance_mark(self) -> None:
+    def _advance(self) -> None:
         """Mark what was reached, once it is on the medium whole: a copy of the ledger has it."""
         with self._mutex:
             self._checkpoint()
-            if self._marks is not None:
-                self._marks.advance(reached(self))
+            self._mark.advance(self)
 
     def _checkpoint(self) -> None:
         with suppress(sqlite3.Error):  # a reader is in the way: the next commit does it
             self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def _entries(self, where: str, *values: object) -> list[Entry]:
-        rows = self._rows(f"SELECT * FROM entries {where}", *values)  # noqa: S608 (our own texts)
-        return [Entry(k, i, json.loads(f), json.loads(n), t, v) for k, i, v, f, n, t in rows]
-
-    def _rows(self, query: str, *values: object) -> list[Any]:
-        with self._mutex, explained(self.path, "read"):
-            if isinstance(self._ledger, Frozen) and not self._ledger.in_transaction:
-                # It never shows changes: take a fresh one (`in_transaction` raises if closed).
-                self._ledger.close()
-                self._ledger = connect_reader(self.path)
-            return self._ledger.execute(query, values).fetchall()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -417,11 +270,11 @@ class Vault:
 
     def _tidy(self) -> None:
         """Make the folders; remove temporary files and whatever of ours has no row."""
-        known = {entry_file(self.path, e, name) for e in self._entries("") for name in e.files}
-        known |= {
-            generation_folder(self.path, n) for (n,) in self._rows("SELECT number FROM generations")
-        }
-        tidy(self.path, known, self._issued)
+        damaged: list[str] = []  # what lies there of a row that cannot be read is no leftover
+        entries = self._entries("", damaged=damaged.append)
+        known = {entry_file(self.path, entry, name) for entry in entries for name in entry.files}
+        known |= {generation_folder(self.path, number) for number in self.numbers()}
+        tidy(self.path, known, self._mark.issued, entries=not damaged)
         self._checkpoint()  # a log that a full disk stopped gives its room back
 
     def _try_tidy(self) -> None:
