@@ -21,6 +21,9 @@ from g2d.errors import G2DError
 MOST_TEXT = 1 << 24
 """Bytes of settings, of a manifest or of a signature."""
 
+MOST_WEIGHTS = 1 << 36
+"""Bytes of a checkpoint: room is taken for what is there alone."""
+
 _NO_SYNC = frozenset({errno.EACCES, errno.EINVAL, errno.ENOTSUP})
 """A folder that may be written and not read, or of a file system that syncs no folders."""
 

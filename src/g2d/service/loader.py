@@ -30,6 +30,7 @@ from g2d.tasks.building import build_model
 from g2d.tasks.source import blueprint_of
 from g2d.vault.mark import FileMark, HighWaterMark, Mark, SteadyClock
 from g2d.vault.placing import check_private
+from g2d.vault.records import DAMAGE
 from g2d.vault.rollback import judge, reached, unmarked
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
@@ -247,11 +248,11 @@ class VaultLoader:
     def _build(self, number: int, verified: _Verified) -> Snapshot:
         try:
             state = unpack(verified.weights)
-        except CheckpointError as error:
+            with self._building:
+                model = build_model(self._blueprint.factory)
+            snapshot = build_snapshot(number, model, state, verified.expires, _ArrayInference)
+        except (CheckpointError, RuntimeError, *DAMAGE) as error:
             raise VaultError(f"generation {number} cannot be read: {error}") from error
-        with self._building:
-            model = build_model(self._blueprint.factory)
-        snapshot = build_snapshot(number, model, state, verified.expires, _ArrayInference)
         logits = snapshot.predict(np.zeros((1, *self.model.shape), self.model.dtype))
         if logits.shape != (1, self.model.classes):
             raise VaultError(f"generation {number} gives {logits.shape}, not (1, classes).")
@@ -280,14 +281,7 @@ class VaultLoader:
             return 0
         try:
             return int(json.loads(read_plain(self._served, _MOST_SERVED, follow=True))["served"])
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except (OSError, *DAMAGE) as error:
             raise VaultError(
                 f"{self._served} is not what `g2d serve` wrote ({error}): look why. Delete it only"
                 " if you are sure which generation was served last."

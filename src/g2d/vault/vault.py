@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 
 from g2d.core.folders import PRIVATE
 from g2d.errors import VaultError
+from g2d.vault.confirmed import confirm_key, key_named
 from g2d.vault.ledger import (
     FORMAT,
     LEDGER,
@@ -33,7 +34,8 @@ from g2d.vault.ledger import (
     make_ledger,
     take_lock,
 )
-from g2d.vault.placing import check_private, place, tidy, write
+from g2d.vault.placing import check_private, place, remove_weights, tidy, write
+from g2d.vault.plain import read_text
 from g2d.vault.reading import VaultReader
 from g2d.vault.records import (
     FOLDERS,
@@ -79,13 +81,17 @@ class Vault(VaultReader):
                     f"{path} is not an empty folder. Name one that is absent or empty."
                 )
             path.mkdir(PRIVATE, parents=True, exist_ok=True)
+            there = key_named(read_text(path / SETTINGS)) if (path / SETTINGS).exists() else ""
             path.chmod(PRIVATE)  # it may have been there
             with ExitStack() as undo:
                 lock = undo.enter_context(take_lock(path))
                 vault = cls(path, make_ledger(path, settings_toml), lock)
                 undo.callback(vault.close)
+                key = key_named(settings_toml)
                 if cls.remembered:
                     vault._mark.begin(vault)
+                if cls.remembered and key and key != there:  # what lay there is no word of ours
+                    confirm_key(vault.identity, key)
                 undo.pop_all()
             return vault
 
@@ -135,9 +141,14 @@ class Vault(VaultReader):
         self.close()
 
     def write_settings(self, text: str) -> None:
-        """Replace task.toml."""
+        """Replace task.toml; a key that it names now, and did not before, was meant by the user."""
+        new, old = key_named(text), ""
+        with suppress(VaultError):
+            old = key_named(self.settings_text)
         with self._writing():
             write(self.path, self.path / SETTINGS, text.encode())
+        if new and new != old and self.remembered:
+            confirm_key(self.identity, new)
 
     def put(
         self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]
@@ -225,6 +236,38 @@ class Vault(VaultReader):
             self._expose(number)
         self._advance()
 
+    def retire_old(self, keep: int, needed: int) -> int:
+        """Give up weights and attacks of all but the newest `keep` generations; 0: of none.
+
+        Rows, manifests and signatures stay. The last `needed` exposed generations, the live one
+        among them, keep theirs all the same, and so does whatever was never exposed since.
+
+        Returns:
+            The highest number that is retired.
+        """
+        kept = self.exposures(max(1, needed))
+        through = min(self.last_number() - keep, kept[0] - 1 if kept else 0)
+        if through > self.retired:
+            with self._writing():
+                self._ledger.execute(
+                    "CREATE TABLE IF NOT EXISTS retired (through INTEGER, removed INTEGER)"
+                )
+                self._ledger.execute("INSERT INTO retired VALUES (?, 0)", (through,))
+        self._remove_retired()
+        return self.retired
+
+    def _remove_retired(self) -> None:
+        """Remove the files of what is retired, also where a kill came between."""
+        through = self.retired
+        done = self._rows("SELECT max(removed) FROM retired")[0][0] or 0 if through else 0
+        if isinstance(done, int) and done < through and (through < (self.live() or 0)):
+            numbers = [number for number in self.numbers(done) if number <= through]
+            with explained(self.path, "written"):
+                remove_weights(self.path, numbers, ("manifest.json", SIGNATURE))
+            with self._writing():
+                self._ledger.execute("DELETE FROM retired")
+                self._ledger.execute("INSERT INTO retired VALUES (?, ?)", (through, through))
+
     def reject(self, info: Mapping[str, Any]) -> None:
         """Log one rejected candidate with its reasons."""
         row = (to_json(info, "info"), time.time())
@@ -275,6 +318,7 @@ class Vault(VaultReader):
         known = {entry_file(self.path, entry, name) for entry in entries for name in entry.files}
         known |= {generation_folder(self.path, number) for number in self.numbers()}
         tidy(self.path, known, self._mark.issued, entries=not damaged)
+        self._remove_retired()
         self._checkpoint()  # a log that a full disk stopped gives its room back
 
     def _try_tidy(self) -> None:
