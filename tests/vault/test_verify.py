@@ -105,7 +105,7 @@ def test_a_vault_in_use_has_no_problem(vault):
 @pytest.mark.parametrize("times", [1, 99])
 def test_an_entry_that_is_replaced_meanwhile_is_no_problem(vault, monkeypatch, times):
     """Once, or again and again: its old file is gone by the time that it is looked for."""
-    real, seen = verifying._read_rows, []
+    real, seen = verifying.read_rows, []
 
     def read_rows(path: Path) -> object:
         rows = real(path)
@@ -115,7 +115,7 @@ def test_an_entry_that_is_replaced_meanwhile_is_no_problem(vault, monkeypatch, t
                 writer.put("member", 1, {"weights": network(len(seen)), "attacks": pool()}, {})
         return rows
 
-    monkeypatch.setattr(verifying, "_read_rows", read_rows)
+    monkeypatch.setattr(verifying, "read_rows", read_rows)
     assert look(vault) == []
     (vault / "population" / "000000.safetensors").unlink()
     seen.clear()

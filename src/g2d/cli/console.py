@@ -36,7 +36,6 @@ _GATES = {
 """Titles and number formats of gates whose entries in manifests bring none; others show anyway."""
 _RATES = ("stale_asr", "robust")
 """Gates whose value is a share of examples; a drop or a bound has no interval of that kind."""
-_LARGEST = 256 * 2**20  # bytes of a results file; a whole matrix is some hundred KiB
 _FIXED = ("number", "state", "made", "robust", "CPU s", "rejected")
 """Columns that are not gates'; the robust gate's value is one of a generation's figures."""
 
@@ -225,7 +224,7 @@ def print_controls(vault: Path) -> None:
     path, results = results_path(vault), None
     why = f"run `g2d attack {vault} --threat stale`"
     try:
-        if path.is_file() and not path.is_symlink() and path.stat().st_size <= _LARGEST:
+        if path.exists():
             results = read_results(path)
         found = controls(results)
     except (G2DError, LookupError, TypeError, ValueError, AttributeError):

@@ -73,6 +73,7 @@ def use(
 ) -> None:
     """Sign every generation that a vault accepts from now on."""
     from g2d.settings import Settings
+    from g2d.vault.confirmed import confirm_key
     from g2d.vault.keys import SigningKey, default_key
     from g2d.vault.vault import Vault
 
@@ -81,6 +82,7 @@ def use(
     with Vault.open(vault, write=True) as opened:
         settings = Settings.from_vault(opened.settings_text, str(opened.path / "task.toml"))
         opened.write_settings(settings.override(signing__key=str(private)).to_toml())
+        confirm_key(opened.identity, str(private))  # also where the settings named it already
         identity, last = opened.identity, opened.last_number()
     print_line(f"vault        {identity}")
     print_line(f"fingerprint  {fingerprint}")
@@ -128,7 +130,9 @@ def trust(
 
 
 def _is_private(path: Path) -> bool:
-    return path.is_file() and b"PRIVATE KEY" in path.read_bytes()[:4096]
+    from g2d.core.files import MOST_TEXT, read_plain
+
+    return path.is_file() and b"PRIVATE KEY" in read_plain(path, MOST_TEXT, follow=True)[:4096]
 
 
 def _refuse_existing(*paths: Path) -> None:

@@ -192,9 +192,11 @@ def _layered(base: Mapping[str, Any], file: Path | None) -> Settings:
     """Put what the file says over `base`; the file has been read and checked before."""
     import tomllib
 
+    from g2d.core.files import read_text
     from g2d.settings import Settings, build
 
     tables = {section: dict(table) for section, table in base.items()}
-    for section, table in tomllib.loads(file.read_text("utf-8")).items() if file else ():
+    text = read_text(file, follow=True) if file else ""
+    for section, table in tomllib.loads(text).items():
         tables.setdefault(section, {}).update(table)
     return build(Settings, tables, str(file or "settings"))

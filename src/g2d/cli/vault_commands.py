@@ -1,4 +1,4 @@
-"""Commands that look at a vault and change nothing of it: show, verify, export, settings.
+"""Commands that look at a vault and change nothing of it: show, verify, accept, export, settings.
 
 Thin, like `main`, which attaches them, and as lazy: none of them imports torch.
 """
@@ -44,7 +44,7 @@ _ATTACKS = {
 
 def add_to(app: typer.Typer) -> None:
     """Attach the commands, in the order in which help lists them."""
-    for command in (show, verify, export, settings):
+    for command in (show, verify, accept, export, settings):
         app.command()(command)
 
 
@@ -98,6 +98,22 @@ def verify(
         raise G2DError(f"{vault} has {count}: {'; '.join(advice)}")
     if not as_json:
         print_line(f"{vault} is sound.")
+
+
+def accept(vault: VaultPath) -> None:
+    """Take a vault as it is now, although it is older than it was, or new to this machine.
+
+    The mark outside the vault is set to what its ledger says; the next service tells it as an
+    event.
+    """
+    from g2d.vault.mark import FileMark
+    from g2d.vault.rollback import accept as accepting
+    from g2d.vault.vault import Vault
+
+    with Vault.open(vault) as opened:
+        marks = FileMark(opened.path, opened.identity)
+        print_line(accepting(opened, marks))
+        print_line(f"mark         {marks.file}")
 
 
 def export(

@@ -258,7 +258,7 @@ class Defence:
     ) -> Generation:
         """Propose and judge candidates until one passes; keep that one."""
         self._check_own()
-        number, exposed = self.vault.last_number() + 1, self.exposed()
+        number, exposed = self.vault.next_number(), self.exposed()
         recent = self.recent(exposed)
         known = () if seed is None else self.vault.rejections()
         draws = draws_of(number, seed, self.settings.gates.attempts, known)

@@ -24,6 +24,7 @@ from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.vault.code import CODE, Digests, code_of, digests
+from g2d.vault.confirmed import confirmed_key
 from g2d.vault.signing import SigningKey, sign_generation
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import digest, pack, unpack
@@ -180,6 +181,7 @@ class GenerationStore:
             record = sign_generation(
                 self.vault, files, full, key, lifetime=lifetime, activate=activate
             )
+        self.vault.retire_old(s.vault.keep, max(s.gates.history, s.guidance.memory) + 1)
         return Generation(record.number, record.manifest, dict(state), self.task)
 
     def _figures(
@@ -212,4 +214,4 @@ class GenerationStore:
             KeyFileError: it cannot be used; an unsigned generation is not made in its place.
         """
         path = self.settings.signing.key
-        return SigningKey.read(path) if path else None
+        return SigningKey.read(confirmed_key(self.vault, path)) if path else None

@@ -12,11 +12,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from g2d.core.engine import Engine, LocalEngine, SerialEngine
+from g2d.core.files import read_text
 from g2d.core.imports import words
 from g2d.core.workers import pack_job
 from g2d.defence.kinds import WORDS
 from g2d.defence.survey import check_all
-from g2d.errors import DataError, PopulationError, VaultError
+from g2d.errors import DataError, PopulationError, SettingsError, VaultError
 from g2d.settings import Settings, TaskSettings, build
 from g2d.tasks.attack import BALL, note_of
 from g2d.tasks.origin import settled
@@ -35,7 +36,7 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
     known = Path(path, "task.toml")
     goes_on = settings is None and known.is_file() and _is_of(path, task, known)
     if goes_on:
-        there = Settings.from_file(known, stored=True)  # the folder of the data, above all
+        there = _kept(known)  # the folder of the data, above all
     named, source = _named(task, there.task)
     lost = isinstance(source, tuple) and (named.origin or named.made_in)
     loaded = find(named) if lost else resolve(source)
@@ -94,6 +95,14 @@ def reopen(
         vault.close()
         raise
     return loaded, source, vault, settings, digests(read)
+
+
+def _kept(known: Path) -> Settings:
+    """The settings that a folder holds, read as what anybody may have put there."""
+    try:
+        return Settings.from_vault(read_text(known), str(known))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the settings file {known}: {error}") from error
 
 
 def _check_data(task: Task, vault: Vault) -> None:

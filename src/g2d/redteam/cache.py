@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from g2d.core.files import make_folder, write_bytes
+from g2d.core.files import make_folder, read_text, write_bytes
+from g2d.core.folders import PRIVATE
 from g2d.core.imports import import_attribute
 from g2d.errors import SettingsError
 from g2d.settings import Settings
@@ -28,6 +29,7 @@ _NEUTRAL = {
     "g2d.core.engine",
     "g2d.errors",
     "g2d.core.files",
+    "g2d.core.folders",
     "g2d.redteam.cache",
     "g2d.rotation.snapshot",
 }
@@ -51,6 +53,9 @@ def code_version(module: str) -> str:
     for library in _LIBRARIES:
         found.update(f"{library} {importlib.metadata.version(library)}".encode())
     return found.hexdigest()
+
+
+_MOST = 1 << 27  # bytes of a row's results
 
 
 def own_code(settings: Settings) -> dict[str, str]:
@@ -121,19 +126,19 @@ class RowCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = make_folder(folder)
+        self.folder = make_folder(folder, PRIVATE)
 
     def get(self, key: str) -> Any | None:
         """Return what was put under a key, or None; a damaged file counts as absent."""
         try:
-            return json.loads(self._path(key).read_text("utf-8"))
-        except (OSError, ValueError):
+            return json.loads(read_text(self._path(key), _MOST))
+        except (OSError, ValueError, RecursionError):
             return None
 
     def put(self, key: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
         """Keep plain values under a key."""
         text = json.dumps(value, allow_nan=False, indent=1) + "\n"
-        write_bytes(self._path(key), text.encode())
+        write_bytes(self._path(key), text.encode(), 0o600)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key[:32]}.json"

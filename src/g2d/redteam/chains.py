@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from g2d.core.engine import Engine
-from g2d.core.files import make_folder, write_bytes
+from g2d.core.files import MOST_WEIGHTS, make_folder, read_plain, read_text, write_bytes
+from g2d.core.folders import PRIVATE
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
 from g2d.defence.defence import Defence
@@ -185,7 +186,9 @@ def _code_of(value: Any) -> str:
 
 def _generated(defence: Defence) -> Chain:
     vault = defence.vault
-    records = [vault.generation(number) for number in vault.exposures()]
+    # Those that are retired have no weights any more, and attack nobody.
+    numbers = [number for number in vault.exposures() if number > vault.retired]
+    records = [vault.generation(number) for number in numbers]
     networks = [
         Network(str(vault.generation_file(r.number)), r.files["weights"], str(r.number))
         for r in records
@@ -334,7 +337,7 @@ class NetworkStore:
     """Files of networks, each named after its chain, what decides it, and its place."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = make_folder(folder)
+        self._folder = make_folder(folder, PRIVATE)
 
     def find_or_make(
         self, name: str, key: str, produce: Callable[[], Sequence[State]]
@@ -348,7 +351,7 @@ class NetworkStore:
         path = self._path(name, key, index)
         if not path.exists():
             return None
-        return Network(str(path), digest(path.read_bytes()), f"{name} {index + 1}")
+        return Network(str(path), digest(read_plain(path, MOST_WEIGHTS)), f"{name} {index + 1}")
 
     def known(self, name: str, key: str, index: int) -> bool:
         """Whether one network has been made, or was refused by its gates."""
@@ -357,16 +360,16 @@ class NetworkStore:
     def cost(self, name: str, key: str, index: int) -> float:
         """CPU seconds that one network took."""
         path = self._path(name, key, index).with_suffix(".json")
-        return float(json.loads(path.read_text("utf-8"))["cpu_seconds"])
+        return float(json.loads(read_text(path))["cpu_seconds"])
 
     def keep(self, name: str, key: str, index: int, data: bytes, seconds: float = 0.0) -> Network:
         """Write one network, whole or not at all; empty data only notes that there is none."""
         path = self._path(name, key, index)
-        if data and (not path.exists() or path.read_bytes() != data):
-            write_bytes(path, data)
+        if data and (not path.exists() or read_plain(path, MOST_WEIGHTS) != data):
+            write_bytes(path, data, 0o600)
         note = json.dumps({"cpu_seconds": round(seconds, 3)})
         if not path.with_suffix(".json").exists():
-            write_bytes(path.with_suffix(".json"), note.encode())
+            write_bytes(path.with_suffix(".json"), note.encode(), 0o600)
         return Network(str(path), digest(data), f"{name} {index + 1}")
 
     def _path(self, name: str, key: str, index: int) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from g2d.core.files import MOST_WEIGHTS, read_plain
 from g2d.core.seeds import seed_of
 from g2d.core.types import Bounds, Logits, State
 from g2d.defence.defence import Defence
@@ -180,7 +181,7 @@ class AttackContext:
             CheckpointError: the file is gone or is not what was planned.
         """
         try:
-            data = Path(network.path).read_bytes()
+            data = read_plain(Path(network.path), MOST_WEIGHTS)
         except OSError as error:
             raise CheckpointError(
                 f"cannot read {network.path}: {error}; run the same command again"

@@ -160,7 +160,7 @@ class _Run:
         found = self._run(cases)
         results = self._gather(cases, found)
         text = json.dumps(results, indent=1, allow_nan=False)
-        write_bytes(self.folder / "results.json", (text + "\n").encode())
+        write_bytes(self.folder / "results.json", (text + "\n").encode(), 0o600)
         kept: dict[str, Any] = json.loads(text)
         return kept
 

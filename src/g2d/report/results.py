@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from g2d.core.files import read_text
 from g2d.core.types import Values
 from g2d.errors import G2DError
 
@@ -15,6 +16,7 @@ UNATTACKED = (
 )
 """The first line of whatever tells of a vault whose task has no attack."""
 
+_MOST = 1 << 23  # bytes; a whole matrix is half a megabyte, and a service reads it, too
 FORMAT = "g2d-redteam-1"
 
 
@@ -30,10 +32,10 @@ def read_results(path: Path) -> dict[str, Any]:
         G2DError: there are none, or the file is damaged or of another version.
     """
     try:
-        results: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        results: dict[str, Any] = json.loads(read_text(path, _MOST, follow=False))
     except FileNotFoundError:
         raise G2DError(f"{path} is not there; run `g2d attack` first") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise G2DError(f"cannot read {path}: {error}; run `g2d attack` again") from error
     found = results.get("format") if isinstance(results, dict) else None
     if found != FORMAT:

@@ -106,6 +106,14 @@ class Alarm(Event):
 
 
 @dataclass(frozen=True)
+class Accepted(Event):
+    """Somebody has accepted a vault deliberately that is older than what was known of it."""
+
+    name = "accepted"
+    text: str
+
+
+@dataclass(frozen=True)
 class Paused(Event):
     """Rotation is suspended."""
 

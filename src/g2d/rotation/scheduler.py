@@ -10,6 +10,7 @@ import math
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from g2d.rotation.events import (
     Tell,
     silent,
 )
+from g2d.rotation.following import Following
 from g2d.rotation.snapshot import Live, Snapshot
 
 
@@ -106,7 +108,7 @@ class Rotation:
 
     Args:
         tell: called with each of `events`, from any thread. chance: draws jitter; the default is
-            secret.
+            secret. unready: why what is live should not be, although it is served; "": it should.
     """
 
     def __init__(
@@ -118,7 +120,9 @@ class Rotation:
         tell: Tell = silent,
         chance: random.Random | None = None,
         backoff: Backoff | None = None,
+        unready: Callable[[], str] = str,
     ) -> None:
+        self._ledger = Following(live, loader, unready, tell)
         self._live, self._maker, self._loader = live, maker, loader
         self._triggers, self._tell = triggers, tell
         self._chance = chance or random.SystemRandom()
@@ -209,10 +213,14 @@ class Rotation:
                 "late": self._late(now),
                 "failures": self._failures,
                 "paused": self._paused,
+                "unready": self._ledger.unready() or None,
             }
 
     def watch(self) -> None:
-        """Raise an alarm, once, if a rotation is overdue by a period (and by `GRACE`)."""
+        """Look at the ledger; raise an alarm, once, if a rotation is overdue by a period."""
+        if self._ledger.look():
+            with self._wake:
+                self._wake.notify_all()
         with self._wake:
             late = self._late(time.monotonic())
             warn = late > max(GRACE, self._triggers.every) and not self._warned
@@ -238,6 +246,8 @@ class Rotation:
     def _run(self) -> None:
         while not self._stopping:
             try:
+                if newer := self._ledger.ahead:
+                    self._follow(newer)
                 self._spare = self._prepare()
                 if self._await_due():
                     self._rotate(self._spare)
@@ -261,9 +271,9 @@ class Rotation:
         return spare
 
     def _await_due(self) -> bool:
-        """Wait until a rotation is due and allowed; False: the service stops."""
+        """Wait until a rotation is due and allowed; False: the service stops, or has to follow."""
         with self._wake:
-            while not self._stopping:
+            while not self._stopping and not self._ledger.ahead:
                 wait = None
                 if self._triggers.every and not self._paused and not self._due:
                     wait = self._at - time.monotonic()
@@ -286,19 +296,36 @@ class Rotation:
         except VaultError as error:
             self._refuse(spare.number, error)
             raise
-        self._commit(spare.number)
-        self._tell(Committed(spare.number))
+        with self._ledger.committing(spare.number):
+            self._commit(spare.number)
+            self._tell(Committed(spare.number))
+            self._swap(spare, began)
+
+    def _follow(self, number: int) -> None:
+        """Take what somebody else committed: a retired generation is not served on."""
+        began = time.monotonic()
+        try:
+            fresh = self._loader.load(number, self._live.number)
+        except VaultError as error:
+            if not isinstance(error, UnavailableError):
+                self._ledger.skip(number)  # what comes after it is made all the same
+            raise
+        self._swap(fresh, began, ("ledger",))
+
+    def _swap(self, fresh: Snapshot, began: float, why: tuple[str, ...] = ()) -> None:
+        """Answer from a generation that is committed; whatever was due is done with it."""
         with self._wake:
-            self._live.swap(spare)
-            reasons, self._due = tuple(sorted(self._due)), []
+            before = self._live.number
+            self._live.swap(fresh)
+            reasons, self._due = (*sorted(self._due), *why), []
             asked, self._asked = self._asked, []
             self._spare, self._failures = None, 0
             self._due_at, self._warned = math.inf, False
             self._since = time.monotonic()
             self._at = self._draw(self._since, self._triggers.every)
-        self._tell(Swap(spare.number, before, reasons, self._since - began))
+        self._tell(Swap(fresh.number, before, reasons, self._since - began))
         for future in asked:
-            _resolve(future, spare.number)
+            _resolve(future, fresh.number)
 
     def _refuse(self, number: int, error: VaultError) -> None:
         """Never offer a generation again, unless it is the machine that could not read it."""
@@ -330,9 +357,11 @@ class Rotation:
         else:
             self._tell(Failed(reason, text, live, wait))
         self._answer_asked(error if isinstance(error, G2DError) else GenerationError(text))
-        until = time.monotonic() + wait
+        until, newest = time.monotonic() + wait, self._ledger.newest
         with self._wake:
             while not (self._stopping or self._asked) and time.monotonic() < until:
+                if self._ledger.newest > newest:
+                    break
                 self._wake.wait(until - time.monotonic())
 
     def _answer_asked(self, error: Exception) -> None:

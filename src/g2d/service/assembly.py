@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -74,13 +75,15 @@ def assemble(
     observers: Observers,
     vault: Path | None = None,
     results: Path | None = None,
+    now: Callable[[], float] = time.time,
 ) -> Parts:
     """Make the side that answers: metrics, events, batches, HTTP, and the watch over memory.
 
     Args:
         lead: makes what controls rotation, given what takes its events. observers: made before
             anything that must be closed. vault: its folder, which only the log may name. results:
-            what `g2d attack` wrote or will write, for the page.
+            what `g2d attack` wrote or will write, for the page. now: seconds since 1970, by which
+            generations expire.
     """
 
     def status() -> dict[str, Any]:
@@ -96,7 +99,7 @@ def assemble(
         partial(_pages, results),
         _observing(observers, options, metrics, log),
     )  # fmt: skip
-    monitor = Monitor(live, loader, rotation, metrics, options.check_every)
+    monitor = Monitor(live, loader, rotation, metrics, options.check_every, now)
     return Parts(live, rotation, metrics, event_log, service, monitor)
 
 
@@ -144,12 +147,24 @@ def rotate_vault(
     Args:
         through: loads and verifies spares in the place of `loader`, which a cluster's rollout does.
     """
+    for event in loader.events:
+        tell(event)
+    loader.told()
     tell = _remembering(loader, tell)
     worker = Worker(vault, data, tell, options.patience, loader.task, loader.code)
     if loader.unbound:
         tell(Alarm("code", loader.unbound))
     triggers = Triggers(options.every, options.jitter, options.queries)
-    return Rotation(live, worker, through or loader, triggers, tell)
+    unready = partial(_unready, loader, live)
+    return Rotation(live, worker, through or loader, triggers, tell, unready=unready)
+
+
+def _unready(loader: VaultLoader, live: Live) -> str:
+    """Why what is live is served, for there is nothing better, and is not what it should be."""
+    snapshot = live.snapshot
+    if loader.now() >= snapshot.expires:
+        return f"generation {snapshot.number} has expired"
+    return "the clock was set back" if loader.behind() else ""
 
 
 def _remembering(loader: VaultLoader, tell: Tell) -> Tell:

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from g2d.core.files import write_bytes
+from g2d.core.files import read_plain, write_bytes
 from g2d.core.types import Array
 from g2d.errors import CheckpointError, RefusedError, VaultError
 from g2d.protect.snapshots import build_snapshot
+from g2d.rotation.events import Accepted, Alarm, Event
 from g2d.rotation.snapshot import Snapshot
 from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings
@@ -40,35 +40,45 @@ from g2d.vault.code import (
     require,
     signed_code,
 )
+from g2d.vault.mark import FileMark, HighWaterMark, Mark, SteadyClock
+from g2d.vault.placing import check_private
+from g2d.vault.records import DAMAGE
+from g2d.vault.rollback import judge, reached, unmarked
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
 
 if TYPE_CHECKING:
     from g2d.vault.signing import VerifyKey
 
+_SKEW = 300.0  # seconds that the clock may be behind the newest moment seen: it is being set right
+_MOST_SERVED = 1 << 16  # bytes of a --served file
 _SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
 
 
 @dataclass(frozen=True)
 class _Verified:
-    """Verified weights; if they were signed, the task's name and code that were signed, too."""
+    """Verified weights; if they were signed, what was signed with them: the task's name and code,
+    when they expire, and whether a mark of what the vault had reached was kept."""
 
     weights: bytes
     task: str | None = None
     code: Digests = field(default_factory=dict)
     expires: float = math.inf
+    marked: bool = False
 
 
 class VaultLoader:
     """Generations of one vault as snapshots: a `GenerationLoader`, safe to use from many threads.
 
     Args:
-        key: verifies what is served; None: digests of the ledger alone are. served: a file outside
-            the vault that remembers the highest number served, so that a vault which was put back
-            is refused; None: the ledger alone remembers.
+        key: verifies what is served; None: digests of the ledger alone are. served: one more file
+            outside the vault that remembers the highest number served, beside `marks`. marks: where
+            what was reached is remembered, so that a vault which was put back is refused; None: in
+            this user's state folder (`FileMark`).
 
     Attributes:
-        task: `Settings.source`; where generations are signed, what was signed.
+        task: `Settings.source`; where generations are signed, what was signed. events: what is to
+            be told at the start: that an older vault was accepted, or is a copy.
         code: digests of the user's own code, as `vault.code` has them: what was signed, or what was
             loaded. unbound: why it may be other than what was signed; "": it is not.
 
@@ -77,6 +87,8 @@ class VaultLoader:
     """
 
     _files: tuple[str, ...] = ()  # which of a generation's files are verified; (): all
+    remembers: ClassVar[bool] = True
+    """Whether the vault is one that lasts: it has a mark, and is closed to others."""
 
     def __init__(
         self,
@@ -85,11 +97,19 @@ class VaultLoader:
         data: str = "",
         key: VerifyKey | None = None,
         served: Path | None = None,
+        marks: HighWaterMark | None = None,
     ) -> None:
+        if self.remembers:
+            check_private(vault.absolute())
         self._vault, self._key, self._served = Vault.open(vault), key, served
         self._building = threading.Lock()  # a factory draws from torch's one global generator
+        self._marks, self.events, self._clock = marks, list[Event](), SteadyClock()
         try:
             self._check_place(vault)
+            if marks is None and self.remembers:
+                self._marks = FileMark(self._vault.path, self._vault.identity)
+            mark = self._judged()
+            self._clock = SteadyClock(mark.time if mark else 0.0)
             settings = Settings.from_vault(self._vault.settings_text, str(vault / "task.toml"))
             s, self.task = settings.task, settings.source
             # Before the task is loaded, for that imports code: what was signed must name it.
@@ -97,6 +117,9 @@ class VaultLoader:
             if verified.task is not None and verified.task != self.task:
                 raise VaultError(f"{vault / 'task.toml'} changed while it was read: look why.")
             self._read_code(settings, verified)
+            if verified.marked and mark is None and self._marks and not self._marks.seen():
+                raise unmarked(self._vault, self.live())  # the ledger's own note was removed
+            self.events = list(self._told(mark))
             self._blueprint = blueprint_of(s, data)
             self.model = self._described(name)
         except BaseException:
@@ -135,6 +158,31 @@ class VaultLoader:
                 number,
             )
 
+    def _judged(self) -> Mark | None:
+        return judge(self._vault, self._marks) if self._marks else None
+
+    def _told(self, mark: Mark | None) -> Iterator[Event]:
+        if mark is not None and mark.accepted:
+            yield Accepted(mark.accepted)
+        copies = self._marks if isinstance(self._marks, FileMark) else None
+        if mark is None and copies and (other := copies.elsewhere()) > self.live():
+            text = f"this is an older copy of a vault whose generation {other} was live here before"
+            yield Alarm("rollback", text)
+
+    def told(self) -> None:
+        """Note that `events` have been told: what was accepted is not told again."""
+        if isinstance(self._marks, FileMark):
+            self._marks.told()
+
+    def now(self) -> float:
+        """Seconds since 1970, never behind the newest moment that the mark has seen."""
+        return self._clock.now()
+
+    def behind(self) -> float:
+        """Seconds that the clock was set back; 0: no more than clocks are set right by."""
+        behind = self._clock.behind()
+        return behind if behind > _SKEW else 0.0
+
     def _described(self, name: str) -> Model:
         shape, dtype = self._blueprint.shape, str(self._blueprint.dtype).removeprefix("torch.")
         if dtype not in DATATYPES:
@@ -162,8 +210,12 @@ class VaultLoader:
         Raises:
             VaultError: it is refused for any other reason, or older than one served before.
         """
+        self._judged()
         number = self._not_put_back(self.live())
         verified, warning = self._verify_live(number)
+        if behind := self.behind():
+            text = f"the clock is {behind:.0f} s behind the newest moment seen: set it right"
+            warning = RefusedError(text, "future", number)
         return self._build(number, verified), warning
 
     def again(self, number: int) -> Snapshot:
@@ -180,16 +232,18 @@ class VaultLoader:
         Raises:
             VaultError: it is refused, unreadable or does not fit the task.
         """
-        verified = self._verify(number, after, time.time())
+        verified = self._verify(number, after, self.now())
         self._check_code(number, verified.code)
         return self._build(number, verified)
 
     def verify(self, number: int, after: int) -> None:
         """Raise a `VaultError` unless the generation may be live now."""
-        self._verify(number, after, time.time())
+        self._verify(number, after, self.now())
 
     def served(self, number: int) -> None:
-        """Remember a number as served, outside the vault."""
+        """Remember a number as served, outside the vault, with all that the ledger has reached."""
+        if self._marks is not None:
+            self._marks.advance(reached(self._vault))
         if self._served is not None:
             write_bytes(self._served, json.dumps({"served": number}).encode())
 
@@ -200,7 +254,9 @@ class VaultLoader:
         except VaultError:
             return {}
         facts = {key: manifest[key] for key in _SHOWN if key in manifest}
-        figures = manifest.get("figures", {})
+        facts["gates"] = [gate for gate in _list(facts.get("gates")) if isinstance(gate, dict)]
+        figures = manifest.get("figures")
+        figures = figures if isinstance(figures, dict) else {}
         return facts | {
             "accuracy": figures.get("clean_accuracy"),
             "robust": figures.get("robust_accuracy"),
@@ -221,8 +277,9 @@ class VaultLoader:
         found = verify_generation(
             self._vault, number, self._key, after=after, now=now, files=self._files
         )
-        code = bound_code(found.manifest)
-        return _Verified(found.weights, str(found.manifest["source"]), code, found.expires)
+        signed = found.manifest
+        source, marked = str(signed["source"]), bool(signed.get("marked"))
+        return _Verified(found.weights, source, bound_code(signed), found.expires, marked)
 
     def _verify_live(self, number: int) -> tuple[_Verified, RefusedError | None]:
         """Verify what is live. Its times are a warning alone: there is nothing better yet.
@@ -230,7 +287,7 @@ class VaultLoader:
         It was in time when it became live; since then it expired, or the clock was put back.
         """
         try:
-            return self._verify(number, number - 1, time.time()), None
+            return self._verify(number, number - 1, self.now()), None
         except RefusedError as error:
             if error.reason not in ("expired", "future"):
                 raise
@@ -240,11 +297,11 @@ class VaultLoader:
     def _build(self, number: int, verified: _Verified) -> Snapshot:
         try:
             state = unpack(verified.weights)
-        except CheckpointError as error:
+            with self._building:
+                model = build_model(self._blueprint.factory)
+            snapshot = build_snapshot(number, model, state, verified.expires, _ArrayInference)
+        except (CheckpointError, RuntimeError, *DAMAGE) as error:
             raise VaultError(f"generation {number} cannot be read: {error}") from error
-        with self._building:
-            model = build_model(self._blueprint.factory)
-        snapshot = build_snapshot(number, model, state, verified.expires, _ArrayInference)
         logits = snapshot.predict(np.zeros((1, *self.model.shape), self.model.dtype))
         if logits.shape != (1, self.model.classes):
             raise VaultError(f"generation {number} gives {logits.shape}, not (1, classes).")
@@ -272,12 +329,16 @@ class VaultLoader:
         if self._served is None or not self._served.exists():
             return 0
         try:
-            return int(json.loads(self._served.read_text("utf-8"))["served"])
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            return int(json.loads(read_plain(self._served, _MOST_SERVED, follow=True))["served"])
+        except (OSError, *DAMAGE) as error:
             raise VaultError(
                 f"{self._served} is not what `g2d serve` wrote ({error}): look why. Delete it only"
                 " if you are sure which generation was served last."
             ) from error
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 class _ArrayInference:

@@ -26,7 +26,7 @@ from g2d.core.platforms import Lines
 from g2d.core.search_path import child_environment, search_path
 from g2d.core.sources import Digests
 from g2d.core.types import Values
-from g2d.errors import CheckpointError, G2DError, GenerationError, UnavailableError, VaultError
+from g2d.errors import G2DError, GenerationError, UnavailableError
 from g2d.rotation.events import Alarm, Event, Refused, Tell, silent
 from g2d.service.http.events import Hurried, Rejected
 
@@ -308,7 +308,7 @@ def _obey(defence: Defence, order: Values, tell: Tell, failed: set[int]) -> int:
     kept = _kept(defence, int(order["after"]), tell, failed)
     if kept is not None:
         return kept
-    number = defence.vault.last_number() + 1
+    number = defence.vault.next_number()
     (made,) = defence.generate(
         activate=False, on_reject=lambda results: tell(_rejected(number, results))
     )
@@ -324,16 +324,16 @@ def _kept(defence: Defence, after: int, tell: Tell, failed: set[int]) -> int | N
     """
     exposed = defence.exposed()
     recent = defence.recent(exposed)
-    for number in sorted(set(range(after + 1, defence.vault.last_number() + 1)) - failed):
+    for number in sorted(set(defence.vault.numbers(after)) - failed):
         try:
             state = defence.generation(number).state
-        except UnavailableError:
+            results = defence.judge(state, recent, exposed)
+        except (UnavailableError, MemoryError):
             raise
-        except (VaultError, CheckpointError) as error:
+        except Exception as error:  # whatever somebody put there, the next one is made
             failed.add(number)
-            tell(Refused(generation=number, reason="unreadable", text=str(error)))
+            tell(Refused(generation=number, reason="unreadable", text=_words(error)))
             continue
-        results = defence.judge(state, recent, exposed)
         if all(result.passed for result in results):
             return number
         failed.add(number)

@@ -9,6 +9,7 @@ says `since`: digests leave it out at its default, so that older vaults go on. K
 from __future__ import annotations
 
 import dataclasses
+import stat
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 from g2d.errors import SettingsError
 from g2d.settings.fields import Checked, as_toml, build, free, one_of, stored, within
+
+_MOST = 1 << 24  # bytes of a settings file
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,16 @@ class SigningSettings(Checked):
 
 
 @dataclass(frozen=True)
+class VaultSettings(Checked):
+    """How much of what was is kept."""
+
+    keep: int = within(
+        1, 10**9, 1000, "generations that keep weights and attacks; older ones: digests alone",
+        since="0.2",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Settings(Checked):
     """All settings of one vault."""
 
@@ -222,6 +235,7 @@ class Settings(Checked):
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     gates: GateSettings = field(default_factory=GateSettings)
     signing: SigningSettings = field(default_factory=SigningSettings)
+    vault: VaultSettings = field(default_factory=VaultSettings)
 
     @property
     def source(self) -> str:
@@ -258,6 +272,9 @@ class Settings(Checked):
     def from_file(cls, path: Path, *, stored: bool = False) -> Settings:
         """Read settings from a TOML file: a person's, or the one that a vault keeps (`stored`)."""
         try:
+            about = path.stat()  # it is the user's own; what a vault keeps is read by the vault
+            if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST:
+                raise OSError(f"it is no plain file of at most {_MOST} bytes")
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from error
@@ -288,7 +305,7 @@ class Settings(Checked):
 def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsError(f"{where} is not valid TOML: {error}") from error
 
 
@@ -307,6 +324,7 @@ __all__ = [
     "Settings",
     "SigningSettings",
     "TaskSettings",
+    "VaultSettings",
     "build",
     "stored",
 ]

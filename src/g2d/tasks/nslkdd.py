@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import itertools
+import os
 import zlib
 from array import array
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from g2d.core.platforms import open_plain
 from g2d.errors import DataError
 from g2d.tasks.budget import Budget
 from g2d.tasks.splits import Split, Splits
@@ -40,6 +42,7 @@ SERVICES = tuple(_SERVICES.split())
 FLAGS = ("OTH", "REJ", "RSTO", "RSTOS0", "RSTR", "S0", "S1", "S2", "S3", "SF", "SH")
 CATEGORIES = (PROTOCOLS, SERVICES, FLAGS)
 """The categories of the training file; each group has one more column, for any that it lacks."""
+_MOST = 1 << 28  # bytes of a file unpacked; the larger one has 19 MB
 
 
 @dataclass(frozen=True)
@@ -221,8 +224,11 @@ def _read(folder: Path | str, name: str) -> tuple[Tensor, Tensor]:
             "folder that holds them"
         )
     try:
-        with gzip.open(path, "rt", encoding="ascii", newline="") as lines:
-            rows = list(csv.reader(lines))
+        with os.fdopen(open_plain(path, follow=True), "rb") as raw, gzip.open(raw) as packed:
+            text = packed.read(_MOST + 1).decode("ascii")
+        if len(text) > _MOST:  # a few bytes of a .gz unpack to any number
+            raise DataError(f"{path} holds more than {_MOST} bytes; fetch the file again")
+        rows = list(csv.reader(text.splitlines()))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}; fetch the file again") from error
     if not rows:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
+import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from g2d.core.files import read_plain
+from g2d.core.platforms import open_plain
 from g2d.errors import DataError
 from g2d.tasks.decoded import remembered
 from g2d.tasks.splits import FRACTIONS, Split, Splits, split_dataset, unit_scaled
@@ -27,6 +30,7 @@ CIFAR10_FRACTIONS = (0.7, 0.15, 0.15)
 MNIST_FRACTIONS = (42 / 60, 10 / 60, 8 / 60)
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_MOST, _MOST_IMAGE = 1 << 34, 1 << 28  # bytes of an idx file unpacked, of one image
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -163,7 +167,7 @@ def _read_idx(root: Path, stem: str, shape: tuple[int, ...]) -> tuple[Path, NDAr
             "(train and t10k, images and labels; plain or .gz). Point --data at their folder"
         )
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with os.fdopen(open_plain(path, follow=True), "rb") as raw, _unzipped(path, raw) as file:
             header = np.frombuffer(_exactly(path, file, 4 + 4 * ndim, "header"), dtype=">u4")
             magic, count, *found = (int(value) for value in header)
             if magic != 0x0800 + ndim:
@@ -178,7 +182,13 @@ def _read_idx(root: Path, stem: str, shape: tuple[int, ...]) -> tuple[Path, NDAr
     return path, np.frombuffer(bytearray(body), dtype=np.uint8).reshape(count, *shape)
 
 
+def _unzipped(path: Path, raw: BinaryIO) -> Any:
+    return gzip.open(raw) if path.suffix == ".gz" else raw
+
+
 def _exactly(path: Path, file: Any, size: int, what: str) -> bytes:
+    if size > _MOST:  # a few bytes of a .gz can claim, and unpack to, any number
+        raise DataError(f"{path}: its header claims {size} bytes of {what}; at most {_MOST}")
     try:
         data: bytes = file.read(size)
     except MemoryError:
@@ -239,7 +249,8 @@ def _decode_packed(path: Path) -> tuple[Tensor, Tensor]:
     """Decode packed JPEG files: images (N, 3, 32, 32) uint8 and labels (N,) int64."""
     try:
         # NumPy leaves a file that it opened itself open when the archive is broken.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        opened = os.fdopen(open_plain(path, follow=True), "rb")
+        with opened as raw, np.load(raw, allow_pickle=False) as file:
             blob, length, y = file["blob"], file["length"], file["y"]
     except KeyError as error:
         raise DataError(f"{path}: {error}; expected the arrays blob, length and y") from error
@@ -290,7 +301,11 @@ def _read_images(
                 f"{', '.join(_IMAGE_SUFFIXES)}. Remove the folder if it is not a class"
             )
         for path in paths:
-            pixels = _decode(path, str(path), _IMAGE_FORMATS, shape)
+            try:
+                source = io.BytesIO(read_plain(path, _MOST_IMAGE, follow=True))
+            except OSError as error:
+                raise DataError(f"{path} is not a readable image: {error}") from error
+            pixels = _decode(source, str(path), _IMAGE_FORMATS, shape)
             if images and pixels.shape != images[0].shape:
                 raise DataError(
                     f"{path} is {pixels.shape[:2]} pixels, the images before it are "

@@ -1,8 +1,8 @@
-"""What the vault asks of the disk: files written whole, one writer's lock, the SQLite ledger.
+"""What the vault asks of the disk: one writer's lock, the SQLite ledger, files read by digest.
 
-Which entries and generations these hold is decided in `vault`. A file is written under another
-name, synced and renamed; a connection syncs every commit; a folder that cannot be written can still
-be read. What the system refuses becomes one line that says what to do. Knows no torch.
+Which entries and generations these hold is decided in `vault`, how files are placed in `placing`. A
+connection syncs every commit; a folder that cannot be written can still be read. No link is
+followed. What the system refuses becomes one line that says what to do. Knows no torch.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import hashlib
 import os
 import secrets
 import sqlite3
+import stat
+import time
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from shutil import disk_usage
 
-from g2d.core.files import replace_file
-from g2d.core.platforms import LOCK_FALLBACK, FileLock, open_flags, sync_folder
+from g2d.core.files import fill_file, read_plain, replace_file
+from g2d.core.folders import PRIVATE
+from g2d.core.platforms import LOCK_FALLBACK, FileLock, open_flags, open_plain, sync_folder
 from g2d.errors import UnavailableError, VaultError
+from g2d.vault.plain import is_folder, is_open_to_sqlite
 
 FORMAT = 1
 """Version of the folder layout and the ledger's tables (`PRAGMA user_version`)."""
@@ -30,9 +34,11 @@ _APPLICATION = 0x67326400  # "g2d\0": tells a ledger from any other SQLite file
 LEDGER, SETTINGS, TEMP = "ledger.sqlite", "task.toml", ".tmp-"
 SUBFOLDERS = ("early", "population", "generations")
 LOCK = "vault.lock"
-_UNFINISHED = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, TEMP + SETTINGS, *SUBFOLDERS} | {
-    LEDGER + end for end in ("", "-wal", "-shm", "-journal")
-}
+LEDGERS = tuple(LEDGER + end for end in ("", "-wal", "-shm", "-journal"))
+"""What sqlite opens."""
+_UNFINISHED = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, TEMP + SETTINGS, *SUBFOLDERS, *LEDGERS}
+_MOST = 1 << 32  # bytes of a file of tensors
+_AT_ONCE = 1 << 26  # bytes of a file that is read before its digest is known
 _TABLES = (
     "CREATE TABLE entries (kind TEXT, position INTEGER, version INTEGER, files TEXT, info TEXT,"
     " created REAL, PRIMARY KEY (kind, position))",
@@ -47,11 +53,13 @@ _IDENTITY = (
     "CREATE TABLE IF NOT EXISTS identity (id TEXT)",
     "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT * FROM identity)",
 )
+_MARKED = "CREATE TABLE IF NOT EXISTS marked (created REAL, first INTEGER, last INTEGER)"
 PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 """What may be over in a moment, and says nothing about the file."""
 _FULL = "the disk is full. Free some space and try again; what was accepted is safe."
 _DENIED = "no access, or read-only. Give this user access, or use a copy in a folder of yours."
 _CORRUPT = "the ledger is corrupt. Restore the vault from a backup."
+_LINKED = "a link, or no plain file or folder, lies there. Look who put it there, and remove it."
 _OTHERWISE = "check the disk and try again; what was accepted is safe."
 _ADVICE: dict[object, str] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, f"sqlite {sqlite3.SQLITE_FULL}"), _FULL),
@@ -62,6 +70,7 @@ _ADVICE: dict[object, str] = {
     **dict.fromkeys(
         (f"sqlite {sqlite3.SQLITE_CORRUPT}", f"sqlite {sqlite3.SQLITE_NOTADB}"), _CORRUPT
     ),
+    **dict.fromkeys((errno.ELOOP, errno.ENOTDIR), _LINKED),
     f"sqlite {sqlite3.SQLITE_BUSY}": "another process holds the ledger. Try again.",
 }
 _LOCKS: weakref.WeakSet[FileIO] = weakref.WeakSet()
@@ -75,7 +84,10 @@ def sha256(data: bytes) -> str:
 def read_file(path: Path, digest: str, advice: str) -> bytes:
     """Return a file's bytes once their SHA-256 equals `digest`; `advice` is what else to do."""
     try:
-        data = path.read_bytes()
+        # A file that somebody made large is hashed in parts before there is room for it.
+        data = read_plain(path, _MOST) if path.lstat().st_size <= _AT_ONCE else b""
+        if not data and hash_of(path, _MOST) == digest:
+            data = read_plain(path, _MOST)
     except FileNotFoundError as error:
         raise VaultError(f"{path} is missing: restore it from a backup, or {advice}.") from error
     except OSError as error:
@@ -87,6 +99,17 @@ def read_file(path: Path, digest: str, advice: str) -> bytes:
             f" or {advice}."
         )
     return data
+
+
+def hash_of(path: Path, most: int) -> str:
+    """Return the SHA-256 of a plain file of at most `most` bytes, without room for all of it."""
+    found, handle = hashlib.sha256(), open_plain(path)
+    with os.fdopen(handle, "rb", 0) as file:
+        if os.fstat(handle).st_size > most:
+            raise OSError(errno.EFBIG, f"it is larger than {most} bytes", str(path))
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -107,10 +130,13 @@ class _LockFile(FileIO):
 
 def take_lock(path: Path) -> FileIO:
     """Take the writer's lock; a second `Vault` of this process is refused too."""
-    flags = os.O_RDWR | os.O_CREAT | open_flags("O_CLOEXEC")
+    flags = os.O_RDWR | os.O_CREAT | open_flags("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")
     with ExitStack() as undo:
-        descriptor = os.open(path / LOCK, flags, 0o666)
+        if not is_open_to_sqlite(path / LOCK):  # said where a system has no O_NOFOLLOW, too
+            raise OSError(errno.ELOOP, "it is a link, or no plain file", str(path / LOCK))
+        descriptor = os.open(path / LOCK, flags, 0o600)
         file = undo.enter_context(_LockFile(descriptor, "r+"))
+        _check_own(path / LOCK, os.fstat(descriptor))  # before its start is written
         try:
             file.held = FileLock(descriptor, path / LOCK)
         except BlockingIOError as error:
@@ -123,6 +149,14 @@ def take_lock(path: Path) -> FileIO:
         undo.pop_all()
     _LOCKS.add(file)
     return file
+
+
+def _check_own(path: Path, about: os.stat_result) -> None:
+    """Refuse to write into a file that has another name elsewhere, or is none."""
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.ELOOP, "it is no plain file", str(path))
+    if about.st_nlink > 1:
+        raise OSError(errno.ELOOP, "it is a file with a second name elsewhere", str(path))
 
 
 def _release_in_child() -> None:
@@ -144,6 +178,14 @@ class Frozen(sqlite3.Connection):
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Open the ledger with sqlite's `mode`: rwc, rw, ro, or ro&immutable=1 (frozen)."""
+    for name in LEDGERS:  # sqlite follows links and waits for pipes
+        if not is_open_to_sqlite(path / name):
+            raise OSError(errno.ELOOP, "it is a link, or no plain file", str(path / name))
+        if mode in ("rw", "rwc") and os.path.lexists(path / name):
+            with suppress(FileNotFoundError):  # a reader made it, and it has gone since
+                _check_own(path / name, os.lstat(path / name))
+    if mode == "rwc" and not os.path.lexists(path / LEDGER):
+        fill_file(path / LEDGER, b"", 0o600)  # what lies beside it gets its permissions
     uri, kind = (path / LEDGER).as_uri(), Frozen if "immutable" in mode else sqlite3.Connection
     ledger = sqlite3.connect(
         f"{uri}?mode={mode}", 10, 0, None, check_same_thread=False, factory=kind, uri=True
@@ -172,7 +214,10 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 def is_vacant(path: Path) -> bool:
     """Whether a folder is empty, or holds only what a killed `create` may have left."""
     inside = {item.name for item in path.iterdir()} if path.is_dir() else {"a file"}
-    deeper = any(any((path / name).iterdir()) for name in inside.intersection(SUBFOLDERS))
+    deeper = any(
+        not is_folder(path / name) or any((path / name).iterdir())
+        for name in inside.intersection(SUBFOLDERS)
+    )
     return not inside or (LOCK in inside and inside <= _UNFINISHED and not deeper)
 
 
@@ -183,13 +228,14 @@ def make_ledger(path: Path, settings_toml: str) -> sqlite3.Connection:
         if ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise VaultError(f"{path} is a vault already. Open it, or name another folder.")
         for folder in SUBFOLDERS:
-            (path / folder).mkdir(exist_ok=True)
+            (path / folder).mkdir(PRIVATE, exist_ok=True)
         write_file(path / SETTINGS, settings_toml.encode())
         ledger.execute("PRAGMA journal_mode = WAL")
         ledger.execute("BEGIN IMMEDIATE")
         for statement in _TABLES:
             ledger.execute(statement)
         _add_identity(ledger)
+        ledger.execute(_MARKED)
         ledger.execute("COMMIT")
         sync_folder(path.parent)
     except BaseException:
@@ -204,6 +250,24 @@ def give_identity(ledger: sqlite3.Connection) -> None:
         ledger.execute("BEGIN IMMEDIATE")
         _add_identity(ledger)
         ledger.execute("COMMIT")
+
+
+def note_mark(ledger: sqlite3.Connection, first: int, last: int) -> None:
+    """Note that there is a mark outside; and, once, numbers `first` to `last` that were given up.
+
+    They had been issued when an older copy of the vault was accepted, and are not issued again.
+    """
+    known = ledger.execute("SELECT 1 FROM sqlite_master WHERE name = 'marked'").fetchall()
+    gap = first <= last
+    if known and gap:
+        gap = not ledger.execute("SELECT 1 FROM marked WHERE last >= ?", (last,)).fetchall()
+    if known and not gap:
+        return
+    ledger.execute("BEGIN IMMEDIATE")
+    ledger.execute(_MARKED)
+    if gap:
+        ledger.execute("INSERT INTO marked VALUES (?, ?, ?)", (time.time(), first, last))
+    ledger.execute("COMMIT")
 
 
 def _add_identity(ledger: sqlite3.Connection) -> None:

@@ -1,48 +1,16 @@
-"""Reading what somebody else may have put there: plain files alone, no link, never without a bound.
+"""What lies in a vault's folder before it is touched: folders and files, and never links.
 
-Knows no torch.
+What is read there is read by `core.files.read_plain`. Knows no torch.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import stat
 from pathlib import Path
 
-from g2d.core.platforms import open_plain
+from g2d.core.files import MOST_TEXT, read_plain, read_text
 
 __all__ = ["MOST_TEXT", "is_folder", "is_open_to_sqlite", "read_plain", "read_text"]
-
-MOST_TEXT = 1 << 24
-"""Bytes of settings, of a manifest or of a signature."""
-
-
-def read_plain(path: Path, most: int) -> bytes:
-    """Read a plain file of at most `most` bytes.
-
-    Raises:
-        OSError: it cannot be read, is larger, or grows; a link (`ELOOP`), a pipe or a device is.
-    """
-    handle = open_plain(path)
-    with os.fdopen(handle, "rb") as file:
-        about = os.fstat(handle)
-        if about.st_size > most:
-            raise OSError(errno.EFBIG, f"it is larger than {most} bytes", str(path))
-        data = file.read(about.st_size + 1)  # room is taken for what is there, not for `most`
-    if len(data) > about.st_size:
-        raise OSError(errno.EAGAIN, "it grew while it was read", str(path))
-    return data
-
-
-def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    r"""Read a plain file of UTF-8 text, its lines ended by "\n" as `Path.read_text` gives them.
-
-    Raises:
-        OSError: as `read_plain`.
-        UnicodeDecodeError: it is something else.
-    """
-    return read_plain(path, most).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def is_folder(path: Path) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from g2d.errors import VaultError, nearest
 from g2d.vault.ledger import sha256
@@ -31,7 +31,16 @@ OURS = re.compile(
 TOO_DEEP = "it is nested too deeply"
 """Why JSON or TOML cannot be read whose brackets would exhaust the reader's stack."""
 
+LARGEST = 1 << 53
+"""The highest number that a generation can have; a row with another one is damaged."""
+
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What comes of reading values that somebody else wrote, whatever they are."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -123,9 +132,24 @@ def checked_moment(value: Any) -> float:
 def checked_generation(number: Any, files: Any, manifest: Any, created: Any) -> GenerationRecord:
     """Make a generation's record of a row; ValueError: it cannot be one."""
     digests = _checked_digests(files)
-    if type(number) is not int or number < 1 or "weights" not in digests:
+    if type(number) is not int or not 1 <= number <= LARGEST or "weights" not in digests:
         raise ValueError("a generation has a number from 1 on, and weights")
     return GenerationRecord(number, digests, checked_object(manifest), checked_moment(created))
+
+
+def sound_rows(
+    make: Callable[..., T], rows: Sequence[Sequence[Any]], what: str, damaged: Callable[[str], None]
+) -> list[T]:
+    """Make something of each row; `damaged` is told of those of which nothing can be made."""
+    found = []
+    for row in rows:
+        try:
+            found.append(make(*row))
+        except DAMAGE as error:
+            name = f"{what} {row[0]}" if type(row[0]) is int else what
+            why = TOO_DEEP if isinstance(error, RecursionError) else " ".join(str(error).split())
+            damaged(f"the ledger's row of {name} is damaged ({why[:200]})")
+    return found
 
 
 def digests_of(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -86,6 +86,7 @@ def sign_generation(
         "source": _source(vault),
         "sizes": {name: len(data) for name, data in files.items()},
         "expires": time.time() + lifetime * _DAY,
+        "marked": vault.marked,
     }
     full = {**manifest, **bound}
     if missing := _FIELDS.keys() - full.keys() - {"number", "files", "created"}:

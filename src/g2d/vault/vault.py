@@ -9,7 +9,6 @@ How files and rows reach the disk is in `ledger`.
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import threading
 import time
@@ -17,19 +16,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from shutil import rmtree
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from g2d.core.files import fill_file
-from g2d.core.platforms import sync_folder
+from g2d.core.folders import PRIVATE
 from g2d.errors import VaultError
+from g2d.vault.confirmed import confirm_key, key_named
 from g2d.vault.ledger import (
     FORMAT,
     LEDGER,
     SETTINGS,
-    SUBFOLDERS,
-    TEMP,
-    Frozen,
     check_ledger,
     connect,
     connect_reader,
@@ -37,40 +32,44 @@ from g2d.vault.ledger import (
     give_identity,
     is_vacant,
     make_ledger,
-    read_file,
-    sha256,
     take_lock,
-    write_file,
 )
+from g2d.vault.placing import check_private, place, remove_weights, tidy, write
 from g2d.vault.plain import read_text
+from g2d.vault.reading import VaultReader
 from g2d.vault.records import (
     FOLDERS,
-    OURS,
     SIGNATURE,
     Entry,
     GenerationRecord,
-    digest_of,
     digests_of,
     entry_file,
     generation_folder,
     to_json,
 )
+from g2d.vault.rollback import Watermark
 
 __all__ = ["FORMAT", "SIGNATURE", "Entry", "GenerationRecord", "Vault"]
 
 
-class Vault:
+class Vault(VaultReader):
     """The folder of one defended task: one writer at a time, any number of readers.
 
     Use `Vault.create` or `Vault.open`, as a context manager or with `close()`. Methods may be
     called from several threads. Every failure is a `VaultError`, and leaves what was accepted.
+    What a writer reaches is marked outside the vault (`mark`), and a vault behind its mark is not
+    opened for writing.
     """
+
+    remembered: ClassVar[bool] = True
+    """Whether what vaults of this class reach is marked."""
 
     def __init__(self, path: Path, ledger: sqlite3.Connection, lock: FileIO | None) -> None:
         self.path = path
         self._ledger = ledger
         self._lock = lock
         self._mutex = threading.RLock()
+        self._mark = Watermark()
 
     @classmethod
     def create(cls, path: Path | str, settings_toml: str) -> Vault:
@@ -81,10 +80,18 @@ class Vault:
                 raise VaultError(
                     f"{path} is not an empty folder. Name one that is absent or empty."
                 )
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(PRIVATE, parents=True, exist_ok=True)
+            there = key_named(read_text(path / SETTINGS)) if (path / SETTINGS).exists() else ""
+            path.chmod(PRIVATE)  # it may have been there
             with ExitStack() as undo:
                 lock = undo.enter_context(take_lock(path))
                 vault = cls(path, make_ledger(path, settings_toml), lock)
+                undo.callback(vault.close)
+                key = key_named(settings_toml)
+                if cls.remembered:
+                    vault._mark.begin(vault)
+                if cls.remembered and key and key != there:  # what lay there is no word of ours
+                    confirm_key(vault.identity, key)
                 undo.pop_all()
             return vault
 
@@ -93,7 +100,8 @@ class Vault:
         """Open a vault; `write=True` takes the writer's lock and removes what a kill left behind.
 
         Raises:
-            VaultError: the folder is absent, not a vault, of a newer format, corrupt, or locked.
+            VaultError: the folder is absent, not a vault, of a newer format, corrupt, or locked; to
+                write: open to others (the command that closes it is told), or behind its mark.
         """
         path = Path(path).absolute()
         with explained(path, "written" if write else "read"):
@@ -101,6 +109,8 @@ class Vault:
                 raise VaultError(f"there is no vault at {path}: no such folder. Check the path.")
             if not (path / LEDGER).is_file():
                 raise VaultError(f"{path} is not a vault: it holds no {LEDGER}. Check the path.")
+            if write:
+                check_private(path)
             with ExitStack() as undo:
                 lock = undo.enter_context(take_lock(path)) if write else None
                 ledger = connect(path, "rw") if write else connect_reader(path)
@@ -108,6 +118,8 @@ class Vault:
                 check_ledger(path, ledger)
                 vault = cls(path, ledger, lock)
                 if write:
+                    if cls.remembered:
+                        vault._mark.take_up(vault, ledger)
                     give_identity(ledger)
                     vault._tidy()
                 undo.pop_all()
@@ -116,6 +128,8 @@ class Vault:
     def close(self) -> None:
         """Close the ledger and let the next writer in."""
         with self._mutex:
+            if self._lock is not None:
+                self._checkpoint()  # beside a service that reads, the last to close is not us
             self._ledger.close()
             if self._lock is not None:
                 self._lock.close()
@@ -126,25 +140,15 @@ class Vault:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def settings_text(self) -> str:
-        """The text of task.toml, a plain file: what lies behind a link is not the vault's."""
-        try:
-            with explained(self.path, "read"):
-                return read_text(self.path / SETTINGS)
-        except UnicodeDecodeError as error:
-            raise VaultError(f"{self.path / SETTINGS} is not UTF-8 text: {error}") from error
-
-    @property
-    def identity(self) -> str:
-        """Random id made with the vault, 32 digits; "" in an old one not yet opened for writing."""
-        known = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'identity'")
-        return str(self._rows("SELECT id FROM identity")[0][0]) if known else ""
-
     def write_settings(self, text: str) -> None:
-        """Replace task.toml."""
+        """Replace task.toml; a key that it names now, and did not before, was meant by the user."""
+        new, old = key_named(text), ""
+        with suppress(VaultError):
+            old = key_named(self.settings_text)
         with self._writing():
-            write_file(self.path / SETTINGS, text.encode())
+            write(self.path, self.path / SETTINGS, text.encode())
+        if new and new != old and self.remembered:
+            confirm_key(self.identity, new)
 
     def put(
         self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]
@@ -164,36 +168,12 @@ class Vault:
             version = old.version + 1 if old else 1
             entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
             for name, data in files.items():
-                write_file(entry_file(self.path, entry, name), data)
+                write(self.path, entry_file(self.path, entry, name), data)
             row = (kind, index, version, to_json(digests, "files"), notes, entry.created)
             self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
         if old:
             self._try_tidy()
         return entry
-
-    def entries(self, kind: str) -> list[Entry]:
-        """Return all entries of a kind, sorted by index."""
-        return self._entries("WHERE kind = ? ORDER BY position", kind)
-
-    def entry(self, kind: str, index: int = 0) -> Entry | None:
-        """Return one entry, or None."""
-        found = self._entries("WHERE kind = ? AND position = ?", kind, index)
-        return found[0] if found else None
-
-    def read(self, entry: Entry, name: str = "weights") -> bytes:
-        """Return a file's bytes once their SHA-256 equals the entry's digest."""
-        what = f"{entry.kind} {entry.index}"
-        digest = digest_of(entry.files, name, what)
-        try:
-            return read_file(
-                entry_file(self.path, entry, name), digest, "run `g2d fit` to make it again"
-            )
-        except VaultError:
-            if self.entry(entry.kind, entry.index) != entry:
-                raise VaultError(
-                    f"{what} was replaced or deleted meanwhile: list it again."
-                ) from None
-            raise
 
     def delete(self, kind: str) -> None:
         """Drop all entries of a kind: rows first, files after."""
@@ -210,9 +190,10 @@ class Vault:
     ) -> GenerationRecord:
         """Keep a candidate as the next generation and, if `activate`, expose it in the same commit.
 
-        number = highest ever issued + 1. `files` must hold "weights"; the vault itself adds
-        "number", "files" (digests) and "created" to the manifest, which must be strict JSON. What
-        `sign` makes of the bytes of manifest.json is placed beside it before the row is committed.
+        number = highest ever issued + 1, by the ledger and by the mark. `files` must hold
+        "weights"; the vault itself adds "number", "files" (digests) and "created" to the manifest,
+        which must be strict JSON. What `sign` makes of the bytes of manifest.json is placed beside
+        it before the row is committed.
         """
         digests = digests_of(files)
         if "weights" not in files or "manifest" in files:
@@ -224,7 +205,7 @@ class Vault:
                 f"the vault writes {sorted(taken)} into the manifest itself: leave them out."
             )
         with self._writing():
-            number = 1 + (self._rows("SELECT max(number) FROM generations")[0][0] or 0)
+            number = self.next_number()
             created = time.time()
             full = {**manifest, "number": number, "files": digests, "created": created}
             text = to_json(full, "manifest", allow_nan=False, indent=2)
@@ -232,55 +213,17 @@ class Vault:
             contents["manifest.json"] = text.encode()
             if sign:
                 contents[SIGNATURE] = sign(contents["manifest.json"])
-            self._place(number, contents)
+            place(self.path, number, contents)
             row = (number, to_json(digests, "files"), text, created)
             self._ledger.execute("INSERT INTO generations VALUES (?, ?, ?, ?)", row)
             if activate:
                 self._expose(number)
+        self._advance()
         return GenerationRecord(number, digests, json.loads(text), created)
 
-    def generations(self) -> list[GenerationRecord]:
-        """Return every accepted generation, sorted by number."""
-        rows = self._rows("SELECT * FROM generations ORDER BY number")
-        return [
-            GenerationRecord(n, json.loads(f), json.loads(m), created) for n, f, m, created in rows
-        ]
-
-    def last_number(self) -> int:
-        """Return the highest number ever issued, 0 before the first generation."""
-        number: int = self._rows("SELECT max(number) FROM generations")[0][0] or 0
-        return number
-
-    def generation(self, number: int) -> GenerationRecord:
-        """Return one generation; a number that was never accepted is a `VaultError`."""
-        rows = self._rows("SELECT * FROM generations WHERE number = ?", number)
-        if not rows:
-            last = self._rows("SELECT max(number) FROM generations")[0][0]
-            raise VaultError(f"{self.path} has no generation {number}; its last one is {last}.")
-        try:
-            return GenerationRecord(
-                number, json.loads(rows[0][1]), json.loads(rows[0][2]), rows[0][3]
-            )
-        except (ValueError, TypeError, RecursionError) as error:
-            raise VaultError(
-                f"{self.path}: the ledger's row of generation {number} is damaged ({error});"
-                " restore the vault from a backup, or make the next one with `g2d generate`."
-            ) from error
-
-    def read_generation(self, number: int, name: str = "weights") -> bytes:
-        """Return a generation's file once its SHA-256 is right; "manifest" is manifest.json."""
-        folder = generation_folder(self.path, number)
-        advice = "make the next one with `g2d generate`"
-        if name == "manifest":
-            rows = self._rows("SELECT manifest FROM generations WHERE number = ?", number)
-            if rows:
-                return read_file(folder / "manifest.json", sha256(rows[0][0].encode()), advice)
-        digest = digest_of(self.generation(number).files, name, f"generation {number}")
-        return read_file(folder / f"{name}.safetensors", digest, advice)
-
-    def generation_file(self, number: int, name: str = "weights") -> Path:
-        """Return where a generation's file lies; what is read from there must be verified."""
-        return generation_folder(self.path, number) / f"{name}.safetensors"
+    def next_number(self) -> int:
+        """Return the number that the next generation gets: higher than any before, kept or not."""
+        return 1 + max(self.last_number(), self._mark.issued)
 
     def activate(self, number: int) -> None:
         """Append a generation to the exposure log; the live one again changes nothing.
@@ -291,31 +234,45 @@ class Vault:
         with self._writing():
             self.generation(number)
             self._expose(number)
+        self._advance()
 
-    def live(self) -> int | None:
-        """Return the number of the live generation, None before the first."""
-        number: int | None = self._rows("SELECT max(number) FROM exposures")[0][0]
-        return number
+    def retire_old(self, keep: int, needed: int) -> int:
+        """Give up weights and attacks of all but the newest `keep` generations; 0: of none.
 
-    def begun(self) -> bool:
-        """Whether there is anything to lose: trained, generated, or handed in as the base."""
-        kinds = ("base", "early", "member", "generator")
-        return any(self.entries(kind) for kind in kinds) or self.last_number() > 0
+        Rows, manifests and signatures stay. The last `needed` exposed generations, the live one
+        among them, keep theirs all the same, and so does whatever was never exposed since.
 
-    def exposures(self, last: int = -1) -> list[int]:
-        """Return the numbers that have been live in order of first exposure, or the `last` ones."""
-        query = "SELECT number FROM exposures ORDER BY number DESC LIMIT ?"
-        return [row[0] for row in self._rows(query, last)][::-1]
+        Returns:
+            The highest number that is retired.
+        """
+        kept = self.exposures(max(1, needed))
+        through = min(self.last_number() - keep, kept[0] - 1 if kept else 0)
+        if through > self.retired:
+            with self._writing():
+                self._ledger.execute(
+                    "CREATE TABLE IF NOT EXISTS retired (through INTEGER, removed INTEGER)"
+                )
+                self._ledger.execute("INSERT INTO retired VALUES (?, 0)", (through,))
+        self._remove_retired()
+        return self.retired
+
+    def _remove_retired(self) -> None:
+        """Remove the files of what is retired, also where a kill came between."""
+        through = self.retired
+        done = self._rows("SELECT max(removed) FROM retired")[0][0] or 0 if through else 0
+        if isinstance(done, int) and done < through and (through < (self.live() or 0)):
+            numbers = [number for number in self.numbers(done) if number <= through]
+            with explained(self.path, "written"):
+                remove_weights(self.path, numbers, ("manifest.json", SIGNATURE))
+            with self._writing():
+                self._ledger.execute("DELETE FROM retired")
+                self._ledger.execute("INSERT INTO retired VALUES (?, ?)", (through, through))
 
     def reject(self, info: Mapping[str, Any]) -> None:
         """Log one rejected candidate with its reasons."""
         row = (to_json(info, "info"), time.time())
         with self._writing():
             self._ledger.execute("INSERT INTO rejections (info, created) VALUES (?, ?)", row)
-
-    def rejections(self) -> list[dict[str, Any]]:
-        """Return what every `reject` was given, in order."""
-        return [json.loads(r[0]) for r in self._rows("SELECT info FROM rejections ORDER BY id")]
 
     def _expose(self, number: int) -> None:
         live = self.live()
@@ -327,30 +284,15 @@ class Vault:
         row = (number, time.time())
         self._ledger.execute("INSERT OR IGNORE INTO exposures VALUES (?, ?)", row)
 
-    def _place(self, number: int, contents: Mapping[str, bytes]) -> None:
-        target = generation_folder(self.path, number)
-        staged = target.with_name(TEMP + target.name)
-        for leftover in (staged, target):  # neither has a row: `number` is not issued yet
-            if leftover.exists():
-                rmtree(leftover)
-        staged.mkdir(parents=True)
-        for name, data in contents.items():
-            fill_file(staged / name, data)
-        sync_folder(staged)
-        staged.rename(target)
-        sync_folder(target.parent)
+    def _advance(self) -> None:
+        """Mark what was reached, once it is on the medium whole: a copy of the ledger has it."""
+        with self._mutex:
+            self._checkpoint()
+            self._mark.advance(self)
 
-    def _entries(self, where: str, *values: object) -> list[Entry]:
-        rows = self._rows(f"SELECT * FROM entries {where}", *values)  # noqa: S608 (our own texts)
-        return [Entry(k, i, json.loads(f), json.loads(n), t, v) for k, i, v, f, n, t in rows]
-
-    def _rows(self, query: str, *values: object) -> list[Any]:
-        with self._mutex, explained(self.path, "read"):
-            if isinstance(self._ledger, Frozen) and not self._ledger.in_transaction:
-                # It never shows changes: take a fresh one (`in_transaction` raises if closed).
-                self._ledger.close()
-                self._ledger = connect_reader(self.path)
-            return self._ledger.execute(query, values).fetchall()
+    def _checkpoint(self) -> None:
+        with suppress(sqlite3.Error):  # a reader is in the way: the next commit does it
+            self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -371,21 +313,13 @@ class Vault:
 
     def _tidy(self) -> None:
         """Make the folders; remove temporary files and whatever of ours has no row."""
-        known = {entry_file(self.path, e, name) for e in self._entries("") for name in e.files}
-        known |= {
-            generation_folder(self.path, n) for (n,) in self._rows("SELECT number FROM generations")
-        }
-        for folder in ("", *SUBFOLDERS):
-            (self.path / folder).mkdir(exist_ok=True)
-            pattern = re.compile(r"\d{6,}") if folder == "generations" else OURS
-            for path in (self.path / folder).iterdir():
-                if path.name.startswith(TEMP) or (
-                    pattern.fullmatch(path.name) and path not in known
-                ):
-                    rmtree(path) if path.is_dir() else path.unlink()
-        sync_folder(self.path)
-        with suppress(sqlite3.Error):  # a log that a full disk stopped gives its room back
-            self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        damaged: list[str] = []  # what lies there of a row that cannot be read is no leftover
+        entries = self._entries("", damaged=damaged.append)
+        known = {entry_file(self.path, entry, name) for entry in entries for name in entry.files}
+        known |= {generation_folder(self.path, number) for number in self.numbers()}
+        tidy(self.path, known, self._mark.issued, entries=not damaged)
+        self._remove_retired()
+        self._checkpoint()  # a log that a full disk stopped gives its room back
 
     def _try_tidy(self) -> None:
         with suppress(OSError, VaultError), self._mutex:  # else the next writer does it

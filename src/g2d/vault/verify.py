@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +21,9 @@ from g2d.errors import G2DError, VaultError
 from g2d.settings import Settings
 from g2d.vault import tensors
 from g2d.vault.keys import VerifyKey, read_public
-from g2d.vault.ledger import (
-    LEDGER,
-    LOCK,
-    SETTINGS,
-    SUBFOLDERS,
-    NewerFormatError,
-    check_ledger,
-    connect_reader,
-    explained,
-    sha256,
-)
+from g2d.vault.ledger import LEDGER, LEDGERS, LOCK, SETTINGS, SUBFOLDERS, NewerFormatError, sha256
+from g2d.vault.ledger_rows import Rows, gap_text, read_rows
+from g2d.vault.mark import FileMark
 from g2d.vault.plain import MOST_TEXT, is_folder, is_open_to_sqlite, read_plain, read_text
 from g2d.vault.records import (
     SIGNATURE,
@@ -45,6 +37,7 @@ from g2d.vault.records import (
     entry_file,
     generation_folder,
 )
+from g2d.vault.rollback import judge
 from g2d.vault.signing import verify_generation
 from g2d.vault.vault import Vault
 
@@ -57,8 +50,7 @@ Kind = Literal[
 
 _MOST = 1 << 32  # bytes of a file
 _LOOKS = 3  # times that a vault is looked at whose entries are being replaced
-_LEDGERS = tuple(LEDGER + end for end in ("", "-wal", "-shm", "-journal"))  # sqlite opens these
-_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, *_LEDGERS}
+_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, *LEDGERS}
 _COMPANIONS = {"redteam"}  # what `g2d attack` keeps beside, with digests of its own
 _SIGNATURE_SIZE = 64
 
@@ -73,17 +65,6 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The ledger as it was at one moment; the values are whatever somebody wrote there."""
-
-    entries: list[Any]
-    generations: list[Any]
-    exposures: list[Any]
-    rejections: list[Any]
-    damage: list[str]
 
 
 def verify(
@@ -104,14 +85,14 @@ def verify(
     trusted = read_public(key) if isinstance(key, Path | str) else key
     if not os.path.lexists(path / LEDGER):
         Vault.open(path).close()  # says what is there in its place
-    if odd := [name for name in _LEDGERS if not is_open_to_sqlite(path / name)]:
+    if odd := [name for name in LEDGERS if not is_open_to_sqlite(path / name)]:
         return [Problem("ledger", name, "it is a link, or no plain file") for name in odd]
     found: list[Problem] = []
     for _ in range(_LOOKS):
         try:
-            look = _Look(path, _read_rows(path), trusted)
+            look = _Look(path, read_rows(path), trusted)
             before, found = look.files(), look.all(patience)
-            gone = before - _Look(path, _read_rows(path), None).files() if found else None
+            gone = before - _Look(path, read_rows(path), None).files() if found else None
         except NewerFormatError:
             raise
         except VaultError as error:
@@ -125,7 +106,7 @@ def verify(
 class _Look:
     """One pass over a vault, by the rows that the ledger had when it began."""
 
-    def __init__(self, path: Path, rows: _Rows, key: VerifyKey | None) -> None:
+    def __init__(self, path: Path, rows: Rows, key: VerifyKey | None) -> None:
         self.path, self.rows, self.key = path, rows, key
         self.texts: dict[Any, str] = {row[0]: row[2] for row in rows.generations}
         self.found: list[Problem] = []
@@ -186,18 +167,21 @@ class _Look:
                 checked_object(info), checked_moment(created)
 
     def _numbers(self, sound: set[int]) -> None:
-        """Numbers rise by one, and what has been exposed is there."""
+        """Numbers rise by one, what has been exposed is there, and nothing is behind the mark."""
         there = {row[0] for row in self.rows.generations}
-        before, last = 0, max(sound, default=0)
-        for number in sorted(n for n in there if type(n) is int and 1 <= n <= last):
-            if number > before + 1:  # a range: one row can claim any number
-                self._tell("number", LEDGER, _gap(before + 1, number - 1))
-            before = number
+        for first, last in self.rows.gaps(sound):
+            self._tell("number", LEDGER, gap_text(first, last))
         for number, created in self.rows.exposures:
             if number not in there:
                 self._tell("exposure", LEDGER, f"generation {number} was live and has no row")
             with self._told_row(f"exposure {number}"):
                 checked_moment(created)
+        if self.rows.retired >= self.rows.live > 0:
+            self._tell("number", LEDGER, f"generation {self.rows.live} is live and retired")
+        with Vault.open(self.path) as vault, self._told(self.path / LEDGER, "number"):
+            marks = FileMark(self.path, vault.identity)
+            if marks.read() is not None:  # where there is none, nothing is known
+                judge(vault, marks)
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -235,7 +219,10 @@ class _Look:
         if folder.parent in self.closed or not self._is_folder(folder, needed=True):
             return False
         for name, digest in made.files.items():
-            self.known.add(folder / f"{name}.safetensors")
+            path = folder / f"{name}.safetensors"
+            self.known.add(path)
+            if made.number <= self.rows.retired and not os.path.lexists(path):
+                continue  # its weights and attacks were given up
             self._file(folder / f"{name}.safetensors", digest, name == "weights")
         self._manifest(folder / "manifest.json", made)
         signature = folder / SIGNATURE
@@ -251,7 +238,7 @@ class _Look:
 
         The past was signed for the settings of its own time, which may have changed since.
         """
-        live = max((n for n, _ in self.rows.exposures if type(n) is int), default=0)
+        live = self.rows.live
         told = any(problem.where == SETTINGS for problem in self.found)
         with Vault.open(self.path) as vault:
             for made in generations:
@@ -263,6 +250,7 @@ class _Look:
                         key,
                         after=made.number - 1,
                         now=made.created,  # one that has expired is no damage
+                        files=() if made.number > self.rows.retired else ("none",),
                         settings=made.number >= live and not told,
                     )
 
@@ -299,7 +287,7 @@ class _Look:
         strangers, until = self._unknown(), time.monotonic() + patience
         while strangers:
             late = time.monotonic() >= until
-            self.rows = _read_rows(self.path)
+            self.rows = read_rows(self.path)
             for _ in (*self._entries(), *self._generations()):
                 pass  # what they name is known from now on
             strangers &= self._unknown()
@@ -361,29 +349,8 @@ class _Look:
             self._tell("row", LEDGER, f"the row of {name} is damaged ({TOO_DEEP})")
 
 
-def _read_rows(path: Path) -> _Rows:
-    """All rows of one moment, and what SQLite says of the ledger's pages."""
-    with explained(path, "read"), closing(connect_reader(path)) as ledger:
-        check_ledger(path, ledger)
-        ledger.execute("BEGIN")
-        said = [str(row[0]) for row in ledger.execute("PRAGMA integrity_check(20)")]
-        tables = ("entries", "generations", "exposures", "rejections")
-        entries, generations, exposures, rejections = (
-            ledger.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall()  # noqa: S608
-            for name in tables
-        )
-    damage = [text for text in said if text != "ok"]
-    return _Rows(entries, generations, exposures, rejections, damage)
-
-
 def _passed(gate: Any) -> bool:
     return isinstance(gate, dict) and gate.get("passed", True) is True
-
-
-def _gap(first: int, last: int) -> str:
-    if first == last:
-        return f"generation {first} has no row: numbers rise by one"
-    return f"generations {first} to {last} have no rows: numbers rise by one"
 
 
 def _first(reasons: Sequence[str]) -> str:

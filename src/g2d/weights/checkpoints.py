@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from g2d.core.files import MOST_WEIGHTS, read_plain
 from g2d.core.types import State
 from g2d.errors import CheckpointError, nearest
 from g2d.weights.layout import check_tensor, is_number
@@ -124,7 +125,7 @@ def _in_folder(folder: Path) -> Path | None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path, MOST_WEIGHTS, follow=True)
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
 

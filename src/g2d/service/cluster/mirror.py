@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from g2d.core.files import MOST_TEXT, read_plain
 from g2d.core.platforms import user
 from g2d.errors import RefusedError, VaultError
 from g2d.service.loader import VaultLoader
 from g2d.vault.ledger import take_lock
+from g2d.vault.placing import place
 from g2d.vault.vault import SIGNATURE, Vault
 
 _PREFIX = "g2d-replica-"
@@ -58,7 +60,7 @@ def pack(vault: Vault, number: int) -> GenerationBytes:
     """Read a generation to send it; `signature` is empty if there is none."""
     signature = vault.generation_file(number).parent / SIGNATURE
     try:
-        signed = signature.read_bytes() if signature.exists() else b""
+        signed = read_plain(signature, MOST_TEXT) if signature.exists() else b""
     except OSError as error:
         raise VaultError(f"{signature} cannot be read: {error.strerror}") from error
     manifest = vault.read_generation(number, "manifest")
@@ -67,6 +69,8 @@ def pack(vault: Vault, number: int) -> GenerationBytes:
 
 class Mirror(Vault):
     """A replica's own vault, which takes generations under the numbers that they have."""
+
+    remembered = False  # what was reached is marked where the vault itself lies
 
     @classmethod
     def make(cls, of: VaultIdentity) -> Mirror:
@@ -107,7 +111,7 @@ class Mirror(Vault):
         if packed.signature:
             contents[SIGNATURE] = packed.signature
         with self._writing():
-            self._place(number, contents)
+            place(self.path, number, contents)
             self._ledger.execute("INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?)", row)
 
     def retire(self, number: int) -> None:
@@ -127,6 +131,7 @@ class MirrorLoader(VaultLoader):
     """Reads a mirror; verifies manifest, signature and weights, all that a replica is given."""
 
     _files = ("weights",)
+    remembers = False
 
 
 def _sweep(folder: Path) -> None:

@@ -74,10 +74,16 @@ class Service:
         """Everything that the page shows: what is live, what was, what failed."""
         return {
             "model": self.model.name,
-            "ready": not self.draining,
+            "ready": not self.unready(),
             "rotation": public(self.rotation.status()),
             **self.event_log.snapshot(),
         }
+
+    def unready(self) -> str:
+        """Why no more should be asked of it; "": it is ready. It answers all the same."""
+        if self.draining:
+            return "it is draining"
+        return str(self.rotation.status().get("unready") or "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
@@ -150,8 +156,8 @@ class Service:
                 return
             _allow(scope, "GET")
             number = self._right_version(version, self.rotation.live)
-            ready = b"" if not self.draining else orjson.dumps({"error": "it is draining"})
-            status = 503 if self.draining and action else 200
+            why = self.unready() if action else ""
+            status, ready = (503, orjson.dumps({"error": why})) if why else (200, b"")
             body = ready if action else orjson.dumps(self.model.metadata(number))
         self.metrics.requests.labels("other", str(status)).inc()
         await _respond(send, status, body, [_JSON, (b"content-length", b"%d" % len(body))])
@@ -161,7 +167,7 @@ class Service:
         if path == "/v2/health/live":
             return 200, b""
         if path == "/v2/health/ready":
-            return (503, b"") if self.draining else (200, b"")
+            return (503, b"") if self.unready() else (200, b"")
         if path == "/v2":
             from g2d import __version__
 

@@ -36,7 +36,7 @@ class Findings:
         at, seen = self._seen
         if self._path is not None and self._now() - at >= self._every:
             try:
-                found = self._path.stat()
+                found = self._path.lstat()
                 seen = f"{found.st_mtime_ns:x}-{found.st_size:x}"
             except OSError:
                 seen = None
@@ -59,7 +59,7 @@ def _compact(path: Path) -> dict[str, Any]:
         return compact(read_results(path))
     except G2DError as error:
         return {"error": str(error)}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         return {
             "error": f"{path} is not what `g2d attack` writes ({type(error).__name__}: {error})"
         }

@@ -180,6 +180,7 @@ def _assemble(
         observers,
         vault,
         results_path(vault),
+        loader.now,
     )
     parts.event_log.remember(loader.exposures())
     if warning:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from g2d.errors import G2DError
@@ -26,7 +27,8 @@ class Monitor:
     """Checks the live snapshot; one that has changed is replaced by a sound copy, with an alarm.
 
     Args:
-        every: seconds between checks; longer for a model so large that hashing costs over 1 %.
+        every: seconds between checks; longer for a model so large that hashing costs over 1 %. now:
+            seconds since 1970, by which generations expire.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class Monitor:
         rotation: RotationControl,
         metrics: Metrics,
         every: float,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        self._now = now
         self._live, self._loader, self._rotation = live, loader, rotation
         self._metrics, self._every = metrics, every
         self._ending, self._expired = threading.Event(), 0
@@ -92,7 +96,7 @@ class Monitor:
 
     def _watch_expiry(self) -> None:
         snapshot = self._live.snapshot
-        if time.time() >= snapshot.expires and snapshot.number != self._expired:
+        if self._now() >= snapshot.expires and snapshot.number != self._expired:
             self._expired = snapshot.number
             text = f"generation {snapshot.number} has expired while it is live"
             self._rotation.alarm("expired", text)

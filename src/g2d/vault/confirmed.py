@@ -1,0 +1,86 @@
+"""Which private key signs for a vault: what its settings name, once this user has confirmed it.
+
+A vault comes from anywhere, and must not choose a key on this machine. What was confirmed lies in
+the user's state folder, by the vault's identity. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from g2d.core.files import MOST_TEXT, read_plain, replace_file
+from g2d.core.folders import PRIVATE
+from g2d.core.platforms import state_folder
+from g2d.errors import KeyFileError
+from g2d.vault.records import DAMAGE
+
+if TYPE_CHECKING:
+    from g2d.vault.reading import VaultReader
+
+__all__ = ["confirm_key", "confirmed_key", "key_named"]
+
+VARIABLE = "G2D_SIGNING_KEY"
+"""The variable that names the key in place of what was confirmed, for a container, say."""
+
+_IDENTITY = re.compile(r"[0-9a-f]{32}")
+
+
+def key_named(settings_toml: str) -> str:
+    """The key that settings name; "": none, or the settings cannot be read."""
+    try:
+        found = tomllib.loads(settings_toml).get("signing", {}).get("key", "")
+    except DAMAGE:
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def confirm_key(identity: str, key: str) -> None:
+    """Remember that this user lets a vault be signed with a key.
+
+    Raises:
+        KeyFileError: it cannot be remembered.
+    """
+    try:
+        path = _file(identity)
+        path.parent.mkdir(PRIVATE, parents=True, exist_ok=True)
+        replace_file(path, json.dumps({"key": _absolute(key)}).encode(), path.with_suffix(".tmp"))
+    except OSError as error:
+        raise KeyFileError(
+            f"that {key} signs for this vault cannot be remembered ({error.strerror}): set"
+            f" G2D_STATE to a folder of this user, or {VARIABLE} to the key"
+        ) from error
+
+
+def confirmed_key(vault: VaultReader, key: str) -> Path:
+    """Return the key that signs for a vault whose settings name `key`.
+
+    Raises:
+        KeyFileError: nobody here has confirmed it.
+    """
+    if named := os.environ.get(VARIABLE):
+        return Path(named).expanduser().absolute()
+    try:
+        known = json.loads(read_plain(_file(vault.identity), MOST_TEXT))["key"]
+    except (OSError, *DAMAGE):
+        known = None
+    if known != _absolute(key):
+        raise KeyFileError(
+            f"the settings of {vault.path} name the key {key}, and nobody here has said that it"
+            f" signs for this vault: if you mean it, run `g2d keys use {vault.path} --key {key}`"
+        )
+    return Path(_absolute(key))
+
+
+def _absolute(key: str) -> str:
+    return str(Path(key).expanduser().absolute())
+
+
+def _file(identity: str) -> Path:
+    if not _IDENTITY.fullmatch(identity):
+        raise OSError(0, "the vault has no identity")
+    return state_folder() / "keys" / f"{identity}.json"
