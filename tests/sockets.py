@@ -37,7 +37,8 @@ class Served:
         )  # fmt: skip
         self.config = uvicorn.Config(
             self.harness.service, http=self.counting(within(patience)), loop="uvloop", ws="none",
-            lifespan="on", log_config=None, timeout_graceful_shutdown=1, timeout_keep_alive=1,
+            lifespan="on", log_config=None, timeout_graceful_shutdown=1,
+            timeout_keep_alive=max(1, int(patience)),
             ssl_certfile=tls and tls[0], ssl_keyfile=tls and tls[1],
         )  # fmt: skip
         self.tls = tls

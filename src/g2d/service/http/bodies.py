@@ -76,7 +76,8 @@ class Bodies:
     """All bodies under way. Belongs to one event loop.
 
     Args:
-        most: bytes of all; 0: 256 MiB, or four of the largest. largest: bytes of one.
+        most: bytes of all, half of them one client's (of loopback, where a proxy may stand for
+            everybody, all); 0: 256 MiB, or four of the largest. largest: bytes of one.
     """
 
     def __init__(self, most: int, largest: int) -> None:
@@ -97,8 +98,8 @@ class Bodies:
         body.size += size
         self.held += size
         self._clients[body.client] = self._clients.get(body.client, 0) + size
-        share = self._most if is_loopback(body.client) else self._share
-        while self._clients[body.client] > share:
+        apart = not is_loopback(body.client)
+        while apart and self._clients[body.client] > self._share:
             own = (other for other in self.under_way if other.client == body.client)
             self._end(next(own), body, True)
         while self.held > self._most:
