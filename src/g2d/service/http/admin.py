@@ -6,6 +6,7 @@ Only this file and `status_api` know FastAPI.
 from __future__ import annotations
 
 import asyncio
+import math
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
 from g2d.errors import G2DError
-from g2d.service.http.events import Admin, WrongToken
+from g2d.service.http.events import Admin, HeldOff, WrongToken
 from g2d.service.http.openapi import ERROR
 from g2d.service.http.protocol import RequestError
 
@@ -48,20 +49,20 @@ def add_admin(app: FastAPI, service: Service) -> None:
     needed = [Depends(described), Depends(admitted)]
 
     @app.post("/admin/rotate", tags=["admin"], dependencies=needed,
-              responses={202: {}, **_wrong(401, 403, 409)})  # fmt: skip
+              responses={202: {}, **wrong(401, 403, 409, 429)})  # fmt: skip
     async def rotate() -> JSONResponse:
         """Rotate as soon as a spare is ready. 202: not within the timeout; 409: refused, why."""
         return await _rotated(service.rotation.request(), service)
 
     @app.post("/admin/pause", tags=["admin"], dependencies=needed,
-              responses=_wrong(401, 403))  # fmt: skip
+              responses=wrong(401, 403, 429))  # fmt: skip
     async def pause() -> JSONResponse:
         """Suspend rotation; what falls due meanwhile waits."""
         service.rotation.pause()
         return JSONResponse({"paused": True})
 
     @app.post("/admin/resume", tags=["admin"], dependencies=needed,
-              responses=_wrong(401, 403))  # fmt: skip
+              responses=wrong(401, 403, 429))  # fmt: skip
     async def resume() -> JSONResponse:
         """Go on with rotation."""
         service.rotation.pause(False)
@@ -71,7 +72,8 @@ def add_admin(app: FastAPI, service: Service) -> None:
     described_alarm = {"required": True, "content": {_JSON: {"schema": schema}}}
 
     @app.post("/admin/alarm", tags=["admin"], dependencies=needed, openapi_extra={
-        "requestBody": described_alarm}, responses=_wrong(400, 401, 403, 415, 422))  # fmt: skip
+        "requestBody": described_alarm},
+              responses=wrong(400, 401, 403, 415, 422, 429))  # fmt: skip
     async def alarm(request: Request) -> JSONResponse:
         """Take an alarm from a monitor of yours, show it, and rotate away unless told not to."""
         told = await _alarm(request)  # here, not by FastAPI: it would read it before the token
@@ -84,11 +86,28 @@ def address(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
+def gives_token(request: Request) -> bool:
+    """Whether a request comes with a token, right or wrong."""
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return kind.lower() == "bearer" and bool(token.strip())
+
+
 def admit(request: Request, service: Service) -> bool:
-    """Return True for the admin's token; count, log and refuse a wrong one."""
+    """Return True for the admin's token; count, log and refuse a wrong one.
+
+    Raises:
+        RequestError: 401; 429 where too many wrong ones came before: it is not looked at.
+    """
+    client, guess = address(request), gives_token(request)
+    if guess and (wait := service.guesses.wait(client)) > 0:
+        after = b"%d" % math.ceil(wait)
+        raise RequestError(429, "too many wrong tokens; ask again later", (b"retry-after", after))
     if not service.admin_token.admits(request.headers.get("authorization", "").encode()):
-        service.event_log.tell(WrongToken(address(request), request.url.path))
+        service.event_log.tell(WrongToken(client, request.url.path))
+        if guess and (wait := service.guesses.wrong(client)) > 0:
+            service.event_log.tell(HeldOff(client, wait))
         raise RequestError(401, "the admin token is missing or wrong")
+    service.guesses.right(client)
     return True
 
 
@@ -117,7 +136,8 @@ def _what(place: tuple[int | str, ...], kind: str, text: str) -> str:
     return f"{name}: {text}"
 
 
-def _wrong(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def wrong(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe refusals for the OpenAPI description, by status."""
     body = {"content": {_JSON: {"schema": ERROR}}}
     return {status: {"description": "Refused", **body} for status in statuses}
 
