@@ -44,6 +44,13 @@ def user() -> int | None:
     return os.getuid() if hasattr(os, "getuid") else None
 
 
+def state_folder() -> Path:
+    """Where what must outlive a vault is kept: $G2D_STATE, else g2d in the XDG state folder."""
+    if given := os.environ.get("G2D_STATE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "g2d"
+
+
 def others_may_read(mode: int) -> bool:
     """Whether a file's permissions let others in; on Windows they say nothing of that."""
     return user() is not None and bool(mode & 0o077)

@@ -109,9 +109,9 @@ class SigningKey:
         """Fingerprint of the public key."""
         return self.public.fingerprint
 
-    def sign(self, manifest: bytes) -> bytes:
-        """Sign the bytes of a manifest; 64 bytes."""
-        return self._key.sign(_CONTEXT + manifest)
+    def sign(self, message: bytes, context: bytes = _CONTEXT) -> bytes:
+        """Sign the bytes of a manifest, or of what `context` says; 64 bytes."""
+        return self._key.sign(context + message)
 
     def __repr__(self) -> str:
         return f"SigningKey({self.fingerprint})"
@@ -176,13 +176,13 @@ class VerifyKey:
         """All fingerprints in one line."""
         return ", ".join(self.fingerprints)
 
-    def signer(self, manifest: bytes, signature: bytes) -> str | None:
+    def signer(self, message: bytes, signature: bytes, context: bytes = _CONTEXT) -> str | None:
         """Return the fingerprint of the key that signed these bytes, None if none of ours did."""
         from cryptography.exceptions import InvalidSignature
 
         for key in self.keys:
             try:
-                key.verify(signature, _CONTEXT + manifest)
+                key.verify(signature, context + message)
             except InvalidSignature:
                 continue
             return _fingerprint(key)
