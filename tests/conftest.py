@@ -61,6 +61,15 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Marks of vaults lie in the run's own folder, shared by all workers, and in nobody's home."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    os.environ["G2D_STATE"] = str(shared / "state")
+    return shared / "state"
+
+
 @pytest.fixture(scope="session")
 def digits() -> g2d.Task:
     return g2d.load_task("digits")

@@ -45,10 +45,23 @@ def user() -> int | None:
 
 
 def state_folder() -> Path:
-    """Where what must outlive a vault is kept: $G2D_STATE, else g2d in the XDG state folder."""
+    """Where G2D keeps what must not lie in a vault: $G2D_STATE, or the user's folder for state.
+
+    That is $XDG_STATE_HOME/g2d, %LOCALAPPDATA%\\g2d\\state where there is such a variable, else
+    ~/.local/state/g2d. It is not made.
+
+    Raises:
+        OSError: none of them is set, and the user has no home.
+    """
     if given := os.environ.get("G2D_STATE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "g2d"
+        return Path(given).absolute()
+    for name, rest in (("XDG_STATE_HOME", "g2d"), ("LOCALAPPDATA", "g2d/state")):
+        if (home := os.environ.get(name)) and Path(home).is_absolute():
+            return Path(home) / rest
+    try:
+        return Path.home() / ".local" / "state" / "g2d"
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, f"this user has no home ({error})") from error
 
 
 def others_may_read(mode: int) -> bool:

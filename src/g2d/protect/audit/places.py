@@ -46,8 +46,15 @@ class Anchor:
 
 
 def audit_folder() -> Path:
-    """The folder of audit logs, their key and their anchors; it may not be there yet."""
-    return state_folder() / "audit"
+    """The folder of audit logs, their key and their anchors; it may not be there yet.
+
+    Raises:
+        G2DError: this user has no folder for state.
+    """
+    try:
+        return state_folder() / "audit"
+    except OSError as error:
+        raise G2DError(f"{error.strerror}: set G2D_STATE to a folder that is kept") from error
 
 
 def default_log(vault: Path) -> Path:

@@ -114,6 +114,8 @@ class Metrics:
                                   " shown: too many waited.", registry=registry)  # fmt: skip
         self.observer_errors = Counter("g2d_observer_errors", "Times that an observer raised; the"
                                        " log says which.", registry=registry)  # fmt: skip
+        self.audit_dropped = Counter("g2d_audit_dropped_records", "Events that the audit log"
+                                     " lost.", registry=registry)  # fmt: skip
         self._ok = self.requests.labels("infer", "200")
         self._gauge("g2d_generation", "Number of the live generation.", status, "generation")
         self._gauge("g2d_generation_age_seconds", "Since it is live here.", status, "age")
