@@ -2,7 +2,7 @@
 
 Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`, how commands
 fail in `failures`, how a vault is got at in `shared`; `serve`, `keys`, `audit` and the
-commands that only look at a vault have files of their own. No decision about a defence is made here.
+commands that only look at a vault have files of their own. No decision about a defence is here.
 """
 
 from __future__ import annotations
