@@ -120,7 +120,7 @@ class Harness:
 
     def __init__(
         self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN,
-        results: Path | None = None, hosts: tuple[str, ...] = ("g2d",),
+        results: Path | None = None, hosts: tuple[str, ...] = ("g2d",), audit=None,
     ) -> None:  # fmt: skip
         self.fake, self.live, self.log = Fake(), Live(numbered(1)), io.StringIO()
         options = options or Options()
@@ -137,6 +137,7 @@ class Harness:
             Log(self.log),
             Observers(self.options.observer),
             results=results,
+            audit=audit,
         )
         self.rotation, self.metrics, self.service = parts.rotation, parts.metrics, parts.service
         self.event_log = parts.event_log

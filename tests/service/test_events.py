@@ -22,10 +22,15 @@ from g2d.service.http.event_log import EventLog
 from g2d.service.http.events import (
     Admin,
     Broken,
+    Configured,
+    Fault,
     Hurried,
     Rejected,
     ReplicaJoined,
     RolledOut,
+    Signed,
+    Started,
+    Stopped,
     Stopping,
     WrongToken,
 )
@@ -60,11 +65,19 @@ TOLD = [
     (Stopping(1), b'{"live":1}'),
     (ReplicaJoined("r", 1), b'{"replica":"r","generation":1}'),
     (RolledOut(2, 3, 0.5), b'{"generation":2,"replicas":3,"seconds":0.5}'),
+    (Signed(2, "sha256:ab"), b'{"generation":2,"signer":"sha256:ab"}'),
+    (
+        Configured("ab", {"every": 1.0}, "/v", "1", True),
+        b'{"digest":"ab","options":{"every":1.0},"vault":"/v","version":"1","admin":true,"key":[]}',
+    ),
+    (Started(2, "a", 7), b'{"generation":2,"address":"a","pid":7}'),
+    (Stopped(2), b'{"generation":2}'),
+    (Fault("x", "uvicorn"), b'{"text":"x","logger":"uvicorn"}'),
 ]
 NAMES = [
     "spare", "committed", "swap", "refused", "refused", "failed", "alarm", "paused", "resumed",
     "rejected", "hurried", "admin", "wrong_token", "broken", "stopping", "replica",
-    "rolled out",
+    "rolled out", "signed", "configuration", "start", "stop", "server",
 ]  # fmt: skip
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
 from g2d.errors import GenerationError
 from g2d.rotation.events import Alarm
-from g2d.service.http.events import Hurried
-from g2d.service.worker import Worker, _StarvedError
+from g2d.service.http.events import Hurried, Signed
+from g2d.service.worker import Worker, _obey, _StarvedError
 
 ALARM = '{"told": "alarm", "facts": {"kind": "vault", "text": "t"}}'
 
@@ -85,3 +87,31 @@ def test_one_that_starves_is_ended_even_if_telling_of_it_fails(monkeypatch, tmp_
         assert process.poll() is not None
     finally:
         end(process)
+
+
+def test_the_use_of_the_signing_key_travels_to_the_serving_side(monkeypatch, tmp_path):
+    """The worker holds the key; the audit log is the serving side's."""
+    told = []
+    signed = Signed(2, "sha256:ab")
+
+    class Made:
+        number = 2
+        manifest: ClassVar = {"signer": "sha256:ab"}
+
+    class Makes:
+        class vault:  # noqa: N801
+            last_number = staticmethod(lambda: 1)
+
+        exposed = staticmethod(list)
+        recent = staticmethod(list)
+        generate = staticmethod(lambda **_: [Made])
+
+    assert _obey(Makes, {"do": "make", "after": 1}, told.append, set()) == 2
+    assert told == [signed]
+    line = json.dumps({"told": signed.name, "facts": signed.facts()})
+    process = speaking(monkeypatch, line, '{"done": 2}')
+    try:
+        assert Worker(tmp_path, tell=told.append, patience=60.0).make(1) == 2
+    finally:
+        end(process)
+    assert told == [signed, signed]

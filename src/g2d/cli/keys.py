@@ -32,15 +32,21 @@ def new(
     public: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Public key file; else beside it, as .pub.")
     ] = None,
+    export: Annotated[
+        bool, typer.Option("--export", help="For `g2d export --sign`: ECDSA, as others verify it.")
+    ] = False,
 ) -> None:
     """Make a key pair: the private file for generating, the public one for serving."""
     from g2d.vault.keys import SigningKey, default_key
 
-    private = key or default_key()
+    private = key or (default_key().with_name("export.key") if export else default_key())
     public = public or private.with_suffix(".pub")
     if public == private:
         raise KeyFileError(f"both keys would be {private}: name another file with --public")
     _refuse_existing(private, public)
+    if export:
+        _new_export(private, public)
+        return
     made = SigningKey.generate()
     made.write(private)
     made.public.write(public)
@@ -48,6 +54,18 @@ def new(
     print_line(f"public key   {public} (what serving needs)")
     print_line(f"fingerprint  {made.fingerprint}")
     print_line(f"Next: g2d keys use VAULT --key {private}")
+
+
+def _new_export(private: Path, public: Path) -> None:
+    from g2d.vault.model_signing import ExportKey
+
+    made = ExportKey.generate()
+    made.write(private)
+    made.write_public(public)
+    print_line(f"private key  {private} (mode 600; it signs exports, nothing that is served)")
+    print_line(f"public key   {public} (for `model_signing verify key --public_key`)")
+    print_line(f"fingerprint  {made.fingerprint}")
+    print_line(f"Next: g2d export VAULT OUT.safetensors --sign {private}")
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """The command line: thin commands over `Defence` and `Vault`.
 
 Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`, how commands
-fail in `failures`, how a vault is got at in `shared`; `serve`, `keys` and the commands that only
-look at a vault have files of their own. No decision about a defence is made here.
+fail in `failures`, how a vault is got at in `shared`; `serve`, `keys`, `audit` and the
+commands that only look at a vault have files of their own. No decision about a defence is here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from g2d.cli import audit as cli_audit
 from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
 from g2d.cli import serve as cli_serve
@@ -66,6 +67,7 @@ app = typer.Typer(
 
 
 app.add_typer(cli_keys.app)
+app.add_typer(cli_audit.app)
 
 
 def main() -> None:

@@ -43,6 +43,12 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Admin token, mode 600; else $G2D_ADMIN_TOKEN."),
     ] = None,
+    audit: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Audit log; else in the state folder. none: no log is written."
+        ),
+    ] = "",
     data: DataFolder = None,
     engine: EngineName = "local",
     ray_address: RayAddress = "",
@@ -62,7 +68,7 @@ def serve(
     vault_settings(vault)
     require()
     parts: dict[str, Any] = {
-        "token": token, "key": key, "served": served, "say": say,
+        "token": token, "key": key, "served": served, "audit": audit, "say": say,
         "data": "" if data is None else str(data.absolute()),
     }  # fmt: skip
     if engine == "ray":

@@ -19,6 +19,7 @@ from g2d.rotation.control import RotationControl
 from g2d.rotation.events import Alarm, Committed, Event, Tell
 from g2d.rotation.scheduler import GenerationLoader, Rotation, Triggers
 from g2d.rotation.snapshot import Live, Snapshot
+from g2d.service.auditing import connect
 from g2d.service.http.app import Service
 from g2d.service.http.batcher import Batcher
 from g2d.service.http.event_log import EventLog
@@ -33,6 +34,7 @@ from g2d.service.monitors.observer import ObserverQueue, Observers
 from g2d.service.worker import Worker
 
 if TYPE_CHECKING:
+    from g2d.protect.audit.log import AuditLog
     from g2d.service.loader import VaultLoader
 
 
@@ -76,6 +78,7 @@ def assemble(
     vault: Path | None = None,
     results: Path | None = None,
     now: Callable[[], float] = time.time,
+    audit: AuditLog | None = None,
 ) -> Parts:
     """Make the side that answers: metrics, events, batches, HTTP, and the watch over memory.
 
@@ -83,14 +86,15 @@ def assemble(
         lead: makes what controls rotation, given what takes its events. observers: made before
             anything that must be closed. vault: its folder, which only the log may name. results:
             what `g2d attack` wrote or will write, for the page. now: seconds since 1970, by which
-            generations expire.
+            generations expire. audit: hears every event.
     """
 
     def status() -> dict[str, Any]:
         return rotation.status()
 
     metrics = Metrics(status)
-    event_log = EventLog(metrics, log, loader.describe, vault)
+    event_log = EventLog(metrics, log, loader.describe, vault, *([audit.tell] if audit else []))
+    connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
     rotation = lead(event_log.tell)
     observers.connect(rotation.alarm)
     batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)

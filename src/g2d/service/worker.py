@@ -28,7 +28,7 @@ from g2d.core.sources import Digests
 from g2d.core.types import Values
 from g2d.errors import G2DError, GenerationError, UnavailableError
 from g2d.rotation.events import Alarm, Event, Refused, Tell, silent
-from g2d.service.http.events import Hurried, Rejected
+from g2d.service.http.events import Hurried, Rejected, Signed
 
 if TYPE_CHECKING:
     from g2d.defence.defence import Defence
@@ -217,7 +217,7 @@ class Worker:
             self._said = None
 
 
-_TOLD: Mapping[str, type[Event]] = {kind.name: kind for kind in (Alarm, Refused, Rejected)}
+_TOLD: Mapping[str, type[Event]] = {kind.name: kind for kind in (Alarm, Refused, Rejected, Signed)}
 """What a worker tells while it is at work."""
 
 
@@ -312,6 +312,8 @@ def _obey(defence: Defence, order: Values, tell: Tell, failed: set[int]) -> int:
     (made,) = defence.generate(
         activate=False, on_reject=lambda results: tell(_rejected(number, results))
     )
+    if signer := made.manifest.get("signer"):
+        tell(Signed(made.number, str(signer)))
     return made.number
 
 

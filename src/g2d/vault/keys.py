@@ -29,7 +29,15 @@ if TYPE_CHECKING:
         Ed25519PublicKey,
     )
 
-__all__ = ["SigningKey", "VerifyKey", "default_key", "open_plain", "read_public"]
+__all__ = [
+    "SigningKey",
+    "VerifyKey",
+    "default_key",
+    "load_private",
+    "open_plain",
+    "read_public",
+    "store_private",
+]
 
 _CONTEXT = b"g2d signed manifest 1\0"  # a signature made for anything else is worth nothing here
 _MOST = 1 << 16  # bytes of a key file
@@ -55,20 +63,8 @@ class SigningKey:
         Raises:
             KeyFileError: it is absent, inside a vault, not such a key, or others may read it.
         """
-        path, ed25519 = _outside_vaults(path), _ed25519()
-        with _key_file(path) as (data, mode):
-            if others_may_read(mode):
-                raise KeyFileError(
-                    f"other users have access to {path} (mode {mode:o}) and may know the key: run"
-                    f" `chmod 600 {path}`, or make a new key with `g2d keys new`"
-                )
-            from cryptography.exceptions import UnsupportedAlgorithm
-            from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-            try:
-                key = load_pem_private_key(data, password=None)
-            except (ValueError, TypeError, UnsupportedAlgorithm):
-                key = None  # the library's own words may quote the file
+        ed25519 = _ed25519()
+        key = load_private(path)
         if not isinstance(key, ed25519.Ed25519PrivateKey):
             raise KeyFileError(
                 f"{path} is not an Ed25519 private key (PEM, PKCS 8, no passphrase): make one"
@@ -82,22 +78,7 @@ class SigningKey:
         Raises:
             KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
         """
-        from cryptography.hazmat.primitives import serialization as s
-
-        path = _outside_vaults(path)
-        data = self._key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | open_flags(), 0o600)
-            with FileIO(handle, "w") as file:
-                file.write(data)
-                os.fsync(handle)
-        except FileExistsError:
-            raise KeyFileError(
-                f"{path} exists already, and a key is never overwritten: name another file"
-            ) from None
-        except OSError as error:
-            raise KeyFileError(f"cannot write the key {path}: {error.strerror}") from error
+        store_private(path, self._key)
 
     @property
     def public(self) -> VerifyKey:
@@ -109,9 +90,9 @@ class SigningKey:
         """Fingerprint of the public key."""
         return self.public.fingerprint
 
-    def sign(self, manifest: bytes) -> bytes:
-        """Sign the bytes of a manifest; 64 bytes."""
-        return self._key.sign(_CONTEXT + manifest)
+    def sign(self, message: bytes, context: bytes = _CONTEXT) -> bytes:
+        """Sign the bytes of a manifest, or of what `context` says; 64 bytes."""
+        return self._key.sign(context + message)
 
     def __repr__(self) -> str:
         return f"SigningKey({self.fingerprint})"
@@ -176,13 +157,13 @@ class VerifyKey:
         """All fingerprints in one line."""
         return ", ".join(self.fingerprints)
 
-    def signer(self, manifest: bytes, signature: bytes) -> str | None:
+    def signer(self, message: bytes, signature: bytes, context: bytes = _CONTEXT) -> str | None:
         """Return the fingerprint of the key that signed these bytes, None if none of ours did."""
         from cryptography.exceptions import InvalidSignature
 
         for key in self.keys:
             try:
-                key.verify(signature, _CONTEXT + manifest)
+                key.verify(signature, context + message)
             except InvalidSignature:
                 continue
             return _fingerprint(key)
@@ -208,6 +189,52 @@ def read_public(path: Path | str) -> VerifyKey:
     with _key_file(_outside_vaults(path)) as (data, _):
         private = b"PRIVATE KEY-----" in data
     return SigningKey.read(path).public if private else VerifyKey.read(path)
+
+
+def load_private(path: Path | str) -> Any:
+    """Read a private key of any kind: PEM, without a passphrase; None if it is none.
+
+    Raises:
+        KeyFileError: it is absent, inside a vault, or others may read it.
+    """
+    path = _outside_vaults(path)
+    with _key_file(path) as (data, mode):
+        if others_may_read(mode):
+            raise KeyFileError(
+                f"other users have access to {path} (mode {mode:o}) and may know the key: run"
+                f" `chmod 600 {path}`, or make a new key with `g2d keys new`"
+            )
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        try:
+            return load_pem_private_key(data, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            return None  # the library's own words may quote the file
+
+
+def store_private(path: Path | str, key: Any) -> None:
+    """Write a private key into a new file (PEM, PKCS 8), mode 600; its folder is made, mode 700.
+
+    Raises:
+        KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
+    """
+    from cryptography.hazmat.primitives import serialization as s
+
+    path = _outside_vaults(path)
+    data = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | open_flags(), 0o600)
+        with FileIO(handle, "w") as file:
+            file.write(data)
+            os.fsync(handle)
+    except FileExistsError:
+        raise KeyFileError(
+            f"{path} exists already, and a key is never overwritten: name another file"
+        ) from None
+    except OSError as error:
+        raise KeyFileError(f"cannot write the key {path}: {error.strerror}") from error
 
 
 def default_key() -> Path:

@@ -14,6 +14,8 @@ import numpy as np
 import psutil
 import pytest
 
+from g2d.protect.audit.places import anchor_file, default_log, public_key, read_anchor
+from g2d.protect.audit.verify import read_records, verify
 from g2d.vault.vault import Vault
 from service_process import TOKEN, Process, can_write, certificate, expected
 from stand_ins import wait_for
@@ -91,6 +93,12 @@ def test_sigterm_answers_what_is_under_way_and_takes_no_more(vault, x, tmp_path)
             thread.join()
         events.close()
     assert set(codes) == {1}  # every answer that came was good: `infer` checks the status
+    log = default_log(vault)  # by default there is one, closed and signed, and outside the vault
+    report = verify(log, public_key(None), anchor=read_anchor(anchor_file(log)))
+    assert (report.problems, report.unsigned, report.torn) == ([], 0, 0)
+    names = [r.name for r in read_records(log) if not r.name.startswith("audit.")]
+    assert (names[:2], names[-1]) == (["configuration", "start"], "stop")
+    assert str(report.head) in served.text()
 
 
 @pytest.mark.slow

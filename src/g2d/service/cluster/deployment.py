@@ -24,10 +24,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from g2d.core.ray_cluster import found, joined
 from g2d.errors import G2DError, SettingsError
+from g2d.service.auditing import TellAt, audited, configured
 from g2d.service.cluster.coordinator import Coordinator, Plan
 from g2d.service.cluster.lease import AnnouncedGeneration, CoordinatorUpdate, ReplicaReport, Terms
 from g2d.service.cluster.mirror import GenerationBytes, VaultIdentity
 from g2d.service.cluster.replica import AwayError, LeasedApp, ReplicaSpec, assemble
+from g2d.service.http.events import Started, Stopped
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
@@ -119,6 +121,7 @@ def serve(
     key: Path | None = None,
     served: Path | None = None,
     data: str = "",
+    audit: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve a vault from many replicas until SIGTERM or Ctrl-C; the coordinator runs on this node.
@@ -137,9 +140,10 @@ def serve(
     plan = Plan(vault.absolute(), options, terms, data, trusted,
                 served.absolute() if served else None)  # fmt: skip
     spec = ReplicaSpec(options, terms, AdminToken(token), data, trusted)
-    with joined(address) as own, _until_signal() as ended:
+    with joined(address) as own, _until_signal() as ended, audited(audit, vault, log, say) as tell:
+        tell(configured(options, vault, token is not None, trusted))
         actor, number = _coordinator(plan)
-        relay = _Relay(options.name, log)
+        relay = _Relay(options.name, log, tell)
         try:
             try:
                 _deploy(options, replicas, spec, own, say)
@@ -148,11 +152,13 @@ def serve(
                 where = f"{scheme}://{options.host}:{options.port}"
                 say(f"generation {number} is live at {where}/v2/models/{options.name}")
                 warn(options, token, key, log, say)
-                log("start", generation=number, address=where, pid=os.getpid(), replicas=replicas,
-                    lease=terms.lease)  # fmt: skip
+                started = Started(number, where, os.getpid(), replicas, terms.lease)
+                log(started.name, **started.facts())
+                tell(started)
                 relay.follow(ended)
             finally:
                 _end(actor, relay)
+                tell(Stopped())
         except RayError as error:
             raise G2DError(f"Ray gave up: {' '.join(str(error).split())[-400:]}") from error
     log("stop")
@@ -236,8 +242,8 @@ def _deploy(
 class _Relay:
     """Writes what the coordinator tells, like a service of one machine."""
 
-    def __init__(self, name: str, log: Log) -> None:
-        self._coordinator, self._log = RayClient(actor_name(name)), log
+    def __init__(self, name: str, log: Log, tell: TellAt) -> None:
+        self._coordinator, self._log, self._tell = RayClient(actor_name(name)), log, tell
         self._term, self._sequence, self._event = "", -1, 0
 
     def follow(self, ended: threading.Event) -> None:
@@ -270,6 +276,7 @@ class _Relay:
         self._term, self._sequence, self._event = update.term, update.sequence, update.event
         for happened in update.events:
             self._log(happened.event.name, **happened.event.facts())
+            self._tell(happened.event, happened.at)
         return True
 
 

@@ -38,6 +38,7 @@ class EventLog:
     Args:
         describe: facts about a generation for the history, by its number.
         vault: its folder, which only the log may name: anybody may read the rest.
+        audit: is told every event first, whole, with when it happened if that was elsewhere.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class EventLog:
         log: Log,
         describe: Callable[[int], Mapping[str, Any]],
         vault: Path | None = None,
+        audit: Callable[[Event, float | None], None] = lambda *_: None,
     ) -> None:
+        self._audit = audit
         self._metrics, self._log, self._describe = metrics, log, describe
         folders = {str(vault.absolute()), str(vault.resolve())} if vault else set()
         self._vaults = sorted(folders, key=len, reverse=True)
@@ -62,6 +65,7 @@ class EventLog:
 
     def tell(self, event: Event, at: float | None = None) -> None:
         """Log, count, keep and publish an event, if that is public; `at`: when, if elsewhere."""
+        self._audit(event, at)
         facts = event.facts() if at is None else {"time": at, **event.facts()}
         record = {"time": time.time(), **facts}
         if "text" in facts:

@@ -99,3 +99,60 @@ class RolledOut(Event):
     generation: int
     replicas: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Signed(Event):
+    """The worker has signed a generation; `signer` is the fingerprint of the key that it used."""
+
+    name = "signed"
+    generation: int
+    signer: str
+
+
+@dataclass(frozen=True)
+class Configured(Event):
+    """What a service was started with; `digest` is the SHA-256 of the options in canonical JSON."""
+
+    name = "configuration"
+    public = False
+    digest: str
+    options: Values
+    vault: str
+    version: str
+    admin: bool
+    key: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """The service answers; `replicas` and `lease` (s) where it has any."""
+
+    name = "start"
+    public = False
+    generation: int
+    address: str
+    pid: int
+    replicas: int | None = None
+    lease: float | None = None
+
+
+@dataclass(frozen=True)
+class Stopped(Event):
+    """The service has ended in order."""
+
+    name = "stop"
+    public = False
+    generation: int | None = None
+
+
+@dataclass(frozen=True)
+class Fault(Event):
+    """The server logs an error of its own: of an exception its type and where, not its values."""
+
+    name = "server"
+    public = False
+    text: str
+    logger: str
+    error: str | None = None
+    trace: tuple[str, ...] | None = None

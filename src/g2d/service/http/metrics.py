@@ -146,6 +146,8 @@ class Metrics:
                                  registry=registry)  # fmt: skip
         self.ended = Counter("g2d_connections_ended", "Connections that gave way to new ones or"
                              " were refused, by reason.", ["why"], registry=registry)  # fmt: skip
+        self.audit_dropped = Counter("g2d_audit_dropped_records", "Events that the audit log"
+                                     " lost.", registry=registry)  # fmt: skip
         self._ok = self.requests.labels("infer", "200")
         self._gauge("g2d_generation", "Number of the live generation.", status, "generation")
         self._gauge("g2d_generation_age_seconds", "Since it is live here.", status, "age")

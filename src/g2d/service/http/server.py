@@ -21,10 +21,11 @@ from g2d.core import platforms
 from g2d.errors import SettingsError
 from g2d.report.results import results_path
 from g2d.service.assembly import Parts, assemble, first_live, rotate_vault
+from g2d.service.auditing import configured, open_audit
 from g2d.service.http.app import Service
 from g2d.service.http.connection import Connection, within
 from g2d.service.http.door import Door
-from g2d.service.http.events import Crowded
+from g2d.service.http.events import Crowded, Fault, Started, Stopped
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
@@ -33,6 +34,8 @@ from g2d.service.http.startup import leave
 from g2d.service.monitors.observer import Observers
 
 if TYPE_CHECKING:
+    from g2d.protect.audit.log import AuditLog
+    from g2d.rotation.events import Tell
     from g2d.service.loader import VaultLoader
 
 _BACKLOG = 65_535  # who waits in the system's queue is no descriptor of ours; it takes fewer
@@ -91,21 +94,21 @@ def connections(log: Callable[..., None]) -> int:
 
 
 class _UvicornLog(logging.Handler):
-    """Turns what uvicorn logs, an exception above all, into structured lines."""
+    """Turns what uvicorn logs, an exception above all, into events."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, tell: Tell) -> None:
         super().__init__(logging.WARNING)
-        self._log = log
+        self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; of an exception its type and where it was raised, not its values."""
-        facts: dict[str, Any] = {"logger": record.name}
+        """Tell one record; of an exception its type and where it was raised, not its values."""
+        facts: dict[str, Any] = {}
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             places = traceback.extract_tb(error.__traceback__)
             facts["error"] = type(error).__name__
-            facts["trace"] = [f"{place.filename}:{place.lineno}" for place in places[-8:]]
-        self._log("server", text=record.getMessage(), **facts)
+            facts["trace"] = tuple(f"{place.filename}:{place.lineno}" for place in places[-8:])
+        self._tell(Fault(record.getMessage(), record.name, **facts))
 
 
 class Server(uvicorn.Server):
@@ -154,13 +157,14 @@ def serve(
     key: Path | None = None,
     served: Path | None = None,
     data: str = "",
+    audit: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve a vault's live generation and rotate it, until SIGTERM or Ctrl-C has drained it.
 
     Args:
         bound: from `listen`. key: public key file; None: generations need no signature. served:
-            see `VaultLoader`. say: called with lines for the operator.
+            see `VaultLoader`. audit: see `open_audit`. say: called with lines for the operator.
 
     Raises:
         G2DError: there is nothing that may be served, or an observer cannot be made.
@@ -168,18 +172,24 @@ def serve(
     from g2d.service.loader import VaultLoader
 
     log, observers = Log(), Observers(options.observer)
-    loader = VaultLoader(vault, options.name, data, read_public_key(key), served)
+    trusted = read_public_key(key)
+    loader = VaultLoader(vault, options.name, data, trusted, served)
     sys.setswitchinterval(_SWITCH)
+    audited = None
     try:
-        parts = _assemble(loader, vault, data, options, token, log, observers)
+        audited = open_audit(audit, vault, say)
+        parts = _assemble(loader, vault, data, options, token, log, observers, audited)
     except BaseException:
         loader.close()
+        if audited is not None:
+            audited.close()
         raise
-    service, rotation = parts.service, parts.rotation
+    service, rotation, tell = parts.service, parts.rotation, parts.event_log.tell
     address = f"{'https' if options.tls_cert else 'http'}://{_where(bound)}"
     say(f"generation {rotation.live} is live at {address}/v2/models/{options.name}")
     warn(options, token, key, log, say)
-    log("start", generation=rotation.live, address=address, pid=os.getpid())
+    tell(configured(options, vault, token is not None, trusted))
+    tell(Started(rotation.live, address, os.getpid()))
     gc.freeze()  # what is loaded stays: collecting it again would stop answers for 50 ms
     parts.monitor.start()
     try:
@@ -188,13 +198,15 @@ def serve(
         parts.monitor.stop()
         rotation.stop()
         loader.close()
-    log("stop", generation=rotation.live)
+        tell(Stopped(rotation.live))
+        if audited is not None:
+            audited.close()
     log.close()
 
 
 def _assemble(
     loader: VaultLoader, vault: Path, data: str, options: Options, token: bytes | None, log: Log,
-    observers: Observers,
+    observers: Observers, audit: AuditLog | None = None,
 ) -> Parts:  # fmt: skip
     live, warning = first_live(loader)
     parts = assemble(
@@ -208,6 +220,7 @@ def _assemble(
         vault,
         results_path(vault),
         loader.now,
+        audit,
     )
     parts.event_log.remember(loader.exposures())
     if warning:
@@ -239,7 +252,7 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
         threading.Thread(target=service.event_log.close).start()
 
     errors = logging.getLogger("uvicorn")
-    errors.handlers, errors.propagate = [_UvicornLog(log)], False
+    errors.handlers, errors.propagate = [_UvicornLog(service.event_log.tell)], False
     # uvicorn raises what it caught again once it has drained: then this handler ends it with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None if service.draining else leave())

@@ -1,0 +1,1 @@
+"""The audit log: what happened, chained by hashes and signed at intervals. Knows no torch."""
