@@ -94,8 +94,10 @@ class Host:
         """Start a process there."""
         assert self.init is not None
         enter = ["nsenter", "--target", str(self.init.pid), "--mount", "--uts", "--net", "--pid"]
-        return subprocess.Popen([*enter, "--", *command], env=dict(env), stdin=subprocess.DEVNULL,
-                                stdout=log, stderr=log, cwd="/")  # fmt: skip
+        return subprocess.Popen(
+            [*enter, "--", *command], env=dict(env), cwd="/", start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
 
     def processes(self) -> list[psutil.Process]:
         """Every process that its first one is an ancestor of, or that was entered into it."""

@@ -29,6 +29,7 @@ from g2d.vault.signing import SigningKey
 from g2d.vault.vault import Vault
 
 PORT, RAY = 8000, 6379
+_TRIES = 4
 _RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
 SMALL = {
     "task": {"name": "digits"},
@@ -37,7 +38,7 @@ SMALL = {
     "autoencoder": {"steps": 40, "width": 32},
     "diffusion": {"steps": 200, "width": 32, "depth": 1, "sampler_steps": 10},
     "guidance": {"pool": 128, "pool_steps": 3, "latent_steps": 5, "polish_steps": 40},
-    "gates": {"accuracy_drop": 0.2, "class_drop": 0.5, "stale_asr": 1.0, "pool": 64},
+    "gates": {"accuracy_drop": 0.2, "class_drop": 0.5, "stale_asr": 1.0, "pool": 64, "distance": 0.0},
 }  # fmt: skip
 _STRANGER = """
 from g2d.core.ray_cluster import joined
@@ -111,14 +112,28 @@ class Service:
                 host.disk / "tls", host.address, there="/tmp/tls"
             )  # fmt: skip
         head = host is self.hosts[0]
-        role = (["--head", f"--port={RAY}", "--include-dashboard=false"] if head
-                else [f"--address={self._head}"])  # fmt: skip
+        role = (["--head", f"--port={RAY}", "--include-dashboard=false", "--no-monitor"]
+                if head else [f"--address={self._head}"])  # fmt: skip
         command = [*_RAY, *role, f"--node-ip-address={host.address}",
-                   f"--num-cpus={2 if head else 1}",
+                   f"--num-cpus={2 if head else 1}", "--include-log-monitor=false",
                    f"--object-store-memory={200 << 20}"]  # fmt: skip
-        host.start(command, self._env | self._tls[host.name], self._log)
+        for _ in range(_TRIES):
+            if self._starts(host, command):
+                break
+        else:
+            raise OSError(f"Ray does not start on {host.name}: {self.text()[-2000:]}")
         if host.name in self._clients:
             self._ask_from(host)
+
+    def _starts(self, host: Host, command: Sequence[str]) -> bool:
+        """Whether Ray is up; on a busy machine it gives itself up after 15 seconds."""
+        with (self._folder / f"ray-{host.name}").open("wb") as log:
+            started = host.start(command, self._env | self._tls[host.name], log)
+        while started.poll() is None:
+            if b"Ray runtime started" in (self._folder / f"ray-{host.name}").read_bytes():
+                return True
+            time.sleep(0.5)
+        return False
 
     def _ask_from(self, host: Host) -> None:
         """Start a client there; what it writes goes to no disk of the host's."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -68,10 +69,11 @@ def network_parts(service: Service, seconds: float) -> dict[str, Any]:
     service.await_generation(rotated)
     during = [one for one in service.since(b, cut) if one.got < up]
     answered = [one for one in during if one.status == 200]
+    last = max((one.got for one in answered), default=cut)
     first = next(one.got for one in service.since(b, up) if one.status == 200)
     return {
         "seconds": round(up - cut, 1), "generation": before, "rotated_to": rotated,
-        "b_answered_after_the_cut_for_s": round(max((x.got for x in answered), default=cut) - cut, 2),
+        "b_answered_after_the_cut_for_s": round(last - cut, 2),
         "b_answered_from": sorted({one.generation for one in answered}),
         "b_refused": sum(one.status == 503 for one in during),
         "b_answers_again_after_s": round(first - up, 2),
@@ -103,10 +105,11 @@ def old_disk(service: Service, folder: Path) -> dict[str, Any]:
     again = service.rotate()
     service.await_generation(again)
     answers = [one for one in service.since(b, booted) if one.status == 200]
+    left = sum((b.disk / name).exists() for name in mirrors)
     return {"old_generation": old, "live": live, "rotated_to": again, "found_on_its_disk": mirrors,
             "b_answers_again_after_s": round(answers[0].got - booted, 1),
             "b_answered_from": sorted({one.generation for one in answers}),
-            "left_of_the_old_mirror": sum((b.disk / name).exists() for name in mirrors)}  # fmt: skip
+            "left_of_the_old_mirror": left}  # fmt: skip
 
 
 def _no_sockets(folder: str, names: list[str]) -> list[str]:
@@ -148,6 +151,8 @@ def main() -> None:
     given = parser.parse_args()
     if why := why_not():
         raise SystemExit(f"two hosts cannot be made here: {why}")
+    # Ended by SIGTERM, it takes its hosts away all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     with tempfile.TemporaryDirectory(prefix="g2d-hosts-") as folder:
         result = run(Path(folder), given.part, given.lease, tuple(given.phases))
     save(given.out, {"commit": commit(), "hardware": hardware(), **result})
