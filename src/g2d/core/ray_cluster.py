@@ -1,17 +1,25 @@
-"""Joining a Ray cluster, or starting one of this machine; Ray is imported here when asked for."""
+"""Joining a Ray cluster, or starting one of this machine; Ray is imported here when asked for.
+
+One of this machine listens on loopback alone; `ray_tls` says why another cannot be joined.
+"""
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import logging
 import os
 import secrets
-import socket
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from g2d.core import ray_tls
 from g2d.core.platforms import cores
+from g2d.core.search_path import task_paths
 from g2d.errors import G2DError
 
 _QUIET = {
@@ -21,7 +29,8 @@ _QUIET = {
     # Ray starts workers at nice 15: beside one busy process replicas got no time to answer.
     "RAY_worker_niceness": "0",
 }
-_REACH = 5.0  # seconds to reach a cluster's address; Ray itself would try for a minute
+_LOOPBACK = "127.0.0.1"
+_HIDDEN = ("G2D_ADMIN_TOKEN",)  # what no process of Ray may find in its environment
 
 
 def require(extra: bool = False) -> None:
@@ -56,26 +65,30 @@ def joined(address: str = "", cpus: int = 0) -> Iterator[bool]:
     require()
     address = found(address)
     own = not address
+    ray_tls.check_files()
     import ray
 
     if own and "RAY_AUTH_MODE" not in os.environ:
-        # Ray listens on every address: who knows no token must not run code here. It asks for one
-        # by default; drawn for this cluster alone, for Ray would keep one in the home folder.
+        # Other users of this machine reach loopback too: who knows no token must not run code
+        # here. Ray asks for one by default; drawn for this cluster alone, for Ray would keep one
+        # in the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR,
+                               "job_config": _job_config()}  # fmt: skip
     try:
         if own:
-            cpus = cpus or cores()
-            ray.init("local", num_cpus=cpus, include_dashboard=False,
-                     _node_ip_address="127.0.0.1", **options)  # fmt: skip
+            _start(cpus or cores(), options)
         else:
             _reach(address)
             ray.init(address, **options)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except G2DError:
+        raise
+    except Exception as error:  # Ray has a bare one for a start that took too long
         what = "cannot be started" if own else f"does not answer at {address}"
         told = " ".join(str(error).split())[:300]
         advice = (
-            "check that there is memory for it" if own else "start one with `ray start"
+            "check that there is memory for it, and try again when the machine is less busy"
+            if own else "start one with `ray start"
             " --head`, check the address, and if it asks for a token set RAY_AUTH_MODE=token and"
             " RAY_AUTH_TOKEN_PATH"
         )  # fmt: skip
@@ -86,6 +99,69 @@ def joined(address: str = "", cpus: int = 0) -> Iterator[bool]:
         ray.shutdown()
 
 
+def on_loopback() -> bool:
+    """Whether the node that this process is part of is known by loopback alone."""
+    import ray
+
+    return bool(ray.util.get_node_ip_address() == _LOOPBACK)
+
+
+def _start(cpus: int, options: dict[str, Any]) -> None:
+    """Start a cluster of this machine; its processes do not inherit what admits an admin."""
+    import ray
+    from ray._private import ray_constants as constants
+
+    # Ray takes "127.0.0.1" to mean this machine's address, and listens on all addresses, unless
+    # clusters are off, as on macOS. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 says so, but is read as Ray
+    # is imported, which may have been before, and would hold for a cluster that is joined later.
+    clusters, folder = constants.ENABLE_RAY_CLUSTER, _private_folder()
+    hidden = {name: os.environ.pop(name) for name in _HIDDEN if name in os.environ}
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init("local", num_cpus=cpus, include_dashboard=False,
+                 _node_ip_address=_LOOPBACK, _temp_dir=folder, **options)  # fmt: skip
+    finally:
+        constants.ENABLE_RAY_CLUSTER = clusters
+        os.environ.update(hidden)
+    if not on_loopback():
+        ray.shutdown()
+        raise G2DError(
+            f"Ray {ray.__version__} would listen on all addresses of this machine: install the"
+            " release that constraints.txt names, or start a cluster yourself and give its address"
+        )
+
+
+def _private_folder() -> str:
+    """Make a folder for logs, sockets and spilled objects: Ray's own is open to everybody.
+
+    It is deleted as this process ends. Its name is short, for a socket's path has 107 bytes.
+    """
+    here = os.environ.get("RAY_TMPDIR") or ("/tmp" if os.path.isdir("/tmp") else None)  # noqa: S108
+    folder = tempfile.mkdtemp(prefix="g2d-ray-", dir=here)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _job_config() -> Any:
+    """What workers get: of this process' `sys.path` what somebody asked for, not where it runs.
+
+    Ray puts the current directory in front of every worker's `sys.path`, where any file that is
+    named like a module replaces it.
+    """
+    from ray.job_config import JobConfig
+
+    class OwnPath(JobConfig):  # type: ignore[misc]
+        """Leaves `sys.path` to us: Ray adds nothing if it believes that a folder is shipped."""
+
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    script = os.path.dirname(os.path.realpath(sys.argv[0]))
+    folders = [*task_paths(), *([script] if script in sys.path else [])]
+    # Ray puts each in front of those before it.
+    return OwnPath(_py_driver_sys_path=[*reversed(folders)])
+
+
 def _reach(address: str) -> None:
     if "://" in address:
         raise G2DError(
@@ -94,4 +170,4 @@ def _reach(address: str) -> None:
         )
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), _REACH).close()
+        ray_tls.greet(host.strip("[]"), int(port))

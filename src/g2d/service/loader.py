@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from g2d.core.files import read_plain, write_bytes
+from g2d.core.sources import digests
 from g2d.core.types import Array
 from g2d.errors import CheckpointError, RefusedError, VaultError
 from g2d.protect.snapshots import build_snapshot
@@ -35,7 +36,6 @@ from g2d.vault.code import (
     bound_code,
     changed,
     code_of,
-    digests,
     hold,
     require,
     signed_code,

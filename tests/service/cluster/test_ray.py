@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -90,12 +91,13 @@ from g2d.errors import GenerationError, PopulationError
 def square(x): return x * x
 def threads(_): return torch.get_num_threads()
 def niceness(_): return os.getpriority(os.PRIO_PROCESS, 0)
+def there(_): return os.getcwd() in sys.path or "G2D_ADMIN_TOKEN" in os.environ
 def broken(x): raise GenerationError(f"job {x} says so")
 def dies(_): os._exit(7)
 def slow(_): time.sleep(400)
 
 with RayEngine(workers=2) as engine:
-    one = [list(engine.run(work, [0])) for work in (threads, niceness)]
+    one = [list(engine.run(work, [0])) for work in (threads, niceness, there)]
     print(sorted(engine.run(square, [3, 1, 2])), *one)
     for work, kind in ((broken, GenerationError), (dies, PopulationError)):
         try:
@@ -123,16 +125,20 @@ with RayEngine(workers=2) as engine:
 
 @pytest.mark.usefixtures("alone")
 def test_jobs_say_what_failed_are_bounded_and_can_be_cancelled(tmp_path):
-    script = tmp_path / "jobs.py"
+    script, here = tmp_path / "jobs.py", tmp_path / "here"
     script.write_text(JOBS)
-    done = subprocess.run([sys.executable, str(script)], env=ENV, timeout=600,
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    (here / "g2d").mkdir(parents=True)
+    for name in ("g2d/__init__.py", "torch.py", "ray.py"):  # where it is started; nobody's task
+        (here / name).write_text("raise SystemExit('imported from the current directory')")
+    done = subprocess.run([sys.executable, str(script)], env=ENV | {"G2D_ADMIN_TOKEN": "t" * 32},
+                          cwd=here, timeout=600, capture_output=True, text=True,
+                          check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "(raylet)" not in line]
     squares, broken, died, flight, cancelled = lines
     # As urgent as any other process: Ray's own 15 starved replicas on a busy machine.
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert squares == f"[(0, 9), (1, 1), (2, 4)] [(0, 1)] [(0, {own})]"
+    assert squares == f"[(0, 9), (1, 1), (2, 4)] [(0, 1)] [(0, {own})] [(0, False)]"
     assert broken == "GenerationError job 5 says so"
     assert died.startswith("PopulationError a job was lost 4 times")
     assert (flight, cancelled) == ("in flight True", "cancelled True")
@@ -248,6 +254,7 @@ def test_replicas_follow_every_rotation_under_load_and_are_not_restarted(vault, 
     options = ("--engine", "ray", "--replicas", "2", "--lease", "60s")
     with Process(vault, *options, log=tmp_path / "log") as served:
         pids = both(served)
+        check_processes(served)
         loads = [Load(served.address, x) for _ in range(2)]
         for load in loads:
             load.start()
@@ -279,6 +286,24 @@ def test_replicas_follow_every_rotation_under_load_and_are_not_restarted(vault, 
     assert {line["generation"] for line in rolled} == {2, 3, 4, 6}
     assert all(line["seconds"] < 60 for line in rolled)
     assert served.lines()[-1]["event"] == "stop"
+
+
+def check_processes(served: Process) -> None:
+    """Nothing of Ray listens but on loopback, or knows the admin's token; its files are ours."""
+    operator = psutil.Process(served.process.pid)
+    tree = [operator, *operator.children(recursive=True)]
+    bound = [(c.laddr.ip.removeprefix("::ffff:"), process.name())
+             for process in tree for c in process.net_connections("inet")
+             if c.status == psutil.CONN_LISTEN]  # fmt: skip
+    assert len({name for _, name in bound}) >= 6, bound  # operator, gcs, raylet, agents, replicas
+    assert {address for address, _ in bound} <= {"127.0.0.1", "::1"}, bound
+    assert not [p.name() for p in tree[1:] if "G2D_ADMIN_TOKEN" in p.environ()]
+    folders = {
+        argument.split("=", 1)[1] for process in tree for argument in process.cmdline()
+        if argument.startswith(("--temp_dir=", "--temp-dir="))
+    }  # fmt: skip
+    assert len(folders) == 1
+    assert stat.S_IMODE(os.stat(folders.pop()).st_mode) == 0o700
 
 
 def check(loads: list[Load], vault: Path, x: np.ndarray) -> None:

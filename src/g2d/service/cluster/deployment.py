@@ -22,7 +22,7 @@ from ray import serve as ray_serve
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from g2d.core.ray_cluster import found, joined
+from g2d.core.ray_cluster import found, joined, on_loopback
 from g2d.errors import G2DError, SettingsError
 from g2d.service.auditing import TellAt, audited, configured
 from g2d.service.cluster.coordinator import Coordinator, Plan
@@ -102,6 +102,7 @@ class Replica:
         import torch
 
         torch.set_num_threads(1)
+        _bind_replicas_to_loopback()
         name = ray_serve.get_replica_context().replica_id.unique_id
         self._application = assemble(RayClient(coordinator), spec, name)
 
@@ -163,6 +164,18 @@ def serve(
             raise G2DError(f"Ray gave up: {' '.join(str(error).split())[-400:]}") from error
     log("stop")
     log.close()
+
+
+def _bind_replicas_to_loopback() -> None:
+    """On a cluster of one machine, bind what Serve binds to all addresses whatever the node's is.
+
+    It is a gRPC server of each replica's, made after this, for calls of other deployments.
+    """
+    from ray.serve._private import replica
+
+    if on_loopback():
+        bind = replica.add_port_to_grpc_server
+        replica.add_port_to_grpc_server = lambda server, _: bind(server, "127.0.0.1:0")
 
 
 def actor_name(model: str) -> str:
