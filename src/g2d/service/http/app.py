@@ -16,10 +16,11 @@ from typing import Any
 import orjson
 
 from g2d.rotation.control import RotationControl
+from g2d.service.access.gate import Access
+from g2d.service.access.identity import CALLER, INFER, Caller
 from g2d.service.http.batcher import Batcher, BrokenError, BusyError, NotFiniteError
 from g2d.service.http.event_log import EventLog
 from g2d.service.http.events import Broken
-from g2d.service.http.limits import AdminToken, Buckets, client_of
 from g2d.service.http.metrics import Metrics, public
 from g2d.service.http.options import Options
 from g2d.service.http.origins import Hosts
@@ -57,17 +58,16 @@ class Service:
         batcher: Batcher,
         metrics: Metrics,
         event_log: EventLog,
-        admin_token: AdminToken,
+        access: Access,
         pages: Callable[[Service], Asgi],
         observers: ObserverQueue | None = None,
     ) -> None:
         self.model, self.options, self.rotation = model, options, rotation
-        self.metrics, self.event_log, self.admin_token = metrics, event_log, admin_token
+        self.metrics, self.event_log, self.access = metrics, event_log, access
         self.max_body = options.max_body or model.largest(options.max_batch)
         self.draining = False
         self._batcher, self._make_pages, self._observers = batcher, pages, observers
         self._hosts = Hosts(options)
-        self._buckets = Buckets(options.rate, options.burst)
         self._pages: asyncio.Future[Asgi] | None = None
 
     def status(self) -> dict[str, Any]:
@@ -95,11 +95,13 @@ class Service:
         if self._observers is not None:
             self._observers.start()
         self.rotation.start()
+        self.access.start(loop)
         self._pages = asyncio.ensure_future(asyncio.to_thread(self._make_pages, self))
         settling = asyncio.ensure_future(self._settle())
         await send({"type": "lifespan.startup.complete"})
         await receive()
         settling.cancel()
+        await asyncio.to_thread(self.access.stop)
         await asyncio.to_thread(self._batcher.stop)
         if self._observers is not None:
             await asyncio.to_thread(self._observers.stop)
@@ -117,20 +119,26 @@ class Service:
         path: str = scope["path"]
         call = "infer" if path.endswith("/infer") else "other"
         began = time.perf_counter()
+        body = None
         try:
             self._hosts.check(scope["headers"])
+            caller = scope[CALLER] = self.access.admit(scope)
             if path not in _FREE:
-                self._charge(scope, 1.0)
+                self.access.charge(caller, 1.0)
+            body = self.access.body(caller)
+            receive = body.over(receive) if body is not None else receive
             if path == "/v2" or path.startswith("/v2/"):
                 await self._v2(scope, receive, send, began)
-                return
+            else:
+                assert self._pages is not None
+                pages = await asyncio.shield(self._pages)
+                await pages(scope, _BoundedReceive(receive, self.options.timeout), send)
         except RequestError as refusal:
             self.metrics.requests.labels(call, str(refusal.status)).inc()
             await _refuse(send, refusal)
-            return
-        assert self._pages is not None
-        pages = await asyncio.shield(self._pages)
-        await pages(scope, _BoundedReceive(receive, self.options.timeout), send)
+        finally:
+            if body is not None:
+                body.release()
 
     async def _v2(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
         path: str = scope["path"]
@@ -173,6 +181,9 @@ class Service:
     async def _infer(
         self, scope: Scope, receive: Receive, send: Send, version: str | None, began: float
     ) -> None:
+        caller: Caller = scope[CALLER]
+        if INFER not in caller.roles:  # the gate let him through for another address
+            raise RequestError(403, f"{caller.name} has not the role {INFER}")
         self.metrics.in_flight.inc()
         body = None
         try:
@@ -180,7 +191,7 @@ class Service:
                 length = _header(scope, HEADER_LENGTH)
                 body = await self._body(scope, receive)
                 query = await self._parse(body, length)
-                self._charge(scope, len(query.x) - 1.0)
+                self.access.charge(caller, len(query.x) - 1.0)
                 logits, number = await self._batcher.submit(query.x)
         except TimeoutError:
             allowed = f"within {self.options.timeout:g} s"
@@ -203,7 +214,7 @@ class Service:
         await _respond(send, 200, content, headers)
         self.metrics.answered(began, len(query.x))
         if self._observers is not None:
-            self._observers.offer(query.x, logits, client_of(_client(scope)))
+            self._observers.offer(query.x, logits, caller.client)
 
     async def _parse(self, body: bytes, length: bytes | None) -> Query:
         """Read a body; a large one on another thread, so that others are answered meanwhile."""
@@ -235,14 +246,6 @@ class Service:
                 raise too_large
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _charge(self, scope: Scope, tokens: float) -> None:
-        if not self.options.rate or tokens <= 0:
-            return
-        wait = self._buckets.take(_client(scope), tokens)
-        if wait > 0:
-            self.metrics.limited.inc()
-            raise RequestError(429, f"over this client's rate; send again in {wait:.1f} s")
 
     def _right_version(self, version: str | None, number: int) -> int:
         """A version that is asked for must be the one that answers: no retired one is served."""
@@ -281,11 +284,6 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-def _client(scope: Scope) -> str:
-    client = scope.get("client")
-    return client[0] if client else ""
-
-
 def _allow(scope: Scope, method: str) -> None:
     if scope["method"] != method:
         text = f"this address takes {method}"
@@ -300,7 +298,7 @@ async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> No
 async def _refuse(send: Send, refusal: RequestError) -> None:
     body = orjson.dumps({"error": refusal.text})
     headers = [_JSON, (b"content-length", b"%d" % len(body)), *refusal.headers]
-    if refusal.status in (429, 503):
+    if refusal.status in (429, 503) and not any(key == b"retry-after" for key, _ in headers):
         headers.append((b"retry-after", b"1"))
     if refusal.status in (408, 413, 415):  # the rest of the body may never be read
         headers.append((b"connection", b"close"))

@@ -8,9 +8,15 @@ comes in one read. The body's time and size are bounded in `app`.
 from __future__ import annotations
 
 from asyncio import BaseTransport, TimerHandle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from g2d.service.access.identity import LINK
+from g2d.service.access.links import Link
+
+if TYPE_CHECKING:
+    from g2d.service.access.gate import Access
 
 _MOST = 65_536  # bytes of a head: proxies send at most 8 to 16 KiB
 _AHEAD = 16  # requests that may wait behind the one that is answered
@@ -27,6 +33,10 @@ class Connection(HttpToolsProtocol):
     """Seconds for a head to arrive, from its connection or its first byte on; and seconds that
     answers may wait for a client to read."""
 
+    access: Access | None = None
+    """Told of each connection, so that requests say who is at its other end; None: nobody is."""
+
+    _link: Link | None = None
     _timer: TimerHandle | None = None
     _unread: TimerHandle | None = None
     _bytes, _in_body = 0, False
@@ -39,6 +49,8 @@ class Connection(HttpToolsProtocol):
             self.connections.discard(self)  # uvicorn would refuse those that are there already
             self._end(_FULL)
         else:
+            if self.access is not None:
+                self._link = self.access.link(Link(transport, self.shutdown))
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -51,6 +63,8 @@ class Connection(HttpToolsProtocol):
             self._running.message_event.set()
         self._running = None
         self.pipeline.clear()
+        if self._link is not None and self.access is not None:
+            self.access.unlink(self._link)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; between answers, what does not complete a head is held against it."""
@@ -63,6 +77,12 @@ class Connection(HttpToolsProtocol):
             self._bytes += len(data)
             if self._bytes > _MOST:
                 self._end(_LARGE)
+
+    def on_message_begin(self) -> None:
+        """A request begins: its scope says on which connection."""
+        super().on_message_begin()
+        if self._link is not None:
+            self.scope[LINK] = self._link  # type: ignore[literal-required]  # as ASGI allows
 
     def on_headers_complete(self) -> None:
         """The head is here: from now on the request's own time runs."""
@@ -129,6 +149,6 @@ class Connection(HttpToolsProtocol):
             self._await_reader()
 
 
-def within(seconds: float) -> type[Connection]:
+def within(seconds: float, access: Access | None = None) -> type[Connection]:
     """Return the class of connections whose heads have to arrive within `seconds`."""
-    return type("Connection", (Connection,), {"patience": seconds})
+    return type("Connection", (Connection,), {"patience": seconds, "access": access})

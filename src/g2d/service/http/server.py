@@ -20,6 +20,7 @@ import uvicorn
 from g2d.core import platforms
 from g2d.errors import SettingsError
 from g2d.report.results import results_path
+from g2d.service.access.tls import ServerTls
 from g2d.service.assembly import Parts, assemble, first_live, rotate_vault
 from g2d.service.http.app import Service
 from g2d.service.http.connection import within
@@ -180,6 +181,7 @@ def _assemble(
         observers,
         vault,
         results_path(vault),
+        ServerTls(options, token is not None) if options.tls_cert else None,
     )
     parts.event_log.remember(loader.exposures())
     if warning:
@@ -198,13 +200,15 @@ def read_public_key(key: Path | None) -> Any:
 
 def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> None:
     config = uvicorn.Config(
-        service, http=within(options.timeout), loop=_loop(), ws="none", lifespan="on",
+        service, http=within(options.timeout, service.access), loop=_loop(), ws="none", lifespan="on",
         log_config=None, access_log=False, server_header=False, date_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
         limit_concurrency=connections(log), backlog=_BACKLOG,
-        ssl_certfile=options.tls_cert or None, ssl_keyfile=options.tls_key or None,
     )  # fmt: skip
+    config.load()
+    if service.access.tls is not None:
+        config.ssl = service.access.tls.latest()
 
     def ending() -> None:
         service.draining = True
@@ -245,7 +249,15 @@ def warn(
         )
         say(f"WARNING: {text}.")
         log("exposed", host=options.host, text=text)
-    if token is None:
+    if options.exposed and not options.authenticated:
+        text = (
+            f"EXPOSED WITHOUT AUTHENTICATION: {options.host} is open to other machines, and whoever"
+            " reaches it may infer and read status, events and metrics. Give --client-ca or --jwks,"
+            " or keep to loopback behind a proxy that asks who it is"
+        )
+        say(f"WARNING: {text}.")
+        log("exposed", host=options.host, text=text)
+    if token is None and not options.authenticated:
         say("admin calls are off: no token was given")
     if key is None:
         say("generations are served unsigned: give --key to have their signatures verified")

@@ -16,12 +16,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from g2d import __version__
-from g2d.service.http.admin import add_admin, address, admit
+from g2d.service.access.identity import CALLER, OPERATE, Caller
+from g2d.service.http.admin import add_admin
 from g2d.service.http.log import to_json
 from g2d.service.http.metrics import CONTENT_TYPE_LATEST, public
 from g2d.service.http.openapi import merge
 from g2d.service.http.protocol import RequestError
 from g2d.service.http.redteam_summary import Findings
+from g2d.service.http.types import Scope
 from g2d.service.http.web_page import add_pages
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
-        return JSONResponse({"error": error.text}, error.status)
+        headers = {key.decode(): value.decode() for key, value in error.headers}
+        return JSONResponse({"error": error.text}, error.status, headers)
 
     plain = app.openapi
 
@@ -88,12 +91,12 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
 
         A request with the admin token is never refused for too many listeners.
         """
-        given = request.headers.get("authorization", "").lower().startswith("bearer ")
-        listener = service.event_log.listen(address(request), given and admit(request, service))
+        caller: Caller = request.scope[CALLER]
+        listener = service.event_log.listen(caller.client, OPERATE in caller.roles)
         if listener is None:
             raise RequestError(503, "too many listen already, or the service is ending")
         return StreamingResponse(
-            _stream(service, findings, listener),
+            _stream(service, findings, listener, request.scope),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -113,13 +116,13 @@ def _moment(service: Service, findings: Findings) -> dict[str, Any]:
         "now": time.time(),
         "rotation": public(service.rotation.status()),
         "traffic": service.metrics.traffic(),
-        "admin": service.admin_token.open,
+        "admin": service.access.operable,
         "redteam": findings.version(),
     }
 
 
 async def _stream(
-    service: Service, findings: Findings, listener: asyncio.Queue[bytes | None]
+    service: Service, findings: Findings, listener: asyncio.Queue[bytes | None], scope: Scope
 ) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     try:
@@ -135,6 +138,8 @@ async def _stream(
             except TimeoutError:
                 pass  # nothing happened until the beat, which is told below
             if loop.time() >= beat:  # also where events never cease
+                if not service.access.still(scope, scope[CALLER]):
+                    return
                 tick = _moment(service, findings) | {"latencies": service.event_log.latencies()}
                 yield b"event: tick\ndata: %b\n\n" % to_json(tick)
                 beat = loop.time() + _BEAT
