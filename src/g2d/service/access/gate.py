@@ -68,9 +68,11 @@ class Sources:
         access, jwks = options.access, options.jwks
         policy: Watched[Policy] = Watched(
             {"--access": access},
-            lambda read: read_policy(read["--access"], f"--access {access}", default)
-            if access
-            else Policy(default=default),
+            lambda read: (
+                read_policy(read["--access"], f"--access {access}", default)
+                if access
+                else Policy(default=default)
+            ),
         )
         keys: Watched[Keys] | None = None
         if jwks:
@@ -274,9 +276,7 @@ class Access:
         call = scope["path"][:200]
         self._refusals(Denied(caller.address, call, "role", text, **caller.facts()))
         scopes = " ".join(f"g2d:{role}" for role in ROLES if role in roles)
-        return RequestError(
-            403, text, _challenge(f'error="insufficient_scope", scope="{scopes}"')
-        )
+        return RequestError(403, text, _challenge(f'error="insufficient_scope", scope="{scopes}"'))
 
     # --- connections, and files that change ------------------------------------------------------
 

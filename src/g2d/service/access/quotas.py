@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from g2d.service.access.policy import Quota
@@ -18,9 +19,14 @@ _KEPT = 10_000  # names remembered: the least recent is forgotten, and has a ful
 
 
 class Rates:
-    """Token buckets by name, each with a rate a second and a burst of its own."""
+    """Token buckets by name, each with a rate a second and a burst of its own.
 
-    def __init__(self) -> None:
+    Args:
+        clock: says the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait(self, name: str, tokens: float, rate: float, burst: float) -> float:
@@ -43,7 +49,7 @@ class Rates:
         return 0.0 if enough else (needed - left) / rate
 
     def _now(self, name: str, rate: float, burst: float) -> tuple[float, float]:
-        now = time.monotonic()
+        now = self.clock()
         left, since = self._left.get(name, (burst, now))
         return min(burst, left + (now - since) * rate), now
 

@@ -88,7 +88,9 @@ class ServerTls:
         # OpenSSL verifies for the purpose sslclient: one for servers alone (RFC 5280, 4.2.1.12) is
         # refused in the handshake.
         context.verify_mode = ssl.CERT_REQUIRED if self._must else ssl.CERT_OPTIONAL
-        together = b"".join(hashlib.sha256(contents.get(flag, b"")).digest() for flag in (_CA, _CRL))
+        together = b"".join(
+            hashlib.sha256(contents.get(flag, b"")).digest() for flag in (_CA, _CRL)
+        )
         context.trust = hashlib.sha256(together).hexdigest()
         return context
 

@@ -38,7 +38,9 @@ class AlarmRequest(BaseModel):
 
 def add_admin(app: FastAPI, service: Service) -> None:
     """Add the calls that change what is served; each needs the role `operate`."""
-    described = HTTPBearer(auto_error=False, description="The admin token, or a JWT with the role operate.")
+    described = HTTPBearer(
+        auto_error=False, description="The admin token, or a JWT with the role operate."
+    )
 
     async def admitted(request: Request) -> None:
         caller: Caller = request.scope[CALLER]

@@ -102,7 +102,9 @@ class Options(Checked):
                 " service must not open this one"
             )
         if any(issued) and not self.jwks:
-            raise SettingsError("--jwt-audience and --jwt-issuer say which tokens pass: give --jwks")
+            raise SettingsError(
+                "--jwt-audience and --jwt-issuer say which tokens pass: give --jwks"
+            )
         if not self.jwt_roles_claim:
             raise SettingsError("jwt_roles_claim is empty, expected a claim's name, as roles")
         if self.access and not self.authenticated:
