@@ -97,8 +97,14 @@ def assemble(
     rotation = lead(event_log.tell)
     observers.connect(rotation.alarm)
     batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
-    access = Access(options, admin_token, event_log.tell, lambda why: metrics.denied.labels(why).inc(),
-                    metrics.limited.inc, tls)  # fmt: skip
+    access = Access(
+        options,
+        admin_token,
+        event_log.tell,
+        lambda why: metrics.denied.labels(why).inc(),
+        metrics.limited.inc,
+        tls,
+    )
     service = Service(
         loader.model, options, rotation, batcher, metrics, event_log, access,
         partial(_pages, results),

@@ -99,6 +99,19 @@ def test_without_authentication_loopback_is_as_open_as_before():
     run(harness, work)
 
 
+def test_the_description_says_which_calls_ask_who_it_is(by_token):
+    async def work(client):
+        schema = (await client.get("/openapi.json", headers=ADMIN)).json()
+        for path, calls in schema["paths"].items():
+            for call in calls.values():
+                asks = bool(needed(path))
+                assert ("security" in call) == asks, path
+                assert not asks or {"401", "403"} <= call["responses"].keys(), path
+        assert schema["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+
+    run(Harness(by_token), work)
+
+
 def test_two_authorizations_are_one_too_many(issuer, by_token):
     async def work(client):
         headers = [("authorization", f"Bearer {issuer.token('infer')}")] * 2

@@ -58,7 +58,7 @@ class Caller(NamedTuple):
 
     @property
     def client(self) -> str:
-        """What counts as one client: the identity, or else what `client_of` makes of the address."""
+        """What counts as one client: the identity, else what `client_of` makes of the address."""
         return self.name or client_of(self.address)
 
     def facts(self) -> Mapping[str, str | None]:

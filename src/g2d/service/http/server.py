@@ -200,8 +200,8 @@ def read_public_key(key: Path | None) -> Any:
 
 def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> None:
     config = uvicorn.Config(
-        service, http=within(options.timeout, service.access), loop=_loop(), ws="none", lifespan="on",
-        log_config=None, access_log=False, server_header=False, date_header=False,
+        service, http=within(options.timeout, service.access), loop=_loop(), ws="none",
+        lifespan="on", log_config=None, access_log=False, server_header=False, date_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
         limit_concurrency=connections(log), backlog=_BACKLOG,
