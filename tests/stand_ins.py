@@ -20,6 +20,7 @@ from g2d.rotation import events as rotation_events
 from g2d.rotation.events import Event, Tell
 from g2d.rotation.scheduler import Backoff, Rotation, Triggers
 from g2d.rotation.snapshot import Live, Snapshot
+from g2d.service.access.tls import ServerTls
 from g2d.service.assembly import assemble
 from g2d.service.http import events as service_events
 from g2d.service.http.limits import AdminToken
@@ -138,6 +139,7 @@ class Harness:
             Observers(self.options.observer),
             results=results,
             audit=audit,
+            tls=ServerTls(self.options, bool(token)) if self.options.tls_cert else None,
         )
         self.rotation, self.metrics, self.service = parts.rotation, parts.metrics, parts.service
         self.event_log = parts.event_log

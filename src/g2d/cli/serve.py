@@ -22,7 +22,7 @@ from g2d.cli.shared import (
     vault_settings,
 )
 from g2d.service.http.options import Options, read_token, require, seconds
-from g2d.service.http.startup import check_tls, leave_on_sigterm
+from g2d.service.http.startup import check_access, check_tls, leave_on_sigterm, refuse_on_ray
 
 
 @with_flags(Options, into="given")
@@ -64,7 +64,10 @@ def serve(
     if engine == "local":
         leave_on_sigterm()
     options, token = Options(**given), read_token(admin_token_file)
+    if engine == "ray":
+        refuse_on_ray(options)
     check_tls(options.tls_cert, options.tls_key)
+    check_access(options, token is not None)
     vault_settings(vault)
     require()
     parts: dict[str, Any] = {

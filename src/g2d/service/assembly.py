@@ -19,6 +19,8 @@ from g2d.rotation.control import RotationControl
 from g2d.rotation.events import Alarm, Committed, Event, Tell
 from g2d.rotation.scheduler import GenerationLoader, Rotation, Triggers
 from g2d.rotation.snapshot import Live, Snapshot
+from g2d.service.access.gate import Access
+from g2d.service.access.tls import ServerTls
 from g2d.service.auditing import connect
 from g2d.service.http.app import Service
 from g2d.service.http.batcher import Batcher
@@ -79,6 +81,7 @@ def assemble(
     results: Path | None = None,
     now: Callable[[], float] = time.time,
     audit: AuditLog | None = None,
+    tls: ServerTls | None = None,
 ) -> Parts:
     """Make the side that answers: metrics, events, batches, HTTP, and the watch over memory.
 
@@ -86,7 +89,10 @@ def assemble(
         lead: makes what controls rotation, given what takes its events. observers: made before
             anything that must be closed. vault: its folder, which only the log may name. results:
             what `g2d attack` wrote or will write, for the page. now: seconds since 1970, by which
-            generations expire. audit: hears every event.
+            generations expire. audit: hears every event. tls: where it is agreed here.
+
+    Raises:
+        SettingsError: a file that says who may ask is not what it should be.
     """
 
     def status() -> dict[str, Any]:
@@ -98,8 +104,16 @@ def assemble(
     rotation = lead(event_log.tell)
     observers.connect(rotation.alarm)
     batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
+    access = Access(
+        options,
+        admin_token,
+        event_log.tell,
+        lambda why: metrics.denied.labels(why).inc(),
+        metrics.limited.inc,
+        tls,
+    )
     service = Service(
-        loader.model, options, rotation, batcher, metrics, event_log, admin_token,
+        loader.model, options, rotation, batcher, metrics, event_log, access,
         partial(_pages, results),
         _observing(observers, options, metrics, log),
     )  # fmt: skip

@@ -67,7 +67,12 @@ def head(size: int) -> bytes:
 @pytest.mark.parametrize("cuts", [(), (1000,), (65_535,), (-1,), (-3,), (40_000, 65_000)])
 def test_a_head_has_65536_bytes_at_most_however_it_is_cut(cuts):
     with serving(patience=60.0) as served:
-        for size, status in ((65_536, b"200"), (65_537, b"431"), (66_000, b"431"), (200_000, b"431")):
+        for size, status in (
+            (65_536, b"200"),
+            (65_537, b"431"),
+            (66_000, b"431"),
+            (200_000, b"431"),
+        ):
             with served.connect() as wire:
                 sent, last = head(size), 0
                 with contextlib.suppress(ConnectionError):  # closed as soon as it is too long

@@ -34,6 +34,7 @@ from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.server import listen, read_public_key, warn
+from g2d.service.http.startup import refuse_on_ray
 from g2d.service.monitors.observer import find_observers
 
 _SPACE = "g2d"  # the namespace of our actors
@@ -135,6 +136,7 @@ def serve(
         G2DError: there is nothing that may be served, no such observer, no cluster, or no room in
             it.
     """
+    refuse_on_ray(options)
     find_observers(options.observer)  # replicas make them, too late to refuse a wrong name
     log, options = Log(), _with_port(options, found(address))
     terms, trusted = Terms.of(options.every, lease), read_public_key(key)

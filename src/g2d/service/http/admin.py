@@ -1,4 +1,4 @@
-"""Admin calls: rotate, pause, resume, and alarms from outside. All need the token.
+"""Admin calls: rotate, pause, resume, and alarms from outside. All need the role `operate`.
 
 Only this file and `status_api` know FastAPI.
 """
@@ -6,7 +6,6 @@ Only this file and `status_api` know FastAPI.
 from __future__ import annotations
 
 import asyncio
-import math
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
 from g2d.errors import G2DError
-from g2d.service.http.events import Admin, HeldOff, WrongToken
+from g2d.service.access.identity import CALLER, OPERATE, Caller
+from g2d.service.http.events import Admin
 from g2d.service.http.openapi import ERROR
 from g2d.service.http.protocol import RequestError
 
@@ -37,14 +37,16 @@ class AlarmRequest(BaseModel):
 
 
 def add_admin(app: FastAPI, service: Service) -> None:
-    """Add the calls that change what is served; each needs the admin token."""
-    described = HTTPBearer(auto_error=False, description="The admin token.")
+    """Add the calls that change what is served; each needs the role `operate`."""
+    described = HTTPBearer(
+        auto_error=False, description="The admin token, or a JWT with the role operate."
+    )
 
     async def admitted(request: Request) -> None:
-        if not service.admin_token.open:
-            raise RequestError(403, "admin calls are off: start the service with an admin token")
-        admit(request, service)
-        service.event_log.tell(Admin(address(request), request.url.path))
+        caller: Caller = request.scope[CALLER]
+        if OPERATE not in caller.roles:  # the gate let him through for another address
+            raise RequestError(403, f"{caller.name} has not the role {OPERATE}")
+        service.event_log.tell(Admin(caller.address, request.url.path, **caller.facts()))
 
     needed = [Depends(described), Depends(admitted)]
 
@@ -79,36 +81,6 @@ def add_admin(app: FastAPI, service: Service) -> None:
         told = await _alarm(request)  # here, not by FastAPI: it would read it before the token
         service.rotation.alarm(told.kind, told.text, told.rotate)
         return JSONResponse({"live": service.rotation.live})
-
-
-def address(request: Request) -> str:
-    """Return the client's address."""
-    return request.client.host if request.client else ""
-
-
-def gives_token(request: Request) -> bool:
-    """Whether a request comes with a token, right or wrong."""
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
-    return kind.lower() == "bearer" and bool(token.strip())
-
-
-def admit(request: Request, service: Service) -> bool:
-    """Return True for the admin's token; count, log and refuse a wrong one.
-
-    Raises:
-        RequestError: 401; 429 where too many wrong ones came before: it is not looked at.
-    """
-    client, guess = address(request), gives_token(request)
-    if guess and (wait := service.guesses.wait(client)) > 0:
-        after = b"%d" % math.ceil(wait)
-        raise RequestError(429, "too many wrong tokens; ask again later", (b"retry-after", after))
-    if not service.admin_token.admits(request.headers.get("authorization", "").encode()):
-        service.event_log.tell(WrongToken(client, request.url.path))
-        if guess and (wait := service.guesses.wrong(client)) > 0:
-            service.event_log.tell(HeldOff(client, wait))
-        raise RequestError(401, "the admin token is missing or wrong")
-    service.guesses.right(client)
-    return True
 
 
 async def _alarm(request: Request) -> AlarmRequest:

@@ -16,13 +16,13 @@ import orjson
 
 from g2d.core import platforms
 from g2d.rotation.control import RotationControl
+from g2d.service.access.gate import Access
+from g2d.service.access.identity import CALLER, INFER, Caller
 from g2d.service.http.batcher import Batcher, BrokenError, BusyError, NotFiniteError
 from g2d.service.http.bodies import Bodies, Body, OverBudgetError
 from g2d.service.http.event_log import EventLog
 from g2d.service.http.events import Broken
-from g2d.service.http.guesses import Guesses
 from g2d.service.http.headers import Told, single
-from g2d.service.http.limits import AdminToken, Buckets, client_of
 from g2d.service.http.metrics import Metrics, public
 from g2d.service.http.options import Options
 from g2d.service.http.origins import Hosts
@@ -61,18 +61,16 @@ class Service:
         batcher: Batcher,
         metrics: Metrics,
         event_log: EventLog,
-        admin_token: AdminToken,
+        access: Access,
         pages: Callable[[Service], Asgi],
         observers: ObserverQueue | None = None,
     ) -> None:
         self.model, self.options, self.rotation = model, options, rotation
-        self.metrics, self.event_log, self.admin_token = metrics, event_log, admin_token
+        self.metrics, self.event_log, self.access = metrics, event_log, access
         self.max_body = options.max_body or model.largest(options.max_batch)
         self.draining = False
         self._batcher, self._make_pages, self._observers = batcher, pages, observers
-        self._hosts, self.guesses = Hosts(options), Guesses()
-        self._bodies = Bodies(options.max_bodies, self.max_body)
-        self._buckets = Buckets(options.rate, options.burst)
+        self._hosts, self._bodies = Hosts(options), Bodies(options.max_bodies, self.max_body)
         self._pages: asyncio.Future[Asgi] | None = None
 
     def status(self) -> dict[str, Any]:
@@ -106,11 +104,13 @@ class Service:
         if self._observers is not None:
             self._observers.start()
         self.rotation.start()
+        self.access.start(loop)
         self._pages = asyncio.ensure_future(asyncio.to_thread(self._make_pages, self))
         settling = asyncio.ensure_future(self._settle())
         await send({"type": "lifespan.startup.complete"})
         await receive()
         settling.cancel()
+        await asyncio.to_thread(self.access.stop)
         await asyncio.to_thread(self._batcher.stop)
         if self._observers is not None:
             await asyncio.to_thread(self._observers.stop)
@@ -134,26 +134,31 @@ class Service:
             scope, send = {**scope, "method": "GET"}, _bodiless(send)
         call = "infer" if path.endswith("/infer") else "other"
         began = time.perf_counter()
+        body = None
         try:
             told = single(scope["headers"])
             if path not in _HEALTH:
                 self._hosts.check(told, scope)
+            caller = scope[CALLER] = self.access.admit(scope)
             if path not in _FREE:
-                self._charge(scope, 1.0)
+                self.access.charge(caller, 1.0)
+            body = self.access.body(caller)
+            receive = body.over(receive) if body is not None else receive
             if path == "/v2" or path.startswith("/v2/"):
                 await self._v2(scope, told, receive, send, began)
-                return
+            elif not path:  # the prefix alone: links of the page are relative to what ends with /
+                place = [(b"location", f"{self.options.root_path}/".encode())]
+                await _respond(send, 308, b"", [*place, (b"content-length", b"0")])
+            else:
+                assert self._pages is not None
+                pages = await asyncio.shield(self._pages)
+                await pages(scope, _BoundedReceive(receive, self.options.timeout), send)
         except RequestError as refusal:
             self.metrics.requests.labels(call, str(refusal.status)).inc()
             await _refuse(send, refusal)
-            return
-        if not path:  # the prefix alone: the page's links are relative to what ends with a slash
-            place = [(b"location", f"{self.options.root_path}/".encode())]
-            await _respond(send, 308, b"", [*place, (b"content-length", b"0")])
-            return
-        assert self._pages is not None
-        pages = await asyncio.shield(self._pages)
-        await pages(scope, _BoundedReceive(receive, self.options.timeout), send)
+        finally:
+            if body is not None:
+                body.release()
 
     async def _v2(
         self, scope: Scope, told: Told, receive: Receive, send: Send, began: float
@@ -199,14 +204,16 @@ class Service:
         self, scope: Scope, told: Told, receive: Receive, send: Send, version: str | None,
         began: float,
     ) -> None:  # fmt: skip
+        caller: Caller = scope[CALLER]
+        if INFER not in caller.roles:  # the gate let him through for another address
+            raise RequestError(403, f"{caller.name} has not the role {INFER}")
         self.metrics.in_flight.inc()
-        client = client_of(_client(scope))
         body: Body | None = None
         try:
             async with asyncio.timeout(self.options.timeout) as limit:
-                body = self._bodies.open(client, limit)
+                body = self._bodies.open(caller.client, limit)
                 query = await self._query(told, receive, body)
-                self._charge(scope, len(query.x) - 1.0)
+                self.access.charge(caller, len(query.x) - 1.0)
                 logits, number = await self._batcher.submit(query.x)
         except TimeoutError:
             if body is not None and body.over:
@@ -233,7 +240,7 @@ class Service:
         await _respond(send, 200, content, headers)
         self.metrics.answered(began, len(query.x))
         if self._observers is not None:
-            self._observers.offer(query.x, logits, client)
+            self._observers.offer(query.x, logits, caller.client)
 
     async def _query(self, told: Told, receive: Receive, body: Body) -> Query:
         """Read and parse a body of bounded size; most come in one message.
@@ -271,14 +278,6 @@ class Service:
                 return await asyncio.to_thread(parse, joined, *more)
             except MemoryError:
                 raise RequestError(413, "memory does not suffice; send fewer inputs") from None
-
-    def _charge(self, scope: Scope, tokens: float) -> None:
-        if not self.options.rate or tokens <= 0:
-            return
-        wait = self._buckets.take(_client(scope), tokens)
-        if wait > 0:
-            self.metrics.limited.inc()
-            raise RequestError(429, f"over this client's rate; send again in {wait:.1f} s")
 
     def _right_version(self, version: str | None, number: int) -> int:
         """A version that is asked for must be the one that answers: no retired one is served."""
@@ -334,11 +333,6 @@ def _over_budget(error: OverBudgetError) -> RequestError:
     if error.own:
         return RequestError(429, "too many bytes of this client's are under way; send fewer", ends)
     return RequestError(503, "too many bytes are under way already; send again in a second", ends)
-
-
-def _client(scope: Scope) -> str:
-    client = scope.get("client")
-    return client[0] if client else ""
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> None:

@@ -8,11 +8,16 @@ comes in one read. The body's time and size are bounded in `app`.
 from __future__ import annotations
 
 from asyncio import BaseTransport, TimerHandle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from g2d.service.access.identity import LINK
+from g2d.service.access.links import Link
 from g2d.service.http.places import Place
+
+if TYPE_CHECKING:
+    from g2d.service.access.gate import Access
 
 _MOST = 65_536  # bytes of a head: proxies send at most 8 to 16 KiB
 _AHEAD = 16  # requests that may wait behind the one that is answered
@@ -32,6 +37,10 @@ class Connection(HttpToolsProtocol):
     place: Place
     """Where it sits in the table of connections; whoever makes one sets it."""
 
+    access: Access | None = None
+    """Told of each connection, so that requests say who is at its other end; None: nobody is."""
+
+    _link: Link | None = None
     _timer: TimerHandle | None = None
     _unread: TimerHandle | None = None
     _in_body, _moved = False, False  # `_moved`: what came last completed a head, or was of a body
@@ -42,6 +51,8 @@ class Connection(HttpToolsProtocol):
         """Begin to wait for the first head."""
         super().connection_made(transport)  # type: ignore[arg-type]  # as uvicorn's own differs
         self.place.end = self.transport.abort
+        if self.access is not None:
+            self._link = self.access.link(Link(transport, self.shutdown))
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -55,6 +66,8 @@ class Connection(HttpToolsProtocol):
             self._running.message_event.set()
         self._running = None
         self.pipeline.clear()
+        if self._link is not None and self.access is not None:
+            self.access.unlink(self._link)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what completes no head and is of no body is held against the client."""
@@ -77,6 +90,12 @@ class Connection(HttpToolsProtocol):
                 self._wait()
         elif self._in_body and self._running is self.cycle:
             self.place.body()
+
+    def on_message_begin(self) -> None:
+        """A request begins: its scope says on which connection."""
+        super().on_message_begin()
+        if self._link is not None:
+            self.scope[LINK] = self._link  # type: ignore[literal-required]  # as ASGI allows
 
     def on_headers_complete(self) -> None:
         """The head is here: from now on the request's own time runs."""
@@ -163,6 +182,6 @@ class Connection(HttpToolsProtocol):
             self._await_reader()
 
 
-def within(seconds: float) -> type[Connection]:
+def within(seconds: float, access: Access | None = None) -> type[Connection]:
     """Return the class of connections whose heads have to arrive within `seconds`."""
-    return type("Connection", (Connection,), {"patience": seconds})
+    return type("Connection", (Connection,), {"patience": seconds, "access": access})

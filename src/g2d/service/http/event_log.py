@@ -29,7 +29,7 @@ _RECENT, _MOST = 5.0, 8  # seconds, and swaps, whose latencies may not have been
 _WORDS = " Its last words:"  # `worker` puts them at the end
 _QUOTED = re.compile(r"(['\"])/(?:[^'\"/]*/)*([^'\"/]*)\1")
 _PATH = re.compile(r"(?<![\w.:/'\"])/(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]*)")
-_PRIVATE = frozenset({"client"})  # for the log, not for whoever listens
+_PRIVATE = frozenset({"client", "who", "how"})  # for the log, not for whoever listens
 
 
 class EventLog:

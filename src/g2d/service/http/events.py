@@ -27,11 +27,13 @@ class Hurried(Event):
 
 @dataclass(frozen=True)
 class Admin(Event):
-    """An admin's call was let in."""
+    """An operator's call was let in; `who` and `how` say whose, `client` from which address."""
 
     name = "admin"
     client: str
     call: str
+    who: str | None = None
+    how: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,36 @@ class Crowded(Event):
 
 @dataclass(frozen=True)
 class HeldOff(Event):
-    """A client guessed the admin's token, and is heard again after `seconds` only."""
+    """A client guessed tokens, and is heard again after `seconds` only."""
 
     name = "held_off"
     public = False
     client: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class Denied(Event):
+    """Somebody who may not has asked; `unsaid`: how many such were not told since the last."""
+
+    name = "denied"
+    public = False
+    client: str
+    call: str
+    reason: str
+    text: str
+    who: str | None = None
+    how: str | None = None
+    unsaid: int | None = None
+
+
+@dataclass(frozen=True)
+class AccessChanged(Event):
+    """Files that say who may ask changed, and count from now on; by their flags."""
+
+    name = "access_changed"
+    public = False
+    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)

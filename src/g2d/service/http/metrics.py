@@ -136,6 +136,8 @@ class Metrics:
                               ["outcome"], registry=registry)  # fmt: skip
         self.wrong_tokens = Counter("g2d_wrong_tokens", "Admin calls with a wrong token.",
                                     registry=registry)  # fmt: skip
+        self.denied = Counter("g2d_denied", "Requests of who may not ask, by reason.", ["reason"],
+                              registry=registry)  # fmt: skip
         self.limited = Counter("g2d_rate_limited", "Requests over a client's rate.",
                                registry=registry)  # fmt: skip
         self.unobserved = Counter("g2d_observer_dropped_inputs", "Inputs that observers were not"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from g2d.service.access.identity import needed
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 
@@ -37,7 +38,25 @@ def merge(schema: Schema, model: Model, options: Options) -> Schema:
         paths[f"{path}/ready"] = _get("Whether the model answers", None, about, ("404", "503"))
         paths[f"{path}/infer"] = {"post": _infer(model, options) | {"parameters": about}}
     prefix = {"servers": [{"url": options.root_path}]} if options.root_path else {}
-    return schema | prefix | {"paths": paths | schema["paths"]}
+    whole = schema | prefix | {"paths": paths | schema["paths"]}
+    return _with_callers(whole, options) if options.authenticated else whole
+
+
+def _with_callers(schema: Schema, options: Options) -> Schema:
+    """Say of each call which asks for a role that it does, and how to say who asks."""
+    ways: dict[str, Schema] = {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
+    if options.client_ca:
+        ways["mutualTLS"] = {"type": "mutualTLS"}
+    for path, calls in schema["paths"].items():
+        roles = " or ".join(sorted(needed(path)))
+        for call in calls.values() if roles else ():
+            call["security"] = [{way: []} for way in ways]
+            refused = {"401": "Nobody says who asks", "403": f"Who asks has not the role {roles}"}
+            for status, text in (refused | {"429": "Over a quota"}).items():
+                call["responses"][status] = _json(text, ERROR)
+    components = schema.get("components", {})
+    known = ways | components.get("securitySchemes", {})
+    return schema | {"components": components | {"securitySchemes": known}}
 
 
 def _get(

@@ -45,6 +45,13 @@ class Options(Checked):
     name: str = free("g2d", "name of the model in addresses")
     tls_cert: str = free("", "certificate file", metavar="FILE")
     tls_key: str = free("", "its private key file", metavar="FILE")
+    client_ca: str = free("", "CA certificates whose clients may ask (mTLS)", metavar="FILE")
+    client_crl: str = free("", "their certificates that are revoked", metavar="FILE")
+    jwks: str = free("", "public keys (JWKS) whose bearer tokens may ask", metavar="FILE")
+    jwt_audience: str = free("", "the audience (aud) that a token must be for", metavar="NAME")
+    jwt_issuer: str = free("", "the issuer (iss) that a token must be of", metavar="NAME")
+    jwt_roles_claim: str = free("roles", "a token's claim that lists its roles", metavar="NAME")
+    access: str = free("", "roles and quotas by identity, in TOML", metavar="FILE")
     rate: float = within(0.0, 1e9, 0.0, "requests and inputs of one client in a second; 0: any")
     burst: float = within(1.0, 1e9, 1000.0, "how many of them may come at once")
     client_connections: int = within(
@@ -97,6 +104,33 @@ class Options(Checked):
             )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("TLS needs both files: give --tls-cert and --tls-key")
+        self._check_access()
+
+    def _check_access(self) -> None:
+        """Say which of the options that say who may ask cannot do without another."""
+        issued = bool(self.jwt_audience), bool(self.jwt_issuer)
+        if self.client_ca and not self.tls_cert:
+            raise SettingsError("--client-ca needs TLS: give --tls-cert and --tls-key")
+        if self.client_crl and not self.client_ca:
+            raise SettingsError("--client-crl revokes certificates of --client-ca: give both")
+        if self.jwks and not all(issued):
+            raise SettingsError(
+                "--jwks needs --jwt-audience and --jwt-issuer: a token that was issued for another"
+                " service must not open this one"
+            )
+        if any(issued) and not self.jwks:
+            raise SettingsError(
+                "--jwt-audience and --jwt-issuer say which tokens pass: give --jwks"
+            )
+        if not self.jwt_roles_claim:
+            raise SettingsError("jwt_roles_claim is empty, expected a claim's name, as roles")
+        if self.access and not self.authenticated:
+            raise SettingsError("--access says what whom may do: give --client-ca or --jwks, too")
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether whoever asks must say who he is."""
+        return bool(self.client_ca or self.jwks)
 
     @property
     def exposed(self) -> bool:

@@ -20,6 +20,7 @@ import uvicorn
 from g2d.core import platforms
 from g2d.errors import SettingsError
 from g2d.report.results import results_path
+from g2d.service.access.tls import ServerTls
 from g2d.service.assembly import Parts, assemble, first_live, rotate_vault
 from g2d.service.auditing import configured, open_audit
 from g2d.service.http.app import Service
@@ -115,14 +116,19 @@ class Server(uvicorn.Server):
     """uvicorn's server with doors of ours, which says when it begins to drain.
 
     Args:
-        config: its `http` is a class from `connection.within`.
+        config: its `http` is a class from `connection.within`; it knows nothing of TLS. ending:
+            called as it begins to drain.
     """
 
     def __init__(
-        self, config: uvicorn.Config, places: Places, ending: Callable[[], None] = lambda: None
+        self,
+        config: uvicorn.Config,
+        places: Places,
+        ending: Callable[[], None] = lambda: None,
+        tls: ServerTls | None = None,
     ) -> None:
         super().__init__(config)
-        self._places, self._ending = places, ending
+        self._places, self._ending, self._tls = places, ending, tls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Run the application's start, then open the doors; uvicorn itself accepts nothing."""
@@ -135,9 +141,8 @@ class Server(uvicorn.Server):
             return made
 
         patience: float = config.http_protocol_class.patience  # type: ignore[attr-defined]
-        doors = [
-            Door(one, self._places, make, patience, lambda: config.ssl) for one in sockets or ()
-        ]
+        context = self._tls.current if self._tls else lambda: None
+        doors = [Door(one, self._places, make, patience, context) for one in sockets or ()]
         for door in doors:
             door.open()
         self.servers: list[Any] = [*doors]
@@ -221,6 +226,7 @@ def _assemble(
         results_path(vault),
         loader.now,
         audit,
+        ServerTls(options, token is not None) if options.tls_cert else None,
     )
     parts.event_log.remember(loader.exposures())
     if warning:
@@ -239,11 +245,10 @@ def read_public_key(key: Path | None) -> Any:
 
 def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> None:
     config = uvicorn.Config(
-        service, http=within(options.timeout), loop=_loop(), ws="none", lifespan="on",
-        log_config=None, access_log=False, server_header=False, date_header=False,
+        service, http=within(options.timeout, service.access), loop=_loop(), ws="none",
+        lifespan="on", log_config=None, access_log=False, server_header=False, date_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
-        ssl_certfile=options.tls_cert or None, ssl_keyfile=options.tls_key or None,
     )  # fmt: skip
 
     def ending() -> None:
@@ -256,7 +261,8 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
     # uvicorn raises what it caught again once it has drained: then this handler ends it with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None if service.draining else leave())
-    Server(config, _places(service, connections(log)), ending).run(sockets=[bound])
+    places = _places(service, connections(log))
+    Server(config, places, ending, service.access.tls).run(sockets=[bound])
 
 
 def _places(service: Service, most: int) -> Places:
@@ -297,7 +303,15 @@ def warn(
         )
         say(f"WARNING: {text}.")
         log("exposed", host=options.host, text=text)
-    if token is None:
+    if options.exposed and not options.authenticated:
+        text = (
+            f"EXPOSED WITHOUT AUTHENTICATION: {options.host} is open to other machines, and whoever"
+            " reaches it may infer and read status, events and metrics. Give --client-ca or --jwks,"
+            " or keep to loopback behind a proxy that asks who it is"
+        )
+        say(f"WARNING: {text}.")
+        log("exposed", host=options.host, text=text)
+    if token is None and not options.authenticated:
         say("admin calls are off: no token was given")
     if key is None:
         say("generations are served unsigned: give --key to have their signatures verified")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from g2d.errors import SettingsError
+from g2d.errors import G2DError, SettingsError
+
+if TYPE_CHECKING:
+    from g2d.service.http.options import Options
 
 _SAID = b"ended before it served: nothing was under way\n"
 
@@ -46,6 +51,38 @@ def check_tls(cert: str, key: str) -> None:
         if "MISMATCH" not in str(error):
             what = f"{cert} and {key} cannot be used for TLS"
         raise SettingsError(f"{what} ({error.reason or 'not PEM'})") from None
+
+
+def check_access(options: Options, token: bool) -> None:
+    """Raise a `G2DError` unless the files that say who may ask are what their flags ask for.
+
+    Args:
+        token: whether there is an admin token.
+    """
+    if not options.authenticated:
+        return
+    modules = {"cryptography": options.client_ca or options.jwks, "jwt": options.jwks}
+    for module, wanted in modules.items():
+        if wanted and importlib.util.find_spec(module) is None:
+            flag = "--jwks" if options.jwks else "--client-ca"
+            raise G2DError(f"{flag} needs {module}: pip install 'g2d[auth]'")
+    from g2d.service.access.gate import Sources
+    from g2d.service.access.tls import ServerTls
+
+    Sources.of(options)
+    if options.tls_cert:
+        ServerTls(options, token)
+
+
+def refuse_on_ray(options: Options) -> None:
+    """Raise a `SettingsError` if a cluster is to ask who asks: its proxies would let anybody in."""
+    given = {"--client-ca": options.client_ca, "--jwks": options.jwks}
+    if named := [flag for flag, value in given.items() if value]:
+        raise SettingsError(
+            f"{' and '.join(named)}: with --engine ray nobody would be asked who he is, for Ray"
+            " Serve's proxies end TLS; leave it out and authenticate in a proxy before the cluster,"
+            " or serve with --engine local"
+        )
 
 
 def _read(name: str, file: str) -> bytes:

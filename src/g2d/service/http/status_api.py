@@ -16,12 +16,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from g2d import __version__
-from g2d.service.http.admin import add_admin, address, admit, gives_token, wrong
+from g2d.service.access.identity import CALLER, OPERATE, Caller
+from g2d.service.http.admin import add_admin, wrong
 from g2d.service.http.log import to_json
 from g2d.service.http.metrics import CONTENT_TYPE_LATEST, public
 from g2d.service.http.openapi import merge
 from g2d.service.http.protocol import RequestError
 from g2d.service.http.redteam_summary import Findings
+from g2d.service.http.types import Scope
 from g2d.service.http.web_page import add_pages
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
-        headers = {name.decode(): value.decode() for name, value in error.headers}
+        headers = {key.decode(): value.decode() for key, value in error.headers}
         return JSONResponse({"error": error.text}, error.status, headers)
 
     plain = app.openapi
@@ -81,8 +83,8 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
 
     @app.get("/metrics", tags=["status"], response_class=Response, responses=wrong(401, 429))
     async def metrics(request: Request) -> Response:
-        """Counters for Prometheus; those of queries in two digits, exact with the admin token."""
-        exact = gives_token(request) and admit(request, service)
+        """Counters for Prometheus; those of queries in two digits, exact for who says who asks."""
+        exact = bool(request.scope[CALLER].name)
         return Response(service.metrics.render(exact), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/events", tags=["status"], response_class=StreamingResponse,
@@ -92,12 +94,12 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
 
         A request with the admin token is never refused for too many listeners.
         """
-        trusted = gives_token(request) and admit(request, service)
-        listener = service.event_log.listen(address(request), trusted)
+        caller: Caller = request.scope[CALLER]
+        listener = service.event_log.listen(caller.client, OPERATE in caller.roles)
         if listener is None:
             raise RequestError(503, "too many listen already, or the service is ending")
         return StreamingResponse(
-            _stream(service, findings, listener),
+            _stream(service, findings, listener, request.scope),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -117,13 +119,13 @@ def _moment(service: Service, findings: Findings) -> dict[str, Any]:
         "now": time.time(),
         "rotation": public(service.rotation.status()),
         "traffic": service.metrics.traffic(),
-        "admin": service.admin_token.open,
+        "admin": service.access.operable,
         "redteam": findings.version(),
     }
 
 
 async def _stream(
-    service: Service, findings: Findings, listener: asyncio.Queue[bytes | None]
+    service: Service, findings: Findings, listener: asyncio.Queue[bytes | None], scope: Scope
 ) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     try:
@@ -139,6 +141,8 @@ async def _stream(
             except TimeoutError:
                 pass  # nothing happened until the beat, which is told below
             if loop.time() >= beat:  # also where events never cease
+                if not service.access.still(scope, scope[CALLER]):
+                    return
                 tick = _moment(service, findings) | {"latencies": service.event_log.latencies()}
                 yield b"event: tick\ndata: %b\n\n" % to_json(tick)
                 beat = loop.time() + _BEAT
