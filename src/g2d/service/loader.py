@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from g2d.core.files import write_bytes
+from g2d.core.sources import Digests, digests, hold
 from g2d.core.types import Array
 from g2d.errors import CheckpointError, RefusedError, VaultError
 from g2d.protect.snapshots import build_snapshot
@@ -28,18 +29,7 @@ from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings
 from g2d.tasks.building import build_model
 from g2d.tasks.source import blueprint_of
-from g2d.vault.code import (
-    TASK,
-    Digests,
-    advice,
-    bound_code,
-    changed,
-    code_of,
-    digests,
-    hold,
-    require,
-    signed_code,
-)
+from g2d.vault.code import TASK, advice, bound_code, changed, code_of, require, signed_code
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
 

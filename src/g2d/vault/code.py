@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from g2d.core.imports import not_found
-from g2d.core.sources import Digests, Source, changes, digests, hold, read_parts
+from g2d.core.sources import Digests, Source, changes, hold, read_parts
 from g2d.errors import VaultError
 from g2d.settings import Settings
 from g2d.vault.vault import SIGNATURE, Vault
