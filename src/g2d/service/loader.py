@@ -170,9 +170,7 @@ class VaultLoader:
         Raises:
             VaultError: it is refused, unreadable or does not fit the task.
         """
-        verified = self._verify(number, after, time.time())
-        self._check_code(number, verified.code)
-        return self._build(number, verified)
+        return self._build(number, self._verify(number, after, time.time()))
 
     def verify(self, number: int, after: int) -> None:
         """Raise a `VaultError` unless the generation may be live now."""
@@ -228,6 +226,7 @@ class VaultLoader:
             return self._verify(number, number - 1, created), error
 
     def _build(self, number: int, verified: _Verified) -> Snapshot:
+        self._check_code(number, verified.code)
         try:
             state = unpack(verified.weights)
         except CheckpointError as error:
