@@ -136,7 +136,7 @@ def test_a_process_that_somebody_else_starts_for_us_knows_the_task_path(mine, tm
 def test_no_module_comes_from_inside_a_vault(mine, tmp_path):
     (tmp_path / "ledger.sqlite").touch()
     sys.path.append(str(tmp_path))
-    with pytest.raises(TaskError, match="lies in the vault .* is never run") as refused:
+    with pytest.raises(TaskError, match=r"lies in the vault .* is never run") as refused:
         import_attribute(f"{mine}:task", "task", TaskError)
     assert "\n" not in str(refused.value)
     assert mine not in sys.modules

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import py_compile
 import sys
+import zipfile
 
 import pytest
 
@@ -56,6 +57,16 @@ def test_among_installed_packages_only_the_own_one_counts(folder, monkeypatch):
     monkeypatch.setattr(sources, "installed_folders", lambda: {str(folder.resolve())})
     assert sorted(sources.read_sources("lone_top")) == ["lone_top"]
     assert len(sources.read_sources("lone_pack.inner.deep")) == 4
+
+
+def test_of_an_archive_all_counts(folder, monkeypatch):
+    with zipfile.ZipFile(folder / "lone.zip", "w") as archive:
+        archive.writestr("lone_zipped/__init__.py", "")
+        archive.writestr("lone_zipped/inner.py", "")
+    monkeypatch.syspath_prepend(folder / "lone.zip")
+    found = sources.read_sources("lone_zipped.inner")
+    assert {name: one.file for name, one in found.items()} == {"lone_zipped": folder / "lone.zip"}
+    assert sources.locate("lone_zipped.inner") == folder / "lone.zip"
 
 
 def test_what_is_not_a_users_has_no_sources(folder):

@@ -21,7 +21,14 @@ from g2d.tasks import source
 from g2d.vault.signing import VerifyKey
 from g2d.vault.vault import Vault
 
-TASK = "from bound_helper import NAME\nfrom g2d import load_task\n\n\ndef task():\n    return load_task(NAME)\n"
+TASK = """
+from bound_helper import NAME
+from g2d import load_task
+
+
+def task():
+    return load_task(NAME)
+"""
 HELPER = 'NAME = "digits"\n'
 
 

@@ -63,7 +63,7 @@ def not_found(module_name: str) -> str:
     """Say that there is no such module, and where it would be found."""
     said = f"there is no module {module_name!r} among the installed packages or on PYTHONPATH"
     top = module_name.partition(".")[0]
-    if locate(top) is None and lies_in(top, os.getcwd()):
+    if locate(top) is None and lies_in(top, os.curdir):
         return f"{said}; it lies in the current directory: add --task-path ."
     return f"{said}, nor in a folder of --task-path" if task_paths() else said
 

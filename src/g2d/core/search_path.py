@@ -49,7 +49,10 @@ def leave_current_folder(by_module: bool = False) -> None:
     Args:
         by_module: the interpreter was started with `-m`, which has put it first.
     """
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except OSError:
+        return  # it was deleted: nothing can lie there
     if Path(here).resolve() == _HOME:
         return
     if by_module and not sys.flags.safe_path and sys.path and _is(sys.path[0], here):

@@ -16,6 +16,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import zipimport
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,11 +65,14 @@ class _Found:
 
 
 def locate(module: str) -> Path | None:
-    """The file that importing a module would run last, or the folder of one without a file."""
-    found = _find(module)
-    if found is None:
-        return None
-    return found.file or Path(found.folders[0])
+    """The file that importing a module would run last, or the folder of one without a file.
+
+    What a package finds in its own way lies where the package does.
+    """
+    for name in reversed(list(_with_parents(module))):
+        if (found := _find(name)) is not None:
+            return found.file or Path(found.folders[0])
+    return None
 
 
 def lies_in(name: str, folder: str) -> bool:
@@ -153,6 +157,8 @@ def _among(tail: str, folders: Sequence[str]) -> _Found | None:
     """What `importlib.machinery.FileFinder` finds, in its order."""
     portions: list[str] = []
     for folder in folders:
+        if os.path.isfile(folder) and _zipped(tail, folder):
+            return _Found(Path(os.path.abspath(folder)))  # all of the archive counts
         inner = os.path.join(folder or os.curdir, tail)
         if os.path.isdir(inner):
             for suffix in _SUFFIXES:
@@ -164,6 +170,13 @@ def _among(tail: str, folders: Sequence[str]) -> _Found | None:
         if os.path.isdir(inner):
             portions.append(os.path.abspath(inner))
     return _Found(None, tuple(portions)) if portions else None
+
+
+def _zipped(tail: str, archive: str) -> bool:
+    try:
+        return zipimport.zipimporter(archive).find_spec(tail) is not None
+    except zipimport.ZipImportError:
+        return False
 
 
 def _by_hooks(name: str) -> _Found | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
+from g2d.core.sources import Digests
 from g2d.core.types import Progress, Say, State, Tick, silent, unsaid
 from g2d.defence import opening
 from g2d.defence.candidates import Candidate, CandidateJob, Draw, Judge, draws_of, make, make_many
@@ -31,7 +32,6 @@ from g2d.settings import Settings
 from g2d.tasks.source import TaskSource
 from g2d.tasks.task import Task
 from g2d.training.adopt import adopt_base, adopt_checkpoints
-from g2d.vault.code import Digests
 from g2d.vault.vault import Vault
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from g2d.attacks.pools import compact, craft_pool
 from g2d.core.seeds import seed_of
-from g2d.core.sources import digests
+from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
@@ -24,7 +24,7 @@ from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
-from g2d.vault.code import CODE, Digests, code_of
+from g2d.vault.code import CODE, code_of
 from g2d.vault.confirmed import confirmed_key
 from g2d.vault.signing import SigningKey, sign_generation
 from g2d.vault.vault import Vault

@@ -14,7 +14,7 @@ from pathlib import Path
 from g2d.core.engine import Engine, LocalEngine, SerialEngine
 from g2d.core.files import read_text
 from g2d.core.imports import words
-from g2d.core.sources import digests
+from g2d.core.sources import Digests, digests
 from g2d.core.workers import pack_job
 from g2d.defence.kinds import WORDS
 from g2d.defence.survey import check_all
@@ -25,7 +25,7 @@ from g2d.tasks.origin import settled
 from g2d.tasks.sizes import defaults_of
 from g2d.tasks.source import TaskSource, by_name, data_digest, find, is_named, resolve
 from g2d.tasks.task import Task
-from g2d.vault.code import Digests, code_of, load_only
+from g2d.vault.code import code_of, load_only
 from g2d.vault.vault import Vault
 
 Opened = tuple[Task, TaskSource, Vault, Settings]

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from g2d.core.files import read_plain, write_bytes
-from g2d.core.sources import digests
+from g2d.core.sources import Digests, digests, hold
 from g2d.core.types import Array
 from g2d.errors import CheckpointError, RefusedError, VaultError
 from g2d.protect.snapshots import build_snapshot
@@ -29,17 +29,7 @@ from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings
 from g2d.tasks.building import build_model
 from g2d.tasks.source import blueprint_of
-from g2d.vault.code import (
-    TASK,
-    Digests,
-    advice,
-    bound_code,
-    changed,
-    code_of,
-    hold,
-    require,
-    signed_code,
-)
+from g2d.vault.code import TASK, advice, bound_code, changed, code_of, require, signed_code
 from g2d.vault.mark import FileMark, HighWaterMark, Mark, SteadyClock
 from g2d.vault.placing import check_private
 from g2d.vault.records import DAMAGE
@@ -232,9 +222,7 @@ class VaultLoader:
         Raises:
             VaultError: it is refused, unreadable or does not fit the task.
         """
-        verified = self._verify(number, after, self.now())
-        self._check_code(number, verified.code)
-        return self._build(number, verified)
+        return self._build(number, self._verify(number, after, self.now()))
 
     def verify(self, number: int, after: int) -> None:
         """Raise a `VaultError` unless the generation may be live now."""
@@ -295,6 +283,7 @@ class VaultLoader:
             return self._verify(number, number - 1, created), error
 
     def _build(self, number: int, verified: _Verified) -> Snapshot:
+        self._check_code(number, verified.code)
         try:
             state = unpack(verified.weights)
             with self._building:

@@ -196,8 +196,8 @@ def load_task(name: str, data: str = "", seed: int = 0, eps: float = 0.0) -> Tas
     """Return a built-in task, or the user's own from "module:callable".
 
     Args:
-        name: `digits`, `mnist`, `cifar10`, or "module:callable". The module is imported with the
-            current directory first on `sys.path`; the callable takes no arguments.
+        name: `digits`, `mnist`, `cifar10`, or "module:callable". The module is imported from where
+            Python looks for modules, never from inside a vault; the callable takes no arguments.
         data: folder of the built-in task's files; the user's own task reads its own data.
         seed: seed of the train/guide/gate split of a built-in task.
         eps: attack budget, L-infinity norm; 0: the task's own.

@@ -39,7 +39,8 @@ def code_of(settings: Settings) -> Parts:
 def bound_code(manifest: Mapping[str, Any]) -> Digests:
     """The digests that a manifest binds; {}: it has none, as of built-in code alone."""
     found = manifest.get(CODE, {})
-    return found if isinstance(found, dict) else {}
+    parts = found.items() if isinstance(found, dict) else ()
+    return {str(part): known for part, known in parts if isinstance(known, dict)}
 
 
 def signed_code(vault: Vault) -> Digests:
