@@ -139,7 +139,9 @@ def test_what_perf_analyzer_asks_for(served_socket):
     try:
         assert client.is_server_live()
         assert client.is_server_ready()
-        assert {"statistics", "model_configuration"} <= {*client.get_server_metadata()["extensions"]}
+        assert {"statistics", "model_configuration"} <= {
+            *client.get_server_metadata()["extensions"]
+        }
         assert client.is_model_ready("g2d")
         assert client.is_model_ready("g2d", "1")
         assert not client.is_model_ready("g2d", "2")

@@ -114,7 +114,12 @@ def test_the_guard_takes_the_token_alone():
     for wrong in (b"", b"Bearer", b"Bearer x", b"0123456789abcdef", b"Basic 0123456789abcdef"):
         assert not guard.admits(wrong)
     assert not AdminToken(None).admits(b"Bearer ")
-    for token in (b"0123456789\nabcdef", b"0123456789abcde\0", b"", "0123456789abcd\u00e9".encode()):
+    for token in (
+        b"0123456789\nabcdef",
+        b"0123456789abcde\0",
+        b"",
+        "0123456789abcd\u00e9".encode(),
+    ):
         with pytest.raises(SettingsError, match="one line"):
             AdminToken(token)
 
