@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import multiprocessing
-import resource
+import json
 import shutil
 import ssl
 import subprocess
@@ -36,63 +34,11 @@ import psutil
 
 from benchmarks.common import command
 from benchmarks.common.results import record
-from benchmarks.serving.load import PATH, infer_request, inputs, whole
+from benchmarks.hostile.crowd import HOST
+from benchmarks.serving.load import infer_request, inputs, whole
 from benchmarks.serving.process import QUICK, Server, make_vault
 
-HOST, PATIENCE, GAP = "127.0.0.1", 10.0, 0.1  # seconds for an answer, and between requests
-PIECES = {"plain": b"GET /v2 HTTP/1.1\r\nhost: ", "tls": b"\x16\x03\x01\x02\x00\x01"}
-
-
-# --- the crowd, in a process of its own ----------------------------------------------------------
-
-
-class Silent(asyncio.Protocol):
-    """Sends its piece and waits to be closed."""
-
-    def __init__(self, piece: bytes) -> None:
-        self.piece, self.lost = piece, asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: Any) -> None:
-        if self.piece:
-            transport.write(self.piece)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.lost.done():  # the storm is not over
-            self.lost.set_result(None)
-
-
-def crowd(port: int, pieces: list[bytes], seconds: float, told: Any) -> None:
-    """Hold one connection open for each piece; tell how many were opened and failed to open."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    counts: Counter[str] = Counter()
-    until = time.monotonic() + seconds
-
-    async def one(piece: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        while time.monotonic() < until:
-            try:
-                _, silent = await loop.create_connection(lambda: Silent(piece), HOST, port)
-                counts["opened"] += 1
-                await silent.lost
-                counts["closed"] += 1
-            except OSError:
-                counts["refused"] += 1
-                await asyncio.sleep(0.05)
-
-    async def every() -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await asyncio.gather(*map(one, pieces))
-
-    asyncio.run(every())
-    told.put(dict(counts))
-
-
-def short_body(size: int) -> bytes:
-    """A request whose body lacks its last byte."""
-    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {size}\r\n\r\n"
-    return head.encode() + b"{" + b" " * (size - 2)
+PATIENCE, GAP = 10.0, 0.1  # seconds for an answer, and between requests
 
 
 # --- the others ----------------------------------------------------------------------------------
@@ -208,7 +154,7 @@ def wait_until_served(server: Server) -> None:
         time.sleep(0.1)
 
 
-def storm(kind: str, pieces: list[bytes], folder: Path, a: argparse.Namespace) -> dict[str, Any]:
+def storm(kind: str, count: int, folder: Path, a: argparse.Namespace) -> dict[str, Any]:
     """Calm, then the crowd, then what is left of it."""
     vault = Path(shutil.copytree(folder / "vault", folder / kind))
     options, context = ["--every", a.every], None
@@ -219,23 +165,22 @@ def storm(kind: str, pieces: list[bytes], folder: Path, a: argparse.Namespace) -
     own = [sys.executable, "-m", "g2d", "serve", str(vault), *options, "--port"]
     few = ["prlimit", f"--nofile={a.files}:{a.files}"] if a.files else []
     server = Server(vault, folder / f"{kind}.log", command=[*few, *own])
-    told = multiprocessing.get_context("spawn").SimpleQueue()
     try:
         wait_until_served(server)
         with Others(server.port, context, a.clients) as others, Watch(server.process.pid) as watch:
             time.sleep(a.calm)
             before, calm_end = watch.memory(), time.time()
             counts = {key: len(times) for key, times in others.latencies.items()}
-            attack = multiprocessing.get_context("spawn").Process(
-                target=crowd, args=(server.port, pieces, a.seconds, told)
-            )
-            attack.start()
-            attack.join()
+            crowd = [kind, count, server.port, a.seconds, a.size]
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.hostile.crowd", *map(str, crowd)],
+                stdout=subprocess.PIPE, check=True,
+            )  # fmt: skip
             end = time.time()
             time.sleep(PATIENCE / 2)
             after = watch.memory()
         found = {
-            "crowd": told.get(), "failures": dict(others.failures),
+            "crowd": json.loads(done.stdout), "failures": dict(others.failures),
             "calm_s": {k: quantiles(t[: counts[k]]) for k, t in others.latencies.items()},
             "storm_s": {k: quantiles(t[counts[k]:]) for k, t in others.latencies.items()},
             "gaps_s": {"calm": gaps(server, calm_end - a.calm, calm_end),
@@ -261,11 +206,9 @@ def quantiles(times: list[float]) -> dict[str, float]:
 def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     result = record(a)
     make_vault(folder / "vault", QUICK)
-    for kind in ("plain", "tls"):
-        pieces = [PIECES[kind] if place % 3 == 0 else b"" for place in range(a.silent)]
-        result[kind] = storm(kind, pieces, folder, a)
+    for kind, count in (("plain", a.silent), ("tls", a.silent), ("bodies", a.bodies)):
+        result[kind] = storm(kind, count, folder, a)
         print(kind, result[kind]["failures"], result[kind]["crowd"], flush=True)
-    result["bodies"] = storm("bodies", [short_body(a.size)] * a.bodies, folder, a)
     return result
 
 
