@@ -109,10 +109,10 @@ class Vault(VaultReader):
                 raise VaultError(f"there is no vault at {path}: no such folder. Check the path.")
             if not (path / LEDGER).is_file():
                 raise VaultError(f"{path} is not a vault: it holds no {LEDGER}. Check the path.")
-            if write:
-                check_private(path)
             with ExitStack() as undo:
                 lock = undo.enter_context(take_lock(path)) if write else None
+                if write:
+                    check_private(path)  # what cannot be written at all is said before
                 ledger = connect(path, "rw") if write else connect_reader(path)
                 undo.callback(ledger.close)
                 check_ledger(path, ledger)
