@@ -291,8 +291,12 @@ class Vault(VaultReader):
             self._mark.advance(self)
 
     def _checkpoint(self) -> None:
-        with suppress(sqlite3.Error):  # a reader is in the way: the next commit does it
+        """Bring the ledger's own file up to date: in a copy its log may be missing."""
+        with suppress(sqlite3.Error):
+            self._ledger.execute("PRAGMA busy_timeout = 200")  # ms; else the next commit does it
             self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(sqlite3.Error):
+            self._ledger.execute("PRAGMA busy_timeout = 10000")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
