@@ -30,7 +30,7 @@ SETTINGS = '[task]\nname = "digits"\n'
 def path(tmp_path: Path) -> Path:
     """A vault of three generations, 2 live, and what its folder is not to touch beside it."""
     with Vault.create(tmp_path / "vault", SETTINGS) as vault:
-        vault.put("member", 0, WEIGHTS, {})
+        vault.put("member", 0, WEIGHTS, {"accuracy": 0.5, "basin": 0})
         for number in (1, 2, 3):
             vault.accept({"weights": content(number), "attacks": b"a"}, {}, activate=number < 3)
     (tmp_path / "mine").mkdir()
