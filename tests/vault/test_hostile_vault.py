@@ -18,6 +18,7 @@ from g2d.errors import G2DError, VaultError
 from g2d.report.results import read_results
 from g2d.service.http.redteam_summary import Findings
 from g2d.settings import Settings
+from g2d.vault.signing import SigningKey, verify_generation
 from g2d.vault.vault import Vault
 from g2d.vault.verify import verify
 from signed import run
@@ -129,6 +130,19 @@ def test_no_link_is_followed_when_a_vault_is_written(path, tmp_path):
     assert mine.read_bytes() == b"my own words"
     assert sorted(item.name for item in (tmp_path / "mine").iterdir()) == ["000009", "file"]
     assert not (path / "task.toml").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["generations", "generations/000002", "population"])
+def test_no_link_is_followed_when_a_vault_is_read(path, name):
+    (path / name).rename(path.parent / "aside")
+    (path / name).symlink_to(path.parent / "aside")
+    with Vault.open(path) as vault:
+        (member,) = vault.entries("member")
+        with pytest.raises(VaultError, match="a link or a file"):
+            vault.read(member) if name == "population" else vault.read_generation(2)
+        key = SigningKey.generate().public
+        with pytest.raises(VaultError):
+            verify_generation(vault, 2, key, after=1, now=0.0)
 
 
 def test_a_file_with_a_second_name_elsewhere_is_not_written(path, tmp_path):

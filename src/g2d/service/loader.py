@@ -195,7 +195,7 @@ class VaultLoader:
         if self._marks is not None:
             self._marks.advance(reached(self._vault))
         if self._served is not None:
-            write_bytes(self._served, json.dumps({"served": number}).encode())
+            write_bytes(self._served, json.dumps({"served": number}).encode(), 0o600)
 
     def describe(self, number: int) -> Mapping[str, Any]:
         """Facts about a generation for the history: gates, times, cost."""
