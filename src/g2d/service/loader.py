@@ -28,6 +28,7 @@ from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings
 from g2d.tasks.building import build_model
 from g2d.tasks.source import blueprint_of
+from g2d.vault.ledger import LEDGER
 from g2d.vault.mark import FileMark, HighWaterMark, Mark, SteadyClock
 from g2d.vault.placing import check_private
 from g2d.vault.records import DAMAGE
@@ -147,7 +148,16 @@ class VaultLoader:
         self._vault.close()
 
     def live(self) -> int:
-        """Return the number that was committed last."""
+        """Return the number that was committed last.
+
+        Raises:
+            VaultError: there is none, or another ledger lies in the open one's place.
+        """
+        if self._vault.replaced():
+            raise VaultError(
+                f"another ledger was put in the place of {self._vault.path / LEDGER} while it was"
+                " served: look why, and start the service again"
+            )
         number = self._vault.live()
         if number is None:
             raise VaultError(f"{self._vault.path} has no generation yet; run `g2d fit` first.")

@@ -8,6 +8,7 @@ without it. Writing is in `vault`. Knows no torch.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from g2d.errors import VaultError
-from g2d.vault.ledger import SETTINGS, Frozen, connect_reader, explained, read_file, sha256
+from g2d.vault.ledger import LEDGER, SETTINGS, Frozen, connect_reader, explained, read_file, sha256
 from g2d.vault.plain import check_folders, read_text
 from g2d.vault.records import (
     FOLDERS,
@@ -49,6 +50,7 @@ class VaultReader:
     path: Path
     _ledger: sqlite3.Connection
     _mutex: threading.RLock
+    _file: os.stat_result | None = None  # the ledger's, as it was opened
 
     # --- the vault itself ------------------------------------------------------------------------
 
@@ -80,6 +82,16 @@ class VaultReader:
             return 0
         rows = self._rows("SELECT max(through) FROM retired WHERE typeof(through) = 'integer'")
         return rows[0][0] or 0
+
+    def replaced(self) -> bool:
+        """Whether another ledger lies where the open one lay: what is read is not what is there."""
+        if isinstance(self._ledger, Frozen) or self._file is None:
+            return False  # it is opened anew each time
+        try:
+            now = (self.path / LEDGER).lstat()
+        except OSError:
+            return True
+        return not os.path.samestat(self._file, now)
 
     def begun(self) -> bool:
         """Whether there is anything to lose: trained, generated, or handed in as the base."""

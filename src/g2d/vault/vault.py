@@ -69,6 +69,8 @@ class Vault(VaultReader):
         self._ledger = ledger
         self._lock = lock
         self._mutex = threading.RLock()
+        with suppress(OSError):
+            self._file = (path / LEDGER).lstat()
         self._mark = Watermark()
 
     @classmethod
