@@ -222,7 +222,7 @@ def print_generations(vault: Vault, last: int) -> None:
     print_line(f"generations  {len(generations)}, live: {live or 'none yet'}")
     rows, before = [], 0.0
     shown = [made for made in generations if _can_be_shown(made, damaged)]
-    times = [t for item in rejections if type(t := item.get("at")) in (int, float)]
+    times = [t for item in rejections if isinstance(t := item.get("at", 0.0), int | float)]
     titles = _gate_titles(shown[-last:])
     for made in shown:
         state = "live" if made.number == live else "past" if made.number in exposed else "kept"
