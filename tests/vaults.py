@@ -30,6 +30,13 @@ def temporary_files(path):
     return [found for found in path.rglob("*") if found.name.startswith(".tmp")]
 
 
+def private(path):
+    """Close a vault to others, as it is made; git and old releases know no such modes."""
+    for item in (path, *path.rglob("*")):
+        item.chmod(0o700 if item.is_dir() else 0o600)
+    return path
+
+
 def digest(data):
     return hashlib.sha256(data).hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ def carry_out(
     flags.add_argument("--out", type=Path, help=f"default: benchmarks/results/{name}.json")
     given = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["G2D_STATE"] = str(Path(folder) / "state")  # marks of vaults that go with it
         result = measure(given, Path(folder))
     save(given.out or RESULTS / f"{name}.json", result)
     if shown:

@@ -26,13 +26,14 @@ from g2d.settings import Settings
 from g2d.training.population import fingerprint
 from g2d.vault.vault import Vault
 from places import DATA
+from vaults import private
 
 OLD = DATA / "vault-0.1.0"
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(OLD, tmp_path / "vault"))
+    return private(Path(shutil.copytree(OLD, tmp_path / "vault")))
 
 
 def no_progress(*_: object) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import sqlite3
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +20,8 @@ from g2d.errors import RefusedError, VaultError
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.settings import Settings
+from g2d.vault.mark import FileMark
+from g2d.vault.rollback import accept, reached
 from g2d.vault.signing import SigningKey
 from g2d.vault.vault import Vault
 
@@ -70,12 +76,13 @@ def test_a_vault_that_was_put_back_is_refused(vault, tmp_path):
 
 
 def first_alarm(loader: VaultLoader, vault: Path) -> str:
-    """The kind of the alarm that a service which starts now writes first."""
+    """The kind of the alarm that a service which starts now writes first; it is not ready."""
     from g2d.service.http.server import _assemble
     from g2d.service.monitors.observer import Observers
 
     lines = io.StringIO()
-    _assemble(loader, vault, "", Options(), None, Log(lines), Observers())
+    parts = _assemble(loader, vault, "", Options(), None, Log(lines), Observers())
+    assert parts.service.unready() == "generation 2 has expired"
     told = [json.loads(line) for line in lines.getvalue().splitlines()]
     return next(line["kind"] for line in told if line["event"] == "alarm")
 
@@ -120,4 +127,62 @@ def test_with_a_key_only_what_was_signed_is_served(vault, tmp_path, monkeypatch)
     with pytest.raises(RefusedError) as refused:
         loader.first()
     assert refused.value.reason == "signature"
+    loader.close()
+
+
+def test_a_vault_that_was_put_back_is_refused_without_being_asked_to(vault, tmp_path):
+    """By default, with no flag; vault/test_rollback has the other ways."""
+    from g2d.service.loader import VaultLoader
+
+    old = shutil.copytree(vault, tmp_path / "old")
+    with g2d.Defence.open(vault) as defence:
+        defence.generate()
+    loader = VaultLoader(vault, "g2d")
+    loader.served(2)
+    shutil.rmtree(vault)
+    shutil.copytree(old, vault)
+    with pytest.raises(VaultError, match="another ledger was put in the place"):
+        loader.live()  # open, as in a service that runs, which asks twice a second
+    loader.close()
+    with pytest.raises(RefusedError, match=f"1 is the last .* `g2d accept {vault}`") as refused:
+        VaultLoader(vault, "g2d")
+    assert refused.value.reason == "replay"
+    with Vault.open(vault) as opened:
+        accept(opened, FileMark(vault, opened.identity))
+    loader = VaultLoader(vault, "g2d")
+    (event,) = loader.events
+    assert (event.name, "generation 1 of" in event.text) == ("accepted", True)
+    loader.told()
+    loader.close()
+    again = VaultLoader(vault, "g2d")
+    assert again.events == []
+    again.close()
+    (vault / "generations").chmod(0o755)
+    with pytest.raises(VaultError, match="chmod -R go-rwx"):
+        VaultLoader(vault, "g2d")
+
+
+def test_a_clock_that_was_set_back_is_told_and_expiry_counts_by_the_mark(vault):
+    from g2d.service.loader import VaultLoader
+
+    loader = VaultLoader(vault, "g2d")
+    ahead = time.time() + 86_400
+    loader._marks.advance(replace(reached(loader._vault), time=ahead))
+    loader.close()
+    loader = VaultLoader(vault, "g2d")
+    assert loader.now() >= ahead
+    assert loader.behind() == pytest.approx(86_400, abs=60)
+    assert loader.first()[1].reason == "future"
+    loader.close()
+
+
+def test_facts_of_a_manifest_that_somebody_wrote_are_shown_as_far_as_they_make_sense(vault):
+    from g2d.service.loader import VaultLoader
+
+    loader = VaultLoader(vault, "g2d")
+    odd = '{"gates": [1, {"gate": "x"}], "figures": [2], "created": 1e3}'
+    with closing(sqlite3.connect(vault / "ledger.sqlite")) as ledger, ledger:
+        ledger.execute("UPDATE generations SET manifest = ?", (odd,))
+    assert loader.describe(1)["gates"] == [{"gate": "x"}]
+    assert loader.describe(1)["accuracy"] is None
     loader.close()

@@ -148,3 +148,31 @@ def test_a_worker_that_starves_is_replaced_by_one_that_does_not_idle(vault, monk
         assert psutil.Process(worker.pid).nice() == 10
     finally:
         worker.close()
+
+
+def test_kept_generations_that_make_no_sense_are_skipped_and_told(defence):
+    """A row that is nested, or a network of another kind: rotation must not end over either."""
+    import sqlite3
+    from contextlib import closing
+
+    from safetensors.torch import save
+    from torch import zeros
+
+    from g2d.service.worker import _kept
+
+    (made,) = defence.generate(activate=False)
+    defence.vault.accept({"weights": save({"foreign": zeros(3)}), "attacks": b""}, {})
+    with closing(sqlite3.connect(defence.vault.path / "ledger.sqlite")) as ledger, ledger:
+        deep = "[" * 100_000
+        ledger.execute("UPDATE generations SET manifest = ? WHERE number = ?", (deep, made.number))
+        ledger.execute("INSERT INTO generations VALUES (?, '{}', '{}', 1.0)", ((1 << 63) - 1,))
+    told, failed = [], set()
+    assert _kept(defence, 1, into(told), failed) is None
+    assert failed == {2, 3}
+    assert [(name, facts["generation"], facts["reason"]) for name, facts in told] == [
+        ("refused", 2, "unreadable"), ("refused", 3, "unreadable"),
+    ]  # fmt: skip
+    assert "nested too deeply" in told[0][1]["text"]
+    assert _kept(defence, 1, into(told), failed) is None
+    assert len(told) == 2
+    assert defence.generate(activate=False)[0].number == 4

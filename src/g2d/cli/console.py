@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from g2d.cli.flags import meaning
 from g2d.core.shares import wilson
-from g2d.errors import G2DError
+from g2d.errors import G2DError, VaultError
 from g2d.report.controls import controls, measured
 from g2d.report.results import read_results, results_path, unattacked
+from g2d.vault.records import DAMAGE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +37,7 @@ _GATES = {
 """Titles and number formats of gates whose entries in manifests bring none; others show anyway."""
 _RATES = ("stale_asr", "robust")
 """Gates whose value is a share of examples; a drop or a bound has no interval of that kind."""
+_MOST_DAMAGE = 5  # lines of what is damaged
 _FIXED = ("number", "state", "made", "robust", "CPU s", "rejected")
 """Columns that are not gates'; the robust gate's value is one of a generation's figures."""
 
@@ -153,7 +155,20 @@ def duration(seconds: float) -> str:
 
 def print_population(vault: Vault, settings: Settings) -> None:
     """Say what members there are, how accurate, and in how many basins."""
-    members, base = vault.entries("member"), vault.entry("base")
+    damaged: list[str] = []
+    members, base = vault.entries("member", damaged.append), vault.entry("base")
+    for text in damaged[:_MOST_DAMAGE]:
+        print_line(f"damaged      {text}")
+    try:
+        _print_population(members, base, settings)
+    except DAMAGE as error:
+        raise VaultError(
+            f"{vault.path}: notes of the population are damaged ({type(error).__name__}: {error});"
+            " see `g2d verify`, and restore the vault from a backup"
+        ) from error
+
+
+def _print_population(members: Sequence[Entry], base: Entry | None, settings: Settings) -> None:
     recipes = sorted({str(member.info.get("recipe")) for member in members})
     wanted = len(members) if recipes == ["adopted"] else settings.population.members
     text = f"{len(members)} of {wanted} members"
@@ -200,23 +215,43 @@ def rate(value: float, n: int, form: str = "{:.2%}") -> str:
 
 def print_generations(vault: Vault, last: int) -> None:
     """List the last generations and say why candidates were rejected."""
-    generations, live, exposed = vault.generations(), vault.live(), set(vault.exposures())
-    rejections = vault.rejections()
+    damaged: list[str] = []
+    generations = vault.generations(damaged.append)
+    live, exposed = vault.live(), set(vault.exposures())
+    rejections = vault.rejections(damaged.append)
     print_line(f"generations  {len(generations)}, live: {live or 'none yet'}")
     rows, before = [], 0.0
-    titles = _gate_titles(generations[-last:])
-    for made in generations:
+    shown = [made for made in generations if _can_be_shown(made, damaged)]
+    times = [t for item in rejections if isinstance(t := item.get("at", 0.0), int | float)]
+    titles = _gate_titles(shown[-last:])
+    for made in shown:
         state = "live" if made.number == live else "past" if made.number in exposed else "kept"
-        rejected = sum(before <= item.get("at", 0.0) < made.created for item in rejections)
+        rejected = sum(before <= at < made.created for at in times)
         rows.append(_row(made, state, titles) | {"rejected": str(rejected or "-")})
         before = made.created
     if len(rows) > last:
         print_line(f"(the last {last}; see --last)")
     print_table(rows[-last:])
     print_line(f"rejected     {len(rejections)} candidates" + (", because" if rejections else ""))
-    reasons = Counter(reason for item in rejections for reason in item.get("reasons", []))
-    for reason, times in list(reasons.items())[-5:]:
-        print_line(f"  {reason}" + (f" ({times} times)" if times > 1 else ""))
+    said = [item["reasons"] for item in rejections if isinstance(item.get("reasons"), list)]
+    reasons = Counter(str(reason) for each in said for reason in each)
+    for reason, often in list(reasons.items())[-5:]:
+        print_line(f"  {reason}" + (f" ({often} times)" if often > 1 else ""))
+    for text in damaged[:_MOST_DAMAGE]:
+        print_line(f"damaged      {text}")
+    if damaged:
+        more = len(damaged) - _MOST_DAMAGE
+        print_line((f"and {more} more; " if more > 0 else "") + f"see `g2d verify {vault.path}`")
+
+
+def _can_be_shown(made: GenerationRecord, damaged: list[str]) -> bool:
+    """Whether a manifest's values are such as can be shown; what is odd joins `damaged`."""
+    try:
+        _row(made, "", [title for title, _, _ in measures(made.manifest, intervals=True)])
+    except (*DAMAGE, OSError) as error:
+        damaged.append(f"the manifest of generation {made.number} is odd ({type(error).__name__})")
+        return False
+    return True
 
 
 def print_controls(vault: Path) -> None:

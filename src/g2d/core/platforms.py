@@ -77,12 +77,6 @@ def others_may_read(mode: int) -> bool:
     return user() is not None and bool(mode & 0o077)
 
 
-def set_mode(handle: int, mode: int) -> None:
-    """Set an open file's permissions, where files have them."""
-    if hasattr(os, "fchmod"):
-        os.fchmod(handle, mode)
-
-
 def open_flags(*names: str) -> int:
     """Those of the flags of `os.open` that this system knows; always in binary."""
     return sum(getattr(os, name, 0) for name in (*names, "O_BINARY"))

@@ -31,7 +31,7 @@ class Following:
 
     Args:
         unready: what else speaks against being ready, such as expiry; "": nothing does. tell: hears
-            once of each time that it is not.
+            once of each time that it is not, unless it is only to follow.
     """
 
     def __init__(self, live: Live, ledger: Ledger, unready: Callable[[], str], tell: Tell) -> None:
@@ -51,23 +51,22 @@ class Following:
 
     def look(self) -> bool:
         """Ask the ledger; tell what makes this service not ready. True: there is one to follow."""
-        before, fault, number = self._live.number, "", 0
+        before, fault, detail, number = self._live.number, "", "", 0
         try:
             number = self._ledger.live()
         except UnavailableError:
             return False
         except G2DError as error:
-            fault = f"what is live cannot be read: {error}"
+            fault, detail = "what is live cannot be read", f": {error}"  # it names files
         with self._mutex:
             if number and number < before:  # what is served was committed before it was served
                 fault = f"the ledger says that {number} is live, after {before}: it was put back"
             self.newest = number if number != self._own else 0
             self._fault = fault
         why = self.unready()
-        kind = why.partition(":")[0]
-        if why and kind != self._last:
-            self._tell(Alarm("unready", why))
-        self._last = kind
+        if why and why != self._last and not self.ahead:  # a standby follows all the time
+            self._tell(Alarm("unready", why + detail))
+        self._last = why
         return bool(self.ahead)
 
     @contextmanager

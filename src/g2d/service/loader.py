@@ -30,6 +30,7 @@ from g2d.settings import Settings
 from g2d.tasks.building import build_model
 from g2d.tasks.source import blueprint_of
 from g2d.vault.code import TASK, advice, bound_code, changed, code_of, require, signed_code
+from g2d.vault.ledger import LEDGER
 from g2d.vault.mark import FileMark, HighWaterMark, Mark, SteadyClock
 from g2d.vault.placing import check_private
 from g2d.vault.records import DAMAGE
@@ -185,7 +186,16 @@ class VaultLoader:
         self._vault.close()
 
     def live(self) -> int:
-        """Return the number that was committed last."""
+        """Return the number that was committed last.
+
+        Raises:
+            VaultError: there is none, or another ledger lies in the open one's place.
+        """
+        if self._vault.replaced():
+            raise VaultError(
+                f"another ledger was put in the place of {self._vault.path / LEDGER} while it was"
+                " served: look why, and start the service again"
+            )
         number = self._vault.live()
         if number is None:
             raise VaultError(f"{self._vault.path} has no generation yet; run `g2d fit` first.")
@@ -233,7 +243,7 @@ class VaultLoader:
         if self._marks is not None:
             self._marks.advance(reached(self._vault))
         if self._served is not None:
-            write_bytes(self._served, json.dumps({"served": number}).encode())
+            write_bytes(self._served, json.dumps({"served": number}).encode(), 0o600)
 
     def describe(self, number: int) -> Mapping[str, Any]:
         """Facts about a generation for the history: gates, times, cost."""

@@ -145,7 +145,7 @@ class VerifyKey:
         for key in self.keys:
             lines += [f"# {_fingerprint(key)}\n", _pem(key)]
         make_folder(path.parent)
-        write_bytes(path, "".join(lines).encode())
+        write_bytes(path, "".join(lines).encode(), 0o644)  # one that others may write is refused
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -244,9 +244,9 @@ def default_key() -> Path:
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[FileIO]:
+def open_plain(path: Path, follow: bool = True) -> Iterator[FileIO]:
     """Open a plain file to read; a pipe or a device that somebody put there must not block us."""
-    with FileIO(plain_handle(path, follow=True)) as file:
+    with FileIO(plain_handle(path, follow)) as file:
         yield file
 
 

@@ -8,6 +8,7 @@ without it. Writing is in `vault`. Knows no torch.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import threading
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from g2d.errors import VaultError
-from g2d.vault.ledger import SETTINGS, Frozen, connect_reader, explained, read_file, sha256
-from g2d.vault.plain import read_text
+from g2d.vault.ledger import LEDGER, SETTINGS, Frozen, connect_reader, explained, read_file, sha256
+from g2d.vault.plain import check_folders, read_text
 from g2d.vault.records import (
     FOLDERS,
     LARGEST,
@@ -49,6 +50,7 @@ class VaultReader:
     path: Path
     _ledger: sqlite3.Connection
     _mutex: threading.RLock
+    _file: os.stat_result | None = None  # the ledger's, as it was opened
 
     # --- the vault itself ------------------------------------------------------------------------
 
@@ -81,6 +83,16 @@ class VaultReader:
         rows = self._rows("SELECT max(through) FROM retired WHERE typeof(through) = 'integer'")
         return rows[0][0] or 0
 
+    def replaced(self) -> bool:
+        """Whether another ledger lies where the open one lay: what is read is not what is there."""
+        if isinstance(self._ledger, Frozen) or self._file is None:
+            return False  # it is opened anew each time
+        try:
+            now = (self.path / LEDGER).lstat()
+        except OSError:
+            return True
+        return not os.path.samestat(self._file, now)
+
     def begun(self) -> bool:
         """Whether there is anything to lose: trained, generated, or handed in as the base."""
         kinds = ("base", "early", "member", "generator")
@@ -101,10 +113,9 @@ class VaultReader:
         """Return a file's bytes once their SHA-256 equals the entry's digest."""
         what = f"{entry.kind} {entry.index}"
         digest = digest_of(entry.files, name, what)
+        path = entry_file(self.path, entry, name)
         try:
-            return read_file(
-                entry_file(self.path, entry, name), digest, "run `g2d fit` to make it again"
-            )
+            return self._read_file(path, digest, "run `g2d fit` to make it again")
         except VaultError:
             if self.entry(entry.kind, entry.index) != entry:
                 raise VaultError(
@@ -151,14 +162,14 @@ class VaultReader:
         """
         folder = generation_folder(self.path, number)
         if name == "manifest" and (digest := self.manifest_digest(number)):
-            return read_file(folder / "manifest.json", digest, _OTHERWISE)
+            return self._read_file(folder / "manifest.json", digest, _OTHERWISE)
         digest = digest_of(self.generation(number).files, name, f"generation {number}")
         if number <= self.retired:
             raise VaultError(
                 f"generation {number} is retired: its weights and attacks were given up ([vault]"
                 " keep says how many generations have theirs), and its manifest is all that is left"
             )
-        return read_file(folder / f"{name}.safetensors", digest, _OTHERWISE)
+        return self._read_file(folder / f"{name}.safetensors", digest, _OTHERWISE)
 
     def generation_file(self, number: int, name: str = "weights") -> Path:
         """Return where a generation's file lies; what is read from there must be verified."""
@@ -189,6 +200,11 @@ class VaultReader:
             f"{self.path}: {text}; restore the vault from a backup, or make the next one with"
             " `g2d generate`."
         )
+
+    def _read_file(self, path: Path, digest: str, advice: str) -> bytes:
+        with explained(self.path, "read"):
+            check_folders(self.path, path)
+        return read_file(path, digest, advice)
 
     def _has(self, table: str) -> bool:
         return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = ?", table))

@@ -21,6 +21,7 @@ from g2d.errors import G2DError, RefusedError, UnavailableError, VaultError
 from g2d.settings import Settings
 from g2d.vault.keys import SigningKey, VerifyKey, default_key, open_plain
 from g2d.vault.ledger import PASSING
+from g2d.vault.plain import check_folders
 from g2d.vault.vault import SIGNATURE, GenerationRecord, Vault
 
 __all__ = [
@@ -136,6 +137,10 @@ def verify_generation(
     if number <= after:
         raise _refused(number, "replay", f"generation {after} has been served already")
     folder = vault.generation_file(number).parent
+    try:
+        check_folders(vault.path, folder / "manifest.json")
+    except OSError as error:
+        raise _refused(number, "absent", f"{error.filename}: {error.strerror}") from error
     manifest = _read(folder / "manifest.json", number, "absent")
     signature = _read(folder / SIGNATURE, number, "unsigned")
     right_size = len(signature) == _SIGNATURE_SIZE
@@ -225,7 +230,7 @@ def _read_signed(folder: Path, name: str, number: int, size: int, digest: str) -
     """Read a file of a generation once it is what was signed: all of it for the weights alone."""
     path, sha, kept = folder / f"{name}.safetensors", hashlib.sha256(), bytearray()
     try:
-        with open_plain(path) as file:
+        with open_plain(path, follow=False) as file:
             if os.fstat(file.fileno()).st_size != size:
                 raise _refused(
                     number,
@@ -245,7 +250,7 @@ def _read_signed(folder: Path, name: str, number: int, size: int, digest: str) -
 
 def _read(path: Path, number: int, reason: Reason) -> bytes:
     try:
-        with open_plain(path) as file:
+        with open_plain(path, follow=False) as file:
             return file.read(_MOST) or b""
     except OSError as error:
         raise _unread(path, number, reason, error) from error

@@ -69,6 +69,8 @@ class Vault(VaultReader):
         self._ledger = ledger
         self._lock = lock
         self._mutex = threading.RLock()
+        with suppress(OSError):
+            self._file = (path / LEDGER).lstat()
         self._mark = Watermark()
 
     @classmethod
@@ -109,10 +111,10 @@ class Vault(VaultReader):
                 raise VaultError(f"there is no vault at {path}: no such folder. Check the path.")
             if not (path / LEDGER).is_file():
                 raise VaultError(f"{path} is not a vault: it holds no {LEDGER}. Check the path.")
-            if write:
-                check_private(path)
             with ExitStack() as undo:
                 lock = undo.enter_context(take_lock(path)) if write else None
+                if write:
+                    check_private(path)  # what cannot be written at all is said before
                 ledger = connect(path, "rw") if write else connect_reader(path)
                 undo.callback(ledger.close)
                 check_ledger(path, ledger)
@@ -291,8 +293,12 @@ class Vault(VaultReader):
             self._mark.advance(self)
 
     def _checkpoint(self) -> None:
-        with suppress(sqlite3.Error):  # a reader is in the way: the next commit does it
+        """Bring the ledger's own file up to date: in a copy its log may be missing."""
+        with suppress(sqlite3.Error):
+            self._ledger.execute("PRAGMA busy_timeout = 200")  # ms; else the next commit does it
             self._ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(sqlite3.Error):
+            self._ledger.execute("PRAGMA busy_timeout = 10000")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -100,7 +100,7 @@ class Mirror(Vault):
                 number, json.dumps(manifest["files"]), packed.manifest.decode(),
                 float(manifest["created"]),
             )  # fmt: skip
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise RefusedError(
                 f"generation {number} is not what the coordinator announced: it was changed on"
                 " its way, and is fetched again",
