@@ -6,6 +6,7 @@ a test can take it away. G2D is developed on Linux; docs/models.md says what dif
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import queue
@@ -37,6 +38,13 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system, where its allocator (glibc's) keeps it otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def user() -> int | None:

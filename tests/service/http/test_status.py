@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -11,7 +12,7 @@ from g2d.rotation.scheduler import Triggers
 from g2d.service.http.event_log import EventLog
 from g2d.service.http.events import Broken
 from g2d.service.http.log import Log
-from g2d.service.http.metrics import Latencies, Metrics, public
+from g2d.service.http.metrics import Latencies, Metrics, blurred, public
 from stand_ins import ADMIN, INFER, TOKEN, Harness, body, event, run, wait_for
 
 
@@ -156,6 +157,44 @@ def test_the_moment_of_a_rotation_stays_secret():
     assert b"g2d_rotation_late_seconds 0.0" in metrics.render()
 
 
+def test_the_number_of_queries_is_told_in_two_digits_but_to_the_admin():
+    harness = Harness()
+
+    async def work(client):
+        for _ in range(3):
+            harness.metrics.answered(time.perf_counter() - 0.25, 41)
+        harness.metrics.inputs.inc(1000)
+        harness.metrics.limited.inc(101)
+        harness.metrics.latencies._next = 12_345
+        told = (await client.get("/metrics")).text
+        exact = (await client.get("/metrics", headers=ADMIN)).text
+        for public, true in (("g2d_inputs_total 1100.0", "g2d_inputs_total 1123.0"),
+                             ("g2d_rate_limited_total 100.0", "g2d_rate_limited_total 101.0"),
+                             ('g2d_requests_total{call="infer",status="200"} 3.0',) * 2,
+                             ("g2d_request_seconds_sum 0.75\n", "g2d_request_seconds_sum 0.75"),
+                             ('g2d_request_seconds_bucket{le="+Inf"} 3.0',) * 2):  # fmt: skip
+            assert public in told, public
+            assert true in exact, true
+        assert "1123" not in told
+        wrong = {"authorization": f"Bearer {TOKEN}x"}
+        assert (await client.get("/metrics", headers=wrong)).status_code == 401
+        assert (await client.get("/status")).json()["traffic"]["answers"] == 12_000
+        (own,) = (await client.get("/v2/models/g2d/stats")).json()["model_stats"]
+        assert own["inference_count"] == 1100
+        assert own["last_inference"] == 0
+
+    run(harness, work)
+    (exact,) = [harness.metrics.statistics("g2d", 1, 5, exact=True)]
+    assert (exact["inference_count"], exact["execution_count"]) == (1123, 5)
+    assert exact["inference_stats"]["success"]["count"] == 3
+
+
+def test_what_is_told_of_a_growing_number_grows():
+    counts = [blurred(count) for count in range(30_000)]
+    assert counts == sorted(counts)
+    assert (counts[99], counts[101], counts[999], counts[12_999]) == (99, 100, 990, 12_000)
+
+
 def test_many_listeners_of_one_address_shut_nobody_else_out():
     harness = Harness()
 
@@ -180,6 +219,7 @@ def test_many_listeners_of_one_address_shut_nobody_else_out():
 def test_what_any_client_can_cause_is_counted_and_told_to_no_listener():
     async def work(client):
         listener = harness.event_log.listen()
+        assert (await client.post("/admin/resume", headers=ADMIN)).status_code == 200
         for _ in range(20):
             wrong = {"authorization": f"Bearer {TOKEN}x"}
             assert (await client.post("/admin/rotate", headers=wrong)).status_code == 401

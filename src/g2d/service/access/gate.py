@@ -31,8 +31,9 @@ from g2d.service.access.links import Link
 from g2d.service.access.policy import Policy, Quota, read_policy
 from g2d.service.access.quotas import CLOSE, Body, Quotas, Rates, retry_after
 from g2d.service.access.tls import ServerTls
-from g2d.service.access.tokens import Keys, Tokens, Verified, read_keys
-from g2d.service.http.events import AccessChanged, Denied, WrongToken
+from g2d.service.access.tokens import Keys, Tokens, Verified, looks_like_jwt, read_keys
+from g2d.service.http.events import AccessChanged, Denied, HeldOff, WrongToken
+from g2d.service.http.guesses import Guesses
 from g2d.service.http.limits import AdminToken, Buckets, client_of
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import RequestError
@@ -47,7 +48,8 @@ _CERTIFIED = frozenset({INFER})  # what a certificate alone gives, without an ac
 _LOOK = 1.0  # seconds between looks at the files
 _WRONG, _AGAIN = 30.0, 1.0  # wrong tokens of one address at once, and a second
 _TOLD = 10  # refusals that are told a second; the next one says how many were not
-_BEARER = b"bearer"
+_SHOWN = 200  # characters of an address that events keep
+_LOOKED = ("/events", "/metrics")  # open to all without authentication, and more to the operator
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Access:
         self._authenticated = options.authenticated
         self._sources, self._tokens = Sources.of(options), Tokens(options)
         self._buckets = Buckets(options.rate, options.burst)
-        self._quotas, self._wrong = Quotas(), Rates()
+        self._quotas, self._wrong, self._guesses = Quotas(), Rates(), Guesses()
         self._links: set[Link] = set()
         self._refusals = _Seldom(tell)
         self._ending = threading.Event()
@@ -182,54 +184,59 @@ class Access:
     def _identify(self, scope: Scope, roles: frozenset[str], quiet: bool = False) -> Caller:
         """Find out who asks; `quiet`: as once before, so that nothing is counted or told."""
         address = address_of(scope)
-        if not self._authenticated and OPERATE not in roles and scope["path"] != "/events":
+        if not self._authenticated and OPERATE not in roles and scope["path"] not in _LOOKED:
             return Caller("", _ANYBODY, "", address)
-        given = [value for key, value in scope["headers"] if key == b"authorization"]
-        if len(given) > 1:
-            raise RequestError(400, "two Authorization headers: send one")
-        kind, _, token = given[0].strip().partition(b" ") if given else (b"", b"", b"")
-        bearer = kind.lower() == _BEARER
-        if bearer and self.admin_token.admits(given[0]):
-            return Caller(OPERATOR, _ALL, "token", address)
+        given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
+        kind, _, token = given.strip().partition(b" ")
+        token = token.strip() if kind.lower() == b"bearer" else b""
+        if token:
+            return self._by_token(scope, address, given, token, quiet)
         if not self._authenticated:
-            return self._open(scope, address, bearer, roles)
-        if bearer:
-            return self._by_token(scope, address, token.strip(), quiet)
+            if OPERATE in roles:
+                raise self._wrong_token(scope, address)
+            return Caller("", _ANYBODY, "", address)
         link = scope.get(LINK)
         if link is not None and link.peer is not None:
             return self._by_certificate(scope, address, link, quiet)
         return Caller("", _NONE, "", address)
 
-    def _open(self, scope: Scope, address: str, bearer: bool, roles: frozenset[str]) -> Caller:
-        """Without authentication: a token is the admin's, or wrong."""
-        if OPERATE in roles and not self.admin_token.open:
-            raise RequestError(403, "admin calls are off: start the service with an admin token")
-        if OPERATE in roles or bearer:
-            self._tell(WrongToken(address, scope["path"][:200]))
-            raise RequestError(401, "the admin token is missing or wrong", _challenge())
-        return Caller("", _ANYBODY, "", address)
+    def _by_token(
+        self, scope: Scope, address: str, given: bytes, token: bytes, quiet: bool
+    ) -> Caller:
+        """Take a JWT where there are keys for one; whatever else comes is the admin's, or wrong."""
+        if self._sources.keys is not None and looks_like_jwt(token):
+            found = self._by_jwt(scope, address, self._sources.keys.value, token, quiet)
+            entry = self._sources.policy.value.entry(found.name)
+            own = frozenset(entry.roles) if entry else _NONE
+            return Caller(found.name, found.roles | own, "jwt", address)
+        if not quiet and (wait := self._guesses.wait(address)) > 0:
+            raise _too_many(wait)
+        if not self.admin_token.admits(given):
+            if not quiet and (wait := self._guesses.wrong(address)) > 0:
+                self._tell(HeldOff(address, wait))
+            raise self._wrong_token(scope, address)
+        self._guesses.right(address)
+        return Caller(OPERATOR, _ALL, "token", address)
 
-    def _by_token(self, scope: Scope, address: str, token: bytes, quiet: bool) -> Caller:
-        source = self._sources.keys
-        if source is None:
-            self._tell(WrongToken(address, scope["path"][:200]))
-            raise self._refused(scope, address, "token", "the token is wrong", quiet)
-        keys = source.value  # once: a new file has tokens of its own
-        found = self._tokens.known(keys, token)
-        if found is None:
-            found = self._verified(scope, address, keys, token, quiet)
-        entry = self._sources.policy.value.entry(found.name)
-        return Caller(found.name, found.roles | set(entry.roles if entry else ()), "jwt", address)
+    def _wrong_token(self, scope: Scope, address: str) -> RequestError:
+        if not self.admin_token.open and not self._authenticated:
+            text = "admin calls are off: start the service with an admin token"
+            return RequestError(403, text)
+        self._tell(WrongToken(address, scope["path"][:_SHOWN]))
+        return RequestError(401, "the admin token is missing or wrong", _challenge())
 
-    def _verified(
+    def _by_jwt(
         self, scope: Scope, address: str, keys: Keys, token: bytes, quiet: bool
     ) -> Verified:
+        """Verify a token, unless it was; one that nobody could guess, so only its cost counts."""
+        found = self._tokens.known(keys, token)
+        if found is not None:
+            return found
         client = client_of(address)
         wait = self._wrong.wait(client, 1.0, _AGAIN, _WRONG)
         if wait > 0 and not quiet:
-            text = "too many wrong tokens came from this address"
             self._denied("throttled")
-            raise RequestError(429, f"{text}; send again in {wait:.1f} s", retry_after(wait))
+            raise _too_many(wait)
         try:
             return self._tokens.verify(keys, token)
         except UnknownError as error:
@@ -260,7 +267,7 @@ class Access:
     ) -> RequestError:
         if not quiet:
             self._denied(reason)
-            self._refusals(Denied(address, scope["path"][:200], reason, text))
+            self._refusals(Denied(address, scope["path"][:_SHOWN], reason, text))
         wrong = f'error="invalid_token", error_description="{text}"' if reason == "token" else ""
         closing = [CLOSE] if reason == "certificate" else []
         return RequestError(401, text, _challenge(wrong), *closing)
@@ -273,7 +280,7 @@ class Access:
             return self._refused(scope, caller.address, "nobody", text)
         self._denied("role")
         text = f"{caller.name} has not the role {wanted}, which this address needs"
-        call = scope["path"][:200]
+        call = scope["path"][:_SHOWN]
         self._refusals(Denied(caller.address, call, "role", text, **caller.facts()))
         scopes = " ".join(f"g2d:{role}" for role in ROLES if role in roles)
         return RequestError(403, text, _challenge(f'error="insufficient_scope", scope="{scopes}"'))
@@ -349,6 +356,10 @@ class _Seldom:
             return
         held, self._held = self._held, 0
         self._tell(replace(event, unsaid=held or None))
+
+
+def _too_many(wait: float) -> RequestError:
+    return RequestError(429, "too many wrong tokens; ask again later", retry_after(wait))
 
 
 def _challenge(detail: str = "") -> tuple[bytes, bytes]:

@@ -51,20 +51,20 @@ def add_admin(app: FastAPI, service: Service) -> None:
     needed = [Depends(described), Depends(admitted)]
 
     @app.post("/admin/rotate", tags=["admin"], dependencies=needed,
-              responses={202: {}, **_wrong(401, 403, 409)})  # fmt: skip
+              responses={202: {}, **wrong(401, 403, 409, 429)})  # fmt: skip
     async def rotate() -> JSONResponse:
         """Rotate as soon as a spare is ready. 202: not within the timeout; 409: refused, why."""
         return await _rotated(service.rotation.request(), service)
 
     @app.post("/admin/pause", tags=["admin"], dependencies=needed,
-              responses=_wrong(401, 403))  # fmt: skip
+              responses=wrong(401, 403, 429))  # fmt: skip
     async def pause() -> JSONResponse:
         """Suspend rotation; what falls due meanwhile waits."""
         service.rotation.pause()
         return JSONResponse({"paused": True})
 
     @app.post("/admin/resume", tags=["admin"], dependencies=needed,
-              responses=_wrong(401, 403))  # fmt: skip
+              responses=wrong(401, 403, 429))  # fmt: skip
     async def resume() -> JSONResponse:
         """Go on with rotation."""
         service.rotation.pause(False)
@@ -74,7 +74,8 @@ def add_admin(app: FastAPI, service: Service) -> None:
     described_alarm = {"required": True, "content": {_JSON: {"schema": schema}}}
 
     @app.post("/admin/alarm", tags=["admin"], dependencies=needed, openapi_extra={
-        "requestBody": described_alarm}, responses=_wrong(400, 401, 403, 415, 422))  # fmt: skip
+        "requestBody": described_alarm},
+              responses=wrong(400, 401, 403, 415, 422, 429))  # fmt: skip
     async def alarm(request: Request) -> JSONResponse:
         """Take an alarm from a monitor of yours, show it, and rotate away unless told not to."""
         told = await _alarm(request)  # here, not by FastAPI: it would read it before the token
@@ -107,7 +108,8 @@ def _what(place: tuple[int | str, ...], kind: str, text: str) -> str:
     return f"{name}: {text}"
 
 
-def _wrong(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def wrong(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe refusals for the OpenAPI description, by status."""
     body = {"content": {_JSON: {"schema": ERROR}}}
     return {status: {"description": "Refused", **body} for status in statuses}
 

@@ -8,19 +8,21 @@ counters and timeouts hold for both.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 import orjson
 
+from g2d.core import platforms
 from g2d.rotation.control import RotationControl
 from g2d.service.access.gate import Access
 from g2d.service.access.identity import CALLER, INFER, Caller
 from g2d.service.http.batcher import Batcher, BrokenError, BusyError, NotFiniteError
+from g2d.service.http.bodies import Bodies, Body, OverBudgetError
 from g2d.service.http.event_log import EventLog
 from g2d.service.http.events import Broken
+from g2d.service.http.headers import Told, single
 from g2d.service.http.metrics import Metrics, public
 from g2d.service.http.options import Options
 from g2d.service.http.origins import Hosts
@@ -34,10 +36,11 @@ from g2d.service.http.protocol import (
     parse,
 )
 from g2d.service.http.types import Asgi, Headers, Message, Receive, Scope, Send
+from g2d.service.http.v2 import EXTENSIONS, Call, call_of
 from g2d.service.monitors.observer import ObserverQueue
 
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready))?/?")
-_FREE = ("/v2/health/live", "/v2/health/ready", "/metrics")  # no client's rate limits these
+_HEALTH = ("/v2/health/live", "/v2/health/ready")  # whatever Host a probe says
+_FREE = (*_HEALTH, "/metrics")  # no client's rate limits these
 _SETTLE = 0.25  # seconds between looks for swaps whose latencies are complete
 _JSON = (b"content-type", b"application/json")
 
@@ -68,6 +71,7 @@ class Service:
         self.draining = False
         self._batcher, self._make_pages, self._observers = batcher, pages, observers
         self._hosts = Hosts(options)
+        self._bodies = Bodies(options.max_bodies, self.max_body)
         self._pages: asyncio.Future[Asgi] | None = None
 
     def status(self) -> dict[str, Any]:
@@ -112,23 +116,34 @@ class Service:
         while True:
             await asyncio.sleep(_SETTLE)
             self.event_log.settle()
+            if self._bodies.receded():
+                await asyncio.to_thread(platforms.trim_memory)
 
     # --- one request -----------------------------------------------------------------------------
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.options.root_path:
+            scope = _without(self.options.root_path, scope)
         path: str = scope["path"]
+        if scope["method"] == "HEAD" and path != "/events":  # whose answer never ends
+            scope, send = {**scope, "method": "GET"}, _bodiless(send)
         call = "infer" if path.endswith("/infer") else "other"
         began = time.perf_counter()
-        body = None
+        metered = None
         try:
-            self._hosts.check(scope["headers"])
+            told = single(scope["headers"])
+            if path not in _HEALTH:
+                self._hosts.check(told, scope)
             caller = scope[CALLER] = self.access.admit(scope)
             if path not in _FREE:
                 self.access.charge(caller, 1.0)
-            body = self.access.body(caller)
-            receive = body.over(receive) if body is not None else receive
+            metered = self.access.body(caller)
+            receive = metered.over(receive) if metered is not None else receive
             if path == "/v2" or path.startswith("/v2/"):
-                await self._v2(scope, receive, send, began)
+                await self._v2(scope, told, receive, send, began)
+            elif not path:  # the prefix alone: the page's links are relative to what ends so
+                place = [(b"location", f"{self.options.root_path}/".encode())]
+                await _respond(send, 308, b"", [*place, (b"content-length", b"0")])
             else:
                 assert self._pages is not None
                 pages = await asyncio.shield(self._pages)
@@ -137,67 +152,72 @@ class Service:
             self.metrics.requests.labels(call, str(refusal.status)).inc()
             await _refuse(send, refusal)
         finally:
-            if body is not None:
-                body.release()
+            if metered is not None:
+                metered.release()
 
-    async def _v2(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
-        path: str = scope["path"]
-        found = _MODEL.fullmatch(path)
-        if found is None:
-            _allow(scope, "GET")
-            status, body = self._server(path.rstrip("/"))
-        else:
-            name, version, action = found.groups()
-            if name != self.model.name:
-                raise RequestError(
-                    404, f"there is no model {name[:64]!r}, only {self.model.name!r}"
-                )
-            if action == "infer":
-                _allow(scope, "POST")
-                await self._infer(scope, receive, send, version, began)
-                return
-            _allow(scope, "GET")
-            number = self._right_version(version, self.rotation.live)
-            ready = b"" if not self.draining else orjson.dumps({"error": "it is draining"})
-            status = 503 if self.draining and action else 200
-            body = ready if action else orjson.dumps(self.model.metadata(number))
+    async def _v2(
+        self, scope: Scope, told: Told, receive: Receive, send: Send, began: float
+    ) -> None:
+        call = call_of(scope["path"], scope["method"], self.model.name)
+        if call.what == "infer":
+            await self._infer(scope, told, receive, send, call.version, began)
+            return
+        status, body = self._about(call)
         self.metrics.requests.labels("other", str(status)).inc()
         await _respond(send, status, body, [_JSON, (b"content-length", b"%d" % len(body))])
 
-    def _server(self, path: str) -> tuple[int, bytes]:
-        """Answer what is asked about the server itself."""
-        if path == "/v2/health/live":
-            return 200, b""
-        if path == "/v2/health/ready":
-            return (503, b"") if self.draining else (200, b"")
-        if path == "/v2":
-            from g2d import __version__
+    def _about(self, call: Call) -> tuple[int, bytes]:
+        """Answer what is asked about the server or its model."""
+        number = self._right_version(call.version, self.rotation.live)
+        match call.what:
+            case "live":
+                return 200, b""
+            case "ready" if self.draining:
+                return 503, b'{"error":"it is draining"}' if call.name else b""
+            case "ready":
+                return 200, b""
+            case "config":
+                told: Any = self.model.config(self.options.max_batch)
+            case "stats" | "all stats":
+                own = self.metrics.statistics(self.model.name, number, self._batcher.batches)
+                told = {"model_stats": [own]}
+            case "index":
+                state = "UNAVAILABLE" if self.draining else "READY"
+                reason = "it is draining" if self.draining else ""
+                told = [{"name": self.model.name, "version": str(number), "state": state,
+                         "reason": reason}]  # fmt: skip
+            case "metadata":
+                told = self.model.metadata(number)
+            case _:
+                from g2d import __version__
 
-            extensions = ["binary_tensor_data"]
-            server = {"name": "g2d", "version": __version__, "extensions": extensions}
-            return 200, orjson.dumps(server)
-        raise RequestError(404, "there is no such address; see /docs")
+                told = {"name": "g2d", "version": __version__, "extensions": EXTENSIONS}
+        return 200, orjson.dumps(told)
 
     async def _infer(
-        self, scope: Scope, receive: Receive, send: Send, version: str | None, began: float
-    ) -> None:
+        self, scope: Scope, told: Told, receive: Receive, send: Send, version: str | None,
+        began: float,
+    ) -> None:  # fmt: skip
         caller: Caller = scope[CALLER]
         if INFER not in caller.roles:  # the gate let him through for another address
             raise RequestError(403, f"{caller.name} has not the role {INFER}")
         self.metrics.in_flight.inc()
-        body = None
+        body: Body | None = None
         try:
-            async with asyncio.timeout(self.options.timeout):
-                length = _header(scope, HEADER_LENGTH)
-                body = await self._body(scope, receive)
-                query = await self._parse(body, length)
+            async with asyncio.timeout(self.options.timeout) as limit:
+                body = self._bodies.open(caller.client, limit)
+                query = await self._query(told, receive, body)
                 self.access.charge(caller, len(query.x) - 1.0)
                 logits, number = await self._batcher.submit(query.x)
         except TimeoutError:
+            if body is not None and body.over:
+                raise _over_budget(body.over) from None
             allowed = f"within {self.options.timeout:g} s"
-            if body is None:
+            if body is None or not body.whole:
                 raise RequestError(408, f"the body did not arrive {allowed}") from None
             raise RequestError(503, f"no answer {allowed}; send fewer inputs, or later") from None
+        except OverBudgetError as error:
+            raise _over_budget(error) from None
         except BusyError:
             raise RequestError(
                 503, "too many inputs wait already; send again in a second"
@@ -216,36 +236,42 @@ class Service:
         if self._observers is not None:
             self._observers.offer(query.x, logits, caller.client)
 
-    async def _parse(self, body: bytes, length: bytes | None) -> Query:
-        """Read a body; a large one on another thread, so that others are answered meanwhile."""
-        try:
-            if len(body) <= LARGE:
-                return parse(body, length, self.model, self.options.max_batch)
-            return await asyncio.to_thread(parse, body, length, self.model, self.options.max_batch)
-        except MemoryError:
-            raise RequestError(413, "memory does not suffice; send fewer inputs") from None
+    async def _query(self, told: Told, receive: Receive, body: Body) -> Query:
+        """Read and parse a body of bounded size; most come in one message.
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """Read a body of bounded size; most come in one message."""
-        most = self.max_body
+        A large one is counted until it is parsed, which another thread does, so that others are
+        answered meanwhile.
+        """
+        most, length = self.max_body, told.get(b"content-length")
         too_large = RequestError(413, f"the body is larger than {most} bytes; send fewer inputs")
-        if _header(scope, b"content-encoding") not in (None, b"identity"):
+        if told.get(b"content-encoding") not in (None, b"identity"):
             raise RequestError(415, "compressed bodies are not taken; send them as they are")
-        length = _header(scope, b"content-length")
         if length is not None and length.isdigit() and int(length[:16]) > most:
             raise too_large
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise RequestError(400, "the client has gone")
-            part: bytes = message.get("body", b"")
-            parts.append(part)
-            size += len(part)
-            if size > most:
-                raise too_large
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+        more = (told.get(HEADER_LENGTH), self.model, self.options.max_batch)
+        parts: list[bytes] = []
+        with body:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise RequestError(400, "the client has gone")
+                part: bytes = message.get("body", b"")
+                whole = not message.get("more_body")
+                if body.size + len(part) > most:
+                    raise too_large
+                if not whole or body.size or len(part) > LARGE:
+                    body.add(len(part))
+                parts.append(part)
+                if whole:
+                    break
+            body.arrived()
+            joined = parts[0] if len(parts) == 1 else b"".join(parts)
+            try:
+                if len(joined) <= LARGE:
+                    return parse(joined, *more)
+                return await asyncio.to_thread(parse, joined, *more)
+            except MemoryError:
+                raise RequestError(413, "memory does not suffice; send fewer inputs") from None
 
     def _right_version(self, version: str | None, number: int) -> int:
         """A version that is asked for must be the one that answers: no retired one is served."""
@@ -277,17 +303,30 @@ class _BoundedReceive:
         return message if self._left >= 0 else {"type": "http.disconnect"}
 
 
-def _header(scope: Scope, name: bytes) -> bytes | None:
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value)
-    return None
+def _without(prefix: str, scope: Scope) -> Scope:
+    """Take a proxy's prefix off an address; what has none of it stays as it is."""
+    path: str = scope["path"]
+    if path == prefix or path.startswith(f"{prefix}/"):
+        return {**scope, "path": path[len(prefix) :]}
+    return scope
 
 
-def _allow(scope: Scope, method: str) -> None:
-    if scope["method"] != method:
-        text = f"this address takes {method}"
-        raise RequestError(405, text, (b"allow", method.encode()))
+def _bodiless(send: Send) -> Send:
+    """Let the head of an answer out alone, as HEAD asks for."""
+
+    async def out(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return out
+
+
+def _over_budget(error: OverBudgetError) -> RequestError:
+    ends = (b"connection", b"close")  # the rest of the body is not read
+    if error.own:
+        return RequestError(429, "too many bytes of this client's are under way; send fewer", ends)
+    return RequestError(503, "too many bytes are under way already; send again in a second", ends)
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
@@ -298,8 +337,6 @@ async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> No
 async def _refuse(send: Send, refusal: RequestError) -> None:
     body = orjson.dumps({"error": refusal.text})
     headers = [_JSON, (b"content-length", b"%d" % len(body)), *refusal.headers]
-    if refusal.status in (429, 503) and not any(key == b"retry-after" for key, _ in headers):
-        headers.append((b"retry-after", b"1"))
     if refusal.status in (408, 413, 415):  # the rest of the body may never be read
         headers.append((b"connection", b"close"))
     await _respond(send, refusal.status, body, headers)

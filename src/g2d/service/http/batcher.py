@@ -51,6 +51,7 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left: _Request | None = None
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self.batches = 0  # answered so far
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to answer what is submitted from `loop`."""
@@ -84,6 +85,7 @@ class Batcher:
             answers = _infer(snapshot, requests)
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._deliver, requests, answers, snapshot.number)
+            self.batches += 1
             self._count(sum(len(request.x) for request in requests))
 
     def _gather(self) -> list[_Request]:

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from g2d.service.access.identity import LINK
 from g2d.service.access.links import Link
+from g2d.service.http.places import Place
 
 if TYPE_CHECKING:
     from g2d.service.access.gate import Access
@@ -23,7 +24,7 @@ _AHEAD = 16  # requests that may wait behind the one that is answered
 _END = b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _LATE = b"HTTP/1.1 408 Request Timeout" + _END
 _LARGE = b"HTTP/1.1 431 Request Header Fields Too Large" + _END
-_FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1" + _END
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1" + _END
 
 
 class Connection(HttpToolsProtocol):
@@ -36,25 +37,27 @@ class Connection(HttpToolsProtocol):
     access: Access | None = None
     """Told of each connection, so that requests say who is at its other end; None: nobody is."""
 
+    place: Place
+    """Where it sits in the table of connections; whoever makes one sets it."""
+
     _link: Link | None = None
     _timer: TimerHandle | None = None
     _unread: TimerHandle | None = None
-    _bytes, _in_body = 0, False
+    _in_body, _moved = False, False  # `_moved`: what came last completed a head, or was of a body
+    _least, _most = 0, 0  # bytes of an incomplete head, or after a body: at least, and at most
     _running: Any = None  # the request that is answered; `cycle` is the last one that came
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """Begin to wait for the first head; refuse the connection if there are too many."""
+        """Begin to wait for the first head."""
         super().connection_made(transport)  # type: ignore[arg-type]  # as uvicorn's own differs
-        if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
-            self.connections.discard(self)  # uvicorn would refuse those that are there already
-            self._end(_FULL)
-        else:
-            if self.access is not None:
-                self._link = self.access.link(Link(transport, self.shutdown))
-            self._wait()
+        self.place.end = self.transport.abort
+        if self.access is not None:
+            self._link = self.access.link(Link(transport, self.shutdown))
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection, and tell the request that is answered: uvicorn tells the last."""
+        self.place.leave()
         self._forget()
         self.resume_writing()
         super().connection_lost(exc)
@@ -67,16 +70,26 @@ class Connection(HttpToolsProtocol):
             self.access.unlink(self._link)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; between answers, what does not complete a head is held against it."""
+        """Feed the parser; what completes no head and is of no body is held against the client."""
+        self._moved = False
+        self._most += len(data)
         super().data_received(data)
-        if self.transport.is_closing() or not (self.cycle is None or self.cycle.response_complete):
+        if self.transport.is_closing():
             return
-        if self._timer is None:
-            self._wait()
-        if not self._in_body:  # the rest of a body that was refused is only read away
-            self._bytes += len(data)
-            if self._bytes > _MOST:
+        self._least, self._most = (0, len(data)) if self._moved else (
+            self._least + len(data), self._most
+        )  # fmt: skip
+        answered = self.cycle is None or self.cycle.response_complete
+        if self._least > _MOST:
+            if answered:
                 self._end(_LARGE)
+            else:  # behind a request under way, or in the trailers of its body
+                self.transport.abort()
+        elif answered:
+            if self._timer is None:
+                self._wait()
+        elif self._in_body and self._running is self.cycle:
+            self.place.body()
 
     def on_message_begin(self) -> None:
         """A request begins: its scope says on which connection."""
@@ -88,17 +101,30 @@ class Connection(HttpToolsProtocol):
         """The head is here: from now on the request's own time runs."""
         if self.transport.is_closing():  # what came in the same read as one request too many
             return
+        self._moved = True
+        if self._most > _MOST and self._size() > _MOST:
+            self._end(_LARGE)
+            return
         self._forget()
         self._in_body = True
+        self.place.busy()
         super().on_headers_complete()
         if len(self.pipeline) > _AHEAD:
             self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        """The body goes on."""
+        self._moved = True
+        if not self.transport.is_closing():
+            super().on_body(body)
 
     def on_response_complete(self) -> None:
         """What the last answer leaves unread must not hold the connection."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._await_reader()
+        elif self._running is None or self._running.response_complete:  # nothing waited behind it
+            self.place.idle()
 
     def pause_writing(self) -> None:
         """The client does not keep up: from now on its time runs."""
@@ -120,19 +146,26 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """What comes next is another head."""
-        self._in_body = False
-        super().on_message_complete()
+        self._in_body, self._moved = False, True
+        if not self.transport.is_closing():
+            if self._running is self.cycle and not self.cycle.response_complete:
+                self.place.busy()
+            super().on_message_complete()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _size(self) -> int:
+        """Bytes of the head that is complete, spaces around values not counted."""
+        line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
+        return line + sum(len(name) + len(value) + 4 for name, value in self.headers) + 2
 
     def _await_reader(self) -> None:
         if self._unread is None and self.transport.get_write_buffer_size():
             self._unread = self.loop.call_later(self.patience, self.transport.abort)
 
     def _wait(self) -> None:
-        self._bytes = 0
         self._timer = self.loop.call_later(self.patience, self._end, _LATE)
 
     def _forget(self) -> None:

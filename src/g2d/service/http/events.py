@@ -71,6 +71,27 @@ class AccessChanged(Event):
 
 
 @dataclass(frozen=True)
+class Crowded(Event):
+    """Connections gave way to new ones or were refused, so many since this was last told."""
+
+    name = "crowded"
+    public = False
+    open: int
+    gave_way: int
+    refused: int
+
+
+@dataclass(frozen=True)
+class HeldOff(Event):
+    """A client guessed the admin's token, and is heard again after `seconds` only."""
+
+    name = "held_off"
+    public = False
+    client: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Broken(Event):
     """The model raised something on a request's inputs."""
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 from collections import OrderedDict
 from functools import lru_cache
+
+from g2d.errors import SettingsError
 
 _CLIENTS = 10_000  # addresses remembered: the least recent is forgotten, and has a full bucket
 
@@ -26,6 +29,11 @@ def client_of(address: str) -> str:
     return f"{ipaddress.IPv6Address(int(found) >> 64 << 64)}/64"
 
 
+def is_loopback(client: str) -> bool:
+    """Whether a client, as `client_of` names it, is this machine: its proxy may be everybody."""
+    return client.startswith("127.") or client == "::/64"
+
+
 class Buckets:
     """A token bucket for each client: `rate` tokens a second, at most `burst`; rate 0: no limit."""
 
@@ -42,8 +50,8 @@ class Buckets:
             return 0.0
         client = client_of(client)
         now = time.monotonic() if now is None else now
-        left, since = self._left.pop(client, (self._burst, now))
-        left = min(self._burst, left + (now - since) * self._rate)
+        left = self._now_left(client, now)
+        self._left.pop(client, None)
         needed = min(tokens, self._burst)
         enough = left >= needed
         self._left[client] = (left - tokens if enough else left, now)
@@ -51,11 +59,25 @@ class Buckets:
             self._left.popitem(last=False)
         return 0.0 if enough else (needed - left) / self._rate
 
+    def wait(self, client: str, now: float) -> float:
+        """Seconds until one token could be taken; takes none."""
+        return max(0.0, 1.0 - self._now_left(client_of(client), now)) / self._rate
+
+    def _now_left(self, client: str, now: float) -> float:
+        left, since = self._left.get(client, (self._burst, now))
+        return min(self._burst, left + (now - since) * self._rate)
+
 
 class AdminToken:
-    """Knows the admin's token by its SHA-256 alone; compares in constant time."""
+    """Knows the admin's token by its SHA-256 alone; compares in constant time.
+
+    Raises:
+        SettingsError: the token holds what no header may, a line's end say: nobody could give it.
+    """
 
     def __init__(self, token: bytes | None) -> None:
+        if token is not None and not re.fullmatch(rb"[ -~]+", token):
+            raise SettingsError("the admin token must be one line of printable ASCII characters")
         self._digest = None if token is None else hashlib.sha256(token).digest()
 
     @property

@@ -13,11 +13,14 @@ from typing import Any, TextIO
 import orjson
 
 _WARNINGS = frozenset(
-    {"alarm", "refused", "failed", "wrong_token", "denied", "exposed", "broken", "observer"}
-)
+    {
+        "alarm", "refused", "failed", "wrong_token", "denied", "exposed", "broken", "observer",
+        "crowded", "held_off",
+    }
+)  # fmt: skip
 _WAITING = 10_000  # lines that may wait for a slow reader; more are dropped, and counted
 _CLIENTS = frozenset(
-    {"wrong_token", "denied", "server", "broken", "observer"}
+    {"wrong_token", "denied", "server", "broken", "observer", "crowded", "held_off"}
 )  # lines that any client can cause
 _RATE = 5  # of each of those a second
 

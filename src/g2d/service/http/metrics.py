@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,15 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     generate_latest,
 )
+from prometheus_client.samples import Sample
 
+from g2d.core.types import Values
 from g2d.rotation.scheduler import GRACE
 
-__all__ = ["CONTENT_TYPE_LATEST", "Latencies", "Metrics", "public"]
+__all__ = ["CONTENT_TYPE_LATEST", "Latencies", "Metrics", "blurred", "public"]
 
 _BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25,
@@ -28,6 +31,26 @@ _SECRET = ("schedule", "queries")  # what is due at a moment that nobody asked f
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
+_QUERIES = frozenset(
+    {
+        "g2d_requests", "g2d_inputs", "g2d_request_seconds", "g2d_rate_limited",
+        "g2d_observer_dropped_inputs",
+    }
+)  # fmt: skip
+"""Metrics that tell how many queries there were: `--queries` rotates by that number."""
+
+
+def blurred(count: float) -> int:
+    """Round a count down to two digits: what is told of growing counts grows too."""
+    unit = 10 ** max(0, len(str(int(count))) - 2)
+    return int(count) // unit * unit
+
+
+def _coarse(value: float) -> float:
+    """Round a rate, or a time, to two digits."""
+    return float(f"{value:.2g}")
+
+
 def public(status: dict[str, Any]) -> dict[str, Any]:
     """Return a rotation's status without what would betray the moment of the next one.
 
@@ -35,8 +58,7 @@ def public(status: dict[str, Any]) -> dict[str, Any]:
     """
     told = dict(status)
     if "answered" in told:
-        unit = 10 ** max(0, len(str(told["answered"])) - 2)
-        told["answered"] = told["answered"] // unit * unit
+        told["answered"] = blurred(told["answered"])
     if told.get("late", 0.0) < GRACE:
         told["late"] = 0.0
         if "due" in told:
@@ -59,23 +81,29 @@ class Latencies:
         self._next += 1
 
     def quantiles(self, begin: float, end: float) -> dict[str, float] | None:
-        """Quantiles in seconds, and the count, of answers sent in [begin, end); None: none were."""
+        """Quantiles in seconds, and the count, of answers sent in [begin, end); None: none were.
+
+        The count has two digits: it is public.
+        """
         inside = self._seconds[(self._at >= begin) & (self._at < end)]
         if not len(inside):
             return None
         values = np.quantile(inside, list(_QUANTILES.values()))
         named = {name: float(value) for name, value in zip(_QUANTILES, values, strict=True)}
-        return named | {"answers": len(inside)}
+        return named | {"answers": blurred(len(inside))}
 
     def recent(self, seconds: float) -> dict[str, Any]:
-        """Count all answers, and say how many a second, and how quick, in the last seconds."""
+        """Say how many answers there were, how many a second lately, and how quick.
+
+        Numbers have two digits: they are public.
+        """
         now = time.perf_counter()
         found = self.quantiles(now - seconds, now) or dict.fromkeys(("answers", *_QUANTILES), 0)
         # Where more came than are remembered, the oldest one says since when.
         kept = min(seconds, now - float(self._at.min())) if found["answers"] else seconds
         rate = found["answers"] / max(kept, 1e-9)
         quick = {name: found[name] if found["answers"] else None for name in ("p50", "p99")}
-        return {"answers": self._next, "per_second": rate, **quick}
+        return {"answers": blurred(self._next), "per_second": _coarse(rate), **quick}
 
 
 class Metrics:
@@ -116,6 +144,10 @@ class Metrics:
                                   " shown: too many waited.", registry=registry)  # fmt: skip
         self.observer_errors = Counter("g2d_observer_errors", "Times that an observer raised; the"
                                        " log says which.", registry=registry)  # fmt: skip
+        self.connections = Gauge("g2d_connections", "Connections, TLS handshakes included.",
+                                 registry=registry)  # fmt: skip
+        self.ended = Counter("g2d_connections_ended", "Connections that gave way to new ones or"
+                             " were refused, by reason.", ["why"], registry=registry)  # fmt: skip
         self._ok = self.requests.labels("infer", "200")
         self._gauge("g2d_generation", "Number of the live generation.", status, "generation")
         self._gauge("g2d_generation_age_seconds", "Since it is live here.", status, "age")
@@ -144,13 +176,57 @@ class Metrics:
             "limited": _value(self.limited),
         }
 
-    def render(self) -> bytes:
-        """Write everything in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def render(self, exact: bool = False) -> bytes:
+        """Write everything in Prometheus' text format.
+
+        Args:
+            exact: for whoever is admitted; others are told of queries in numbers of two digits,
+                for the exact one would betray when `--queries` rotates.
+        """
+        return generate_latest(self.registry if exact else _Blurred(self.registry))
+
+    def statistics(self, model: str, number: int, batches: int, exact: bool = False) -> Values:
+        """Return the statistics of Triton's protocol, counts as `render` tells them.
+
+        Time is not told apart into waiting and computing, nor when the last query came.
+        """
+        told = {sample.name: sample.value for sample in next(iter(self.latency.collect())).samples}
+        answers, seconds = (told[f"g2d_request_seconds_{each}"] for each in ("count", "sum"))
+        values = (answers, seconds * 1e9, _value(self.inputs), batches)
+        count, ns, inputs, batches = (int(v) if exact else blurred(v) for v in values)
+        none = {"count": 0, "ns": 0}
+        parts = ("fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit",
+                 "cache_miss")  # fmt: skip
+        return {
+            "name": model, "version": str(number), "last_inference": 0, "inference_count": inputs,
+            "execution_count": batches, "batch_stats": [], "memory_usage": [],
+            "inference_stats": {"success": {"count": count, "ns": ns}} | dict.fromkeys(parts, none),
+        }  # fmt: skip
 
     def _gauge(self, name: str, text: str, status: Callable[[], dict[str, Any]], key: str) -> None:
         gauge = Gauge(name, text, registry=self.registry)
         gauge.set_function(lambda: float(status()[key]))
+
+
+class _Blurred:
+    """A registry as those see it who are not admitted."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield its metrics."""
+        for metric in self._registry.collect():
+            if metric.name in _QUERIES:
+                metric.samples = [_told(sample) for sample in metric.samples]
+            yield metric
+
+
+def _told(sample: Sample) -> Sample:
+    if sample.name.endswith("_created"):
+        return sample
+    blur = _coarse if sample.name.endswith("_sum") else blurred
+    return sample._replace(value=float(blur(sample.value)))
 
 
 def _value(metric: Counter | Gauge) -> int:

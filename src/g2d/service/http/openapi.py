@@ -21,14 +21,24 @@ def merge(schema: Schema, model: Model, options: Options) -> Schema:
         "/v2": _get("Server metadata", {"type": "object"}),
         "/v2/health/live": _get("Whether the process answers"),
         "/v2/health/ready": _get("Whether it takes requests", failing=("503",)),
+        "/v2/models/stats": _get("Statistics of all models: the one", {"type": "object"}),
+        "/v2/repository/index": {
+            "post": _get("The models that there are", {"type": "array"})["get"]
+        },
     }
     for prefix, named in (("", False), ("/versions/{version}", True)):
         path = f"/v2/models/{{name}}{prefix}"
         about = _parameters(model, named)
         paths[path] = _get("Model metadata", {"type": "object"}, about, ("404",))
+        for what, text in (
+            ("config", "Model configuration"),
+            ("stats", "Statistics; in two digits"),
+        ):
+            paths[f"{path}/{what}"] = _get(text, {"type": "object"}, about, ("404",))
         paths[f"{path}/ready"] = _get("Whether the model answers", None, about, ("404", "503"))
         paths[f"{path}/infer"] = {"post": _infer(model, options) | {"parameters": about}}
-    whole = schema | {"paths": paths | schema["paths"]}
+    prefix = {"servers": [{"url": options.root_path}]} if options.root_path else {}
+    whole = schema | prefix | {"paths": paths | schema["paths"]}
     return _with_callers(whole, options) if options.authenticated else whole
 
 

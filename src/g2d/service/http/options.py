@@ -38,6 +38,10 @@ class Options(Checked):
     allow_host: tuple[str, ...] = free(
         (), "names that a Host header may be (a proxy's), besides loopback's", metavar="NAME"
     )
+    root_path: str = free(
+        "", "prefix of every address behind a proxy, as /g2d; taken off where it is there",
+        metavar="PATH", since="0.2",
+    )  # fmt: skip
     name: str = free("g2d", "name of the model in addresses")
     tls_cert: str = free("", "certificate file", metavar="FILE")
     tls_key: str = free("", "its private key file", metavar="FILE")
@@ -50,8 +54,16 @@ class Options(Checked):
     access: str = free("", "roles and quotas by identity, in TOML", metavar="FILE")
     rate: float = within(0.0, 1e9, 0.0, "requests and inputs of one client in a second; 0: any")
     burst: float = within(1.0, 1e9, 1000.0, "how many of them may come at once")
+    client_connections: int = within(
+        0, 10**6, 0, "connections of one client at once, but of loopback; 0: half of all there may"
+        " be", since="0.2",
+    )  # fmt: skip
     max_batch: int = within(1, 65_536, 256, "inputs of one request, and of one batch")
     max_body: int = within(0, 1 << 31, 0, "bytes of a request's body; 0: by the task's inputs")
+    max_bodies: int = within(
+        0, 1 << 40, 0, "bytes of all bodies under way, half of them of one client; 0: 256 MiB, or"
+        " four of the largest", since="0.2",
+    )  # fmt: skip
     max_waiting: int = within(1, 10**7, 4096, "inputs that may wait before requests are refused")
     timeout: float = within(
         0.01, 3600.0, 10.0, "time for a request to arrive and be answered", unit="s"
@@ -85,6 +97,11 @@ class Options(Checked):
                 raise SettingsError(
                     f"allow_host is {name!r}, expected a host's name without scheme and port"
                 )
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", self.root_path):
+            raise SettingsError(
+                f"root_path is {self.root_path!r}, expected one like /g2d: it begins with a slash"
+                " and does not end with one"
+            )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("TLS needs both files: give --tls-cert and --tls-key")
         self._check_access()
@@ -169,10 +186,10 @@ def read_token(file: Path | None) -> bytes | None:
             text = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read the admin token in {file}: {error}") from error
-    token = text.strip().encode()
-    if len(token) < _LEAST_TOKEN or not token.isascii() or b" " in token:
+    token = text.strip().encode("utf-8", "surrogateescape")
+    if not re.fullmatch(rb"[!-~]{%d,}" % _LEAST_TOKEN, token):
         raise SettingsError(
-            f"the admin token in {where} is too weak: expected {_LEAST_TOKEN} or more ASCII"
-            " characters without spaces, such as `openssl rand -hex 32` prints"
+            f"the admin token in {where} is too weak: expected one line of {_LEAST_TOKEN} or more"
+            " ASCII characters without spaces, such as `openssl rand -hex 32` prints"
         )
     return token

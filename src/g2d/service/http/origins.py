@@ -6,10 +6,12 @@ points here (DNS rebinding; it could then read the answers), or blindly, as a cr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ipaddress
 
+from g2d.service.http.headers import Told
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import RequestError
+from g2d.service.http.types import Scope
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _KEPT = 256  # spellings of Host that are remembered as right
@@ -25,21 +27,19 @@ class Hosts:
         self._any = options.exposed and not self._allowed
         self._known = {b""}  # no Host at all: no browser
 
-    def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def check(self, told: Told, scope: Scope) -> None:
         """Raise a `RequestError`, 421 or 403, unless Host is ours and Origin the same."""
-        host = origin = b""
-        for key, value in headers:
-            if key == b"host":
-                host = value
-            elif key == b"origin":
-                origin = value
+        host, origin = told.get(b"host", b""), told.get(b"origin", b"")
         if host not in self._known:
-            self._look(host)
+            self._look(host, scope)
         if origin:
             self._same(origin, host)
 
-    def _look(self, host: bytes) -> None:
-        if not self._any and _name(host.decode("latin-1")) not in self._own:
+    def _look(self, host: bytes, scope: Scope) -> None:
+        name = _name(host.decode("latin-1"))
+        if not self._any and name not in self._own:
+            if _is_address(name, scope.get("server")):
+                return
             raise RequestError(
                 421, "the Host header does not name this service; if it should, start the service"
                 " with --allow-host NAME",
@@ -58,3 +58,13 @@ def _name(host: str) -> str:
     """Strip a port."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isdigit() else host).lower()
+
+
+def _is_address(name: str, server: tuple[str, int] | None) -> bool:
+    """Whether a name is the very address that was connected to: no other site can have it."""
+    try:
+        return server is not None and ipaddress.ip_address(name.strip("[]")) == (
+            ipaddress.ip_address(server[0].partition("%")[0])
+        )
+    except ValueError:
+        return False

@@ -36,11 +36,14 @@ DATATYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "int32": "
 class RequestError(Exception):
     """A request that gets no answer: the HTTP status and one line that says why.
 
-    `headers` belong to the status: with 405, which method is allowed.
+    `headers` belong to the status: with 405, which method is allowed; with 429 and 503, in how many
+    seconds to ask again: 1, unless given.
     """
 
     def __init__(self, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(text)
+        if status in (429, 503) and b"retry-after" not in dict(headers):
+            headers = (*headers, (b"retry-after", b"1"))
         self.status, self.text, self.headers = status, text, headers
 
 
@@ -85,6 +88,19 @@ class Model:
             ],
             "outputs": [{"name": _OUTPUT, "datatype": "FP32", "shape": [-1, self.classes]}],
             **({"parameters": _named(self.labels)} if self.labels else {}),
+        }
+
+    def config(self, most: int) -> dict[str, Any]:
+        """Describe the model as Triton's model configuration does; `most`: inputs of a request."""
+        kind = f"TYPE_{self.datatype}"
+        return {
+            "name": self.name,
+            "platform": "g2d_pytorch",
+            "backend": "g2d",
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": most,
+            "input": [{"name": _INPUT, "data_type": kind, "dims": list(self.shape)}],
+            "output": [{"name": _OUTPUT, "data_type": "TYPE_FP32", "dims": [self.classes]}],
         }
 
 

@@ -23,17 +23,20 @@ from g2d.report.results import results_path
 from g2d.service.access.tls import ServerTls
 from g2d.service.assembly import Parts, assemble, first_live, rotate_vault
 from g2d.service.http.app import Service
-from g2d.service.http.connection import within
+from g2d.service.http.connection import Connection, within
+from g2d.service.http.door import Door
+from g2d.service.http.events import Crowded
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
+from g2d.service.http.places import Places
 from g2d.service.http.startup import leave
 from g2d.service.monitors.observer import Observers
 
 if TYPE_CHECKING:
     from g2d.service.loader import VaultLoader
 
-_BACKLOG = 2048
+_BACKLOG = 65_535  # who waits in the system's queue is no descriptor of ours; it takes fewer
 _CONNECTIONS, _FILES = 2000, 100  # at once; descriptors besides: the vault, the worker, libraries
 _SWITCH = 5e-4  # seconds that a thread may keep the interpreter; Python's 5 ms is a late answer
 
@@ -106,12 +109,36 @@ class _UvicornLog(logging.Handler):
         self._log("server", text=record.getMessage(), **facts)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it begins to drain."""
+class Server(uvicorn.Server):
+    """uvicorn's server with doors of ours, which says when it begins to drain.
 
-    def __init__(self, config: uvicorn.Config, ending: Callable[[], None]) -> None:
+    Args:
+        config: its `http` is a class from `connection.within`.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, places: Places, ending: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(config)
-        self._ending = ending
+        self._places, self._ending = places, ending
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Run the application's start, then open the doors; uvicorn itself accepts nothing."""
+        await super().startup(sockets=[])
+        config = self.config
+
+        def make() -> Connection:
+            kind: Any = config.http_protocol_class
+            made: Connection = kind(config, self.server_state, self.lifespan.state)
+            return made
+
+        patience: float = config.http_protocol_class.patience  # type: ignore[attr-defined]
+        doors = [
+            Door(one, self._places, make, patience, lambda: config.ssl) for one in sockets or ()
+        ]
+        for door in doors:
+            door.open()
+        self.servers: list[Any] = [*doors]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal; uvicorn gives up waiting on a second Ctrl-C."""
@@ -204,7 +231,6 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
         lifespan="on", log_config=None, access_log=False, server_header=False, date_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(options.drain)), timeout_keep_alive=30,
-        limit_concurrency=connections(log), backlog=_BACKLOG,
     )  # fmt: skip
     config.load()
     if service.access.tls is not None:
@@ -220,7 +246,19 @@ def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> 
     # uvicorn raises what it caught again once it has drained: then this handler ends it with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None if service.draining else leave())
-    _Server(config, ending).run(sockets=[bound])
+    Server(config, _places(service, connections(log)), ending).run(sockets=[bound])
+
+
+def _places(service: Service, most: int) -> Places:
+    def told(open_: int, gone: int, refused: int) -> None:
+        service.event_log.tell(Crowded(open_, gone, refused))
+
+    def count(why: str) -> None:
+        service.metrics.ended.labels(why).inc()
+
+    places = Places(most, service.options.client_connections or max(1, most // 2), told, count)
+    service.metrics.connections.set_function(lambda: float(len(places.all)))
+    return places
 
 
 def _loop() -> Literal["uvloop", "asyncio"]:

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from g2d import __version__
 from g2d.service.access.identity import CALLER, OPERATE, Caller
-from g2d.service.http.admin import add_admin
+from g2d.service.http.admin import add_admin, wrong
 from g2d.service.http.log import to_json
 from g2d.service.http.metrics import CONTENT_TYPE_LATEST, public
 from g2d.service.http.openapi import merge
@@ -44,6 +44,7 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
         description="Inference whose parameters rotate: Open Inference Protocol v2.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to an absolute address, without a proxy's prefix
     )
     add_pages(app)
     _add_reading(app, service, Findings(results))
@@ -51,7 +52,7 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
-        headers = {key.decode(): value.decode() for key, value in error.headers}
+        headers = {name.decode(): value.decode() for name, value in error.headers}
         return JSONResponse({"error": error.text}, error.status, headers)
 
     plain = app.openapi
@@ -80,12 +81,16 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
             found = {"error": service.event_log.plain(found["error"])}
         return _json(found)
 
-    @app.get("/metrics", tags=["status"], response_class=Response)
-    async def metrics() -> Response:
-        """Counters for Prometheus."""
-        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    @app.get("/metrics", tags=["status"], response_class=Response, responses=wrong(401, 429))
+    async def metrics(request: Request) -> Response:
+        """Counters for Prometheus; those of queries in two digits, exact for who operates."""
+        caller: Caller = request.scope[CALLER]
+        return Response(
+            service.metrics.render(OPERATE in caller.roles), media_type=CONTENT_TYPE_LATEST
+        )
 
-    @app.get("/events", tags=["status"], response_class=StreamingResponse)
+    @app.get("/events", tags=["status"], response_class=StreamingResponse,
+             responses=wrong(401, 429, 503))  # fmt: skip
     async def events(request: Request) -> Response:
         """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds.
 

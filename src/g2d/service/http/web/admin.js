@@ -3,9 +3,9 @@ let wanted = null; // the call that the dialog is open for
 let pending = false; // a rotation was asked for and its answer is still to come
 
 const CALLS = {
-  rotate: { path: "/admin/rotate", doing: "Rotating…", text: "Rotating needs the admin token." },
-  pause: { path: "/admin/pause", doing: "Pausing…", text: "Pausing needs the admin token." },
-  resume: { path: "/admin/resume", doing: "Resuming…", text: "Resuming needs the admin token." },
+  rotate: { path: "admin/rotate", doing: "Rotating…", text: "Rotating needs the admin token." },
+  pause: { path: "admin/pause", doing: "Pausing…", text: "Pausing needs the admin token." },
+  resume: { path: "admin/resume", doing: "Resuming…", text: "Resuming needs the admin token." },
 };
 
 function say(text, bad = false) {

@@ -35,7 +35,7 @@ function show(verb, path, operation) {
 }
 
 async function render() {
-  const schema = await (await fetch("/openapi.json", { cache: "no-store" })).json();
+  const schema = await (await fetch("openapi.json", { cache: "no-store" })).json();
   const groups = new Map();
   for (const [path, item] of Object.entries(schema.paths)) {
     for (const verb of VERBS.filter((name) => item[name])) {

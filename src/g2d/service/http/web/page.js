@@ -141,7 +141,7 @@ function announce(text, urgent = false) {
 async function readRedteam() {
   redteamSeen = state.redteam;
   try {
-    const answer = await fetch("/redteam", { cache: "no-store" });
+    const answer = await fetch("redteam", { cache: "no-store" });
     if (!answer.ok) throw new Error(answer.statusText);
     redteam = await answer.json();
   } catch {
@@ -224,7 +224,7 @@ function link(on, text) {
 }
 
 function listen() {
-  const own = new EventSource("/events");
+  const own = new EventSource("events");
   source = own;
   own.addEventListener("status", (event) => {
     const first = state === null;

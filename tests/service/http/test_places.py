@@ -1,0 +1,173 @@
+"""The table of connections: who gives way to whom, handshakes counted, rotation's descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import time
+
+import pytest
+
+from g2d.service.http.places import Places
+from service_process import certificate
+from sockets import LIVE, hear, serving
+from stand_ins import wait_for
+
+
+class Crowd:
+    """A table with a clock of its own; `ended` says who had to go, in order."""
+
+    def __init__(self, most: int = 4, share: int = 1000) -> None:
+        self.at, self.ended, self.told = 100.0, [], []
+        self.places = Places(most, share, lambda *told: self.told.append(told), now=lambda: self.at)
+
+    def seat(self, name: str, client: str = "192.0.2.1"):
+        assert self.places.room(client) == 0.0
+        place = self.places.take(client)
+        place.end = lambda: self.ended.append(name)
+        return place
+
+
+def test_who_never_asked_gives_way_before_who_did_and_the_busy_stay():
+    crowd = Crowd()
+    busy, idle, body, _ = (crowd.seat(name) for name in ("busy", "idle", "body", "silent"))
+    busy.busy()
+    idle.busy()
+    idle.idle()
+    body.body()
+    assert crowd.places.room("192.0.2.1") == pytest.approx(0.5)  # it has half a second to ask
+    crowd.at += 0.6
+    for name in ("silent", "idle", "body"):
+        assert crowd.places.room("192.0.2.9") == 0.0
+        assert crowd.ended[-1] == name
+        crowd.seat(f"new {name}", "192.0.2.9").busy()
+    assert crowd.places.room("192.0.2.9") == math.inf
+    assert len(crowd.places.all) == 4
+    busy.idle()
+    assert crowd.places.room("192.0.2.9") == 0.0
+    assert crowd.ended == ["silent", "idle", "body", "busy"]
+
+
+def test_the_longest_silent_is_the_first_and_the_count_is_told_once_a_second():
+    crowd = Crowd(most=100)
+    for number in range(100):
+        crowd.seat(str(number))
+    crowd.at += 1
+    for number in range(100, 350):
+        crowd.seat(str(number))
+        crowd.at += 0.01
+    assert crowd.ended == [str(number) for number in range(250)]
+    assert sum(gone for _, gone, _ in crowd.told) >= 200
+    assert 3 <= len(crowd.told) <= 4
+    for place in list(crowd.places.all):
+        place.leave()
+        place.leave()
+    assert (crowd.places.all, crowd.places.clients) == (set(), {})
+    assert not any(crowd.places.waiting.values())
+
+
+def test_one_client_has_its_share_and_loopback_all():
+    crowd = Crowd(most=6, share=2)
+    crowd.seat("a").busy()
+    crowd.seat("b")
+    crowd.seat("c")  # of its own, whatever their age
+    assert crowd.ended == ["b"]
+    crowd.seat("d").busy()
+    assert crowd.places.room("192.0.2.1") == math.inf
+    assert crowd.places.room("192.0.2.2") == 0.0
+    for number in range(4):
+        crowd.seat(f"own {number}", "127.0.0.1").busy()
+    assert len(crowd.places.all) == 6
+
+
+def test_a_place_that_gave_way_can_do_nothing_more():
+    crowd = Crowd(most=1)
+    gone = crowd.seat("gone")
+    crowd.at += 1
+    crowd.seat("new").busy()
+    for act in (gone.idle, gone.busy, gone.body, gone.leave):
+        act()
+    assert crowd.places.room("x") == math.inf
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    return certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_crowd_of_the_silent_keeps_nobody_out(secure, tls):
+    """More than there are places, of the same address, some within a head: all are counted.
+
+    Thousands for a minute: python -m benchmarks.hostile.silence.
+    """
+    limit = 24
+    with serving(limit, 60.0, tls if secure else None) as served, contextlib.ExitStack() as stack:
+
+        def connect():
+            return stack.enter_context(served.secure() if secure else served.connect())
+
+        asked = connect()
+        asked.sendall(LIVE)
+        assert b"200 OK" in hear(asked, b"\r\n\r\n")
+        silent = [stack.enter_context(served.connect()) for _ in range(2 * limit)]
+        for wire in silent[::2]:
+            wire.sendall(b"\x16\x03\x01" if secure else b"GET / HTTP/1.1\r\n")
+        for _ in range(3):
+            new = connect()
+            new.sendall(LIVE)
+            assert b"200 OK" in hear(new, b"\r\n\r\n")
+            assert served.open <= limit
+        asked.sendall(LIVE)  # it was idle, and did not give way
+        assert b"200 OK" in hear(asked, b"\r\n\r\n")
+        assert {"silent"} <= set(served.ended) <= {"silent", "handshake"}
+        assert sum(gone for _, gone, _ in served.told) > 0
+    assert served.open == 0
+
+
+def test_a_handshake_that_does_not_come_is_ended(tls):
+    with serving(patience=0.3, tls=tls) as served:
+        began = time.monotonic()
+        wires = [served.connect() for _ in range(3)]
+        wires[1].sendall(b"\x16\x03\x01\x02")
+        wires[2].sendall(b"GET / HTTP/1.1\r\n\r\n")  # no TLS at all
+        wait_for(lambda: served.open > 0)
+        wait_for(lambda: served.open == 0)
+        assert time.monotonic() - began < 60
+        for wire in wires:
+            hear(wire)
+            wire.close()
+        assert served.ended == ["handshake"] * 3
+        assert served.accepted == 0
+        with served.secure() as good:
+            good.sendall(LIVE)
+            assert b"200 OK" in hear(good, b"\r\n\r\n")
+
+
+def test_where_all_are_answered_one_more_is_refused():
+    with serving(limit=2, patience=60.0) as served, contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(served.connect()) for _ in range(2)]
+        for wire in streams:
+            wire.sendall(b"GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert b"event: status" in hear(wire, b"event: status")
+        assert hear(stack.enter_context(served.connect())).startswith(b"HTTP/1.1 503")
+        assert served.ended == ["full"]
+
+
+def test_no_descriptor_left_is_a_pause_and_no_end(monkeypatch):
+    with serving() as served:
+        plain, failures = socket.socket.accept, [OSError(24, "Too many open files")] * 3
+
+        def accept(self):
+            if failures:
+                raise failures.pop()
+            return plain(self)
+
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        for _ in range(2):  # one may be accepted by the wait that had begun before
+            with served.connect() as wire:
+                wire.sendall(LIVE)
+                assert b"200 OK" in hear(wire, b"\r\n\r\n")
+        assert not failures
+        assert served.ended == ["descriptors"] * 3
