@@ -97,10 +97,10 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     found = []
     for body, row in result["throughput"].items():
         rate = {name: row["median"][name]["rate"] for name in NAMES}
-        low, high = row["interval"]
+        span = "({:.2f}–{:.2f})".format(*row["interval"])
         found.append([
             f"answers/s with {NAMES['guarded']} against {NAMES['tls']}, {body}", "≥ 0.90",
-            f"{rate['guarded']:.0f} / {rate['tls']:.0f} = {row['ratio']:.2f} ({low:.2f}–{high:.2f})",
+            f"{rate['guarded']:.0f} / {rate['tls']:.0f} = {row['ratio']:.2f} {span}",
         ])  # fmt: skip
     return found
 
