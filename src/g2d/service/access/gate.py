@@ -315,8 +315,11 @@ class Access:
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._ending.wait(_LOOK):
-            if self.look() and not loop.is_closed():
-                loop.call_soon_threadsafe(self.retire)
+            try:
+                if self.look() and not loop.is_closed():
+                    loop.call_soon_threadsafe(self.retire)
+            except Exception as error:  # if it ended, no file would ever count again
+                self._tell(Alarm("access", f"files were not read again: {type(error).__name__}"))
 
     def look(self) -> bool:
         """Read files that changed; return whether connections may be open that hold no more."""

@@ -63,11 +63,13 @@ def check_access(options: Options, token: bytes | None) -> None:
         return
     if options.jwks and token is not None and token.count(b".") == 2:
         raise SettingsError("the admin token looks like a JWT: give one without two dots")
-    modules = {"cryptography": options.client_ca or options.jwks, "jwt": options.jwks}
-    for module, wanted in modules.items():
-        if wanted and importlib.util.find_spec(module) is None:
-            flag = "--jwks" if options.jwks else "--client-ca"
-            raise G2DError(f"{flag} needs {module}: pip install 'g2d[auth]'")
+    for flag, given, module, package in (
+        ("--client-ca", options.client_ca, "cryptography", "cryptography"),
+        ("--jwks", options.jwks, "cryptography", "cryptography"),
+        ("--jwks", options.jwks, "jwt", "PyJWT"),
+    ):
+        if given and importlib.util.find_spec(module) is None:
+            raise G2DError(f"{flag} needs {package}: pip install 'g2d[auth]'")
     from g2d.service.access.gate import Sources
     from g2d.service.access.tls import ServerTls
 

@@ -94,7 +94,7 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
     async def events(request: Request) -> Response:
         """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds.
 
-        A request with the admin token is never refused for too many listeners.
+        Who operates is never refused for too many listeners.
         """
         caller: Caller = request.scope[CALLER]
         listener = service.event_log.listen(caller.client, OPERATE in caller.roles)
