@@ -27,8 +27,9 @@ class Served:
     """The service, its table of connections, and ways to connect."""
 
     def __init__(
-        self, limit: int, patience: float, tls: tuple[str, str] | None, options: Options | None
-    ) -> None:
+        self, limit: int, patience: float, tls: tuple[str, str] | None, options: Options | None,
+        loop: str,
+    ) -> None:  # fmt: skip
         self.harness, self.accepted = Harness(options), 0
         self.told: list[tuple[int, int, int]] = []
         self.ended: list[str] = []
@@ -36,7 +37,7 @@ class Served:
             limit, limit, lambda *told: self.told.append(told), self.ended.append
         )  # fmt: skip
         self.config = uvicorn.Config(
-            self.harness.service, http=self.counting(within(patience)), loop="uvloop", ws="none",
+            self.harness.service, http=self.counting(within(patience)), loop=loop, ws="none",
             lifespan="on", log_config=None, timeout_graceful_shutdown=1,
             timeout_keep_alive=max(1, int(patience)),
             ssl_certfile=tls and tls[0], ssl_keyfile=tls and tls[1],
@@ -84,9 +85,9 @@ class Served:
 @contextlib.contextmanager
 def serving(
     limit: int = 100, patience: float = PATIENCE, tls: tuple[str, str] | None = None,
-    options: Options | None = None,
+    options: Options | None = None, loop: str = "uvloop",
 ) -> Iterator[Served]:  # fmt: skip
-    served = Served(limit, patience, tls, options)
+    served = Served(limit, patience, tls, options, loop)
     thread = threading.Thread(target=served.server.run, args=([served.bound],))
     thread.start()
     try:

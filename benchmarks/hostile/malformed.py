@@ -257,6 +257,56 @@ def unread(chance: random.Random) -> Case:
     return _one("pipelined, never read", one * chance.choice((20, 200, 2000)), unread=0.5)
 
 
+def twice(chance: random.Random) -> Case:
+    """Two headers of which there may be one, alike or not, together or apart."""
+    name = chance.choice(("Content-Encoding", "Content-Length", "Host", "Authorization", "Origin",
+                          "Inference-Header-Content-Length", "Content-Type",
+                          "Transfer-Encoding"))  # fmt: skip
+    values = chance.choices(("identity", "gzip", "5", "localhost", "Bearer x", "chunked", ""), k=2)
+    lines = [f"{name}: {values[0]}", *(["x: y"] * chance.randrange(3)),
+             f"{chance.choice((name, name.lower(), name.upper()))}: {values[1]}"]  # fmt: skip
+    return _one("headers twice", _request(_good(), "\r\n".join(lines) + "\r\n"), ends=True)
+
+
+def heads(chance: random.Random) -> Case:
+    """Heads and trailers around the limit of 65,536 bytes: one line or many, perhaps cut in two."""
+    size = chance.choice((65_000, 65_536, 65_537, 66_000, 70_000, 300_000))
+    many = b"x: " + b"y" * chance.choice((1, 50)) + b"\r\n"
+    filling = chance.choice((b"x: " + b"a" * size, many * (size // len(many)), b"x:" + b" " * size))
+    start = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\n".encode()
+    if chance.random() < 0.3:
+        start += b"transfer-encoding: chunked\r\n\r\n2;a=b\r\n{}\r\n0\r\n"
+    elif chance.random() < 0.3:
+        start = _request(_good()) + start
+    whole = start + filling + chance.choice((b"\r\n\r\n", b"\r\n", b""))
+    cut = chance.randrange(len(whole))
+    return Case("large heads", ((whole[:cut], chance.choice((0.0, 0.01))), (whole[cut:], 0.0)),
+                ends=True)  # fmt: skip
+
+
+def triton(chance: random.Random) -> Case:
+    """What Triton's clients ask for, of wrong models and versions, with bodies, by any method."""
+    model = "/".join(("models", chance.choice(("g2d", "stats", "other", "%00", "a" * 300))))
+    version = chance.choice(("", "", "/versions/1", "/versions/-1", "/versions/" + "9" * 500))
+    what = chance.choice(("config", "stats", "ready", "load", "unload", "trace/setting", "infer"))
+    path = chance.choice((f"/v2/{model}{version}/{what}", "/v2/repository/index", "/v2/logging",
+                          "/v2/models/stats", "/v2/systemsharedmemory/status"))  # fmt: skip
+    method = chance.choice(("GET", "HEAD", "POST", "PUT", "DELETE"))
+    data = _request(chance.choice((b"", b"{", _good())), path=path)
+    return _one("Triton's addresses", data.replace(b"POST", method.encode(), 1), ends=True)
+
+
+def tokens(chance: random.Random) -> Case:
+    """Guesses of the admin's token, and what is no token at all."""
+    given = chance.choice(("Bearer " + "x" * chance.choice((1, 16, 8000)), "Bearer", "Basic eDp4",
+                           "bearer a b c", "Bearer \x80\xff", "Bearer eyJhbGciOiJub25lIn0.e30.",
+                           ",", ""))  # fmt: skip
+    path = chance.choice(("/admin/rotate", "/admin/pause", "/metrics", "/status", "/admin/alarm"))
+    data = _request(_good(), f"authorization: {given}\r\n", path=path)
+    method = b"GET" if chance.random() < 0.3 else b"POST"
+    return _one("wrong tokens", data.replace(b"POST", method, 1), ends=True)
+
+
 def gone(chance: random.Random) -> Case:
     """The sender closes before the answer can come."""
     data = _request(_good())
@@ -268,7 +318,7 @@ KINDS: dict[str, Callable[[random.Random], Case]] = {
     for make in (
         random_bytes, truncated_json, mutated_json, wrong_values, huge_numbers, deep_json,
         texts, many_values, wrong_lengths, no_length, binary_header, chunked, garbage, hosts,
-        addresses, pipelined, unread, gone,
+        addresses, pipelined, unread, gone, twice, heads, triton, tokens,
     )
 }  # fmt: skip
 

@@ -82,11 +82,14 @@ def test_an_answer_that_outlives_the_lease_does_not_leave(signed):
     link = GenerationSync()
 
     async def run() -> None:
-        transport = httpx.ASGITransport(LeasedApp(Slow(), link, "r"))
+        transport = httpx.ASGITransport(LeasedApp(Slow(), link, "r", prefix="/g2d"))
         async with httpx.AsyncClient(transport=transport, base_url="http://g2d") as client:
-            answer = await client.get("/v2/models/g2d")
-            assert answer.status_code == 503
-            assert b"stale" not in answer.content
+            for path in ("/v2/models/g2d", "/g2d/v2/models/g2d/stats", "/v2/health/ready/",
+                         "/g2d/v2/repository/index"):  # fmt: skip
+                link.answers = True
+                answer = await client.get(path)
+                assert answer.status_code == 503, path
+                assert b"stale" not in answer.content
 
     asyncio.run(run())
 

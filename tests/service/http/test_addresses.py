@@ -1,4 +1,4 @@
-"""Addresses: which there are, by what methods, Hosts and prefixes; what Triton's clients ask for."""
+"""Addresses, their methods, Hosts and prefixes; what Triton's clients ask for."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def test_unknown_addresses_are_404_and_wrong_methods_405_with_what_is_allowed():
                 refused = await client.request(method, path)
                 assert refused.status_code == 405, (method, path)
                 assert set(refused.headers["allow"].split(", ")) == allowed
-        for path in ("/v2/models/g2d/versions/2", "/v2/models/g2d/versions/x/ready",
-                     "/v2/models/g2d/versions/0/config", "/v2/models/g2d/versions/9/stats"):  # fmt: skip
-            refused = await client.get(path)
+        for version in ("2", "x/ready", "0/config", "9/stats"):
+            refused = await client.get(f"/v2/models/g2d/versions/{version}")
             assert (refused.status_code, "not live" in refused.text) == (404, True)
         refused = await client.post("/v2/models/g2d/versions/0/infer", json=body())
         assert refused.status_code == 404

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from g2d.service.http.options import Options
 from g2d.service.http.server import connections
 from sockets import DOCS, LIVE, hear, serving
 from stand_ins import INFER, wait_for
@@ -125,3 +126,24 @@ def test_connections_are_as_many_as_there_are_file_descriptors(
     assert connections(lambda event, **facts: told.append((event, facts))) == room
     assert limits == [soft if raised is None else raised, hard]
     assert bool(told) == said
+
+
+def test_malformed_requests_of_every_kind_get_no_5xx_and_no_exception(caplog):
+    """Many more, against a real service: python -m benchmarks.hostile.fuzz."""
+    import argparse
+    import asyncio
+
+    from benchmarks.hostile.fuzz import drawn, storm
+    from benchmarks.hostile.malformed import KINDS
+
+    with serving(options=Options(timeout=2.0)) as served:
+        arguments = argparse.Namespace(connections=40, patience=60.0)
+        port = served.bound.getsockname()[1]
+        outcomes = asyncio.run(storm(port, drawn(2 * len(KINDS), 3), arguments))
+        assert outcomes.total() == 2 * len(KINDS)
+        wrong = [key for key in outcomes if " 5" in f" {key[1]}".replace("+", " ")]
+        assert not [key for key in [*wrong, *outcomes] if key in wrong or "hang" in key[1]]
+        wait_for(lambda: (served.open, served.tasks) == (0, 0))
+        assert served.harness.service._bodies.held == 0
+    texts = {record.getMessage() for record in caplog.records}
+    assert texts <= {"Invalid HTTP request received.", "Unsupported upgrade request."}

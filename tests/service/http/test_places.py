@@ -11,7 +11,7 @@ import pytest
 
 from g2d.service.http.places import Places
 from service_process import certificate
-from sockets import LIVE, hear, serving
+from sockets import DOCS, LIVE, hear, serving
 from stand_ins import wait_for
 
 
@@ -44,7 +44,12 @@ def test_who_never_asked_gives_way_before_who_did_and_the_busy_stay():
         crowd.seat(f"new {name}", "192.0.2.9").busy()
     assert crowd.places.room("192.0.2.9") == math.inf
     assert len(crowd.places.all) == 4
-    busy.idle()
+    busy.unread()
+    assert crowd.places.room("192.0.2.9") == pytest.approx(0.5)
+    busy.busy()  # it has read
+    assert crowd.places.room("192.0.2.9") == math.inf
+    busy.unread()
+    crowd.at += 0.6
     assert crowd.places.room("192.0.2.9") == 0.0
     assert crowd.ended == ["silent", "idle", "body", "busy"]
 
@@ -96,14 +101,16 @@ def tls(tmp_path_factory):
     return certificate(tmp_path_factory.mktemp("tls"))
 
 
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("secure", [False, True])
-def test_a_crowd_of_the_silent_keeps_nobody_out(secure, tls):
+def test_a_crowd_of_the_silent_keeps_nobody_out(secure, loop, tls):
     """More than there are places, of the same address, some within a head: all are counted.
 
     Thousands for a minute: python -m benchmarks.hostile.silence.
     """
     limit = 24
-    with serving(limit, 60.0, tls if secure else None) as served, contextlib.ExitStack() as stack:
+    own = tls if secure else None
+    with serving(limit, 60.0, own, loop=loop) as served, contextlib.ExitStack() as stack:
 
         def connect():
             return stack.enter_context(served.secure() if secure else served.connect())
@@ -143,6 +150,18 @@ def test_a_handshake_that_does_not_come_is_ended(tls):
         with served.secure() as good:
             good.sendall(LIVE)
             assert b"200 OK" in hear(good, b"\r\n\r\n")
+
+
+def test_who_does_not_read_gives_way_at_last():
+    with serving(limit=2, patience=60.0) as served, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            wire = stack.enter_context(served.connect(buffer=2048))
+            wire.sendall(DOCS * 8)
+        wait_for(lambda: len(served.places.waiting["unread"]) == 2)
+        new = stack.enter_context(served.connect())
+        new.sendall(LIVE)
+        assert b"200 OK" in hear(new, b"\r\n\r\n")
+        assert served.ended == ["unread"]
 
 
 def test_where_all_are_answered_one_more_is_refused():

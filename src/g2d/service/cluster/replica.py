@@ -36,9 +36,11 @@ from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import RequestError
 from g2d.service.http.types import Asgi, Message, Receive, Scope, Send
+from g2d.service.http.v2 import without
 from g2d.service.monitors.observer import Observers
 from g2d.vault.keys import VerifyKey
 
+_BOUND = ("/v2/health/ready", "/v2/repository/index")  # besides what is asked of the model
 _PATIENCE = 60.0  # seconds that a replica which starts looks for the coordinator
 
 
@@ -307,9 +309,10 @@ class LeasedApp:
         sync: GenerationSync,
         name: str,
         ended: Callable[[], None] = lambda: None,
+        prefix: str = "",
     ) -> None:
         self._inner, self._sync, self._name = inner, sync, name.encode()
-        self._ended = ended
+        self._ended, self._prefix = ended, prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
@@ -320,8 +323,9 @@ class LeasedApp:
                 if scope["type"] == "lifespan":
                     await asyncio.to_thread(self._ended)
             return
-        path: str = scope["path"]
-        bound = path.startswith("/v2/models/") or path == "/v2/health/ready"
+        # As the service will: with the prefix taken off once.
+        path: str = (without(self._prefix, scope) if self._prefix else scope)["path"]
+        bound = path.startswith("/v2/models/") or path.rstrip("/") in _BOUND
         refused = False
 
         async def out(message: Message) -> None:
@@ -381,4 +385,5 @@ def assemble(coordinator: CoordinatorClient, spec: ReplicaSpec, name: str) -> Le
     sync.tell = told
     parts.monitor.start()
     # Else its thread may be inside torch as the interpreter ends, which aborts the process.
-    return LeasedApp(parts.service, sync, name, parts.monitor.stop)
+    prefix = spec.options.root_path
+    return LeasedApp(parts.service, sync, name, parts.monitor.stop, prefix)

@@ -36,7 +36,7 @@ from g2d.service.http.protocol import (
     parse,
 )
 from g2d.service.http.types import Asgi, Headers, Message, Receive, Scope, Send
-from g2d.service.http.v2 import EXTENSIONS, Call, call_of
+from g2d.service.http.v2 import EXTENSIONS, Call, call_of, without
 from g2d.service.monitors.observer import ObserverQueue
 
 _HEALTH = ("/v2/health/live", "/v2/health/ready")  # whatever Host a probe says
@@ -123,7 +123,7 @@ class Service:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.options.root_path:
-            scope = _without(self.options.root_path, scope)
+            scope = without(self.options.root_path, scope)
         path: str = scope["path"]
         if scope["method"] == "HEAD" and path != "/events":  # whose answer never ends
             scope, send = {**scope, "method": "GET"}, _bodiless(send)
@@ -301,14 +301,6 @@ class _BoundedReceive:
         self._left -= len(message.get("body", b""))
         self._whole = not message.get("more_body")
         return message if self._left >= 0 else {"type": "http.disconnect"}
-
-
-def _without(prefix: str, scope: Scope) -> Scope:
-    """Take a proxy's prefix off an address; what has none of it stays as it is."""
-    path: str = scope["path"]
-    if path == prefix or path.startswith(f"{prefix}/"):
-        return {**scope, "path": path[len(prefix) :]}
-    return scope
 
 
 def _bodiless(send: Send) -> Send:

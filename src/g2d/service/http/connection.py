@@ -123,8 +123,8 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._await_reader()
-        elif self._running is None or self._running.response_complete:  # nothing waited behind it
-            self.place.idle()
+        elif self._unread is None:
+            self._rest()
 
     def pause_writing(self) -> None:
         """The client does not keep up: from now on its time runs."""
@@ -137,6 +137,7 @@ class Connection(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+            self._rest()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; one whose client does not read cannot be closed in order."""
@@ -161,8 +162,16 @@ class Connection(HttpToolsProtocol):
         line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
         return line + sum(len(name) + len(value) + 4 for name, value in self.headers) + 2
 
+    def _rest(self) -> None:
+        """Be idle, unless another request waited behind the one that was answered."""
+        if self._running is None or self._running.response_complete:
+            self.place.idle()
+        else:
+            self.place.busy()
+
     def _await_reader(self) -> None:
         if self._unread is None and self.transport.get_write_buffer_size():
+            self.place.unread()
             self._unread = self.loop.call_later(self.patience, self.transport.abort)
 
     def _wait(self) -> None:

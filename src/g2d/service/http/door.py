@@ -114,5 +114,5 @@ class Door:
             wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(made, wire, ssl=context, **times)
         except OSError:  # no handshake, or none in time
-            self._places.refused("handshake")
+            self._places.failed("handshake")
             raise

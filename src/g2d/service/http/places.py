@@ -16,7 +16,7 @@ _GRACE = (
     0.5  # seconds that everybody has for a first request: a TLS handshake takes two round trips
 )
 _EVERY = 1.0  # seconds between reports
-_SILENT, _IDLE, _BODY = "silent", "idle", "body"  # in this order they give way
+_SILENT, _IDLE, _BODY, _UNREAD = "silent", "idle", "body", "unread"  # in this order they give way
 _BUSY = ""
 
 
@@ -40,9 +40,11 @@ class Place:
 
     def body(self) -> None:
         """A part of a request is still to come."""
-        if self._doing != _BODY:
-            self.since = self._places.now()
-            self._do(_BODY)
+        self._wait(_BODY)
+
+    def unread(self) -> None:
+        """Its client does not keep up with reading what it is answered."""
+        self._wait(_UNREAD)
 
     def leave(self) -> None:
         """Its descriptor is closed; a second time does nothing."""
@@ -55,6 +57,11 @@ class Place:
                 places.clients[self.client] = left
             else:
                 del places.clients[self.client]
+
+    def _wait(self, doing: str) -> None:
+        if self._doing != doing:
+            self.since = self._places.now()
+            self._do(doing)
 
     def _do(self, doing: str) -> None:
         places = self._places
@@ -88,15 +95,18 @@ class Places:
         self.all: set[Place] = set()
         self.clients: dict[str, int] = {}
         # Ordered: the first of each has waited longest.
-        self.waiting: dict[str, dict[Place, None]] = {_SILENT: {}, _IDLE: {}, _BODY: {}}
+        self.waiting: dict[str, dict[Place, None]] = {
+            doing: {} for doing in (_SILENT, _IDLE, _BODY, _UNREAD)
+        }
         self._gone, self._refused, self._told = 0, 0, -math.inf
 
     def room(self, client: str) -> float:
         """Make room for one more; return 0 if there is some, else the seconds until there may be.
 
         Who waits longest gives way: first those that never asked, once they had half a second for
-        it, then those that are idle after an answer, then those whose body is under way. Infinite:
-        all are being answered, or all of this client's, which has its share.
+        it, then those that are idle after an answer, then those whose body is under way, and at last
+        those who do not read. Infinite: all are being answered, or all of this client's, which has
+        its share.
         """
         if self.clients.get(client, 0) >= self._share and not is_loopback(client):
             each = (p for line in self.waiting.values() for p in line if p.client == client)
@@ -122,9 +132,13 @@ class Places:
         return place
 
     def refused(self, why: str) -> None:
-        """Count a connection that got no place, or whose handshake failed."""
+        """Count a connection that got no place."""
         self._refused += 1
         self._report(why)
+
+    def failed(self, why: str) -> None:
+        """Count a connection of which nothing came; a probe of a port is one, and no news."""
+        self._count(why)
 
     def _give_way(self, place: Place, why: str) -> None:
         place.leave()

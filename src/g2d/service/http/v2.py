@@ -1,4 +1,4 @@
-"""The addresses under `/v2`: what each asks, and by which method. Knows no service.
+"""Addresses: what each under `/v2` asks, and by which method; a proxy's prefix. Knows no service.
 
 Source: KServe, "Open Inference Protocol"; Triton's extensions model configuration, statistics and
 model repository, as its clients and `perf_analyzer` ask for them.
@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from g2d.service.http.protocol import RequestError
+from g2d.service.http.types import Scope
 
 EXTENSIONS = [
     "binary_tensor_data", "model_configuration", "model_repository", "statistics",
@@ -54,3 +55,11 @@ def call_of(path: str, method: str, model: str) -> Call:
         text = f"this address takes {' and '.join(allowed)}"
         raise RequestError(405, text, (b"allow", ", ".join(allowed).encode()))
     return call
+
+
+def without(prefix: str, scope: Scope) -> Scope:
+    """Take a proxy's prefix off an address; what has none of it stays as it is."""
+    path: str = scope["path"]
+    if path == prefix or path.startswith(f"{prefix}/"):
+        return {**scope, "path": path[len(prefix) :]}
+    return scope
