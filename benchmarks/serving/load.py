@@ -10,14 +10,17 @@ its request's place and its generation; `serving_answers` compares. The server i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,16 +49,21 @@ def bodies(count: int = 1) -> list[np.ndarray]:
     return [inputs(count, which) for which in range(MANY)]
 
 
-def infer_requests(count: int = 1, binary: bool = False) -> list[bytes]:
-    """A load's requests, of the inputs that `bodies` gives."""
-    return [infer_request(x, binary) for x in bodies(count)]
+def infer_requests(
+    count: int = 1, binary: bool = False, tokens: Sequence[str] = ("",)
+) -> list[bytes]:
+    """A load's requests, of the inputs that `bodies` gives; `tokens` in turn say who asks."""
+    return [
+        infer_request(x, binary, tokens[place % len(tokens)])
+        for place, x in enumerate(bodies(count))
+    ]
 
 
-def infer_request(x: np.ndarray, binary: bool = False) -> bytes:
-    """A whole HTTP request: head and body, a JSON or a binary tensor."""
+def infer_request(x: np.ndarray, binary: bool = False, token: str = "") -> bytes:
+    """A whole HTTP request: head and body, a JSON or a binary tensor; with a bearer token."""
     tensor: dict[str, Any] = {"name": "input", "shape": list(x.shape), "datatype": "FP32"}
     whole: dict[str, Any] = {"inputs": [tensor]}
-    tail, extra = b"", ""
+    tail, extra = b"", f"authorization: Bearer {token}\r\n" if token else ""
     if binary:
         tail = x.astype("<f4").tobytes()
         tensor["parameters"] = {"binary_data_size": len(tail)}
@@ -64,7 +72,7 @@ def infer_request(x: np.ndarray, binary: bool = False) -> bytes:
         tensor["data"] = [round(float(v), 4) for v in x.ravel()]
     head = json.dumps(whole).encode()
     if binary:
-        extra = f"inference-header-content-length: {len(head)}\r\n"
+        extra += f"inference-header-content-length: {len(head)}\r\n"
     kind = "octet-stream" if binary else "json"
     return (
         f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/{kind}\r\n{extra}"
@@ -88,9 +96,41 @@ def logits_of(text: str) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(text), "<f4").astype(float)
 
 
-def ask_once(port: int, request: bytes, timeout: float = 10.0) -> bytes:
+@dataclass(frozen=True)
+class Tls:
+    """How a client meets a service over TLS: files of the CA, of its own certificate and key."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> Tls:
+        """Read what `str()` wrote."""
+        return cls(*text.split("|"))
+
+    def __str__(self) -> str:
+        return f"{self.ca}|{self.cert}|{self.key}"
+
+    def context(self) -> ssl.SSLContext | None:
+        """Return the client's context; None: plain TCP."""
+        if not self.ca:
+            return None
+        made = ssl.create_default_context(cafile=self.ca)
+        if self.cert:
+            made.load_cert_chain(self.cert, self.key)
+        return made
+
+
+PLAIN = Tls()
+
+
+def ask_once(port: int, request: bytes, timeout: float = 10.0, tls: Tls = PLAIN) -> bytes:
     """One request on a connection of its own; the whole answer, b"" if the peer closed early."""
-    with socket.create_connection(("127.0.0.1", port), timeout) as peer:
+    with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout))
+        if context := tls.context():
+            peer = stack.enter_context(context.wrap_socket(peer, server_hostname="localhost"))
         peer.settimeout(timeout)
         peer.sendall(request)
         found = b""
@@ -194,19 +234,21 @@ class _Client(asyncio.Protocol):
 
 
 async def _drive(
-    port: int, requests: list[bytes], seconds: float, connections: int, rate: float, seed: int
-) -> dict[str, Any]:
+    port: int, requests: list[bytes], seconds: float, connections: int, rate: float, seed: int,
+    tls: Tls = PLAIN,
+) -> dict[str, Any]:  # fmt: skip
     found = {"sent": 0, "failed": 0, "dropped": 0, "out_of_order": 0, "latencies": [],
              "answers": set()}  # fmt: skip
     gap = connections / rate if rate else 0.0
     plan = _Plan(requests, time.perf_counter() + seconds, gap, seed, found)
-    loop, clients = asyncio.get_running_loop(), []
+    loop, clients, context = asyncio.get_running_loop(), [], tls.context()
     threading.Thread(target=_await_end, args=(plan,), daemon=True).start()
     for place in range(connections):
         try:
             _, client = await loop.create_connection(
-                lambda place=place: _Client(plan, place), "127.0.0.1", port
-            )
+                lambda place=place: _Client(plan, place), "127.0.0.1", port,
+                ssl=context, server_hostname="localhost" if context else None,
+            )  # fmt: skip
         except OSError:  # the server has just been killed
             found["dropped"] += 1
             continue
@@ -229,10 +271,10 @@ class Load:
 
     def __init__(
         self, port: int, requests: list[bytes], seconds: float, connections: int, rate: float = 0.0,
-        seed: int = 0,
+        seed: int = 0, tls: Tls = PLAIN,
     ) -> None:  # fmt: skip
         sizes = ",".join(str(len(request)) for request in requests)
-        numbers = (port, sizes, seconds, connections, rate, seed)
+        numbers = (port, sizes, seconds, connections, rate, seed, tls)
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, *map(str, numbers)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -255,9 +297,10 @@ class Load:
 def _main() -> None:
     import uvloop
 
-    port, sizes, seconds, connections, rate, seed = sys.argv[1:]
+    port, sizes, seconds, connections, rate, seed, tls = sys.argv[1:]
     requests = [sys.stdin.buffer.read(int(size)) for size in sizes.split(",")]
-    driven = _drive(int(port), requests, float(seconds), int(connections), float(rate), int(seed))
+    driven = _drive(int(port), requests, float(seconds), int(connections), float(rate), int(seed),
+                    Tls.of(tls))  # fmt: skip
     found = uvloop.run(driven)
     found["answers"] = sorted(found["answers"])
     json.dump(found, sys.stdout)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.serving.load import ask_once, infer_request, inputs
+from benchmarks.serving.load import PLAIN, Tls, ask_once, infer_request, inputs
 
 TOKEN = "a-token-of-the-benchmark"
 TINY = {
@@ -92,13 +92,15 @@ class Server:
     """A server as a process, in a session of its own; `g2d serve` unless a command is given.
 
     Args:
-        options: of `g2d serve`. log: takes its stderr. command: another server's.
+        options: of `g2d serve`. log: takes its stderr. command: another server's. tls: how clients
+            reach it.
     """
 
     def __init__(
         self, vault: Path, log: Path, *options: str, port: int = 0,
-        command: Sequence[str] | None = None,
+        command: Sequence[str] | None = None, tls: Tls = PLAIN,
     ) -> None:  # fmt: skip
+        self.tls = tls
         self.port, self.log, self.out = port or free_port(), log, log.open("w")
         ours = [sys.executable, "-m", "g2d", "serve", str(vault), "--port", str(self.port)]
         self.began = time.perf_counter()
@@ -110,10 +112,10 @@ class Server:
 
     def ready(self, patience: float = 120.0) -> bytes:
         """Wait until it answers one input; return the answer."""
-        request = infer_request(inputs(1))
+        request = infer_request(inputs(1), token=TOKEN if self.tls.ca else "")
         while time.perf_counter() - self.began < patience and self.process.poll() is None:
             try:
-                answer = ask_once(self.port, request)
+                answer = ask_once(self.port, request, tls=self.tls)
                 if answer.startswith(b"HTTP/1.1 200"):
                     return answer
             except OSError:
@@ -125,10 +127,11 @@ class Server:
     def ask(self, path: str, method: str = "GET") -> dict[str, Any]:
         """A call with the admin's token; the JSON of the answer, whatever its status."""
         headers = {"authorization": f"Bearer {TOKEN}"}
-        url = f"http://127.0.0.1:{self.port}{path}"
+        context = self.tls.context()
+        url = f"http{'s' if context else ''}://localhost:{self.port}{path}"
         request = urllib.request.Request(url, headers=headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with urllib.request.urlopen(request, timeout=60, context=context) as response:
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
             return json.loads(error.read())

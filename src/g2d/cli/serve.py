@@ -67,7 +67,7 @@ def serve(
     if engine == "ray":
         refuse_on_ray(options)
     check_tls(options.tls_cert, options.tls_key)
-    check_access(options, token is not None)
+    check_access(options, token)
     vault_settings(vault)
     require()
     parts: dict[str, Any] = {

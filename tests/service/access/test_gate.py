@@ -263,6 +263,28 @@ def test_bytes_are_counted_as_they_come_and_given_back(issuer, by_token, tmp_pat
     run(harness, work)
 
 
+def test_a_connection_counts_once_and_not_after_its_end():
+    from g2d.service.access.links import Link
+    from g2d.service.access.policy import Quota
+    from g2d.service.access.quotas import Quotas
+    from g2d.service.http.protocol import RequestError
+
+    quotas, quota = Quotas(), Quota(connections=2)
+    one, two, three = (Link(None, lambda: None) for _ in range(3))
+    for link in (one, one, two):
+        quotas.enter("jwt:ann", quota, link)
+    with pytest.raises(RequestError, match="quota of connections") as refused:
+        quotas.enter("jwt:ann", quota, three)
+    assert (b"connection", b"close") in refused.value.headers
+    quotas.enter("jwt:bob", quota, three)
+    quotas.leave(one)
+    quotas.enter("jwt:ann", quota, three)
+    for link in (two, three):
+        quotas.leave(link)
+    quotas.enter("jwt:ann", quota, one)  # a request that was about to be answered as it ended
+    assert quotas._links == {}
+
+
 def test_a_changed_access_file_counts_at_once(issuer, by_token, tmp_path):
     harness = with_access(by_token, tmp_path, "[[allow]]\nidentity = 'jwt:*'\nroles = ['infer']")
     ann = bearer(issuer.token("observe"))
@@ -308,6 +330,24 @@ def test_many_refusals_are_told_seldom_and_counted(monkeypatch):
 def test_options_that_need_others_say_so(options, said):
     with pytest.raises(SettingsError, match=re.escape(said)):
         Options(**options)
+
+
+def test_what_is_wrong_is_said_before_anything_is_loaded(by_token, monkeypatch):
+    from dataclasses import replace
+
+    from g2d.errors import G2DError
+    from g2d.service.http.startup import check_access
+
+    check_access(by_token, b"0123456789abcdef")
+    with pytest.raises(SettingsError, match="looks like a JWT"):
+        check_access(by_token, b"0123.4567.89abcdef")
+    with pytest.raises(SettingsError, match=r"cannot read --jwks none\.json: No such file"):
+        check_access(replace(by_token, jwks="none.json"), None)
+    with pytest.raises(SettingsError, match="cannot read --access none"):
+        check_access(replace(by_token, access="none"), None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jwt" else 1)
+    with pytest.raises(G2DError, match=r"--jwks needs PyJWT: pip install 'g2d\[auth\]'"):
+        check_access(by_token, None)
 
 
 def test_a_cluster_refuses_what_its_proxies_would_not_ask(by_token):

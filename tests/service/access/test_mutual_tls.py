@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,8 @@ from g2d.service.http.connection import within
 from g2d.service.http.options import Options
 from g2d.service.http.places import Places
 from g2d.service.http.server import Server
+from g2d.service.http.startup import check_access
+from places import ROOT
 from stand_ins import INFER, Harness, body, wait_for
 
 
@@ -30,11 +35,12 @@ class Served:
         self.harness = Harness(options, token=token, hosts=("localhost",))
         self.access = self.harness.service.access
         config = uvicorn.Config(
-            self.harness.service, http=within(30.0, self.access), loop="uvloop", ws="none",
+            self.harness.service, http=within(10.0, self.access), loop="uvloop", ws="none",
             lifespan="on", log_config=None, timeout_graceful_shutdown=1,
         )  # fmt: skip
+        config.load()
         assert self.access.tls is not None
-        self.server = Server(config, Places(1000, 1000), tls=self.access.tls)
+        self.server = Server(config, Places(100, 100), tls=self.access.tls)
         self.bound = socket.create_server(("127.0.0.1", 0))
 
     def client(self, authority: Authority, pair: Pair | None = None, tls: int = 3) -> Client:
@@ -235,3 +241,34 @@ def test_a_certificate_that_expires_during_a_connection_opens_nothing_more(autho
         link._peer = link.peer._replace(ends=1.0)
         assert client.infer() == 401
         assert client.sock is None  # told to connect anew
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_the_commands_of_the_page_make_what_the_service_takes(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "access.md").read_text("utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
+    shell = [block for kind, block in blocks if kind == "sh"]
+    serve = next(block for block in shell if "g2d serve" in block)
+    made = next(block for block in shell if block.startswith("openssl"))
+    (token,) = [block for kind, block in blocks if kind == "python"]
+    (access,) = [block for kind, block in blocks if kind == "toml"]
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["sh", "-euc", made], check=True, capture_output=True, timeout=60)
+    jwt = subprocess.run([sys.executable, "-c", token], check=True, capture_output=True, text=True)
+    Path("access.toml").write_text(access)
+    flags = dict(re.findall(r"--([a-z-]+) (\S+)", serve))
+    assert flags.pop("admin-token-file")
+    options = Options(**{name.replace("-", "_"): value for name, value in flags.items()})
+    check_access(options, b"an operator's")
+    with serving(options, "an operator's") as served:
+        context = ssl.create_default_context(cafile="server.pem")
+        context.load_cert_chain("client.pem", "client.key")
+        port = served.bound.getsockname()[1]
+        client = Client("localhost", port, context=context, timeout=60)
+        assert client.infer() == 200
+        assert client.ask("GET", "/status")[0] == 403
+        assert client.ask("GET", "/status", bearer(jwt.stdout.strip()))[0] == 200
+        assert client.ask("POST", "/admin/pause", bearer(jwt.stdout.strip()))[0] == 200
+        client.close()
+    admin = [line for line in served.harness.lines() if line["event"] == "admin"]
+    assert [line["who"] for line in admin] == ["jwt:ann"]

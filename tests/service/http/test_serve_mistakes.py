@@ -77,6 +77,7 @@ def test_mistakes_are_said_before_torch_is_loaded(vault, tmp_path):
             ((str(vault), "--every", "soon"), {}, "not a time span"),
             ((str(vault), "--tls-cert", "x"), {}, "both files"),
             ((str(vault),), {"G2D_ADMIN_TOKEN": "short"}, "too weak"),
+            ((str(vault), "--client-ca", "x"), {}, "--client-ca needs TLS"),
             ((str(vault), "--port", port), {}, "cannot bind"),
         ):
             done = serve(*arguments, **env)

@@ -8,7 +8,6 @@ anything but whether the service is alive says who he is.
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -30,12 +29,12 @@ from g2d.service.access.identity import (
 )
 from g2d.service.access.links import Link
 from g2d.service.access.policy import Policy, Quota, read_policy
-from g2d.service.access.quotas import CLOSE, Body, Quotas, retry_after
+from g2d.service.access.quotas import CLOSE, Body, Quotas, Rates, retry_after
 from g2d.service.access.tls import ServerTls
-from g2d.service.access.tokens import Keys, Tokens, read_keys
+from g2d.service.access.tokens import Keys, Tokens, Verified, looks_like_jwt, read_keys
 from g2d.service.http.events import AccessChanged, Denied, HeldOff, WrongToken
 from g2d.service.http.guesses import Guesses
-from g2d.service.http.limits import AdminToken, Buckets
+from g2d.service.http.limits import AdminToken, Buckets, client_of
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import RequestError
 from g2d.service.http.types import Scope
@@ -47,11 +46,10 @@ _ALL, _NONE = frozenset(ROLES), frozenset[str]()
 _ANYBODY = frozenset({INFER, OBSERVE})
 _CERTIFIED = frozenset({INFER})  # what a certificate alone gives, without an access file
 _LOOK = 1.0  # seconds between looks at the files
-_MORE = ("/events", "/metrics")  # of which an operator is told more than others
-_OFF = "admin calls are off: start the service with an admin token"
-_WRONG = "the admin token is missing or wrong"
+_WRONG, _AGAIN = 30.0, 1.0  # wrong tokens of one address at once, and a second
 _TOLD = 10  # refusals that are told a second; the next one says how many were not
-_BEARER = b"bearer"
+_SHOWN = 200  # characters of an address that events keep
+_LOOKED = ("/events", "/metrics")  # open to all without authentication, and more to the operator
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,7 @@ class Access:
         self._authenticated = options.authenticated
         self._sources, self._tokens = Sources.of(options), Tokens(options)
         self._buckets = Buckets(options.rate, options.burst)
-        self._quotas = Quotas()
-        # With keys, a crowd of wrong tokens must not shut out who comes with a right one first.
-        self.guesses = Guesses(math.inf, math.inf) if self._sources.keys else Guesses()
+        self._quotas, self._wrong, self._guesses = Quotas(), Rates(), Guesses()
         self._links: set[Link] = set()
         self._refusals = _Seldom(tell)
         self._ending = threading.Event()
@@ -188,76 +184,65 @@ class Access:
     def _identify(self, scope: Scope, roles: frozenset[str], quiet: bool = False) -> Caller:
         """Find out who asks; `quiet`: as once before, so that nothing is counted or told."""
         address = address_of(scope)
-        if not self._authenticated and OPERATE not in roles and scope["path"] not in _MORE:
+        if not self._authenticated and OPERATE not in roles and scope["path"] not in _LOOKED:
             return Caller("", _ANYBODY, "", address)
-        given = [value for key, value in scope["headers"] if key == b"authorization"]
-        if len(given) > 1:
-            raise RequestError(400, "two Authorization headers: send one")
-        kind, _, token = given[0].strip().partition(b" ") if given else (b"", b"", b"")
-        bearer = kind.lower() == _BEARER
-        if bearer and token.strip():
-            return self._by_token(scope, address, given[0], roles, quiet)
+        given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
+        kind, _, token = given.strip().partition(b" ")
+        token = token.strip() if kind.lower() == b"bearer" else b""
+        if token:
+            return self._by_token(scope, address, given, token, quiet)
         if not self._authenticated:
-            return self._open(scope, address, roles)
+            if OPERATE in roles:
+                raise self._wrong_token(scope, address)
+            return Caller("", _ANYBODY, "", address)
         link = scope.get(LINK)
         if link is not None and link.peer is not None:
             return self._by_certificate(scope, address, link, quiet)
         return Caller("", _NONE, "", address)
 
-    def _open(self, scope: Scope, address: str, roles: frozenset[str]) -> Caller:
-        """Without authentication and a token: anybody, but no operator."""
-        if OPERATE not in roles:
-            return Caller("", _ANYBODY, "", address)
-        if not self.admin_token.open:
-            raise RequestError(403, _OFF)
-        self._tell(WrongToken(address, scope["path"][:200]))
-        raise RequestError(401, _WRONG, _challenge())
-
     def _by_token(
-        self, scope: Scope, address: str, given: bytes, roles: frozenset[str], quiet: bool
+        self, scope: Scope, address: str, given: bytes, token: bytes, quiet: bool
     ) -> Caller:
-        """By a bearer token: the admin's, or one of the issuer's.
+        """Take a JWT where there are keys for one; whatever else comes is the admin's, or wrong."""
+        if self._sources.keys is not None and looks_like_jwt(token):
+            found = self._by_jwt(scope, address, self._sources.keys.value, token, quiet)
+            entry = self._sources.policy.value.entry(found.name)
+            own = frozenset(entry.roles) if entry else _NONE
+            return Caller(found.name, found.roles | own, "jwt", address)
+        if not quiet and (wait := self._guesses.wait(address)) > 0:
+            raise _too_many(wait)
+        if not self.admin_token.admits(given):
+            if not quiet and (wait := self._guesses.wrong(address)) > 0:
+                self._tell(HeldOff(address, wait))
+            raise self._wrong_token(scope, address)
+        self._guesses.right(address)
+        return Caller(OPERATOR, _ALL, "token", address)
 
-        One that was verified before passes whatever else comes from its address; nothing else is
-        looked at while the address is held off.
-        """
-        token = given.strip().partition(b" ")[2].strip()
-        source = self._sources.keys
-        keys = source.value if source is not None else None  # once: new ones have other tokens
-        found = self._tokens.known(keys, token) if keys is not None else None
-        if found is None and (wait := self.guesses.wait(address)) > 0 and not quiet:
+    def _wrong_token(self, scope: Scope, address: str) -> RequestError:
+        if not self.admin_token.open and not self._authenticated:
+            text = "admin calls are off: start the service with an admin token"
+            return RequestError(403, text)
+        self._tell(WrongToken(address, scope["path"][:_SHOWN]))
+        return RequestError(401, "the admin token is missing or wrong", _challenge())
+
+    def _by_jwt(
+        self, scope: Scope, address: str, keys: Keys, token: bytes, quiet: bool
+    ) -> Verified:
+        """Verify a token, unless it was; one that nobody could guess, so only its cost counts."""
+        found = self._tokens.known(keys, token)
+        if found is not None:
+            return found
+        client = client_of(address)
+        wait = self._wrong.wait(client, 1.0, _AGAIN, _WRONG)
+        if wait > 0 and not quiet:
             self._denied("throttled")
-            text = "too many wrong tokens came from this address; ask again later"
-            raise RequestError(429, text, retry_after(wait))
-        if found is None and self.admin_token.admits(given):
-            self.guesses.right(address)
-            return Caller(OPERATOR, _ALL, "token", address)
-        if keys is None:
-            raise self._wrong_token(scope, address, roles, quiet)
-        if found is None:
-            try:
-                found = self._tokens.verify(keys, token)
-            except UnknownError as error:
-                self._guessed(address, quiet)
-                raise self._refused(scope, address, "token", str(error), quiet) from None
-            self.guesses.right(address)
-        entry = self._sources.policy.value.entry(found.name)
-        return Caller(found.name, found.roles | set(entry.roles if entry else ()), "jwt", address)
-
-    def _wrong_token(
-        self, scope: Scope, address: str, roles: frozenset[str], quiet: bool
-    ) -> RequestError:
-        """Where the admin's is the only token."""
-        if OPERATE in roles and not self.operable:
-            return RequestError(403, _OFF)
-        if not quiet:
-            self._tell(WrongToken(address, scope["path"][:200]))
-        self._guessed(address, quiet)
-        return RequestError(401, _WRONG, _challenge('error="invalid_token"'))
-
-    def _guessed(self, address: str, quiet: bool) -> None:
-        if not quiet and (wait := self.guesses.wrong(address)) > 0:
-            self._tell(HeldOff(address, wait))
+            raise _too_many(wait)
+        try:
+            return self._tokens.verify(keys, token)
+        except UnknownError as error:
+            if not quiet:
+                self._wrong.take(client, 1.0, _AGAIN, _WRONG)
+            raise self._refused(scope, address, "token", str(error), quiet) from None
 
     def _by_certificate(self, scope: Scope, address: str, link: Link, quiet: bool) -> Caller:
         peer, now, wrong = link.peer, time.time(), ""
@@ -282,7 +267,7 @@ class Access:
     ) -> RequestError:
         if not quiet:
             self._denied(reason)
-            self._refusals(Denied(address, scope["path"][:200], reason, text))
+            self._refusals(Denied(address, scope["path"][:_SHOWN], reason, text))
         wrong = f'error="invalid_token", error_description="{text}"' if reason == "token" else ""
         closing = [CLOSE] if reason == "certificate" else []
         return RequestError(401, text, _challenge(wrong), *closing)
@@ -295,7 +280,7 @@ class Access:
             return self._refused(scope, caller.address, "nobody", text)
         self._denied("role")
         text = f"{caller.name} has not the role {wanted}, which this address needs"
-        call = scope["path"][:200]
+        call = scope["path"][:_SHOWN]
         self._refusals(Denied(caller.address, call, "role", text, **caller.facts()))
         scopes = " ".join(f"g2d:{role}" for role in ROLES if role in roles)
         return RequestError(403, text, _challenge(f'error="insufficient_scope", scope="{scopes}"'))
@@ -330,8 +315,11 @@ class Access:
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._ending.wait(_LOOK):
-            if self.look() and not loop.is_closed():
-                loop.call_soon_threadsafe(self.retire)
+            try:
+                if self.look() and not loop.is_closed():
+                    loop.call_soon_threadsafe(self.retire)
+            except Exception as error:  # if it ended, no file would ever count again
+                self._tell(Alarm("access", f"files were not read again: {type(error).__name__}"))
 
     def look(self) -> bool:
         """Read files that changed; return whether connections may be open that hold no more."""
@@ -371,6 +359,10 @@ class _Seldom:
             return
         held, self._held = self._held, 0
         self._tell(replace(event, unsaid=held or None))
+
+
+def _too_many(wait: float) -> RequestError:
+    return RequestError(429, "too many wrong tokens; ask again later", retry_after(wait))
 
 
 def _challenge(detail: str = "") -> tuple[bytes, bytes]:

@@ -16,7 +16,8 @@ class Link:
             was asked is answered.
 
     Attributes:
-        names: identities that asked on it, which `quotas` counts.
+        names: identities that asked on it, which `quotas` counts. closed: it has ended; a request
+            that came on it may still be about to be answered.
     """
 
     def __init__(self, transport: Any, retire: Callable[[], None]) -> None:
@@ -24,6 +25,7 @@ class Link:
         self._peer: Peer | None = None
         self._looked = False
         self.names: set[str] = set()
+        self.closed = False
 
     @property
     def peer(self) -> Peer | None:

@@ -75,7 +75,7 @@ class Quotas:
 
     def enter(self, name: str, quota: Quota, link: Link) -> None:
         """Count a connection on which an identity asks, once."""
-        if name in link.names:
+        if name in link.names or link.closed:
             return
         own = self._links.setdefault(name, set())
         if quota.connections and len(own) >= quota.connections:
@@ -86,6 +86,7 @@ class Quotas:
 
     def leave(self, link: Link) -> None:
         """Forget a connection that has ended."""
+        link.closed = True
         for name in link.names:
             own = self._links.get(name, set())
             own.discard(link)

@@ -54,6 +54,11 @@ class Keys:
     verified: OrderedDict[bytes, Verified] = field(default_factory=OrderedDict)
 
 
+def looks_like_jwt(token: bytes) -> bool:
+    """Whether a token has the three parts of a JWT (RFC 7515, 3.1)."""
+    return token.count(b".") == 2
+
+
 class Tokens:
     """Verifies tokens by the options' audience, issuer and claim of roles."""
 

@@ -70,7 +70,8 @@ class Service:
         self.max_body = options.max_body or model.largest(options.max_batch)
         self.draining = False
         self._batcher, self._make_pages, self._observers = batcher, pages, observers
-        self._hosts, self._bodies = Hosts(options), Bodies(options.max_bodies, self.max_body)
+        self._hosts = Hosts(options)
+        self._bodies = Bodies(options.max_bodies, self.max_body)
         self._pages: asyncio.Future[Asgi] | None = None
 
     def status(self) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class Service:
             scope, send = {**scope, "method": "GET"}, _bodiless(send)
         call = "infer" if path.endswith("/infer") else "other"
         began = time.perf_counter()
-        body = None
+        metered = None
         try:
             told = single(scope["headers"])
             if path not in _HEALTH:
@@ -142,11 +143,11 @@ class Service:
             caller = scope[CALLER] = self.access.admit(scope)
             if path not in _FREE:
                 self.access.charge(caller, 1.0)
-            body = self.access.body(caller)
-            receive = body.over(receive) if body is not None else receive
+            metered = self.access.body(caller)
+            receive = metered.over(receive) if metered is not None else receive
             if path == "/v2" or path.startswith("/v2/"):
                 await self._v2(scope, told, receive, send, began)
-            elif not path:  # the prefix alone: links of the page are relative to what ends with /
+            elif not path:  # the prefix alone: the page's links are relative to what ends so
                 place = [(b"location", f"{self.options.root_path}/".encode())]
                 await _respond(send, 308, b"", [*place, (b"content-length", b"0")])
             else:
@@ -157,8 +158,8 @@ class Service:
             self.metrics.requests.labels(call, str(refusal.status)).inc()
             await _refuse(send, refusal)
         finally:
-            if body is not None:
-                body.release()
+            if metered is not None:
+                metered.release()
 
     async def _v2(
         self, scope: Scope, told: Told, receive: Receive, send: Send, began: float

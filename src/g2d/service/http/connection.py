@@ -34,11 +34,11 @@ class Connection(HttpToolsProtocol):
     """Seconds for a head to arrive, from its connection or its first byte on; and seconds that
     answers may wait for a client to read."""
 
-    place: Place
-    """Where it sits in the table of connections; whoever makes one sets it."""
-
     access: Access | None = None
     """Told of each connection, so that requests say who is at its other end; None: nobody is."""
+
+    place: Place
+    """Where it sits in the table of connections; whoever makes one sets it."""
 
     _link: Link | None = None
     _timer: TimerHandle | None = None

@@ -47,27 +47,6 @@ class WrongToken(Event):
 
 
 @dataclass(frozen=True)
-class Crowded(Event):
-    """Connections gave way to new ones or were refused, so many since this was last told."""
-
-    name = "crowded"
-    public = False
-    open: int
-    gave_way: int
-    refused: int
-
-
-@dataclass(frozen=True)
-class HeldOff(Event):
-    """A client guessed tokens, and is heard again after `seconds` only."""
-
-    name = "held_off"
-    public = False
-    client: str
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Denied(Event):
     """Somebody who may not has asked; `unsaid`: how many such were not told since the last."""
 
@@ -89,6 +68,27 @@ class AccessChanged(Event):
     name = "access_changed"
     public = False
     flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Crowded(Event):
+    """Connections gave way to new ones or were refused, so many since this was last told."""
+
+    name = "crowded"
+    public = False
+    open: int
+    gave_way: int
+    refused: int
+
+
+@dataclass(frozen=True)
+class HeldOff(Event):
+    """A client guessed the admin's token, and is heard again after `seconds` only."""
+
+    name = "held_off"
+    public = False
+    client: str
+    seconds: float
 
 
 @dataclass(frozen=True)

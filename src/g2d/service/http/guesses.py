@@ -7,7 +7,6 @@ come from there before: such an address may err ten times a second. Memory is bo
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,11 +21,7 @@ _FRIENDS = 1000  # those from which the right token has come
 
 
 class Guesses:
-    """Counts wrong tokens. All clients that never gave the right one share `rate` a second.
-
-    Args:
-        rate: infinite: they share nothing.
-    """
+    """Counts wrong tokens. All clients that never gave the right one share `rate` a second."""
 
     def __init__(
         self, rate: float = 20.0, burst: float = 1000.0, now: Callable[[], float] = time.monotonic
@@ -34,16 +29,14 @@ class Guesses:
         self._now = now
         self._strangers: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
         self._friends: OrderedDict[str, None] = OrderedDict()
-        self._all = Buckets(rate, burst) if rate < math.inf else None
-        self._friendly = Buckets(10.0, 100.0)
+        self._all, self._friendly = Buckets(rate, burst), Buckets(10.0, 100.0)
 
     def wait(self, client: str) -> float:
         """Seconds until a client is heard again; 0: it is heard now."""
         client, now = client_of(client), self._now()
         if client in self._friends:
             return self._friendly.wait(client, now)
-        together = self._all.wait("", now) if self._all else 0.0
-        return max(self._strangers.get(client, (0, 0.0, 0.0))[2] - now, together, 0.0)
+        return max(self._strangers.get(client, (0, 0.0, 0.0))[2] - now, self._all.wait("", now), 0)
 
     def wrong(self, client: str) -> float:
         """Note a wrong token; return for how many seconds this client is not heard now."""
@@ -57,8 +50,7 @@ class Guesses:
         self._strangers[client] = (count, now, now + wait)
         if len(self._strangers) > _STRANGERS:
             self._strangers.popitem(last=False)
-        if self._all:
-            self._all.take("", now=now)
+        self._all.take("", now=now)
         return wait
 
     def right(self, client: str) -> None:

@@ -53,25 +53,29 @@ def check_tls(cert: str, key: str) -> None:
         raise SettingsError(f"{what} ({error.reason or 'not PEM'})") from None
 
 
-def check_access(options: Options, token: bool) -> None:
+def check_access(options: Options, token: bytes | None) -> None:
     """Raise a `G2DError` unless the files that say who may ask are what their flags ask for.
 
     Args:
-        token: whether there is an admin token.
+        token: the admin token, if there is one.
     """
     if not options.authenticated:
         return
-    modules = {"cryptography": options.client_ca or options.jwks, "jwt": options.jwks}
-    for module, wanted in modules.items():
-        if wanted and importlib.util.find_spec(module) is None:
-            flag = "--jwks" if options.jwks else "--client-ca"
-            raise G2DError(f"{flag} needs {module}: pip install 'g2d[auth]'")
+    if options.jwks and token is not None and token.count(b".") == 2:
+        raise SettingsError("the admin token looks like a JWT: give one without two dots")
+    for flag, given, module, package in (
+        ("--client-ca", options.client_ca, "cryptography", "cryptography"),
+        ("--jwks", options.jwks, "cryptography", "cryptography"),
+        ("--jwks", options.jwks, "jwt", "PyJWT"),
+    ):
+        if given and importlib.util.find_spec(module) is None:
+            raise G2DError(f"{flag} needs {package}: pip install 'g2d[auth]'")
     from g2d.service.access.gate import Sources
     from g2d.service.access.tls import ServerTls
 
     Sources.of(options)
     if options.tls_cert:
-        ServerTls(options, token)
+        ServerTls(options, token is not None)
 
 
 def refuse_on_ray(options: Options) -> None:

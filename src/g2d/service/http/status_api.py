@@ -52,7 +52,7 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
-        headers = {key.decode(): value.decode() for key, value in error.headers}
+        headers = {name.decode(): value.decode() for name, value in error.headers}
         return JSONResponse({"error": error.text}, error.status, headers)
 
     plain = app.openapi
@@ -92,7 +92,7 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
     async def events(request: Request) -> Response:
         """Server-sent events: `status` first, then what happens; a `tick` every 2 seconds.
 
-        A request with the admin token is never refused for too many listeners.
+        Who operates is never refused for too many listeners.
         """
         caller: Caller = request.scope[CALLER]
         listener = service.event_log.listen(caller.client, OPERATE in caller.roles)

@@ -42,7 +42,9 @@ class Observer(Protocol):
 
         Args:
             inputs: (n, ...) in the task's dtype, read-only. logits: (n, classes) float32,
-                read-only. client: the address that asked; of IPv6 its network of 64 bits.
+                read-only. client: who asked, as "spiffe://domain/path", "dns:name", "cn:name",
+                "email:address", "jwt:subject" or "operator" (with the admin token); where nobody
+                is asked, the address, of IPv6 its network of 64 bits.
         """
         ...
 
