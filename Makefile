@@ -20,7 +20,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Two workers; a group of tests that must not meet (Ray's) stays with one of them.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test check ci lint format docs clean
+.PHONY: demo test check ci lint format docs release hashes clean
 
 demo: .venv/demo.stamp
 	$(BIN)/g2d demo
@@ -60,8 +60,16 @@ format: .venv/dev.stamp
 docs: .venv/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
+# dist/: packages, a CycloneDX list of what is deployed with them, and the SHA-256 of each file.
+release: .venv/dev.stamp
+	$(BIN)/python .ci/release.py
+
+# requirements.lock: hashes of what pip would install here; other platforms' stay.
+hashes: .venv/dev.stamp
+	$(BIN)/python .ci/hashes.py
+
 clean:
-	rm -rf .venv site demo runs build .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv site demo runs build dist .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

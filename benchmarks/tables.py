@@ -11,6 +11,7 @@ from benchmarks.cluster import tables as cluster
 from benchmarks.common.tables import fill
 from benchmarks.generation import basins_tables as basins
 from benchmarks.generation import tables as generation
+from benchmarks.hostile import audit
 from benchmarks.redteam import headline
 from benchmarks.redteam import tables as redteam
 from benchmarks.robust import tables as robust
@@ -25,7 +26,7 @@ def blocks() -> dict[str, str]:
     made: dict[str, str] = {}
     sources = (
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
-        headline,
+        headline, audit,
     )  # fmt: skip
     for source in sources:
         own = source.made()

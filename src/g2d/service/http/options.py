@@ -143,7 +143,7 @@ class Options(Checked):
 
 def require() -> None:
     """Raise a `G2DError` unless everything of the extra `serve` is installed."""
-    for name in ("fastapi", "uvicorn", "httptools", "orjson", "prometheus_client"):
+    for name in ("fastapi", "uvicorn", "httptools", "orjson", "prometheus_client", "cryptography"):
         if importlib.util.find_spec(name) is None:
             raise G2DError(f"serving needs {name}: pip install 'g2d[serve]'")
 
