@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 import g2d
-from benchmarks.cluster import asking
+from benchmarks.cluster import asking, probing
 from benchmarks.cluster.answers import Answer, read
 from benchmarks.cluster.certificates import Authority
 from benchmarks.cluster.hosts import Host
@@ -256,7 +256,22 @@ class Service:
             process = host.start(command, env, out)
             process.wait(300)
             out.seek(0)
-            return " ".join(out.read().decode(errors="replace").split())[-600:]
+            return " ".join(out.read().decode(errors="replace").split())
+
+    def listeners(self, host: Host) -> list[str]:
+        """Who listens on a host, on which addresses, and what each speaks."""
+        bound: dict[int, tuple[str, str]] = {}
+        for process in host.processes():
+            with contextlib.suppress(psutil.Error):
+                for one in process.net_connections("inet"):
+                    if one.status == psutil.CONN_LISTEN:
+                        name = process.name().split(".")[0].rstrip()
+                        bound[one.laddr.port] = (name, one.laddr.ip.removeprefix("::ffff:"))
+        command = [sys.executable, "-SE", probing.__file__, host.address, *map(str, sorted(bound))]
+        spoken = json.loads(self._says(host, command, {}))
+        return sorted(
+            {f"{name} on {ip}: {spoken[str(port)]}" for port, (name, ip) in bound.items()}
+        )
 
     def secrets_on(self, host: Host) -> list[str]:
         """Which secrets of the vault's host are in a file or an environment of another's."""

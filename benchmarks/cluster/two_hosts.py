@@ -123,7 +123,8 @@ def run(folder: Path, part: float, lease: float, phases: tuple[str, ...]) -> dic
         result: dict[str, Any] = {
             "start_seconds": round(time.time() - began, 1), "lease": lease,
             "where": service.where(), "strangers": service.strangers(),
-            "secrets": service.secrets_on(made[1]),
+            "secrets_on_b": service.secrets_on(made[1]),
+            "listeners": {host.name: service.listeners(host) for host in made},
         }  # fmt: skip
         service.await_generation(service.rotate())
         if "dies" in phases:

@@ -78,13 +78,13 @@ def test_without_a_certificate(head, env):
 
 def test_with_a_foreign_certificate(head, node, foreign, env):
     env(foreign | {"RAY_TLS_CA_CERT": node["RAY_TLS_CA_CERT"]})
-    with pytest.raises(G2DError, match="refuses the certificate in RAY_TLS_SERVER_CERT=.*foreign"):
+    with pytest.raises(G2DError, match=r"refuses the certificate in RAY_TLS_SERVER_CERT=.*foreign"):
         ray_tls.greet("127.0.0.1", head)
 
 
 def test_of_a_foreign_cluster(head, foreign, env):
     env(foreign)
-    with pytest.raises(G2DError, match="a certificate that is not trusted here .*RAY_TLS_CA_CERT"):
+    with pytest.raises(G2DError, match=r"a certificate that is not trusted here .*RAY_TLS_CA_CERT"):
         ray_tls.greet("127.0.0.1", head)
 
 
@@ -115,5 +115,7 @@ def test_files_are_checked_before_ray_is_started(node, env, tmp_path):
             ray_tls.check_files()
         env(node)
     Path(node["RAY_TLS_SERVER_KEY"]).chmod(0o644)
-    with pytest.raises(G2DError, match="is open to others: run `chmod 600 .*server_key.pem` first"):
+    with pytest.raises(
+        G2DError, match=r"is open to others: run `chmod 600 .*server_key.pem` first"
+    ):
         ray_tls.check_files()
