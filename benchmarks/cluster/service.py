@@ -29,6 +29,9 @@ from g2d.vault.signing import SigningKey
 from g2d.vault.vault import Vault
 
 PORT, RAY = 8000, 6379
+# Given, they are not waited for: on a busy machine agents take longer than the 15 s that they have.
+_AGENTS = ("--dashboard-agent-listen-port=52365", "--dashboard-agent-grpc-port=52366",
+           "--runtime-env-agent-port=52367", "--metrics-export-port=52368")  # fmt: skip
 _TRIES = 4
 _RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
 SMALL = {
@@ -116,7 +119,7 @@ class Service:
         role = (["--head", f"--port={RAY}", "--include-dashboard=false", "--no-monitor"]
                 if head else [f"--address={self._head}"])  # fmt: skip
         command = [*_RAY, *role, f"--node-ip-address={host.address}",
-                   f"--num-cpus={2 if head else 1}", "--include-log-monitor=false",
+                   f"--num-cpus={2 if head else 1}", "--include-log-monitor=false", *_AGENTS,
                    f"--object-store-memory={200 << 20}"]  # fmt: skip
         for _ in range(_TRIES):
             if self._starts(host, command):

@@ -134,12 +134,13 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
 def _private_folder() -> str:
     """Make a folder for logs, sockets and spilled objects: Ray's own is open to everybody.
 
-    It is deleted as this process ends. Its name is short, for a socket's path has 107 bytes.
+    It is deleted as this process ends. Its name is short, for a socket's path has 107 bytes. What
+    Ray is given it opens to everybody, too: that is inside.
     """
     here = os.environ.get("RAY_TMPDIR") or ("/tmp" if os.path.isdir("/tmp") else None)  # noqa: S108
     folder = tempfile.mkdtemp(prefix="g2d-ray-", dir=here)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return os.path.join(folder, "ray")
 
 
 def _job_config() -> Any:
