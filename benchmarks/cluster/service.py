@@ -43,7 +43,7 @@ SMALL = {
 }  # fmt: skip
 # Ray then runs as if it were installed without its dashboard. With it, its agents take longer to
 # start on a busy machine than the 15 seconds that the raylet waits for them.
-_LEAN = 'raise ImportError("without the dashboard")'
+_LEAN = 'raise ModuleNotFoundError("without the dashboard", name=__name__)'
 _STRANGER = """
 from g2d.core.ray_cluster import joined
 from g2d.errors import G2DError
