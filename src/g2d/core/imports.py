@@ -25,8 +25,6 @@ def import_module(name: str, module_name: str, what: str, error: type[G2DError])
     if here not in sys.path:
         # Left there: what is imported may import more, and spawned workers inherit sys.path.
         sys.path.insert(0, here)
-    if here not in _ASKED:
-        _ASKED.append(here)
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module_name)
@@ -40,14 +38,6 @@ def import_module(name: str, module_name: str, what: str, error: type[G2DError])
         raise error(
             f"{what} {name!r}: importing {module_name!r} raised {words(failure)}"
         ) from failure  # fmt: skip
-
-
-_ASKED: list[str] = []
-
-
-def asked_folders() -> list[str]:
-    """Folders that user's code was looked for in, first ones first: Ray's workers need them too."""
-    return list(_ASKED)
 
 
 def import_attribute(name: str, what: str, error: type[G2DError]) -> Any:

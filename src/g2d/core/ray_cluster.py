@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from g2d.core import ray_tls
-from g2d.core.imports import asked_folders
 from g2d.core.platforms import cores
 from g2d.errors import G2DError
 
@@ -144,7 +143,7 @@ def _private_folder() -> str:
 
 
 def _job_config() -> Any:
-    """What workers get: of this process' `sys.path` what somebody asked for, not where it runs.
+    """What workers get of this process' `sys.path`: the script's own folder, not where it runs.
 
     Ray puts the current directory in front of every worker's `sys.path`, where any file that is
     named like a module replaces it.
@@ -158,9 +157,7 @@ def _job_config() -> Any:
             return True
 
     script = os.path.dirname(os.path.realpath(sys.argv[0]))
-    folders = [*asked_folders(), *([script] if script in sys.path else [])]
-    # Ray puts each in front of those before it.
-    return OwnPath(_py_driver_sys_path=[*reversed(folders)])
+    return OwnPath(_py_driver_sys_path=[script] if script in sys.path else [])
 
 
 def _reach(address: str) -> None:
