@@ -38,7 +38,7 @@ def summary(answers: Sequence[Answer]) -> dict[str, Any]:
             fell += one.generation < last.get(one.replica, 0)
             last[one.replica] = one.generation
     return {
-        "by_status": dict(sorted(Counter(one.status for one in answers).items())),
+        "by_status": dict(sorted(Counter(str(one.status) for one in answers).items())),
         "generations": sorted({one.generation for one in answers if one.status == 200}),
         "replicas": len(last),
         "fell": fell,

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 import g2d
-from benchmarks.cluster import asking
+from benchmarks.cluster import asking, probing
 from benchmarks.cluster.answers import Answer, read
 from benchmarks.cluster.certificates import Authority
 from benchmarks.cluster.hosts import Host
@@ -38,8 +38,12 @@ SMALL = {
     "autoencoder": {"steps": 40, "width": 32},
     "diffusion": {"steps": 200, "width": 32, "depth": 1, "sampler_steps": 10},
     "guidance": {"pool": 128, "pool_steps": 3, "latent_steps": 5, "polish_steps": 40},
-    "gates": {"accuracy_drop": 0.2, "class_drop": 0.5, "stale_asr": 1.0, "pool": 64, "distance": 0.0},
+    "gates": {"accuracy_drop": 0.2, "class_drop": 0.5, "stale_asr": 1.0, "pool": 64,
+              "distance": 0.0},
 }  # fmt: skip
+# Ray then runs as if it were installed without its dashboard. With it, its agents take longer to
+# start on a busy machine than the 15 seconds that the raylet waits for them.
+_LEAN = 'raise ModuleNotFoundError("without the dashboard", name=__name__)'
 _STRANGER = """
 from g2d.core.ray_cluster import joined
 from g2d.errors import G2DError
@@ -59,7 +63,8 @@ class Service:
         self._authority, self._token = Authority(), secrets.token_hex(16)
         self._log = (folder / "log").open("wb")
         self._env = {
-            "PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": "/tmp/lean:" + os.environ.get("PYTHONPATH", ""),
             "OMP_NUM_THREADS": "1", "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1",
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0",
@@ -70,6 +75,9 @@ class Service:
 
     def __enter__(self) -> Service:
         a, b = self.hosts
+        for host in self.hosts:
+            (host.disk / "lean").mkdir()
+            (host.disk / "lean" / "opencensus.py").write_text(_LEAN)
         self._make_vault(a)
         for host in self.hosts:
             self.join(host)
@@ -255,7 +263,22 @@ class Service:
             process = host.start(command, env, out)
             process.wait(300)
             out.seek(0)
-            return " ".join(out.read().decode(errors="replace").split())[-600:]
+            return " ".join(out.read().decode(errors="replace").split())
+
+    def listeners(self, host: Host) -> list[str]:
+        """Who listens on a host, on which addresses, and what each speaks."""
+        bound: dict[int, tuple[str, str]] = {}
+        for process in host.processes():
+            with contextlib.suppress(psutil.Error):
+                for one in process.net_connections("inet"):
+                    if one.status == psutil.CONN_LISTEN:
+                        name = process.name().split(".")[0].rstrip()
+                        bound[one.laddr.port] = (name, one.laddr.ip.removeprefix("::ffff:"))
+        command = [sys.executable, "-SE", probing.__file__, host.address, *map(str, sorted(bound))]
+        spoken = json.loads(self._says(host, command, {}))
+        return sorted(
+            {f"{name} on {ip}: {spoken[str(port)]}" for port, (name, ip) in bound.items()}
+        )
 
     def secrets_on(self, host: Host) -> list[str]:
         """Which secrets of the vault's host are in a file or an environment of another's."""

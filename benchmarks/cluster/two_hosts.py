@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from benchmarks.common.places import RESULTS
 from benchmarks.common.results import commit, hardware, save
 
 OUT = RESULTS / "two_hosts.json"
+PHASES = ("coordinator_dies", "network_parts", "old_disk")
 
 
 def wait_for(what: Callable[[], object], seconds: float, why: str) -> None:
@@ -116,29 +117,44 @@ def _no_sockets(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if (Path(folder) / name).is_socket()]
 
 
-def run(folder: Path, part: float, lease: float, phases: tuple[str, ...]) -> dict[str, Any]:
-    """Both hosts up, the phases that are named, and every answer judged."""
+Keep = Callable[[dict[str, Any]], None]
+
+
+def run(
+    folder: Path, part: float, lease: float, phases: Sequence[str], keep: Keep = lambda _: None
+) -> dict[str, Any]:
+    """Both hosts up, the phases that are named, and every answer judged; `keep` after each."""
     began = time.time()
     with hosts(("a", "b"), folder) as made, Service(made, folder, lease) as service:
+        kinds: dict[str, Callable[[], dict[str, Any]]] = {
+            "coordinator_dies": lambda: coordinator_dies(service),
+            "network_parts": lambda: network_parts(service, part),
+            "old_disk": lambda: old_disk(service, folder),
+        }
         result: dict[str, Any] = {
             "start_seconds": round(time.time() - began, 1), "lease": lease,
             "where": service.where(), "strangers": service.strangers(),
-            "secrets": service.secrets_on(made[1]),
+            "secrets_on_b": service.secrets_on(made[1]),
+            "listeners": {host.name: service.listeners(host) for host in made},
         }  # fmt: skip
         service.await_generation(service.rotate())
-        if "dies" in phases:
-            result["coordinator_dies"] = coordinator_dies(service)
-        if "parts" in phases:
-            result["network_parts"] = network_parts(service, part)
-        if "disk" in phases:
-            result["old_disk"] = old_disk(service, folder)
-        swaps = service.swaps()
-        answers = {host.name: service.since(host, 0.0) for host in made}
-        result["answers"] = {name: summary(all_of) for name, all_of in answers.items()}
-        result["swaps"] = len(swaps)
-        result["stale"] = stale([a for all_of in answers.values() for a in all_of], swaps, lease)
-    result["seconds"] = round(time.time() - began, 1)
+        for phase in phases:
+            result[phase] = kinds[phase]()
+            answers = {host.name: service.since(host, 0.0) for host in made}
+            swaps = service.swaps()
+            result |= {
+                "answers": {name: summary(its) for name, its in answers.items()},
+                "stale": stale([one for its in answers.values() for one in its], swaps, lease),
+                "seconds": round(time.time() - began, 1),
+            }  # fmt: skip
+            keep(result)
     return result
+
+
+def _end(*_: object) -> None:
+    """Take the hosts away, and do not be interrupted at it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit("ended by SIGTERM")
 
 
 def main() -> None:
@@ -146,16 +162,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--part", type=float, default=30.0, help="seconds without network")
     parser.add_argument("--lease", type=float, default=4.0, help="seconds")
-    parser.add_argument("--phases", nargs="*", default=["dies", "parts", "disk"])
+    parser.add_argument("--phases", nargs="*", default=list(PHASES), choices=PHASES)
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     if why := why_not():
         raise SystemExit(f"two hosts cannot be made here: {why}")
-    # Ended by SIGTERM, it takes its hosts away all the same.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    about = {"commit": commit(), "hardware": hardware()}
+    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="g2d-hosts-") as folder:
-        result = run(Path(folder), given.part, given.lease, tuple(given.phases))
-    save(given.out, {"commit": commit(), "hardware": hardware(), **result})
+        result = run(Path(folder), given.part, given.lease, given.phases,
+                     lambda done: save(given.out, about | done))  # fmt: skip
     json.dump(result, sys.stdout, indent=1)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from g2d.core import ray_tls
 from g2d.core.platforms import cores
-from g2d.core.search_path import task_paths
 from g2d.errors import G2DError
 
 _QUIET = {
@@ -134,16 +133,17 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
 def _private_folder() -> str:
     """Make a folder for logs, sockets and spilled objects: Ray's own is open to everybody.
 
-    It is deleted as this process ends. Its name is short, for a socket's path has 107 bytes.
+    It is deleted as this process ends. Its name is short, for a socket's path has 107 bytes. What
+    Ray is given it opens to everybody, too: that is inside.
     """
     here = os.environ.get("RAY_TMPDIR") or ("/tmp" if os.path.isdir("/tmp") else None)  # noqa: S108
     folder = tempfile.mkdtemp(prefix="g2d-ray-", dir=here)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return os.path.join(folder, "ray")
 
 
 def _job_config() -> Any:
-    """What workers get: of this process' `sys.path` what somebody asked for, not where it runs.
+    """What workers get of this process' `sys.path`: the script's own folder, not where it runs.
 
     Ray puts the current directory in front of every worker's `sys.path`, where any file that is
     named like a module replaces it.
@@ -157,9 +157,7 @@ def _job_config() -> Any:
             return True
 
     script = os.path.dirname(os.path.realpath(sys.argv[0]))
-    folders = [*task_paths(), *([script] if script in sys.path else [])]
-    # Ray puts each in front of those before it.
-    return OwnPath(_py_driver_sys_path=[*reversed(folders)])
+    return OwnPath(_py_driver_sys_path=[script] if script in sys.path else [])
 
 
 def _reach(address: str) -> None:

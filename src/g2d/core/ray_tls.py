@@ -44,8 +44,10 @@ def greet(host: str, port: int) -> None:
         if not wanted():
             _greet_plain(line, where)
             return
+        shaken = False
         try:
             with _context().wrap_socket(line, server_hostname=host) as secure:
+                shaken = True
                 _hear(secure)
         except ssl.SSLCertVerificationError as error:
             told = error.verify_message.rstrip(".")
@@ -54,14 +56,14 @@ def greet(host: str, port: int) -> None:
                 f" authority that signed it, and it must name {host} (subjectAltName)"
             ) from error
         except (ssl.SSLError, ConnectionError) as error:
-            if getattr(error, "reason", "") in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+            if shaken or "ALERT" in (getattr(error, "reason", "") or ""):
                 raise G2DError(
-                    f"{where} speaks no TLS, and RAY_USE_TLS is set here: set it, with {_names()},"
-                    " on every node before `ray start`, or nowhere"
+                    f"{where} refuses the certificate in {_CERT}={os.environ[_CERT]}: have it"
+                    " signed by the authority that the cluster's nodes trust"
                 ) from error
             raise G2DError(
-                f"{where} refuses the certificate in {_CERT}={os.environ[_CERT]}: have it signed by"
-                " the authority that the cluster's nodes trust"
+                f"{where} speaks no TLS, and RAY_USE_TLS is set here: set it, with {_names()}, on"
+                " every node before `ray start`, or nowhere"
             ) from error
 
 

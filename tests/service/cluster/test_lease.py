@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from g2d.service.cluster.lease import Follower, Terms
+from g2d.service.cluster.lease import Follower, ReplicaReport, Tally, Terms
 
 
 @pytest.mark.parametrize("every", [4.0, 10.0, 60.0, 86_400.0])
@@ -66,3 +66,20 @@ def test_a_refused_generation_is_not_fetched_again_unless_it_is_live():
     assert not follower.may_answer(0.3)
     follower.load(2)
     assert follower.may_answer(0.3)
+
+
+def test_inputs_are_counted_once_however_often_a_report_of_them_arrives():
+    tally = Tally()
+
+    def fresh(inputs: int, term: str = "now", replica: str = "a") -> int:
+        return tally.fresh(ReplicaReport(replica, term, inputs=inputs), "now")
+
+    # The network parts: polls that nobody heard an answer to arrive together when it is back.
+    assert [fresh(0, ""), fresh(5), fresh(5), fresh(9), fresh(7), fresh(12)] == [0, 5, 0, 4, 0, 3]
+    assert fresh(100, "before") == 88
+    assert fresh(40, replica="b") == 40
+    assert fresh(1000, "before", "c") == 0  # another coordinator counted those
+    assert fresh(1003, "now", "c") == 3
+    for i in range(10_000):
+        fresh(1, replica=f"r{i}")
+    assert len(tally._counted) == 10_000

@@ -303,7 +303,7 @@ def check_processes(served: Process) -> None:
         if argument.startswith(("--temp_dir=", "--temp-dir="))
     }  # fmt: skip
     assert len(folders) == 1
-    assert stat.S_IMODE(os.stat(folders.pop()).st_mode) == 0o700
+    assert stat.S_IMODE(Path(folders.pop()).parent.stat().st_mode) == 0o700
 
 
 def check(loads: list[Load], vault: Path, x: np.ndarray) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import secrets
+import shutil
+import tempfile
 from dataclasses import replace
 
 import httpx
@@ -10,8 +14,10 @@ import numpy as np
 import torch
 
 import g2d
-from cluster_script import BRIEF, Script, drive, infer, until, until_status
-from g2d.service.cluster.replica import LeasedApp
+from cluster_script import BRIEF, TERMS, Script, drive, infer, until, until_status
+from g2d.service.cluster.replica import LeasedApp, ReplicaSpec
+from g2d.service.http.limits import AdminToken
+from g2d.service.http.options import Options
 
 
 def test_a_replica_loads_ahead_swaps_when_told_and_says_so(signed, x):
@@ -63,6 +69,62 @@ def test_a_replica_that_was_away_refuses_what_is_retired_and_comes_back(signed, 
         assert (await infer(client, x)).status_code == 503
 
     drive(script, work, terms=BRIEF)
+
+
+def test_an_old_disk_brings_no_old_generation_back(signed, x, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script, seen = Script(signed), set()
+
+    async def note(client) -> int:
+        answer = await infer(client, x)
+        if answer.status_code == 200:
+            seen.add(answer.json()["parameters"]["generation"])
+        return answer.status_code
+
+    async def runs(client) -> None:
+        await note(client)
+        (mirror,) = tmp_path.glob("g2d-replica-*")
+        shutil.copytree(mirror, tmp_path / "saved")
+        for script.live in (2, 3):
+            await until(lambda: script.report.live == script.live)
+        shutil.rmtree(mirror)  # beneath a replica that runs
+        shutil.copytree(tmp_path / "saved", mirror)
+        seen.clear()
+        for _ in range(5):
+            assert await note(client) == 200
+        shutil.rmtree(mirror)
+
+    async def comes_back(client) -> None:
+        assert await note(client) == 200
+
+    drive(script, runs)
+    assert seen == {3}
+    (tmp_path / "saved").rename(tmp_path / "g2d-replica-old")  # its disk, after a power cut
+    drive(script, comes_back)
+    assert seen == {3}
+    assert not (tmp_path / "g2d-replica-old").exists()
+
+
+def test_a_replica_reports_all_that_it_has_answered(signed, x):
+    script = Script(signed)
+
+    async def work(client) -> None:
+        for total in (len(x), 2 * len(x)):
+            await infer(client, x)
+            await until(lambda: script.report.inputs == total)  # noqa: B023
+            script.away = True  # reports that it knows nothing of may have arrived
+            await asyncio.sleep(0.05)
+            script.away = False
+            assert script.report.inputs == total
+
+    drive(script, work)
+
+
+def test_what_replicas_are_given_holds_no_secret():
+    token = secrets.token_hex(16).encode()
+    spec = ReplicaSpec(Options(allow_host=("g2d",)), TERMS, AdminToken(token))
+    assert token not in pickle.dumps(spec)
+    assert spec.admin_token.admits(b"Bearer " + token)
 
 
 def test_an_answer_that_outlives_the_lease_does_not_leave(signed):

@@ -26,6 +26,7 @@ from g2d.service.cluster.lease import (
     CoordinatorUpdate,
     Happened,
     ReplicaReport,
+    Tally,
     Terms,
 )
 from g2d.service.cluster.mirror import GenerationBytes, VaultIdentity, identify, pack
@@ -72,7 +73,7 @@ class Coordinator:
         self._events: deque[tuple[int, Happened]] = deque(maxlen=_KEPT)
         self._mutex = threading.Lock()
         self._announced: dict[int, AnnouncedGeneration] = {}
-        self._roster = Roster(plan.terms, self._tell)
+        self._roster, self._tally = Roster(plan.terms, self._tell), Tally()
         self._failed = "the coordinator is starting"
         self._try()
         if self._failed:
@@ -124,8 +125,8 @@ class Coordinator:
         self._loop = asyncio.get_running_loop()
         if report.replica:
             self._roster.greet(report)
-            if report.inputs:
-                self._rotation.count(report.inputs)
+            if fresh := self._tally.fresh(report, self._term):
+                self._rotation.count(fresh)
         until = time.monotonic() + self._plan.terms.beat
         while report.term == self._term and report.sequence >= self._sequence:
             self._changed.clear()

@@ -17,6 +17,7 @@ LEAST_LEASE, MOST_LEASE = 2.0, 10.0
 """Seconds of a lease that is chosen from the rotation period."""
 LEAST_GIVEN = 0.5
 """Seconds of a lease that an operator may choose."""
+_REMEMBERED = 10_000  # replicas that are counted; those that were replaced are forgotten
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class ReplicaReport:
 
     Attributes:
         term, sequence, event: of the update that it heard last. loaded: its warm spare. refused:
-            why it did not take an announced generation, by number. inputs: answered since its last
-            poll that was heard.
+            why it did not take an announced generation, by number. inputs: answered since it
+            began; a poll that seemed lost may arrive late, so a difference would count twice.
     """
 
     replica: str
@@ -109,6 +110,25 @@ class CoordinatorUpdate:
     spare: AnnouncedGeneration | None = None
     events: tuple[Happened, ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Tally:
+    """Counts each replica's inputs once, however often and late its reports arrive."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, int] = {}
+
+    def fresh(self, report: ReplicaReport, term: str) -> int:
+        """How many inputs of a report were not counted yet, in a coordinator's life `term`.
+
+        What a replica had answered before this life was counted by the one before, or is lost.
+        """
+        ours = report.term in ("", term)
+        before = self._counted.pop(report.replica, 0 if ours else report.inputs)
+        self._counted[report.replica] = max(before, report.inputs)
+        if len(self._counted) > _REMEMBERED:
+            del self._counted[next(iter(self._counted))]  # whoever reported longest ago
+        return max(0, report.inputs - before)
 
 
 class Follower:

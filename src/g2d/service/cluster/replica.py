@@ -163,13 +163,12 @@ class GenerationSync:
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            asked, inputs = time.monotonic(), self._inputs
+            asked = time.monotonic()
             try:
-                update = self._coordinator.watch(self._report(inputs), self._spec.terms.patience)
+                update = self._coordinator.watch(self._report(), self._spec.terms.patience)
             except AwayError:
                 self._ending.wait(self._spec.terms.retry)
                 continue
-            self._inputs -= inputs
             try:
                 if not self._ending.is_set():
                     self._hear(update, asked)
@@ -177,12 +176,12 @@ class GenerationSync:
                 self.tell(Alarm("link", f"{type(error).__name__}: {error}"), None)
                 self._ending.wait(self._spec.terms.retry)
 
-    def _report(self, inputs: int = 0) -> ReplicaReport:
+    def _report(self) -> ReplicaReport:
         follower = self.follower
         about = {"pid": os.getpid(), "node": socket.gethostname(), "load_seconds": self._took}
         return ReplicaReport(
             self._name, self._term, self._sequence, self._event, self.live.number,
-            follower.loaded, dict(follower.refused), inputs, about,
+            follower.loaded, dict(follower.refused), self._inputs, about,
         )  # fmt: skip
 
     def _hear(self, update: CoordinatorUpdate, asked: float) -> None:
