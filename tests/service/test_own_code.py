@@ -48,7 +48,7 @@ def bound_vault(once, tiny_vault, key_file):
 
     def build(path: Path) -> None:
         code = path.with_name("bound_code")
-        code.mkdir()
+        code.mkdir(exist_ok=True)
         write(code)
         shutil.copytree(tiny_vault, path)
         sys.path.append(str(code))
