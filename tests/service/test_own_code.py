@@ -14,12 +14,16 @@ import pytest
 import g2d
 from commands import fail, succeed
 from g2d.errors import GenerationError, RefusedError, VaultError
+from g2d.rotation.snapshot import Live
+from g2d.service.assembly import rotate_vault
+from g2d.service.http.options import Options
 from g2d.service.loader import VaultLoader
 from g2d.service.worker import Worker
 from g2d.settings import Settings
 from g2d.tasks import source
 from g2d.vault.signing import VerifyKey
 from g2d.vault.vault import Vault
+from stand_ins import into
 
 TASK = """
 from bound_helper import NAME
@@ -44,7 +48,7 @@ def bound_vault(once, tiny_vault, key_file):
 
     def build(path: Path) -> None:
         code = path.with_name("bound_code")
-        code.mkdir()
+        code.mkdir(exist_ok=True)
         write(code)
         shutil.copytree(tiny_vault, path)
         sys.path.append(str(code))
@@ -125,15 +129,21 @@ def test_a_generation_that_was_signed_with_other_code_is_not_loaded(vault, code,
     loader.close()
 
 
-def test_a_vault_without_a_digest_is_served_with_a_warning(vault, code, monkeypatch):
-    """As an older G2D made it; without a key, for its signature is of what it said."""
-    (vault / "generations" / "000002" / "manifest.sig").unlink()
+def test_a_vault_without_a_digest_is_served_with_an_alarm(vault, code, key, monkeypatch):
+    """As an older G2D signed it."""
     monkeypatch.setattr("g2d.service.loader.bound_code", lambda _: {})
-    loader = VaultLoader(vault, "g2d")
-    assert loader.first()[0].number == 2
+    loader = VaultLoader(vault, "g2d", key=key)
+    first, warning = loader.first()
+    assert (first.number, warning) == (2, None)
+    told: list[tuple[str, dict]] = []
+    rotate_vault(vault, loader, Live(first), Options(), into(told))
     loader.close()
-    assert loader.unbound.startswith("generation 2 is served with the task's code as it is now: of")
-    monkeypatch.undo()
+    ((event, facts),) = told
+    assert (event, facts["kind"]) == ("alarm", "code")
+    said = (
+        "generation 2 is served with the task's code as it is now: of its code no digest was kept"
+    )
+    assert facts["text"].startswith(said)
     assert sorted(loader.code["task"]) == ["bound_helper", "bound_task"]  # the worker is bound
 
 

@@ -10,7 +10,6 @@ installed packages do not count.
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -50,6 +49,8 @@ class Source:
     @property
     def digest(self) -> str:
         """SHA-256 of the file."""
+        import hashlib  # here: `g2d --help` imports this file, and has no use for OpenSSL
+
         return hashlib.sha256(self.data).hexdigest()
 
 
