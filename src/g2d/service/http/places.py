@@ -103,10 +103,10 @@ class Places:
     def room(self, client: str) -> float:
         """Make room for one more; return 0 if there is some, else the seconds until there may be.
 
-        Who never asked gives way first, the longest silent of them; if there is none, who waits
-        longest, be it idle after an answer, with its body under way, or without reading. Each has
-        half a second. Infinite: all are being answered, or all of this client's, which has its
-        share.
+        Who never asked gives way first; if there is none, of those that are most, idle after an
+        answer, with their body under way or without reading, who has waited longest: a crowd of one
+        kind costs others nothing. Each has half a second. Infinite: all are being answered, or all
+        of this client's, which has its share.
         """
         if self.clients.get(client, 0) >= self._share and not is_loopback(client):
             each = (p for line in self.waiting.values() for p in line if p.client == client)
@@ -115,14 +115,15 @@ class Places:
             self._give_way(own, "share")
         if len(self.all) < self._most:
             return 0.0
-        longest = [(next(iter(line)), why) for why, line in self.waiting.items() if line]
-        if not longest:
-            return math.inf
-        ripe = [(p, why) for p, why in longest if p.since + _GRACE <= self.now()]
-        if not ripe:
-            return max(1e-3, min(p.since for p, _ in longest) + _GRACE - self.now())
-        self._give_way(*min(ripe, key=lambda each: (each[1] != _SILENT, each[0].since)))
-        return 0.0
+        wait, most = math.inf, max(self.waiting, key=lambda why: len(self.waiting[why]))
+        for why in (_SILENT, most):
+            for first in self.waiting[why]:
+                wait = first.since + _GRACE - self.now()
+                if wait <= 0:
+                    self._give_way(first, why)
+                    return 0.0
+                break
+        return max(1e-3, wait)
 
     def take(self, client: str) -> Place:
         """Seat a connection for which there is room; it has not asked yet."""
