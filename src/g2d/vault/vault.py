@@ -91,7 +91,7 @@ class Vault(VaultReader):
                 undo.callback(vault.close)
                 key = key_named(settings_toml)
                 if cls.remembered:
-                    vault._mark.begin(vault)
+                    vault._mark.begin(vault, vault._ledger)
                 if cls.remembered and key and key != there:  # what lay there is no word of ours
                     confirm_key(vault.identity, key)
                 undo.pop_all()
