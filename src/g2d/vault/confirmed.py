@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from g2d.core.files import MOST_TEXT, read_plain, replace_file
 from g2d.core.folders import PRIVATE
 from g2d.core.platforms import state_folder
-from g2d.errors import KeyFileError
-from g2d.vault.records import DAMAGE
+from g2d.errors import DAMAGE, KeyFileError
 
 if TYPE_CHECKING:
     from g2d.vault.reading import VaultReader
