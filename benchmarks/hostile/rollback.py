@@ -265,7 +265,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     shutil.copytree(whole.vault, whole.old)
     with g2d.Defence.open(whole.vault) as defence:
         defence.generate(LIVE - OLD)
-    ways = [*STARTS, *WHILE]
+    ways = [way for way in (*STARTS, *WHILE) if not a.only or way.__name__ in a.only]
     found = {way.__name__: judge(whole, way, folder) for way in ways}
     control = judge(whole, untouched, folder)
     return record(a) | {"ways": found, "control": control}
@@ -288,7 +288,9 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-    command.carry_out("rollback", command.parser(__doc__), measure, rows, "ways")
+    flags = command.parser(__doc__)
+    flags.add_argument("--only", nargs="*", help="try these ways alone")
+    command.carry_out("rollback", flags, measure, rows, "ways")
 
 
 if __name__ == "__main__":
