@@ -64,9 +64,10 @@ class Following:
             self.newest = number if number != self._own else 0
             self._fault = fault
         why = self.unready()
-        if why and why != self._last and not self.ahead:  # a standby follows all the time
-            self._tell(Alarm("unready", why + detail))
-        self._last = why
+        if why != self._last and not self.ahead:  # a standby has to follow all the time
+            self._last = why
+            if why:
+                self._tell(Alarm("unready", why + detail))
         return bool(self.ahead)
 
     @contextmanager
