@@ -168,16 +168,22 @@ def clock_back(scene: Scene) -> None:
 # --- ways: while it runs -------------------------------------------------------------------------
 
 
-def ledger_put_back(scene: Scene, server: Server) -> Server:
+def ledger_put_back(scene: Scene, server: Server, others: list[Server]) -> Server:
     exposures_deleted(scene)
     return server
 
 
-def two_services(scene: Scene, server: Server) -> Server:
-    """A second one on the same vault, while the first rotates: it must not serve on what is old."""
+def two_services(scene: Scene, server: Server, others: list[Server]) -> Server:
+    """Two on one vault: when the one that has the worker rotates, the other must not serve on."""
     second = Server(scene.vault, scene.vault.with_suffix(".2.log"), "--key", str(scene.public))
+    others.append(second)
     second.ready()
-    server.ask("/admin/rotate", "POST")
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        for one, other in ((server, second), (second, server)):
+            one.ask("/admin/rotate", "POST")  # refused by the one whose worker has no lock
+            if one.rotation()["generation"] > LIVE:
+                return other
     return second
 
 
@@ -203,10 +209,13 @@ def readiness(server: Server) -> int:
         return error.code
 
 
-def outcome(scene: Scene, during: Callable[[Scene, Server], Server] | None) -> dict[str, Any]:
+def outcome(
+    scene: Scene, during: Callable[[Scene, Server, list[Server]], Server] | None
+) -> dict[str, Any]:
     """Serve it; what became of it, which generation it answered from, what it said."""
     log = scene.vault.with_suffix(".log")
     server = first = Server(scene.vault, log, "--key", str(scene.public))
+    others: list[Server] = []
     try:
         try:
             server.ready()
@@ -214,7 +223,7 @@ def outcome(scene: Scene, during: Callable[[Scene, Server], Server] | None) -> d
             lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
             return {"outcome": "refused", "said": lines[-1][:300] if lines else "", "live": None}
         if during:
-            server = during(scene, first)
+            server = during(scene, first, others)
         until, found = time.monotonic() + PATIENCE, "served"
         while time.monotonic() < until and found == "served":
             live = server.rotation()["generation"]
@@ -228,7 +237,7 @@ def outcome(scene: Scene, during: Callable[[Scene, Server], Server] | None) -> d
         told = [event.get("text", "") for event in server.events("alarm")]
         return {"outcome": found, "said": told[0][:300] if told else "", "live": live}
     finally:
-        for each in {id(server): server, id(first): first}.values():
+        for each in (first, *others):
             if each.process.poll() is None:
                 each.kill()
 
