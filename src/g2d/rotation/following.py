@@ -49,13 +49,17 @@ class Following:
         """Follow this one no more: it is not what it should be."""
         self._skipped = max(self._skipped, number)
 
-    def look(self) -> bool:
-        """Ask the ledger; tell what makes this service not ready. True: there is one to follow."""
+    def look(self) -> int:
+        """Ask the ledger; tell what makes this service not ready.
+
+        Returns:
+            The number to follow; 0: there is none.
+        """
         before, fault, detail, number = self._live.number, "", "", 0
         try:
             number = self._ledger.live()
         except UnavailableError:
-            return False
+            return 0
         except G2DError as error:
             fault, detail = "what is live cannot be read", f": {error}"  # it names files
         with self._mutex:
@@ -68,7 +72,7 @@ class Following:
             self._last = why
             if why:
                 self._tell(Alarm("unready", why + detail))
-        return bool(self.ahead)
+        return self.ahead
 
     @contextmanager
     def committing(self, number: int) -> Iterator[None]:
