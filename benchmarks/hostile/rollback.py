@@ -168,16 +168,22 @@ def clock_back(scene: Scene) -> None:
 # --- ways: while it runs -------------------------------------------------------------------------
 
 
-def ledger_put_back(scene: Scene, server: Server) -> Server:
+def ledger_put_back(scene: Scene, server: Server, others: list[Server]) -> Server:
     exposures_deleted(scene)
     return server
 
 
-def two_services(scene: Scene, server: Server) -> Server:
-    """A second one on the same vault, while the first rotates: it must not serve on what is old."""
+def two_services(scene: Scene, server: Server, others: list[Server]) -> Server:
+    """Two on one vault: when the one that has the worker rotates, the other must not serve on."""
     second = Server(scene.vault, scene.vault.with_suffix(".2.log"), "--key", str(scene.public))
+    others.append(second)
     second.ready()
-    server.ask("/admin/rotate", "POST")
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        for one, other in ((server, second), (second, server)):
+            one.ask("/admin/rotate", "POST")  # refused by the one whose worker has no lock
+            if one.rotation()["generation"] > LIVE:
+                return other
     return second
 
 
@@ -203,10 +209,13 @@ def readiness(server: Server) -> int:
         return error.code
 
 
-def outcome(scene: Scene, during: Callable[[Scene, Server], Server] | None) -> dict[str, Any]:
+def outcome(
+    scene: Scene, during: Callable[[Scene, Server, list[Server]], Server] | None
+) -> dict[str, Any]:
     """Serve it; what became of it, which generation it answered from, what it said."""
     log = scene.vault.with_suffix(".log")
     server = first = Server(scene.vault, log, "--key", str(scene.public))
+    others: list[Server] = []
     try:
         try:
             server.ready()
@@ -214,13 +223,13 @@ def outcome(scene: Scene, during: Callable[[Scene, Server], Server] | None) -> d
             lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
             return {"outcome": "refused", "said": lines[-1][:300] if lines else "", "live": None}
         if during:
-            server = during(scene, first)
+            server = during(scene, first, others)
         until, found = time.monotonic() + PATIENCE, "served"
         while time.monotonic() < until and found == "served":
             live = server.rotation()["generation"]
             if during and live > LIVE:
                 found = "followed"
-            elif readiness(server) == 503 and server.events("alarm"):
+            elif during is not two_services and readiness(server) == 503 and server.events("alarm"):
                 found = "alarmed, not ready"
             elif during is None and not server.events("alarm") and readiness(server) == 200:
                 break
@@ -228,7 +237,7 @@ def outcome(scene: Scene, during: Callable[[Scene, Server], Server] | None) -> d
         told = [event.get("text", "") for event in server.events("alarm")]
         return {"outcome": found, "said": told[0][:300] if told else "", "live": live}
     finally:
-        for each in {id(server): server, id(first): first}.values():
+        for each in (first, *others):
             if each.process.poll() is None:
                 each.kill()
 
@@ -265,7 +274,7 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     shutil.copytree(whole.vault, whole.old)
     with g2d.Defence.open(whole.vault) as defence:
         defence.generate(LIVE - OLD)
-    ways = [*STARTS, *WHILE]
+    ways = [way for way in (*STARTS, *WHILE) if not a.only or way.__name__ in a.only]
     found = {way.__name__: judge(whole, way, folder) for way in ways}
     control = judge(whole, untouched, folder)
     return record(a) | {"ways": found, "control": control}
@@ -288,7 +297,9 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-    command.carry_out("rollback", command.parser(__doc__), measure, rows, "ways")
+    flags = command.parser(__doc__)
+    flags.add_argument("--only", nargs="*", help="try these ways alone")
+    command.carry_out("rollback", flags, measure, rows, "ways")
 
 
 if __name__ == "__main__":

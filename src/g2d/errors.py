@@ -74,6 +74,10 @@ class KeyFileError(G2DError):
     """A key file is absent, of another kind, or open to others."""
 
 
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What comes of reading values that somebody else wrote, whatever they are."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -293,3 +293,20 @@ def test_a_clock_that_is_set_back_does_not_take_the_time_back(monkeypatch):
     monkeypatch.setattr("time.time", lambda: now - 1000)
     assert running.now() >= now
     assert running.behind() == pytest.approx(1000, abs=60)
+
+
+@pytest.mark.parametrize("step", ["read", "reset"])
+def test_a_kill_while_a_vault_is_made_leaves_one_that_opens(tmp_path, monkeypatch, step):
+    """Its mark and its own note of that are two files: the note comes last."""
+    monkeypatch.setenv("G2D_STATE", str(tmp_path / "state"))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as kill:
+        kill.setattr(FileMark, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            Vault.create(tmp_path / "vault", SETTINGS)
+    with Vault.open(tmp_path / "vault", write=True) as vault:
+        grow(vault, 1)
+        assert vault.marked

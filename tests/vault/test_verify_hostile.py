@@ -121,7 +121,7 @@ def test_deep_json_is_one_problem(vault, change):
 
 def test_deep_settings_are_one_problem(vault):
     (vault / "task.toml").write_text(f"x = {DEEP}")
-    assert said(vault, KEY.public) == ["task.toml: it is nested too deeply"]
+    assert said(vault, KEY.public) == ["task.toml: task.toml is nested too deeply"]
 
 
 def test_deep_json_does_not_end_a_reader(vault):

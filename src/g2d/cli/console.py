@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from g2d.cli.flags import meaning
 from g2d.core.shares import wilson
-from g2d.errors import G2DError, VaultError
+from g2d.errors import DAMAGE, G2DError, VaultError
 from g2d.report.controls import controls, measured
 from g2d.report.results import read_results, results_path, unattacked
-from g2d.vault.records import DAMAGE
 
 if TYPE_CHECKING:
     from rich.console import Console

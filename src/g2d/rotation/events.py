@@ -114,6 +114,14 @@ class Accepted(Event):
 
 
 @dataclass(frozen=True)
+class OlderCopy(Event):
+    """What is served is a copy of a vault, and behind what another copy of it has reached here."""
+
+    name = "older copy"
+    text: str
+
+
+@dataclass(frozen=True)
 class Paused(Event):
     """Rotation is suspended."""
 

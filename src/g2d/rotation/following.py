@@ -49,13 +49,17 @@ class Following:
         """Follow this one no more: it is not what it should be."""
         self._skipped = max(self._skipped, number)
 
-    def look(self) -> bool:
-        """Ask the ledger; tell what makes this service not ready. True: there is one to follow."""
+    def look(self) -> int:
+        """Ask the ledger; tell what makes this service not ready.
+
+        Returns:
+            The number to follow; 0: there is none.
+        """
         before, fault, detail, number = self._live.number, "", "", 0
         try:
             number = self._ledger.live()
         except UnavailableError:
-            return False
+            return 0
         except G2DError as error:
             fault, detail = "what is live cannot be read", f": {error}"  # it names files
         with self._mutex:
@@ -64,10 +68,11 @@ class Following:
             self.newest = number if number != self._own else 0
             self._fault = fault
         why = self.unready()
-        if why and why != self._last and not self.ahead:  # a standby follows all the time
-            self._tell(Alarm("unready", why + detail))
-        self._last = why
-        return bool(self.ahead)
+        if why != self._last and not self.ahead:  # a standby has to follow all the time
+            self._last = why
+            if why:
+                self._tell(Alarm("unready", why + detail))
+        return self.ahead
 
     @contextmanager
     def committing(self, number: int) -> Iterator[None]:

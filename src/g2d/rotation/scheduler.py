@@ -218,9 +218,8 @@ class Rotation:
 
     def watch(self) -> None:
         """Look at the ledger; raise an alarm, once, if a rotation is overdue by a period."""
-        if self._ledger.look():
-            with self._wake:
-                self._wake.notify_all()
+        if newer := self._ledger.look():
+            self._follow(newer)
         with self._wake:
             late = self._late(time.monotonic())
             warn = late > max(GRACE, self._triggers.every) and not self._warned
@@ -246,11 +245,9 @@ class Rotation:
     def _run(self) -> None:
         while not self._stopping:
             try:
-                if newer := self._ledger.ahead:
-                    self._follow(newer)
-                self._spare = self._prepare()
-                if self._await_due():
-                    self._rotate(self._spare)
+                spare = self._spare = self._prepare()
+                if self._await_due(spare):
+                    self._rotate(spare)
             except Exception as error:  # whatever happens here, the live generation goes on
                 try:
                     self._fail(error)
@@ -270,10 +267,10 @@ class Rotation:
         self._tell(Spare(number, took))
         return spare
 
-    def _await_due(self) -> bool:
-        """Wait until a rotation is due and allowed; False: the service stops, or has to follow."""
+    def _await_due(self, spare: Snapshot) -> bool:
+        """Wait until a rotation is due and allowed; False: the service stops, or has followed."""
         with self._wake:
-            while not self._stopping and not self._ledger.ahead:
+            while not self._stopping and self._spare is spare and spare.number > self._live.number:
                 wait = None
                 if self._triggers.every and not self._paused and not self._due:
                     wait = self._at - time.monotonic()
@@ -302,21 +299,34 @@ class Rotation:
             self._swap(spare, began)
 
     def _follow(self, number: int) -> None:
-        """Take what somebody else committed: a retired generation is not served on."""
-        began = time.monotonic()
+        """Take what somebody else committed: a retired generation is not served on.
+
+        By the thread that watches: ours may be waiting for a worker that has no lock.
+        """
+        began, live = time.monotonic(), self._live.number
         try:
-            fresh = self._loader.load(number, self._live.number)
+            fresh = self._loader.load(number, live)
+        except UnavailableError:
+            return  # the next look tries again
         except VaultError as error:
-            if not isinstance(error, UnavailableError):
-                self._ledger.skip(number)  # what comes after it is made all the same
-            raise
+            if number > self._live.number:  # else ours was quicker
+                self._ledger.skip(number)
+                with self._wake:  # what comes after it is made all the same
+                    self._spare, self._refused = None, max(self._refused, number)
+                    self._wake.notify_all()
+                reason = str(getattr(error, "reason", "unreadable"))
+                self._tell(Refused(generation=number, reason=reason, text=str(error), live=live))
+            return
         self._swap(fresh, began, ("ledger",))
 
     def _swap(self, fresh: Snapshot, began: float, why: tuple[str, ...] = ()) -> None:
         """Answer from a generation that is committed; whatever was due is done with it."""
         with self._wake:
             before = self._live.number
+            if fresh.number <= before:
+                return  # the other thread was quicker
             self._live.swap(fresh)
+            self._wake.notify_all()
             reasons, self._due = (*sorted(self._due), *why), []
             asked, self._asked = self._asked, []
             self._spare, self._failures = None, 0
@@ -330,7 +340,7 @@ class Rotation:
     def _refuse(self, number: int, error: VaultError) -> None:
         """Never offer a generation again, unless it is the machine that could not read it."""
         if not isinstance(error, UnavailableError):
-            self._refused = number
+            self._refused = max(self._refused, number)
 
     def _commit(self, number: int) -> None:
         """Commit, and find out whether it happened if the worker died over it."""
@@ -357,11 +367,9 @@ class Rotation:
         else:
             self._tell(Failed(reason, text, live, wait))
         self._answer_asked(error if isinstance(error, G2DError) else GenerationError(text))
-        until, newest = time.monotonic() + wait, self._ledger.newest
+        until = time.monotonic() + wait
         with self._wake:
             while not (self._stopping or self._asked) and time.monotonic() < until:
-                if self._ledger.newest > newest:
-                    break
                 self._wake.wait(until - time.monotonic())
 
     def _answer_asked(self, error: Exception) -> None:

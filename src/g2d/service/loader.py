@@ -21,9 +21,9 @@ from torch import nn
 from g2d.core.files import read_plain, write_bytes
 from g2d.core.sources import Digests, digests, hold
 from g2d.core.types import Array
-from g2d.errors import CheckpointError, RefusedError, VaultError
+from g2d.errors import DAMAGE, CheckpointError, RefusedError, VaultError
 from g2d.protect.snapshots import build_snapshot
-from g2d.rotation.events import Accepted, Alarm, Event
+from g2d.rotation.events import Accepted, Event, OlderCopy
 from g2d.rotation.snapshot import Snapshot
 from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings
@@ -33,7 +33,6 @@ from g2d.vault.code import TASK, advice, bound_code, changed, code_of, require, 
 from g2d.vault.ledger import LEDGER
 from g2d.vault.mark import FileMark, HighWaterMark, Mark, SteadyClock
 from g2d.vault.placing import check_private
-from g2d.vault.records import DAMAGE
 from g2d.vault.rollback import judge, reached, unmarked
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
@@ -158,7 +157,7 @@ class VaultLoader:
         copies = self._marks if isinstance(self._marks, FileMark) else None
         if mark is None and copies and (other := copies.elsewhere()) > self.live():
             text = f"this is an older copy of a vault whose generation {other} was live here before"
-            yield Alarm("rollback", text)
+            yield OlderCopy(text)
 
     def told(self) -> None:
         """Note that `events` have been told: what was accepted is not told again."""

@@ -13,16 +13,15 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from g2d.core.files import MOST_TEXT, read_plain, replace_file
+from g2d.core.files import MOST_TEXT, read_plain, read_text, replace_file
 from g2d.core.folders import PRIVATE
 from g2d.core.platforms import state_folder
-from g2d.errors import KeyFileError
-from g2d.vault.records import DAMAGE
+from g2d.errors import DAMAGE, KeyFileError
 
 if TYPE_CHECKING:
     from g2d.vault.reading import VaultReader
 
-__all__ = ["confirm_key", "confirmed_key", "key_named"]
+__all__ = ["confirm_key", "confirmed_key", "key_named", "key_there"]
 
 VARIABLE = "G2D_SIGNING_KEY"
 """The variable that names the key in place of what was confirmed, for a container, say."""
@@ -37,6 +36,14 @@ def key_named(settings_toml: str) -> str:
     except DAMAGE:
         return ""
     return found if isinstance(found, str) else ""
+
+
+def key_there(path: Path) -> str:
+    """The key that a file of settings names, if there is such a file; it may be anybody's."""
+    try:
+        return key_named(read_text(path))
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
 
 
 def confirm_key(identity: str, key: str) -> None:

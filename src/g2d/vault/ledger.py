@@ -235,7 +235,6 @@ def make_ledger(path: Path, settings_toml: str) -> sqlite3.Connection:
         for statement in _TABLES:
             ledger.execute(statement)
         _add_identity(ledger)
-        ledger.execute(_MARKED)
         ledger.execute("COMMIT")
         sync_folder(path.parent)
     except BaseException:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from g2d.errors import VaultError, nearest
+from g2d.errors import DAMAGE, VaultError, nearest
 from g2d.vault.ledger import sha256
 
 SIGNATURE = "manifest.sig"
@@ -33,9 +33,6 @@ TOO_DEEP = "it is nested too deeply"
 
 LARGEST = 1 << 53
 """The highest number that a generation can have; a row with another one is damaged."""
-
-DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What comes of reading values that somebody else wrote, whatever they are."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -71,7 +71,7 @@ class Watermark:
         self._marks: FileMark | None = None
         self.issued = 0
 
-    def begin(self, vault: Vault) -> None:
+    def begin(self, vault: Vault, ledger: sqlite3.Connection) -> None:
         """Begin anew: a vault that is made where another lay is meant to be there; that is told."""
         self._marks = FileMark(vault.path, vault.identity)
         try:
@@ -82,6 +82,7 @@ class Watermark:
         if before is not None and before.live:
             text = f"a new vault was made where {before.vault} was, generation {before.live} live"
         self._marks.reset(reached(vault, text))
+        note_mark(ledger, 1, 0)  # only now: a kill before leaves a vault that knows of no mark
 
     def take_up(self, vault: Vault, ledger: sqlite3.Connection) -> None:
         """Refuse a vault that has gone back; else note in it that there is a mark, kept up."""
@@ -89,8 +90,8 @@ class Watermark:
         give_identity(ledger)
         self._marks = FileMark(vault.path, vault.identity)
         self.issued = found.issued if found else 0
-        note_mark(ledger, vault.last_number() + 1, self.issued)
         self._marks.advance(reached(vault))
+        note_mark(ledger, vault.last_number() + 1, self.issued)
 
     def advance(self, vault: Vault) -> None:
         """Remember what was reached."""

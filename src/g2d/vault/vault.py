@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 
 from g2d.core.folders import PRIVATE
 from g2d.errors import VaultError
-from g2d.vault.confirmed import confirm_key, key_named
+from g2d.vault.confirmed import confirm_key, key_named, key_there
 from g2d.vault.ledger import (
     FORMAT,
     LEDGER,
@@ -35,7 +35,6 @@ from g2d.vault.ledger import (
     take_lock,
 )
 from g2d.vault.placing import check_private, place, remove_weights, tidy, write
-from g2d.vault.plain import read_text
 from g2d.vault.reading import VaultReader
 from g2d.vault.records import (
     FOLDERS,
@@ -83,7 +82,7 @@ class Vault(VaultReader):
                     f"{path} is not an empty folder. Name one that is absent or empty."
                 )
             path.mkdir(PRIVATE, parents=True, exist_ok=True)
-            there = key_named(read_text(path / SETTINGS)) if (path / SETTINGS).exists() else ""
+            there = key_there(path / SETTINGS)
             path.chmod(PRIVATE)  # it may have been there
             with ExitStack() as undo:
                 lock = undo.enter_context(take_lock(path))
@@ -91,7 +90,7 @@ class Vault(VaultReader):
                 undo.callback(vault.close)
                 key = key_named(settings_toml)
                 if cls.remembered:
-                    vault._mark.begin(vault)
+                    vault._mark.begin(vault, vault._ledger)
                 if cls.remembered and key and key != there:  # what lay there is no word of ours
                     confirm_key(vault.identity, key)
                 undo.pop_all()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from g2d.rotation.events import Alarm, Event, Failed, Refused, Spare, Swap
+from g2d.rotation.events import Accepted, Alarm, Event, Failed, Refused, Spare, Swap
 from g2d.service.http.events import Rejected, WrongToken
 from g2d.service.http.limits import client_of
 from g2d.service.http.log import Log, to_json
@@ -194,6 +194,9 @@ class EventLog:
             case Failed():
                 metrics.failures.inc()
                 record = {"kind": "generator", **record}
+                self._alarms.append(record)
+            case Accepted():
+                record = {"kind": "accepted", **record}
                 self._alarms.append(record)
             case Alarm():
                 metrics.alarms.labels(event.kind).inc()
