@@ -263,6 +263,54 @@ def test_bytes_are_counted_as_they_come_and_given_back(issuer, by_token, tmp_pat
     run(harness, work)
 
 
+def test_whatever_comes_as_authorization_is_refused_in_order(issuer, by_token):
+    import base64
+    import random
+
+    from g2d.service.access.quotas import Rates
+    from g2d.service.http.protocol import RequestError
+
+    chance, good = random.Random(0), issuer.token("infer").encode()
+    head, payload, signature = good.split(b".")
+
+    def packed(data: bytes) -> bytes:
+        return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+    def anything() -> bytes:
+        size = chance.choice((0, 1, 20, 400, 9000))
+        return bytes(chance.choices(range(256), k=size))
+
+    def changed() -> bytes:
+        found = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            found[chance.randrange(len(found))] = chance.choice(b"aZ09-_.=\xff")
+        return bytes(found)
+
+    kinds = (
+        anything,
+        changed,
+        lambda: b".".join(packed(anything()) for _ in range(3)),
+        lambda: b".".join((packed(chance.choice((b"{}", b"[]", b"1", b"[" * 9999))), b"", b"")),
+        lambda: head + b"." + packed(b'{"exp": 1e999}') + b"." + signature,
+        lambda: head + b"." + payload + b"." + packed(anything()),
+        lambda: b"." * chance.randint(0, 5),
+    )
+    harness = Harness(by_token)
+    access = harness.service.access
+    access._wrong = Rates(clock=iter(range(0, 10**9, 1000)).__next__)
+    for place in range(350):
+        word = chance.choice((b"Bearer ", b"bearer  ", b"Bearer\t", b"Basic ", b""))
+        value = word + kinds[place % len(kinds)]()
+        path = chance.choice((INFER, "/status", "/admin/pause", "/metrics"))
+        scope = {"path": path, "headers": [(b"authorization", value)],
+                 "client": (f"192.0.{place % 250}.1", 1)}  # fmt: skip
+        with pytest.raises(RequestError) as refused:
+            access.admit(scope)
+        assert refused.value.status in (401, 429), value
+        assert all(re.fullmatch(rb"[ -~]*", each) for _, each in refused.value.headers)
+    assert not access._sources.keys.value.verified
+
+
 def test_a_connection_counts_once_and_not_after_its_end():
     from g2d.service.access.links import Link
     from g2d.service.access.policy import Quota
