@@ -146,9 +146,9 @@ def gaps(server: Server, begin: float, end: float) -> list[float]:
 
 
 def wait_until_served(server: Server) -> None:
-    """Wait until it has started, whether by HTTP or HTTPS."""
-    until = time.monotonic() + 120
-    while '"event":"start"' not in server.log.read_text():
+    """Wait until it has started, whether by HTTP or HTTPS, and has rotated twice."""
+    until = time.monotonic() + 240
+    while server.log.read_text().count('"event":"swap"') < 2:
         if time.monotonic() > until or server.process.poll() is not None:
             raise SystemExit(f"the server did not start: {server.log.read_text()[-2000:]}")
         time.sleep(0.1)

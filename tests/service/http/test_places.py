@@ -29,29 +29,52 @@ class Crowd:
         return place
 
 
-def test_who_never_asked_gives_way_before_who_did_and_the_busy_stay():
-    crowd = Crowd()
-    busy, idle, body, _ = (crowd.seat(name) for name in ("busy", "idle", "body", "silent"))
+def test_who_never_asked_gives_way_then_the_longest_of_the_crowd_and_the_busy_stay():
+    crowd = Crowd(most=6)
+    names = ("busy", "idle", "body", "other body", "unread", "silent")
+    busy, idle, body, other, unread, _ = (crowd.seat(name) for name in names)
     busy.busy()
-    idle.busy()
     idle.idle()
     body.body()
-    assert crowd.places.room("192.0.2.1") == pytest.approx(0.5)  # it has half a second to ask
-    crowd.at += 0.6
-    for name in ("silent", "idle", "body"):
-        assert crowd.places.room("192.0.2.9") == 0.0
+    unread.unread()
+    crowd.at += 0.1
+    other.body()
+    assert crowd.places.room("x") == pytest.approx(0.4)  # everybody has half a second
+    crowd.at += 0.4
+    for name in ("silent", "body"):
+        assert crowd.places.room("x") == 0.0
         assert crowd.ended[-1] == name
-        crowd.seat(f"new {name}", "192.0.2.9").busy()
-    assert crowd.places.room("192.0.2.9") == math.inf
-    assert len(crowd.places.all) == 4
-    busy.unread()
-    assert crowd.places.room("192.0.2.9") == pytest.approx(0.5)
-    busy.busy()  # it has read
-    assert crowd.places.room("192.0.2.9") == math.inf
-    busy.unread()
+        crowd.seat(f"new {name}").busy()
+    idle.busy()
+    unread.busy()  # it has read
+    assert crowd.places.room("x") == pytest.approx(0.1)  # for the other body
+    crowd.at += 0.2
+    assert crowd.places.room("x") == 0.0
+    crowd.seat("last").busy()
+    assert crowd.places.room("x") == math.inf
+    assert crowd.ended == ["silent", "body", "other body"]
+
+
+def test_a_burst_of_the_silent_does_not_cost_who_is_idle():
+    crowd = Crowd(most=10)
+    crowd.seat("idle").idle()
+    crowd.at += 30
+    for number in range(9):
+        crowd.seat(str(number))
+    assert crowd.places.room("x") == pytest.approx(0.5)
     crowd.at += 0.6
-    assert crowd.places.room("192.0.2.9") == 0.0
-    assert crowd.ended == ["silent", "idle", "body", "busy"]
+    assert crowd.places.room("x") == 0.0
+    assert crowd.ended == ["0"]
+
+
+def test_the_young_do_not_keep_the_door_waiting_where_bodies_fill_the_table():
+    crowd = Crowd(most=10)
+    for number in range(9):
+        crowd.seat(str(number)).body()
+    crowd.at += 1
+    crowd.seat("young")
+    assert crowd.places.room("x") == 0.0
+    assert crowd.ended == ["0"]
 
 
 def test_the_longest_silent_is_the_first_and_the_count_is_told_once_a_second():

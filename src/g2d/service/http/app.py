@@ -243,11 +243,10 @@ class Service:
         answered meanwhile.
         """
         most, length = self.max_body, told.get(b"content-length")
-        too_large = RequestError(413, f"the body is larger than {most} bytes; send fewer inputs")
         if told.get(b"content-encoding") not in (None, b"identity"):
             raise RequestError(415, "compressed bodies are not taken; send them as they are")
         if length is not None and length.isdigit() and int(length[:16]) > most:
-            raise too_large
+            raise _too_large(most)
         more = (told.get(HEADER_LENGTH), self.model, self.options.max_batch)
         parts: list[bytes] = []
         with body:
@@ -258,7 +257,7 @@ class Service:
                 part: bytes = message.get("body", b"")
                 whole = not message.get("more_body")
                 if body.size + len(part) > most:
-                    raise too_large
+                    raise _too_large(most)
                 if not whole or body.size or len(part) > LARGE:
                     body.add(len(part))
                 parts.append(part)
@@ -312,6 +311,10 @@ def _bodiless(send: Send) -> Send:
         await send(message)
 
     return out
+
+
+def _too_large(most: int) -> RequestError:
+    return RequestError(413, f"the body is larger than {most} bytes; send fewer inputs")
 
 
 def _over_budget(error: OverBudgetError) -> RequestError:

@@ -12,7 +12,7 @@ from types import TracebackType
 from g2d.service.http.limits import is_loopback
 
 _LEAST = 256 << 20  # bytes of the budget, unless four of the largest bodies need more
-_NOTABLE = 64 << 20  # bytes that, once they are free, are given back to the system
+_NOTABLE = 16 << 20  # bytes that, once they are free, are given back to the system
 
 
 class OverBudgetError(Exception):

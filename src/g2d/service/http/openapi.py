@@ -37,8 +37,8 @@ def merge(schema: Schema, model: Model, options: Options) -> Schema:
             paths[f"{path}/{what}"] = _get(text, {"type": "object"}, about, ("404",))
         paths[f"{path}/ready"] = _get("Whether the model answers", None, about, ("404", "503"))
         paths[f"{path}/infer"] = {"post": _infer(model, options) | {"parameters": about}}
-    prefix = {"servers": [{"url": options.root_path}]} if options.root_path else {}
-    whole = schema | prefix | {"paths": paths | schema["paths"]}
+    servers = {"servers": [{"url": options.root_path}]} if options.root_path else {}
+    whole = schema | servers | {"paths": paths | schema["paths"]}
     return _with_callers(whole, options) if options.authenticated else whole
 
 

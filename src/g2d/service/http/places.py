@@ -16,7 +16,7 @@ _GRACE = (
     0.5  # seconds that everybody has for a first request: a TLS handshake takes two round trips
 )
 _EVERY = 1.0  # seconds between reports
-_SILENT, _IDLE, _BODY, _UNREAD = "silent", "idle", "body", "unread"  # in this order they give way
+_SILENT, _IDLE, _BODY, _UNREAD = "silent", "idle", "body", "unread"
 _BUSY = ""
 
 
@@ -36,7 +36,7 @@ class Place:
 
     def idle(self) -> None:
         """It was answered; the next request may never come."""
-        self._do(_IDLE)
+        self._wait(_IDLE)
 
     def body(self) -> None:
         """A part of a request is still to come."""
@@ -103,10 +103,10 @@ class Places:
     def room(self, client: str) -> float:
         """Make room for one more; return 0 if there is some, else the seconds until there may be.
 
-        Who waits longest gives way: first those that never asked, once they had half a second for
-        it, then those that are idle after an answer, then those whose body is under way, and at last
-        those who do not read. Infinite: all are being answered, or all of this client's, which has
-        its share.
+        Who never asked gives way first; if there is none, of those that are most, idle after an
+        answer, with their body under way or without reading, who has waited longest: a crowd of one
+        kind costs others nothing. Each has half a second. Infinite: all are being answered, or all
+        of this client's, which has its share.
         """
         if self.clients.get(client, 0) >= self._share and not is_loopback(client):
             each = (p for line in self.waiting.values() for p in line if p.client == client)
@@ -115,13 +115,15 @@ class Places:
             self._give_way(own, "share")
         if len(self.all) < self._most:
             return 0.0
-        for why, line in self.waiting.items():
-            for first in line:
-                wait = 0.0 if why == _IDLE else first.since + _GRACE - self.now()
+        wait, most = math.inf, max(self.waiting, key=lambda why: len(self.waiting[why]))
+        for why in (_SILENT, most):
+            for first in self.waiting[why]:
+                wait = first.since + _GRACE - self.now()
                 if wait <= 0:
                     self._give_way(first, why)
-                return max(0.0, wait)
-        return math.inf
+                    return 0.0
+                break
+        return max(1e-3, wait)
 
     def take(self, client: str) -> Place:
         """Seat a connection for which there is room; it has not asked yet."""

@@ -7,7 +7,7 @@ model repository, as its clients and `perf_analyzer` ask for them.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from g2d.service.http.protocol import RequestError
 from g2d.service.http.types import Scope
@@ -25,8 +25,7 @@ _SERVER = {
 _POSTED = ("infer", "index")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What is asked; of a model, if it has a `name`, and of one version of it, if that is said."""
 
     what: str
