@@ -40,6 +40,7 @@ def turn(server: Server, requests: list[bytes], a: argparse.Namespace) -> dict[s
     cost on connections that are kept.
     """
     server.signal(signal.SIGCONT)
+    Load(server.port, requests, 0.3, a.connections, tls=server.tls).finish()  # it was stopped
     load = Load(server.port, requests, 600.0, a.connections, tls=server.tls)
     time.sleep(0.3 * a.seconds)
     began, before = time.perf_counter(), server.cpu()

@@ -15,7 +15,7 @@ from g2d.errors import SettingsError
 from g2d.service.access.identity import INFER as ROLE_INFER
 from g2d.service.access.identity import OBSERVE, OPERATE, ROLES, needed
 from g2d.service.http.options import Options
-from stand_ins import ADMIN, INFER, MODEL, Harness, body, run
+from stand_ins import ADMIN, INFER, MODEL, TOKEN, Harness, body, run
 
 ROLE_OF = {
     "/v2/health/live": set(), "/v2/health/ready": set(), "/v2/health/ready/": set(),
@@ -55,10 +55,8 @@ async def every_address(harness: Harness) -> list[tuple[str, str]]:
 
 def test_no_address_is_open_but_what_the_table_calls_free(issuer, by_token):
     harness = Harness(by_token)
-    who = {"": {}, "operator": ADMIN}
-    for count in range(len(ROLES) + 1):
-        for roles in itertools.combinations(ROLES, count):
-            who[" ".join(roles) or "none"] = bearer(issuer.token(*roles))
+    who = {"": {}, "operator": ADMIN, "none": bearer(issuer.token("none"))}
+    who |= {role: bearer(issuer.token(role)) for role in ROLES}
 
     async def work(client):
         harness.event_log.close()  # a stream that was admitted ends at once, with 503
@@ -84,19 +82,22 @@ def test_no_address_is_open_but_what_the_table_calls_free(issuer, by_token):
 
 
 def test_without_authentication_loopback_is_as_open_as_before():
-    harness = Harness()
-
     async def work(client):
         harness.event_log.close()
         for method, path in await every_address(harness):
             answer = await client.request(method, path)
-            expected = 401 if needed(path) == {OPERATE} else 0
+            expected = 0 if needed(path) != {OPERATE} else 401 if token else 403
             refused = answer.status_code if answer.status_code in (401, 403) else 0
             assert refused == expected, (method, path)
         proxied = await client.post(INFER, json=body(), headers=bearer("of a proxy's own"))
         assert proxied.status_code == 200
+        own = {path: await client.get(path, headers=bearer("own")) for path in ("/metrics", "/")}
+        # What the admin token shows more of is not shown to a wrong one; without one, to nobody.
+        assert [each.status_code for each in own.values()] == [401 if token else 200, 200]
 
-    run(harness, work)
+    for token in (TOKEN, ""):
+        harness = Harness(token=token)
+        run(harness, work)
 
 
 def test_the_description_says_which_calls_ask_who_it_is(by_token):
@@ -261,6 +262,54 @@ def test_bytes_are_counted_as_they_come_and_given_back(issuer, by_token, tmp_pat
         assert quotas._under_way == {}
 
     run(harness, work)
+
+
+def test_whatever_comes_as_authorization_is_refused_in_order(issuer, by_token):
+    import base64
+    import random
+
+    from g2d.service.access.quotas import Rates
+    from g2d.service.http.protocol import RequestError
+
+    chance, good = random.Random(0), issuer.token("infer").encode()
+    head, payload, signature = good.split(b".")
+
+    def packed(data: bytes) -> bytes:
+        return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+    def anything() -> bytes:
+        size = chance.choice((0, 1, 20, 400, 9000))
+        return bytes(chance.choices(range(256), k=size))
+
+    def changed() -> bytes:
+        found = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            found[chance.randrange(len(found))] = chance.choice(b"aZ09-_.=\xff")
+        return bytes(found)
+
+    kinds = (
+        anything,
+        changed,
+        lambda: b".".join(packed(anything()) for _ in range(3)),
+        lambda: b".".join((packed(chance.choice((b"{}", b"[]", b"1", b"[" * 9999))), b"", b"")),
+        lambda: head + b"." + packed(b'{"exp": 1e999}') + b"." + signature,
+        lambda: head + b"." + payload + b"." + packed(anything()),
+        lambda: b"." * chance.randint(0, 5),
+    )
+    harness = Harness(by_token)
+    access = harness.service.access
+    access._wrong = Rates(clock=iter(range(0, 10**9, 1000)).__next__)
+    for place in range(350):
+        word = chance.choice((b"Bearer ", b"bearer  ", b"Bearer\t", b"Basic ", b""))
+        value = word + kinds[place % len(kinds)]()
+        path = chance.choice((INFER, "/status", "/admin/pause", "/metrics"))
+        scope = {"path": path, "headers": [(b"authorization", value)],
+                 "client": (f"192.0.{place % 250}.1", 1)}  # fmt: skip
+        with pytest.raises(RequestError) as refused:
+            access.admit(scope)
+        assert refused.value.status in (401, 429), value
+        assert all(re.fullmatch(rb"[ -~]*", each) for _, each in refused.value.headers)
+    assert not access._sources.keys.value.verified
 
 
 def test_a_connection_counts_once_and_not_after_its_end():

@@ -43,7 +43,8 @@ def test_head_is_get_without_a_body():
             assert (head.status_code, head.content) == (200, b""), path
             assert head.headers["content-type"] == got.headers["content-type"]
         assert (await client.head("/events")).status_code == 405
-        assert (await client.head("/admin/rotate")).status_code == 405
+        assert (await client.head("/admin/rotate")).status_code == 401
+        assert (await client.head("/admin/rotate", headers=ADMIN)).status_code == 405
 
     run(Harness(), work)
 

@@ -64,7 +64,7 @@ def _name(certificate: object) -> str:
         return spiffe(addresses)
     if not names:
         own = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-        names = [f"cn:{each.value}" for each in own]
+        names = [f"cn:{each.value}" for each in own if isinstance(each.value, str)]
     if not names:
         raise UnknownError("the client certificate names nobody")
     return plain(names[0], "the client certificate's name")

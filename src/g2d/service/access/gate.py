@@ -184,8 +184,12 @@ class Access:
     def _identify(self, scope: Scope, roles: frozenset[str], quiet: bool = False) -> Caller:
         """Find out who asks; `quiet`: as once before, so that nothing is counted or told."""
         address = address_of(scope)
-        if not self._authenticated and OPERATE not in roles and scope["path"] not in _LOOKED:
-            return Caller("", _ANYBODY, "", address)
+        if not self._authenticated and OPERATE not in roles:
+            if scope["path"] not in _LOOKED or not self.admin_token.open:
+                return Caller("", _ANYBODY, "", address)
+        elif not self.operable:
+            text = "admin calls are off: start the service with an admin token"
+            raise RequestError(403, text)
         given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
         kind, _, token = given.strip().partition(b" ")
         token = token.strip() if kind.lower() == b"bearer" else b""
@@ -219,9 +223,6 @@ class Access:
         return Caller(OPERATOR, _ALL, "token", address)
 
     def _wrong_token(self, scope: Scope, address: str) -> RequestError:
-        if not self.admin_token.open and not self._authenticated:
-            text = "admin calls are off: start the service with an admin token"
-            return RequestError(403, text)
         self._tell(WrongToken(address, scope["path"][:_SHOWN]))
         return RequestError(401, "the admin token is missing or wrong", _challenge())
 

@@ -21,7 +21,7 @@ from g2d.service.http.options import Options
 LEEWAY = 10.0
 """Seconds that clocks may differ."""
 
-_MOST = 16_384  # bytes of a token
+_MOST = 8192  # bytes of a token; PyJWT looks at each of them several times
 _KEPT = 4096  # verified tokens that are remembered
 _LEAST_RSA = 2048  # bits (RFC 7518, 3.3)
 _ALGORITHMS = {("RSA", None): ("RS256", "PS256"), ("EC", "P-256"): ("ES256",),
