@@ -99,6 +99,7 @@ def written(pins: Pins, covered: list[str]) -> str:
 
 
 def main() -> None:
+    """Add this platform to the file."""
     old, covered = read(LOCK.read_text("utf-8")) if LOCK.exists() else ({}, [])
     new, here = chosen()
     LOCK.write_text(written(merged(old, new), [*covered, here]), "utf-8")

@@ -19,16 +19,19 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOYED = ("report", "images", "attacks", "signing", "serve", "ray")
 ROOT_REF = "root-component"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PLACE = re.compile(r"(?<![\w.:/-])/(?:home|root|tmp|opt|work|usr|var|srv|Users|mnt)/|file:|\\\\")
 
 Bom = dict[str, Any]
+Graph = dict[str, set[str]]
 
 
 def normal(name: str) -> str:
@@ -36,34 +39,54 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def deployed(pyproject: dict[str, Any]) -> set[str]:
-    """Names of the packages that g2d itself asks for where it is deployed."""
-    project = pyproject["project"]
+def deployed() -> Graph:
+    """What g2d asks for where it is deployed, and what that asks for, by normalised name.
+
+    The tool's own graph also follows extras that nobody asked for, to pytest and further.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     asked = [*project["dependencies"], *(line for extra in DEPLOYED for line in extras[extra])]
-    names = {normal(found[0]) for line in asked if (found := _NAME.match(line))}
-    return names - {"g2d"}
-
-
-def pruned(bom: Bom, names: set[str]) -> Bom:
-    """The list with what is deployed alone, and without where this machine has it from."""
-    edges = {each["ref"]: each.get("dependsOn", []) for each in bom["dependencies"]}
-    refs = {each["bom-ref"]: each for each in bom["components"]}
-    roots = [ref for ref in edges[ROOT_REF] if normal(refs[ref]["name"]) in names]
-    if missing := names - {normal(refs[ref]["name"]) for ref in roots}:
-        raise SystemExit(f"not installed here: {', '.join(sorted(missing))}; run `make check` once")
-    kept, waiting = {ROOT_REF}, list(roots)
+    graph: Graph = {"g2d": set()}
+    waiting = [("g2d", Requirement(line)) for line in asked]
+    seen: set[tuple[str, str]] = set()
     while waiting:
-        ref = waiting.pop()
-        if ref not in kept and ref in refs:
-            kept.add(ref)
-            waiting += edges.get(ref, [])
-    edges[ROOT_REF] = roots
-    components = [_without_places(refs[ref]) for ref in refs if ref in kept]
+        asker, needed = waiting.pop()
+        name = normal(needed.name)
+        if name == "g2d" or (needed.marker and not needed.marker.evaluate({"extra": ""})):
+            continue
+        graph.setdefault(asker, set()).add(name)
+        graph.setdefault(name, set())
+        for extra in ("", *needed.extras):
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                waiting += [(name, more) for more in _asks(name, extra)]
+    return graph
+
+
+def _asks(name: str, extra: str) -> Iterator[Requirement]:
+    """What an installed package asks for, with one of its extras."""
+    for line in requires(name) or ():
+        needed = Requirement(line)
+        marker, needed.marker = needed.marker, None
+        if marker is None or marker.evaluate({"extra": extra}):
+            yield needed
+
+
+def pruned(bom: Bom, graph: Graph) -> Bom:
+    """The list with what is deployed alone, and without where this machine has it from."""
+    refs = {normal(each["name"]): each["bom-ref"] for each in bom["components"]}
+    if missing := graph.keys() - refs.keys() - {"g2d"}:
+        raise SystemExit(f"not installed here: {', '.join(sorted(missing))}; run `make check` once")
+    refs["g2d"] = ROOT_REF
+    components = [
+        _without_places(each)
+        for each in bom["components"]
+        if normal(each["name"]) in graph and normal(each["name"]) != "g2d"
+    ]
     dependencies = [
-        {"ref": ref, **({"dependsOn": on} if (on := [o for o in edges[ref] if o in kept]) else {})}
-        for ref in edges
-        if ref in kept
+        {"ref": refs[name], **({"dependsOn": sorted(refs[each] for each in on)} if on else {})}
+        for name, on in sorted(graph.items())
     ]
     return bom | {"components": components, "dependencies": dependencies}
 
@@ -111,24 +134,22 @@ def validate(text: str) -> None:
         raise SystemExit(f"the list of components is not valid CycloneDX 1.6: {error}")
 
 
-def components() -> str:
-    """The list, as JSON."""
-    tool = Path(sys.executable).with_name("cyclonedx-py")
+def listed(tool: Path) -> Bom:
+    """The list of what is deployed, as `cyclonedx-py` finds it beside this Python."""
     made = subprocess.run(
-        [tool, "environment", "--spec-version", "1.6", "--output-reproducible", "--mc-type",
-         "library", "--pyproject", ROOT / "pyproject.toml", sys.executable],
-        check=True, stdout=subprocess.PIPE,
+        [tool, "environment", "--spec-version", "1.6", "--output-reproducible", "--no-validate",
+         "--mc-type", "library", "--pyproject", ROOT / "pyproject.toml", sys.executable],
+        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    asked = deployed(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8")))
-    bom = pruned(json.loads(made.stdout), asked)
+    bom = pruned(json.loads(made.stdout), deployed())
+    bom.pop("$schema", None)  # an address, which no reader needs
     if found := betrayals(bom):
         raise SystemExit(f"the list of components names this machine: {found[:5]}")
-    text = json.dumps(bom, indent=1, sort_keys=True) + "\n"
-    validate(text)
-    return text
+    return bom
 
 
 def main() -> None:
+    """Make everything anew."""
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     moment = subprocess.run(
@@ -136,7 +157,10 @@ def main() -> None:
     ).stdout.strip()
     os.environ |= {"SOURCE_DATE_EPOCH": moment, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
     subprocess.run([sys.executable, "-m", "build", "--outdir", dist, ROOT], check=True)
-    (dist / "g2d.cdx.json").write_text(components(), "utf-8")
+    bom = listed(Path(sys.executable).with_name("cyclonedx-py"))
+    text = json.dumps(bom, indent=1, sort_keys=True) + "\n"
+    validate(text)
+    (dist / "g2d.cdx.json").write_text(text, "utf-8")
     sums = [
         f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
         for file in sorted(dist.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import queue
@@ -15,7 +16,9 @@ from g2d.protect.audit.log import AuditLog
 from g2d.protect.audit.places import anchor_file, default_log
 from g2d.protect.audit.verify import read_records
 from g2d.protect.audit.writer import Writer
-from g2d.service.auditing import configured, open_audit
+from g2d.service.auditing import audited, configured, open_audit
+from g2d.service.http.events import Stopped
+from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.server import _UvicornLog
 from g2d.vault.keys import SigningKey
@@ -123,3 +126,20 @@ def test_a_fault_of_the_server_is_an_event(audit):
     assert "secret" not in json.dumps(fault)
     (line,) = [line for line in harness.lines() if line["event"] == "server"]
     assert line["logger"] == "uvicorn.error"
+
+
+def test_a_clusters_log_stands_beside_its_coordinator_and_keeps_the_times(tmp_path, monkeypatch):
+    monkeypatch.setenv("G2D_STATE", str(tmp_path / "state"))
+    lines, said = io.StringIO(), []
+    with audited("", tmp_path / "vault", Log(lines), said.append) as tell:
+        tell(Stopped(3))
+        tell(Stopped(4), 12.5)  # as the coordinator says when it was
+    path = default_log(tmp_path / "vault")
+    assert said == [f"the audit log is {path}"]
+    told = [record for record in read_records(path) if record.name == "stop"]
+    assert [record.facts["generation"] for record in told] == [3, 4]
+    assert told[1].time == "1970-01-01T00:00:12.500000000Z"
+    assert '"event":"audit"' in lines.getvalue()
+    with audited("none", tmp_path / "vault", Log(lines), said.append) as tell:
+        tell(Stopped(5))
+    assert said[-1] == "no audit log is written"

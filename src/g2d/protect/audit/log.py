@@ -109,7 +109,7 @@ class AuditLog:
     # --- the writing thread ----------------------------------------------------------------------
 
     def _run(self) -> None:
-        ended = False
+        ended = last = False
         while not ended or self._batch:
             ended = self._take() or ended
             try:
@@ -118,9 +118,10 @@ class AuditLog:
                     self._sign(ended)
             except (OSError, G2DError) as error:
                 self._fail(error)
-                if self._ending.wait(_AGAIN):
+                if last:
                     self._count(len(self._batch))
                     break
+                last = self._ending.wait(_AGAIN)  # at the end it is tried once more
         self._writer.release()
 
     def _take(self) -> bool:

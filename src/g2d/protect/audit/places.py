@@ -83,8 +83,10 @@ def audit_key() -> SigningKey:
         except KeyFileError:
             if not private.exists():  # else another service was quicker
                 raise
-        SigningKey.read(private).public.write(default_public())
-    return SigningKey.read(private)
+    key = SigningKey.read(private)
+    if not default_public().exists():
+        key.public.write(default_public())
+    return key
 
 
 def public_key(file: Path | None) -> VerifyKey:

@@ -145,7 +145,7 @@ def bounded(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     """Facts as they are, or, where they are too many, their digest and their size."""
     try:
         data = canonical(facts)
-    except (RecursionError, ValueError) as error:
+    except Exception as error:  # whatever an event holds must not end the thread that writes
         return {"left_out": type(error).__name__}
     if len(data) <= _MOST_FACTS:
         return dict(json.loads(data))
