@@ -27,11 +27,6 @@ def table(results: dict[str, Any]) -> str:
     return markdown(HEADER, lines)
 
 
-def joined(said: str) -> bool:
-    """Whether a stranger, or Ray for a node, says that it is in."""
-    return said == "joined" or "Ray runtime started" in said
-
-
 def two_hosts(told: dict[str, Any]) -> str:
     """What happened to two hosts, against what is promised."""
     dies, parts, disk = (told[name] for name in ("coordinator_dies", "network_parts", "old_disk"))
@@ -60,7 +55,8 @@ def two_hosts(told: dict[str, Any]) -> str:
         ("private key or admin token on the host without the vault", "none",
          ", ".join(told["secrets_on_b"]) or "none"),
         (f"joined: {', '.join(told['strangers'])}", "none",
-         ", ".join(kind for kind, said in told["strangers"].items() if joined(said)) or "none"),
+         ", ".join(kind for kind, said in told["strangers"].items() if said == "joined")
+         or "none"),
     ]  # fmt: skip
     return markdown(TARGETS, rows)
 
