@@ -47,6 +47,7 @@ class Host:
         self.space = f"{switch}-{name}"
         self.disk = folder / name
         self.init: psutil.Process | None = None
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def connect(self) -> None:
         """Lay the cable."""
@@ -81,8 +82,9 @@ class Host:
         if self.init is not None:
             with contextlib.suppress(psutil.Error):
                 self.init.kill()
-            self._outer.wait(60)
-            self.init = None
+            for process in (self._outer, *self._started):
+                process.wait(60)
+            self.init, self._started = None, []
 
     def set_network(self, up: bool) -> None:
         """Pull the cable out of the switch, or put it back."""
@@ -94,10 +96,12 @@ class Host:
         """Start a process there."""
         assert self.init is not None
         enter = ["nsenter", "--target", str(self.init.pid), "--mount", "--uts", "--net", "--pid"]
-        return subprocess.Popen(
+        started = subprocess.Popen(
             [*enter, "--", *command], env=dict(env), cwd="/", start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
+        self._started.append(started)
+        return started
 
     def processes(self) -> list[psutil.Process]:
         """Every process that its first one is an ancestor of, or that was entered into it."""

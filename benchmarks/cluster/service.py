@@ -267,13 +267,14 @@ class Service:
 
     def listeners(self, host: Host) -> list[str]:
         """Who listens on a host, on which addresses, and what each speaks."""
+        assert host.init is not None
+        inside = ["nsenter", "--target", str(host.init.pid), "--net", "ss", "-Hltnp"]
+        told = subprocess.run(inside, capture_output=True, text=True, check=True).stdout
         bound: dict[int, tuple[str, str]] = {}
-        for process in host.processes():
-            with contextlib.suppress(psutil.Error):
-                for one in process.net_connections("inet"):
-                    if one.status == psutil.CONN_LISTEN:
-                        name = process.name().split(".")[0].rstrip()
-                        bound[one.laddr.port] = (name, one.laddr.ip.removeprefix("::ffff:"))
+        for line in told.splitlines():
+            address, _, port = line.split()[3].rpartition(":")
+            name = line.split('users:(("')[-1].split('"')[0].split(".")[0]
+            bound[int(port)] = (name, address.replace("[::ffff:", "").rstrip("]"))
         command = [sys.executable, "-SE", probing.__file__, host.address, *map(str, sorted(bound))]
         spoken = json.loads(self._says(host, command, {}))
         return sorted(

@@ -54,8 +54,9 @@ def two_hosts(told: dict[str, Any]) -> str:
          f"≥ {disk['live']}", ", ".join(map(str, disk["b_answered_from"]))),
         ("private key or admin token on the host without the vault", "none",
          ", ".join(told["secrets_on_b"]) or "none"),
-        ("joined without TLS, with a foreign certificate, with a wrong token", "0 of 3",
-         f"{sum('joined' in said for said in told['strangers'].values())} of 3"),
+        (f"joined: {', '.join(told['strangers'])}", "none",
+         ", ".join(kind for kind, said in told["strangers"].items() if said == "joined")
+         or "none"),
     ]  # fmt: skip
     return markdown(TARGETS, rows)
 

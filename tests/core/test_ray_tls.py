@@ -119,3 +119,27 @@ def test_files_are_checked_before_ray_is_started(node, env, tmp_path):
         G2DError, match=r"is open to others: run `chmod 600 .*server_key.pem` first"
     ):
         ray_tls.check_files()
+
+
+def test_a_wrong_token_is_said_before_ray_asks_for_twenty_seconds(monkeypatch, env):
+    pytest.importorskip("ray")
+    from g2d.core.ray_cluster import joined
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+
+    def refuse(_: bytes, context) -> None:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+
+    handlers = {"CheckAlive": grpc.unary_unary_rpc_method_handler(refuse)}
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("ray.rpc.NodeInfoGcsService", handlers),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(G2DError, match="asks for another token"), joined(f"127.0.0.1:{port}"):
+            pass
+    finally:
+        server.stop(0).wait()

@@ -13,8 +13,10 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from g2d.core import ray_tls
@@ -29,7 +31,12 @@ _QUIET = {
     "RAY_worker_niceness": "0",
 }
 _LOOPBACK = "127.0.0.1"
+_PATIENCE = 5.0  # seconds for a cluster's head to say whether it knows our token
 _HIDDEN = ("G2D_ADMIN_TOKEN",)  # what no process of Ray may find in its environment
+# Ray then runs as if it were installed without what its dashboard needs: nobody listens for jobs
+# and for readers of metrics, and agents that take two seconds of a core to start are not waited
+# for, on a busy machine in vain.
+_LEAN = "g2d runs Ray without its dashboard"
 
 
 def require(extra: bool = False) -> None:
@@ -108,20 +115,21 @@ def on_loopback() -> bool:
 def _start(cpus: int, options: dict[str, Any]) -> None:
     """Start a cluster of this machine; its processes do not inherit what admits an admin."""
     import ray
-    from ray._private import ray_constants as constants
+    from ray._private import ray_constants, utils
 
+    folder = _private_folder()
+    path = os.pathsep.join(filter(None, (str(folder / "lean"), os.environ.get("PYTHONPATH"))))
+    environment = {"PYTHONPATH": path, **dict.fromkeys(_HIDDEN)}
     # Ray takes "127.0.0.1" to mean this machine's address, and listens on all addresses, unless
     # clusters are off, as on macOS. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 says so, but is read as Ray
     # is imported, which may have been before, and would hold for a cluster that is joined later.
-    clusters, folder = constants.ENABLE_RAY_CLUSTER, _private_folder()
-    hidden = {name: os.environ.pop(name) for name in _HIDDEN if name in os.environ}
-    constants.ENABLE_RAY_CLUSTER = False
-    try:
-        ray.init("local", num_cpus=cpus, include_dashboard=False,
-                 _node_ip_address=_LOOPBACK, _temp_dir=folder, **options)  # fmt: skip
-    finally:
-        constants.ENABLE_RAY_CLUSTER = clusters
-        os.environ.update(hidden)
+    with (
+        _put(ray_constants, "ENABLE_RAY_CLUSTER", False),
+        _put(utils, "get_dashboard_dependency_error", lambda: ImportError(_LEAN)),
+        _environment(environment),
+    ):
+        ray.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(folder / "ray"),
+                 _node_ip_address=_LOOPBACK, **options)  # fmt: skip
     if not on_loopback():
         ray.shutdown()
         raise G2DError(
@@ -130,16 +138,50 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
         )
 
 
-def _private_folder() -> str:
+@contextmanager
+def _put(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    """Let a module have another value for the block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables for the block, or, with None, have none of that name."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set(changes)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _private_folder() -> Path:
     """Make a folder for logs, sockets and spilled objects: Ray's own is open to everybody.
 
     It is deleted as this process ends. Its name is short, for a socket's path has 107 bytes. What
-    Ray is given it opens to everybody, too: that is inside.
+    Ray is given it opens to everybody, too: that is inside, as `ray`. In `lean` is a module that
+    cannot be imported, by which Ray's processes know that they are without its dashboard.
     """
     here = os.environ.get("RAY_TMPDIR") or ("/tmp" if os.path.isdir("/tmp") else None)  # noqa: S108
-    folder = tempfile.mkdtemp(prefix="g2d-ray-", dir=here)
+    folder = Path(tempfile.mkdtemp(prefix="g2d-ray-", dir=here))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return os.path.join(folder, "ray")
+    (folder / "lean").mkdir()
+    missing = f"raise ModuleNotFoundError({_LEAN!r}, name=__name__)\n"
+    (folder / "lean" / "opencensus.py").write_text(missing, "utf-8")
+    return folder
 
 
 def _job_config() -> Any:
@@ -169,3 +211,24 @@ def _reach(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         ray_tls.greet(host.strip("[]"), int(port))
+        _check_token(address)
+
+
+def _check_token(address: str) -> None:
+    """Raise a `G2DError` if the cluster wants another token; Ray would ask and warn for 20 s."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    channel = init_grpc_channel(address)
+    head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+    try:
+        head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=_PATIENCE)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise G2DError(
+                f"the Ray cluster at {address} asks for another token: set RAY_AUTH_MODE=token, and"
+                " RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as on its nodes"
+            ) from None
+    finally:
+        channel.close()
