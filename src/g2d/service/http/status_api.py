@@ -82,7 +82,8 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
     @app.get("/metrics", tags=["status"], response_class=Response, responses=wrong(401, 429))
     async def metrics(request: Request) -> Response:
         """Counters for Prometheus; those of queries in two digits, exact with the admin token."""
-        exact = gives_token(request) and admit(request, service)
+        told = service.admin_token.open and gives_token(request)
+        exact = told and admit(request, service)
         return Response(service.metrics.render(exact), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/events", tags=["status"], response_class=StreamingResponse,
