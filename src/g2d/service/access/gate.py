@@ -282,7 +282,7 @@ class Access:
         self._denied("role")
         text = f"{caller.name} has not the role {wanted}, which this address needs"
         call = scope["path"][:_SHOWN]
-        self._refusals(Denied(caller.address, call, "role", text, **caller.facts()))
+        self._refusals(Denied(caller.address, call, "role", text, caller.name, caller.how))
         scopes = " ".join(f"g2d:{role}" for role in ROLES if role in roles)
         return RequestError(403, text, _challenge(f'error="insufficient_scope", scope="{scopes}"'))
 
@@ -325,7 +325,8 @@ class Access:
     def look(self) -> bool:
         """Read files that changed; return whether connections may be open that hold no more."""
         before = self.tls.trust if self.tls else ""
-        for files in (self._sources.policy, self._sources.keys, self.tls and self.tls.files):
+        tls = self.tls.files if self.tls is not None else None
+        for files in (self._sources.policy, self._sources.keys, tls):
             try:
                 changed = files.look() if files is not None else ()
             except SettingsError as error:
