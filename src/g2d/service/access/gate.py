@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from g2d.errors import SettingsError
 from g2d.rotation.events import Alarm, Tell
@@ -283,8 +282,7 @@ class Access:
         self._denied("role")
         text = f"{caller.name} has not the role {wanted}, which this address needs"
         call = scope["path"][:_SHOWN]
-        who, how = caller.name, caller.how
-        self._refusals(Denied(caller.address, call, "role", text, who, how))
+        self._refusals(Denied(caller.address, call, "role", text, caller.name, caller.how))
         scopes = " ".join(f"g2d:{role}" for role in ROLES if role in roles)
         return RequestError(403, text, _challenge(f'error="insufficient_scope", scope="{scopes}"'))
 
@@ -328,8 +326,7 @@ class Access:
         """Read files that changed; return whether connections may be open that hold no more."""
         before = self.tls.trust if self.tls else ""
         tls = self.tls.files if self.tls is not None else None
-        watched: tuple[Watched[Any] | None, ...] = (self._sources.policy, self._sources.keys, tls)
-        for files in watched:
+        for files in (self._sources.policy, self._sources.keys, tls):
             try:
                 changed = files.look() if files is not None else ()
             except SettingsError as error:
