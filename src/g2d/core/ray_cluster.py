@@ -6,6 +6,7 @@ One of this machine listens on loopback alone; `ray_tls` says why another cannot
 from __future__ import annotations
 
 import atexit
+import importlib
 import importlib.util
 import logging
 import os
@@ -192,7 +193,7 @@ def _job_config() -> Any:
     """
     from ray.job_config import JobConfig
 
-    class OwnPath(JobConfig):  # type: ignore[misc]
+    class OwnPath(JobConfig):
         """Leaves `sys.path` to us: Ray adds nothing if it believes that a folder is shipped."""
 
         def _runtime_env_has_working_dir(self) -> bool:
@@ -216,14 +217,12 @@ def _reach(address: str) -> None:
 
 def _check_token(address: str) -> None:
     """Raise a `G2DError` if the cluster wants another token; Ray would ask and warn for 20 s."""
-    import grpc
     from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+    grpc: Any = importlib.import_module("grpc")  # it has no types
     channel = init_grpc_channel(address)
-    head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
     try:
-        head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=_PATIENCE)
+        channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=_PATIENCE)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             raise G2DError(

@@ -6,6 +6,7 @@ what happens as structured lines. Ray is known here and in `core` alone.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -173,8 +174,7 @@ def _bind_replicas_to_loopback() -> None:
 
     It is a gRPC server of each replica's, made after this, for calls of other deployments.
     """
-    from ray.serve._private import replica
-
+    replica: Any = importlib.import_module("ray.serve._private.replica")
     if on_loopback():
         bind = replica.add_port_to_grpc_server
         replica.add_port_to_grpc_server = lambda server, _: bind(server, "127.0.0.1:0")
