@@ -23,5 +23,5 @@ def test_a_defence_goes_on_without_the_weights_of_its_old_generations(defence):
         assert again.exposed() == [2, 3]
         assert [network.label for network in _generated(again).networks] == ["2", "3"]
         with pytest.raises(VaultError, match="generation 1 is retired"):
-            again.generation(1)
+            again.vault.read_generation(1)
     assert verify(path, patience=0) == []
