@@ -183,7 +183,11 @@ def test_the_number_of_queries_is_told_in_two_digits_but_to_the_admin():
         assert own["inference_count"] == 1100
         assert own["last_inference"] == 0
 
+    async def without(client):
+        assert (await client.get("/metrics", headers=ADMIN)).status_code == 200
+
     run(harness, work)
+    run(Harness(token=""), without)
     (exact,) = [harness.metrics.statistics("g2d", 1, 5, exact=True)]
     assert (exact["inference_count"], exact["execution_count"]) == (1123, 5)
     assert exact["inference_stats"]["success"]["count"] == 3
