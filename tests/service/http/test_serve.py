@@ -145,4 +145,5 @@ def test_tls_by_certificate_and_key(vault, x, tmp_path, monkeypatch):
         assert served.address.startswith("https://")
         served.address = served.address.replace("0.0.0.0", "127.0.0.1")
         assert served.infer(x)[0] == 1
-        assert "EXPOSED" not in served.text()
+        assert "EXPOSED WITHOUT TLS" not in served.text()
+        assert "EXPOSED WITHOUT AUTHENTICATION" in served.text()
