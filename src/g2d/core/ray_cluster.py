@@ -119,7 +119,9 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
     from ray._private import ray_constants, utils
 
     folder = _private_folder()
-    path = os.pathsep.join(filter(None, (str(folder / "lean"), os.environ.get("PYTHONPATH"))))
+    # An empty part of PYTHONPATH is the current directory.
+    parts = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    path = os.pathsep.join([str(folder / "lean"), *parts])
     environment = {"PYTHONPATH": path, **dict.fromkeys(_HIDDEN)}
     # Ray takes "127.0.0.1" to mean this machine's address, and listens on all addresses, unless
     # clusters are off, as on macOS. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 says so, but is read as Ray
