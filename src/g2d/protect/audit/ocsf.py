@@ -147,6 +147,8 @@ _CLASSES: Mapping[str, _Class] = {
     "admin": _Class(_API, 3, _INFORMATIONAL, _call),
     "wrong_token": _Class(_AUTHENTICATION, 1, _MEDIUM, _logon, _FAILURE),
     "denied": _Class(_AUTHENTICATION, 1, _MEDIUM, _logon, _FAILURE),
+    "held_off": _Class(_AUTHENTICATION, 1, _MEDIUM, _logon, _FAILURE),
+    "crowded": _Class(_LIFECYCLE, _OTHER, _MEDIUM, _app, label="Shed load"),
     "alarm": _Class(_FINDING, 1, _HIGH, _finding),
     "refused": _Class(_FINDING, 1, _HIGH, _finding),
     "rejected": _Class(_FINDING, 1, _INFORMATIONAL, _finding),
