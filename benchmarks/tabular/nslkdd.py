@@ -27,6 +27,7 @@ from benchmarks.common.results import commit, record, save
 from g2d.attacks import pgd
 from g2d.core.seeds import seed_of
 from g2d.core.types import Logits
+from g2d.errors import GenerationError
 from g2d.redteam.controls import FittedMembers, soups
 from g2d.redteam.scoring import accuracy_rate, attack_rate, share
 from g2d.settings import HardenSettings, Settings, build
@@ -40,6 +41,7 @@ from g2d.training.recipes.hardened import HardenedTraining
 
 EXPOSED = 10  # networks that the attacker has read
 ROTATIONS = 20
+ASKED = 3  # times for one rotation, before a chain ends
 FLOWS = 1000  # of each set, attacked
 STEPS = 40
 TRIES = {"PGD": None, "MI-FGSM": 1.0}  # name: decay of the accumulated gradient
@@ -170,10 +172,29 @@ class Story:
         defence = self.defence
         self.timed("population", defence.populate)
         self.timed("fit", defence.fit)
-        self.timed("rotations", lambda: defence.generate(ROTATIONS, seed=self.seed))
+        self.timed("rotations", self.rotate)
         controls = self.controls()
         self.timed("matrix", lambda: self.matrix(controls))
         return self.found
+
+    def rotate(self) -> None:
+        """Rotate; where no candidate passes its gates, ask again, as a service does, and note it.
+
+        A chain ends early where that helps no more.
+        """
+        tried, given_up = [], 0
+        for turn in range(ROTATIONS):
+            for again in range(ASKED):
+                seed = seed_of("rotation", self.seed, turn, again)
+                try:
+                    self.defence.generate(1, on_reject=tried.append, seed=seed)
+                    break
+                except GenerationError:
+                    given_up += 1
+            else:
+                break
+        made = len(self.defence.vault.exposures()) - 1
+        self.found["candidates"] = {"accepted": made, "refused": len(tried), "given_up": given_up}
 
     def controls(self) -> dict[str, nn.Module]:
         """Train both controls, which are no part of what a vault does."""

@@ -121,6 +121,11 @@ def targets(runs: Runs) -> str:
             of(runs, "rotated", "clean", "held_out", "detection"), strict=True,
         )
     ]  # fmt: skip
+    told = [run["candidates"] for run in runs]
+    counts = (
+        ranged([each[k] for each in told], 0, 1.0) for k in ("accepted", "refused", "given_up")
+    )
+    made, refused, given_up = counts
     cores, load = runs[0]["hardware"]["cpu_count"], mean([r["hardware"]["load"][0] for r in runs])
     wall, cpu = (ranged(spent(runs, kind), 0, 1.0) for kind in KINDS)
     lines = [
@@ -129,6 +134,8 @@ def targets(runs: Runs) -> str:
          f"{ranged(ratios['all'], 2, 1.0)}; attacks alone {ranged(ratios['attacks'], 2, 1.0)}"),
         ("detection that rotation costs, held-out flows", "at most 0.3 points",
          f"{ranged(lost, 2)} points"),
+        ("rotations made, of twenty; candidates that gates refused; times that no candidate of one"
+         " rotation passed", NOTHING, f"{made}; {refused}; {given_up}"),
         ("whole story on two idle cores, controls not counted", "at most 300 s",
          f"{wall} s on {cores} cores (load before it {load:.1f}); {cpu} CPU seconds"),
     ]  # fmt: skip
