@@ -51,9 +51,16 @@ def record(arguments: Any) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is measured, with "-dirty" if files differ from it; "" outside of git."""
-    head = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    told = subprocess.run(head, capture_output=True, text=True, check=False, cwd=ROOT)
+    """The commit that is measured, "-dirty" if files but results differ from it; "": no git."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    return f"{head}-dirty" if head and changed else head
+
+
+def _git(*arguments: str) -> str:
+    told = subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     return told.stdout.strip()
 
 

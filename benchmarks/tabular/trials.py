@@ -57,9 +57,9 @@ TRIALS: Mapping[str, Mapping[str, Any]] = {
     "as before, of 12 members in 3 basins": {},
     "without light FGSM, early 2,000, forks 1,000, mu 1, polish 300, gates wide open":
         LONG | OPEN,
-    "**the same, accuracy gate 0.75 %**": LONG | TIGHT,
+    "the same, accuracy gate 0.75 %": LONG | TIGHT,
     "the same, mu 2": LONG | TIGHT | {"guidance__mu": 2.0},
-    "the same, mu 0.5": LONG | TIGHT | {"guidance__mu": 0.5},
+    "**the same, mu 0.5**": LONG | TIGHT | {"guidance__mu": 0.5},
 }  # fmt: skip
 
 
