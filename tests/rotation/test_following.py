@@ -26,6 +26,7 @@ def test_what_another_service_commits_is_followed_and_until_then_it_is_not_ready
         rotating.watch()
         assert live.number == 7
         assert events(told, "swap")[1]["reasons"] == ["ledger"]
+        assert [facts["generation"] for facts in events(told, "committed")] == [2, 7]
         assert rotating.status()["unready"] is None
         wait_for(lambda: rotating.status()["spare"] == 8)  # judged anew, after what it missed
     assert not events(told, "alarm")  # a standby follows all the time

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,22 @@ def test_settings_that_the_user_gives_confirm_their_key(path, tmp_path, confirm)
     text = Settings.from_vault(SETTINGS).override(signing__key=key).to_toml()
     with confirm(path, text) as vault:
         assert confirmed_key(vault, key) == Path(key)
+
+
+def test_a_vault_that_claims_the_identity_of_another_gets_no_key(path, tmp_path):
+    """An identity is what a ledger says; it stands in every manifest that leaves a vault."""
+    key = tmp_path / "signing.key"
+    SigningKey.generate().write(key)
+    run("keys", "use", path, "--key", key)
+    settings = Settings.from_vault(SETTINGS).override(signing__key=str(key))
+    with Vault.open(path) as vault:
+        mine = vault.identity
+    theirs = tmp_path / "theirs"
+    Vault.create(theirs, SETTINGS).close()
+    (theirs / "task.toml").write_text(settings.to_toml())
+    with closing(sqlite3.connect(theirs / "ledger.sqlite")) as ledger, ledger:
+        ledger.execute("UPDATE identity SET id = ?", (mine,))
+    with Vault.open(theirs) as vault, pytest.raises(KeyFileError, match="nobody here has said"):
+        confirmed_key(vault, str(key))
+    with Vault.open(path) as vault:
+        assert confirmed_key(vault, str(key)) == key

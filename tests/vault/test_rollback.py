@@ -15,6 +15,7 @@ import pytest
 
 from g2d.core import platforms
 from g2d.errors import RefusedError, VaultError
+from g2d.protect.audit.places import Anchor, anchor_file, audit_key, write_anchor
 from g2d.vault.mark import FileMark, Mark, SteadyClock
 from g2d.vault.rollback import judge
 from g2d.vault.vault import Vault
@@ -222,6 +223,58 @@ def test_copies_moves_and_new_vaults_need_no_word_on_the_same_machine(scene):
         accepted = FileMark(copy, made.identity).read().accepted
     assert "generation 6 live" in accepted
     Vault.open(copy, write=True).close()
+
+
+def test_a_writer_whose_ledger_goes_back_under_it_writes_no_more_and_deletes_nothing(scene):
+    with Vault.open(scene.vault, write=True) as vault:
+        grow(vault, 7)
+        rows_deleted(scene)
+        for write in (lambda: grow(vault, 3), lambda: vault.activate(2)):
+            with pytest.raises(RefusedError, match="put back while it was open for writing"):
+                write()
+        assert vault.next_number() == 8  # no number is issued twice
+    for number in range(1, 8):
+        assert (scene.vault / "generations" / f"{number:06d}" / "weights.safetensors").exists()
+
+
+def test_a_mark_that_was_deleted_with_what_says_where_it_is_is_missed(scene):
+    scene.put_back()
+    marks = scene.mark
+    marks.file.unlink()
+    marks._known.unlink()
+    with pytest.raises(RefusedError, match="or the mark was deleted"):
+        Vault.open(scene.vault, write=True)
+
+
+def test_state_inside_the_vault_would_go_back_with_it(scene, monkeypatch):
+    link = scene.vault.with_name("link")
+    link.symlink_to(scene.vault)
+    for inside in (scene.vault / "state", link / "state"):
+        monkeypatch.setenv("G2D_STATE", str(inside))
+        with pytest.raises(
+            VaultError, match=r"lies in the vault.*set G2D_STATE to a folder outside"
+        ):
+            Vault.open(scene.vault, write=True)
+
+
+def test_the_state_folder_is_closed_whatever_the_umask_and_whoever_makes_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("G2D_STATE", str(tmp_path / "a" / "state"))
+    before = os.umask(0o002)
+    try:
+        audit_key()
+        write_anchor(anchor_file(tmp_path / "log"), Anchor("log", 1, "head", True))
+        Vault.create(tmp_path / "vault", SETTINGS).close()
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a" / "state", *(tmp_path / "a" / "state").rglob("*")):
+        assert path.suffix == ".pub" or not path.stat().st_mode & 0o077
+
+
+def test_a_mark_that_another_process_holds_is_not_the_disks_fault(scene, monkeypatch):
+    monkeypatch.setattr("g2d.vault.mark._PATIENCE", 0.0)
+    marks = scene.mark
+    with marks._writing(), pytest.raises(VaultError, match="another process keeps its hold"):
+        scene.mark.told()
 
 
 def test_a_new_machine_is_told_what_to_run(scene, tmp_path, monkeypatch):

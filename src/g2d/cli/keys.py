@@ -100,7 +100,7 @@ def use(
     with Vault.open(vault, write=True) as opened:
         settings = Settings.from_vault(opened.settings_text, str(opened.path / "task.toml"))
         opened.write_settings(settings.override(signing__key=str(private)).to_toml())
-        confirm_key(opened.identity, str(private))  # also where the settings named it already
+        confirm_key(opened, str(private))  # also where the settings named it already
         identity, last = opened.identity, opened.last_number()
     print_line(f"vault        {identity}")
     print_line(f"fingerprint  {fingerprint}")

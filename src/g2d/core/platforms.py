@@ -72,6 +72,20 @@ def state_folder() -> Path:
         raise OSError(errno.ENOENT, f"this user has no home ({error})") from error
 
 
+def private_state(*parts: str) -> Path:
+    """Make a folder in the state folder, each closed to others whatever the umask; return it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = state_folder()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("", *parts):
+        folder = folder / name
+        folder.mkdir(0o700, exist_ok=True)
+    return folder
+
+
 def others_may_read(mode: int) -> bool:
     """Whether a file's permissions let others in; on Windows they say nothing of that."""
     return user() is not None and bool(mode & 0o077)

@@ -317,6 +317,8 @@ class Rotation:
                 reason = str(getattr(error, "reason", "unreadable"))
                 self._tell(Refused(generation=number, reason=reason, text=str(error), live=live))
             return
+        if number > self._live.number:
+            self._tell(Committed(number))  # by another: it is remembered as ours are
         self._swap(fresh, began, ("ledger",))
 
     def _swap(self, fresh: Snapshot, began: float, why: tuple[str, ...] = ()) -> None:

@@ -155,7 +155,7 @@ class VaultLoader:
         if mark is not None and mark.accepted:
             yield Accepted(mark.accepted)
         copies = self._marks if isinstance(self._marks, FileMark) else None
-        if mark is None and copies and (other := copies.elsewhere()) > self.live():
+        if copies and (other := copies.elsewhere()) > self.live():
             text = f"this is an older copy of a vault whose generation {other} was live here before"
             yield OlderCopy(text)
 
@@ -213,7 +213,10 @@ class VaultLoader:
         number = self._not_put_back(self.live())
         verified, warning = self._verify_live(number)
         if behind := self.behind():
-            text = f"the clock is {behind:.0f} s behind the newest moment seen: set it right"
+            text = (
+                f"the clock is {behind:.0f} s behind the newest moment seen: set it right; if it"
+                f" was ahead once, run `g2d accept {self._vault.path}`"
+            )
             warning = RefusedError(text, "future", number)
         return self._build(number, verified), warning
 

@@ -1,11 +1,13 @@
 """Which private key signs for a vault: what its settings name, once this user has confirmed it.
 
 A vault comes from anywhere, and must not choose a key on this machine. What was confirmed lies in
-the user's state folder, by the vault's identity. Knows no torch.
+the user's state folder, by the vault's identity and its place: an identity is what a ledger says,
+and anybody may have written that. Knows no torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from g2d.core.files import MOST_TEXT, read_plain, read_text, replace_file
-from g2d.core.folders import PRIVATE
-from g2d.core.platforms import state_folder
+from g2d.core.platforms import private_state, state_folder
 from g2d.errors import DAMAGE, KeyFileError
 
 if TYPE_CHECKING:
@@ -46,15 +47,15 @@ def key_there(path: Path) -> str:
         return ""
 
 
-def confirm_key(identity: str, key: str) -> None:
-    """Remember that this user lets a vault be signed with a key.
+def confirm_key(vault: VaultReader, key: str) -> None:
+    """Remember that this user lets a vault, where it lies now, be signed with a key.
 
     Raises:
         KeyFileError: it cannot be remembered.
     """
     try:
-        path = _file(identity)
-        path.parent.mkdir(PRIVATE, parents=True, exist_ok=True)
+        path = _file(vault)
+        private_state(path.parent.name)
         replace_file(path, json.dumps({"key": _absolute(key)}).encode(), path.with_suffix(".tmp"))
     except OSError as error:
         raise KeyFileError(
@@ -72,7 +73,7 @@ def confirmed_key(vault: VaultReader, key: str) -> Path:
     if named := os.environ.get(VARIABLE):
         return Path(named).expanduser().absolute()
     try:
-        known = json.loads(read_plain(_file(vault.identity), MOST_TEXT))["key"]
+        known = json.loads(read_plain(_file(vault), MOST_TEXT))["key"]
     except (OSError, *DAMAGE):
         known = None
     if known != _absolute(key):
@@ -87,7 +88,8 @@ def _absolute(key: str) -> str:
     return str(Path(key).expanduser().absolute())
 
 
-def _file(identity: str) -> Path:
-    if not _IDENTITY.fullmatch(identity):
+def _file(vault: VaultReader) -> Path:
+    if not _IDENTITY.fullmatch(vault.identity):
         raise OSError(0, "the vault has no identity")
-    return state_folder() / "keys" / f"{identity}.json"
+    place = hashlib.sha256(os.fsencode(os.path.abspath(vault.path))).hexdigest()[:32]
+    return state_folder() / "keys" / f"{vault.identity}-{place}.json"

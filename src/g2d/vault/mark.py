@@ -80,6 +80,11 @@ class FileMark:
         self.vault, self.identity = Path(os.path.abspath(path)), identity
         with _explained("the state folder"):
             self.state = state or state_folder()
+        if self.state.resolve().is_relative_to(self.vault.resolve()):
+            raise VaultError(
+                f"the state folder {self.state} lies in the vault, and would go back with it: set"
+                " G2D_STATE to a folder outside"
+            )
         name = hashlib.sha256(os.fsencode(self.vault)).hexdigest()[:32]
         self.file = self.state / "marks" / f"{name}.json"
         named = _IDENTITY.fullmatch(identity)  # a ledger says it, which anybody may have written
@@ -147,18 +152,24 @@ class FileMark:
                 self._write(replace(there, accepted=""))
 
     def seen(self) -> bool:
-        """Whether the same vault is known here under another path."""
-        return self._known is not None and self._known.parent.is_dir()
+        """Whether the same vault is known here under another path, with a mark of it."""
+        return any(True for _ in self._others())
 
     def elsewhere(self) -> int:
         """The highest number that was live in a copy of the same vault at another path; 0: none."""
-        found = 0
-        if self._known is not None and self._known.parent.is_dir():
-            for name in os.listdir(self._known.parent)[:_LOOKED]:
-                with suppress(OSError, ValueError):
-                    mark = _parsed(read_plain(self.file.with_name(f"{name}.json"), _MOST))
-                    found = max(found, mark.live if mark.vault == self.identity else 0)
-        return found
+        return max((mark.live for mark in self._others()), default=0)
+
+    def _others(self) -> Iterator[Mark]:
+        """Marks of the same vault at other paths."""
+        if self._known is None or not self._known.parent.is_dir():
+            return
+        for name in os.listdir(self._known.parent)[:_LOOKED]:
+            if name == self._known.name:
+                continue
+            with suppress(OSError, ValueError):
+                mark = _parsed(read_plain(self.file.with_name(f"{name}.json"), _MOST))
+                if mark.vault == self.identity:
+                    yield mark
 
     def _write(self, mark: Mark) -> None:
         text = json.dumps({"format": 1, "path": str(self.vault), **asdict(mark)})
@@ -170,10 +181,11 @@ class FileMark:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         with _explained(str(self.state)):
+            self.state.parent.mkdir(parents=True, exist_ok=True)
             for folder in (self.state, self.file.parent, self.state / "vaults"):
-                folder.mkdir(PRIVATE, parents=True, exist_ok=True)
+                folder.mkdir(PRIVATE, exist_ok=True)
             self._check_private()
-            with _locked(self.state / "lock"):
+            with _locked(self.file.with_suffix(".lock")):
                 yield
 
     def _check_private(self) -> None:
@@ -247,6 +259,10 @@ def _explained(where: str) -> Iterator[None]:
     """Say in one line why a mark cannot be kept, and where else it can be."""
     try:
         yield
+    except BlockingIOError as error:
+        raise VaultError(
+            f"another process keeps its hold on what is in {where}: wait for it, or end it"
+        ) from error
     except OSError as error:
         raise _unkept(where, error) from error
 

@@ -6,6 +6,7 @@ Which files there are to be is decided in `vault`. Knows no torch.
 from __future__ import annotations
 
 import re
+import shlex
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ def check_private(root: Path) -> None:
             raise VaultError(
                 f"other users may read or write {path} (mode {mode & 0o7777:o}), and a vault holds"
                 " weights that are not live yet, with attacks on them: run"
-                f" `chmod -R go-rwx {root}`"
+                f" `chmod -R go-rwx {shlex.quote(str(root))}`"
             )
 
 

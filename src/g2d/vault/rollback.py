@@ -69,7 +69,7 @@ class Watermark:
 
     def __init__(self) -> None:
         self._marks: FileMark | None = None
-        self.issued = 0
+        self.issued = self._last = self._live = 0
 
     def begin(self, vault: Vault, ledger: sqlite3.Connection) -> None:
         """Begin anew: a vault that is made where another lay is meant to be there; that is told."""
@@ -90,13 +90,27 @@ class Watermark:
         give_identity(ledger)
         self._marks = FileMark(vault.path, vault.identity)
         self.issued = found.issued if found else 0
+        note_from = vault.last_number() + 1
         self._marks.advance(reached(vault))
-        note_mark(ledger, vault.last_number() + 1, self.issued)
+        note_mark(ledger, note_from, self.issued)
+        self._last, self._live = vault.last_number(), vault.live() or 0
 
     def advance(self, vault: Vault) -> None:
         """Remember what was reached."""
+        self.issued = max(self.issued, vault.last_number())
+        self._last, self._live = vault.last_number(), vault.live() or 0
         if self._marks is not None:
             self._marks.advance(reached(vault))
+
+    def check(self, vault: Vault) -> None:
+        """Refuse to write on where the ledger went back since this writer last raised the mark."""
+        last, live = vault.last_number(), vault.live() or 0
+        if last < self._last or live < self._live:
+            raise _refused(
+                vault, "replay", live,
+                f"generation {last} is its last and {live or 'none'} is live, and {self._last} and"
+                f" {self._live} have been: it was put back while it was open for writing",
+            )  # fmt: skip
 
 
 def accept(vault: Vault, keeper: FileMark) -> str:

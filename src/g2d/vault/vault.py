@@ -92,7 +92,7 @@ class Vault(VaultReader):
                 if cls.remembered:
                     vault._mark.begin(vault, vault._ledger)
                 if cls.remembered and key and key != there:  # what lay there is no word of ours
-                    confirm_key(vault.identity, key)
+                    confirm_key(vault, key)
                 undo.pop_all()
             return vault
 
@@ -149,7 +149,7 @@ class Vault(VaultReader):
         with self._writing():
             write(self.path, self.path / SETTINGS, text.encode())
         if new and new != old and self.remembered:
-            confirm_key(self.identity, new)
+            confirm_key(self, new)
 
     def put(
         self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]
@@ -307,6 +307,7 @@ class Vault(VaultReader):
         with self._mutex, explained(self.path, "written"):
             try:
                 self._ledger.execute("BEGIN IMMEDIATE")
+                self._mark.check(self)
                 yield
                 self._ledger.execute("COMMIT")
             except BaseException:

@@ -19,6 +19,7 @@ from g2d.core.platforms import (
     open_flags,
     open_plain,
     others_may_read,
+    private_state,
     state_folder,
     sync_folder,
     take_place,
@@ -57,6 +58,17 @@ def audit_folder() -> Path:
         raise G2DError(f"{error.strerror}: set G2D_STATE to a folder that is kept") from error
 
 
+def _made() -> Path:
+    """The same, made."""
+    folder = audit_folder()
+    try:
+        return private_state(folder.name)
+    except OSError as error:
+        raise KeyFileError(
+            f"{folder} cannot be made ({error.strerror}): set G2D_STATE to a folder of this user"
+        ) from error
+
+
 def default_log(vault: Path) -> Path:
     """The log of whoever serves a vault, by the vault's place."""
     place = vault.absolute().resolve()
@@ -75,7 +87,7 @@ def audit_key() -> SigningKey:
     Raises:
         KeyFileError: it cannot be made or read, or others may read it.
     """
-    private = audit_folder() / "audit.key"
+    private = _made() / "audit.key"
     if not private.exists():
         made = SigningKey.generate()
         try:
@@ -140,6 +152,8 @@ def write_anchor(file: Path, anchor: Anchor) -> None:
     Raises:
         OSError: it cannot be written; the old one is as it was.
     """
+    if file.parent.parent == audit_folder():
+        private_state("audit", file.parent.name)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     staged = file.with_name(f".{file.name}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | open_flags("O_NOFOLLOW", "O_CLOEXEC")
