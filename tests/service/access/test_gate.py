@@ -302,3 +302,19 @@ def test_who_is_exposed_without_authentication_is_warned(by_token):
     assert "EXPOSED WITHOUT AUTHENTICATION: 0.0.0.0 is open" in said(Options(host="0.0.0.0"))
     assert "AUTHENTICATION" not in said(replace(by_token, host="0.0.0.0"))
     assert "EXPOSED" not in said(Options())
+
+
+def test_noise_of_strangers_hides_no_refusal_of_somebody_known(issuer, by_token):
+    harness, told = Harness(by_token), []
+    harness.service.access._refusals._tell = told.append
+    mallory = bearer(issuer.token("infer", sub="mallory"))
+
+    async def work(client):
+        for _ in range(40):
+            await client.get("/status")
+        for _ in range(5):
+            assert (await client.post("/admin/rotate", headers=mallory)).status_code == 403
+
+    run(harness, work)
+    assert [event.who for event in told].count("jwt:mallory") == 5
+    assert len(told) < 40

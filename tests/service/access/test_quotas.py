@@ -103,10 +103,16 @@ def test_a_connection_counts_once_and_not_after_its_end():
     with pytest.raises(RequestError, match="quota of connections") as refused:
         quotas.enter("jwt:ann", quota, three)
     assert (b"connection", b"close") in refused.value.headers
-    quotas.enter("jwt:bob", quota, three)
-    quotas.leave(one)
+    quotas.enter("jwt:bob", quota, three)  # a proxy's connection counts for who asks on it now
+    with pytest.raises(RequestError) as refused:
+        quotas.enter("jwt:ann", quota, three)
+    assert (b"connection", b"close") not in refused.value.headers  # bob asks on it, too
+    quotas.enter("jwt:bob", quota, two)
     quotas.enter("jwt:ann", quota, three)
-    for link in (two, three):
+    assert {name: len(links) for name, links in quotas._links.items()} == {
+        "jwt:ann": 2, "jwt:bob": 1,
+    }  # fmt: skip
+    for link in (one, two, three):
         quotas.leave(link)
     quotas.enter("jwt:ann", quota, one)  # a request that was about to be answered as it ended
     assert quotas._links == {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from g2d.errors import G2DError
 from g2d.protect.audit.places import anchor_file, audit_key, default_log
-from g2d.protect.audit.records import GAP, HELD, INTERVAL, Head, bounded
+from g2d.protect.audit.records import GAP, HELD, INTERVAL, Head, bounded, stamp
 from g2d.protect.audit.writer import SEGMENT, Entry, LockedError, Writer
 from g2d.rotation.events import Alarm, Event, Tell, silent
 from g2d.vault.keys import SigningKey
@@ -23,7 +23,7 @@ WAITING = 10_000
 """Events that may wait to be written; more are dropped, and counted."""
 SIGNED = 5.0
 """Seconds after which what is written and unsigned gets a checkpoint."""
-_RATE = 20  # events of a kind that any client can cause, in a second; the rest are counted
+_RATE = 5  # events of a kind that any client can cause, in a second; the rest are counted
 _AGAIN = 1.0  # seconds before a disk that took nothing is tried again
 _OTHERS = 8  # services of one vault at once that have a log each
 
@@ -40,7 +40,7 @@ class AuditLog:
         self._queue: queue.Queue[Entry | None] = queue.Queue(waiting)
         self._counting = threading.Lock()
         self._dropped, self._overflowing = 0, False
-        self._held: dict[str, tuple[int, int, int]] = {}
+        self._held: dict[tuple[str, str, str], tuple[int, int, int]] = {}
         self._tell: Tell = silent
         self._count: Callable[[int], None] = lambda _: None
         self._note: Callable[[Head], None] = lambda _: None
@@ -66,11 +66,13 @@ class AuditLog:
 
     def tell(self, event: Event, at: float | None = None) -> None:
         """Take an event; `at`: when it happened, in seconds since 1970, if not now."""
-        if not event.public and not self._let_in(event.name):
+        facts = event.facts()
+        kind = (event.name, str(facts.get("reason") or ""), str(facts.get("who") or ""))
+        if not event.public and not self._let_in(kind):
             return
         when = time.time_ns() if at is None else round(at * 1e9)
         try:
-            self._queue.put_nowait((when, event.name, event.facts()))
+            self._queue.put_nowait((when, event.name, facts))
         except queue.Full:
             self._drop()
 
@@ -95,8 +97,11 @@ class AuditLog:
         if first:
             self._tell(Alarm("audit", "the audit log cannot keep up: events are dropped"))
 
-    def _let_in(self, name: str) -> bool:
-        """Count what clients cause too often; the writer says how many were held back."""
+    def _let_in(self, name: tuple[str, str, str]) -> bool:
+        """Count what clients cause too often; the writer says how many were held back.
+
+        By event, reason and identity: noise of strangers hides nothing of somebody known.
+        """
         second = int(time.monotonic())
         with self._counting:
             since, count, held = self._held.get(name, (second, 0, 0))
@@ -122,6 +127,10 @@ class AuditLog:
                     self._count(len(self._batch))
                     break
                 last = self._ending.wait(_AGAIN)  # at the end it is tried once more
+            except Exception as error:  # a fault of ours must not end the log in silence
+                self._fail(error)
+                self._drop(len(self._batch))
+                self._batch.clear()
         self._writer.release()
 
     def _take(self) -> bool:
@@ -154,7 +163,7 @@ class AuditLog:
             over = [n for n, (since, _, _) in self._held.items() if ended or since != second]
             held = {name: self._held.pop(name)[2] for name in over}
         lost: list[Entry] = [(now, GAP, {"dropped": dropped})] if dropped else []
-        return lost + [(now, HELD, {"event": n, "count": c}) for n, c in held.items() if c]
+        return lost + [(now, HELD, {"event": n[0], "count": c}) for n, c in held.items() if c]
 
     def _write(self) -> None:
         if self._failing:
@@ -208,4 +217,8 @@ def open_log(file: Path | None, vault: Path, key: SigningKey | None = None) -> A
 
 def _bounded(entry: Entry) -> Entry:
     at, name, facts = entry
+    try:
+        stamp(at)
+    except (ValueError, OSError, OverflowError):  # a moment that no calendar has
+        facts, at = {**facts, "at_ns": str(at)}, time.time_ns()
     return at, name[:100], bounded(facts)

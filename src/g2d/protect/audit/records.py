@@ -31,6 +31,7 @@ GAP, HELD, RECOVERED, SUSPECT = "audit.gap", "audit.held_back", "audit.recovered
 
 _CONTEXT = b"g2d audit checkpoint 1\0"  # a signature of anything else is worth nothing here
 _MOST_FACTS = 1 << 16
+_DEEPEST = 64  # levels of nesting in a record
 _FIELDS = ("facts", "name", "prev", "seq", "time")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -127,17 +128,19 @@ def canonical(value: Any) -> bytes:
     return text.encode("ascii")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise ValueError("it is nested too deep")
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(each, depth + 1) for key, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(each) for each in value]
+        return [_plain(each, depth + 1) for each in value]
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a number of numpy's
-        return _plain(value.item())
+        return _plain(value.item(), depth + 1)
     return str(value)
 
 

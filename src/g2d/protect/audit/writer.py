@@ -42,6 +42,7 @@ from g2d.vault.keys import SigningKey
 
 SEGMENT = 8 << 20
 """Bytes after which the file in use takes a number, and the next one is begun."""
+_BEGIN = b'{"facts":'  # of every line
 _TAIL = 4 << 20  # bytes from the end in which the last record, and the anchor's, are looked for
 
 Entry = tuple[int, str, Mapping[str, Any]]
@@ -275,7 +276,7 @@ def _tail(files: Sequence[Path]) -> _Tail:
             log, unsigned = str(record.facts.get("log")), unsigned + (record.name == OPEN)
             break
         unsigned += 1
-    if last is None and len(torn) == 1 and rest:
+    if last is None and len(torn) == 1 and rest and _BEGIN.startswith(rest[: len(_BEGIN)]):
         return _Tail(START, "", 0, rest, False)  # not even the first record was written
     if last is None or not log:
         raise OSError(errno.EINVAL, "it does not end as an audit log does: move it away")

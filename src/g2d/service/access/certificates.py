@@ -15,7 +15,15 @@ _SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+")
 
 
 class UnknownError(Exception):
-    """A certificate or token does not say who asks; the text is for whoever sent it."""
+    """A certificate or token does not say who asks; the text is for whoever sent it.
+
+    Args:
+        dear: to find out took work on keys.
+    """
+
+    def __init__(self, text: str, dear: bool = False) -> None:
+        super().__init__(text)
+        self.dear = dear
 
 
 class Peer(NamedTuple):

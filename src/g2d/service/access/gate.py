@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -34,7 +35,7 @@ from g2d.service.access.tls import ServerTls
 from g2d.service.access.tokens import Keys, Tokens, Verified, looks_like_jwt, read_keys
 from g2d.service.http.events import AccessChanged, Denied, HeldOff, WrongToken
 from g2d.service.http.guesses import Guesses
-from g2d.service.http.limits import AdminToken, Buckets, client_of
+from g2d.service.http.limits import AdminToken, Buckets, client_of, is_loopback
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import RequestError
 from g2d.service.http.types import Scope
@@ -46,9 +47,10 @@ _ALL, _NONE = frozenset(ROLES), frozenset[str]()
 _ANYBODY = frozenset({INFER, OBSERVE})
 _CERTIFIED = frozenset({INFER})  # what a certificate alone gives, without an access file
 _LOOK = 1.0  # seconds between looks at the files
-_WRONG, _AGAIN = 30.0, 1.0  # wrong tokens of one address at once, and a second
+_WRONG, _AGAIN = 300.0, 50.0  # wrong signatures of one address at once, and a second
 _TOLD = 10  # refusals that are told a second; the next one says how many were not
-_SHOWN = 200  # characters of an address that events keep
+_KINDS = 1000  # reasons and identities of which it is remembered how many were told
+_SHOWN = 64  # characters of an address that events keep
 _LOOKED = ("/events", "/metrics")  # open to all without authentication, and more to the operator
 
 
@@ -234,14 +236,15 @@ class Access:
         if found is not None:
             return found
         client = client_of(address)
-        wait = self._wrong.wait(client, 1.0, _AGAIN, _WRONG)
-        if wait > 0 and not quiet:
+        # A proxy on this machine may stand for everybody: one's wrong tokens are not another's.
+        counted = not quiet and not is_loopback(client)
+        if counted and (wait := self._wrong.wait(client, 1.0, _AGAIN, _WRONG)) > 0:
             self._denied("throttled")
             raise _too_many(wait)
         try:
             return self._tokens.verify(keys, token)
         except UnknownError as error:
-            if not quiet:
+            if counted and error.dear:
                 self._wrong.take(client, 1.0, _AGAIN, _WRONG)
             raise self._refused(scope, address, "token", str(error), quiet) from None
 
@@ -345,22 +348,26 @@ class Access:
 
 
 class _Seldom:
-    """Tells some refusals a second, and with the next one how many were not told."""
+    """Tells some refusals a second, and with the next one how many were not told.
+
+    Of each reason by itself, and of each identity: what strangers cause must not hide what somebody
+    does whom we know.
+    """
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
-        self._second, self._count, self._held = 0, 0, 0
+        self._kinds: OrderedDict[tuple[str, str], tuple[int, int, int]] = OrderedDict()
 
     def __call__(self, event: Denied) -> None:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._count = second, 0
-        self._count += 1
-        if self._count > _TOLD:
-            self._held += 1
-            return
-        held, self._held = self._held, 0
-        self._tell(replace(event, unsaid=held or None))
+        kind, now = (event.reason, event.who or ""), int(time.monotonic())
+        second, count, held = self._kinds.pop(kind, (now, 0, 0))
+        count = count + 1 if second == now else 1
+        full = count > _TOLD
+        self._kinds[kind] = (now, count, held + 1 if full else 0)
+        if len(self._kinds) > _KINDS:
+            self._kinds.popitem(last=False)
+        if not full:
+            self._tell(replace(event, unsaid=held or None))
 
 
 def _too_many(wait: float) -> RequestError:

@@ -74,19 +74,26 @@ class Quotas:
         return Body(self, name, quota) if quota.bytes or quota.under_way else None
 
     def enter(self, name: str, quota: Quota, link: Link) -> None:
-        """Count a connection on which an identity asks, once."""
+        """Count a connection for the identity that asks on it now.
+
+        A proxy's connection is one identity's after the other: it is counted for the last.
+        """
         if name in link.names or link.closed:
             return
-        own = self._links.setdefault(name, set())
-        if quota.connections and len(own) >= quota.connections:
+        if quota.connections and len(self._links.get(name, ())) >= quota.connections:
             refused = _over("connections", 1.0)
-            raise RequestError(refused.status, refused.text, *refused.headers, CLOSE)
-        own.add(link)
+            ends = () if link.names else (CLOSE,)  # one that others ask on stays open for them
+            raise RequestError(refused.status, refused.text, *refused.headers, *ends)
+        self._forget(link)
+        self._links.setdefault(name, set()).add(link)
         link.names.add(name)
 
     def leave(self, link: Link) -> None:
         """Forget a connection that has ended."""
         link.closed = True
+        self._forget(link)
+
+    def _forget(self, link: Link) -> None:
         for name in link.names:
             own = self._links.get(name, set())
             own.discard(link)

@@ -81,6 +81,7 @@ class Tokens:
 
         if len(token) > _MOST:
             raise UnknownError(f"the token is longer than {_MOST} bytes")
+        key = None
         try:
             key = _key(keys, jwt.get_unverified_header(token))
             claims = jwt.decode(
@@ -91,9 +92,9 @@ class Tokens:
             )  # fmt: skip
             until = float(claims["exp"]) + LEEWAY
         except jwt.PyJWTError as error:
-            raise UnknownError(_why(error)) from None
+            raise UnknownError(_why(error), dear=key is not None) from None
         except (ValueError, TypeError, OverflowError, RecursionError, KeyError):
-            raise UnknownError("the token is malformed") from None
+            raise UnknownError("the token is malformed", dear=key is not None) from None
         if not claims["sub"]:
             raise UnknownError("the token's subject is empty")
         name = "jwt:" + plain(claims["sub"], "the token's subject")

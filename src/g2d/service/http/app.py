@@ -39,7 +39,9 @@ from g2d.service.http.types import Asgi, Headers, Message, Receive, Scope, Send
 from g2d.service.http.v2 import EXTENSIONS, Call, call_of, without
 from g2d.service.monitors.observer import ObserverQueue
 
-_HEALTH = ("/v2/health/live", "/v2/health/ready")  # whatever Host a probe says
+_HEALTH = tuple(
+    f"/v2/health/{what}{end}" for what in ("live", "ready") for end in ("", "/")
+)  # whatever Host a probe says
 _FREE = (*_HEALTH, "/metrics")  # no client's rate limits these
 _SETTLE = 0.25  # seconds between looks for swaps whose latencies are complete
 _JSON = (b"content-type", b"application/json")
@@ -143,9 +145,9 @@ class Service:
             caller = scope[CALLER] = self.access.admit(scope)
             if path not in _FREE:
                 self.access.charge(caller, 1.0)
-            metered = self.access.body(caller)
-            receive = metered.over(receive) if metered is not None else receive
             if path == "/v2" or path.startswith("/v2/"):
+                metered = self.access.body(caller)
+                receive = metered.over(receive) if metered is not None else receive
                 await self._v2(scope, told, receive, send, began)
             elif not path:  # the prefix alone: the page's links are relative to what ends so
                 place = [(b"location", f"{self.options.root_path}/".encode())]

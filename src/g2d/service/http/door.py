@@ -19,6 +19,7 @@ from g2d.service.http.limits import client_of
 from g2d.service.http.places import Place, Places
 
 _AT_ONCE = 8  # connections that are accepted before others are answered again
+_GOODBYE = 1.0  # seconds for a client to end TLS in order, as few do
 _PAUSE = 0.05  # seconds, if the system has no descriptor or no memory left
 
 
@@ -26,7 +27,7 @@ class Door:
     """Accepts from one listening socket; takes the place of an `asyncio.Server` for uvicorn.
 
     Args:
-        make: makes uvicorn's protocol. patience: seconds for a handshake, and for TLS to be ended.
+        make: makes uvicorn's protocol. patience: seconds for a handshake.
         context: asked for each connection, so that it may change; None: no TLS.
     """
 
@@ -109,7 +110,8 @@ class Door:
 
         times: dict[str, Any] = {}
         if (context := self._context()) is not None:
-            times = dict.fromkeys(("ssl_handshake_timeout", "ssl_shutdown_timeout"), self._patience)
+            times = {"ssl_handshake_timeout": self._patience,
+                     "ssl_shutdown_timeout": min(_GOODBYE, self._patience)}  # fmt: skip
         try:
             wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(made, wire, ssl=context, **times)

@@ -175,7 +175,7 @@ class Metrics:
         return self.latencies.recent(5.0) | {
             "in_flight": _value(self.in_flight),
             "wrong_tokens": _value(self.wrong_tokens),
-            "limited": _value(self.limited),
+            "limited": blurred(_value(self.limited)),
         }
 
     def render(self, exact: bool = False) -> bytes:

@@ -43,7 +43,7 @@ def call_of(path: str, method: str, model: str) -> Call:
     found = _MODEL.fullmatch(path)
     if found is not None and found[1] == model:
         call = Call(found[3] or "metadata", model, found[2])
-    elif (what := _SERVER.get(path.rstrip("/"))) is not None:
+    elif (what := _SERVER.get(path.removesuffix("/"))) is not None:
         call = Call(what)
     elif found is not None:
         raise RequestError(404, f"there is no model {found[1][:64]!r}, only {model!r}")
