@@ -12,6 +12,7 @@ from benchmarks.common.tables import fill
 from benchmarks.generation import basins_tables as basins
 from benchmarks.generation import tables as generation
 from benchmarks.hostile import audit
+from benchmarks.hostile import tables as hostile
 from benchmarks.redteam import headline
 from benchmarks.redteam import tables as redteam
 from benchmarks.robust import tables as robust
@@ -26,7 +27,7 @@ def blocks() -> dict[str, str]:
     made: dict[str, str] = {}
     sources = (
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
-        headline, audit,
+        headline, audit, hostile,
     )  # fmt: skip
     for source in sources:
         own = source.made()

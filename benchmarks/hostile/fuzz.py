@@ -1,6 +1,7 @@
 """Hostile input against a live service: schemathesis, and malformed requests over raw sockets.
 
     python -m benchmarks.hostile.fuzz                            # 12,000 requests, eight minutes
+    python -m benchmarks.hostile.fuzz --authenticated --cases 20000   # of a service that asks who
     python -m benchmarks.hostile.fuzz --cases 600 --examples 5   # a try
 
 A real `g2d serve --timeout 2s` of a small vault. First schemathesis reads /openapi.json and runs
@@ -8,7 +9,9 @@ all its checks but positive_data_acceptance (see schemathesis.toml) with the adm
 /events, whose answer never ends. Then seeded malformed requests (`malformed`) on sockets of their
 own: every one has to be answered or closed within --patience seconds, without a 5xx; between them
 good requests have to be answered rightly. Resident memory of the service: after a warm-up of the
-same kind, after every tenth, at the end, and its peak. Writes results/fuzz.json.
+same kind, after every tenth, at the end, and its peak. With --authenticated the service takes JWTs, and
+three of four malformed requests come with a right one. Writes results/fuzz.json, or
+results/fuzz-authenticated.json.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from benchmarks.common.places import ROOT
 from benchmarks.common.results import record
 from benchmarks.hostile.malformed import KINDS, SLOW, Case
 from benchmarks.serving.answers import judge
+from benchmarks.serving.credentials import Credentials
 from benchmarks.serving.load import answer_of, ask_once, infer_request, inputs
 from benchmarks.serving.process import TINY, TOKEN, Server, make_vault
 
@@ -123,6 +128,16 @@ def drawn(count: int, seed: int) -> list[Case]:
     return [KINDS[names[place % len(names)]](chance) for place in range(count)]
 
 
+def carried(case: Case, token: str) -> Case:
+    """The case with a token in its first head, if it has a head; "": as it is."""
+    data, wait = case.parts[0]
+    line, end, rest = data.partition(b" HTTP/1.1\r\n")
+    if not token or not end:
+        return case
+    first = line + end + f"authorization: Bearer {token}\r\n".encode() + rest
+    return replace(case, parts=((first, wait), *case.parts[1:]))
+
+
 def tabled(outcomes: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
     """Outcomes by kind, as JSON takes them."""
     table: dict[str, dict[str, int]] = {}
@@ -138,7 +153,7 @@ def good(port: int, vault: Path) -> bool:
     """Whether requests of every form are answered, and rightly."""
     for count in (1, 16):
         for binary in (False, True):
-            answer = ask_once(port, infer_request(inputs(count), binary))
+            answer = ask_once(port, infer_request(inputs(count), binary, token=TOKEN))
             if not answer.startswith(b"HTTP/1.1 200"):
                 return False
             number, data = answer_of(answer)
@@ -161,8 +176,12 @@ def peak(server: Server) -> float:
 
 def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     vault = make_vault(folder / "vault", TINY)
-    result = record(a)
-    server = Server(vault, folder / "log", "--timeout", "2s")
+    result, options, tokens = record(a), ["--timeout", "2s"], [""]
+    if a.authenticated:
+        known = Credentials(folder / "credentials")
+        options += known.by_token()
+        tokens += known.tokens(3)
+    server = Server(vault, folder / "log", *options)
     try:
         server.ready()
         result["schemathesis"] = described(server.port, a, folder)
@@ -171,7 +190,10 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rss, right, peaks = [memory(server)], 0, [peak(server)]
         outcomes: Counter[tuple[str, str]] = Counter()
         for part in range(10):
-            cases = drawn(a.cases // 10, a.seed + 2 + part)
+            cases = [
+                carried(case, tokens[place % len(tokens)])
+                for place, case in enumerate(drawn(a.cases // 10, a.seed + 2 + part))
+            ]
             outcomes += asyncio.run(storm(server.port, cases, a))
             right += good(server.port, vault)
             rss.append(memory(server))
@@ -245,7 +267,9 @@ def main() -> None:
     flags.add_argument("--connections", type=int, default=16)
     flags.add_argument("--patience", type=float, default=12, help="seconds until a case hangs")
     flags.add_argument("--seed", type=int, default=1)
-    command.carry_out("fuzz", flags, measure, rows, "outcomes")
+    flags.add_argument("--authenticated", action="store_true", help="of a service that takes JWTs")
+    name = "fuzz-authenticated" if "--authenticated" in sys.argv else "fuzz"
+    command.carry_out(name, flags, measure, rows, "outcomes")
 
 
 if __name__ == "__main__":

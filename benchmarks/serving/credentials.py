@@ -67,13 +67,14 @@ class Credentials:
         """Options of a service with TLS alone."""
         return ["--tls-cert", self.path("server.pem"), "--tls-key", self.path("server.key")]
 
+    def by_token(self) -> list[str]:
+        """Options of a service that takes tokens, with roles and quotas."""
+        return ["--jwks", self.path("jwks.json"), "--jwt-audience", AUDIENCE, "--jwt-issuer",
+                ISSUER, "--access", self.path("access.toml")]  # fmt: skip
+
     def guarded(self) -> list[str]:
-        """The same with mTLS, tokens, roles and quotas."""
-        return [
-            *self.server(), "--client-ca", self.path("ca.pem"), "--jwks", self.path("jwks.json"),
-            "--jwt-audience", AUDIENCE, "--jwt-issuer", ISSUER, "--access",
-            self.path("access.toml"),
-        ]  # fmt: skip
+        """The same with TLS and mTLS."""
+        return [*self.server(), "--client-ca", self.path("ca.pem"), *self.by_token()]
 
     def tls(self, mutual: bool) -> Tls:
         """How a client meets the service; `mutual`: with its certificate."""
