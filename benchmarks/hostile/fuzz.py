@@ -9,8 +9,8 @@ all its checks but positive_data_acceptance (see schemathesis.toml) with the adm
 /events, whose answer never ends. Then seeded malformed requests (`malformed`) on sockets of their
 own: every one has to be answered or closed within --patience seconds, without a 5xx; between them
 good requests have to be answered rightly. Resident memory of the service: after a warm-up of the
-same kind, after every tenth, at the end, and its peak. With --authenticated the service takes JWTs, and
-three of four malformed requests come with a right one. Writes results/fuzz.json, or
+same kind, after every tenth, at the end, and its peak. With --authenticated the service takes JWTs,
+and three of four malformed requests come with a right one. Writes results/fuzz.json, or
 results/fuzz-authenticated.json.
 """
 
