@@ -26,7 +26,8 @@ def pool(rows: int = 2, indices: int = 2) -> bytes:
 def accept(vault: Vault, turn: int, activate: bool = True) -> None:
     files = {"weights": network(turn), "attacks": pool()}
     exposed = {"exposed": vault.exposures()}
-    sign_generation(vault, files, MANIFEST | exposed, KEY, lifetime=1.0, activate=activate)
+    more = {"source": "digits", "lifetime": 1.0, "activate": activate}
+    sign_generation(vault, files, MANIFEST | exposed, KEY, **more)
 
 
 def make_vault(path: Path) -> Path:

@@ -92,7 +92,7 @@ def test_what_is_signed_has_to_bind_everything(vault, key):
     for name in MANIFEST:
         rest = {other: value for other, value in MANIFEST.items() if other != name}
         with pytest.raises(VaultError, match=name):
-            sign_generation(vault, {"weights": b""}, rest, key, lifetime=1.0)
+            sign_generation(vault, {"weights": b""}, rest, key, source="digits", lifetime=1.0)
     assert vault.last_number() == 4
 
 
