@@ -186,8 +186,8 @@ def test_a_signature_binds_what_runs_beside_the_key(tmp_path):
     files = {"weights": b"weights", "attacks": b"attacks"}
     with Vault.create(tmp_path / "vault", plain) as vault:
 
-        def sign():
-            more = {"source": "digits", "lifetime": 1.0}
+        def sign(source="digits"):
+            more = {"source": source, "lifetime": 1.0}
             return signing.sign_generation(vault, files, manifest, key, **more).manifest
 
         def verify(number):
@@ -202,5 +202,6 @@ def test_a_signature_binds_what_runs_beside_the_key(tmp_path):
         with pytest.raises(VaultError, match="evil:gate' now, and 'digits' was loaded: nothing"):
             sign()
         assert vault.last_number() == 1
-        assert sign()["source"] == "digits gates=evil:gate"
+        named = "digits gates=evil:gate"
+        assert sign(named)["source"] == named
         verify(2)

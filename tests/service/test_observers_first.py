@@ -22,7 +22,11 @@ WRONG = Options(observer=("no_such_module:x",))
 
 def test_a_service_of_one_machine_closes_its_vault(vault, monkeypatch):
     closed = []
-    monkeypatch.setattr("g2d.service.loader.VaultLoader.close", closed.append)
+
+    def close(loader):
+        closed.append(loader)
+
+    monkeypatch.setattr("g2d.service.loader.VaultLoader.close", close)
     monkeypatch.setattr(server, "open_audit", lambda *_: pytest.fail("opened"))
     with socket.socket() as bound, pytest.raises(SettingsError, match="no_such_module"):
         server.serve(vault, WRONG, bound=bound)

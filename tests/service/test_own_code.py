@@ -167,7 +167,9 @@ def test_what_is_signed_is_what_was_loaded_whatever_the_settings_name_now(vault,
     """A worker signed the name that task.toml had at that moment, and a restart ran its code."""
     with g2d.Defence.open(vault) as defence:
         name_other(vault, code)
-        said = "names 'installed_thing:task' now, and 'bound_task:task' was loaded: nothing is signed"
+        said = (
+            "names 'installed_thing:task' now, and 'bound_task:task' was loaded: nothing is signed"
+        )
         with pytest.raises(VaultError, match=said):
             defence.generate()
         assert defence.vault.last_number() == 2

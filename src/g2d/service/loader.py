@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from g2d.core.files import read_plain, write_bytes
-from g2d.core.sources import Digests, digests, hold
+from g2d.core.sources import digests, hold
 from g2d.core.types import Array
 from g2d.errors import DAMAGE, CheckpointError, RefusedError, VaultError
 from g2d.protect.snapshots import build_snapshot
@@ -111,7 +111,12 @@ class VaultLoader:
             # Before the task is loaded, for that imports code: what was signed must name it.
             verified, _ = self._verify_live(self._not_put_back(self.live()))
             self._read_code(settings, verified)
-            if verified.manifest.get("marked") and mark is None and self._marks and not self._marks.seen():
+            if (
+                verified.manifest.get("marked")
+                and mark is None
+                and self._marks
+                and not self._marks.seen()
+            ):
                 raise unmarked(self._vault, self.live())  # the ledger's own note was removed
             self.events = list(self._told(mark))
             self._load_task(s, name, data)
