@@ -24,7 +24,9 @@ MANIFEST = {
 
 def accept(vault: Vault, key: SigningKey, turn: int = 0, **options):
     files = {"weights": b"weights %d " % turn * 20, "attacks": b"attacks %d " % turn * 9}
-    return sign_generation(vault, files, MANIFEST, key, **{"lifetime": 1.0} | options)
+    return sign_generation(
+        vault, files, MANIFEST, key, **{"source": "digits", "lifetime": 1.0} | options
+    )
 
 
 @contextmanager

@@ -23,10 +23,11 @@ def pool(rows: int = 2, indices: int = 2) -> bytes:
     return pack({"guide": x, "guide_index": index, "gate": x, "gate_index": index})
 
 
-def accept(vault: Vault, turn: int, activate: bool = True) -> None:
+def accept(vault: Vault, turn: int, activate: bool = True, source: str = "digits") -> None:
     files = {"weights": network(turn), "attacks": pool()}
     exposed = {"exposed": vault.exposures()}
-    sign_generation(vault, files, MANIFEST | exposed, KEY, lifetime=1.0, activate=activate)
+    more = {"source": source, "lifetime": 1.0, "activate": activate}
+    sign_generation(vault, files, MANIFEST | exposed, KEY, **more)
 
 
 def make_vault(path: Path) -> Path:

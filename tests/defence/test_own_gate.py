@@ -186,8 +186,9 @@ def test_a_signature_binds_what_runs_beside_the_key(tmp_path):
     files = {"weights": b"weights", "attacks": b"attacks"}
     with Vault.create(tmp_path / "vault", plain) as vault:
 
-        def sign():
-            return signing.sign_generation(vault, files, manifest, key, lifetime=1.0).manifest
+        def sign(source="digits"):
+            more = {"source": source, "lifetime": 1.0}
+            return signing.sign_generation(vault, files, manifest, key, **more).manifest
 
         def verify(number):
             now = time.time()
@@ -198,5 +199,9 @@ def test_a_signature_binds_what_runs_beside_the_key(tmp_path):
         vault.write_settings(plain + '[gates]\nextra = ["evil:gate"]\n')
         with pytest.raises(RefusedError, match="settings say 'digits gates=evil:gate'"):
             verify(1)
-        assert sign()["source"] == "digits gates=evil:gate"
+        with pytest.raises(VaultError, match="evil:gate' now, and 'digits' was loaded: nothing"):
+            sign()
+        assert vault.last_number() == 1
+        named = "digits gates=evil:gate"
+        assert sign(named)["source"] == named
         verify(2)

@@ -1,4 +1,4 @@
-"""A wrong `--observer` ends every start before anything is open that nobody would close."""
+"""A wrong `--observer` ends every start, and leaves nothing open that nobody would close."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from cluster_script import TERMS, Script
 from g2d.errors import SettingsError, VaultError
+from g2d.service.cluster.mirror import MirrorLoader
 from g2d.service.cluster.replica import ReplicaSpec
 from g2d.service.cluster.replica import assemble as assemble_replica
 from g2d.service.http import server
@@ -19,10 +20,17 @@ from g2d.service.http.options import Options
 WRONG = Options(observer=("no_such_module:x",))
 
 
-def test_a_service_of_one_machine_opens_no_vault(vault, monkeypatch):
-    monkeypatch.setattr("g2d.service.loader.VaultLoader", lambda *_: pytest.fail("opened"))
+def test_a_service_of_one_machine_closes_its_vault(vault, monkeypatch):
+    closed = []
+
+    def close(loader):
+        closed.append(loader)
+
+    monkeypatch.setattr("g2d.service.loader.VaultLoader.close", close)
+    monkeypatch.setattr(server, "open_audit", lambda *_: pytest.fail("opened"))
     with socket.socket() as bound, pytest.raises(SettingsError, match="no_such_module"):
         server.serve(vault, WRONG, bound=bound)
+    assert len(closed) == 1
 
 
 def test_a_service_that_cannot_be_put_together_closes_its_vault(vault, monkeypatch):
@@ -51,11 +59,20 @@ def replica_fails(script: Script, options: Options, folder: Path, monkeypatch) -
     return raised.value
 
 
-def test_a_replica_asks_no_coordinator_and_leaves_no_mirror(signed_vault, tmp_path, monkeypatch):
-    script = Script(signed_vault)
-    script.identity = lambda: pytest.fail("asked")  # type: ignore[method-assign]
-    error = replica_fails(script, WRONG, tmp_path / "own", monkeypatch)
+def test_a_replica_compares_the_tasks_code_before_it_imports_an_observer(
+    signed_vault, tmp_path, monkeypatch
+):
+    """Which may import the task's module."""
+    compared, compare = [], MirrorLoader._read_code
+
+    def note(loader, *rest):
+        compared.append(loader)
+        compare(loader, *rest)
+
+    monkeypatch.setattr(MirrorLoader, "_read_code", note)
+    error = replica_fails(Script(signed_vault), WRONG, tmp_path / "own", monkeypatch)
     assert isinstance(error, SettingsError)
+    assert len(compared) == 1
 
 
 @pytest.mark.parametrize("place", ["replica.assemble_service", "mirror.MirrorLoader.first"])

@@ -187,7 +187,7 @@ def test_past_generations_stay_sound_when_the_settings_name_more(vault):
         "generations/000004",
     ]
     with Vault.open(vault, write=True) as writer:
-        accept(writer, 5)
+        accept(writer, 5, source="digits gates=mine:gate")
     assert said(vault, KEY.public) == []
     folder = vault / "generations" / "000001"
     (folder / "manifest.sig").write_bytes(bytes(64))

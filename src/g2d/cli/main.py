@@ -39,6 +39,7 @@ from g2d.cli.shared import (
     TaskPath,
     VaultPath,
     Workers,
+    code_to_load,
     configure_torch,
     make_engine,
     open_defence,
@@ -159,6 +160,7 @@ def population(
     ] = None,
     from_checkpoints: Zoo = None,
     task_path: TaskPath = None,
+    accept_code: AcceptCode = False,
 ) -> None:
     """Make a vault and train its population, or go on where an earlier run stopped."""
     flags = merged(given, read_changes(changes or ()))
@@ -167,7 +169,7 @@ def population(
             "--from-checkpoints takes the folder as it is; drop --members, --recipe, --basins, "
             "--base and --harden"
         )
-    defence, count = prepare(vault, settings, flags)
+    defence, count = prepare(vault, settings, flags, accept_code)
     with defence:
         _note_few_gate_examples(defence)
         with show_progress() as progress:
@@ -305,12 +307,13 @@ def attack(
     engine: EngineName = "local",
     ray_address: RayAddress = "",
     task_path: TaskPath = None,
+    accept_code: AcceptCode = False,
 ) -> None:
     """Attack a vault with established attacks of every threat, beside controls; see `g2d report`.
 
     Goes on where an interrupted run stopped; rows whose inputs have not changed are reused.
     """
-    vault_settings(vault)
+    bound = code_to_load(vault, vault_settings(vault), accept_code)
     configure_torch()
     from g2d import redteam
 
@@ -319,7 +322,7 @@ def attack(
         results = redteam.attack(
             vault, threats=threat or (), quick=quick, eps=eps, n=n, seed=seed, out=out,
             data="" if data is None else str(data.absolute()), service=live,
-            engine=jobs, progress=progress,
+            engine=jobs, progress=progress, code=bound,
         )  # fmt: skip
     print_attacks(results)
     print_line(f"results      {redteam.results_path(vault, out)}")

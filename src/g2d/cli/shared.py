@@ -22,6 +22,7 @@ from g2d.settings import PopulationSettings
 if TYPE_CHECKING:
     from g2d.core.engine import LocalEngine
     from g2d.core.ray_engine import RayEngine
+    from g2d.core.sources import Digests
     from g2d.defence.defence import Defence
     from g2d.settings import Settings
 
@@ -95,16 +96,26 @@ def open_defence(path: Path, data: Path | None, accept_code: bool = False) -> De
     Args:
         accept_code: the user's own code may be other than what the last generation was signed with.
     """
-    from g2d.vault.code import signed_code
-    from g2d.vault.vault import Vault
-
-    vault_settings(path)
-    with Vault.open(path) as vault:
-        bound = {} if accept_code else signed_code(vault)
+    bound = code_to_load(path, vault_settings(path), accept_code)
     configure_torch()
     from g2d.defence.defence import Defence
 
     return Defence.open(path, data="" if data is None else str(data.absolute()), code=bound)
+
+
+def code_to_load(path: Path, settings: Settings, accept_code: bool) -> Digests:
+    """The digests that the user's own code is held to, of what settings name; {}: to none.
+
+    Raises:
+        VaultError: what was signed cannot be known, for its signature was removed.
+    """
+    from g2d.vault.code import signed_code
+    from g2d.vault.vault import Vault
+
+    if accept_code:
+        return {}
+    with Vault.open(path) as vault:
+        return signed_code(vault, settings)
 
 
 def vault_settings(path: Path) -> Settings:
@@ -116,10 +127,15 @@ def vault_settings(path: Path) -> Settings:
         return Settings.from_vault(vault.settings_text, str(vault.path / "task.toml"))
 
 
-def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[Defence, int]:
+def prepare(
+    path: Path, file: Path | None, flags: Mapping[str, Any], accept_code: bool = False
+) -> tuple[Defence, int]:
     """Make or open a vault; return it with the number of workers to use.
 
     Settings come from flags, then the file, then the vault's own or else the task's defaults.
+
+    Args:
+        accept_code: see `open_defence`.
     """
     from g2d.settings import Settings
 
@@ -138,9 +154,10 @@ def prepare(path: Path, file: Path | None, flags: Mapping[str, Any]) -> tuple[De
     if there is None:
         return Defence.create(full.task.name, path, full), workers
     full = full.override(population__workers=there.population.workers)
+    bound = code_to_load(path, full, accept_code)
     if full.override(task__data=there.task.data) == there:
-        return Defence.open(path, data=full.task.data), workers
-    return Defence.create(full.task.name, path, full), workers
+        return Defence.open(path, data=full.task.data, code=bound), workers
+    return Defence.create(full.task.name, path, full, bound), workers
 
 
 def asked_settings(file: Path | None, flags: Mapping[str, Any]) -> Settings:

@@ -64,19 +64,24 @@ class Defence:
 
     @classmethod
     def create(
-        cls, task: Task | str, path: Path | str, settings: Settings | None = None
+        cls,
+        task: Task | str,
+        path: Path | str,
+        settings: Settings | None = None,
+        code: Digests | None = None,
     ) -> Defence:
         """Make an empty vault for a task, or open the one that is there to go on with it.
 
         Args:
             task: a `Task`, a built-in name or `module:factory`.
             settings: overrides; None takes the defaults that the task brings.
+            code: see `open`.
 
         Raises:
             TaskError, DataError, SettingsError: the task cannot be loaded.
             VaultError: the folder holds something else, or a vault with other settings.
         """
-        return cls(*opening.create(task, path, settings))
+        return cls(*opening.create(task, path, settings, code))
 
     @classmethod
     def open(
@@ -118,6 +123,11 @@ class Defence:
             defence.close()
             raise
         return defence
+
+    @property
+    def code(self) -> Digests:
+        """Digests of the user's own code as it was loaded; see `vault.code`."""
+        return self._generations.code
 
     def close(self) -> None:
         """Close the vault."""

@@ -26,7 +26,7 @@ from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.vault.code import CODE, code_of
 from g2d.vault.confirmed import confirmed_key
-from g2d.vault.signing import SigningKey, sign_generation
+from g2d.vault.signing import SigningKey, require_source, sign_generation
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import digest, pack, unpack
 from g2d.weights.codec import Codec
@@ -62,7 +62,7 @@ class GenerationStore:
     ) -> None:
         self.task, self.vault, self.settings = task, vault, settings
         # Now, not when one is signed: what is running is what was loaded, whatever the file says.
-        self._code = digests(code_of(settings)) if code is None else code
+        self.code = digests(code_of(settings)) if code is None else code
         self._exposures: dict[int, Exposure] = {}
         self._states: dict[int, dict[str, Tensor]] = {}
         self._damaged: set[int] = set()
@@ -168,8 +168,8 @@ class GenerationStore:
             "population": digest("".join(members).encode()),
             "settings": digest(s.to_toml(former=True).encode()),
         }
-        if self._code:
-            full[CODE] = self._code
+        if self.code:
+            full[CODE] = self.code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
         if cpu is not None:
             full["cpu_seconds"] = round(time.process_time() - cpu, 3)
@@ -180,8 +180,9 @@ class GenerationStore:
         else:
             lifetime = s.signing.lifetime
             record = sign_generation(
-                self.vault, files, full, key, lifetime=lifetime, activate=activate
-            )
+                self.vault, files, full, key, source=self.settings.source, lifetime=lifetime,
+                activate=activate,
+            )  # fmt: skip
         self.vault.retire_old(s.vault.keep, max(s.gates.history, s.guidance.memory) + 1)
         return Generation(record.number, record.manifest, dict(state), self.task)
 
@@ -213,6 +214,9 @@ class GenerationStore:
 
         Raises:
             KeyFileError: it cannot be used; an unsigned generation is not made in its place.
+            VaultError: the vault's settings name other code by now than what was loaded.
         """
-        path = self.settings.signing.key
-        return SigningKey.read(confirmed_key(self.vault, path)) if path else None
+        if not (path := self.settings.signing.key):
+            return None
+        require_source(self.vault, self.settings.source)
+        return SigningKey.read(confirmed_key(self.vault, path))

@@ -31,7 +31,9 @@ from g2d.vault.vault import Vault
 Opened = tuple[Task, TaskSource, Vault, Settings]
 
 
-def create(task: Task | str, path: Path | str, settings: Settings | None) -> Opened:
+def create(
+    task: Task | str, path: Path | str, settings: Settings | None, code: Digests | None
+) -> Opened:
     """Make an empty vault for a task, or open the one that is there; see `Defence.create`."""
     there = Settings() if settings is None else settings
     known = Path(path, "task.toml")
@@ -39,6 +41,8 @@ def create(task: Task | str, path: Path | str, settings: Settings | None) -> Ope
     if goes_on:
         there = _kept(known)  # the folder of the data, above all
     named, source = _named(task, there.task)
+    if code is not None:
+        load_only(code, Path(path), replace(there, task=named))
     lost = isinstance(source, tuple) and (named.origin or named.made_in)
     loaded = find(named) if lost else resolve(source)
     if settings is None and not goes_on:
@@ -88,7 +92,7 @@ def reopen(
                 f"{path} was of task {named!r} and names {settings.source!r} now: nothing of it is"
                 " loaded. Look who changed task.toml, and put it back."
             )
-        read = code_of(settings) if code is None else load_only(code, vault, settings)
+        read = code_of(settings) if code is None else load_only(code, vault.path, settings)
         source: TaskSource = task or by_name(s, data)
         loaded = task or find(s, data)
         _check_data(loaded, vault)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from g2d.core.files import MOST_WEIGHTS, read_plain
 from g2d.core.seeds import seed_of
+from g2d.core.sources import Digests
 from g2d.core.types import Bounds, Logits, State
 from g2d.defence.defence import Defence
 from g2d.errors import CheckpointError
@@ -28,6 +29,7 @@ from g2d.tasks.inference import load_model
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
+from g2d.vault.code import load_only
 from g2d.weights.checkpoints import digest, unpack
 
 
@@ -81,6 +83,7 @@ class RunSpec:
         n: test examples. eps: L-infinity budget in the units of the data.
         quick: small budgets, for the demo and CI: a smoke test, not evidence.
         attack: how the task is attacked ('ball', 'tokens', 'own', 'none').
+        code: digests of the user's own code, which is loaded as no other; None: as it is there.
     """
 
     source: TaskSource
@@ -92,6 +95,7 @@ class RunSpec:
     seed: int = 0
     quick: bool = False
     attack: str = BALL
+    code: Digests | None = None
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,16 @@ class Case:
 
 
 class AttackContext:
-    """What the cases of one vault share in one process."""
+    """What the cases of one vault share in one process.
+
+    Raises:
+        VaultError: the user's own code is not what the spec says; nothing of it has been run.
+    """
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
+        if spec.code is not None:
+            load_only(spec.code, Path(spec.vault), spec.settings)
         self.task: Task = resolve(spec.source)
         generator = torch.Generator().manual_seed(seed_of(spec.seed, "examples"))
         self._examples = self.task.splits.test.sample(spec.n, generator)
@@ -151,7 +161,8 @@ class AttackContext:
         if self._defence is None:
             task = self.spec.source if isinstance(self.spec.source, Task) else None
             data = "" if isinstance(self.spec.source, Task) else self.spec.source[1]
-            self._defence = Defence.open(self.spec.vault, task, write=False, data=data)
+            spec = self.spec
+            self._defence = Defence.open(spec.vault, task, write=False, data=data, code=spec.code)
         return self._defence
 
     def examples(self, n: int | None = None) -> Split:

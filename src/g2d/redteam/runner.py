@@ -18,6 +18,7 @@ from g2d.attacks.art import require
 from g2d.core.engine import Engine, LocalEngine
 from g2d.core.files import write_bytes
 from g2d.core.platforms import cores
+from g2d.core.sources import Digests
 from g2d.core.types import Progress, silent
 from g2d.defence.defence import Defence
 from g2d.errors import SettingsError
@@ -60,6 +61,7 @@ def attack(
     engine: Engine | None = None,
     workers: int = 0,
     progress: Progress = silent,
+    code: Digests | None = None,
 ) -> dict[str, Any]:
     """Run the red team against a vault, or against a service that serves its task.
 
@@ -69,6 +71,7 @@ def attack(
         eps: L-infinity budget in units of the data; the task's own by default.
         n: test examples; 1,000, or 200 if quick. out: folder for rows, networks and results.
         data: where the task's data lies now. service: attack this instead of the vault's chains.
+        code: see `Defence.open`; what is loaded here is then all that worker processes load.
 
     Returns:
         what was written to `results.json` (schema: docs/results.md).
@@ -79,8 +82,9 @@ def attack(
     """
     require()
     chosen = _chosen(threats, service)
-    with Defence.open(vault, write=False, data=data) as defence:
+    with Defence.open(vault, write=False, data=data, code=code) as defence:
         spec = _spec_of(defence, eps, n, seed, quick)
+        spec = replace(spec, code=None if code is None else defence.code)
         folder = results_path(vault, out).parent
         own = engine is None
         engine = engine or LocalEngine(workers)

@@ -86,8 +86,8 @@ def assemble(
     """Make the side that answers: metrics, events, batches, HTTP, and the watch over memory.
 
     Args:
-        lead: makes what controls rotation, given what takes its events. observers: made before
-            anything that must be closed. vault: its folder, which only the log may name. results:
+        lead: makes what controls rotation, given what takes its events. observers: made once
+            the code is checked. vault: its folder, which only the log may name. results:
             what `g2d attack` wrote or will write, for the page. now: seconds since 1970, by which
             generations expire. audit: hears every event. tls: where it is agreed here.
 

@@ -19,17 +19,26 @@ import torch
 from torch import nn
 
 from g2d.core.files import read_plain, write_bytes
-from g2d.core.sources import Digests, digests, hold
+from g2d.core.sources import digests, hold
 from g2d.core.types import Array
 from g2d.errors import DAMAGE, CheckpointError, RefusedError, VaultError
 from g2d.protect.snapshots import build_snapshot
 from g2d.rotation.events import Accepted, Event, OlderCopy
 from g2d.rotation.snapshot import Snapshot
 from g2d.service.http.protocol import DATATYPES, Model
-from g2d.settings import Settings
+from g2d.settings import Settings, TaskSettings
 from g2d.tasks.building import build_model
 from g2d.tasks.source import blueprint_of
-from g2d.vault.code import TASK, advice, bound_code, changed, code_of, require, signed_code
+from g2d.vault.code import (
+    TASK,
+    advice,
+    binds,
+    bound_code,
+    changed,
+    code_of,
+    last_bound,
+    require,
+)
 from g2d.vault.ledger import LEDGER
 from g2d.vault.mark import FileMark, HighWaterMark, Mark, SteadyClock
 from g2d.vault.placing import check_private
@@ -47,14 +56,11 @@ _SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
 
 @dataclass(frozen=True)
 class _Verified:
-    """Verified weights; if they were signed, what was signed with them: the task's name and code,
-    when they expire, and whether a mark of what the vault had reached was kept."""
+    """Verified weights; if they were signed, the manifest that was, and when they expire."""
 
     weights: bytes
-    task: str | None = None
-    code: Digests = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
     expires: float = math.inf
-    marked: bool = False
 
 
 class VaultLoader:
@@ -104,14 +110,16 @@ class VaultLoader:
             s, self.task = settings.task, settings.source
             # Before the task is loaded, for that imports code: what was signed must name it.
             verified, _ = self._verify_live(self._not_put_back(self.live()))
-            if verified.task is not None and verified.task != self.task:
-                raise VaultError(f"{vault / 'task.toml'} changed while it was read: look why.")
             self._read_code(settings, verified)
-            if verified.marked and mark is None and self._marks and not self._marks.seen():
+            if (
+                verified.manifest.get("marked")
+                and mark is None
+                and self._marks
+                and not self._marks.seen()
+            ):
                 raise unmarked(self._vault, self.live())  # the ledger's own note was removed
             self.events = list(self._told(mark))
-            self._blueprint = blueprint_of(s, data)
-            self.model = self._described(name)
+            self._load_task(s, name, data)
         except BaseException:
             self._vault.close()
             raise
@@ -122,9 +130,10 @@ class VaultLoader:
         self._code = {TASK: parts[TASK]} if TASK in parts else {}
         number, self.unbound = self.live(), ""
         # Without a key to verify it, what was signed is still what a worker may sign with.
-        signed = verified.code if self._key else signed_code(self._vault)
-        require(signed, self._code, self._vault, settings)
-        self._check_code(number, signed)
+        manifest = verified.manifest if self._key else last_bound(self._vault, settings)
+        signed = bound_code(manifest)
+        require(signed, self._code, self._vault.path, settings)
+        self._check_code(number, manifest)
         known = signed or bound_code(self._vault.generation(number).manifest)
         if self._code and TASK not in known:
             self.unbound = "of its code no digest was kept with it, as an older G2D made it"
@@ -138,12 +147,20 @@ class VaultLoader:
         self.code = {**digests(self._code), **signed}
         hold(self._code)
 
-    def _check_code(self, number: int, signed: Digests) -> None:
-        """Refuse what was signed with other code than what is loaded here."""
-        if told := changed(signed, self._code):
+    def _load_task(self, task: TaskSettings, name: str, data: str) -> None:
+        self._blueprint = blueprint_of(task, data)
+        self.model = self._described(name)
+
+    def _check_code(self, number: int, manifest: Mapping[str, Any]) -> None:
+        """Refuse what was signed with other code than what is loaded here, or without it."""
+        signed, told = bound_code(manifest), ""
+        if found := changed(signed, self._code):
+            told = f"{found}, or it was signed with another version: no other code is run"
+        elif binds(manifest) and self._code.get(TASK) and TASK not in signed:
+            told = f"it was signed without its code, and task {self.task!r} has some: none is run"
+        if told:
             raise RefusedError(
-                f"generation {number} refused (code): {told}, or it was signed with another"
-                f" version: no other code is run. {advice(self._vault)}",
+                f"generation {number} refused (code): {told}. {advice(self._vault.path)}",
                 "code",
                 number,
             )
@@ -277,9 +294,15 @@ class VaultLoader:
         found = verify_generation(
             self._vault, number, self._key, after=after, now=now, files=self._files
         )
-        signed = found.manifest
-        source, marked = str(signed["source"]), bool(signed.get("marked"))
-        return _Verified(found.weights, source, bound_code(signed), found.expires, marked)
+        # The settings may have been changed since this process loaded what they named.
+        if (source := str(found.manifest["source"])) != self.task:
+            raise RefusedError(
+                f"generation {number} refused (task): it was signed for task {source!r}, and"
+                f" {self.task!r} is loaded. The live one stays; look who changed task.toml",
+                "task",
+                number,
+            )
+        return _Verified(found.weights, found.manifest, found.expires)
 
     def _verify_live(self, number: int) -> tuple[_Verified, RefusedError | None]:
         """Verify what is live. Its times are a warning alone: there is nothing better yet.
@@ -295,7 +318,7 @@ class VaultLoader:
             return self._verify(number, number - 1, created), error
 
     def _build(self, number: int, verified: _Verified) -> Snapshot:
-        self._check_code(number, verified.code)
+        self._check_code(number, verified.manifest)
         try:
             state = unpack(verified.weights)
             with self._building:
@@ -336,6 +359,16 @@ class VaultLoader:
                 f"{self._served} is not what `g2d serve` wrote ({error}): look why. Delete it only"
                 " if you are sure which generation was served last."
             ) from error
+
+
+class CodeHolder(VaultLoader):
+    """All that a `VaultLoader` checks before it loads the task, whose code is held as it was read.
+
+    For a process that is about to import what may import the task's module, and serves nothing.
+    """
+
+    def _load_task(self, *_: object) -> None:
+        pass
 
 
 def _list(value: Any) -> list[Any]:

@@ -7,6 +7,7 @@ counts as a module's source is in `core.sources`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from g2d.core.imports import not_found
@@ -43,15 +44,43 @@ def bound_code(manifest: Mapping[str, Any]) -> Digests:
     return {str(part): known for part, known in parts if isinstance(known, dict)}
 
 
-def signed_code(vault: Vault) -> Digests:
-    """The digests that the last generation was signed with; {}: it was not signed, or binds none.
+def binds(manifest: Mapping[str, Any]) -> bool:
+    """Whether a signed manifest says which code it binds, be it none; older G2D did not."""
+    return CODE in manifest or "marked" in manifest
 
-    What the ledger says of them is not verified: this is for those who make generations.
+
+def last_bound(vault: Vault, settings: Settings) -> Mapping[str, Any]:
+    """The newest manifest by which code that settings name is judged; {}: there is none.
+
+    In a vault where a generation was signed it is the newest that was, or that keeps digests.
+    What the ledger says of it is not verified: this is for those who make generations.
+
+    Raises:
+        VaultError: its signature was removed.
     """
-    number = vault.last_number()
-    if not number or not (vault.generation_file(number).parent / SIGNATURE).exists():
+    if not settings.own_code:
         return {}
-    return bound_code(vault.generation(number).manifest)
+    rows = vault.generations(damaged=lambda _: None)
+    if not any("signer" in row.manifest for row in rows):
+        return {}
+    row = next(r for r in reversed(rows) if "signer" in r.manifest or CODE in r.manifest)
+    signature = vault.generation_file(row.number).parent / SIGNATURE
+    if "signer" in row.manifest and not signature.exists():
+        raise VaultError(
+            f"{vault.path} lacks the signature of generation {row.number}, which was signed: no"
+            f" code of yours is run. Put {signature.name} back from a copy; or look at your code,"
+            f" and accept it: g2d generate {vault.path} --accept-code"
+        )
+    return row.manifest
+
+
+def signed_code(vault: Vault, settings: Settings) -> Digests:
+    """The digests that `last_bound` binds.
+
+    Raises:
+        VaultError: its signature was removed.
+    """
+    return bound_code(last_bound(vault, settings))
 
 
 def changed(bound: Digests, now: Parts) -> str:
@@ -63,15 +92,15 @@ def changed(bound: Digests, now: Parts) -> str:
     return ", ".join(dict.fromkeys(text for text in told if text))
 
 
-def advice(vault: Vault) -> str:
+def advice(path: Path) -> str:
     """What to do where code was changed."""
     return (
         "Look who changed it, and put it back; if it was you, stop the service and accept it:"
-        f" g2d generate {vault.path} --accept-code"
+        f" g2d generate {path} --accept-code"
     )
 
 
-def require(bound: Digests, now: Parts, vault: Vault, settings: Settings) -> None:
+def require(bound: Digests, now: Parts, path: Path, settings: Settings) -> None:
     """Check that the parts that are bound are there at all.
 
     Raises:
@@ -80,21 +109,23 @@ def require(bound: Digests, now: Parts, vault: Vault, settings: Settings) -> Non
     for part, sources in now.items():
         if part in bound and not sources:
             missing = not_found(settings.own_code[part])
-            raise VaultError(f"{vault.path} was signed with code of yours, and {missing}")
+            raise VaultError(f"{path} was signed with code of yours, and {missing}")
 
 
-def load_only(bound: Digests, vault: Vault, settings: Settings) -> Parts:
+def load_only(bound: Digests, path: Path, settings: Settings) -> Parts:
     """From now on load the code that settings name as it is now, if that is what is bound.
+
+    Args:
+        path: the vault's folder, for messages.
 
     Raises:
         VaultError: it is not; nothing of it has been run.
     """
     now = code_of(settings)
-    require(bound, now, vault, settings)
+    require(bound, now, path, settings)
     if told := changed(bound, now):
         raise VaultError(
-            f"{told} since a generation of {vault.path} was signed: no code of it is run."
-            f" {advice(vault)}"
+            f"{told} since a generation of {path} was signed: no code of it is run. {advice(path)}"
         )
     hold(now)
     return now

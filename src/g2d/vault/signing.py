@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from g2d.errors import G2DError, RefusedError, UnavailableError, VaultError
 from g2d.settings import Settings
+from g2d.vault.code import CODE
 from g2d.vault.keys import SigningKey, VerifyKey, default_key, open_plain
 from g2d.vault.ledger import PASSING
 from g2d.vault.plain import check_folders
@@ -32,6 +33,7 @@ __all__ = [
     "Verified",
     "VerifyKey",
     "default_key",
+    "require_source",
     "sign_generation",
     "verify_generation",
 ]
@@ -66,33 +68,51 @@ def sign_generation(
     manifest: Mapping[str, Any],
     key: SigningKey,
     *,
+    source: str,
     lifetime: float,
     activate: bool = False,
 ) -> GenerationRecord:
     """Accept a generation with a signed manifest: `Vault.accept`, and the signature beside it.
 
-    Format, signer, the vault's identity, the task's name in the settings, the files' sizes and the
-    time of expiry are added to what `manifest` says; number, digests and creation by the vault.
+    Format, signer, the vault's identity, `source`, the files' sizes and the time of expiry are
+    added to what `manifest` says, and that no code is bound where it does not say which; number,
+    digests and creation by the vault.
 
     Args:
-        lifetime: days until the generation expires.
+        source: `Settings.source` of what was loaded to make it, whatever the vault's settings name
+            by now. lifetime: days until the generation expires.
 
     Raises:
-        VaultError: it cannot be written, or `manifest` lacks what has to be bound.
+        VaultError: it cannot be written, `manifest` lacks what has to be bound, or the vault's
+            settings name something else than `source`.
     """
+    require_source(vault, source)
     bound = {
         "format": FORMAT,
         "signer": key.fingerprint,
         "vault": vault.identity,
-        "source": _source(vault),
+        "source": source,
         "sizes": {name: len(data) for name, data in files.items()},
         "expires": time.time() + lifetime * _DAY,
         "marked": vault.marked,
     }
-    full = {**manifest, **bound}
+    full = {CODE: {}, **manifest, **bound}
     if missing := _FIELDS.keys() - full.keys() - {"number", "files", "created"}:
         raise VaultError(f"a signed manifest must also hold {sorted(missing)}: add them.")
     return vault.accept(files, full, activate, key.sign)
+
+
+def require_source(vault: Vault, loaded: str) -> None:
+    """Check that a vault's settings still name what was loaded; else nothing is to be signed.
+
+    Raises:
+        VaultError: they name something else. SettingsError: they cannot be read.
+    """
+    if (named := _source(vault)) != loaded:
+        raise VaultError(
+            f"{vault.path} names {named!r} now, and {loaded!r} was loaded: nothing is signed. Look"
+            " who changed task.toml, and put it back"
+        )
 
 
 # --- verification --------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.server import listen, read_public_key, warn
 from g2d.service.http.startup import refuse_on_ray
+from g2d.service.loader import CodeHolder
 from g2d.service.monitors.observer import find_observers
 
 _SPACE = "g2d"  # the namespace of our actors
@@ -138,9 +139,12 @@ def serve(
             it.
     """
     refuse_on_ray(options)
-    find_observers(options.observer)  # replicas make them, too late to refuse a wrong name
+    trusted = read_public_key(key)
+    if options.observer:
+        CodeHolder(vault, options.name, data, trusted, served).close()
+        find_observers(options.observer)  # replicas make them, too late to refuse a wrong name
     log, options = Log(), _with_port(options, found(address))
-    terms, trusted = Terms.of(options.every, lease), read_public_key(key)
+    terms = Terms.of(options.every, lease)
     plan = Plan(vault.absolute(), options, terms, data, trusted,
                 served.absolute() if served else None)  # fmt: skip
     spec = ReplicaSpec(options, terms, AdminToken(token), data, trusted)

@@ -360,9 +360,9 @@ def assemble(coordinator: CoordinatorClient, spec: ReplicaSpec, name: str) -> Le
         G2DError: an observer cannot be made, or there is nothing that may be served.
     """
     sys.setswitchinterval(5e-4)
-    observers = Observers(spec.options.observer)
     sync = GenerationSync(coordinator, spec, name)
     try:
+        observers = Observers(spec.options.observer)  # may import the task's code: it is held now
         parts = assemble_service(
             sync.loader,
             sync.live,

@@ -176,12 +176,12 @@ def serve(
     """
     from g2d.service.loader import VaultLoader
 
-    log, observers = Log(), Observers(options.observer)
-    trusted = read_public_key(key)
+    log, trusted = Log(), read_public_key(key)
     loader = VaultLoader(vault, options.name, data, trusted, served)
     sys.setswitchinterval(_SWITCH)
     audited = None
     try:
+        observers = Observers(options.observer)  # may import the task's code, which is held now
         audited = open_audit(audit, vault, say)
         parts = _assemble(loader, vault, data, options, token, log, observers, audited)
     except BaseException:

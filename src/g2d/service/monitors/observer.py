@@ -84,7 +84,7 @@ def load_observers(names: Iterable[str], alarm: RaiseAlarm) -> dict[str, Observe
 
 
 class Observers:
-    """Observers that are made before anything is open: what they alarm of waits for `connect`.
+    """Observers that are made before the service is: what they alarm of waits for `connect`.
 
     Args:
         names: see `load_observers`, whose `SettingsError` it raises.
