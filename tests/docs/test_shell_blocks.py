@@ -39,9 +39,9 @@ def block_of(heading: str) -> str:
 
 def commands(text: str) -> list[list[str]]:
     """Every call of g2d in a page's blocks, as its words."""
-    parts = [part for line in "".join(blocks(text)).splitlines() for part in line.split("&&")]
-    words = [shlex.split(part, comments=True) for part in parts]
-    return [found[1:] for found in words if found[:1] == ["g2d"]]
+    whole = "".join(blocks(text)).replace("\\\n", " ")
+    parts = [part.strip() for line in whole.splitlines() for part in line.split("&&")]
+    return [shlex.split(part, comments=True)[1:] for part in parts if part.startswith("g2d ")]
 
 
 @functools.cache

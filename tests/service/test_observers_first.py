@@ -10,6 +10,7 @@ import pytest
 
 from cluster_script import TERMS, Script
 from g2d.errors import SettingsError, VaultError
+from g2d.protect.audit.verify import read_records
 from g2d.service.cluster.mirror import MirrorLoader
 from g2d.service.cluster.replica import ReplicaSpec
 from g2d.service.cluster.replica import assemble as assemble_replica
@@ -20,17 +21,22 @@ from g2d.service.http.options import Options
 WRONG = Options(observer=("no_such_module:x",))
 
 
-def test_a_service_of_one_machine_closes_its_vault(vault, monkeypatch):
+def test_a_service_of_one_machine_closes_its_vault(vault, tmp_path, monkeypatch):
     closed = []
 
     def close(loader):
         closed.append(loader)
 
     monkeypatch.setattr("g2d.service.loader.VaultLoader.close", close)
-    monkeypatch.setattr(server, "open_audit", lambda *_: pytest.fail("opened"))
+    log = tmp_path / "audit.jsonl"
     with socket.socket() as bound, pytest.raises(SettingsError, match="no_such_module"):
-        server.serve(vault, WRONG, bound=bound)
+        server.serve(vault, WRONG, bound=bound, audit=str(log))
     assert len(closed) == 1
+    records = list(read_records(log))
+    (refused,) = [record for record in records if record.name == "refused"]
+    assert refused.facts["reason"] == "start"
+    assert "no_such_module" in refused.facts["text"]
+    assert records[-1].name == "audit.close"  # it ended in order
 
 
 def test_a_service_that_cannot_be_put_together_closes_its_vault(vault, monkeypatch):

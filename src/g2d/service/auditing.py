@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from g2d.errors import G2DError
 from g2d.protect.audit.log import AuditLog, open_log
 from g2d.protect.audit.records import Head, canonical, digest
-from g2d.rotation.events import Event, Tell
+from g2d.rotation.events import Event, Refused, Tell
 from g2d.service.http.events import Configured
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
@@ -84,6 +84,12 @@ def configured(options: Options, vault: Path, admin: bool, key: VerifyKey | None
     return Configured(digest(canonical(said)), said, place, __version__, admin, trusted)
 
 
+def refused_start(error: G2DError) -> Refused:
+    """Why a service did not start, as its audit log is told."""
+    number, reason = getattr(error, "number", None), getattr(error, "reason", None)
+    return Refused(generation=number or 0, reason=str(reason or "start"), text=str(error))
+
+
 @contextmanager
 def audited(choice: str, vault: Path, log: Log, say: Callable[[str], None]) -> Iterator[TellAt]:
     """The audit log of a cluster, beside its coordinator; its own alarms are log lines."""
@@ -100,6 +106,9 @@ def audited(choice: str, vault: Path, log: Log, say: Callable[[str], None]) -> I
     connect(audit, warn, lambda _: None, log)
     try:
         yield tell
+    except G2DError as error:
+        tell(refused_start(error))
+        raise
     finally:
         if audit is not None:
             audit.close()

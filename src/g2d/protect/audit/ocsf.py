@@ -153,6 +153,7 @@ _CLASSES: Mapping[str, _Class] = {
     "refused": _Class(_FINDING, 1, _HIGH, _finding),
     "rejected": _Class(_FINDING, 1, _INFORMATIONAL, _finding),
     "accepted": _Class(_FINDING, 1, _HIGH, _finding),
+    "older copy": _Class(_FINDING, 1, _HIGH, _finding),
     "failed": _Class(_ERROR, 1, _MEDIUM, _nothing, _FAILURE),
     "broken": _Class(_ERROR, 1, _MEDIUM, _nothing, _FAILURE),
     "server": _Class(_ERROR, 1, _MEDIUM, _nothing, _FAILURE),

@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import uvicorn
 
 from g2d.core import platforms
-from g2d.errors import SettingsError
+from g2d.errors import G2DError, SettingsError
 from g2d.report.results import results_path
 from g2d.service.access.tls import ServerTls
 from g2d.service.assembly import Parts, assemble, first_live, rotate_vault
-from g2d.service.auditing import configured, open_audit
+from g2d.service.auditing import NONE, configured, open_audit, refused_start
 from g2d.service.http.app import Service
 from g2d.service.http.connection import Connection, within
 from g2d.service.http.door import Door
@@ -177,16 +178,18 @@ def serve(
     from g2d.service.loader import VaultLoader
 
     log, trusted = Log(), read_public_key(key)
-    loader = VaultLoader(vault, options.name, data, trusted, served)
-    sys.setswitchinterval(_SWITCH)
-    audited = None
+    audited, loader = open_audit(audit, vault, say), None  # first: it hears why a start is refused
     try:
+        loader = VaultLoader(vault, options.name, data, trusted, served)
+        sys.setswitchinterval(_SWITCH)
         observers = Observers(options.observer)  # may import the task's code, which is held now
-        audited = open_audit(audit, vault, say)
         parts = _assemble(loader, vault, data, options, token, log, observers, audited)
-    except BaseException:
-        loader.close()
+    except BaseException as error:
+        if loader is not None:
+            loader.close()
         if audited is not None:
+            if isinstance(error, G2DError):
+                audited.tell(refused_start(error))
             audited.close()
         raise
     service, rotation, tell = parts.service, parts.rotation, parts.event_log.tell
@@ -196,17 +199,17 @@ def serve(
     tell(configured(options, vault, token is not None, trusted))
     tell(Started(rotation.live, address, os.getpid()))
     gc.freeze()  # what is loaded stays: collecting it again would stop answers for 50 ms
+    if audited is None and audit != NONE:
+        rotation.alarm("audit", "no audit log is written; the first lines say why", rotate=False)
     parts.monitor.start()
-    try:
-        _run(service, options, bound, log)
-    finally:
-        parts.monitor.stop()
-        rotation.stop()
-        loader.close()
-        tell(Stopped(rotation.live))
+    with ExitStack() as ending:
+        ending.callback(log.close)
         if audited is not None:
-            audited.close()
-    log.close()
+            ending.callback(audited.close)
+        ending.callback(lambda: tell(Stopped(rotation.live)))
+        for stop in (loader.close, rotation.stop, parts.monitor.stop):  # the last one first
+            ending.callback(stop)
+        _run(service, options, bound, log)
 
 
 def _assemble(
