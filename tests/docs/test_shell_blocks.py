@@ -119,7 +119,6 @@ def test_serve_it_runs_as_printed(tiny_vault, tmp_path):
     said = log.read_text()
     assert "generation 2 is live at " in said
     assert "unsigned" not in said
-    assert (tmp_path / ".config/g2d/served.json").is_file()
 
 
 def _events(log: Path) -> list[str]:

@@ -195,7 +195,7 @@ def _job_config() -> Any:
     """
     from ray.job_config import JobConfig
 
-    class OwnPath(JobConfig):
+    class OwnPath(JobConfig):  # type: ignore[misc]
         """Leaves `sys.path` to us: Ray adds nothing if it believes that a folder is shipped."""
 
         def _runtime_env_has_working_dir(self) -> bool:
