@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from g2d.service.access.tls import ServerTls
 from g2d.service.http.connection import within
 from g2d.service.http.options import Options
 from g2d.service.http.places import Places
@@ -40,10 +41,10 @@ class Served:
             self.harness.service, http=self.counting(within(patience)), loop=loop, ws="none",
             lifespan="on", log_config=None, timeout_graceful_shutdown=1,
             timeout_keep_alive=max(1, int(patience)),
-            ssl_certfile=tls and tls[0], ssl_keyfile=tls and tls[1],
         )  # fmt: skip
         self.tls = tls
-        self.server = Server(self.config, self.places)
+        made = ServerTls(Options(tls_cert=tls[0], tls_key=tls[1])) if tls else None
+        self.server = Server(self.config, self.places, tls=made)
         self.bound = socket.create_server(("127.0.0.1", 0))
         # What is not read must not vanish in the kernel's buffers.
         self.bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -41,7 +41,10 @@ def test_a_vault_at_a_glance_has_a_column_for_every_gate(monkeypatch, last):
         for n, gates in ((1, []), (2, OLD), (3, [*OLD, OWN]))
     ]
     vault = SimpleNamespace(
-        generations=lambda: made, live=lambda: 3, exposures=lambda: [1, 2, 3], rejections=lambda: []
+        generations=lambda damaged: made,
+        live=lambda: 3,
+        exposures=lambda: [1, 2, 3],
+        rejections=lambda damaged: [],
     )
     tables = []
     monkeypatch.setattr(console, "print_table", tables.append)
@@ -58,7 +61,7 @@ def test_a_vault_at_a_glance_has_a_column_for_every_gate(monkeypatch, last):
 
 def test_a_population_lists_the_names_of_its_classes(capsys, monkeypatch):
     base = SimpleNamespace(info={"accuracy": 0.9, "labels": ["ham", "spam"]})
-    vault = SimpleNamespace(entries=lambda kind: [], entry=lambda kind: base)
+    vault = SimpleNamespace(entries=lambda kind, damaged: [], entry=lambda kind: base)
     console.print_population(vault, Settings())
     assert "labels       0 ham, 1 spam" in capsys.readouterr().out
 

@@ -8,10 +8,12 @@ import json
 import pytest
 
 from g2d.rotation.events import (
+    Accepted,
     Alarm,
     Committed,
     Event,
     Failed,
+    OlderCopy,
     Paused,
     Refused,
     Resumed,
@@ -20,10 +22,14 @@ from g2d.rotation.events import (
 )
 from g2d.service.http.event_log import EventLog
 from g2d.service.http.events import (
+    AccessChanged,
     Admin,
     Broken,
     Configured,
+    Crowded,
+    Denied,
     Fault,
+    HeldOff,
     Hurried,
     Rejected,
     ReplicaJoined,
@@ -73,11 +79,21 @@ TOLD = [
     (Started(2, "a", 7), b'{"generation":2,"address":"a","pid":7}'),
     (Stopped(2), b'{"generation":2}'),
     (Fault("x", "uvicorn"), b'{"text":"x","logger":"uvicorn"}'),
+    (Accepted("t"), b'{"text":"t"}'),
+    (OlderCopy("t"), b'{"text":"t"}'),
+    (
+        Denied("c", "/status", "role", "t", "jwt:a", "jwt"),
+        b'{"client":"c","call":"/status","reason":"role","text":"t","who":"jwt:a","how":"jwt"}',
+    ),
+    (AccessChanged(("--jwks",)), b'{"flags":["--jwks"]}'),
+    (Crowded(9, 2, 1), b'{"open":9,"gave_way":2,"refused":1}'),
+    (HeldOff("c", 2.0), b'{"client":"c","seconds":2.0}'),
 ]
 NAMES = [
     "spare", "committed", "swap", "refused", "refused", "failed", "alarm", "paused", "resumed",
     "rejected", "hurried", "admin", "wrong_token", "broken", "stopping", "replica",
-    "rolled out", "signed", "configuration", "start", "stop", "server",
+    "rolled out", "signed", "configuration", "start", "stop", "server", "accepted", "older copy",
+    "denied", "access_changed", "crowded", "held_off",
 ]  # fmt: skip
 
 

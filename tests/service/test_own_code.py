@@ -24,6 +24,7 @@ from g2d.service.loader import VaultLoader
 from g2d.service.worker import Worker
 from g2d.settings import Settings
 from g2d.tasks import source
+from g2d.vault.confirmed import confirm_key
 from g2d.vault.signing import SigningKey, VerifyKey, sign_generation
 from g2d.vault.vault import Vault
 from stand_ins import into
@@ -75,8 +76,11 @@ def write(folder: Path) -> None:
 
 
 @pytest.fixture
-def vault(bound_vault, tmp_path):
-    return Path(shutil.copytree(bound_vault, tmp_path / "vault"))
+def vault(bound_vault, tmp_path, key_file):
+    path = Path(shutil.copytree(bound_vault, tmp_path / "vault"))
+    with Vault.open(path) as opened:
+        confirm_key(opened, str(key_file))  # of the copy, too
+    return path
 
 
 @pytest.fixture

@@ -100,7 +100,8 @@ def test_the_use_of_the_signing_key_travels_to_the_serving_side(monkeypatch, tmp
 
     class Makes:
         class vault:  # noqa: N801
-            last_number = staticmethod(lambda: 1)
+            next_number = staticmethod(lambda: 2)
+            numbers = staticmethod(lambda after: [])
 
         exposed = staticmethod(list)
         recent = staticmethod(list)

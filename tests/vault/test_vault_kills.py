@@ -143,7 +143,7 @@ def test_kills_lose_nothing_that_was_acknowledged(folder):
 
 # Dies at the n-th step that changes the disk; the ledger's own steps are sqlite's to keep.
 DIES = """
-import os, pathlib, sys
+import os, sys
 from g2d.vault.vault import Vault
 vault, left = Vault.open(sys.argv[1], write=True), int(sys.argv[3])
 def dying(real):
@@ -155,8 +155,8 @@ def dying(real):
         return real(*arguments, **options)
     return step
 os.fsync = dying(os.fsync)
-for name in ("rename", "unlink", "mkdir", "open"):
-    setattr(pathlib.Path, name, dying(getattr(pathlib.Path, name)))
+for name in ("rename", "replace", "unlink", "mkdir", "open"):
+    setattr(os, name, dying(getattr(os, name)))
 files = {"weights": b"new", "attacks": b"new"}
 if sys.argv[2] == "accept":
     vault.accept(files, {}, activate=True)

@@ -32,6 +32,7 @@ _QUIET = {
     "RAY_worker_niceness": "0",
 }
 _LOOPBACK = "127.0.0.1"
+_TRIES = 3  # to start a cluster of this machine
 _PATIENCE = 5.0  # seconds for a cluster's head to say whether it knows our token
 _HIDDEN = ("G2D_ADMIN_TOKEN",)  # what no process of Ray may find in its environment
 # Ray then runs as if it were installed without what its dashboard needs: nobody listens for jobs
@@ -131,8 +132,16 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
         _put(utils, "get_dashboard_dependency_error", lambda: ImportError(_LEAN)),
         _environment(environment),
     ):
-        ray.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(folder / "ray"),
-                 _node_ip_address=_LOOPBACK, **options)  # fmt: skip
+        for left in reversed(range(_TRIES)):
+            try:
+                ray.init("local", num_cpus=cpus, include_dashboard=False,
+                         _temp_dir=str(folder / "ray"), _node_ip_address=_LOOPBACK,
+                         **options)  # fmt: skip
+                break
+            except Exception as error:  # Ray waits 30 s, which is little beside other work
+                if not left or "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
     if not on_loopback():
         ray.shutdown()
         raise G2DError(

