@@ -14,7 +14,8 @@ from g2d.vault.verify import verify
 def test_a_defence_goes_on_without_the_weights_of_its_old_generations(defence):
     path, settings = defence.vault.path, Settings.from_toml(defence.vault.settings_text)
     few = {"vault__keep": 1, "gates__history": 1, "guidance__memory": 1,
-           "gates__accuracy_drop": 1.0, "gates__class_drop": 1.0, "gates__stale_asr": 1.0}  # fmt: skip
+           "gates__accuracy_drop": 1.0, "gates__class_drop": 1.0,
+           "gates__stale_asr": 1.0}  # fmt: skip
     defence.vault.write_settings(settings.override(**few).to_toml())
     defence.close()
     with g2d.Defence.open(path) as again:
