@@ -97,10 +97,11 @@ class Watermark:
 
     def advance(self, vault: Vault) -> None:
         """Remember what was reached."""
+        if self._marks is None:
+            return  # a replica's mirror forgets what was
         self.issued = max(self.issued, vault.last_number())
         self._last, self._live = vault.last_number(), vault.live() or 0
-        if self._marks is not None:
-            self._marks.advance(reached(vault))
+        self._marks.advance(reached(vault))
 
     def check(self, vault: Vault) -> None:
         """Refuse to write on where the ledger went back since this writer last raised the mark."""
