@@ -23,6 +23,7 @@ from benchmarks.cluster import asking, probing
 from benchmarks.cluster.answers import Answer, read
 from benchmarks.cluster.certificates import Authority
 from benchmarks.cluster.hosts import Host
+from benchmarks.serving.process import TINY
 from g2d.core.engine import SerialEngine
 from g2d.settings import Settings, build
 from g2d.vault.signing import SigningKey
@@ -31,16 +32,7 @@ from g2d.vault.vault import Vault
 PORT, RAY = 8000, 6379
 _TRIES = 4
 _RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
-SMALL = {
-    "task": {"name": "digits"},
-    "population": {"members": 4, "basins": 2, "base_steps": 200, "early_steps": 60,
-                   "fork_steps": 60, "batch": 64, "pool": 128, "pool_steps": 3},
-    "autoencoder": {"steps": 40, "width": 32},
-    "diffusion": {"steps": 200, "width": 32, "depth": 1, "sampler_steps": 10},
-    "guidance": {"pool": 128, "pool_steps": 3, "latent_steps": 5, "polish_steps": 40},
-    "gates": {"accuracy_drop": 0.2, "class_drop": 0.5, "stale_asr": 1.0, "pool": 64,
-              "distance": 0.0},
-}  # fmt: skip
+SMALL = TINY | {"gates": {**TINY["gates"], "distance": 0.0}}
 # Ray then runs as if it were installed without its dashboard. With it, its agents take longer to
 # start on a busy machine than the 15 seconds that the raylet waits for them.
 _LEAN = 'raise ModuleNotFoundError("without the dashboard", name=__name__)'

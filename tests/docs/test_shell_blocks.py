@@ -57,8 +57,8 @@ def test_every_command_of_a_page_is_one(page):
         context = command.make_context("g2d", list(rest))
         while hasattr(command, "commands"):
             command = command.commands[rest.pop(0)]
-        with command.make_context(command.name, rest, parent=context):
-            pass
+        with command.make_context(command.name, rest, parent=context) as read:
+            assert read.command is command  # an unknown flag, or value, would have raised
 
 
 def test_every_pip_call_uses_the_index_that_is_given():

@@ -40,11 +40,12 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def trim_memory() -> None:
-    """Give freed memory back to the system, where its allocator (glibc's) keeps it otherwise."""
+def trim_memory() -> bool:
+    """Give freed memory back to the system; whether its allocator (glibc's) has to be told to."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+    return trim is not None
 
 
 def user() -> int | None:

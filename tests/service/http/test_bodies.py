@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 
 import pytest
 
@@ -105,4 +106,4 @@ def test_a_crowd_of_bodies_short_of_a_byte_is_bounded_and_others_are_answered(mo
 
 
 def test_memory_can_be_trimmed_here():
-    platforms.trim_memory()
+    assert platforms.trim_memory() or platform.libc_ver()[0] != "glibc"
