@@ -44,6 +44,7 @@ def record(arguments: Any) -> dict[str, Any]:
     machine = overview_json.hardware() | {"cpu": cpu(), "load": os.getloadavg()}
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": commit(),
         "versions": overview_json.versions(),
         "hardware": machine,
         "arguments": facts,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import g2d
-from benchmarks.serving.process import QUICK, Server, make_vault
+from benchmarks.serving.process import QUICK, Server, copy_vault, make_vault
 from g2d.vault.vault import SIGNATURE
 
 PATIENCE = 60.0  # seconds; the worker takes three to start
@@ -58,14 +58,14 @@ def vault(path: Path, private: Path) -> Path:
     return path
 
 
-def recover(whole: Path, name: str, public: Path, folder: Path) -> dict[str, Any]:
+def recover(whole: Path, name: str, keys: tuple[Path, Path], folder: Path) -> dict[str, Any]:
     """One damage: seconds until a generation made after it was live, and what the log says."""
     number, late, damage = DAMAGES[name]
-    path = shutil.copytree(whole, folder / re.sub(r"\W+", "-", name))
+    path = copy_vault(whole, folder / re.sub(r"\W+", "-", name), keys[0])
     place = path / "generations" / f"{number:06d}"
     if not late:
         damage(place)
-    server = Server(path, path.with_suffix(".log"), "--every", "500ms", "--key", str(public))
+    server = Server(path, path.with_suffix(".log"), "--every", "500ms", "--key", str(keys[1]))
     try:
         server.ready()
         if late:
@@ -104,7 +104,7 @@ def recovery(private: Path, public: Path, folder: Path) -> dict[str, dict[str, A
     folder.mkdir()
     whole, found = vault(folder / "whole", private), {}
     for name in DAMAGES:
-        found[name] = recover(whole, name, public, folder)
+        found[name] = recover(whole, name, (private, public), folder)
         print(name, {key: found[name][key] for key in ("seconds", "swaps", "told")}, flush=True)
     return found
 

@@ -30,7 +30,7 @@ from typing import Any
 import g2d
 from benchmarks.common import command
 from benchmarks.common.results import record
-from benchmarks.serving.process import QUICK, Server, make_key, make_vault
+from benchmarks.serving.process import QUICK, Server, copy_vault, make_key, make_vault
 from g2d.vault.mark import FileMark
 from g2d.vault.vault import Vault
 
@@ -46,6 +46,7 @@ class Scene:
     old: Path
     state: Path
     public: Path
+    private: Path
 
     @property
     def mark(self) -> FileMark:
@@ -245,13 +246,12 @@ def outcome(
 def judge(whole: Scene, way: Callable[..., Any], folder: Path) -> dict[str, Any]:
     """One way, on a copy of everything."""
     place = folder / way.__name__
-    scene = Scene(place / "vault", place / "old", place / "state", whole.public)
+    scene = Scene(place / "vault", place / "old", place / "state", whole.public, whole.private)
     os.environ["G2D_STATE"] = str(scene.state)
     place.mkdir()
-    shutil.copytree(whole.vault, scene.vault)
     shutil.copytree(whole.old, scene.old)
-    shutil.copytree(whole.state, scene.state)  # the same vault is known at another path
-    Vault.open(scene.vault, write=True).close()  # and at this one from now on
+    shutil.copytree(whole.state, scene.state)  # the same vault is known at another path,
+    copy_vault(whole.vault, scene.vault, whole.private)  # and at this one from now on
     during = way if way in WHILE else None
     if not during:
         way(scene)
@@ -266,7 +266,7 @@ def judge(whole: Scene, way: Callable[..., Any], folder: Path) -> dict[str, Any]
 
 def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     private, public = make_key(folder)
-    whole = Scene(folder / "vault", folder / "old", folder / "whole-state", public)
+    whole = Scene(folder / "vault", folder / "old", folder / "whole-state", public, private)
     os.environ["G2D_STATE"] = str(whole.state)
     make_vault(whole.vault, QUICK, private)
     with g2d.Defence.open(whole.vault) as defence:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,6 +68,17 @@ def make_key(folder: Path) -> tuple[Path, Path]:
          str(public)], check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return private, public
+
+
+def copy_vault(vault: Path, copy: Path, key: Path) -> Path:
+    """Copy a signed vault, and say that `key` signs for the copy, too."""
+    from g2d.vault.confirmed import confirm_key
+    from g2d.vault.vault import Vault
+
+    shutil.copytree(vault, copy)
+    with Vault.open(copy, write=True) as opened:
+        confirm_key(opened, str(key))
+    return copy
 
 
 def bootstrap(
