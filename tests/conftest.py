@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
@@ -67,7 +69,25 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     os.environ["G2D_STATE"] = str(shared / "state")
+    (shared / "state").mkdir(mode=0o700, exist_ok=True)
     return shared / "state"
+
+
+@pytest.fixture(autouse=True)
+def own_state(
+    state: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """What a test with files marks is its own: other copies of a shared vault do not hear of it."""
+    if "tmp_path" not in request.fixturenames or os.environ["G2D_STATE"] != str(state):
+        yield
+        return
+    own = tmp_path_factory.mktemp("state") / "state"
+    with suppress(shutil.Error):  # another worker builds a vault now, which is not this test's
+        shutil.copytree(state, own)
+    os.environ["G2D_STATE"] = str(own)
+    yield
+    os.environ["G2D_STATE"] = str(state)
+    shutil.rmtree(own.parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -249,9 +249,9 @@ def judge(whole: Scene, way: Callable[..., Any], folder: Path) -> dict[str, Any]
     scene = Scene(place / "vault", place / "old", place / "state", whole.public, whole.private)
     os.environ["G2D_STATE"] = str(scene.state)
     place.mkdir()
-    shutil.copytree(whole.old, scene.old)
-    shutil.copytree(whole.state, scene.state)  # the same vault is known at another path,
-    copy_vault(whole.vault, scene.vault, whole.private)  # and at this one from now on
+    shutil.copytree(whole.state, scene.state)  # the same vault is known at other paths,
+    copy_vault(whole.old, scene.old, whole.private)  # and at these from now on
+    copy_vault(whole.vault, scene.vault, whole.private)
     during = way if way in WHILE else None
     if not during:
         way(scene)
