@@ -121,11 +121,14 @@ async def storm(port: int, cases: list[Case], a: argparse.Namespace) -> Counter[
     return outcomes
 
 
-def drawn(count: int, seed: int) -> list[Case]:
-    """Seeded cases, every kind as often as the others; the slow ones are few."""
+def drawn(count: int, seed: int, tokens: list[str]) -> list[Case]:
+    """Seeded cases, every kind as often as the others, with a token each; the slow ones are few."""
     chance = random.Random(seed)
     names = list(KINDS)
-    return [KINDS[names[place % len(names)]](chance) for place in range(count)]
+    return [
+        carried(KINDS[names[place % len(names)]](chance), tokens[place // len(names) % len(tokens)])
+        for place in range(count)
+    ]
 
 
 def carried(case: Case, token: str) -> Case:
@@ -186,14 +189,11 @@ def measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         server.ready()
         result["schemathesis"] = described(server.port, a, folder)
         server.ask("/admin/resume", "POST")
-        asyncio.run(storm(server.port, drawn(a.cases // 10, a.seed + 1), a))  # warm-up
+        asyncio.run(storm(server.port, drawn(a.cases // 10, a.seed + 1, tokens), a))  # warm-up
         rss, right, peaks = [memory(server)], 0, [peak(server)]
         outcomes: Counter[tuple[str, str]] = Counter()
         for part in range(10):
-            cases = [
-                carried(case, tokens[place % len(tokens)])
-                for place, case in enumerate(drawn(a.cases // 10, a.seed + 2 + part))
-            ]
+            cases = drawn(a.cases // 10, a.seed + 2 + part, tokens)
             outcomes += asyncio.run(storm(server.port, cases, a))
             right += good(server.port, vault)
             rss.append(memory(server))

@@ -124,7 +124,7 @@ class Server:
 
     def ready(self, patience: float = 120.0) -> bytes:
         """Wait until it answers one input; return the answer."""
-        request = infer_request(inputs(1), token=TOKEN if self.tls.ca else "")
+        request = infer_request(inputs(1), token=TOKEN)
         while time.perf_counter() - self.began < patience and self.process.poll() is None:
             try:
                 answer = ask_once(self.port, request, tls=self.tls)
