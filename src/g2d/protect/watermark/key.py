@@ -1,0 +1,74 @@
+"""The secret of a watermark, and what is derived from it: one key for each set of triggers.
+
+Whoever proves ownership shows the key of one set, and with it all its triggers; the other sets stay
+secret. A commitment to every set was published before, so that no set can be chosen afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from g2d.core.files import make_folder, write_bytes
+from g2d.core.platforms import others_may_read
+from g2d.errors import KeyFileError
+
+SCHEME = "g2d-watermark-1"
+_HEAD = "g2d watermark key 1"
+
+
+@dataclass(frozen=True)
+class WatermarkKey:
+    """32 secret bytes; no representation shows them."""
+
+    secret: bytes = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Draw one from the system's randomness."""
+        return cls(secrets.token_bytes(32))
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Read a key file.
+
+        Raises:
+            KeyFileError: it is absent, no such key, or others may read it.
+        """
+        path = Path(path).expanduser()
+        try:
+            lines = path.read_text("ascii").split("\n")
+            mode = path.stat().st_mode
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeyFileError(
+                f"cannot read the watermark key {path} ({error}): name the file that "
+                "`g2d watermark new` wrote, or its backup"
+            ) from error
+        if others_may_read(mode):
+            raise KeyFileError(
+                f"others may read the watermark key {path}: whoever has it can claim your weights;"
+                f" run `chmod 600 {path}`"
+            )
+        if lines[0] != _HEAD or len(lines) < 2 or len(lines[1]) != 64:
+            raise KeyFileError(f"{path} is no watermark key: `g2d watermark new` makes one")
+        try:
+            return cls(bytes.fromhex(lines[1]))
+        except ValueError:
+            raise KeyFileError(
+                f"{path} is no watermark key: `g2d watermark new` makes one"
+            ) from None
+
+    def write(self, path: Path | str) -> None:
+        """Write the key, mode 600, whole or not at all."""
+        path = Path(path).expanduser()
+        make_folder(path.parent)
+        write_bytes(path, f"{_HEAD}\n{self.secret.hex()}\n".encode(), 0o600)
+
+    def of_set(self, place: int) -> bytes:
+        """The 32 bytes that decide on set `place` of triggers; they tell nothing of other sets."""
+        text = f"{SCHEME} set {place}".encode()
+        return hmac.digest(self.secret, text, hashlib.sha256)
