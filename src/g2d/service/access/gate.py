@@ -31,6 +31,7 @@ from g2d.service.access.identity import (
 from g2d.service.access.links import Link
 from g2d.service.access.policy import Policy, Quota, read_policy
 from g2d.service.access.quotas import CLOSE, Body, Quotas, Rates, retry_after
+from g2d.service.access.remembered import Remembered
 from g2d.service.access.tls import ServerTls
 from g2d.service.access.tokens import Keys, Tokens, Verified, looks_like_jwt, read_keys
 from g2d.service.http.events import AccessChanged, Denied, HeldOff, WrongToken
@@ -60,6 +61,11 @@ class Sources:
 
     policy: Watched[Policy]
     keys: Watched[Keys] | None
+
+    @property
+    def values(self) -> tuple[Policy, Keys | None]:
+        """What was read last; another object once a file has changed."""
+        return self.policy.value, self.keys.value if self.keys is not None else None
 
     @classmethod
     def of(cls, options: Options) -> Sources:
@@ -113,7 +119,7 @@ class Access:
         self._sources, self._tokens = Sources.of(options), Tokens(options)
         self._buckets = Buckets(options.rate, options.burst)
         self._quotas, self._wrong, self._guesses = Quotas(), Rates(), Guesses()
-        self._links: set[Link] = set()
+        self._known, self._links = Remembered(), set[Link]()
         self._refusals = _Seldom(tell)
         self._ending = threading.Event()
         self._looking: threading.Thread | None = None
@@ -136,10 +142,10 @@ class Access:
         if not roles:
             return Caller("", _NONE, "", address_of(scope))
         caller = self._identify(scope, roles)
-        if not roles & caller.roles:
+        if roles.isdisjoint(caller.roles):
             raise self._lacking(scope, caller, roles)
         link = scope.get(LINK)
-        if link is not None and caller.name and caller.name != OPERATOR:
+        if link is not None and caller.name not in link.names and caller.name not in ("", OPERATOR):
             try:
                 self._quotas.enter(caller.name, self._quota(caller), link)
             except RequestError:
@@ -193,10 +199,14 @@ class Access:
             text = "admin calls are off: start the service with an admin token"
             raise RequestError(403, text)
         given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
-        kind, _, token = given.strip().partition(b" ")
-        token = token.strip() if kind.lower() == b"bearer" else b""
-        if token:
-            return self._by_token(scope, address, given, token, quiet)
+        if given:
+            known = self._known.find(given, *self._sources.values, address)
+            if known is not None:
+                return known
+            kind, _, token = given.strip().partition(b" ")
+            token = token.strip() if kind.lower() == b"bearer" else b""
+            if token:
+                return self._by_token(scope, address, given, token, quiet)
         if not self._authenticated:
             if OPERATE in roles:
                 raise self._wrong_token(scope, address)
@@ -214,7 +224,9 @@ class Access:
             found = self._by_jwt(scope, address, self._sources.keys.value, token, quiet)
             entry = self._sources.policy.value.entry(found.name)
             own = frozenset(entry.roles) if entry else _NONE
-            return Caller(found.name, found.roles | own, "jwt", address)
+            caller = Caller(found.name, found.roles | own, "jwt", address)
+            self._known.keep(given, *self._sources.values, caller, found.until)
+            return caller
         if not quiet and (wait := self._guesses.wait(address)) > 0:
             raise _too_many(wait)
         if not self.admin_token.admits(given):
