@@ -62,11 +62,6 @@ class Sources:
     policy: Watched[Policy]
     keys: Watched[Keys] | None
 
-    @property
-    def values(self) -> tuple[Policy, Keys | None]:
-        """What was read last; another object once a file has changed."""
-        return self.policy.value, self.keys.value if self.keys is not None else None
-
     @classmethod
     def of(cls, options: Options) -> Sources:
         """Read the files that the options name.
@@ -184,6 +179,10 @@ class Access:
             return None
         return self._quotas.body(caller.name, self._quota(caller))
 
+    @property
+    def _keys(self) -> Keys | None:
+        return self._sources.keys.value if self._sources.keys is not None else None
+
     def _quota(self, caller: Caller) -> Quota:
         return self._sources.policy.value.quota(caller.name)
 
@@ -198,10 +197,14 @@ class Access:
         elif not self.operable:
             text = "admin calls are off: start the service with an admin token"
             raise RequestError(403, text)
-        given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
+        given = b""
+        for key, value in scope["headers"]:
+            if key == b"authorization":
+                given = value
+                break
         if given:
-            known = self._known.find(given, *self._sources.values, address)
-            if known is not None:
+            self._known.hold_for(self._sources.policy.value, self._keys)
+            if (known := self._known.find(given, address)) is not None:
                 return known
             kind, _, token = given.strip().partition(b" ")
             token = token.strip() if kind.lower() == b"bearer" else b""
@@ -225,7 +228,7 @@ class Access:
             entry = self._sources.policy.value.entry(found.name)
             own = frozenset(entry.roles) if entry else _NONE
             caller = Caller(found.name, found.roles | own, "jwt", address)
-            self._known.keep(given, *self._sources.values, caller, found.until)
+            self._known.keep(given, caller, found.until)
             return caller
         if not quiet and (wait := self._guesses.wait(address)) > 0:
             raise _too_many(wait)

@@ -19,22 +19,26 @@ class Remembered:
     """Callers by their header, which is kept as a digest; belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._kept: dict[bytes, tuple[Caller, float, Policy, Keys | None]] = {}
+        self._kept: dict[bytes, tuple[Caller, float]] = {}
+        self._policy: Policy | None = None
+        self._keys: Keys | None = None
 
-    def find(self, given: bytes, policy: Policy, keys: Keys | None, address: str) -> Caller | None:
-        """Return who sends this header, if nothing has changed since that was found out."""
+    def hold_for(self, policy: Policy, keys: Keys | None) -> None:
+        """Forget all if the files that they were found out by have changed."""
+        if policy is not self._policy or keys is not self._keys:
+            self._kept.clear()
+            self._policy, self._keys = policy, keys
+
+    def find(self, given: bytes, address: str) -> Caller | None:
+        """Return who sends this header, while it holds."""
         kept = self._kept.get(sha256(given).digest())
-        if kept is None:
+        if kept is None or time.time() >= kept[1]:
             return None
-        caller, until, former, former_keys = kept
-        if policy is not former or keys is not former_keys or time.time() >= until:
-            return None
+        caller = kept[0]
         return caller if caller.address == address else caller._replace(address=address)
 
-    def keep(
-        self, given: bytes, policy: Policy, keys: Keys | None, caller: Caller, until: float
-    ) -> None:
+    def keep(self, given: bytes, caller: Caller, until: float) -> None:
         """Remember what was verified; it holds until then."""
         if len(self._kept) >= _KEPT:
             self._kept.clear()
-        self._kept[sha256(given).digest()] = (caller, until, policy, keys)
+        self._kept[sha256(given).digest()] = (caller, until)
