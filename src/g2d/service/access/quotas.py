@@ -42,8 +42,7 @@ class Rates:
         now = self.clock()
         left, since = self._left.get(name, (burst, now))
         left += (now - since) * rate
-        if left > burst:
-            left = burst
+        left = min(left, burst)
         needed = tokens if tokens < burst else burst
         enough = left >= needed
         self._left[name] = (left - tokens if enough else left, now)
