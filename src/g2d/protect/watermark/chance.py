@@ -6,6 +6,8 @@ hits of any network made without the key are Binomial(n, 1 / classes), whatever 
 
 from __future__ import annotations
 
+import math
+
 from g2d.errors import SettingsError
 
 LIKELY = 2.0**-64
@@ -40,3 +42,11 @@ def needed_hits(n: int, classes: int, p: float = LIKELY, suspects: int = 1) -> i
         else:
             low = middle + 1
     return low
+
+
+def least_triggers(classes: int, p: float = LIKELY, suspects: int = 1) -> int:
+    """The fewest triggers of which all hits have a p-value below `p`."""
+    n = max(1, math.floor(-math.log2(p / suspects) / math.log2(classes)) - 1)
+    while needed_hits(n, classes, p, suspects) is None:
+        n += 1
+    return n

@@ -1,0 +1,1 @@
+"""Whose weights are these: what the watermark proves, and what removes it."""
