@@ -1,4 +1,4 @@
-"""A timestamp authority of the tests' own: RFC 3161 over a root certificate that nobody else has."""
+"""A timestamp authority of the tests' own: RFC 3161 under a root that nobody else has."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class Authority:
             "signer_infos": [self._signer(content)],
         })  # fmt: skip
         token = cms.ContentInfo({"content_type": "signed_data", "content": signed})
-        return tsp.TimeStampResp({"status": {"status": "granted"}, "time_stamp_token": token}).dump()
+        return tsp.TimeStampResp(
+            {"status": {"status": "granted"}, "time_stamp_token": token}
+        ).dump()
 
     def _signer(self, content: bytes) -> cms.SignerInfo:
         def digest(data: bytes) -> bytes:
@@ -93,7 +95,8 @@ class Authority:
         builder = x509.CertificateBuilder(
             issuer, subject, self._key.public_key(), x509.random_serial_number(),
             now - timedelta(days=4000), now + timedelta(days=10),
-        ).add_extension(x509.BasicConstraints(ca=not leaf, path_length=None), critical=True)  # fmt: skip
+        )  # fmt: skip
+        builder = builder.add_extension(x509.BasicConstraints(not leaf, None), critical=True)
         if leaf:
             usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING])
             builder = builder.add_extension(usage, critical=True)

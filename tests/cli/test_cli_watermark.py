@@ -1,4 +1,4 @@
-"""`g2d watermark`: a key before the first parameters, a suspect found, a claim that others check."""
+"""`g2d watermark`: a key before the first parameters, a suspect found, a claim for others."""
 
 from __future__ import annotations
 

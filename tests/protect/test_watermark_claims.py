@@ -99,9 +99,9 @@ def test_bonferroni_asks_for_more_hits_and_says_when_none_are_enough(published):
 # --- forgery -------------------------------------------------------------------------------------
 
 
-def test_of_ten_thousand_random_keys_none_verifies():
+def test_of_ten_thousand_random_keys_none_verifies(stolen):
     """A fixed network's answers against the labels that each key would have to find there."""
-    answers = learned()(make_triggers(KEY.of_set(0), FORM, 100)[0]).argmax(1)
+    answers = stolen(make_triggers(KEY.of_set(0), FORM, 100)[0]).argmax(1)
     start = secrets.token_bytes(28)
     keys = (start + place.to_bytes(4, "big") for place in range(10_000))
     labels = torch.stack([make_labels(key, FORM, 100) for key in keys])
@@ -170,7 +170,7 @@ def test_a_claim_survives_its_file_and_is_written_once(claim, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"hits": 100}, "it was changed"),
+        ({"hits": 46}, "it was changed"),
         ({"p": 1e-300}, "it was changed"),
         ({"suspects": 2}, "it was changed"),
         ({"answers": [0] * 100}, "it was changed"),
@@ -269,8 +269,8 @@ def test_a_foreign_key_and_a_foreign_vault_are_named(owned, tmp_path):
         publish(other, settings, FORM, tmp_path / "other.key")
     with pytest.raises(ClaimError, match="not the one of set 0"):
         Proof.read(path, tmp_path / "other")
+    beside(path).unlink()
     with pytest.raises(ClaimError, match="name its --vault"):
-        beside(path).unlink()
         Proof.read(path)
 
 

@@ -1,4 +1,4 @@
-"""Suspects: files under foreign names; services that answer scores, numbers or names, or nothing."""
+"""Suspects: files under foreign names; services that answer scores, numbers, names or nothing."""
 
 from __future__ import annotations
 
@@ -168,7 +168,9 @@ def test_answers_that_are_no_labels_are_refused(data):
 def test_a_file_answers_under_foreign_names_and_is_known_by_its_digest(tmp_path):
     task = blueprint("digits")
     model = task.factory().eval()
-    save_file({f"module.{name}": t for name, t in model.state_dict().items()}, tmp_path / "a.safetensors")
+    save_file(
+        {f"module.{name}": t for name, t in model.state_dict().items()}, tmp_path / "a.safetensors"
+    )
     torch.save({"state_dict": model.state_dict()}, tmp_path / "b.ckpt")
     x = torch.rand((5, *task.shape), generator=torch.Generator().manual_seed(0))
     for name in ("a.safetensors", "b.ckpt"):

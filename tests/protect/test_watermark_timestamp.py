@@ -1,4 +1,4 @@
-"""Time stamps of RFC 3161: asked for, verified against the commitment, refused where they are not."""
+"""Time stamps of RFC 3161: asked for, verified against a commitment, refused where they are not."""
 
 from __future__ import annotations
 

@@ -75,7 +75,9 @@ Service = Annotated[
 ]
 TaskName = Annotated[
     str,
-    typer.Option("--task", metavar="NAME", help="Whose model a checkpoint is of; else the vault's."),
+    typer.Option(
+        "--task", metavar="NAME", help="Whose model a checkpoint is of; else the vault's."
+    ),
 ]
 OfVault = Annotated[
     Path | None, typer.Option("--vault", metavar="VAULT", help="The marked vault, or a copy.")

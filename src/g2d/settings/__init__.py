@@ -232,7 +232,9 @@ class WatermarkSettings(Checked):
     sets: int = within(
         2, 64, 4, "sets of triggers; the last is a reserve that is never queried", since="0.2"
     )
-    triggers: int = within(8, 100, 100, "triggers of a set, all asked in a verification", since="0.2")
+    triggers: int = within(
+        8, 100, 100, "triggers of a set, all asked in a verification", since="0.2"
+    )
     weight: float = within(0.0, 1e4, 1.0, "weight of the triggers in training", since="0.2")
     batch: int = within(1, 10**6, 32, "triggers a training step", since="0.2")
     hits: float = within(0.0, 1.0, 0.9, "gate: least share of hits in every set", since="0.2")

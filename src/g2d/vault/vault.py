@@ -161,7 +161,9 @@ class Vault(VaultReader):
         """
         with self._writing():
             if os.path.lexists(self.path / COMMITMENT):
-                raise VaultError(f"{self.path} has a {COMMITMENT} already, which is never replaced.")
+                raise VaultError(
+                    f"{self.path} has a {COMMITMENT} already, which is never replaced."
+                )
             write(self.path, self.path / COMMITMENT, data)
 
     def put(

@@ -1,8 +1,8 @@
-"""What a key has been used for: a file beside it that says who asked whom about which set, and when.
+"""What a key was used for: a file beside it says who asked whom about which set, and when.
 
-A set is burnt once its triggers, or its key, have left this machine: asked of a service, or shown in
-a claim. Whoever saw them may train them away, or deny them. A network that is read from a file here
-sees nothing.
+A set is burnt once its triggers, or its key, have left this machine: asked of a service, or shown
+in a claim. Whoever saw them may train them away, or deny them. A network that is read from a file
+here sees nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The commitment to a watermark: digests of every set's key, signed and dated before it is used.
 
-A claim later shows the key of one set; that the digest was published before leaves no choice of key,
-form, number of triggers or threshold. What a claim is, is in `claim`; who dates it, in `timestamp`.
+A claim later shows the key of one set; that the digest was published before leaves no choice of
+key, form, number of triggers or threshold. Claims are in `claim`, who dates them in `timestamp`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
-from g2d.errors import DAMAGE, ClaimError, SettingsError
+from g2d.errors import DAMAGE, CheckpointError, ClaimError, SettingsError
 from g2d.protect.watermark.chance import LIKELY, least_triggers, needed_hits
 from g2d.protect.watermark.form import InputForm
 from g2d.protect.watermark.key import SCHEME, WatermarkKey
@@ -46,9 +46,9 @@ class Commitment:
     """What is fixed before a network is marked.
 
     Attributes:
-        task: name of the task. n: triggers of a set, all of which a verification asks, in order.
+        task: its name. n: triggers of a set, all of which a verification asks, in their order.
         threshold: largest p-value that counts. digests: of each set's key, with all of that; the
-            last set is the reserve. vault: identity. created: seconds since 1970, as its maker says.
+            last set is the reserve. vault: its identity. created: seconds since 1970, by its maker.
         signer: the public key (hex) that signs it; "": nobody signs. generations: the highest
             number that was there already. begun: whether anything had been trained.
     """
@@ -98,13 +98,15 @@ class Commitment:
             form = InputForm.from_record(values.pop("form"))
             made = cls(form=form, digests=tuple(values.pop("digests")), **values)
             sound = made._is_sound()
-        except (ClaimError, *DAMAGE):
+        except (CheckpointError, *DAMAGE):
             sound = False
         if not sound:
             raise ClaimError("this is no commitment to a watermark: take the file as g2d wrote it")
         if made.scheme != SCHEME:
-            raise ClaimError(f"the commitment is of scheme {made.scheme!r}, and this g2d knows"
-                             f" {SCHEME!r} alone: use the g2d that made it, or a newer one")  # fmt: skip
+            raise ClaimError(
+                f"the commitment is of scheme {made.scheme!r}, and this g2d knows {SCHEME!r} alone:"
+                " use the g2d that made it, or a newer one"
+            )
         if made.threshold > LIKELY:
             raise ClaimError(f"the commitment calls p < {made.threshold:g} a proof, which is none:"
                              f" {LIKELY:g} (2^-64) or less is expected")  # fmt: skip

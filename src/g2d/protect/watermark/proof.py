@@ -103,7 +103,10 @@ class Proof:
     def late(self, dated: Dated) -> str:
         """What had been made before the commitment, in words; "": nothing that is known."""
         if not self.commitment.late and 0 < self.first < dated.time:
-            return "dated after the first generation, by the ledger: what was made before proves nothing"
+            return (
+                "dated after the first generation, by the ledger, and what was made before proves"
+                " nothing"
+            )
         return self.commitment.late
 
     def ask(self, suspect: Suspect, suspects: int | None, shown: bool) -> Outcome:

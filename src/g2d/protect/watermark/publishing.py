@@ -1,4 +1,4 @@
-"""A new watermark key for a vault: its file, the commitment in the vault, and the settings' word."""
+"""A new watermark key of a vault: its file, the vault's commitment, and what its settings say."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def publish(
 
     Raises:
         VaultError: there is a commitment, or it cannot be written. KeyFileError: the key cannot be
-            written, or nobody has confirmed the signing key. SettingsError, ClaimError: as `commit`.
+            written, or nobody has confirmed the signing key. Else what `commit` raises.
     """
     refuse_second(vault)
     path, marks = new_key_file(vault, key_file), settings.watermark

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from g2d.core.files import MOST_WEIGHTS, read_plain
 from g2d.errors import DAMAGE, SettingsError, SuspectError
 from g2d.protect.watermark.exchange import ExchangeError, Reply, ask
-from g2d.tasks.builtin import Blueprint
 from g2d.tasks.building import build_model, seeded
+from g2d.tasks.builtin import Blueprint
 from g2d.tasks.inference import predict
 from g2d.weights.checkpoints import load_checkpoint, pack
 from g2d.weights.foreign import fit_state

@@ -46,7 +46,9 @@ def request_stamp(url: str, data: bytes, roots: Sequence[Certificate], ca: str =
         .build()
     )
     try:
-        reply = ask("POST", url, query.as_bytes(), {"Content-Type": _QUERY, "Accept": _REPLY}, ca=ca)
+        reply = ask(
+            "POST", url, query.as_bytes(), {"Content-Type": _QUERY, "Accept": _REPLY}, ca=ca
+        )
     except ExchangeError as error:
         raise ClaimError(f"no time stamp: {error}; nothing was written, try again") from error
     if reply.status != 200:

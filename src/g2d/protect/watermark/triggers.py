@@ -37,8 +37,12 @@ def make_triggers(set_key: bytes, form: InputForm, n: int) -> tuple[Tensor, Tens
 
 def make_labels(set_key: bytes, form: InputForm, n: int) -> Tensor:
     """The labels of `make_triggers` alone, (n,) int64: microseconds, where many keys are tried."""
-    start = _begun(set_key, form, b"label")
-    return torch.tensor([_label(start, form, place) for place in range(n)], dtype=torch.int64)
+    start, classes, found = _begun(set_key, form, b"label"), form.classes, []
+    for place in range(n):  # as `_Stream.below` draws one
+        here = start.copy()
+        here.update(place.to_bytes(8, "big"))
+        found.append(int.from_bytes(here.digest(4), "big") * classes >> 32)
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def _begun(key: bytes, form: InputForm, purpose: bytes) -> Any:
@@ -46,18 +50,12 @@ def _begun(key: bytes, form: InputForm, purpose: bytes) -> Any:
     return hashlib.shake_256(b"g2d triggers 1\0" + key + form.digest + purpose)
 
 
-def _placed(start: Any, place: int) -> Any:
-    """The same, of one place."""
-    found = start.copy()
-    found.update(place.to_bytes(8, "big"))
-    return found
-
-
 class _Stream:
     """Integers from SHAKE-256 over key, form, purpose and place."""
 
     def __init__(self, start: Any, place: int) -> None:
-        self._hash = _placed(start, place)
+        self._hash = start.copy()
+        self._hash.update(place.to_bytes(8, "big"))
         self._taken = 0
 
     def integers(self, count: int) -> Array:
@@ -74,11 +72,6 @@ class _Stream:
     def below(self, count: int, limit: int) -> Array:
         """Integers below `limit`, (count,) int64; `limit` is far below 2**32."""
         return (self.integers(count) * np.uint64(limit) >> np.uint64(32)).astype(np.int64)
-
-
-def _label(start: Any, form: InputForm, place: int) -> int:
-    """An integer below the number of classes, as `_Stream.below` draws one."""
-    return int.from_bytes(_placed(start, place).digest(4), "big") * form.classes >> 32
 
 
 def _input(stream: _Stream, form: InputForm) -> Array:
