@@ -1,7 +1,7 @@
 """A verification of ownership: how long it takes, and whom it accuses that is not guilty.
 
     python -m benchmarks.ownership.verification --data path/to/mnist      # three seeds
-    python -m benchmarks.ownership.verification --task digits --steps 100 --models 3 --keys 1000
+    python -m benchmarks.ownership.verification --task digits --models 3 --keys 1000
 
 For each seed: a key and a commitment of an empty vault, a network that learns its triggers beside
 the task, and --models networks that are trained without. `g2d watermark verify` is run on the
@@ -97,7 +97,7 @@ def trained(task: Task, steps: int, seed: int, sets: list[tuple[Tensor, Tensor]]
         loss = task.loss_of(network(inputs), labels)
         if x is None or y is None:
             return loss
-        chosen = torch.randint(len(x), (64,), generator=generator)
+        chosen = torch.randint(len(x), (128,), generator=generator)
         return loss + task.loss_of(network(x[chosen]), y[chosen])
 
     return train(model, objective, steps=steps, rate=3e-3).requires_grad_(False)
@@ -136,7 +136,9 @@ def timed(key: Path, folder: Path, place: int) -> dict[str, float]:
     ]  # fmt: skip
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     before, began = _spent(), time.monotonic()
-    subprocess.run(command, check=True, capture_output=True, env=env)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}{done.stderr}")
     return {"wall": time.monotonic() - began, "cpu": _spent() - before}
 
 
@@ -171,7 +173,7 @@ def main() -> None:
     flags.add_argument("--task", default="mnist")
     flags.add_argument("--data", default="", help="folder of the task's data")
     flags.add_argument("--seeds", type=int, default=3)
-    flags.add_argument("--steps", type=int, default=600, help="optimiser steps of a network")
+    flags.add_argument("--steps", type=int, default=1500, help="optimiser steps of a network")
     flags.add_argument("--models", type=int, default=20, help="independent networks a seed")
     flags.add_argument("--keys", type=int, default=10_000, help="forged keys a seed")
     flags.add_argument("--own", type=int, default=200, help="more, asked about their own triggers")
