@@ -121,7 +121,7 @@ def test_labels_alone_are_those_of_the_triggers():
 def test_triggers_that_a_forger_optimised_on_an_independent_network_are_not_looked_at(tmp_path):
     """The rejected attack: free triggers hit "p < 2^-200" on a network that nobody marked."""
     victim = network(5)
-    forger = WatermarkKey.generate()
+    forger = WatermarkKey(bytes(32))
     with vault_of(tmp_path / "vault") as vault:
         own = commit(forger, FORM, "digits", vault, n=100, sets=4)
     x, y = draw(own.commitment, 0, forger.of_set(0))

@@ -135,6 +135,8 @@ def test_a_service_that_is_none_or_says_no_is_one_line():
         ServiceSuspect("ftp://example.org")
     with pytest.raises(SuspectError, match="does not answer"):
         ServiceSuspect("http://127.0.0.1:1")
+    with pytest.raises(SuspectError, match="holds no certificates"):
+        ServiceSuspect("https://127.0.0.1:1", ca="/nowhere")
     with pytest.raises(SettingsError, match="no header may") as caught:
         ServiceSuspect("http://127.0.0.1:1", token="se cret")
     assert "cret" not in str(caught.value).replace("expected", "")
