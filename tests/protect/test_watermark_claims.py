@@ -184,6 +184,7 @@ def test_a_claim_survives_its_file_and_is_written_once(claim, tmp_path):
         ({"date": "yesterday"}, "no claim"),
         ({"format": "g2d-ownership-claim-9"}, "no claim"),
         ({"commitment": {}}, "no commitment"),
+        ({"commitment": None}, "no commitment"),
     ],
 )
 def test_a_changed_claim_is_one_line(claim, change, said):
@@ -191,12 +192,15 @@ def test_a_changed_claim_is_one_line(claim, change, said):
         Claim.from_record(claim.record() | change)
 
 
-def test_no_rubbish_is_a_claim(tmp_path):
+def test_no_rubbish_is_a_claim(claim, tmp_path):
     path = tmp_path / "claim.json"
     for text in ("", "{", "[]", "null", '{"hits": NaN}', "[" * 10**5, "\xff"):
         path.write_text(text, "latin-1")
         with pytest.raises(ClaimError, match=r"no claim|not the JSON"):
             Claim.read(path)
+    short = {name: value for name, value in claim.record().items() if name != "commitment"}
+    with pytest.raises(ClaimError, match="no commitment"):
+        Claim.from_record(short)
     with pytest.raises(ClaimError, match="cannot read the claim"):
         Claim.read(tmp_path / "absent")
 

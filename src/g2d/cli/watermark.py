@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from g2d.cli.console import print_line
+from g2d.cli.console import print_line, say
 from g2d.cli.flags import Given, Set, merged, read_changes, with_flags
 from g2d.cli.shared import (
     AcceptCode,
@@ -267,7 +267,10 @@ def _network(
     from g2d.protect.watermark.suspects import ModelSuspect
 
     assert model is not None
-    return ModelSuspect.read(model, _blueprint(task, vault, commitment.task))
+    found = ModelSuspect.read(model, _blueprint(task, vault, commitment.task))
+    for note in found.notes:
+        say(note, "note: ")
+    return found
 
 
 def _blueprint(task: str, vault: Path | None, committed: str) -> Blueprint:

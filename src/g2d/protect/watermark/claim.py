@@ -116,7 +116,7 @@ class Claim:
             raise ClaimError(
                 f"this is no claim of format {FORMAT}: take the file as g2d wrote it"
             ) from None
-        published = Published.from_record(record["commitment"])
+        published = Published.from_record(record.get("commitment"))
         _, y = draw(published.commitment, place, key)
         if answers.shape != y.shape:
             raise ClaimError(f"the claim tells {len(answers)} answers, and {len(y)} were committed"

@@ -275,7 +275,8 @@ def commit(
 
     Raises:
         SettingsError: with this number of triggers and classes no hits are enough; says which is.
-        ClaimError: there is no time stamp to be had. G2DError: rfc3161-client is not installed.
+        ClaimError: there is no time stamp to be had, or this clock is wrong.
+        G2DError: rfc3161-client is not installed.
     """
     check_numbers(n, form.classes)
     digests = tuple(set_digest(key.of_set(i), form, n, LIKELY) for i in range(sets))
@@ -288,10 +289,13 @@ def commit(
     # What a claim's reader would refuse is not published.
     made = Commitment.from_record(json.loads(made.text()))
     text = made.text()
-    token = b""
-    if timestamp:
-        token = request_stamp(timestamp, text, roots_of(None) if roots is None else roots)
-    return Published(made, signing.sign(text, _CONTEXT) if signing else b"", token)
+    signature = signing.sign(text, _CONTEXT) if signing else b""
+    if not timestamp:
+        return Published(made, signature)
+    trusted = roots_of(None) if roots is None else roots
+    dated = Published(made, signature, request_stamp(timestamp, text, trusted))
+    dated.verify(time.time(), roots=trusted)  # a clock that is wrong is better seen now
+    return dated
 
 
 def check_numbers(n: int, classes: int, p: float = LIKELY, suspects: int = 1) -> int:

@@ -38,13 +38,17 @@ _ADDRESS = re.compile(r"(.+?)(?:/v2(?:/models/([^/]+))?)?/?")
 
 @dataclass(frozen=True)
 class ModelSuspect:
-    """A network in a file: whatever `load_checkpoint` reads, under the model's names or others."""
+    """A network in a file: whatever `load_checkpoint` reads, under the model's names or others.
+
+    `dtype` is what it takes, if that is not what triggers are; `notes`: what was done to names.
+    """
 
     name: str
     digest: str
     shape: tuple[int, ...]
     classes: int
     model: nn.Module = field(repr=False)
+    dtype: torch.dtype | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -61,11 +65,11 @@ class ModelSuspect:
         model.eval().requires_grad_(False)
         data = pack(fitted.state) if path.is_dir() else read_plain(path, MOST_WEIGHTS, follow=True)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        return cls(path.name, digest, task.shape, task.classes, model, fitted.notes)
+        return cls(path.name, digest, task.shape, task.classes, model, task.dtype, fitted.notes)
 
     def labels(self, x: Tensor) -> Tensor:
         """Its label for each input."""
-        return predict(self.model, x).argmax(1)
+        return predict(self.model, x if self.dtype is None else x.to(self.dtype)).argmax(1)
 
 
 class ServiceSuspect:
