@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from commands import fail, invoke, succeed
 from g2d.protect.watermark import InputForm, WatermarkKey, make_triggers
+from g2d.service.http import protocol
 from g2d.settings import Settings
 from g2d.tasks.builtin import blueprint
 from g2d.vault.keys import SigningKey
 from g2d.vault.vault import Vault
+from marked import serving, told
 from small_models import fitted
 
 
@@ -24,16 +27,34 @@ def config(tmp_path, monkeypatch):
 
 
 def learned(key, form, path):
-    """A network of digits that learned the sets that may be queried, in a file."""
-    import torch
-
+    """A network of digits that learned the sets that may be queried; it is in a file, too."""
     parts = [make_triggers(key.of_set(place), form, 100) for place in range(3)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = blueprint("digits").factory()
     save_file(fitted(model, x, y, 150).state_dict(), path)
-    return path
+    return model
+
+
+def served(model, asked):
+    """A service of digits as g2d's own answers, for whoever has the token."""
+    about = protocol.Model("g2d", (1, 8, 8), "float32", 10)
+
+    def answer(path, body):
+        if path.endswith("/config"):
+            return told(about.config(32))
+        if not path.endswith("/infer"):
+            return told(about.metadata(3))
+        query = protocol.parse(body, None, about, 32)
+        asked.append(len(query.x))
+        return (
+            200,
+            protocol.answer(query, about, model(torch.from_numpy(query.x)).numpy(), 3)[0],
+            {},
+        )
+
+    return serving(answer)
 
 
 def test_the_whole_story_of_a_stolen_network(tmp_path, config):
@@ -52,7 +73,8 @@ def test_the_whole_story_of_a_stolen_network(tmp_path, config):
     with Vault.open(vault) as opened:
         assert Settings.from_vault(opened.settings_text).watermark.sets == 4
 
-    stolen = learned(WatermarkKey.read(path), form, tmp_path / "stolen.safetensors")
+    stolen = tmp_path / "stolen.safetensors"
+    model = learned(WatermarkKey.read(path), form, stolen)
     said = succeed("watermark", "verify", path, "--model", stolen).output
     assert "The suspect carries the mark." in said
     assert "3 of 3 are unburnt" in said
@@ -73,6 +95,15 @@ def test_the_whole_story_of_a_stolen_network(tmp_path, config):
     assert result.exit_code == 1
     assert "not the claim's: that was stolen.safetensors" in result.stdout
     assert "is not shown to carry the mark" in result.stderr
+
+    asked = []
+    with served(model, asked) as url:
+        said = succeed("watermark", "verify", path, "--service", url, "--token", "mine").output
+    assert "The suspect carries the mark." in said
+    assert "in set 1" in said
+    assert "1 of 3 are unburnt" in said
+    assert "with 2 suspects and sets" in said
+    assert asked == [32, 32, 32, 4]
 
     record = json.loads(claim.read_text())
     claim.write_text(json.dumps(record | {"hits": record["hits"] - 1}))

@@ -273,6 +273,13 @@ def test_a_foreign_key_and_a_foreign_vault_are_named(owned, tmp_path):
         publish(other, settings, FORM, tmp_path / "other.key")
     with pytest.raises(ClaimError, match="not the one of set 0"):
         Proof.read(path, tmp_path / "other")
+    known = Proof.read(path, vault)
+    unmarked = judge(known.commitment, 0, *[draw(known.commitment, 0, known.set_key)[1]] * 2)
+    claim = known.claimed(unmarked, suspect(network()))
+    claim.write(tmp_path / "claim.json")
+    assert Proof.read(tmp_path / "claim.json", vault).place == 0
+    with pytest.raises(ClaimError, match="of another commitment than"):
+        Proof.read(tmp_path / "claim.json", tmp_path / "other")
     beside(path).unlink()
     with pytest.raises(ClaimError, match="name its --vault"):
         Proof.read(path)
