@@ -1,1 +1,1 @@
-"""Whose weights are these: what the watermark proves, and what removes it."""
+"""Whose weights these are, where they leaked, and whether they were changed: what can be proven."""
