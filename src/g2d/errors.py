@@ -74,6 +74,14 @@ class KeyFileError(G2DError):
     """A key file is absent, of another kind, or open to others."""
 
 
+class ClaimError(G2DError):
+    """A claim of ownership, or the commitment that it rests on, is not what it says it is."""
+
+
+class SuspectError(G2DError):
+    """A suspect cannot be asked, or is not of the form that was committed to."""
+
+
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What comes of reading values that somebody else wrote, whatever they are."""
 

@@ -8,7 +8,7 @@ import hashlib
 import pytest
 import torch
 
-from g2d.errors import CheckpointError, KeyFileError, SettingsError
+from g2d.errors import CheckpointError, KeyFileError, SettingsError, TaskError
 from g2d.protect.watermark import (
     InputForm,
     WatermarkKey,
@@ -90,6 +90,11 @@ def test_a_form_survives_its_record_and_nothing_else_is_one(digits):
     assert dataclasses.replace(form, classes=9).digest != form.digest
 
 
+def test_unbounded_inputs_have_no_triggers(digits):
+    with pytest.raises(TaskError, match="unbounded inputs"):
+        InputForm.of(dataclasses.replace(digits, bounds=None))
+
+
 def test_a_key_file_is_private_and_shown_nowhere(tmp_path):
     key = WatermarkKey.generate()
     key.write(tmp_path / "mark.key")
@@ -97,6 +102,8 @@ def test_a_key_file_is_private_and_shown_nowhere(tmp_path):
     assert key.secret.hex() not in repr(key)
     assert len(key.of_set(0)) == 32
     assert key.of_set(0) != key.of_set(1)
+    with pytest.raises(KeyFileError, match="never overwritten"):
+        WatermarkKey.generate().write(tmp_path / "mark.key")
     (tmp_path / "mark.key").chmod(0o644)
     with pytest.raises(KeyFileError, match="chmod 600"):
         WatermarkKey.read(tmp_path / "mark.key")

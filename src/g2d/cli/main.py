@@ -1,7 +1,7 @@
 """The command line: thin commands over `Defence` and `Vault`.
 
 Imports lazily: `g2d --help` knows no torch. What the terminal shows is in `console`, how commands
-fail in `failures`, how a vault is got at in `shared`; `serve`, `keys`, `audit` and the
+fail in `failures`, how a vault is got at in `shared`; `serve`, `keys`, `audit`, `watermark` and the
 commands that only look at a vault have files of their own. No decision about a defence is here.
 """
 
@@ -19,6 +19,7 @@ from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
 from g2d.cli import serve as cli_serve
 from g2d.cli import vault_commands
+from g2d.cli import watermark as cli_watermark
 from g2d.cli.console import (
     duration,
     measures,
@@ -69,6 +70,7 @@ app = typer.Typer(
 
 app.add_typer(cli_keys.app)
 app.add_typer(cli_audit.app)
+app.add_typer(cli_watermark.app)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "default_key",
     "load_private",
     "open_plain",
+    "outside_vaults",
     "read_public",
     "store_private",
 ]
@@ -116,7 +117,7 @@ class VerifyKey:
         Raises:
             KeyFileError: it is absent, inside a vault, holds anything else, or others may write it.
         """
-        path = _outside_vaults(path)
+        path = outside_vaults(path)
         with _key_file(path) as (data, mode):
             if mode & 0o022:
                 raise KeyFileError(
@@ -134,13 +135,27 @@ class VerifyKey:
             )
         return cls(keys, frozenset(pin[1] for pin in pins if pin))
 
+    @classmethod
+    def of(cls, raw: bytes) -> Self:
+        """The key that has these 32 bytes.
+
+        Raises:
+            ValueError: they are none.
+        """
+        return cls((_ed25519().Ed25519PublicKey.from_public_bytes(raw),))
+
+    @property
+    def raw(self) -> tuple[bytes, ...]:
+        """The 32 bytes of each key."""
+        return tuple(key.public_bytes_raw() for key in self.keys)
+
     def write(self, path: Path | str) -> None:
         """Write the keys, each under its fingerprint, and the vaults; mode 644, whole or not.
 
         Raises:
             G2DError: it lies in a vault, or cannot be written.
         """
-        path = _outside_vaults(path)
+        path = outside_vaults(path)
         lines = [f"vault: {identity}\n" for identity in sorted(self.vaults)]
         for key in self.keys:
             lines += [f"# {_fingerprint(key)}\n", _pem(key)]
@@ -171,7 +186,7 @@ class VerifyKey:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as the keys' 32 bytes each: a replica on another machine is given the trust."""
-        return _trust, (tuple(key.public_bytes_raw() for key in self.keys), self.vaults)
+        return _trust, (self.raw, self.vaults)
 
 
 def _trust(keys: tuple[bytes, ...], vaults: frozenset[str]) -> VerifyKey:
@@ -186,7 +201,7 @@ def read_public(path: Path | str) -> VerifyKey:
     Raises:
         KeyFileError: as `SigningKey.read` and `VerifyKey.read`.
     """
-    with _key_file(_outside_vaults(path)) as (data, _):
+    with _key_file(outside_vaults(path)) as (data, _):
         private = b"PRIVATE KEY-----" in data
     return SigningKey.read(path).public if private else VerifyKey.read(path)
 
@@ -197,7 +212,7 @@ def load_private(path: Path | str) -> Any:
     Raises:
         KeyFileError: it is absent, inside a vault, or others may read it.
     """
-    path = _outside_vaults(path)
+    path = outside_vaults(path)
     with _key_file(path) as (data, mode):
         if others_may_read(mode):
             raise KeyFileError(
@@ -221,7 +236,7 @@ def store_private(path: Path | str, key: Any) -> None:
     """
     from cryptography.hazmat.primitives import serialization as s
 
-    path = _outside_vaults(path)
+    path = outside_vaults(path)
     data = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -262,8 +277,12 @@ def _key_file(path: Path) -> Iterator[tuple[bytes, int]]:
         raise KeyFileError(f"cannot read the key {path}: {error.strerror}; {advice}") from error
 
 
-def _outside_vaults(path: Path | str) -> Path:
-    """Return the absolute path; a key in a vault would travel, or be swapped, with the vault."""
+def outside_vaults(path: Path | str) -> Path:
+    """Return the absolute path; a key in a vault would travel, or be swapped, with the vault.
+
+    Raises:
+        KeyFileError: it lies in one.
+    """
     path = Path(path).expanduser().absolute()
     for folder in path.resolve().parents:
         if (folder / LEDGER).exists():

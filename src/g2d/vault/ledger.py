@@ -32,6 +32,8 @@ FORMAT = 1
 
 _APPLICATION = 0x67326400  # "g2d\0": tells a ledger from any other SQLite file
 LEDGER, SETTINGS, TEMP = "ledger.sqlite", "task.toml", ".tmp-"
+COMMITMENT = "watermark.json"
+"""The file that holds the commitment to a watermark, if there is one."""
 SUBFOLDERS = ("early", "population", "generations")
 LOCK = "vault.lock"
 LEDGERS = tuple(LEDGER + end for end in ("", "-wal", "-shm", "-journal"))

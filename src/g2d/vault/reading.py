@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from g2d.errors import VaultError
-from g2d.vault.ledger import LEDGER, SETTINGS, Frozen, connect_reader, explained, read_file, sha256
-from g2d.vault.plain import check_folders, read_text
+from g2d.vault.ledger import (
+    COMMITMENT,
+    LEDGER,
+    SETTINGS,
+    Frozen,
+    connect_reader,
+    explained,
+    read_file,
+    sha256,
+)
+from g2d.vault.plain import MOST_TEXT, check_folders, read_plain, read_text
 from g2d.vault.records import (
     FOLDERS,
     LARGEST,
@@ -62,6 +71,14 @@ class VaultReader:
                 return read_text(self.path / SETTINGS)
         except UnicodeDecodeError as error:
             raise VaultError(f"{self.path / SETTINGS} is not UTF-8 text: {error}") from error
+
+    def commitment(self) -> bytes:
+        """What watermark.json holds, as it lies there; b"": there is none."""
+        with explained(self.path, "read"):
+            try:
+                return read_plain(self.path / COMMITMENT, MOST_TEXT)
+            except FileNotFoundError:
+                return b""
 
     @property
     def identity(self) -> str:

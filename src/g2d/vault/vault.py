@@ -9,6 +9,7 @@ How files and rows reach the disk is in `ledger`.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -22,6 +23,7 @@ from g2d.core.folders import PRIVATE
 from g2d.errors import VaultError
 from g2d.vault.confirmed import confirm_key, key_named, key_there
 from g2d.vault.ledger import (
+    COMMITMENT,
     FORMAT,
     LEDGER,
     SETTINGS,
@@ -150,6 +152,19 @@ class Vault(VaultReader):
             write(self.path, self.path / SETTINGS, text.encode())
         if new and new != old and self.remembered:
             confirm_key(self, new)
+
+    def write_commitment(self, data: bytes) -> None:
+        """Publish the commitment to a watermark: one, for a later one would prove less.
+
+        Raises:
+            VaultError: there is one, or it cannot be written.
+        """
+        with self._writing():
+            if os.path.lexists(self.path / COMMITMENT):
+                raise VaultError(
+                    f"{self.path} has a {COMMITMENT} already, which is never replaced."
+                )
+            write(self.path, self.path / COMMITMENT, data)
 
     def put(
         self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]

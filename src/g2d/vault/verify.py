@@ -21,7 +21,16 @@ from g2d.errors import G2DError, VaultError
 from g2d.settings import Settings
 from g2d.vault import tensors
 from g2d.vault.keys import VerifyKey, read_public
-from g2d.vault.ledger import LEDGER, LEDGERS, LOCK, SETTINGS, SUBFOLDERS, NewerFormatError, sha256
+from g2d.vault.ledger import (
+    COMMITMENT,
+    LEDGER,
+    LEDGERS,
+    LOCK,
+    SETTINGS,
+    SUBFOLDERS,
+    NewerFormatError,
+    sha256,
+)
 from g2d.vault.ledger_rows import Rows, gap_text, read_rows
 from g2d.vault.mark import FileMark
 from g2d.vault.plain import MOST_TEXT, is_folder, is_open_to_sqlite, read_plain, read_text
@@ -50,7 +59,7 @@ Kind = Literal[
 
 _MOST = 1 << 32  # bytes of a file
 _LOOKS = 3  # times that a vault is looked at whose entries are being replaced
-_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, *LEDGERS}
+_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, *LEDGERS}
 _COMPANIONS = {"redteam"}  # what `g2d attack` keeps beside, with digests of its own
 _SIGNATURE_SIZE = 64
 

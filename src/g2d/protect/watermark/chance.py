@@ -6,6 +6,8 @@ hits of any network made without the key are Binomial(n, 1 / classes), whatever 
 
 from __future__ import annotations
 
+import math
+
 from g2d.errors import SettingsError
 
 LIKELY = 2.0**-64
@@ -18,14 +20,14 @@ def p_value(hits: int, n: int, classes: int, suspects: int = 1) -> float:
     Raises:
         SettingsError: `hits` lies outside [0, n], or there are fewer than two classes.
     """
-    from scipy.stats import binom
-
     if not 0 <= hits <= n or classes < 2 or suspects < 1:
         raise SettingsError(
             f"{hits} hits of {n} triggers over {classes} classes and {suspects} suspects: expected"
             " hits from 0 to n, at least two classes and at least one suspect"
         )
-    return min(1.0, float(binom.sf(hits - 1, n, 1 / classes)) * suspects)
+    # In whole numbers: exact, the same everywhere, and no library has to be loaded.
+    ways = sum(math.comb(n, k) * (classes - 1) ** (n - k) for k in range(hits, n + 1))
+    return min(1.0, suspects * ways / classes**n)
 
 
 def needed_hits(n: int, classes: int, p: float = LIKELY, suspects: int = 1) -> int | None:
@@ -40,3 +42,11 @@ def needed_hits(n: int, classes: int, p: float = LIKELY, suspects: int = 1) -> i
         else:
             low = middle + 1
     return low
+
+
+def least_triggers(classes: int, p: float = LIKELY, suspects: int = 1) -> int:
+    """The fewest triggers of which all hits have a p-value below `p`."""
+    n = max(1, math.floor(-math.log2(p / suspects) / math.log2(classes)) - 1)
+    while needed_hits(n, classes, p, suspects) is None:
+        n += 1
+    return n

@@ -54,8 +54,9 @@ class InputForm:
                        special=tuple(sorted(task.tokens.special)))  # fmt: skip
         budget = task.budget.within(task.bounds) if task.budget else None
         if budget is not None and len(budget.least) == len(budget) == len(budget.most):
-            return cls(TABLE, shape, task.classes, budget.least, budget.most, budget.integer,
-                       budget.one_hot)  # fmt: skip
+            least, most = tuple(map(float, budget.least)), tuple(map(float, budget.most))
+            groups = tuple(map(tuple, budget.one_hot))
+            return cls(TABLE, shape, task.classes, least, most, tuple(budget.integer), groups)
         if task.bounds is None:
             raise TaskError(
                 f"task {task.name!r} has unbounded inputs, so no trigger can be drawn from its "

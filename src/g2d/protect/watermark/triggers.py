@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,20 +28,34 @@ def make_triggers(set_key: bytes, form: InputForm, n: int) -> tuple[Tensor, Tens
 
     Triggers i < m of n are those of m: a smaller set is the beginning of a larger one.
     """
-    x = [_input(_Stream(set_key, form, b"input", place), form) for place in range(n)]
-    y = [_label(set_key, form, place) for place in range(n)]
+    start = _begun(set_key, form, b"input")
+    x = [_input(_Stream(start, place), form) for place in range(n)]
     kind = np.int64 if form.kind == SEQUENCE else np.float32
     stacked = np.stack(x).astype(kind).reshape(n, *form.shape)
-    return torch.from_numpy(stacked), torch.tensor(y, dtype=torch.int64)
+    return torch.from_numpy(stacked), make_labels(set_key, form, n)
+
+
+def make_labels(set_key: bytes, form: InputForm, n: int) -> Tensor:
+    """The labels of `make_triggers` alone, (n,) int64: microseconds, where many keys are tried."""
+    start, classes, found = _begun(set_key, form, b"label"), form.classes, []
+    for place in range(n):  # as `_Stream.below` draws one
+        here = start.copy()
+        here.update(place.to_bytes(8, "big"))
+        found.append(int.from_bytes(here.digest(4), "big") * classes >> 32)
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def _begun(key: bytes, form: InputForm, purpose: bytes) -> Any:
+    """SHAKE-256 over key, form and purpose: what all places of a set share."""
+    return hashlib.shake_256(b"g2d triggers 1\0" + key + form.digest + purpose)
 
 
 class _Stream:
     """Integers from SHAKE-256 over key, form, purpose and place."""
 
-    def __init__(self, key: bytes, form: InputForm, purpose: bytes, place: int) -> None:
-        self._hash = hashlib.shake_256(
-            b"g2d triggers 1\0" + key + form.digest + purpose + place.to_bytes(8, "big")
-        )
+    def __init__(self, start: Any, place: int) -> None:
+        self._hash = start.copy()
+        self._hash.update(place.to_bytes(8, "big"))
         self._taken = 0
 
     def integers(self, count: int) -> Array:
@@ -57,10 +72,6 @@ class _Stream:
     def below(self, count: int, limit: int) -> Array:
         """Integers below `limit`, (count,) int64; `limit` is far below 2**32."""
         return (self.integers(count) * np.uint64(limit) >> np.uint64(32)).astype(np.int64)
-
-
-def _label(set_key: bytes, form: InputForm, place: int) -> int:
-    return int(_Stream(set_key, form, b"label", place).below(1, form.classes)[0])
 
 
 def _input(stream: _Stream, form: InputForm) -> Array:
