@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ async def storm(port: int, cases: list[Case], a: argparse.Namespace) -> Counter[
     return outcomes
 
 
-def drawn(count: int, seed: int, tokens: list[str]) -> list[Case]:
+def drawn(count: int, seed: int, tokens: Sequence[str] = ("",)) -> list[Case]:
     """Seeded cases, every kind as often as the others, with a token each; the slow ones are few."""
     chance = random.Random(seed)
     names = list(KINDS)

@@ -82,7 +82,7 @@ def test_without_a_token_admin_calls_are_off():
 
 
 def test_a_rotation_that_cannot_be_says_why():
-    harness = Harness()
+    harness = Harness(Options(timeout=60.0))
     harness.fake.fails, harness.fake.seconds = [GenerationError("class 8 lost 40 %")], 0.1
 
     async def work(client):
