@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_places_do_not_overlap_and_small_tensors_lie_anywhere():
         starts, size = places(sizes, draw)
         ends = [start + taken for start, taken in zip(starts, sizes, strict=True)]
         spans = sorted(zip(starts, ends, strict=True))
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         assert all(start % 64 == 0 for start in starts)
         assert spans[-1][1] <= size <= sum(sizes) + (4 << 20) + 64 * len(sizes)
         hits += starts[1] < 1600  # where a file has it

@@ -1,4 +1,4 @@
-"""The secret layout of a served model in memory: a position that was learnt elsewhere means nothing.
+"""The secret layout of a served model: a position in memory means nothing in another load.
 
 Two secrets, drawn from the operating system at each load and forgotten with it. *Units*: hidden
 units are permuted and rescaled, which leaves the function as it is (`weights.symmetry`). *Places*:

@@ -141,7 +141,7 @@ class _Block:
 
 
 def _damaged(stored: Quantised, flips: Sequence[tuple[str, int, int]]) -> Quantised:
-    """Flip bits of codes; what is kept in full (biases, norms) loses its sign, whichever the bit."""
+    """Flip bits of codes; what is kept in full (biases, norms) loses its sign."""
     codes = [Flip(*flip) for flip in flips if flip[0] in stored.codes]
     rest: dict[str, Tensor] = dict(stored.rest)
     for name, index, _ in flips:
