@@ -36,9 +36,9 @@ def mlp() -> nn.Module:
 
 def normed() -> nn.Module:
     return nn.Sequential(
-        nn.BatchNorm2d(1), nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.LeakyReLU(),
-        nn.Conv2d(6, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(),
-        nn.Linear(80, 4),
+        nn.BatchNorm2d(1), nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12), nn.LeakyReLU(),
+        nn.Conv2d(12, 10, 3, bias=False), nn.BatchNorm2d(10), nn.ReLU(), nn.Flatten(),
+        nn.Linear(160, 4),
     )  # fmt: skip
 
 
@@ -185,9 +185,9 @@ def test_two_loads_differ_in_bytes_and_agree_in_logits(factory, shape):
     x = torch.rand(20, *shape)
     assert close(first.predict(x), second.predict(x))
     weights = [name for name, tensor in state.items() if tensor.dim() > 1]
-    for name in weights:
-        assert not torch.equal(one.state_dict()[name], other.state_dict()[name])
-        assert not torch.equal(one.state_dict()[name], state[name])
+    for there in (other.state_dict(), state):  # one of eight units may come out in the same order
+        same = [n for n in weights if torch.equal(one.state_dict()[n], there[n])]
+        assert len(same) <= 1, same
     plain, kept, _, _ = built(factory, shape, probe=None)
     assert plain.layout == "plain"
     assert close(first.predict(x), plain.predict(x))
@@ -270,7 +270,8 @@ def test_inputs_to_try_a_model_on_are_of_its_form():
     x = random_inputs((1, 4), torch.float64)
     assert (x.shape, x.dtype) == ((16, 1, 4), torch.float64)
     assert float(x.abs().max()) > 100
-    assert 0 <= float(x[:8].min()) <= float(x[:8].max()) <= 1
+    assert 0 <= float(x[:4].min()) <= float(x[:4].max()) <= 1
+    assert random_inputs((3, 64, 64), torch.float32).shape == (4, 3, 64, 64)
     ids = random_inputs((6,), torch.int64, 20)
     assert (ids.dtype, int(ids.max()) < 20, int(ids.min()) >= 0) == (torch.int64, True, True)
     assert torch.equal(ids, random_inputs((6,), torch.int64, 20))

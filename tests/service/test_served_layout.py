@@ -34,6 +34,11 @@ def weights(snapshot) -> dict[str, torch.Tensor]:
     return {n: t for n, t in snapshot.predict._model.state_dict().items() if t.dim() > 1}
 
 
+def same(snapshot, state) -> int:
+    """How many weight tensors are as in a state: eight units may come out in the same order."""
+    return sum(torch.equal(tensor, state[name]) for name, tensor in weights(snapshot).items())
+
+
 def test_every_load_of_a_generation_is_another_and_answers_alike(rotated, x):
     with g2d.Defence.open(rotated, write=False) as defence:
         known = {n: defence.generation(n) for n in (2, 3)}
@@ -46,9 +51,8 @@ def test_every_load_of_a_generation_is_another_and_answers_alike(rotated, x):
             assert snapshot.layout == "secret"
             assert snapshot.check() == []
             assert np.allclose(snapshot.predict(x), expected[snapshot.number], atol=1e-5)
-        for name, tensor in weights(first).items():
-            assert not torch.equal(tensor, weights(again)[name])
-            assert not torch.equal(tensor, known[3].state[name])
+        assert same(first, weights(again)) <= 1
+        assert same(first, known[3].state) <= 1
         kept = plain.first()[0]
         assert kept.layout == "plain"
         assert all(torch.equal(t, known[3].state[n]) for n, t in weights(kept).items())
@@ -122,5 +126,4 @@ def test_a_rotor_serves_the_secret_layout_too(defence):
     assert made.snapshot("plain").layout == "plain"
     x = defence.task.splits.test.x[:16]
     torch.testing.assert_close(rotor(x), made.model()(x), atol=1e-5, rtol=1e-5)
-    for name, tensor in weights(rotor.snapshot).items():
-        assert not torch.equal(tensor, made.state[name])
+    assert same(rotor.snapshot, made.state) <= 1

@@ -10,6 +10,7 @@ then flips, is not stopped. Which generation may be served is not decided here.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ Draw = Callable[[int], bytes]
 
 _LINE = 64  # bytes: a tensor begins at a line of the cache, as torch's own do
 _LEAST_ROOM, _MOST_ROOM = 4 << 20, 32 << 20  # bytes: see `places`
+_LARGE = 4096  # values of an input whose forward pass is dear
 
 
 @dataclass(frozen=True)
@@ -203,21 +205,22 @@ def is_secret(layout: str) -> bool:
 
 
 def random_inputs(shape: Sequence[int], dtype: torch.dtype, vocabulary: int = 0) -> Tensor:
-    """Inputs (16, *shape) to probe a model with where there are no data; always the same.
+    """Inputs (n, *shape) to probe a model with where there are no data; always the same.
 
-    Of many sizes, for units that are off on all of them would prove nothing.
+    Of many sizes, for units that are off on all of them would prove nothing; 16, or 4 large ones.
 
     Args:
         vocabulary: how many token ids there are; 0: not known.
     """
     source = torch.Generator().manual_seed(0)
-    full = (16, *shape)
+    each = 4 if math.prod(shape) <= _LARGE else 1
+    full = (4 * each, *shape)
     if not dtype.is_floating_point:
         return torch.randint(vocabulary or 2, full, generator=source).to(dtype)
     x = torch.randn(full, generator=source)
-    x[:8] = torch.rand((8, *shape), generator=source)
-    for power in range(1, 4):
-        x[8 + 2 * power : 10 + 2 * power] *= 10**power
+    x[:each] = torch.rand((each, *shape), generator=source)
+    x[2 * each : 3 * each] *= 30
+    x[3 * each :] *= 1000
     return x.to(dtype)
 
 
