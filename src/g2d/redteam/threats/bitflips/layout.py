@@ -1,8 +1,9 @@
 """Bit flips on networks as they are served: each load in a secret layout of its own.
 
-The attacker searches on the file of network t. He flips the same bits, at the same distance from
-where the parameters begin, in the memory of another load: a replica that serves t, or t + 1. He has
-read neither; one who reads the live memory first is not stopped, and is no row here.
+The attacker searches on the file of network t. He flips the same bits in the memory of another load
+(a replica that serves t, or t + 1), as many bytes behind the beginning of the block that holds its
+parameters as they lie in the file behind that of its tensors. He has read neither memory; one who
+reads it first is not stopped, and is no row here.
 """
 
 from __future__ import annotations
