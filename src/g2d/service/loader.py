@@ -23,6 +23,7 @@ from g2d.protect.layout import SECRET, is_secret, random_inputs
 from g2d.protect.snapshots import ArrayInference, build_snapshot
 from g2d.rotation.events import Accepted, Alarm, Event, OlderCopy, Tell
 from g2d.rotation.snapshot import Snapshot
+from g2d.service.facts import facts_of
 from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings, TaskSettings
 from g2d.tasks.building import build_model
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 _SKEW = 300.0  # seconds that the clock may be behind the newest moment seen: it is being set right
 _MOST_SERVED = 1 << 16  # bytes of a --served file
-_SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
 
 
 @dataclass(frozen=True)
@@ -279,15 +279,7 @@ class VaultLoader:
             manifest = self._vault.generation(number).manifest
         except VaultError:
             return {}
-        facts = {key: manifest[key] for key in _SHOWN if key in manifest}
-        facts["gates"] = [gate for gate in _list(facts.get("gates")) if isinstance(gate, dict)]
-        figures = manifest.get("figures")
-        figures = figures if isinstance(figures, dict) else {}
-        return facts | {
-            "accuracy": figures.get("clean_accuracy"),
-            "robust": figures.get("robust_accuracy"),
-            "distance": figures.get("distance"),
-        }
+        return facts_of(manifest)
 
     def exposures(self) -> list[int]:
         """Return the last numbers that have been live."""
@@ -389,7 +381,3 @@ class CodeHolder(VaultLoader):
 
     def _load_task(self, *_: object) -> None:
         pass
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
