@@ -34,6 +34,11 @@ def weights(snapshot) -> dict[str, torch.Tensor]:
     return {n: t for n, t in snapshot.predict._model.state_dict().items() if t.dim() > 1}
 
 
+def alarms(events) -> list:
+    """Without what other tests' copies of the vault have reached ("older copy")."""
+    return [event for event in events if event.name == "alarm"]
+
+
 def same(snapshot, state) -> int:
     """How many weight tensors are as in a state: eight units may come out in the same order."""
     return sum(torch.equal(tensor, state[name]) for name, tensor in weights(snapshot).items())
@@ -56,7 +61,7 @@ def test_every_load_of_a_generation_is_another_and_answers_alike(rotated, x):
         kept = plain.first()[0]
         assert kept.layout == "plain"
         assert all(torch.equal(t, known[3].state[n]) for n, t in weights(kept).items())
-        assert loader.events == plain.events == []
+        assert alarms(loader.events) == alarms(plain.events) == []
     finally:
         loader.close()
         plain.close()
@@ -112,8 +117,8 @@ def test_units_that_cannot_be_hidden_are_told_once_and_served_in_order(rotated, 
         assert first.layout == "secret places, logits differ"
         loader.hear(told.append)
         assert loader.load(2, 1).layout == "secret places, logits differ"
-        (alarm,) = told
-        assert (alarm.name, alarm.kind) == ("alarm", "layout")
+        (alarm,) = alarms(told)
+        assert alarm.kind == "layout"
         assert "generation 3 is served with its units in plain order" in alarm.text
     finally:
         loader.close()
