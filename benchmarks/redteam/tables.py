@@ -333,6 +333,28 @@ def of_flips(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
             "the same, weights stored in a secret order", "(a defender's option)",
             at(runs, "bit-flips-kept-secret-order", "generated"),
         ),
+        *of_layout(runs),
+    ]  # fmt: skip
+
+
+def of_layout(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """The same flips on networks as they are served; nothing of runs that are older."""
+    kinds = {row["kind"] for results in runs for row in results["rows"]}
+    if "bit-flips-layout-next" not in kinds:
+        return []
+    shown = {
+        name: at(runs, f"bit-flips-layout-{name}", "generated")
+        for name in ("next", "replica", "replica-plain", "random")
+    }
+    return [
+        (
+            "the same in the secret layout that is served, on t+1", "≤ 0.5 points",
+            f"{shown['next']}; as many at random {shown['random']}",
+        ),
+        (
+            "the same, on another replica of t", "≤ 0.5 points",
+            f"{shown['replica']}; in a plain layout {shown['replica-plain']}",
+        ),
     ]  # fmt: skip
 
 

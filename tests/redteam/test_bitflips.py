@@ -32,6 +32,7 @@ from g2d.core.shares import wilson
 from g2d.errors import SettingsError
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
 from g2d.redteam.rows import Status
+from g2d.redteam.threats.bitflips import layout as served
 from g2d.redteam.threats.bitflips import scoring as flipbench
 from g2d.redteam.threats.bitflips import threat as bitflips
 from g2d.tasks.inference import accuracy
@@ -250,6 +251,13 @@ def test_the_family_tells_found_transferred_hardened_random_and_healed(spec):
     assert own.value.value > 0.2
     assert own.extra["curve"][0]["flips"] == 0
     assert len(rows["hardened", "generated"]) == 6
+    layout = {
+        row.kind.removeprefix("bit-flips-layout-"): row for row in rows["layout", "generated"]
+    }
+    assert list(layout) == ["replica", "replica-plain", "next", "next-plain", "random"]
+    assert layout["replica"].value.value < 0.1 < layout["replica-plain"].value.value
+    assert layout["replica-plain"].value.value > layout["random"].value.value
+    assert layout["replica"].extra["landed"] < 0.2 < layout["random"].extra["landed"]
     (healed,) = rows["healing", "generated"]
     assert healed.value.value < 0.1 < own.value.value
     assert "2.5 CPU s" in healed.note
@@ -273,6 +281,12 @@ def test_one_generation_alone_is_said_not_to_be_measured(spec):
             assert following.status is Status.NOT_MEASURED
             assert following.threat == "the same flips on the next network"
             assert "no next one" in following.note
+            continue
+        if case.name == "layout":
+            told = {row.kind.removeprefix("bit-flips-layout-"): row.status for row in rows}
+            assert told.pop("next") is Status.NOT_MEASURED
+            assert set(told) == {"replica", "replica-plain", "random"}
+            assert set(told.values()) == {Status.OK}
             continue
         expected = Status.OK if case.name == "random" else Status.NOT_MEASURED
         assert {row.status for row in rows} == {expected}
@@ -327,3 +341,19 @@ def test_rows_of_several_networks_get_wider_intervals_than_images_alone(spec):
 
 def test_nothing_is_planned_for_chains_that_are_not_there(spec):
     assert bitflips.plan(dataclasses.replace(spec, chains={})) == []
+
+
+def test_a_place_in_memory_is_one_weight_or_none():
+    state = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.float64)}
+    block = served._Block(state, {"a": 128, "b": 64})
+    assert [block.weight(at) for at in (0, 63, 64, 95, 96, 128, 151, 152, 10**9)] == [
+        None, None, ("b", 0), ("b", 3), None, ("a", 0), ("a", 5), None, None,
+    ]  # fmt: skip
+
+
+def test_flips_that_hit_what_is_not_kept_in_8_bits_take_its_sign(trained):
+    stored = quantise(trained.state_dict())
+    hit = served._damaged(stored, [("0.bias", 2, 3), ("0.weight", 4, 7)])
+    assert float(hit.rest["0.bias"][2]) == -float(stored.rest["0.bias"][2]) != 0
+    assert int((hit.codes["0.weight"] != stored.codes["0.weight"]).sum()) == 1
+    assert torch.equal(stored.rest["0.bias"], trained.state_dict()["0.bias"])

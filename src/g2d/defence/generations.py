@@ -18,6 +18,7 @@ from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
+from g2d.protect.layout import SECRET, is_secret
 from g2d.protect.snapshots import build_snapshot
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
@@ -45,9 +46,14 @@ class Generation:
         """Build the generation's model in evaluation mode, its parameters frozen."""
         return load_model(self.task, self.state)
 
-    def snapshot(self) -> Snapshot:
-        """The generation as it is served: held in its layers' ranges, its memory watched."""
-        return build_snapshot(self.number, self.task.model(0), self.state)
+    def snapshot(self, layout: str = SECRET) -> Snapshot:
+        """The generation as it is served: held in its layers' ranges, its memory watched.
+
+        Args:
+            layout: "secret" (`protect.layout`), or "plain": as in the file.
+        """
+        probe = self.task.splits.guide.x[:8] if is_secret(layout) else None
+        return build_snapshot(self.number, self.task.model(0), self.state, probe=probe)
 
 
 class GenerationStore:

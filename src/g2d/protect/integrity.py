@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +46,11 @@ class MemoryWatch:
         if foreign := sorted(state.keys() - self._digests.keys()):
             raise CheckpointError(f"the model has no tensor {foreign[0]!r}: another task's state?")
         self._digests |= {name: _digest(tensor) for name, tensor in state.items()}
-        self.interval = max(_LONGEST, min(self._cost() for _ in range(3)) / _SHARE)
+
+    @cached_property
+    def interval(self) -> float:
         """Seconds between checks: 0.5, or longer where a model is so large that it costs more."""
+        return max(_LONGEST, min(self._cost() for _ in range(3)) / _SHARE)
 
     def _cost(self) -> float:
         began = time.thread_time()

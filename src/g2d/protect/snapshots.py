@@ -1,4 +1,4 @@
-"""How a generation becomes a snapshot that answers: loaded, held in its ranges, watched in memory.
+"""How a generation becomes a snapshot that answers: loaded, hidden, held in ranges, watched.
 
 The one way, for a service and for one's own code. Where its weights come from, and whether they
 may be trusted, is decided by whoever calls.
@@ -10,17 +10,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from g2d.core.types import State
+from g2d.core.types import Array, State
 from g2d.errors import CheckpointError, VaultError
 from g2d.protect.integrity import MemoryWatch
+from g2d.protect.layout import PLAIN, Concealed, conceal
 from g2d.protect.ranges import Ranges, hold_in_ranges
 from g2d.rotation.snapshot import Snapshot
 from g2d.weights.layout import is_number, same_bits
 
-__all__ = ["Inference", "build_snapshot"]
+__all__ = ["ArrayInference", "Inference", "build_snapshot"]
 
 
 class Inference:
@@ -33,6 +35,19 @@ class Inference:
     def __call__(self, x: Tensor) -> Tensor:
         """Answer a batch."""
         return self._model(x)
+
+
+class ArrayInference:
+    """A frozen model as a function of arrays."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @torch.inference_mode()
+    def __call__(self, x: Array) -> Array:
+        """Answer a batch."""
+        # float(): NumPy has no bfloat16, and answers are float32 whatever the model computes in.
+        return np.asarray(self._model(torch.from_numpy(x)).float().numpy())
 
 
 def _infinite(model: nn.Module, state: State) -> set[str]:
@@ -51,14 +66,19 @@ def build_snapshot(
     state: State,
     expires: float = math.inf,
     predict: Callable[[nn.Module], Callable[[Any], Any]] = Inference,
+    probe: Tensor | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Snapshot:
     """Load a verified state into a model and return it ready to answer; the model is frozen.
 
-    Its memory is watched (`Snapshot.check`), and between two looks of the watch a bit that flipped
-    before a forward pass began acts inside its layer's range.
+    What was loaded is compared with what was verified, and only then gets a secret layout of its
+    own (`protect.layout`), which is the last step: from then on the hidden form is what is watched
+    (`Snapshot.check`), and what a bit that flips between two looks is held in the ranges of.
 
     Args:
         model: built for this snapshot alone. predict: makes the forward pass of the model.
+        probe: inputs (n, ...) on which hiding must leave the logits; None: the layout stays plain.
+        warn: called with a line where units could be hidden and were not.
 
     Raises:
         VaultError: the state is not one of this model, or changed while it was loaded.
@@ -67,11 +87,18 @@ def build_snapshot(
         infinite = _infinite(model, state)
         model.load_state_dict(state)
         watch = MemoryWatch(model.eval().requires_grad_(False), state)
-        hold_in_ranges(model, Ranges.of(state, infinite))
+        hidden, changed = Concealed(PLAIN, state), watch.check()
+        if probe is not None and not changed:
+            hidden = conceal(model, state, probe)
+            watch = MemoryWatch(model, hidden.state)
+            changed = watch.check()
+        hold_in_ranges(model, Ranges.of(hidden.state, infinite))
     except (RuntimeError, CheckpointError) as error:
         raise VaultError(
             f"generation {number} does not fit the task's model: {' '.join(str(error).split())}"
         ) from error
-    if changed := watch.check():
+    if changed:
         raise VaultError(f"generation {number} changed while it was loaded: {changed}.")
-    return Snapshot(number, predict(model), watch.check, watch.interval, expires)
+    if hidden.failed:
+        warn(f"generation {number} is served with its units in plain order: {hidden.failed}")
+    return Snapshot(number, predict(model), watch.check, watch.interval, expires, hidden.layout)

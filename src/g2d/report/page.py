@@ -237,6 +237,8 @@ def _bit_flips(lines: Sequence[Line]) -> tuple[str, str]:
     told += f"examples cost the next one {_points(following['value'])}"
     if later := found.get("bit-flips-later"):
         told += f" and later ones {_points(later['value'])}"
+    if hidden := found.get("bit-flips-layout-next"):
+        told += f", {_points(hidden['value'])} in the secret layout of its service"
     joint = found.get("bit-flips-joint")
     if joint is None or joint["value"]["low"] <= following["value"]["high"]:
         return f"{told}.", ""

@@ -214,6 +214,7 @@ class Rotation:
                 "failures": self._failures,
                 "paused": self._paused,
                 "unready": self._ledger.unready() or None,
+                "layout": self._live.snapshot.layout or None,
             }
 
     def watch(self) -> None:

@@ -23,7 +23,8 @@ class Snapshot:
     Attributes:
         check: names what has changed in its memory since it was loaded; None: nothing watches it.
         interval: seconds between checks that keep their cost small. expires: when it should not be
-            live any more, in seconds since 1970.
+            live any more, in seconds since 1970. layout: how its parameters lie in memory, in
+            words ("secret", "plain"); "": it has none.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Snapshot:
     check: Callable[[], list[str]] | None = None
     interval: float = 0.5
     expires: float = math.inf
+    layout: str = ""
 
 
 class Source(Protocol):

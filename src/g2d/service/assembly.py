@@ -165,9 +165,7 @@ def rotate_vault(
     Args:
         through: loads and verifies spares in the place of `loader`, which a cluster's rollout does.
     """
-    for event in loader.events:
-        tell(event)
-    loader.told()
+    loader.hear(tell)
     tell = _remembering(loader, tell)
     worker = Worker(vault, data, tell, options.patience, loader.task, loader.code)
     if loader.unbound:

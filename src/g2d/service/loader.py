@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import nn
 
 from g2d.core.files import read_plain, write_bytes
 from g2d.core.sources import digests, hold
-from g2d.core.types import Array
 from g2d.errors import DAMAGE, CheckpointError, RefusedError, VaultError
-from g2d.protect.snapshots import build_snapshot
-from g2d.rotation.events import Accepted, Event, OlderCopy
+from g2d.protect.layout import SECRET, is_secret, random_inputs
+from g2d.protect.snapshots import ArrayInference, build_snapshot
+from g2d.rotation.events import Accepted, Alarm, Event, OlderCopy, Tell
 from g2d.rotation.snapshot import Snapshot
+from g2d.service.facts import facts_of
 from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings, TaskSettings
 from g2d.tasks.building import build_model
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 
 _SKEW = 300.0  # seconds that the clock may be behind the newest moment seen: it is being set right
 _MOST_SERVED = 1 << 16  # bytes of a --served file
-_SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,8 @@ class VaultLoader:
         key: verifies what is served; None: digests of the ledger alone are. served: one more file
             outside the vault that remembers the highest number served, beside `marks`. marks: where
             what was reached is remembered, so that a vault which was put back is refused; None: in
-            this user's state folder (`FileMark`).
+            this user's state folder (`FileMark`). layout: "secret", or "plain": see
+            `protect.layout`.
 
     Attributes:
         task: `Settings.source`; where generations are signed, what was signed. events: what is to
@@ -94,11 +93,13 @@ class VaultLoader:
         key: VerifyKey | None = None,
         served: Path | None = None,
         marks: HighWaterMark | None = None,
+        layout: str = SECRET,
     ) -> None:
         if self.remembers:
             check_private(vault.absolute())
         self._vault, self._key, self._served = Vault.open(vault), key, served
         self._building = threading.Lock()  # a factory draws from torch's one global generator
+        self._layout, self._warned = layout, False
         self._marks, self.events, self._clock = marks, list[Event](), SteadyClock()
         try:
             self._check_place(vault)
@@ -119,6 +120,7 @@ class VaultLoader:
             ):
                 raise unmarked(self._vault, self.live())  # the ledger's own note was removed
             self.events = list(self._told(mark))
+            self._tell: Tell = self.events.append
             self._load_task(s, name, data)
         except BaseException:
             self._vault.close()
@@ -176,8 +178,15 @@ class VaultLoader:
             text = f"this is an older copy of a vault whose generation {other} was live here before"
             yield OlderCopy(text)
 
+    def hear(self, tell: Tell) -> None:
+        """Tell `events`, and from now on what happens; what was accepted is not told again."""
+        for event in self.events:
+            tell(event)
+        self.told()
+        self._tell = tell
+
     def told(self) -> None:
-        """Note that `events` have been told: what was accepted is not told again."""
+        """Note that `events` have been told."""
         if isinstance(self._marks, FileMark):
             self._marks.told()
 
@@ -270,15 +279,7 @@ class VaultLoader:
             manifest = self._vault.generation(number).manifest
         except VaultError:
             return {}
-        facts = {key: manifest[key] for key in _SHOWN if key in manifest}
-        facts["gates"] = [gate for gate in _list(facts.get("gates")) if isinstance(gate, dict)]
-        figures = manifest.get("figures")
-        figures = figures if isinstance(figures, dict) else {}
-        return facts | {
-            "accuracy": figures.get("clean_accuracy"),
-            "robust": figures.get("robust_accuracy"),
-            "distance": figures.get("distance"),
-        }
+        return facts_of(manifest)
 
     def exposures(self) -> list[int]:
         """Return the last numbers that have been live."""
@@ -323,13 +324,24 @@ class VaultLoader:
             state = unpack(verified.weights)
             with self._building:
                 model = build_model(self._blueprint.factory)
-            snapshot = build_snapshot(number, model, state, verified.expires, _ArrayInference)
+            b, expires = self._blueprint, verified.expires
+            secret = is_secret(self._layout)
+            probe = random_inputs(b.shape, b.dtype, b.vocabulary) if secret else None
+            snapshot = build_snapshot(
+                number, model, state, expires, ArrayInference, probe, self._unhidden
+            )
         except (CheckpointError, RuntimeError, *DAMAGE) as error:
             raise VaultError(f"generation {number} cannot be read: {error}") from error
         logits = snapshot.predict(np.zeros((1, *self.model.shape), self.model.dtype))
         if logits.shape != (1, self.model.classes):
             raise VaultError(f"generation {number} gives {logits.shape}, not (1, classes).")
         return snapshot
+
+    def _unhidden(self, text: str) -> None:
+        """Say once that units are not hidden: what is so of one generation is of the next."""
+        if not self._warned:
+            self._warned = True
+            self._tell(Alarm("layout", text))
 
     def _check_place(self, vault: Path) -> None:
         if self._served and self._served.absolute().resolve().is_relative_to(vault.resolve()):
@@ -369,19 +381,3 @@ class CodeHolder(VaultLoader):
 
     def _load_task(self, *_: object) -> None:
         pass
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-class _ArrayInference:
-    """A frozen model as a function of arrays."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    @torch.inference_mode()
-    def __call__(self, x: Array) -> Array:
-        # float(): NumPy has no bfloat16, and answers are float32 whatever the model computes in.
-        return np.asarray(self._model(torch.from_numpy(x)).float().numpy())

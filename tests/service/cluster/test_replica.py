@@ -39,7 +39,7 @@ def test_a_replica_loads_ahead_swaps_when_told_and_says_so(signed, x):
         assert np.allclose(second.json()["outputs"][0]["data"], logits.detach().ravel(), atol=1e-5)
         assert (await client.get("/v2/models/g2d/versions/1")).status_code == 404
         status = (await client.get("/status")).json()["rotation"]
-        assert status["replica"]["answers"]
+        assert (status["replica"]["answers"], status["layout"]) == (True, "secret")
         assert b"g2d_generation 2.0" in (await client.get("/metrics")).content
 
     drive(script, work)

@@ -45,6 +45,8 @@ def test_a_real_service_has_the_page_and_its_vaults_findings(served, x):
     assert served.ask("/redteam")[1]["rows"]
     status = served.ask("/status")[1]
     assert status["redteam"]
+    assert status["rotation"]["layout"] == "secret"
+    wait_for(lambda: '"layout":"secret"' in served.text().replace(" ", ""))  # the line `start`
     served.infer(x)
     answers = served.ask("/status")[1]["traffic"]["answers"]
     assert answers == status["traffic"]["answers"] + 1

@@ -25,13 +25,13 @@ def test_a_flipped_bit_is_found_and_healed_from_the_vault(vault, loader, x):
     monitor = Monitor(live, loader, rotation, metrics, every=0.05)
     before = first.predict(x)
     assert monitor.check()
-    weights = next(iter(first.predict._model.parameters()))
-    weights.view(torch.int32).view(-1)[3] ^= 1 << 30
+    *_, bias = first.predict._model.parameters()
+    bias.view(torch.int32)[3] ^= -(1 << 31)  # its sign: in range, and in no unit that may be off
     assert not np.allclose(first.predict(x), before, atol=1e-5)
     monitor.start()
     wait_for(lambda: live.snapshot is not first)
     monitor.stop()
-    assert np.array_equal(live.snapshot.predict(x), before)
+    assert np.allclose(live.snapshot.predict(x), before, atol=1e-5)  # another secret layout
     ((_, alarm),) = told
     assert alarm["kind"] == "integrity"
     assert "healed" in alarm["text"]

@@ -94,7 +94,9 @@ class Coordinator:
 
     def _open(self) -> None:
         plan, options = self._plan, self._plan.options
-        loader = VaultLoader(plan.vault, options.name, plan.data, plan.key, plan.served)
+        loader = VaultLoader(
+            plan.vault, options.name, plan.data, plan.key, plan.served, layout=options.layout
+        )
         self._live, warning = first_live(loader)
         self._reader = Vault.open(plan.vault)
         self._identity = identify(self._reader)

@@ -151,7 +151,9 @@ class GenerationSync:
             packed = self._coordinator.fetch(update.live, _PATIENCE)
             mirror.take(packed, update.live.digest)
             mirror.activate(packed.number)
-            loader = MirrorLoader(mirror.path, options.name, self._spec.data, self._spec.key)
+            loader = MirrorLoader(
+                mirror.path, options.name, self._spec.data, self._spec.key, layout=options.layout
+            )
             first, _ = loader.first()
         except BaseException:
             mirror.remove()
@@ -260,7 +262,8 @@ class RemoteRotation:
     def status(self) -> dict[str, Any]:
         """The coordinator's status as it was last heard, and this replica's own."""
         about = self._sync.about()
-        own = {"generation": self.live, "age": about["age"], "replica": about}
+        own = {"generation": self.live, "age": about["age"], "replica": about,
+               "layout": self._sync.live.snapshot.layout}  # fmt: skip
         return {"late": 0.0, "paused": False, **self._sync.status, **own}
 
     def request(self) -> Future[int]:
@@ -382,6 +385,7 @@ def assemble(coordinator: CoordinatorClient, spec: ReplicaSpec, name: str) -> Le
         parts.event_log.tell(event, at)
 
     sync.tell = told
+    sync.loader.hear(parts.event_log.tell)
     parts.monitor.start()
     # Else its thread may be inside torch as the interpreter ends, which aborts the process.
     prefix = spec.options.root_path

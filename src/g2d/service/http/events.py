@@ -152,7 +152,7 @@ class Configured(Event):
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The service answers; `replicas` and `lease` (s) where it has any."""
+    """The service answers; `replicas` and `lease` (s) where it has any, else the `layout`."""
 
     name = "start"
     public = False
@@ -161,6 +161,7 @@ class Started(Event):
     pid: int
     replicas: int | None = None
     lease: float | None = None
+    layout: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from g2d.core.platforms import others_may_read
 from g2d.errors import G2DError, SettingsError
-from g2d.settings.fields import Checked, free, within
+from g2d.settings.fields import Checked, free, one_of, within
 
 TOKEN_VARIABLE = "G2D_ADMIN_TOKEN"  # noqa: S105 (its name, not a token)
 _SPAN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d)?", re.ASCII)
@@ -77,6 +77,11 @@ class Options(Checked):
     check_every: float = within(
         0.0, 3600.0, 0.5,
         "time between checks of the weights in memory, twice a second at most; 0: never", unit="s",
+    )  # fmt: skip
+    layout: str = one_of(
+        ("secret", "plain"), "secret",
+        "how parameters lie in memory: as a secret of each load says, or as in the file",
+        since="0.2",
     )  # fmt: skip
     observer: tuple[str, ...] = free(
         (), "your own 'module:factory', shown what was answered", metavar="NAME"

@@ -180,7 +180,7 @@ def serve(
     log, trusted = Log(), read_public_key(key)
     audited, loader = open_audit(audit, vault, say), None  # first: it hears why a start is refused
     try:
-        loader = VaultLoader(vault, options.name, data, trusted, served)
+        loader = VaultLoader(vault, options.name, data, trusted, served, layout=options.layout)
         sys.setswitchinterval(_SWITCH)
         observers = Observers(options.observer)  # may import the task's code, which is held now
         parts = _assemble(loader, vault, data, options, token, log, observers, audited)
@@ -197,7 +197,7 @@ def serve(
     say(f"generation {rotation.live} is live at {address}/v2/models/{options.name}")
     warn(options, token, key, log, say)
     tell(configured(options, vault, token is not None, trusted))
-    tell(Started(rotation.live, address, os.getpid()))
+    tell(Started(rotation.live, address, os.getpid(), layout=parts.live.snapshot.layout))
     gc.freeze()  # what is loaded stays: collecting it again would stop answers for 50 ms
     if audited is None and audit != NONE:
         rotation.alarm("audit", "no audit log is written; the first lines say why", rotate=False)

@@ -14,6 +14,7 @@ from g2d.errors import SettingsError
 from g2d.redteam.context import AttackContext, Case, Chain, Network, RunSpec
 from g2d.redteam.rows import Identifiers, Row
 from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
+from g2d.redteam.threats.bitflips.layout import served
 from g2d.redteam.threats.bitflips.scoring import RESAMPLES, Bench, Curve, Pair, points, unmeasured
 from g2d.redteam.threats.bitflips.storage import hardened
 
@@ -23,7 +24,7 @@ _SEARCH = 1.5
 
 
 def plan(spec: RunSpec) -> list[Case]:
-    """Search on every chain; on the generations also jointly, hardened, at random and healed."""
+    """Search on every chain; on the generations also as served, jointly, at random, …, healed."""
     most, batch = (12, 128) if spec.quick else (50, 256)
     exposed, later, draws = (1, 1, 5) if spec.quick else (3, 11, 10)
     read = 1 if spec.quick else 6  # generations whose successors are flipped
@@ -44,6 +45,7 @@ def plan(spec: RunSpec) -> list[Case]:
     if "generated" in spec.chains:
         add("joint", "generated", 6, exposed=2 if spec.quick else 5, later=later)
         add("hardened", "generated", 2 * exposed, exposed=exposed, later=1, draws=draws)
+        add("layout", "generated", 2 * exposed, exposed=exposed, later=1, draws=draws)
         add("healing", "generated", 1)
     return sorted(cases, key=lambda case: (case.name, case.chain))
 
@@ -61,6 +63,7 @@ def run(case: Case, context: AttackContext) -> list[Row]:
         "random": _random,
         "joint": _joint,
         "hardened": hardened,
+        "layout": served,
         "healing": _healing,
     }
     return parts[case.name](bench, chain)
@@ -261,10 +264,12 @@ THREAT = Threat(
         reads=(
             "An attacker flips the worst bits of one network's 8-bit weights, and then the same "
             "bits of another network. A line that hardly moves says that bits found on the one do"
-            " nothing to the other; random flips show what any damage costs."
+            " nothing to the other; random flips show what any damage costs. Lines are of networks "
+            "as files have them; rows of the secret layout are of networks as they are served."
         ),
         hides=(
-            "How an attacker gets to flip bits, and one who searches anew after every rotation."
+            "How an attacker gets to flip bits; one who searches anew after every rotation; and one"
+            " who reads the live memory before he flips, whom no layout stops."
         ),
     ),
 )
