@@ -213,6 +213,20 @@ class SigningSettings(Checked):
 
 
 @dataclass(frozen=True)
+class CanarySettings(Checked):
+    """Inputs kept with a generation that show changed weights to whoever can only ask."""
+
+    count: int = within(0, 1024, 16, "canaries kept with a generation; 0: none", since="0.2")
+    steps: int = within(
+        0, 10_000, 20, "gradient steps that bring them to where answers depend most on the weights",
+        since="0.2",
+    )  # fmt: skip
+    every: float = within(
+        0.0, 86_400.0, 30.0, "seconds between checks of a service by its own; 0: never", since="0.2"
+    )
+
+
+@dataclass(frozen=True)
 class VaultSettings(Checked):
     """How much of what was is kept."""
 
@@ -236,6 +250,7 @@ class Settings(Checked):
     gates: GateSettings = field(default_factory=GateSettings)
     signing: SigningSettings = field(default_factory=SigningSettings)
     vault: VaultSettings = field(default_factory=VaultSettings)
+    canaries: CanarySettings = field(default_factory=CanarySettings)
 
     @property
     def source(self) -> str:
@@ -317,6 +332,7 @@ def _as_tables(settings: Settings) -> dict[str, dict[str, Any]]:
 
 __all__ = [
     "AutoencoderSettings",
+    "CanarySettings",
     "DiffusionSettings",
     "GateSettings",
     "GeneratorSettings",
