@@ -218,7 +218,7 @@ class CanarySettings(Checked):
 
     count: int = within(0, 1024, 16, "canaries kept with a generation; 0: none", since="0.2")
     steps: int = within(
-        0, 10_000, 20, "gradient steps that bring them to where answers depend most on the weights",
+        0, 10_000, 0, "gradient steps to where scores depend most on the weights, at first",
         since="0.2",
     )  # fmt: skip
     every: float = within(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from torch.func import grad, vmap
 
 from g2d.protect.canaries.network import Network, leads
 
@@ -42,18 +45,51 @@ def _flips_seen(network: Network, x: Tensor, generator: torch.Generator) -> Tens
     weights.
     """
     places = _places(network, generator)
+    found = []
+    for lead, slopes in _slopes(network, x):
+        moved = [
+            2 * (w * slope).reshape(len(lead), -1)[:, places[name]]
+            for (name, w), slope in zip(network.weights.items(), slopes, strict=True)
+        ]
+        found.append(torch.cat(moved, 1) > _SURE * lead[:, None])
+    return torch.cat(found).float()
+
+
+def _slopes(network: Network, x: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Leads (n,) and their gradients by each weight (n, ...), of a part of the inputs at a time."""
+    if sum(w.numel() for w in network.weights.values()) <= _MOST:
+        try:  # of small networks ten times as fast
+            found = together(network, x)
+        except RuntimeError:  # what vmap does not know: a recurrent layer, a branch on data
+            pass
+        else:
+            yield found
+            return
+    for part in x.split(1):
+        yield alone(network, part)
+
+
+def together(network: Network, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Leads and gradients of all inputs at once, by vmap."""
+
+    def lead(weights: dict[str, Tensor], one: Tensor) -> tuple[Tensor, Tensor]:
+        found = leads(network(one[None], weights))[1][0]
+        return found, found.detach()
+
+    slope = vmap(grad(lead, has_aux=True), in_dims=(None, 0))
+    slopes, found = slope(network.weights, x)
+    return found, list(slopes.values())
+
+
+def alone(network: Network, one: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Lead and gradients of a batch of one."""
     weights = {name: w.clone().requires_grad_(True) for name, w in network.weights.items()}
-    rows = []
-    for one in x.split(1):
-        with torch.enable_grad():
-            _, lead = leads(network(one, weights))
-            slopes = torch.autograd.grad(lead.sum(), list(weights.values()), allow_unused=True)
-        found = []
-        for (name, w), slope in zip(weights.items(), slopes, strict=True):
-            moved = torch.zeros_like(w) if slope is None else 2 * w.detach() * slope
-            found.append(moved.flatten()[places[name]] > _SURE * float(lead))
-        rows.append(torch.cat(found).float())
-    return torch.stack(rows)
+    with torch.enable_grad():
+        lead = leads(network(one, weights))[1]
+        slopes = torch.autograd.grad(
+            lead.sum(), list(weights.values()), allow_unused=True, materialize_grads=True
+        )
+    return lead.detach(), [slope[None] for slope in slopes]
 
 
 def _places(network: Network, generator: torch.Generator) -> dict[str, Tensor]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from g2d.errors import TaskError
 from g2d.protect.watermark.form import IMAGE, TABLE, InputForm
-from g2d.protect.watermark.triggers import make_triggers
 from g2d.tasks.task import Task
 
+_CELLS = 7  # a side of the grid that an image's noise is drawn on
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
@@ -47,14 +47,23 @@ class Inputs:
         low, high = _end(form.low, data[0]), _end(form.high, data[0])
         fixed = torch.zeros(form.size, dtype=torch.bool)
         fixed[[*form.integer, *(place for group in form.one_hot for place in group)]] = True
-        key = hashlib.sha256(b"g2d canaries\0" + seed.to_bytes(8, "big")).digest()
-        noise = make_triggers(key, form, count)[0].to(data.dtype)
-        x = torch.cat([rows, noise])
-        return cls(x, low, high, fixed.reshape(form.shape))
+        fixed = fixed.reshape(form.shape)
+        noise = low + _noise(rows, generator) * (high - low)
+        return cls(torch.cat([rows, torch.where(fixed, rows, noise)]), low, high, fixed)
 
     def clip(self, x: Tensor) -> Tensor:
         """Bring moved inputs (n, ...) back into the range."""
         return torch.minimum(torch.maximum(x, self.low), self.high)
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1) in the shape of inputs; of images smooth, for pixels vanish in pools."""
+    if like.dim() <= 2:
+        return torch.rand(like.shape, generator=generator, dtype=like.dtype)
+    *axes, height, width = like.shape
+    count = torch.Size(axes).numel()
+    grid = torch.rand(count, 1, _CELLS, _CELLS, generator=generator, dtype=like.dtype)
+    return F.interpolate(grid, (height, width), mode="bilinear").reshape(like.shape)
 
 
 def _form(task: Task, data: Tensor) -> InputForm:

@@ -12,7 +12,7 @@ from g2d.protect.canaries.inputs import Inputs
 from g2d.protect.canaries.network import Network, leads
 from g2d.tasks.task import Task
 
-_DRAWN = 4  # inputs that are moved, for each that is kept
+_DRAWN = 3  # inputs that are moved, for each that is kept
 _NOISES = 20  # how many times the noise measured a sound answer may differ
 _SHARE = 2e-5  # and at least this share of the largest logit, for arithmetic not met here
 _MARGIN = 3.0  # tolerances that the highest logit leads by: two logits may err, and room
@@ -35,7 +35,7 @@ def make_canaries(
         `kept.Canaries`. Nothing where the network answers nothing finite.
     """
     generator = torch.Generator().manual_seed(seed_of(seed, "moved"))
-    inputs = Inputs.of(task, _DRAWN * count // 2, seed_of(seed, "drawn"))
+    inputs = Inputs.of(task, -(-_DRAWN * count // 2), seed_of(seed, "drawn"))
     network = Network(model)
     x = sharpen(network, inputs, steps, generator)
     with torch.no_grad():
