@@ -145,7 +145,9 @@ def one_seed(task: Task, settings: Settings, seed: int, flips: int) -> dict[str,
     asked = [Judged("canaries", kept)]
     asked += [Judged("random", at_random(task, model, kept, seed + 1000 * i)) for i in range(DRAWS)]
     hold_in_ranges(model, Ranges.of(model.state_dict()))
-    accuracy = float((predict(model, task.splits.test.x).argmax(1) == task.splits.test.y).float().mean())
+    accuracy = float(
+        (predict(model, task.splits.test.x).argmax(1) == task.splits.test.y).float().mean()
+    )
     return {
         "accuracy": accuracy, "parameters": sum(p.numel() for p in model.parameters()),
         "kept": len(kept), "cpu_seconds": took, "tolerance": kept.tolerance,
@@ -185,7 +187,9 @@ def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
         if old["task"] == given.task:
             result["seeds"] = old["seeds"]
     task = load_task(given.task, given.data)
-    settings = build(Settings, {k: dict(v) for k, v in task.settings.items()}, "the task", stored=True)
+    settings = build(
+        Settings, {k: dict(v) for k, v in task.settings.items()}, "the task", stored=True
+    )
     for seed in given.seeds:
         if str(seed) not in result["seeds"]:
             result["seeds"][str(seed)] = one_seed(task, settings, seed, given.flips)

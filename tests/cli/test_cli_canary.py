@@ -1,4 +1,4 @@
-"""`g2d canary check|show`: what is told of a service by whoever holds the vault and can only ask."""
+"""`g2d canary check|show`: what a service tells whoever holds the vault and can only ask."""
 
 from __future__ import annotations
 
@@ -81,17 +81,21 @@ def test_what_cannot_be_compared_is_one_line(service, three, tmp_path):
     assert "it is another model" in told
     told = fail("canary", "check", service, "--vault", three, "--model", "wrong")
     assert "answered 404" in told
-    for wrong in ("last", "0", "-1"):
+    for wrong in ("last", "0"):
         assert "from 1 on, or live" in fail(
             "canary", "check", service, "--vault", three, f"--generation={wrong}"
         )
-    assert "no address" in fail("canary", "check", "ftp://x", "--vault", three).replace("not the", "no")
+    assert "no address" in fail("canary", "check", "ftp://x", "--vault", three).replace(
+        "not the", "no"
+    )
     assert "does not answer" in fail("canary", "check", "http://127.0.0.1:9", "--vault", three)
     (tmp_path / "token").write_text("secret")
     (tmp_path / "token").chmod(0o644)
     options = ("--vault", three, "--token-file", tmp_path / "token")
     assert "chmod 600" in fail("canary", "check", service, *options)
-    told = fail("canary", "check", "https://localhost", "--vault", three, "--ca", tmp_path / "no.pem")
+    told = fail(
+        "canary", "check", "https://localhost", "--vault", three, "--ca", tmp_path / "no.pem"
+    )
     assert "cannot be used for TLS" in told
     assert "keeps no canaries" in fail("canary", "show", three, "--generation", "4")
 

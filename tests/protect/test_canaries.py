@@ -66,7 +66,11 @@ def test_scores_show_more(digits, plain, canaries):
 
 
 def test_no_alarm_of_another_layout_batch_or_rounding(digits, plain, canaries):
-    chain, x, draws = couplings(plain, digits.splits.gate.x[:4]), torch.from_numpy(canaries.x), source(0)
+    chain, x, draws = (
+        couplings(plain, digits.splits.gate.x[:4]),
+        torch.from_numpy(canaries.x),
+        source(0),
+    )
     assert chain
     for _ in range(10):
         moved = permute(

@@ -68,8 +68,8 @@ def check(
         print_line(str(one))
     if found.verdict.changed:
         raise G2DError(
-            f"{url} answers {len(found.verdict.changed)} of {found.canaries} canaries otherwise than"
-            f" generation {found.number} does: what answers there was changed, or is another"
+            f"{url} answers {len(found.verdict.changed)} of {found.canaries} canaries otherwise"
+            f" than generation {found.number} does: what answers was changed, or is another"
         )
     print_line("All are answered as the sound generation does.")
 

@@ -214,7 +214,9 @@ class GenerationStore:
     def _canaries(self, model: nn.Module, seed: int) -> dict[str, bytes]:
         """What shows changes of this generation to whoever can only ask; {}: nothing is wanted."""
         s = self.settings.canaries
-        made = s.count and make_canaries(self.task, model, s.count, s.steps, seed_of(seed, CANARIES))
+        made = s.count and make_canaries(
+            self.task, model, s.count, s.steps, seed_of(seed, CANARIES)
+        )
         return {CANARIES: pack(made)} if made else {}
 
     def signing_key(self) -> SigningKey | None:

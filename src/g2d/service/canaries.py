@@ -31,8 +31,8 @@ def kept_canaries(vault: VaultReader, number: int) -> Canaries:
     found = read_canaries(vault, number)
     if found is None:
         raise G2DError(
-            f"generation {number} of {vault.path} keeps no canaries: it was made by an older g2d, or"
-            " with `[canaries] count = 0`; ask the next one that `g2d generate` makes"
+            f"generation {number} of {vault.path} keeps no canaries: it was made by an older g2d,"
+            " or with `[canaries] count = 0`; ask the next one that `g2d generate` makes"
         )
     return found
 

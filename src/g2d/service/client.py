@@ -88,7 +88,7 @@ class Described:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Scores (n, classes), or classes alone (n,); and which generation says so, where it is said."""
+    """Scores (n, classes), or classes alone (n,); and which generation says so, if any does."""
 
     values: Array
     number: int | None
@@ -182,8 +182,8 @@ class Client:
             )
         try:
             connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            data, status = response.read(MOST_TEXT), response.status
+            with connection.getresponse() as response:
+                data, status = response.read(MOST_TEXT), response.status
         except (OSError, http.client.HTTPException, ValueError) as error:
             words = str(error) or type(error).__name__
             raise G2DError(f"{self.url} does not answer: {words}") from error

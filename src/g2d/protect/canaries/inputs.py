@@ -14,6 +14,7 @@ from g2d.tasks.task import Task
 
 _CELLS = 7  # a side of the grid that an image's noise is drawn on
 
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """Valid inputs to begin with, and which of their values may be moved, and how far.

@@ -32,7 +32,8 @@ class Network:
     def shaken(self, by: float, generator: torch.Generator) -> dict[str, Tensor]:
         """Every weight larger or smaller by a share of itself, signs drawn evenly."""
         return {
-            name: w + by * w * (2 * torch.randint(0, 2, w.shape, generator=generator) - 1).to(w.dtype)
+            name: w
+            + by * w * (2 * torch.randint(0, 2, w.shape, generator=generator) - 1).to(w.dtype)
             for name, w in self.weights.items()
         }
 

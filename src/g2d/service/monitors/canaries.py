@@ -29,7 +29,7 @@ class KeptCanaries(SoundCopies, Protocol):
         ...
 
     def canaries(self, number: int) -> Canaries | None:
-        """A generation's canaries, verified; None: it keeps none; a `G2DError`: they are damaged."""
+        """A generation's canaries, verified; None: it keeps none; `G2DError`: they are damaged."""
         ...
 
 
@@ -56,7 +56,7 @@ class CanaryWatch:
             self.check()
 
     def check(self) -> bool:
-        """Ask what is live once; replace it and rotate if it answers otherwise. True: it did not."""
+        """Ask what is live once; replace it and rotate if it answers otherwise. True: it is sound."""
         snapshot = self._live.snapshot
         kept = self._canaries(snapshot.number)
         if kept is None:
@@ -84,7 +84,7 @@ class CanaryWatch:
         now = self._live.snapshot
         fresh = now is not snapshot and now.number == snapshot.number
         if fresh and _changed(kept, now):
-            # Rotating would not help: the next generation's canaries were made by others, too.
+            # Rotating would not help: whoever makes the next one computes as the last one did.
             self._kept = None
             outcome = (
                 "so does a fresh copy from the vault: this machine computes otherwise than the one"
