@@ -148,7 +148,7 @@ def test_what_was_changed_is_told_with_exit_code_1(three, tmp_path, monkeypatch)
         result = invoke("canary", "check", url, "--vault", three)
     assert result.exit_code == 1
     assert "canary 0: class 0, expected 0, scores off by 0.5" in result.stdout
-    assert "answers 2 of 2 canaries otherwise than generation 3 does" in result.stderr
+    assert "answers 2 of 2 canaries otherwise than generation 3" in result.stderr
     ((headers, sent),) = heard
     assert headers["Authorization"] == "Bearer a.b.c"
     assert sent["inputs"][0]["name"] == "x"

@@ -56,7 +56,7 @@ class CanaryWatch:
             self.check()
 
     def check(self) -> bool:
-        """Ask what is live once; replace it and rotate if it answers otherwise. True: it is sound."""
+        """Ask what is live once; replace it and rotate if it answers otherwise. True: sound."""
         snapshot = self._live.snapshot
         kept = self._canaries(snapshot.number)
         if kept is None:
