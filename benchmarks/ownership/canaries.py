@@ -6,7 +6,7 @@
 For each seed the task's base is trained, and its canaries are made with the default settings. Then
 every sign (or --flips of them, drawn evenly) is flipped by itself, and --flips other bits, in the
 network as it is served (held in its ranges). A flip is seen by labels if the class of any canary
-changes; by scores if `g2d canary check` would say so. Beside them as many random test images, the
+changes; by scores if `g2d canary check` would say so, of softmax rounded to two decimals or of logits. Beside them as many random test images, the
 mean of five draws, judged alike. False alarms: the untouched network, permuted and rescaled, in
 batches of one, three and all, with scores rounded to four decimals. Writes results/canaries.json
 after each seed; a seed that is there already is not measured again.
@@ -44,6 +44,7 @@ from g2d.weights.checkpoints import pack
 from g2d.weights.symmetry import couplings, permute, rescale
 
 DRAWS, LAYOUTS = 5, 50
+BY = ("labels", "probabilities of two decimals", "logits")
 BITS = {"sign": (31,), "exponent": tuple(range(23, 31)), "mantissa": tuple(range(23))}
 SIGN = -(1 << 31)
 
@@ -55,11 +56,15 @@ class Judged:
     name: str
     canaries: Canaries
 
-    def seen(self, logits: Tensor) -> tuple[bool, bool]:
-        """Whether a change is seen by labels, and by scores."""
-        scores = logits.numpy()
-        by_labels = judge_labels(self.canaries, scores.argmax(1)).changed
-        return bool(by_labels), bool(judge_scores(self.canaries, scores).changed)
+    def seen(self, logits: Tensor) -> tuple[bool, ...]:
+        """Whether a change is seen, by each of `BY`."""
+        rounded = logits.softmax(1).numpy().round(2)
+        found = (
+            judge_labels(self.canaries, logits.argmax(1).numpy()),
+            judge_scores(self.canaries, rounded),
+            judge_scores(self.canaries, logits.numpy()),
+        )
+        return tuple(bool(verdict.changed) for verdict in found)
 
 
 def trained(task: Task, settings: Settings, seed: int) -> nn.Module:
@@ -107,12 +112,11 @@ def shares(model: nn.Module, asked: list[Judged], flips: int, seed: int) -> dict
         for _ in changes(model, bits, flips, draws):
             parts = predict(model, x).split([len(one.canaries) for one in asked])
             rows.append([one.seen(part) for one, part in zip(asked, parts, strict=True)])
-        means = np.array(rows, dtype=float).mean(0)  # (sets, labels or scores)
+        means = np.array(rows, dtype=float).mean(0)  # (sets, ways)
         found[kind] = {"n": len(rows)}
         for name in ("canaries", "random"):
             own = [m for one, m in zip(asked, means, strict=True) if one.name == name]
-            labels, scores = np.mean(own, axis=0).tolist()
-            found[kind][name] = {"labels": labels, "scores": scores}
+            found[kind][name] = dict(zip(BY, np.mean(own, axis=0).tolist(), strict=True))
     return found
 
 
@@ -159,19 +163,19 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     """The table of targets."""
     seeds = list(result["seeds"].values())
 
-    def share(kind: str, name: str, by: str) -> str:
-        return shown([one["flips"][kind][name][by] for one in seeds])
+    def both(kind: str, by: str) -> str:
+        own, random = (
+            shown([one["flips"][kind][name][by] for one in seeds])
+            for name in ("canaries", "random")
+        )
+        return f"{own}; random images {random}"
 
     table = [
-        ["single sign flips seen, labels only, %", "≥ 60", share("sign", "canaries", "labels")],
-        ["the same, random images", "", share("sign", "random", "labels")],
-        ["single sign flips seen, scores, %", "", share("sign", "canaries", "scores")],
-        ["the same, random images", "", share("sign", "random", "scores")],
+        [f"single sign flips seen, {by}, %", "≥ 60" if by == "labels" else "", both("sign", by)]
+        for by in BY
     ]
     for kind in ("exponent", "mantissa"):
-        for by in ("labels", "scores"):
-            both = " / ".join(share(kind, name, by) for name in ("canaries", "random"))
-            table.append([f"flips of {kind} bits, {by}, %: canaries / random", "", both])
+        table += [[f"flips of {kind} bits seen, {by}, %", "", both(kind, by)] for by in BY]
     false = [sum(one["false"][key] for one in seeds) for key in ("alarms", "asked")]
     table.append(["false alarms", "0", f"{false[0]} of {false[1]:,}"])
     seconds = shown([one["cpu_seconds"] for one in seeds], 2, 1.0)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import words
 from g2d.errors import CheckpointError
+from g2d.protect.canaries.choosing import alone, together
 from g2d.protect.canaries.kept import Canaries, judge_labels, judge_scores
 from g2d.protect.canaries.making import make_canaries
+from g2d.protect.canaries.network import Network
 from g2d.tasks.inference import load_model, predict
 from g2d.weights.checkpoints import pack
 from g2d.weights.symmetry import couplings, permute, rescale
@@ -136,6 +139,30 @@ def test_a_network_without_a_boundary_keeps_inputs_for_scores_alone(digits, plai
     found = kept(digits, load_model(digits, state), 4, 2)
     assert len(found) == 4
     assert set(found.labels.tolist()) == {0}
+
+
+class Branching(nn.Module):
+    """Looks at its data, which vmap cannot."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) if float(x.sum()) > -1.0 else self.inner(-x)
+
+
+def test_gradients_at_once_are_those_one_by_one_and_any_model_has_some(digits, plain):
+    network, x = Network(plain), digits.splits.gate.x[:5]
+    lead, slopes = together(network, x)
+    for place, one in enumerate(x.split(1)):
+        alone_lead, alone_slopes = alone(network, one)
+        assert torch.allclose(lead[place], alone_lead[0], atol=1e-5)
+        for slope, expected in zip(slopes, alone_slopes, strict=True):
+            assert torch.allclose(slope[place], expected[0], atol=1e-4)
+    with pytest.raises(RuntimeError):
+        together(Network(Branching(plain)), x)
+    assert len(kept(digits, Branching(plain), 2)) == 2
 
 
 # --- judging -------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def _slopes(network: Network, x: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]
     if sum(w.numel() for w in network.weights.values()) <= _MOST:
         try:  # of small networks ten times as fast
             found = together(network, x)
-        except RuntimeError:  # what vmap does not know: a recurrent layer, a branch on data
+        except Exception:  # noqa: S110 — a branch on data, a recurrent layer: the slow way is right
             pass
         else:
             yield found
