@@ -6,10 +6,11 @@
 For each seed the task's base is trained, and its canaries are made with the default settings. Then
 every sign (or --flips of them, drawn evenly) is flipped by itself, and --flips other bits, in the
 network as it is served (held in its ranges). A flip is seen by labels if the class of any canary
-changes; by scores if `g2d canary check` would say so, of softmax rounded to two decimals or of logits. Beside them as many random test images, the
-mean of five draws, judged alike. False alarms: the untouched network, permuted and rescaled, in
-batches of one, three and all, with scores rounded to four decimals. Writes results/canaries.json
-after each seed; a seed that is there already is not measured again.
+changes; by scores, softmax rounded to two decimals or logits, if `g2d canary check` would say so.
+Beside them as many random test images, the mean of five draws, judged alike. False alarms: the
+untouched network, permuted and rescaled, in batches of one, three and all, with scores rounded to
+four decimals. Writes results/canaries.json after each seed; a seed that is there already is not
+measured again.
 """
 
 from __future__ import annotations
