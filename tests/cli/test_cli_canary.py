@@ -52,7 +52,7 @@ def three(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service():
-    with serving() as running:
+    with serving(patience=60.0) as running:
         host, port = running.bound.getsockname()
         yield f"http://{host}:{port}"
 

@@ -111,7 +111,7 @@ class Client:
     """
 
     def __init__(
-        self, url: str, model: str = "g2d", known: Credentials | None = None, timeout: float = 10.0
+        self, url: str, model: str = "g2d", known: Credentials | None = None, timeout: float = 30.0
     ) -> None:
         try:
             parts = urlsplit(url)
