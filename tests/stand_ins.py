@@ -112,6 +112,11 @@ class Fake:
     def again(self, number: int) -> Snapshot:
         return numbered(number)
 
+    canary_every = 0.0
+
+    def canaries(self, number: int) -> None:
+        return None
+
     def describe(self, number: int) -> dict:
         return {"gates": []} | self.facts.get(number, {})
 

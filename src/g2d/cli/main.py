@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from g2d.cli import audit as cli_audit
+from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
 from g2d.cli import serve as cli_serve
@@ -71,6 +72,7 @@ app = typer.Typer(
 app.add_typer(cli_keys.app)
 app.add_typer(cli_audit.app)
 app.add_typer(cli_watermark.app)
+app.add_typer(cli_canary.app)
 
 
 def main() -> None:

@@ -212,9 +212,9 @@ def _generation(
         + (pool + gate * gates.pool_steps) * steps.gradient
         + (2 * len(task.splits.gate) + g.memory * gate) * steps.forward
     )
-    disk = (
-        weights + _pool_bytes(task, min(g.pool, len(task.splits.guide))) + _pool_bytes(task, gate)
-    )
+    canary = task.splits.train.x[0].nbytes + _FLOAT * task.classes
+    disk = weights + settings.canaries.count * canary + _pool_bytes(task, gate)
+    disk += _pool_bytes(task, min(g.pool, len(task.splits.guide)))
     room = None if memory is None else memory + (rank + g.memory) * size * _FLOAT
     return Cost("one generation", cpu, cpu, room, disk)
 

@@ -1,4 +1,4 @@
-"""Generations in the vault: read with their attacks, or accepted with attacks crafted for them.
+"""Generations in the vault: read with their attacks, or accepted with attacks and canaries made.
 
 What makes a candidate, or lets it pass, does not live here.
 """
@@ -18,6 +18,8 @@ from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
+from g2d.protect.canaries.kept import CANARIES
+from g2d.protect.canaries.making import make_canaries
 from g2d.protect.layout import SECRET, is_secret
 from g2d.protect.snapshots import build_snapshot
 from g2d.rotation.snapshot import Snapshot
@@ -177,9 +179,9 @@ class GenerationStore:
         if self.code:
             full[CODE] = self.code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
+        files = {"weights": pack(state), "attacks": pack(attacks)} | self._canaries(model, seed)
         if cpu is not None:
             full["cpu_seconds"] = round(time.process_time() - cpu, 3)
-        files = {"weights": pack(state), "attacks": pack(attacks)}
         key = self.signing_key()
         if key is None:
             record = self.vault.accept(files, full, activate)
@@ -214,6 +216,14 @@ class GenerationStore:
             figures["robust_accuracy"] = round(float(measured["robust"]), 6)
             figures["robust_examples"] = found["robust"].get("n", len(index))
         return figures | {n: measured[n] for n in ("stale_asr", "distance") if n in measured}
+
+    def _canaries(self, model: nn.Module, seed: int) -> dict[str, bytes]:
+        """What shows changes of this generation to whoever can only ask; {}: nothing is wanted."""
+        s = self.settings.canaries
+        made = s.count and make_canaries(
+            self.task, model, s.count, s.steps, seed_of(seed, CANARIES)
+        )
+        return {CANARIES: pack(made)} if made else {}
 
     def signing_key(self) -> SigningKey | None:
         """Read the key that the settings name; None if generations are not signed.

@@ -18,7 +18,7 @@ from g2d.errors import G2DError, RefusedError
 from g2d.rotation.control import RotationControl
 from g2d.rotation.events import Alarm, Committed, Event, Tell
 from g2d.rotation.scheduler import GenerationLoader, Rotation, Triggers
-from g2d.rotation.snapshot import Live, Snapshot
+from g2d.rotation.snapshot import Live
 from g2d.service.access.gate import Access
 from g2d.service.access.tls import ServerTls
 from g2d.service.auditing import connect
@@ -31,6 +31,7 @@ from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.http.types import Asgi
+from g2d.service.monitors.canaries import CanaryWatch, KeptCanaries
 from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import ObserverQueue, Observers
 from g2d.service.worker import Worker
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from g2d.service.loader import VaultLoader
 
 
-class ServedLoader(Protocol):
+class ServedLoader(KeptCanaries, Protocol):
     """What answering needs of whoever loads generations; `loader.VaultLoader` is one."""
 
     @property
@@ -50,10 +51,6 @@ class ServedLoader(Protocol):
 
     def describe(self, number: int) -> Values:
         """Return facts about a generation for the history."""
-        ...
-
-    def again(self, number: int) -> Snapshot:
-        """Load anew what is live already, to heal it."""
         ...
 
 
@@ -117,7 +114,10 @@ def assemble(
         partial(_pages, results),
         _observing(observers, options, metrics, log),
     )  # fmt: skip
-    monitor = Monitor(live, loader, rotation, metrics, options.check_every, now)
+    canaries = CanaryWatch(live, loader, rotation, metrics)
+    monitor = Monitor(
+        live, loader, rotation, metrics, options.check_every, now, also=canaries.watch
+    )
     return Parts(live, rotation, metrics, event_log, service, monitor)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from g2d.core.files import read_plain, write_bytes
 from g2d.core.sources import digests, hold
 from g2d.errors import DAMAGE, CheckpointError, RefusedError, VaultError
+from g2d.protect.canaries.kept import Canaries, read_canaries
 from g2d.protect.layout import SECRET, is_secret, random_inputs
 from g2d.protect.snapshots import ArrayInference, build_snapshot
 from g2d.rotation.events import Accepted, Alarm, Event, OlderCopy, Tell
@@ -74,6 +75,7 @@ class VaultLoader:
     Attributes:
         task: `Settings.source`; where generations are signed, what was signed. events: what is to
             be told at the start: that an older vault was accepted, or is a copy.
+        canary_every: seconds between checks by canaries, as the vault has them; 0: never.
         code: digests of the user's own code, as `vault.code` has them: what was signed, or what was
             loaded. unbound: why it may be other than what was signed; "": it is not.
 
@@ -109,6 +111,7 @@ class VaultLoader:
             self._clock = SteadyClock(mark.time if mark else 0.0)
             settings = Settings.from_vault(self._vault.settings_text, str(vault / "task.toml"))
             s, self.task = settings.task, settings.source
+            self.canary_every = settings.canaries.every
             # Before the task is loaded, for that imports code: what was signed must name it.
             verified, _ = self._verify_live(self._not_put_back(self.live()))
             self._read_code(settings, verified)
@@ -253,6 +256,11 @@ class VaultLoader:
             VaultError: the vault's copy is not what was signed, or cannot be read.
         """
         return self._build(number, self._verify_live(number)[0])
+
+    def canaries(self, number: int) -> Canaries | None:
+        """Read what shows changes of what is live, as it was signed; None: it keeps none."""
+        signed = self._verify_live(number)[0].manifest.get("files")
+        return read_canaries(self._vault, number, signed)
 
     def load(self, number: int, after: int) -> Snapshot:
         """Verify and load a generation newer than `after`; its first forward pass is made.

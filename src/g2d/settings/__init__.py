@@ -213,6 +213,20 @@ class SigningSettings(Checked):
 
 
 @dataclass(frozen=True)
+class CanarySettings(Checked):
+    """Inputs kept with a generation that show changed weights to whoever can only ask."""
+
+    count: int = within(0, 1024, 16, "canaries kept with a generation; 0: none", since="0.2")
+    steps: int = within(
+        0, 10_000, 0, "gradient steps to where scores depend most on the weights, at first",
+        since="0.2",
+    )  # fmt: skip
+    every: float = within(
+        0.0, 86_400.0, 30.0, "seconds between checks of a service by its own; 0: never", since="0.2"
+    )
+
+
+@dataclass(frozen=True)
 class VaultSettings(Checked):
     """How much of what was is kept."""
 
@@ -258,6 +272,7 @@ class Settings(Checked):
     signing: SigningSettings = field(default_factory=SigningSettings)
     vault: VaultSettings = field(default_factory=VaultSettings)
     watermark: WatermarkSettings = field(default_factory=WatermarkSettings)
+    canaries: CanarySettings = field(default_factory=CanarySettings)
 
     @property
     def source(self) -> str:
@@ -339,6 +354,7 @@ def _as_tables(settings: Settings) -> dict[str, dict[str, Any]]:
 
 __all__ = [
     "AutoencoderSettings",
+    "CanarySettings",
     "DiffusionSettings",
     "GateSettings",
     "GeneratorSettings",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import succeed
 from places import DATA
 from service_process import Process
 from stand_ins import wait_for
@@ -53,6 +54,14 @@ def test_a_real_service_has_the_page_and_its_vaults_findings(served, x):
     (base,) = status["history"]
     assert base["origin"] == "base"
     assert served.ask("/redoc")[0] == 404
+
+
+def test_canaries_are_answered_as_they_were_made(served):
+    asked = "canary", "check", served.address, "--vault", served.log.parent / "vault"
+    told = succeed(*asked).stdout
+    assert "logits of 16 canaries" in told
+    assert "All are answered as the sound generation does." in told
+    assert "labels only of 16" in succeed(*asked, "--labels").stdout
 
 
 def talk(served: Process, first: bytes, then: bytes, times: int = 1000) -> tuple[bytes, float]:

@@ -1,7 +1,8 @@
 """What a replica keeps of the vault: a vault of its own in a temporary folder, of two generations.
 
 The replica verifies what it is given as if it read the vault itself: same code, same refusals.
-Attack pools stay with the vault: a replica has no use for attacks on what it serves.
+Attack pools stay with the vault: a replica has no use for attacks on what it serves. Canaries come
+along: it asks itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from g2d.core.files import MOST_TEXT, read_plain
 from g2d.core.platforms import user
 from g2d.errors import RefusedError, VaultError
+from g2d.protect.canaries.kept import CANARIES
 from g2d.service.loader import VaultLoader
 from g2d.vault.ledger import take_lock
 from g2d.vault.placing import place
@@ -42,6 +44,7 @@ class GenerationBytes:
     manifest: bytes = field(repr=False)
     signature: bytes = field(repr=False)
     weights: bytes = field(repr=False)
+    canaries: bytes = field(default=b"", repr=False)
 
     @property
     def digest(self) -> str:
@@ -64,7 +67,10 @@ def pack(vault: Vault, number: int) -> GenerationBytes:
     except OSError as error:
         raise VaultError(f"{signature} cannot be read: {error.strerror}") from error
     manifest = vault.read_generation(number, "manifest")
-    return GenerationBytes(number, manifest, signed, vault.read_generation(number))
+    weights = vault.read_generation(number)
+    kept = CANARIES in vault.generation(number).files
+    canaries = vault.read_generation(number, CANARIES) if kept else b""
+    return GenerationBytes(number, manifest, signed, weights, canaries)
 
 
 class Mirror(Vault):
@@ -110,6 +116,8 @@ class Mirror(Vault):
         contents = {"manifest.json": packed.manifest, "weights.safetensors": packed.weights}
         if packed.signature:
             contents[SIGNATURE] = packed.signature
+        if packed.canaries:
+            contents[f"{CANARIES}.safetensors"] = packed.canaries
         with self._writing():
             place(self.path, number, contents)
             self._ledger.execute("INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?)", row)

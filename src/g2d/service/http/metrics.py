@@ -134,6 +134,8 @@ class Metrics:
         self.alarms = Counter("g2d_alarms", "Alarms by kind.", ["kind"], registry=registry)
         self.checks = Counter("g2d_integrity_checks", "Checks of the live weights by outcome.",
                               ["outcome"], registry=registry)  # fmt: skip
+        self.canaries = Counter("g2d_canary_checks", "Checks of the live answers to canaries, by"
+                                " outcome.", ["outcome"], registry=registry)  # fmt: skip
         self.wrong_tokens = Counter("g2d_wrong_tokens", "Admin calls with a wrong token.",
                                     registry=registry)  # fmt: skip
         self.denied = Counter("g2d_denied", "Requests of who may not ask, by reason.", ["reason"],

@@ -23,12 +23,22 @@ class SoundCopies(Protocol):
         ...
 
 
+def replace(live: Live, loader: SoundCopies, number: int) -> str:
+    """Answer from a sound copy of what is live, and say how that went."""
+    try:
+        # A fresh copy and one assignment: no answer mixes healed tensors with damaged ones.
+        healed = live.heal(loader.again(number))
+    except Exception as error:  # whatever is wrong with the vault, it must be told
+        return f"NOT healed: {error if isinstance(error, G2DError) else type(error).__name__}"
+    return "healed from the vault" if healed else "it is not live any more"
+
+
 class Monitor:
     """Checks the live snapshot; one that has changed is replaced by a sound copy, with an alarm.
 
     Args:
         every: seconds between checks; longer for a model so large that hashing costs over 1 %. now:
-            seconds since 1970, by which generations expire.
+            seconds since 1970, by which generations expire. also: another watch, called as often.
     """
 
     def __init__(
@@ -39,8 +49,9 @@ class Monitor:
         metrics: Metrics,
         every: float,
         now: Callable[[], float] = time.time,
+        also: Callable[[], None] = lambda: None,
     ) -> None:
-        self._now = now
+        self._now, self._also = now, also
         self._live, self._loader, self._rotation = live, loader, rotation
         self._metrics, self._every = metrics, every
         self._ending, self._expired = threading.Event(), 0
@@ -68,13 +79,7 @@ class Monitor:
     def _heal(self, snapshot: Snapshot, changed: list[str]) -> None:
         number = snapshot.number
         what = f"generation {number} changed in memory: {', '.join(changed[:5])}"
-        try:
-            # A fresh copy and one assignment: no answer mixes healed tensors with damaged ones.
-            healed = self._live.heal(self._loader.again(number))
-            outcome = "healed from the vault" if healed else "it is not live any more"
-        except Exception as error:  # whatever is wrong with the vault, it must be told
-            text = str(error) if isinstance(error, G2DError) else type(error).__name__
-            outcome = f"NOT healed: {text}"
+        outcome = replace(self._live, self._loader, number)
         self._rotation.alarm("integrity", f"{what}; {outcome}")
 
     def _run(self) -> None:
@@ -85,6 +90,7 @@ class Monitor:
                     due = time.monotonic() + self._wait()
                     self.check()
                 self._rotation.watch()
+                self._also()
                 self._watch_expiry()
             except Exception as error:  # a watch that ends in silence is worse than none
                 text = f"the watch failed ({type(error).__name__}) and goes on"

@@ -1,0 +1,88 @@
+"""What canaries tell of a service to whoever holds the vault and can only ask. Knows no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from g2d.errors import G2DError
+from g2d.protect.canaries.kept import Canaries, Verdict, judge_labels, judge_scores, read_canaries
+from g2d.service.client import Client, Described, datatype_of
+from g2d.vault.reading import VaultReader
+
+_TRIES = 5  # a generation that rotates away between two requests is followed so often
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A verdict, on which generation, and whether the service said that it was that one."""
+
+    number: int
+    canaries: int
+    verdict: Verdict
+    told: bool
+
+
+def kept_canaries(vault: VaultReader, number: int) -> Canaries:
+    """A generation's canaries.
+
+    Raises:
+        G2DError: there is no such generation, or it keeps none.
+    """
+    found = read_canaries(vault, number)
+    if found is None:
+        raise G2DError(
+            f"generation {number} of {vault.path} keeps no canaries: it was made by an older g2d,"
+            " or with `[canaries] count = 0`; ask the next one that `g2d generate` makes"
+        )
+    return found
+
+
+def ask_service(vault: VaultReader, client: Client, wanted: int | None, labels: bool) -> Asked:
+    """Ask a service the canaries of what it serves, and compare.
+
+    Args:
+        wanted: the generation that has to be served; None: whichever the service names, followed
+            where it rotates in between. labels: compare classes alone, whatever comes.
+
+    Raises:
+        G2DError: the service or the vault cannot be asked, it serves another model or generation,
+            or no canaries are kept.
+    """
+    described = client.describe()
+    number = wanted or described.number or vault.live()
+    if number is None:
+        raise G2DError(f"{vault.path} has no generation yet; run `g2d fit` first")
+    for _ in range(_TRIES):
+        kept = kept_canaries(vault, number)
+        _check(client, described, kept, number)
+        answer = client.ask(described, kept.x)
+        if answer.number is None or answer.number == number:
+            if answer.labels_only:
+                verdict = judge_labels(kept, answer.values)
+            elif answer.values.shape != kept.logits.shape:
+                raise G2DError(
+                    f"{client.url} answers {answer.values.shape[1]} scores an input, and generation"
+                    f" {number} has {kept.logits.shape[1]}: it is another model"
+                )
+            else:
+                scores = answer.values
+                verdict = (
+                    judge_labels(kept, scores.argmax(1)) if labels else judge_scores(kept, scores)
+                )
+            return Asked(number, len(kept), verdict, answer.number is not None)
+        if wanted:
+            raise G2DError(
+                f"{client.url} serves generation {answer.number}, not {wanted}: leave --generation"
+                " out to ask for whichever is live"
+            )
+        number = answer.number
+    raise G2DError(f"{client.url} rotated in each of {_TRIES} tries: ask again")
+
+
+def _check(client: Client, described: Described, kept: Canaries, number: int) -> None:
+    own = datatype_of(kept.x), kept.x.shape[1:]
+    if (described.datatype, described.shape) != own:
+        raise G2DError(
+            f"{client.url} takes {described.datatype} inputs of shape {described.shape}, and"
+            f" generation {number} {own[0]} of {own[1]}: it is another model; name it with --model"
+        )

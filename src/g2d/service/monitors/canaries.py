@@ -1,0 +1,99 @@
+"""Asks what is live its own canaries, on a schedule: whatever makes it answer otherwise is found.
+
+The watch over memory (`memory`) sees that bytes changed; this one sees what comes out, also where
+the arithmetic fails or the watched bytes are not those that answer.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from g2d.errors import G2DError
+from g2d.protect.canaries.kept import Canaries, judge_scores
+from g2d.rotation.control import RotationControl
+from g2d.rotation.snapshot import Live, Snapshot
+from g2d.service.http.metrics import Metrics
+from g2d.service.monitors.memory import SoundCopies, replace
+
+KIND = "canary"
+"""The kind of its alarms."""
+
+
+class KeptCanaries(SoundCopies, Protocol):
+    """Where the canaries of what is live come from, beside sound copies of it."""
+
+    @property
+    def canary_every(self) -> float:
+        """Seconds between checks; 0: never."""
+        ...
+
+    def canaries(self, number: int) -> Canaries | None:
+        """A generation's canaries, verified; None: it keeps none; `G2DError`: they are damaged."""
+        ...
+
+
+class CanaryWatch:
+    """Compares live answers to canaries with those kept; what differs is replaced, with an alarm.
+
+    Off the path of answers: the forward pass of a few inputs on the watch's own thread.
+    """
+
+    def __init__(
+        self, live: Live, loader: KeptCanaries, rotation: RotationControl, metrics: Metrics
+    ) -> None:
+        self._live, self._loader, self._rotation = live, loader, rotation
+        self._count = metrics.canaries
+        self._every = loader.canary_every
+        self._due = time.monotonic() + self._every
+        self._kept: Canaries | None = None
+        self._number = 0  # of the generation whose canaries are kept here
+
+    def watch(self) -> None:
+        """Check if it is time."""
+        if self._every and time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._every
+            self.check()
+
+    def check(self) -> bool:
+        """Ask what is live once; replace it and rotate if it answers otherwise. True: sound."""
+        snapshot = self._live.snapshot
+        kept = self._canaries(snapshot.number)
+        if kept is None:
+            self._count.labels("none kept").inc()
+            return True
+        changed = _changed(kept, snapshot)
+        self._count.labels("changed" if changed else "sound").inc()
+        if changed:
+            self._tell(kept, snapshot, changed)
+        return not changed
+
+    def _canaries(self, number: int) -> Canaries | None:
+        if number != self._number:
+            self._number, self._kept = number, None
+            try:
+                self._kept = self._loader.canaries(number)
+            except G2DError as error:
+                text = f"generation {number} is not checked by canaries: {error}"
+                self._rotation.alarm(KIND, text, rotate=False)
+        return self._kept
+
+    def _tell(self, kept: Canaries, snapshot: Snapshot, changed: str) -> None:
+        what = f"generation {snapshot.number} answers {changed} otherwise"
+        outcome = replace(self._live, self._loader, snapshot.number)
+        now = self._live.snapshot
+        fresh = now is not snapshot and now.number == snapshot.number
+        if fresh and _changed(kept, now):
+            # Rotating would not help: whoever makes the next one computes as the last one did.
+            self._kept = None
+            outcome = (
+                "so does a fresh copy from the vault: this machine computes otherwise than the one"
+                " that made it, or wrongly; it is checked by canaries no more"
+            )
+        self._rotation.alarm(KIND, f"{what}; {outcome}", rotate=self._kept is not None)
+
+
+def _changed(kept: Canaries, snapshot: Snapshot) -> str:
+    """How many canaries are answered otherwise, in words; "": none is."""
+    found = judge_scores(kept, snapshot.predict(kept.x)).changed
+    return f"{len(found)} of {len(kept)} canaries" if found else ""
