@@ -19,6 +19,7 @@ from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
 from g2d.cli import serve as cli_serve
 from g2d.cli import vault_commands
+from g2d.cli import watermark as cli_watermark
 from g2d.cli.console import (
     duration,
     measures,
@@ -69,6 +70,7 @@ app = typer.Typer(
 
 app.add_typer(cli_keys.app)
 app.add_typer(cli_audit.app)
+app.add_typer(cli_watermark.app)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from g2d.core.types import Logits
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
 from g2d.protect.snapshots import build_snapshot
+from g2d.protect.watermark.mark import Mark
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
@@ -171,6 +172,8 @@ class GenerationStore:
         if self.code:
             full[CODE] = self.code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
+        if (mark := self.mark()) is not None:
+            full["figures"]["watermark"] = round(mark.share(model), 6)
         if cpu is not None:
             full["cpu_seconds"] = round(time.process_time() - cpu, 3)
         files = {"weights": pack(state), "attacks": pack(attacks)}
@@ -208,6 +211,19 @@ class GenerationStore:
             figures["robust_accuracy"] = round(float(measured["robust"]), 6)
             figures["robust_examples"] = found["robust"].get("n", len(index))
         return figures | {n: measured[n] for n in ("stale_asr", "distance") if n in measured}
+
+    def check_keys(self) -> None:
+        """Read the keys that the settings name, before anything is made; raises as those who do."""
+        self.signing_key()
+        self.mark()
+
+    def mark(self) -> Mark | None:
+        """The triggers that the settings' watermark key gives; None: the vault has no watermark.
+
+        Raises:
+            KeyFileError: the key cannot be read, or is not the one that the vault committed to.
+        """
+        return Mark.of(self.settings.watermark, self.task, self.vault.path)
 
     def signing_key(self) -> SigningKey | None:
         """Read the key that the settings name; None if generations are not signed.

@@ -223,6 +223,27 @@ class VaultSettings(Checked):
 
 
 @dataclass(frozen=True)
+class WatermarkSettings(Checked):
+    """The mark of ownership that networks carry, and what it is proven with."""
+
+    key: str = free(
+        "", "file of the watermark key; empty: no mark (`g2d watermark new` makes one)", since="0.2"
+    )
+    sets: int = within(
+        2, 64, 4, "sets of triggers; the last is a reserve that is never queried", since="0.2"
+    )
+    triggers: int = within(
+        8, 100, 100, "triggers of a set, all asked in a verification", since="0.2"
+    )
+    weight: float = within(0.0, 1e4, 1.0, "weight of the triggers in training", since="0.2")
+    batch: int = within(1, 10**6, 32, "triggers a training step", since="0.2")
+    hits: float = within(0.0, 1.0, 0.9, "gate: least share of hits in every set", since="0.2")
+    timestamp: str = free(
+        "", "address of an RFC 3161 server that dates the commitment", metavar="URL", since="0.2"
+    )
+
+
+@dataclass(frozen=True)
 class Settings(Checked):
     """All settings of one vault."""
 
@@ -236,6 +257,7 @@ class Settings(Checked):
     gates: GateSettings = field(default_factory=GateSettings)
     signing: SigningSettings = field(default_factory=SigningSettings)
     vault: VaultSettings = field(default_factory=VaultSettings)
+    watermark: WatermarkSettings = field(default_factory=WatermarkSettings)
 
     @property
     def source(self) -> str:
@@ -327,6 +349,7 @@ __all__ = [
     "SigningSettings",
     "TaskSettings",
     "VaultSettings",
+    "WatermarkSettings",
     "build",
     "stored",
 ]
