@@ -163,7 +163,10 @@ def marked_vault(once: BuiltOnce, tiny_settings: Settings, watermark_key: Path) 
     """As the tiny vault, with a watermark from the population's start; copy it to change it."""
 
     def build(path: Path) -> None:
-        settings = with_mark(tiny_settings, watermark_key)
+        settings = with_mark(tiny_settings, watermark_key).override(
+            population__members=2, population__basins=1, population__early_steps=120,
+            population__fork_steps=100,
+        )  # fmt: skip
         with g2d.Defence.build("digits", path, settings, engine=SerialEngine()):
             pass
 

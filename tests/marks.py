@@ -1,4 +1,4 @@
-"""What tests of the watermark share: a key that is the same everywhere, settings with few triggers."""
+"""What tests of the watermark share: one key, and settings with few triggers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from g2d.settings import Settings, WatermarkSettings
 from g2d.tasks.task import Task
 
 SECRET = bytes(range(32))
-FEW = {"sets": 2, "triggers": 16, "batch": 32}
+FEW = {"sets": 2, "triggers": 8, "batch": 16, "weight": 2.0, "hits": 0.75}
 
 
 def mark_key(folder: Path, name: str = "mark.key", secret: bytes = SECRET) -> Path:

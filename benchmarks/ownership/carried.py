@@ -2,10 +2,10 @@
 
     python -m benchmarks.ownership.carried --data FOLDER [--seeds 0 1 2]
 
-For each seed two vaults are made with the same settings, one marked from the population's start and
-one not (runs/ownership-N-marked and -plain), with 100 generations each. Rows are measured one by one
-and kept in benchmarks/results/ownership-carried-TASK-seedN.json: an interrupted run goes on at the
-row that it stopped at. `--task digits --settings FILE` tries it in minutes.
+For each seed two vaults are made with the same settings, one marked from the population's start
+and one not (runs/ownership-N-marked and -plain), with 100 generations each. Rows are measured one
+by one and kept in benchmarks/results/ownership-carried-TASK-seedN.json: an interrupted run goes on
+at the row that it stopped at. `--task digits --settings FILE` tries it in minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`g2d watermark add`: an old vault is marked, and what that cost is said."""
+"""`g2d watermark add`: what marking an old vault has cost is said, or what is missing for it."""
 
 import re
 
@@ -6,6 +6,7 @@ import pytest
 
 from commands import fail, succeed
 from g2d.core.engine import SerialEngine
+from g2d.defence import marking
 from g2d.settings import Settings
 from g2d.vault.vault import Vault
 from marks import with_mark
@@ -20,16 +21,24 @@ def old(vault, watermark_key, monkeypatch):
     return vault
 
 
-def test_add_says_what_it_cost_and_what_comes_next(old):
+def test_add_says_what_it_cost_and_what_comes_next(old, monkeypatch):
+    """The marking itself is tested beside the defence: here is what is asked for and told."""
     assert "`g2d watermark add` marks it" in fail("population", old)
-    said = succeed("watermark", "add", old, "--steps", "100")
-    assert "4 members were marked in 100 steps each" in said.stdout
-    assert re.search(r"accuracy on the gate split: [\d.]+% before, [\d.]+% after", said.stdout)
-    assert f"Generation 1 and those before it carry none. Next: g2d generate {old}" in said.stdout
-    assert "marking: 4 of 4" in said.stderr
+    asked = []
+
+    def marked(task, source, vault, settings, engine, progress, steps):
+        asked.append((task.name, vault.path, settings.watermark.sets, steps))
+        return told.pop()
+
+    told = [marking.Marked(0, 9), marking.Marked(4, 9, 3.2, 0.981, 0.979, 0.004, 0.97)]
+    monkeypatch.setattr(marking, "mark_vault", marked)
+    said = succeed("watermark", "add", old, "--steps", "9").stdout
+    assert "4 members were marked in 9 steps each, 3 CPU s" in said
+    assert "hit by 97.0% or more" in said
+    assert re.search(r"98\.10% before, 97\.90% after \(means\); one member lost 0\.40%", said)
+    assert f"Generation 1 and those before it carry none. Next: g2d generate {old}" in said
     assert "carries the watermark already" in succeed("watermark", "add", old).stdout
-    made = succeed("generate", old, "--seed", "1").stdout
-    assert re.search(r"watermark, least share of a set [\d.]+% \(limit 90", made)
+    assert asked == [("digits", old, 2, 9), ("digits", old, 2, marking.STEPS)]
 
 
 def test_without_a_key_it_says_how_to_get_one(vault):

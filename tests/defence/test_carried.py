@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import g2d
+from commands import edit_ledger
 from drawing import exposure, generator
 from g2d.core.engine import SerialEngine
 from g2d.defence.gates import CandidateView, watermark_gate
@@ -30,7 +31,7 @@ from marks import SECRET, mark_key, with_mark
 
 @pytest.fixture
 def marked(marked_vault, tmp_path):
-    with g2d.Defence.open(shutil.copytree(marked_vault, tmp_path / "vault")) as opened:
+    with g2d.Defence.open(shutil.copytree(marked_vault, tmp_path / "marked")) as opened:
         yield opened
 
 
@@ -40,7 +41,9 @@ def unmarked(tiny_vault, tmp_path, watermark_key):
     path = Path(shutil.copytree(tiny_vault, tmp_path / "old"))
     with Vault.open(path, write=True) as vault:
         settings = Settings.from_vault(vault.settings_text)
-        vault.write_settings(with_mark(settings, watermark_key).to_toml())
+        changed = with_mark(settings, watermark_key).override(population__members=2)
+        vault.write_settings(changed.to_toml())
+    edit_ledger(path, "DELETE FROM entries WHERE kind = 'member' AND position > 1")
     return path
 
 
@@ -55,23 +58,17 @@ def test_base_members_and_generations_carry_it_and_manifests_say_so(marked):
     mark, vault = mark_in(marked), marked.vault
     (gate,) = (g for g in made.manifest["gates"] if g["gate"] == "watermark")
     assert gate["passed"]
-    assert gate["value"] == mark.share(made.model()) >= gate["limit"] == 0.9
-    assert gate["n"] == 16
+    assert gate["value"] == mark.share(made.model()) >= gate["limit"] == 0.75
+    assert gate["n"] == 8
     assert made.manifest["figures"]["watermark"] == gate["value"]
     base = vault.generation(1).manifest["figures"]["watermark"]
-    assert base >= 0.9, "the base is a generation too, though no gate judged it"
+    assert base >= 0.75, "the base is a generation too, though no gate judged it"
     shares = [entry.info["watermark"] for entry in vault.entries("member")]
-    assert min(shares) >= 0.9
-    (again,) = marked.generate(seed=1, activate=False)
-    assert again.manifest["figures"]["watermark"] >= 0.9
-
-
-def test_the_secret_is_in_no_file_of_the_vault(marked):
-    marked.generate(seed=1)
-    for path in marked.vault.path.rglob("*"):
+    assert min(shares) >= 0.75
+    for path in vault.path.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
-            assert SECRET not in data
+            assert SECRET not in data, "the key is in no file of the vault"
             assert SECRET.hex().encode() not in data
 
 
@@ -85,10 +82,10 @@ def test_a_candidate_without_it_fails_with_every_set(defence, marked):
     stranger = defence.generation().state
     result = watermark_gate(view_of(marked, stranger, mark_in(marked)))
     assert not result.passed
-    assert result.value < 0.5
+    assert result.value < 0.75
     assert "set 1 answers " in result.reason
     assert "the reserve answers " in result.reason
-    assert "of 16 triggers as its key says; at least 90% of each are required" in result.reason
+    assert "of 8 triggers as its key says; at least 75% of each are required" in result.reason
     assert watermark_gate(view_of(marked, stranger, None)) is None
     judged = marked.judge(stranger, [], [])
     assert "watermark" in {r.gate for r in judged if not r.passed}
@@ -113,7 +110,7 @@ def test_a_key_that_is_lost_or_foreign_stops_everything_before_the_work(marked, 
     assert marked.vault.rejections() == []
 
 
-def commit(folder, key, task, n=16, sets=2):
+def commit(folder, key, task, n=8, sets=2):
     """A commitment as the owner's command writes it, as far as it is read here."""
     form = InputForm.of(task)
     digests = [set_digest(key.of_set(i), form, n, 2.0**-64) for i in range(sets)]
@@ -126,8 +123,8 @@ def test_a_commitment_is_held_against_key_settings_and_form(digits, tmp_path, ti
     assert Mark.of(settings, digits, tmp_path) is not None, "there need be none"
     commit(tmp_path, WatermarkKey(SECRET), digits)
     assert Mark.of(settings, digits, tmp_path) is not None
-    with pytest.raises(SettingsError, match="commits to 2 sets of 16: put both back"):
-        Mark.of(replace(settings, triggers=17), digits, tmp_path)
+    with pytest.raises(SettingsError, match="commits to 2 sets of 8: put both back"):
+        Mark.of(replace(settings, triggers=9), digits, tmp_path)
     with pytest.raises(TaskError, match="another form"):
         Mark.of(settings, replace(digits, bounds=(0.0, 2.0)), tmp_path)
     for text in ("", "[]", '{"commitment": {}}', '{"commitment": {"digests": 3}}'):
@@ -171,13 +168,13 @@ def test_a_draw_that_keeps_the_mark_costs_a_look_and_one_that_lost_it_is_taught(
 
 
 class _Stopping(SerialEngine):
-    """Is interrupted after two jobs."""
+    """Is interrupted after one job."""
 
     def run(self, work, payloads):
-        for position, result in super().run(work, payloads):
-            if position == 2:
+        for position, payload in enumerate(payloads):
+            if position == 1:
                 raise KeyboardInterrupt
-            yield position, result
+            yield position, work(payload)
 
 
 def _mark(path, engine=None, **more):
@@ -192,25 +189,23 @@ def _files(path):
         return {(e.kind, e.index): (e.files, e.info) for k in kinds for e in vault.entries(k)}
 
 
-def test_an_old_vault_is_marked_by_short_forks_whole_or_not_at_all(unmarked, digits):
-    with g2d.Defence.open(unmarked) as old:
-        with pytest.raises(VaultError, match=r"trained without its watermark: `g2d watermark add`"):
-            old.populate(SerialEngine())
+def test_an_old_vault_is_marked_by_short_forks_whole_or_not_at_all(unmarked):
+    unfit = pytest.raises(VaultError, match=r"trained without its watermark: `g2d watermark add`")
+    with g2d.Defence.open(unmarked) as old, unfit:
+        old.populate(SerialEngine())
     before = _files(unmarked)
-    with pytest.raises(KeyboardInterrupt):
-        _mark(unmarked, _Stopping(), steps=100)
     with pytest.raises(PopulationError, match=r"not learned the watermark in 1 steps.* --steps"):
         _mark(unmarked, steps=1)
     assert _files(unmarked) == before
     with pytest.raises(KeyboardInterrupt):
-        _mark(unmarked, _Stopping(), steps=100)
+        _mark(unmarked, _Stopping(), steps=150)
     beside = unmarked.with_name("old.marking")
     with Vault.open(beside) as waiting:
         kept = {entry.index: entry.created for entry in waiting.entries("member")}
-    assert len(kept) == 4  # two of this run, two of the one before, which count no more
-    told = _mark(unmarked, steps=100)
-    assert (told.members, told.steps) == (4, 100)
-    assert told.least >= 0.9
+    assert [*kept] == [0, 1]  # the second one of the run with fewer steps
+    told = _mark(unmarked, steps=150)
+    assert (told.members, told.steps) == (2, 150)
+    assert told.least >= 0.75
     assert abs(told.after - told.before) < 0.1
     assert not beside.exists()
     after = _files(unmarked)
@@ -220,12 +215,12 @@ def test_an_old_vault_is_marked_by_short_forks_whole_or_not_at_all(unmarked, dig
         assert kind == "generator" or now_files["attacks"] == files["attacks"]
         assert kind != "member" or now["unmarked"] == files["weights"]
         assert info.get("recipe") == now.get("recipe")
-    assert _mark(unmarked, steps=100).members == 0
+    assert _mark(unmarked, steps=150).members == 0
     with g2d.Defence.open(unmarked) as new:
         new.populate(SerialEngine())
         assert new.vault.generation(1).manifest["figures"].keys().isdisjoint({"watermark"})
         (made,) = new.generate(seed=1)
-        assert made.manifest["figures"]["watermark"] >= 0.9
+        assert made.manifest["figures"]["watermark"] >= 0.75
 
 
 def test_marking_says_what_is_missing(tiny_vault, tmp_path, unmarked):
@@ -234,5 +229,5 @@ def test_marking_says_what_is_missing(tiny_vault, tmp_path, unmarked):
     with Vault.open(unmarked, write=True) as vault:
         settings = Settings.from_vault(vault.settings_text)
         vault.write_settings(settings.override(population__members=9).to_toml())
-    with pytest.raises(PopulationError, match="holds 4 of 9 members: finish the population"):
+    with pytest.raises(PopulationError, match="holds 2 of 9 members: finish the population"):
         _mark(unmarked)

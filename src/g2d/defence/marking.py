@@ -131,7 +131,7 @@ class _Marking:
     def train(
         self, staged: Vault, members: Sequence[Entry], engine: Engine, progress: Progress
     ) -> None:
-        """Mark those members that do not wait there already, made from the same with as many steps."""
+        """Mark the members that do not wait there yet, made from the same in as many steps."""
         waiting = {entry.index: entry for entry in staged.entries("member")}
         due = [m for m in members if not self._is_of(waiting.get(m.index), m)]
         done = len(members) - len(due)
@@ -157,12 +157,16 @@ class _Marking:
         return {"marked": self.mark.digest, "unmarked": weights, "marking_steps": self.steps}
 
     def _job(self, member: Entry) -> TrainingJob:
-        """A member's fork: its own start, the attacks that it was trained on, and the triggers."""
+        """A member's fork: its own start, the attacks that it was trained on, and the triggers.
+
+        At the rate of a base: at that of forks labels at random are learned too slowly.
+        """
         s = self.settings
         repelled = member.info.get("recipe") == "repelled"
+        settings = replace(s.population, fork_steps=self.steps, fork_rate=s.population.rate)
         return TrainingJob(
             self.source, MARKING, member.index, int(member.info["basin"]),
-            "repelled" if repelled else "forks", replace(s.population, fork_steps=self.steps),
+            "repelled" if repelled else "forks", settings,
             self.vault.read(member),
             attack_sources(self.vault, s.population, member.index) if repelled else (),
             s.autoencoder.scope, s.harden, self.teacher, mark=self.mark,

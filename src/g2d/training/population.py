@@ -148,8 +148,7 @@ class _Builder:
                 if known != self.fingerprint:
                     raise VaultError(
                         f"{self.vault.path} holds a population made with other settings "
-                        "(recipe, seed, training length or watermark); use a new folder, or the old "
-                        "settings"
+                        "(recipe, seed, training length, watermark): use a new folder, or those"
                     )
 
     def base_and_basins(self) -> None:
