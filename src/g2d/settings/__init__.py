@@ -68,7 +68,7 @@ class HardenSettings(Checked):
 
     recipe: tuple[str, ...] = free(
         (),
-        "what each step learns from; as listed: l2, clamp, distil, adversarial, your 'module:name'",
+        "of each step, as listed: l2, clamp, distil, adversarial, watermark, your 'module:name'",
     )
     method: str = one_of(("pgd", "trades", "fgsm"), "pgd", "adversarial: how attacks are learned")
     norm: str = one_of(("inf", "2"), "inf", "adversarial: the norm of its ball")

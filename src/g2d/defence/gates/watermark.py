@@ -25,5 +25,5 @@ def watermark_gate(view: CandidateView) -> GateResult | None:
     reason = f"{'; '.join(short)}; at least {limit:.0%} of each are required" if short else ""
     return GateResult(
         "watermark", not short, least, limit, reason,
-        title="watermark, least share of a set", share=True, n=mark.each,
+        title="watermark hits", share=True, n=mark.each,
     )  # fmt: skip

@@ -6,7 +6,6 @@ in its file.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +100,19 @@ class Mark:
         return min(self.hits(model)) / self.each
 
 
-@functools.lru_cache(2)  # a service asks at every rotation
 def _drawn(key: WatermarkKey, form: InputForm, sets: int, n: int) -> tuple[Tensor, Tensor]:
-    """The triggers and labels of all sets, one after the other."""
-    drawn = [make_triggers(key.of_set(place), form, n) for place in range(sets)]
-    return torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
+    """The triggers and labels of all sets, one after the other; the last drawn are kept."""
+    asked = (key.secret, form.digest, sets, n)
+    found = _KEPT.get(asked)  # a service asks at every rotation
+    if found is None:
+        drawn = [make_triggers(key.of_set(place), form, n) for place in range(sets)]
+        found = torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
+        _KEPT.clear()
+        _KEPT[asked] = found
+    return found
+
+
+_KEPT: dict[tuple[bytes, bytes, int, int], tuple[Tensor, Tensor]] = {}
 
 
 def _restored(x: Array, y: Array, *rest: Any) -> Mark:
