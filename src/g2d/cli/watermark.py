@@ -34,7 +34,7 @@ def add(
     vault: VaultPath,
     steps: Annotated[
         int, typer.Option(min=1, max=10**7, help="Optimiser steps of each member's fork.")
-    ] = 300,
+    ] = 1000,
     data: DataFolder = None,
     workers: Workers = None,
     engine: EngineName = "local",

@@ -28,8 +28,8 @@ from g2d.training.recipes import Teacher
 from g2d.training.recipes.distil import keep_teacher
 from g2d.vault.vault import Entry, Put, Vault
 
-STEPS = 300
-"""Optimiser steps of a member's fork."""
+STEPS = 1000
+"""Optimiser steps of a member's fork: trained networks learn labels at random slowly."""
 
 
 @dataclass(frozen=True)
