@@ -43,7 +43,7 @@ from g2d.weights.checkpoints import unpack
 
 Row = dict[str, Any]
 Thief = Callable[[int], State]
-"""What is left of the n-th stolen generation."""
+"""What is left of the n-th stolen generation, the newest first."""
 
 LIKELY, SURE = 2.0**-64, 2.0**-128
 STOLEN = 20
@@ -194,14 +194,19 @@ class Carried:
             found["disguised"] = lambda i: removal.disguised(take(i), chain, self._draws(i))
         for rate in (1e-3, 3e-3, 1e-2):
             found[f"fine-tuned at {rate:g}"] = partial(tuned, rate=rate)
-        found[f"soup of {SOUP}"] = lambda i: removal.souped(self.stolen[i : i + SOUP])
+        found[f"soup of {SOUP}"] = lambda i: removal.souped(self._last(SOUP, i))
         found["overwritten at 0.001"] = partial(tuned, rate=1e-3, besides=own)
         found["distilled, soft"] = partial(copied, soft=True)
         found["distilled, hard"] = partial(copied, soft=False)
         return found
 
     def _generation(self, index: int) -> State:
-        return self.stolen[min(index + SOUP - 1, len(self.stolen) - 1)]
+        return self.stolen[-1 - index]
+
+    def _last(self, count: int, index: int) -> list[State]:
+        """The n-th stolen network and those before it, as many as there are."""
+        end = len(self.stolen) - index
+        return self.stolen[max(0, end - count) : end]
 
     def _draws(self, index: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(self.seed, "thief", index))
