@@ -15,8 +15,8 @@ from commands import edit_ledger
 from drawing import exposure, generator
 from g2d.core.engine import SerialEngine
 from g2d.defence.gates import CandidateView, watermark_gate
-from g2d.defence.marking import mark_vault
 from g2d.defence.refusal import give_up
+from g2d.defence.watermarking import mark_vault
 from g2d.errors import KeyFileError, PopulationError, SettingsError, TaskError, VaultError
 from g2d.generator.guidance import Objective
 from g2d.generator.terms import Batch, MarkTerm

@@ -179,7 +179,6 @@ class Defence:
         Raises:
             PopulationError: the vault has no population, or one of a single member.
         """
-        self._generations.mark()  # a key that is lost is said before the work
         fitted = fit_if_needed(self.task, self.vault, self.settings, progress, again)
         self._generator = fitted or self._generator
         self._expose_base()
