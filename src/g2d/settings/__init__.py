@@ -68,7 +68,7 @@ class HardenSettings(Checked):
 
     recipe: tuple[str, ...] = free(
         (),
-        "what each step learns from; as listed: l2, clamp, distil, adversarial, your 'module:name'",
+        "of each step, as listed: l2, clamp, distil, adversarial, watermark, your 'module:name'",
     )
     method: str = one_of(("pgd", "trades", "fgsm"), "pgd", "adversarial: how attacks are learned")
     norm: str = one_of(("inf", "2"), "inf", "adversarial: the norm of its ball")
@@ -250,7 +250,7 @@ class WatermarkSettings(Checked):
         8, 100, 100, "triggers of a set, all asked in a verification", since="0.2"
     )
     weight: float = within(0.0, 1e4, 1.0, "weight of the triggers in training", since="0.2")
-    batch: int = within(1, 10**6, 32, "triggers a training step", since="0.2")
+    batch: int = within(1, 10**6, 64, "triggers a training step", since="0.2")
     hits: float = within(0.0, 1.0, 0.9, "gate: least share of hits in every set", since="0.2")
     timestamp: str = free(
         "", "address of an RFC 3161 server that dates the commitment", metavar="URL", since="0.2"
