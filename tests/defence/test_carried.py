@@ -21,10 +21,11 @@ from g2d.errors import KeyFileError, PopulationError, SettingsError, TaskError, 
 from g2d.generator.guidance import Objective
 from g2d.generator.terms import Batch, MarkTerm
 from g2d.protect.watermark import InputForm, WatermarkKey
-from g2d.protect.watermark.committed import COMMITMENT, set_digest
+from g2d.protect.watermark.commitment import set_digest
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import GateSettings, Settings
 from g2d.tasks.inference import load_model
+from g2d.vault.ledger import COMMITMENT
 from g2d.vault.vault import Vault
 from marks import SECRET, mark_key, with_mark
 
