@@ -18,6 +18,7 @@ from g2d.cli import audit as cli_audit
 from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
 from g2d.cli import serve as cli_serve
+from g2d.cli import trace as cli_trace
 from g2d.cli import vault_commands
 from g2d.cli.console import (
     duration,
@@ -351,4 +352,5 @@ def report(
 
 app.command()(cli_check.check)
 app.command()(cli_serve.serve)
+app.command()(cli_trace.trace)
 vault_commands.add_to(app)

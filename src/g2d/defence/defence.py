@@ -27,6 +27,7 @@ from g2d.defence.refusal import adapting, check_gate_split, give_up
 from g2d.errors import GenerationError, VaultError
 from g2d.generator import Exposure, Generator
 from g2d.generator.terms import find_terms
+from g2d.protect.fingerprint import secret_for
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.source import TaskSource
@@ -289,6 +290,7 @@ class Defence:
         """A key, a gate or a term that cannot be read or pass fails before the work, not after."""
         check_gate_split(len(self.task.splits.gate), self.settings)
         self._generations.signing_key()
+        secret_for(self.settings)
         find_gates(self.settings.gates.extra)
         find_terms(self.settings.guidance.extra)
 

@@ -16,8 +16,10 @@ from g2d.attacks.pools import compact, craft_pool
 from g2d.core.seeds import seed_of
 from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
+from g2d.defence.marking import fit_mark
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
+from g2d.protect.fingerprint import secret_for
 from g2d.protect.snapshots import build_snapshot
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
@@ -171,6 +173,8 @@ class GenerationStore:
         if self.code:
             full[CODE] = self.code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
+        if secret := secret_for(s):
+            full["mark"] = fit_mark(self.task, state, secret, s.cluster.mark_drop)
         if cpu is not None:
             full["cpu_seconds"] = round(time.process_time() - cpu, 3)
         files = {"weights": pack(state), "attacks": pack(attacks)}

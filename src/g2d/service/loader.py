@@ -20,7 +20,7 @@ from torch import nn
 
 from g2d.core.files import read_plain, write_bytes
 from g2d.core.sources import digests, hold
-from g2d.core.types import Array
+from g2d.core.types import Array, State
 from g2d.errors import DAMAGE, CheckpointError, RefusedError, VaultError
 from g2d.protect.snapshots import build_snapshot
 from g2d.rotation.events import Accepted, Event, OlderCopy
@@ -320,7 +320,7 @@ class VaultLoader:
     def _build(self, number: int, verified: _Verified) -> Snapshot:
         self._check_code(number, verified.manifest)
         try:
-            state = unpack(verified.weights)
+            state = self._own_form(number, verified.manifest, unpack(verified.weights))
             with self._building:
                 model = build_model(self._blueprint.factory)
             snapshot = build_snapshot(number, model, state, verified.expires, _ArrayInference)
@@ -330,6 +330,10 @@ class VaultLoader:
         if logits.shape != (1, self.model.classes):
             raise VaultError(f"generation {number} gives {logits.shape}, not (1, classes).")
         return snapshot
+
+    def _own_form(self, number: int, manifest: Mapping[str, Any], state: State) -> State:
+        """What of a verified generation is served: itself, or this replica's copy of it."""
+        return state
 
     def _check_place(self, vault: Path) -> None:
         if self._served and self._served.absolute().resolve().is_relative_to(vault.resolve()):

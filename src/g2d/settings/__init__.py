@@ -223,6 +223,19 @@ class VaultSettings(Checked):
 
 
 @dataclass(frozen=True)
+class ClusterSettings(Checked):
+    """What replicas of a cluster serve."""
+
+    fingerprint: bool = free(
+        False, "mark each replica's copy of a generation, for `g2d trace`", since="0.2"
+    )
+    key: str = free("", "file of the secret key that marks are made from", since="0.2")
+    mark_drop: float = within(
+        0.0, 1.0, 0.002, "accuracy on the gate split that marks may cost", since="0.2"
+    )
+
+
+@dataclass(frozen=True)
 class Settings(Checked):
     """All settings of one vault."""
 
@@ -236,6 +249,7 @@ class Settings(Checked):
     gates: GateSettings = field(default_factory=GateSettings)
     signing: SigningSettings = field(default_factory=SigningSettings)
     vault: VaultSettings = field(default_factory=VaultSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     @property
     def source(self) -> str:
@@ -317,6 +331,7 @@ def _as_tables(settings: Settings) -> dict[str, dict[str, Any]]:
 
 __all__ = [
     "AutoencoderSettings",
+    "ClusterSettings",
     "DiffusionSettings",
     "GateSettings",
     "GeneratorSettings",

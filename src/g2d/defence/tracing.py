@@ -1,0 +1,251 @@
+"""Where a suspect came from: which generation of a vault, or which other of its networks.
+
+Here a vault's networks are gathered and brought into groups that lie near one another; how they
+are compared, and what a likeness is worth, is in `protect.trace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from g2d.core.seeds import seed_of
+from g2d.core.types import Say, State, unsaid
+from g2d.defence.defence import Defence
+from g2d.defence.marking import sources
+from g2d.defence.members import fitted_members
+from g2d.errors import CheckpointError, UnavailableError, VaultError
+from g2d.generator import hidden_units
+from g2d.protect.fingerprint import Accused, secret_for
+from g2d.protect.trace import Frame, Named, Verdict, compare, judge
+from g2d.protect.trace.judgement import (
+    BASE,
+    EARLY,
+    GENERATION,
+    MEMBER,
+    NAMELESS,
+    UNRELEASED,
+    UNTRAINED,
+    Group,
+)
+from g2d.training.layouts import layout_of
+from g2d.vault.vault import Entry
+from g2d.weights.checkpoints import unpack
+from g2d.weights.foreign import fit_state
+from g2d.weights.layout import mean_of, whole_state
+from g2d.weights.symmetry import align, balance
+
+_DRAWS = 64  # fresh draws for each basin, at most 384
+_UNTRAINED = 24  # networks beside one that has no basin
+_NEAR = 0.5  # cosine with a basin's centre from which on a network lies in it
+
+UNALIGNED = (
+    "the model has no chain of hidden units that can be permuted, so networks are compared as they "
+    "stand: a copy whose units were permuted or rescaled would not be recognised"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A network of the vault, and what it is."""
+
+    name: Named
+    state: State
+
+
+@dataclass(eq=False)
+class _Nest:
+    """Networks near one another: their frame, their names and vectors."""
+
+    frame: Frame
+    names: list[Named] = field(default_factory=list)
+    vectors: list[Tensor] = field(default_factory=list)
+
+    def add(self, name: Named, vector: Tensor) -> None:
+        self.names.append(name)
+        self.vectors.append(vector)
+
+    @cached_property
+    def stacked(self) -> Tensor:
+        return torch.stack(self.vectors)
+
+
+class Tracer:
+    """Judges suspects against one vault; its networks are read once.
+
+    Args:
+        tell: hears what is left out: a generation that cannot be read, symmetries not undone.
+
+    Raises:
+        VaultError: the vault has no base, population or generator.
+    """
+
+    def __init__(self, defence: Defence, tell: Say = unsaid) -> None:
+        self._defence, self._tell = defence, tell
+        task, scope = defence.task, defence.settings.autoencoder.scope
+        self._layout = layout_of(task)
+        inside = self._layout.in_scope(scope)
+        self._chain = hidden_units(task, inside)
+        if not self._chain:
+            tell(UNALIGNED)
+        counted = inside & self._layout.parameters or inside
+        self._names = tuple(
+            n for n in self._layout.names if n in counted and n not in self._layout.ties
+        )
+        self.closed = not defence.vault.retired
+        self._nests = list(self._gather())
+
+    @property
+    def known(self) -> list[Named]:
+        """All that may be named."""
+        return [n for nest in self._nests for n in nest.names if n.kind not in NAMELESS]
+
+    def trace(self, suspect: State, name: str = "the suspect") -> Verdict:
+        """Say which of the vault's networks a suspect was made from.
+
+        Args:
+            suspect: a state dict of the task's architecture, whatever prefix its names have.
+            name: of the suspect, in messages.
+
+        Raises:
+            CheckpointError: it is of another architecture, or not finite.
+        """
+        state = self._fitted(suspect, name)
+        groups = []
+        for nest in self._nests:
+            vector = nest.frame.onto(state)
+            found = compare(nest.stacked.clone(), vector, nest.frame.tensor_of)
+            groups.append(Group(tuple(nest.names), found, self.closed))
+        return judge(groups)
+
+    def replicas(self, suspect: State, verdict: Verdict) -> dict[int, list[Accused]]:
+        """Whose copies of the generations that a verdict names a suspect is of: see `sources`.
+
+        Raises:
+            SettingsError, KeyFileError: the vault marks replicas, and its key cannot be read.
+        """
+        vault, secret = self._defence.vault, secret_for(self._defence.settings)
+        if not secret or not verdict.generations:
+            return {}
+        state = self._fitted(suspect, "the suspect")
+        return sources(vault, state, secret, verdict.generations, self._chain)
+
+    def _fitted(self, suspect: State, name: str) -> dict[str, Tensor]:
+        reference = whole_state(self._defence.task.model(0))
+        fitted = fit_state(reference, suspect, name, self._layout.ties)
+        for note in fitted.notes:
+            self._tell(note)
+        return fitted.state
+
+    # --- gathering -------------------------------------------------------------------------------
+
+    def _gather(self) -> Iterator[_Nest]:
+        """Basins with all that lies in them, then whatever lies alone."""
+        vault = self._defence.vault
+        members = vault.entries("member")
+        basins: dict[int, list[Known]] = {}
+        for known in self._trained(members, vault.entries("early")):
+            basins.setdefault(known[0], []).append(known[1])
+        nests = [self._nest(inside) for _, inside in sorted(basins.items())]
+        centres = torch.stack([nest.stacked.mean(0) for nest in nests]) if nests else None
+        alone: list[Known] = []
+        for known in self._released():
+            if not self._put(known, nests, centres):
+                alone.append(known)
+        for index, state in enumerate(self._draws(len(nests))):
+            self._put(Known(Named(UNRELEASED, index), state), nests, centres)
+        for nest in nests:
+            nest.__dict__.pop("stacked", None)  # more came since
+        yield from (nest for nest in nests if len(nest.names) > 1)
+        first = [known[0].state for _, known in sorted(basins.items())]
+        yield from (self._hermitage(known, first) for known in alone)
+
+    def _trained(
+        self, members: Sequence[Entry], early: Sequence[Entry]
+    ) -> Iterator[tuple[int, Known]]:
+        """Members and early checkpoints, each with its basin, in the frame of the generator."""
+        settings, first = self._defence.settings.autoencoder, None
+        if settings.align and members:
+            first = self._read(fitted_members(list(members), settings.newest_share)[0])
+        seen: set[str] = set()
+        for kind, entries in ((MEMBER, members), (EARLY, early)):
+            for entry in entries:
+                if entry.files["weights"] in self._generation_digests | seen:
+                    continue  # one network under two names: it is called by the first
+                seen.add(entry.files["weights"])
+                state = self._read(entry)
+                if first is not None:
+                    state = align(first, state, self._chain)
+                yield int(entry.info["basin"]), Known(Named(kind, entry.index), state)
+
+    def _read(self, entry: Entry) -> dict[str, Tensor]:
+        return unpack(self._defence.vault.read(entry))
+
+    def _nest(self, inside: Sequence[Known]) -> _Nest:
+        centre = mean_of([balance(known.state, self._chain) for known in inside])
+        nest = _Nest(Frame(centre, self._chain, self._names))
+        for known in inside:
+            nest.add(known.name, nest.frame.own(known.state))
+        return nest
+
+    @cached_property
+    def _generation_digests(self) -> set[str]:
+        """Digests of the weights of every generation that keeps them."""
+        vault = self._defence.vault
+        kept = set(vault.numbers(vault.retired))
+        return {r.files["weights"] for r in vault.generations(unsaid) if r.number in kept}
+
+    def _released(self) -> Iterator[Known]:
+        """Generations that keep their weights; the base, where it is none of them."""
+        vault = self._defence.vault
+        for number in vault.numbers(vault.retired):
+            try:
+                state = unpack(vault.read_generation(number))
+            except UnavailableError:
+                raise
+            except (VaultError, CheckpointError) as error:
+                self._tell(f"generation {number} is left out: {error}")
+                continue
+            yield Known(Named(GENERATION, number), state)
+        base = vault.entry("base")
+        if base is not None and base.files.get("weights", "") not in {
+            "", *self._generation_digests
+        }:
+            yield Known(Named(BASE, 0), self._read(base))
+
+    def _draws(self, basins: int) -> Iterable[State]:
+        """Networks that the generator draws and nobody ever saw: the same for every suspect."""
+        generator = self._defence.generator
+        source = torch.Generator().manual_seed(seed_of(self._defence.vault.identity, "trace"))
+        drawn = generator.sample(min(_DRAWS * basins, 6 * _DRAWS), source)
+        return (generator.to_state(v) for v in drawn)
+
+    def _put(self, known: Known, nests: Sequence[_Nest], centres: Tensor | None) -> bool:
+        """Add a network to the basin whose centre it is nearest to; False: it lies in none."""
+        if centres is None:
+            return False
+        vector = nests[0].frame.own(known.state)  # balancing knows no reference
+        cosine = torch.cosine_similarity(centres, vector[None])
+        nearest = int(cosine.argmax())
+        if float(cosine[nearest]) < _NEAR:
+            return False
+        nests[nearest].add(known.name, vector)
+        return True
+
+    def _hermitage(self, known: Known, others: Sequence[Mapping[str, Tensor]]) -> _Nest:
+        """The group of a network that lies in no basin: what networks have in common is shown by
+        one of each basin and by untrained ones, all aligned to it.
+        """
+        frame = Frame(balance(known.state, self._chain), self._chain, self._names)
+        nest = _Nest(frame)
+        nest.add(known.name, frame.own(known.state))
+        for index, state in enumerate(others):
+            nest.add(Named(UNRELEASED, index), frame.onto(state))
+        for seed in range(_UNTRAINED):
+            fresh = whole_state(self._defence.task.model(seed))
+            nest.add(Named(UNTRAINED, seed), frame.onto(fresh))
+        return nest
