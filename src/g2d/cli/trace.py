@@ -20,6 +20,7 @@ from g2d.cli.shared import (
     configure_torch,
     vault_settings,
 )
+from g2d.core.files import write_bytes
 
 if TYPE_CHECKING:
     from g2d.defence.defence import Defence
@@ -75,8 +76,8 @@ def _row(candidate: Candidate) -> dict[str, str]:
     return {
         "network": str(candidate.who),
         "cosine": f"{candidate.cosine:.3f}",
-        "of its own": f"{candidate.partial:.3f}",
-        "needed": f"{candidate.needed:.3f}",
+        "score": f"{candidate.score:.1f}",
+        "needed": f"{candidate.needed:.1f}",
         "p": shown(candidate.p).removeprefix("p = ").removeprefix("p "),
         "share": f"{candidate.share:.0%}" if candidate.share else "-",
     }

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from g2d.core.seeds import seed_of
 from g2d.core.types import Say, State, unsaid
 from g2d.defence.defence import Defence
 from g2d.defence.marking import sources
@@ -39,8 +39,8 @@ from g2d.weights.foreign import fit_state
 from g2d.weights.layout import mean_of, whole_state
 from g2d.weights.symmetry import align, balance
 
-_DRAWS = 64  # fresh draws for each basin, at most 384
-_UNTRAINED = 24  # networks beside one that has no basin
+_UNTRAINED = 12  # networks beside one that has no basin
+_CHUNK = 64  # generations whose states are in memory at once
 _NEAR = 0.5  # cosine with a basin's centre from which on a network lies in it
 
 UNALIGNED = (
@@ -59,9 +59,13 @@ class Known:
 
 @dataclass(eq=False)
 class _Nest:
-    """Networks near one another: their frame, their names and vectors."""
+    """Networks near one another: their frame, their names and vectors.
+
+    `least`: the cosine with its first network from which on a suspect may be of them.
+    """
 
     frame: Frame
+    least: float = -1.0
     names: list[Named] = field(default_factory=list)
     vectors: list[Tensor] = field(default_factory=list)
 
@@ -96,8 +100,16 @@ class Tracer:
         self._names = tuple(
             n for n in self._layout.names if n in counted and n not in self._layout.ties
         )
-        self.closed = not defence.vault.retired
         self._nests = list(self._gather())
+        known = {n.number for n in self.known if n.kind == GENERATION}
+        unknown = defence.vault.last_number() - len(known)
+        self.closed = not unknown
+        """Whether every generation that the vault ever had is known here."""
+        if unknown:
+            tell(
+                f"{unknown} of the vault's generations keep no weights and cannot be named; as the "
+                "suspect may be one of them, more is needed for an accusation"
+            )
 
     @property
     def known(self) -> list[Named]:
@@ -114,13 +126,14 @@ class Tracer:
         Raises:
             CheckpointError: it is of another architecture, or not finite.
         """
-        state = self._fitted(suspect, name)
+        state = self._fitted(suspect, name, self._tell)
         groups = []
         for nest in self._nests:
             vector = nest.frame.onto(state)
-            found = compare(nest.stacked.clone(), vector, nest.frame.tensor_of)
-            groups.append(Group(tuple(nest.names), found, self.closed))
-        return judge(groups)
+            found = compare(nest.stacked, vector, nest.frame.tensor_of)
+            near = float(torch.cosine_similarity(vector, nest.vectors[0], 0))
+            groups.append(Group(tuple(nest.names), found, near < nest.least))
+        return judge(groups, self.closed)
 
     def replicas(self, suspect: State, verdict: Verdict) -> dict[int, list[Accused]]:
         """Whose copies of the generations that a verdict names a suspect is of: see `sources`.
@@ -131,14 +144,14 @@ class Tracer:
         vault, secret = self._defence.vault, secret_for(self._defence.settings)
         if not secret or not verdict.generations:
             return {}
-        state = self._fitted(suspect, "the suspect")
+        state = self._fitted(suspect, "the suspect", unsaid)
         return sources(vault, state, secret, verdict.generations, self._chain)
 
-    def _fitted(self, suspect: State, name: str) -> dict[str, Tensor]:
+    def _fitted(self, suspect: State, name: str, tell: Say) -> dict[str, Tensor]:
         reference = whole_state(self._defence.task.model(0))
         fitted = fit_state(reference, suspect, name, self._layout.ties)
         for note in fitted.notes:
-            self._tell(note)
+            tell(note)
         return fitted.state
 
     # --- gathering -------------------------------------------------------------------------------
@@ -146,23 +159,24 @@ class Tracer:
     def _gather(self) -> Iterator[_Nest]:
         """Basins with all that lies in them, then whatever lies alone."""
         vault = self._defence.vault
-        members = vault.entries("member")
         basins: dict[int, list[Known]] = {}
-        for known in self._trained(members, vault.entries("early")):
-            basins.setdefault(known[0], []).append(known[1])
-        nests = [self._nest(inside) for _, inside in sorted(basins.items())]
+        for basin, known in self._trained(vault.entries("member"), vault.entries("early")):
+            basins.setdefault(basin, []).append(known)
+        inside = [known for _, known in sorted(basins.items())]
+        nests = [self._nest(known) for known in inside]
         centres = torch.stack([nest.stacked.mean(0) for nest in nests]) if nests else None
         alone: list[Known] = []
-        for known in self._released():
-            if not self._put(known, nests, centres):
-                alone.append(known)
-        for index, state in enumerate(self._draws(len(nests))):
-            self._put(Known(Named(UNRELEASED, index), state), nests, centres)
+        for chunk in _chunks(self._released()):
+            places = self._places(chunk, nests, centres)
+            for known, (nest, vector) in zip(chunk, places, strict=True):
+                if nest is None:
+                    alone.append(known)
+                else:
+                    nest.add(known.name, vector)
         for nest in nests:
             nest.__dict__.pop("stacked", None)  # more came since
-        yield from (nest for nest in nests if len(nest.names) > 1)
-        first = [known[0].state for _, known in sorted(basins.items())]
-        yield from (self._hermitage(known, first) for known in alone)
+        yield from nests
+        yield from (self._hermitage(known, [others[0].state for others in inside]) for known in alone)
 
     def _trained(
         self, members: Sequence[Entry], early: Sequence[Entry]
@@ -188,8 +202,8 @@ class Tracer:
     def _nest(self, inside: Sequence[Known]) -> _Nest:
         centre = mean_of([balance(known.state, self._chain) for known in inside])
         nest = _Nest(Frame(centre, self._chain, self._names))
-        for known in inside:
-            nest.add(known.name, nest.frame.own(known.state))
+        for known, vector in zip(inside, nest.frame.own([k.state for k in inside]), strict=True):
+            nest.add(known.name, vector)
         return nest
 
     @cached_property
@@ -217,35 +231,40 @@ class Tracer:
         }:
             yield Known(Named(BASE, 0), self._read(base))
 
-    def _draws(self, basins: int) -> Iterable[State]:
-        """Networks that the generator draws and nobody ever saw: the same for every suspect."""
-        generator = self._defence.generator
-        source = torch.Generator().manual_seed(seed_of(self._defence.vault.identity, "trace"))
-        drawn = generator.sample(min(_DRAWS * basins, 6 * _DRAWS), source)
-        return (generator.to_state(v) for v in drawn)
-
-    def _put(self, known: Known, nests: Sequence[_Nest], centres: Tensor | None) -> bool:
-        """Add a network to the basin whose centre it is nearest to; False: it lies in none."""
+    def _places(
+        self, chunk: Sequence[Known], nests: Sequence[_Nest], centres: Tensor | None
+    ) -> list[tuple[_Nest | None, Tensor]]:
+        """The basin of each network, whose centre it is nearest to, None where it lies in none."""
         if centres is None:
-            return False
-        vector = nests[0].frame.own(known.state)  # balancing knows no reference
-        cosine = torch.cosine_similarity(centres, vector[None])
-        nearest = int(cosine.argmax())
-        if float(cosine[nearest]) < _NEAR:
-            return False
-        nests[nearest].add(known.name, vector)
-        return True
+            return [(None, torch.empty(0)) for _ in chunk]
+        vectors = nests[0].frame.own([known.state for known in chunk])  # which knows no reference
+        cosines = torch.nn.functional.normalize(vectors) @ torch.nn.functional.normalize(centres).T
+        nearest = [(float(row.max()), int(row.argmax())) for row in cosines]
+        return [
+            (nests[place] if cosine >= _NEAR else None, vector)
+            for (cosine, place), vector in zip(nearest, vectors, strict=True)
+        ]
 
     def _hermitage(self, known: Known, others: Sequence[Mapping[str, Tensor]]) -> _Nest:
-        """The group of a network that lies in no basin: what networks have in common is shown by
-        one of each basin and by untrained ones, all aligned to it.
+        """The group of a network that lies in no basin, beside others that were aligned to it.
+
+        Nothing is as near to it as networks of one basin are to each other, so the suspect has to
+        be: half way from the nearest of independent trainings to the network itself.
         """
         frame = Frame(balance(known.state, self._chain), self._chain, self._names)
         nest = _Nest(frame)
-        nest.add(known.name, frame.own(known.state))
+        nest.add(known.name, frame.own([known.state])[0])
         for index, state in enumerate(others):
             nest.add(Named(UNRELEASED, index), frame.onto(state))
         for seed in range(_UNTRAINED):
             fresh = whole_state(self._defence.task.model(seed))
             nest.add(Named(UNTRAINED, seed), frame.onto(fresh))
+        cosines = torch.cosine_similarity(nest.stacked[1:], nest.stacked[:1])
+        nest.least = (1 + float(cosines.max())) / 2
         return nest
+
+
+def _chunks(networks: Iterable[Known]) -> Iterator[list[Known]]:
+    networks = iter(networks)
+    while chunk := list(islice(networks, _CHUNK)):
+        yield chunk

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from g2d.core.types import Array
-from g2d.protect.trace.null import Null
-from g2d.protect.trace.residuals import Likeness, shares
+from g2d.protect.trace.null import Null, excess
+from g2d.protect.trace.regression import Likeness, shares
 
 ACCUSED = 1e-6
 """The p-value, after Bonferroni over all that might be named, from which on one is accused."""
@@ -18,7 +18,7 @@ ACCUSED = 1e-6
 GENERATION, MEMBER, EARLY, BASE = "generation", "member", "early checkpoint", "base"
 UNRELEASED, UNTRAINED = "unreleased", "untrained"
 NAMELESS = (UNRELEASED, UNTRAINED)
-"""Networks that only show what is common: fresh draws, another basin's, untrained ones."""
+"""Networks that only show what is common: another basin's, and untrained ones."""
 
 
 @dataclass(frozen=True, order=True)
@@ -41,22 +41,22 @@ class Candidate:
     """What a suspect has of one network.
 
     Attributes:
-        cosine: of residuals. partial: the same once all others have explained theirs; it is tested.
+        cosine: of residuals about the group's mean. score: of what no other network explains, in
+            standard errors; it is tested. needed: the least score for an accusation.
         p: after Bonferroni. share: how much of it is in the suspect, of those accused; else 0.
-        needed: the least `partial` for an accusation; 1: too few networks to say.
     """
 
     who: Named
     cosine: float
-    partial: float
-    p: float
+    score: float
     needed: float
+    p: float
     share: float = 0.0
 
     def record(self) -> dict[str, Any]:
         """Plain values."""
-        values = ("cosine", "partial", "p", "needed", "share")
-        numbers = {name: float(getattr(self, name)) for name in values}
+        numbers = asdict(self) | {"who": str(self.who)}
+        numbers["needed"] = min(self.needed, 1e300)  # JSON has no infinity
         return {"kind": self.who.kind, "number": self.who.number, **numbers}
 
 
@@ -64,23 +64,20 @@ class Candidate:
 class Group:
     """Networks that lie near one another, and a suspect's likeness with them.
 
-    `closed`: every polished network that the vault ever kept is among the known ones, so that
-    whatever a stranger shares with a generation is shared by members and draws as well. Where old
-    generations gave up their weights, a suspect may be one of those, and generations alone show
-    how alike they are.
+    `apart`: the suspect is no nearer than networks that were trained independently; it was made
+    from none of these.
     """
 
     names: tuple[Named, ...]
     likeness: Likeness
-    closed: bool = True
+    apart: bool = False
 
-    def null(self, of: str) -> Null:
-        """The null of networks of a kind."""
-        kinds = np.array([name.kind for name in self.names])
-        columns = self.likeness.between[:, kinds == of]
-        sample = [columns[kinds == kind].ravel() for kind in dict.fromkeys(kinds.tolist())]
-        peers = len(kinds) if self.closed or of != GENERATION else int((kinds == of).sum())
-        return Null.fit(sample, peers - 1)
+    @property
+    def left_out(self) -> list[tuple[Array, Array]]:
+        """For each generation, as if nobody knew it: scores of all others, of generations alone."""
+        generation = np.array([name.kind == GENERATION for name in self.names])
+        rows = self.likeness.between[generation]
+        return [(row[~np.isnan(row)], row[generation & ~np.isnan(row)]) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -122,21 +119,25 @@ class Verdict:
             return "no accusation: the vault has no network left to compare with"
         best = self.candidates[0]
         why = f"the likest is {best.who}, {shown(best.p)}, and {ACCUSED:g} or less is needed"
-        if all(c.needed >= 1.0 for c in self.candidates):
-            why = (
-                "there are too few networks to say what a likeness is worth; the likest is "
-                f"{best.who}, cosine {best.cosine:.3f}"
-            )
+        if not any(c.needed < np.inf for c in self.candidates):
+            why = f"there are too few networks to judge by; the likest is {best.who}"
         return f"no accusation: {why}"
 
 
-def judge(groups: Sequence[Group]) -> Verdict:
+def judge(groups: Sequence[Group], closed: bool = True) -> Verdict:
     """Judge a suspect against all networks of all groups that may be named.
 
     Every one is tested; the p-values are multiplied by their number (Bonferroni).
+
+    Args:
+        closed: the vault knows every generation that ever was. Else the suspect may be one that
+            nobody knows any more, and shares more with its like than others do (`null.excess`).
     """
     tests = sum(name.kind not in NAMELESS for group in groups for name in group.names)
-    found = [_candidates(group, tests) for group in groups]
+    found = [
+        _candidates(group, [other for other in groups if other is not group], tests, closed)
+        for group in groups
+    ]
     accused = [
         with_share
         for group, own in zip(groups, found, strict=True)
@@ -144,7 +145,7 @@ def judge(groups: Sequence[Group]) -> Verdict:
     ]
     named = {candidate.who for candidate in accused}
     rest = [c for own in found for c in own if c.who not in named]
-    order = sorted((*accused, *rest), key=lambda c: (c.p, -c.partial))
+    order = sorted((*accused, *rest), key=lambda c: (c.p, -c.score))
     return Verdict(tuple(order), tuple(sorted(accused, key=lambda c: (-c.share, c.p))), tests)
 
 
@@ -153,22 +154,21 @@ def shown(p: float) -> str:
     return "p < 1e-300" if p < 1e-300 else f"p = {p:.2g}"
 
 
-def _candidates(group: Group, tests: int) -> list[Candidate]:
-    found = []
-    kinds = dict.fromkeys(name.kind for name in group.names)
-    for kind in (kind for kind in kinds if kind not in NAMELESS):
-        null = group.null(kind)
-        places = [i for i, name in enumerate(group.names) if name.kind == kind]
-        p: Array = np.minimum(1.0, null.p(group.likeness.partial[places]) * tests)
-        needed = null.needed(ACCUSED / tests)
-        found += [
-            Candidate(
-                group.names[i], float(group.likeness.plain[i]), float(group.likeness.partial[i]),
-                float(p[k]), needed,
-            )
-            for k, i in enumerate(places)
-        ]  # fmt: skip
-    return found
+def _candidates(
+    group: Group, others: Sequence[Group], tests: int, closed: bool
+) -> list[Candidate]:
+    likeness = group.likeness
+    null = Null.fit(likeness.score, [other.likeness.score for other in others])
+    if not closed:
+        left_out = [row for each in (group, *others) for row in each.left_out]
+        null = null.wider(excess(left_out, null.freedom))
+    needed, p = null.needed(ACCUSED / tests), np.minimum(1.0, null.p(likeness.score) * tests)
+    p = np.ones_like(p) if group.apart else p
+    return [
+        Candidate(name, float(likeness.cosine[i]), float(likeness.score[i]), needed, float(p[i]))
+        for i, name in enumerate(group.names)
+        if name.kind not in NAMELESS
+    ]
 
 
 def _with_shares(group: Group, accused: list[Candidate]) -> list[Candidate]:
