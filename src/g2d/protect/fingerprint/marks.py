@@ -72,7 +72,7 @@ def strength_of(manifest: Mapping[str, Any]) -> float:
 
 
 def slot_of(secret: bytes, replica: str) -> int:
-    """The codeword's place of a replica; of twenty names two share one once in 90 clusters."""
+    """The codeword's place of a replica; ten names share none of theirs in 99 clusters of 100."""
     named = hmac.digest(secret, b"slot\0" + replica.encode(), hashlib.sha256)
     return int.from_bytes(named[:8], "big") % SLOTS
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from g2d.core.types import Array
 
-SLOTS = 1 << 14
+SLOTS = 1 << 12
 """Codewords of one generation; a replica has the one that its name's hash points at."""
 
 ERROR = 1e-6
