@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from g2d.cli.console import print_line, print_table, say
-from g2d.core.files import write_bytes
 from g2d.cli.shared import (
     AcceptCode,
     DataFolder,

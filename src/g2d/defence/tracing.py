@@ -6,7 +6,7 @@ are compared, and what a likeness is worth, is in `protect.trace`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -116,24 +116,24 @@ class Tracer:
         """All that may be named."""
         return [n for nest in self._nests for n in nest.names if n.kind not in NAMELESS]
 
-    def trace(self, suspect: State, name: str = "the suspect") -> Verdict:
+    def trace(
+        self, suspect: State, name: str = "the suspect", unknown: Collection[int] = ()
+    ) -> Verdict:
         """Say which of the vault's networks a suspect was made from.
 
         Args:
             suspect: a state dict of the task's architecture, whatever prefix its names have.
-            name: of the suspect, in messages.
+            name: of the suspect, in messages. unknown: generations to judge without, as if their
+                weights had been given up.
 
         Raises:
             CheckpointError: it is of another architecture, or not finite.
         """
         state = self._fitted(suspect, name, self._tell)
-        groups = []
-        for nest in self._nests:
-            vector = nest.frame.onto(state)
-            found = compare(nest.stacked, vector, nest.frame.tensor_of)
-            near = float(torch.cosine_similarity(vector, nest.vectors[0], 0))
-            groups.append(Group(tuple(nest.names), found, near < nest.least))
-        return judge(groups, self.closed)
+        groups = [
+            group for nest in self._nests if (group := _group(nest, state, unknown)) is not None
+        ]
+        return judge(groups, self.closed and not unknown)
 
     def replicas(self, suspect: State, verdict: Verdict) -> dict[int, list[Accused]]:
         """Whose copies of the generations that a verdict names a suspect is of: see `sources`.
@@ -176,7 +176,9 @@ class Tracer:
         for nest in nests:
             nest.__dict__.pop("stacked", None)  # more came since
         yield from nests
-        yield from (self._hermitage(known, [others[0].state for others in inside]) for known in alone)
+        yield from (
+            self._hermitage(known, [others[0].state for others in inside]) for known in alone
+        )
 
     def _trained(
         self, members: Sequence[Entry], early: Sequence[Entry]
@@ -227,7 +229,8 @@ class Tracer:
             yield Known(Named(GENERATION, number), state)
         base = vault.entry("base")
         if base is not None and base.files.get("weights", "") not in {
-            "", *self._generation_digests
+            "",
+            *self._generation_digests,
         }:
             yield Known(Named(BASE, 0), self._read(base))
 
@@ -268,3 +271,16 @@ def _chunks(networks: Iterable[Known]) -> Iterator[list[Known]]:
     networks = iter(networks)
     while chunk := list(islice(networks, _CHUNK)):
         yield chunk
+
+
+def _group(nest: _Nest, state: State, unknown: Collection[int]) -> Group | None:
+    """A suspect beside the networks of a nest, those aside that nobody is to know; None: no one."""
+    out = {Named(GENERATION, number) for number in unknown}
+    kept = [place for place, name in enumerate(nest.names) if name not in out]
+    if all(nest.names[place].kind in NAMELESS for place in kept):
+        return None
+    vector = nest.frame.onto(state)
+    networks = nest.stacked if len(kept) == len(nest.names) else nest.stacked[kept]
+    near = float(torch.cosine_similarity(vector, nest.vectors[0], 0))
+    found = compare(networks, vector, nest.frame.tensor_of)
+    return Group(tuple(nest.names[place] for place in kept), found, near < nest.least)

@@ -67,8 +67,7 @@ def strength_of(manifest: Mapping[str, Any]) -> float:
     """How strong the marks of a generation are, as its manifest says; 0.0: it carries none."""
     mark = manifest.get("mark")
     strength = mark.get("strength") if isinstance(mark, dict) else 0.0
-    known = isinstance(strength, int | float) and strength in (0.0, *STRENGTHS)
-    return float(strength) if known else 0.0
+    return next((known for known in STRENGTHS if strength == known), 0.0)
 
 
 def slot_of(secret: bytes, replica: str) -> int:
@@ -127,9 +126,9 @@ def read_marks(
         step = torch.where((now == 0) & (there != 0), 0.0, step)  # it was pruned
         moved.append((now - there).clamp(-_CLEAR * step.abs(), _CLEAR * step.abs()))
         expected.append(step)
-    step = torch.cat(expected).numpy() * carriers.signs
-    product = np.bincount(carriers.bits, step * torch.cat(moved).numpy(), carriers.code.length)
-    power = np.bincount(carriers.bits, np.square(step), carriers.code.length)
+    carried = torch.cat(expected).numpy() * carriers.signs
+    product = np.bincount(carriers.bits, carried * torch.cat(moved).numpy(), carriers.code.length)
+    power = np.bincount(carriers.bits, np.square(carried), carriers.code.length)
     heard = np.divide(product, power, out=np.zeros_like(product), where=power > 0)
     return carriers.code, np.clip(heard, -1.0, 1.0)
 
@@ -138,9 +137,11 @@ def _carrying(state: State) -> list[str]:
     """Names of the tensors that carry marks; of equal ones the first."""
     found: list[str] = []
     for name, tensor in state.items():
-        if tensor.dim() >= 2 and tensor.is_floating_point() and bool(torch.isfinite(tensor).all()):
-            if not any(same_bits(tensor, state[other]) for other in found):
-                found.append(name)
+        floats = tensor.dim() >= 2 and tensor.is_floating_point()
+        if not (floats and bool(torch.isfinite(tensor).all())):
+            continue
+        if not any(same_bits(tensor, state[other]) for other in found):
+            found.append(name)
     return sorted(found)
 
 

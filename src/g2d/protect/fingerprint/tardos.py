@@ -136,7 +136,7 @@ def design(
 
 
 def worst_case(colluders: int, cutoff: float) -> float:
-    """The least mean of a coalition's total score, in each bit, whatever it does where it may choose.
+    """The least mean of a coalition's total score in each bit, whatever it does where it chooses.
 
     Where x of c have a 1 and y is chosen, the mean over p of their total score is
     ±[p^x (1-p)^(c-x)] between the cutoffs, over π - 4 asin √cutoff; where all agree they cannot

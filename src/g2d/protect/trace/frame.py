@@ -1,4 +1,4 @@
-"""The frame that networks are compared in: symmetries undone, what counts laid out as one vector."""
+"""The frame that networks are compared in: symmetries undone, what counts as one vector."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def incoming(reference: State, state: State, chain: Sequence[Coupling]) -> list[
 def _balance_many(
     states: Sequence[State], names: Sequence[str], chain: Sequence[Coupling]
 ) -> dict[str, Tensor]:
-    """What `balance` makes of many networks, stacked (n, ...): a hundred times faster than one by one.
+    """What `balance` makes of many networks, stacked (n, ...): far faster than one by one.
 
     Only tensors of `names`, and those that units touch, are there.
     """

@@ -154,9 +154,7 @@ def shown(p: float) -> str:
     return "p < 1e-300" if p < 1e-300 else f"p = {p:.2g}"
 
 
-def _candidates(
-    group: Group, others: Sequence[Group], tests: int, closed: bool
-) -> list[Candidate]:
+def _candidates(group: Group, others: Sequence[Group], tests: int, closed: bool) -> list[Candidate]:
     likeness = group.likeness
     null = Null.fit(likeness.score, [other.likeness.score for other in others])
     if not closed:

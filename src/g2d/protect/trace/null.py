@@ -3,7 +3,7 @@
 A network that is no part of the suspect has a coefficient that is as often below zero as above; a
 part of it never lies below. So the scores below zero show how far chance, noise that is not white,
 fine-tuning and all that such networks share with the suspect carry a score, for this very suspect
-(an empirical null by its lower half: Efron 2004, JASA 99; as target and decoy in mass spectrometry).
+(an empirical null by its lower half: Efron 2004, JASA 99).
 A generation that the vault does not know any more scores widely in both directions, and so raises
 the bar by itself; how far above its own bar such a one may still come is read off the known
 generations, each as if it were a suspect that nobody knows (`excess`).

@@ -99,7 +99,7 @@ def shares(likeness: Likeness, parts: Sequence[int]) -> list[float]:
 
 
 def _inverse(gram: Array) -> Array:
-    """The inverse; of networks that are mixtures of one another nearly so, and they score nothing."""
+    """The inverse; networks that are mixtures of one another are kept apart, and score nothing."""
     ridge = 1e-10 * np.trace(gram) / len(gram)
     return np.linalg.inv(gram + ridge * np.eye(len(gram)))
 

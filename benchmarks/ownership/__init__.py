@@ -1,0 +1,1 @@
+"""Whose weights these are: the watermark, the trace, the canaries."""
