@@ -163,7 +163,7 @@ class Trial:
     def marks(self) -> list[dict[str, Any]]:
         """What replicas' marks cost of accuracy and stale ASR, and whom leaked copies name."""
         found, test = [], self.task.splits.test
-        for number in self.numbers[1:][-self.given.marked :]:
+        for number in self.numbers[max(1, len(self.numbers) - self.given.marked) :]:
             state = self.state(number)
             mark = fit_mark(self.task, state, _SECRET, self.given.drop)
             copies = [marked(state, _SECRET, f"r{i}", mark["strength"]) for i in range(COPIES)]

@@ -127,6 +127,20 @@ def test_scores_of_those_left_out_are_what_a_regression_without_them_gives(basin
     assert np.abs(row[rest] - anew.score).max() < 0.3
 
 
+def test_a_drift_that_is_known_hides_nobody(basin):
+    """Far along a direction of its own, a suspect is named once that direction is known."""
+    way = basin.normal(1, P)
+    suspect = basin.known[3] + 2 * way[0] + 0.1 * basin.normal(P)
+    unaware, aware = (
+        compare(basin.known, suspect, TENSOR_OF, drift) for drift in (None, way + 0.1 * basin.mean)
+    )
+    assert aware.score.shape == aware.coefficient.shape == (len(NAMES),)
+    assert aware.between.shape == (len(NAMES), len(NAMES))
+    assert aware.score[3] > 3 * unaware.score[3]
+    assert aware.unexplained < unaware.unexplained
+    assert judge([Group(NAMES, aware)]).generations == (4,)
+
+
 def test_too_few_networks_are_no_ground_to_judge_on():
     null = Null.fit(np.array([3.0, 5.0]))
     assert null.freedom == 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from g2d.core.types import Say, State, unsaid
 from g2d.defence.defence import Defence
+from g2d.defence.drift import trained_on
 from g2d.defence.marking import sources
 from g2d.defence.members import fitted_members
 from g2d.errors import CheckpointError, UnavailableError, VaultError
@@ -61,11 +62,14 @@ class Known:
 class _Nest:
     """Networks near one another: their frame, their names and vectors.
 
-    `least`: the cosine with its first network from which on a suspect may be of them.
+    `least`: the cosine with its first network from which on a suspect may be of them. `newest`: the
+    last two networks, of a basin.
     """
 
     frame: Frame
     least: float = -1.0
+    newest: list[State] = field(default_factory=list)
+    drift: Tensor | None = None
     names: list[Named] = field(default_factory=list)
     vectors: list[Tensor] = field(default_factory=list)
 
@@ -130,10 +134,14 @@ class Tracer:
             CheckpointError: it is of another architecture, or not finite.
         """
         state = self._fitted(suspect, name, self._tell)
-        groups = [
-            group for nest in self._nests if (group := _group(nest, state, unknown)) is not None
+        found = [(nest, _group(nest, state, unknown)) for nest in self._nests]
+        groups = [(nest, group) for nest, group in found if group is not None]
+        nearest = min(groups, key=lambda one: one[1].likeness.unexplained, default=(None, None))
+        judged = [
+            _group(nest, state, unknown, self._drift(nest)) if nest is nearest[0] else group
+            for nest, group in groups
         ]
-        return judge(groups, self.closed and not unknown)
+        return judge([g for g in judged if g is not None], self.closed and not unknown)
 
     def replicas(self, suspect: State, verdict: Verdict) -> dict[int, list[Accused]]:
         """Whose copies of the generations that a verdict names a suspect is of: see `sources`.
@@ -154,6 +162,18 @@ class Tracer:
             tell(note)
         return fitted.state
 
+    def _drift(self, nest: _Nest) -> Tensor:
+        """Where fine-tuning carries the newest networks of a nest, (k, P)."""
+        if nest.drift is None:
+            starts = nest.frame.own(nest.newest) if nest.newest else nest.stacked[:0]
+            moved = [
+                nest.frame.own(trained) - start
+                for state, start in zip(nest.newest, starts, strict=True)
+                if (trained := trained_on(self._defence.task, state))
+            ]
+            nest.drift = torch.cat([nest.stacked[:0], *moved])
+        return nest.drift
+
     # --- gathering -------------------------------------------------------------------------------
 
     def _gather(self) -> Iterator[_Nest]:
@@ -173,6 +193,7 @@ class Tracer:
                     alone.append(known)
                 else:
                     nest.add(known.name, vector)
+                    nest.newest = [*nest.newest[-1:], known.state]
         for nest in nests:
             nest.__dict__.pop("stacked", None)  # more came since
         yield from nests
@@ -206,6 +227,7 @@ class Tracer:
         nest = _Nest(Frame(centre, self._chain, self._names))
         for known, vector in zip(inside, nest.frame.own([k.state for k in inside]), strict=True):
             nest.add(known.name, vector)
+        nest.newest = [known.state for known in inside[-2:]]
         return nest
 
     @cached_property
@@ -273,7 +295,9 @@ def _chunks(networks: Iterable[Known]) -> Iterator[list[Known]]:
         yield chunk
 
 
-def _group(nest: _Nest, state: State, unknown: Collection[int]) -> Group | None:
+def _group(
+    nest: _Nest, state: State, unknown: Collection[int], drift: Tensor | None = None
+) -> Group | None:
     """A suspect beside the networks of a nest, those aside that nobody is to know; None: no one."""
     out = {Named(GENERATION, number) for number in unknown}
     kept = [place for place, name in enumerate(nest.names) if name not in out]
@@ -282,5 +306,5 @@ def _group(nest: _Nest, state: State, unknown: Collection[int]) -> Group | None:
     vector = nest.frame.onto(state)
     networks = nest.stacked if len(kept) == len(nest.names) else nest.stacked[kept]
     near = float(torch.cosine_similarity(vector, nest.vectors[0], 0))
-    found = compare(networks, vector, nest.frame.tensor_of)
+    found = compare(networks, vector, nest.frame.tensor_of, drift)
     return Group(tuple(nest.names[place] for place in kept), found, near < nest.least)

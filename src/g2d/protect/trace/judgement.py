@@ -77,7 +77,8 @@ class Group:
         """For each generation, as if nobody knew it: scores of all others, of generations alone."""
         generation = np.array([name.kind == GENERATION for name in self.names])
         rows = self.likeness.between[generation]
-        return [(row[~np.isnan(row)], row[generation & ~np.isnan(row)]) for row in rows]
+        others = [~np.isnan(row) for row in rows]
+        return [(row[o], row[o & generation]) for row, o in zip(rows, others, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Likeness:
         between: the same score of each network j (columns) for each network i (rows) as if i were
             the suspect, and not among the known ones, (n, n); NaN on the diagonal.
         gram, onto: weighted products of networks (n, n), and of the suspect with each (n,).
+        unexplained: share of the suspect's square that no network explains.
     """
 
     cosine: Array
@@ -46,14 +47,21 @@ class Likeness:
     between: Array
     gram: Array
     onto: Array
+    unexplained: float
 
 
-def compare(networks: Tensor, suspect: Tensor, tensor_of: Tensor) -> Likeness:
+def compare(
+    networks: Tensor, suspect: Tensor, tensor_of: Tensor, drift: Tensor | None = None
+) -> Likeness:
     """Explain a suspect (P,) by networks (n, P) of one frame.
 
     Args:
         tensor_of: the tensor that each coordinate is of, (P,) and ascending, as `Frame` has it.
+        drift: directions (k, P) in which a suspect may have moved, of whomever it is; they explain
+            what they can, and nobody is told of them.
     """
+    n = len(networks)
+    networks = networks if drift is None else torch.cat([networks, drift])
     networks, suspect, tensor_of = _seen(networks, suspect, tensor_of)
     sizes = torch.bincount(tensor_of)
     grams, ontos, squares = [], [], []
@@ -79,8 +87,11 @@ def compare(networks: Tensor, suspect: Tensor, tensor_of: Tensor) -> Likeness:
     inverse = _inverse(gram)
     a = inverse @ onto
     score = a / np.sqrt(np.maximum(np.diag(inverse), 1e-300))
+    unexplained = float(left.sum() / max(energy.sum(), 1e-30))
+    between = _between(inverse, free)[:n, :n]
+    gram, onto = gram[:n, :n], onto[:n]
     cosine = _cosines(gram, onto, float(energy @ (1 / noise)))
-    return Likeness(cosine, a, score, _between(inverse, free), gram, onto)
+    return Likeness(cosine, a[:n], score[:n], between, gram, onto, unexplained)
 
 
 def shares(likeness: Likeness, parts: Sequence[int]) -> list[float]:
@@ -100,8 +111,9 @@ def shares(likeness: Likeness, parts: Sequence[int]) -> list[float]:
 
 def _inverse(gram: Array) -> Array:
     """The inverse; networks that are mixtures of one another are kept apart, and score nothing."""
-    ridge = 1e-10 * np.trace(gram) / len(gram)
-    return np.linalg.inv(gram + ridge * np.eye(len(gram)))
+    size = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    scaled = gram / np.outer(size, size)
+    return np.linalg.inv(scaled + 1e-10 * np.eye(len(gram))) / np.outer(size, size)
 
 
 def _between(inverse: Array, free: float) -> Array:
