@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from g2d.protect.trace import Named, Null, compare, judge
+from g2d.protect.trace import Frame, Named, Null, compare, judge
 from g2d.protect.trace.judgement import GENERATION, MEMBER, Group
 from small_models import source
 
@@ -161,3 +161,20 @@ def test_a_null_grows_with_the_scores_below_zero_and_with_their_tail():
     wide = Null.fit(draws)
     assert wide.wider(2.0).p(6.0) > wide.p(6.0)
     assert wide.p(wide.needed(1e-9)) == pytest.approx(1e-9, rel=1e-3)
+
+
+def test_a_frame_lays_out_scalars_and_complex_numbers_and_balances_what_it_can():
+    draws = source(0)
+    states = [
+        {
+            "scale": torch.randn((), generator=draws),
+            "waves": torch.randn(2, 3, dtype=torch.complex64, generator=draws),
+            "half": torch.randn(4, generator=draws).half(),
+        }
+        for _ in range(3)
+    ]
+    frame = Frame(states[0], (), ("scale", "waves", "half"))
+    vectors = frame.own(states)
+    assert vectors.shape == (3, 1 + 12 + 4)
+    assert frame.tensor_of.tolist() == [0] + [1] * 12 + [2] * 4
+    assert torch.equal(vectors[1], frame.onto(states[1]))

@@ -45,7 +45,7 @@ class Frame:
         parts = []
         for first in range(0, len(states), _CHUNK):
             even = _balance_many(states[first : first + _CHUNK], self.names, self.chain)
-            flat = [even[name].flatten(1) for name in self.names]
+            flat = [even[name].reshape(len(even[name]), -1) for name in self.names]
             parts.append(self._chosen(torch.cat(flat, 1)).float())
         return torch.cat(parts)
 
