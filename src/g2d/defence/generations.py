@@ -16,10 +16,12 @@ from g2d.attacks.pools import compact, craft_pool
 from g2d.core.seeds import seed_of
 from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
+from g2d.defence.marking import fit_mark
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
 from g2d.protect.canaries.kept import CANARIES
 from g2d.protect.canaries.making import make_canaries
+from g2d.protect.fingerprint import secret_for
 from g2d.protect.layout import SECRET, is_secret
 from g2d.protect.snapshots import build_snapshot
 from g2d.protect.watermark.mark import Mark
@@ -183,6 +185,8 @@ class GenerationStore:
         files = {"weights": pack(state), "attacks": pack(attacks)} | self._canaries(model, seed)
         if (mark := self.mark()) is not None:
             full["figures"]["watermark"] = round(mark.share(model), 6)
+        if secret := secret_for(s):
+            full["mark"] = fit_mark(self.task, state, secret, s.cluster.mark_drop)
         if cpu is not None:
             full["cpu_seconds"] = round(time.process_time() - cpu, 3)
         key = self.signing_key()
@@ -232,6 +236,7 @@ class GenerationStore:
         """Read the keys that the settings name, before anything is made; raises as those who do."""
         self.signing_key()
         self.mark()
+        secret_for(self.settings)
 
     def mark(self) -> Mark | None:
         """The triggers that the settings' watermark key gives; None: the vault has no watermark.

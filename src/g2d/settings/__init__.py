@@ -258,6 +258,19 @@ class WatermarkSettings(Checked):
 
 
 @dataclass(frozen=True)
+class ClusterSettings(Checked):
+    """What replicas of a cluster serve."""
+
+    fingerprint: bool = free(
+        False, "mark each replica's copy of a generation, for `g2d trace`", since="0.2"
+    )
+    key: str = free("", "file of the secret key that marks are made from", since="0.2")
+    mark_drop: float = within(
+        0.0, 1.0, 0.002, "accuracy on the gate split that marks may cost", since="0.2"
+    )
+
+
+@dataclass(frozen=True)
 class Settings(Checked):
     """All settings of one vault."""
 
@@ -273,6 +286,7 @@ class Settings(Checked):
     vault: VaultSettings = field(default_factory=VaultSettings)
     watermark: WatermarkSettings = field(default_factory=WatermarkSettings)
     canaries: CanarySettings = field(default_factory=CanarySettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     @property
     def source(self) -> str:
@@ -355,6 +369,7 @@ def _as_tables(settings: Settings) -> dict[str, dict[str, Any]]:
 __all__ = [
     "AutoencoderSettings",
     "CanarySettings",
+    "ClusterSettings",
     "DiffusionSettings",
     "GateSettings",
     "GeneratorSettings",
