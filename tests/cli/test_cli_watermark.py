@@ -98,12 +98,9 @@ def test_the_whole_story_of_a_stolen_network(tmp_path, config):
 
     token, asked = tmp_path / "token", []
     token.write_text("mine\n")
+    token.chmod(0o600)
     with served(model, asked) as url:
-        options = ("watermark", "verify", path, "--service", url, "--token-file", token)
-        token.chmod(0o644)
-        assert "chmod 600" in fail(*options)
-        token.chmod(0o600)
-        said = succeed(*options).output
+        said = succeed("watermark", "verify", path, "--service", url, "--token-file", token).output
     assert "The suspect carries the mark." in said
     assert "in set 1" in said
     assert "1 of 3 are unburnt" in said
