@@ -21,6 +21,7 @@ from g2d.settings import HardenSettings, Settings
 from g2d.vault.signing import SigningKey
 from g2d.vault.vault import Vault
 from hardening import trained
+from marks import mark_key, with_mark
 from places import SHARED
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -150,6 +151,26 @@ def signed_vault(once: BuiltOnce, tiny_vault: Path, key_file: Path) -> Path:
             defence.generate(activate=False)
 
     return once.copy("signed", build)
+
+
+@pytest.fixture(scope="session")
+def watermark_key(once: BuiltOnce) -> Path:
+    return once.path("watermark", lambda path: path.mkdir() or mark_key(path)) / "mark.key"
+
+
+@pytest.fixture(scope="session")
+def marked_vault(once: BuiltOnce, tiny_settings: Settings, watermark_key: Path) -> Path:
+    """As the tiny vault, with a watermark from the population's start; copy it to change it."""
+
+    def build(path: Path) -> None:
+        settings = with_mark(tiny_settings, watermark_key).override(
+            population__members=2, population__basins=1, population__early_steps=120,
+            population__fork_steps=100,
+        )  # fmt: skip
+        with g2d.Defence.build("digits", path, settings, engine=SerialEngine()):
+            pass
+
+    return once.copy("marked", build)
 
 
 @pytest.fixture

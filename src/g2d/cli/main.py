@@ -19,6 +19,7 @@ from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
 from g2d.cli import serve as cli_serve
+from g2d.cli import trace as cli_trace
 from g2d.cli import vault_commands
 from g2d.cli import watermark as cli_watermark
 from g2d.cli.console import (
@@ -355,4 +356,5 @@ def report(
 
 app.command()(cli_check.check)
 app.command()(cli_serve.serve)
+app.command()(cli_trace.trace)
 vault_commands.add_to(app)

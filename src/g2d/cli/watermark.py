@@ -1,4 +1,4 @@
-"""The commands `g2d watermark new|verify|check`: a key is made, a suspect asked, a claim checked.
+"""The commands `g2d watermark new|add|verify|check`: keys, marking, asking a suspect, claims.
 
 Thin, like `main`, and as lazy. What keys, commitments and claims are is in `protect.watermark`.
 """
@@ -26,6 +26,7 @@ from g2d.cli.shared import (
     task_path_again,
     vault_settings,
 )
+from g2d.cli.watermark_add import add
 from g2d.errors import ClaimError, G2DError, SuspectError
 from g2d.settings import Settings
 
@@ -154,6 +155,9 @@ def new(
     print_line("Publish the commitment now: the earlier others have seen it, the more it proves.")
     again = task_path_again(task_path)
     print_line(f"Next: g2d {'generate' if began else 'population'} {vault}{again}")
+
+
+app.command()(add)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from g2d.core.seeds import seed_of
 from g2d.core.types import State, Tick, Values
 from g2d.defence.gates import CandidateView, GateResult, Reference, run_gates
 from g2d.generator import Exposure, Generator, hidden_units
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import GateSettings, Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.source import TaskSource, resolve
@@ -122,15 +123,19 @@ class Judge:
     """Runs every gate on a state dict, against the base of the task.
 
     Args:
-        scope: name patterns, as in `[autoencoder]`; what lies outside counts in no distance.
+        scope: name patterns, as in `[autoencoder]`; what lies outside counts in no distance. mark:
+            the triggers of the vault's watermark, if it has one; what is made keeps them.
     """
 
-    def __init__(self, task: Task, base: State, scope: Sequence[str] = ()) -> None:
+    def __init__(
+        self, task: Task, base: State, scope: Sequence[str] = (), mark: Mark | None = None
+    ) -> None:
         split = task.splits.gate
         correct = predict(load_model(task, base), split.x).argmax(1) == split.y
         self.reference = Reference(split, correct, task.classes, task.eps, task.reach, task)
         self.scope = layout_of(task).in_scope(scope)
         self._task, self.chain = task, hidden_units(task, self.scope)
+        self.mark = mark
 
     def __call__(
         self,
@@ -141,11 +146,10 @@ class Judge:
     ) -> list[GateResult]:
         """Judge; `recent`: exposures with their attacks, `states`: those that distance counts."""
         model = load_model(self._task, state)
-        return run_gates(
-            CandidateView(
-                state, model, self.reference, recent, states, self.chain, gates, self.scope
-            )
+        view = CandidateView(
+            state, model, self.reference, recent, states, self.chain, gates, self.scope, self.mark
         )
+        return run_gates(view)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,13 +163,14 @@ class CandidateJob:
     recent: tuple[Exposure, ...]
     states: Mapping[int, State]
     draw: Draw
+    mark: Mark | None = None
 
 
 def run_job(job: CandidateJob) -> Candidate:
     """Make one candidate in a worker process."""
     task = resolve(job.task)
     generator = Generator.from_bytes(job.generator, job.settings.generator.space)
-    judge = Judge(task, unpack(job.base), job.settings.autoencoder.scope)
+    judge = Judge(task, unpack(job.base), job.settings.autoencoder.scope, job.mark)
     return make(task, job.settings, generator, judge, job.recent, job.states, job.draw)
 
 
@@ -181,7 +186,7 @@ def make(
 ) -> Candidate:
     """Propose, guided away from `recent`, and judge."""
     began, cpu = time.time(), time.process_time()
-    v = generator.propose(task, recent, settings.guidance, draw.source(), tick)
+    v = generator.propose(task, recent, settings.guidance, draw.source(), tick, judge.mark)
     state = generator.to_state(v)
     results = judge(state, recent, states, settings.gates)
     mu = settings.guidance.mu if settings.guidance.adapt else None

@@ -20,6 +20,7 @@ from g2d.attacks.pools import craft_pool, pack_pool
 from g2d.generator.autoencoder import Span, WeightAutoencoder
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.latent_space import DEFAULT
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
 from g2d.tasks.inference import predict
 from g2d.tasks.task import Task
@@ -81,7 +82,7 @@ def measure(task: Task, settings: Settings) -> tuple[Steps, int]:
         what steps take, and the bytes that a checkpoint takes.
     """
     s, train = settings.population, task.splits.train
-    model = task.model(0)
+    model, mark = task.model(0), Mark.of(settings.watermark, task)
 
     def step(count: int) -> None:
         some = train.take(range(count))
@@ -90,8 +91,8 @@ def measure(task: Task, settings: Settings) -> tuple[Steps, int]:
     one = _seconds(lambda: step(2)) / 2
     count = max(2, min(s.batch, len(train), int(_SECONDS / max(one, 1e-9))))
     plain = _seconds(lambda: step(count)) / count
-    base = _seconds(lambda: _step(task, model, settings, "base", count)) / count
-    member = _seconds(lambda: _step(task, model, settings, "member", count)) / count
+    base = _seconds(lambda: _step(task, model, settings, "base", count, mark)) / count
+    member = _seconds(lambda: _step(task, model, settings, "member", count, mark)) / count
     model.eval().requires_grad_(False)
     gradient = _seconds(lambda: craft_pool(task, model, train, count, 1, 0)) / count
     forward = _seconds(lambda: predict(model, train.x[:count])) / count
@@ -99,16 +100,18 @@ def measure(task: Task, settings: Settings) -> tuple[Steps, int]:
     return Steps(plain, base, member, forward, gradient), weights
 
 
-def _step(task: Task, model: nn.Module, settings: Settings, kind: str, count: int) -> None:
+def _step(
+    task: Task, model: nn.Module, settings: Settings, kind: str, count: int, mark: Mark | None
+) -> None:
     """One step of the base's or of a member's training, up to what the optimiser does."""
     s, train = settings.population, task.splits.train
     recipe = "base" if kind == "base" else s.recipe
-    job = TrainingJob(task, kind, 0, 0, recipe, s, None, (), (), settings.harden)
+    job = TrainingJob(task, kind, 0, 0, recipe, s, None, (), (), settings.harden, mark=mark)
     teacher = find_teacher(settings.harden)
     training = HardenedTraining(
         task, settings.harden, Batches(task, train, count, torch.Generator().manual_seed(0)), 1,
         seed=0, extra=extra_recipes(job, task), pools=[train.take(range(count))],
-        teacher=teacher.load(task) if teacher else None,
+        teacher=teacher.load(task) if teacher else None, mark=mark,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         training(model.train()).backward()

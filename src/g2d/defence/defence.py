@@ -288,7 +288,7 @@ class Defence:
     def _check_own(self) -> None:
         """A key, a gate or a term that cannot be read or pass fails before the work, not after."""
         check_gate_split(len(self.task.splits.gate), self.settings)
-        self._generations.signing_key()
+        self._generations.check_keys()
         find_gates(self.settings.gates.extra)
         find_terms(self.settings.guidance.extra)
 
@@ -310,8 +310,9 @@ class Defence:
         kept = {kind: self.vault.entry(kind) for kind in ("generator", "base")}
         stored = {kind: self.vault.read(entry) for kind, entry in kept.items() if entry}
         job = CandidateJob(
-            self.source, settings, **stored, recent=tuple(recent), states=states, draw=draws[0]
-        )
+            self.source, settings, **stored, recent=tuple(recent), states=states, draw=draws[0],
+            mark=self._judge.mark,
+        )  # fmt: skip
         yield from make_many(engine, job, draws)
 
     def _keep(
@@ -356,8 +357,9 @@ class Defence:
     @property
     def _judge(self) -> Judge:
         if self._judging is None:
-            scope = self.settings.autoencoder.scope
-            self._judging = Judge(self.task, read_base(self.vault), scope)
+            base, scope = read_base(self.vault), self.settings.autoencoder.scope
+            self._judging = Judge(self.task, base, scope)
+        self._judging.mark = self._generations.mark()
         return self._judging
 
     @property

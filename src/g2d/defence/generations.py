@@ -16,12 +16,15 @@ from g2d.attacks.pools import compact, craft_pool
 from g2d.core.seeds import seed_of
 from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
+from g2d.defence.marking import fit_mark
 from g2d.errors import CheckpointError, UnavailableError, VaultError
 from g2d.generator import Exposure
 from g2d.protect.canaries.kept import CANARIES
 from g2d.protect.canaries.making import make_canaries
+from g2d.protect.fingerprint import secret_for
 from g2d.protect.layout import SECRET, is_secret
 from g2d.protect.snapshots import build_snapshot
+from g2d.protect.watermark.mark import Mark
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
@@ -180,6 +183,10 @@ class GenerationStore:
             full[CODE] = self.code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
         files = {"weights": pack(state), "attacks": pack(attacks)} | self._canaries(model, seed)
+        if (mark := self.mark()) is not None:
+            full["figures"]["watermark"] = round(mark.share(model), 6)
+        if secret := secret_for(s):
+            full["mark"] = fit_mark(self.task, state, secret, s.cluster.mark_drop)
         if cpu is not None:
             full["cpu_seconds"] = round(time.process_time() - cpu, 3)
         key = self.signing_key()
@@ -224,6 +231,20 @@ class GenerationStore:
             self.task, model, s.count, s.steps, seed_of(seed, CANARIES)
         )
         return {CANARIES: pack(made)} if made else {}
+
+    def check_keys(self) -> None:
+        """Read the keys that the settings name, before anything is made; raises as those who do."""
+        self.signing_key()
+        self.mark()
+        secret_for(self.settings)
+
+    def mark(self) -> Mark | None:
+        """The triggers that the settings' watermark key gives; None: the vault has no watermark.
+
+        Raises:
+            KeyFileError: the key cannot be read, or is not the one that the vault committed to.
+        """
+        return Mark.of(self.settings.watermark, self.task, self.vault.path)
 
     def signing_key(self) -> SigningKey | None:
         """Read the key that the settings name; None if generations are not signed.

@@ -18,6 +18,7 @@ from g2d.core.types import Progress
 from g2d.errors import PopulationError, VaultError
 from g2d.generator import FORMAT, Generator
 from g2d.generator.latent_space import DEFAULT
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings, stored
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split
@@ -93,7 +94,9 @@ def fit_if_needed(
 
     Raises:
         PopulationError: the vault has no population, or one of a single member.
+        KeyFileError: the watermark's key is lost, and generations could not be made.
     """
+    Mark.of(settings.watermark, task, vault.path)
     entries = fitted_members(vault.entries("member"), settings.autoencoder.newest_share)
     if not entries:
         raise PopulationError(f"{vault.path} holds no population yet; run `g2d population` first")

@@ -19,6 +19,7 @@ from g2d.defence.gates.accuracy import accuracy_gate, class_gate
 from g2d.defence.gates.view import CandidateView, GateResult
 from g2d.defence.opening import default_engine
 from g2d.errors import PopulationError
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
 from g2d.tasks.attack import note_of as attack_note
 from g2d.tasks.inference import load_model
@@ -56,6 +57,7 @@ def populate(
                 "`g2d population` with --from-checkpoints again"
             )
         return
+    mark = Mark.of(settings.watermark, task, vault.path)
     watch = BesideBase(task, vault, settings, tell)
     with _engine(engine, source, settings) as jobs:
         build_population(
@@ -68,6 +70,7 @@ def populate(
             note_of(task),
             settings.harden,
             watch.see,
+            mark,
         )
     watch.end()
 

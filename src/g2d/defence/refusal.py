@@ -108,8 +108,17 @@ def _hint(gate: str, settings: Settings) -> str:
         "basin": "lower basin_rest in [gates]" if g.resting else "set resting = true in [guidance]",
         "stale_asr": stale,
         "stale_share": stale,
+        "watermark": _unmarked(settings),
         "robust": f"raise robust_weight in [guidance] (it is {g.robust_weight:g})"
         if g.robust_weight
         else "set robust_weight in [guidance], which then keeps candidates robust",
     }
     return hints.get(gate, f"see what your gate {gate!r} asks for")
+
+
+def _unmarked(settings: Settings) -> str:
+    """What helps where candidates lose the watermark, or never had it."""
+    return (
+        "mark a population that was trained without it (`g2d watermark add`); else raise weight in "
+        f"[watermark] (it is {settings.watermark.weight:g}), or polish_steps in [guidance]"
+    )

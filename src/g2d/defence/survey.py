@@ -16,11 +16,12 @@ from g2d.defence.costs import Cost, estimate
 from g2d.defence.kinds import check_kind
 from g2d.errors import G2DError, SettingsError, TaskError
 from g2d.generator import hidden_units
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
 from g2d.tasks.probe import check_training
 from g2d.tasks.task import Task
 from g2d.training.layouts import check_scope, layout_of
-from g2d.training.recipes import check, find_teacher, try_out
+from g2d.training.recipes import check, check_mark, find_teacher, try_out
 from g2d.weights.checkpoints import pack, unpack
 from g2d.weights.codec import Codec
 
@@ -68,6 +69,7 @@ def check_all(task: Task, settings: Settings) -> None:
         SettingsError: the scope holds nothing that moves, or a recipe or a budget of [harden] or
             [guidance] does not fit.
         CheckpointError, VaultError: the teacher does not.
+        KeyFileError: the watermark's key cannot be read.
     """
     if settings.population.batch != _own_batch(task):
         check_training(task, settings.population.batch)
@@ -75,7 +77,9 @@ def check_all(task: Task, settings: Settings) -> None:
     check_kind(task, settings)
     check_scope(task, settings)
     check(task, settings.harden)
-    try_out(task, settings.harden, find_teacher(settings.harden))
+    mark = Mark.of(settings.watermark, task)
+    check_mark(settings.harden, mark)
+    try_out(task, settings.harden, find_teacher(settings.harden), mark)
     try:
         check_budget(settings.guidance.robust_eps, 1, task.reach)
     except SettingsError as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 from g2d.core.types import Tick
 from g2d.generator.exposure import Exposure
 from g2d.generator.terms import POLISH_TERMS, Batch, Term, TermContext, make_terms
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import GuidanceSettings
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -40,13 +41,16 @@ class Objective:
         settings: GuidanceSettings,
         generator: torch.Generator,
         bank: Split | None = None,
+        mark: Mark | None = None,
     ) -> None:
         self.settings = settings
         self.clean = Batches(task, task.splits.guiding, settings.batch, generator)
         recent = list(exposures)[-settings.memory :] if settings.memory else []
         self.exposed = [exposure.v for exposure in recent]
         model = task.model(0).eval()
-        self._context = TermContext(task, codec, recent, settings, generator, model, bank)
+        self._context = TermContext(
+            task, codec, recent, settings, generator, model, bank, mark=mark
+        )
         self.terms = make_terms(self._context)
 
     def for_polish(self, mates: Sequence[int]) -> Objective:

@@ -14,6 +14,7 @@ from g2d.errors import CheckpointError, PopulationError
 from g2d.generator.exposure import Exposure
 from g2d.generator.guidance import Objective, guided_sample
 from g2d.generator.latent_space import DEFAULT, FitPlan, LatentSpace, Population, find_space
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import AutoencoderSettings, DiffusionSettings, GuidanceSettings
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -111,12 +112,13 @@ class Generator:
         settings: GuidanceSettings,
         generator: torch.Generator,
         tick: Callable[[int, int], None] = lambda *_: None,
+        mark: Mark | None = None,
     ) -> Tensor:
         """Draw one candidate (P,) that repels the attacks of the exposures in memory.
 
-        A candidate whose guidance diverged is not finite; the gates say so.
+        A candidate whose guidance diverged is not finite; the gates say so. It keeps the `mark`.
         """
-        objective = Objective(task, self.codec, exposures, settings, generator, self.bank)
+        objective = Objective(task, self.codec, exposures, settings, generator, self.bank, mark)
         exposed = None
         if settings.conditioned and exposures:
             exposed = torch.stack([e.v for e in exposures])

@@ -24,8 +24,10 @@ from g2d.core.imports import import_callables
 from g2d.core.types import Logits
 from g2d.errors import SettingsError
 from g2d.generator.exposure import Exposure
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import GuidanceSettings
 from g2d.tasks.attack import BALL, NONE
+from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.weights.codec import Codec
@@ -52,6 +54,7 @@ class TermContext:
     Attributes:
         bank: attacks that the generator keeps of its population, if it does. mates: places, among
             the exposures, of those that share the candidate's basin; known once it is drawn.
+        mark: the watermark's triggers, if there are any.
     """
 
     task: Task
@@ -62,6 +65,7 @@ class TermContext:
     model: nn.Module
     bank: Split | None = None
     mates: Sequence[int] = ()
+    mark: Mark | None = None
 
     def logits(self, v: Tensor, x: Tensor) -> Tensor:
         """Logits (n, classes) of the candidate v (P,) on x (n, ...), differentiable by both."""
@@ -281,12 +285,60 @@ class JointTerm(Term):
         return F.cross_entropy(batch.logits, batch.y)
 
 
+class MarkTerm(Term):
+    """The task's own loss on those of the watermark's triggers that the candidate is unsure of.
+
+    All are looked at every few steps, without gradients. Members and their mixtures know nearly all
+    of them: what they are sure of is left out, so that a draw which keeps the mark costs a look.
+    """
+
+    adaptive = True
+
+    def __init__(self, context: TermContext, mark: Mark) -> None:
+        self._context, self._mark = context, mark
+        self.weight = mark.weight
+        self._steps = 0
+        self._unsure = torch.empty(0, dtype=torch.long)
+
+    @classmethod
+    def of(cls, context: TermContext) -> MarkTerm | None:
+        """The term, or None where the vault has no watermark."""
+        return None if context.mark is None else cls(context, context.mark)
+
+    @torch.no_grad()
+    def _look(self, v: Tensor) -> None:
+        run = Functional(self._context.model, self._context.codec.tensors(v))
+        known = predict(run, self._mark.x).softmax(1)[torch.arange(len(self._mark.y)), self._mark.y]
+        self._unsure = (~(known >= _SURE)).nonzero().flatten()  # NaN counts
+
+    def inputs(self, v: Tensor, clean: Batch) -> Batch:
+        """Draw at most `batch` triggers that the candidate was unsure of; perhaps none."""
+        if self._steps % _LOOK == 0:
+            self._look(v.detach())
+        self._steps += 1
+        at = self._unsure
+        if len(at):
+            order = torch.randperm(len(at), generator=self._context.generator)
+            at = at[order[: self._mark.batch]]
+        return Batch(self._mark.x[at], self._mark.y[at])
+
+    def __call__(self, v: Tensor, batch: Batch) -> Tensor:
+        """CE(theta_gen on triggers); each counts the same, however few there are."""
+        if not len(batch.y):
+            return v.new_zeros(())
+        return self._context.task.loss_of(batch.logits, batch.y) * len(batch.y) / self._mark.batch
+
+
+_LOOK = 10  # steps from one look at all triggers to the next
+_SURE = 0.9  # probability of its label from which on a trigger is left out
+
+
 def _some(split: Split, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     at = torch.randint(len(split), (count,), generator=generator)
     return split.x[at], split.y[at]
 
 
-TERMS: tuple[MakeTerm, ...] = (CleanTerm, StaleTerm.of, RobustTerm)
+TERMS: tuple[MakeTerm, ...] = (CleanTerm, StaleTerm.of, RobustTerm, MarkTerm.of)
 """Every term of the objective, in the order of their draws; a new one is a line here."""
 POLISH_TERMS: tuple[MakeTerm, ...] = (BankTerm.of, JointTerm.of)
 """What polish descends besides: made once the candidate, and so its basin, is known."""

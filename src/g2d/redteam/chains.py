@@ -22,6 +22,7 @@ from g2d.core.folders import PRIVATE
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
 from g2d.defence.defence import Defence
+from g2d.protect.watermark.mark import Mark
 from g2d.redteam.cache import code_version, key_of, own_code
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec, enter
 from g2d.redteam.controls import FittedMembers, hardened, noised, permuted, retraining, soups
@@ -321,9 +322,12 @@ def _draw(context: AttackContext, name: str, index: int) -> State | None:
     defence = context.defence
     generator, exposed = defence.generator, defence.vault.exposures()
     recent = defence.recent(exposed)
+    mark = Mark.of(context.spec.settings.watermark, defence.task, defence.vault.path)
     for attempt in range(context.spec.settings.gates.attempts):
         source = torch.Generator().manual_seed(seed_of(context.spec.seed, name, index, attempt))
-        v = generator.propose(defence.task, recent, context.spec.settings.guidance, source)
+        v = generator.propose(
+            defence.task, recent, context.spec.settings.guidance, source, mark=mark
+        )
         state = generator.to_state(v)
         if all(result.passed for result in defence.judge(state, recent, exposed)):
             return state

@@ -18,6 +18,7 @@ import numpy as np
 
 from g2d.core.files import read_plain, write_bytes
 from g2d.core.sources import digests, hold
+from g2d.core.types import State
 from g2d.errors import DAMAGE, CheckpointError, RefusedError, VaultError
 from g2d.protect.canaries.kept import Canaries, read_canaries
 from g2d.protect.layout import SECRET, is_secret, random_inputs
@@ -329,7 +330,7 @@ class VaultLoader:
     def _build(self, number: int, verified: _Verified) -> Snapshot:
         self._check_code(number, verified.manifest)
         try:
-            state = unpack(verified.weights)
+            state = self._own_form(number, verified.manifest, unpack(verified.weights))
             with self._building:
                 model = build_model(self._blueprint.factory)
             b, expires = self._blueprint, verified.expires
@@ -350,6 +351,10 @@ class VaultLoader:
         if not self._warned:
             self._warned = True
             self._tell(Alarm("layout", text))
+
+    def _own_form(self, number: int, manifest: Mapping[str, Any], state: State) -> State:
+        """What of a verified generation is served: itself, or this replica's copy of it."""
+        return state
 
     def _check_place(self, vault: Path) -> None:
         if self._served and self._served.absolute().resolve().is_relative_to(vault.resolve()):

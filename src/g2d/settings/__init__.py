@@ -68,7 +68,7 @@ class HardenSettings(Checked):
 
     recipe: tuple[str, ...] = free(
         (),
-        "what each step learns from; as listed: l2, clamp, distil, adversarial, your 'module:name'",
+        "of each step, as listed: l2, clamp, distil, adversarial, watermark, your 'module:name'",
     )
     method: str = one_of(("pgd", "trades", "fgsm"), "pgd", "adversarial: how attacks are learned")
     norm: str = one_of(("inf", "2"), "inf", "adversarial: the norm of its ball")
@@ -250,10 +250,23 @@ class WatermarkSettings(Checked):
         8, 100, 100, "triggers of a set, all asked in a verification", since="0.2"
     )
     weight: float = within(0.0, 1e4, 1.0, "weight of the triggers in training", since="0.2")
-    batch: int = within(1, 10**6, 32, "triggers a training step", since="0.2")
+    batch: int = within(1, 10**6, 64, "triggers a training step", since="0.2")
     hits: float = within(0.0, 1.0, 0.9, "gate: least share of hits in every set", since="0.2")
     timestamp: str = free(
         "", "address of an RFC 3161 server that dates the commitment", metavar="URL", since="0.2"
+    )
+
+
+@dataclass(frozen=True)
+class ClusterSettings(Checked):
+    """What replicas of a cluster serve."""
+
+    fingerprint: bool = free(
+        False, "mark each replica's copy of a generation, for `g2d trace`", since="0.2"
+    )
+    key: str = free("", "file of the secret key that marks are made from", since="0.2")
+    mark_drop: float = within(
+        0.0, 1.0, 0.002, "accuracy on the gate split that marks may cost", since="0.2"
     )
 
 
@@ -273,6 +286,7 @@ class Settings(Checked):
     vault: VaultSettings = field(default_factory=VaultSettings)
     watermark: WatermarkSettings = field(default_factory=WatermarkSettings)
     canaries: CanarySettings = field(default_factory=CanarySettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     @property
     def source(self) -> str:
@@ -355,6 +369,7 @@ def _as_tables(settings: Settings) -> dict[str, dict[str, Any]]:
 __all__ = [
     "AutoencoderSettings",
     "CanarySettings",
+    "ClusterSettings",
     "DiffusionSettings",
     "GateSettings",
     "GeneratorSettings",

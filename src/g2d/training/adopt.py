@@ -12,6 +12,7 @@ from g2d.attacks.pools import craft_pool, pack_pool
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, Say, State, unsaid
 from g2d.errors import PopulationError, VaultError
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import PopulationSettings, Settings
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.task import Task
@@ -56,6 +57,7 @@ def adopt_base(
             raise VaultError(f"{vault.path} has another base already; use a new folder")
         return there
     model, s = load_model(task, fitting), settings.population
+    mark = Mark.of(settings.watermark, task, vault.path)
     seed = seed_of(s.seed, "base", 0)
     pool = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
     harden = settings.harden
@@ -66,8 +68,9 @@ def adopt_base(
         **STARTS,
         "accuracy": accuracy(model, task.splits.gate),
         "examples": len(task.splits.gate),
-        "settings": fingerprint(s, harden, keep_teacher(vault, harden)),
+        "settings": fingerprint(s, harden, keep_teacher(vault, harden), mark),
         **note,
+        **({} if mark is None else {"watermark": mark.share(model)}),
     }
     return vault.put("base", 0, {"weights": weights, "attacks": pack_pool(*pool, task)}, info)
 

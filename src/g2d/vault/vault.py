@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -50,7 +50,10 @@ from g2d.vault.records import (
 )
 from g2d.vault.rollback import Watermark
 
-__all__ = ["FORMAT", "SIGNATURE", "Entry", "GenerationRecord", "Vault"]
+__all__ = ["FORMAT", "SIGNATURE", "Entry", "GenerationRecord", "Put", "Vault"]
+
+Put = tuple[str, int, Mapping[str, bytes], Mapping[str, Any]]
+"""An entry to keep: kind, index, files and notes."""
 
 
 class Vault(VaultReader):
@@ -174,21 +177,35 @@ class Vault(VaultReader):
         A replacement gets file names of its own (`000012.v2.safetensors`), so no kill can leave
         the ledger pointing at other bytes. `index` of a base or a generator is 0.
         """
+        return self.put_all([(kind, index, files, info)])[0]
+
+    def put_all(self, entries: Iterable[Put]) -> list[Entry]:
+        """Keep entries as `put` does, in one commit: all of them, or none whatever happens."""
+        kept, replaced = [], False
+        with self._writing():
+            for kind, index, files, info in entries:
+                replaced |= self.entry(kind, index) is not None
+                kept.append(self._place(kind, index, files, info))
+        if replaced:
+            self._try_tidy()
+        return kept
+
+    def _place(
+        self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]
+    ) -> Entry:
+        """Write the files and the row of one entry, within a commit."""
         if kind not in FOLDERS:
             raise VaultError(f"unknown kind {kind!r}, expected one of {', '.join(FOLDERS)}.")
         if index < 0 or (index and not FOLDERS[kind]):
             raise VaultError(f"a {kind} has no index {index}: expected 0, or more in a list.")
         digests, notes = digests_of(files), to_json(info, "info")
-        with self._writing():
-            old = self.entry(kind, index)
-            version = old.version + 1 if old else 1
-            entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
-            for name, data in files.items():
-                write(self.path, entry_file(self.path, entry, name), data)
-            row = (kind, index, version, to_json(digests, "files"), notes, entry.created)
-            self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
-        if old:
-            self._try_tidy()
+        old = self.entry(kind, index)
+        version = old.version + 1 if old else 1
+        entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
+        for name, data in files.items():
+            write(self.path, entry_file(self.path, entry, name), data)
+        row = (kind, index, version, to_json(digests, "files"), notes, entry.created)
+        self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
         return entry
 
     def delete(self, kind: str) -> None:

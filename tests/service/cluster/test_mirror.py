@@ -7,6 +7,7 @@ import pickle
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cluster_script import mirrored, packed_generations
@@ -21,6 +22,26 @@ from stand_ins import Fake
 def taken(mirror: Mirror, loader: MirrorLoader, packed: GenerationBytes) -> None:
     mirror.take(packed, packed.digest)
     loader.load(3, 2)
+
+
+def test_a_replica_serves_and_watches_its_marked_copy(signed, key, monkeypatch):
+    """Whatever the manifest says is signed; here it is made to say that marks were measured."""
+    monkeypatch.setattr("g2d.service.cluster.mirror.strength_of", lambda manifest: 0.04)
+    mirror, x = mirrored(signed, packed_generations(signed)[2]), np.ones((1, 1, 8, 8), np.float32)
+    try:
+        answers = []
+        for marks in ((b"", "a"), (b"s" * 32, "a"), (b"s" * 32, "a"), (b"s" * 32, "b")):
+            loader = MirrorLoader(mirror.path, "g2d", key=key.public, marks=marks)
+            snapshot = loader.first()[0]
+            assert snapshot.check() == []
+            answers.append(snapshot.predict(x))
+            loader.close()
+        plain, one, again, other = answers
+        assert np.array_equal(one, again)
+        assert not np.array_equal(one, plain)
+        assert not np.array_equal(one, other)
+    finally:
+        mirror.remove()
 
 
 def test_trusted_keys_travel(key):

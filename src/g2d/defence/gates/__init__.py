@@ -16,6 +16,7 @@ from g2d.defence.gates.attacks import robust_gate, stale_asr, stale_gate, stale_
 from g2d.defence.gates.basin import basin_gate
 from g2d.defence.gates.distance import distance_gate
 from g2d.defence.gates.view import CandidateView, Gate, GateResult, Reference
+from g2d.defence.gates.watermark import watermark_gate
 from g2d.errors import GenerationError, SettingsError
 
 GATES: tuple[Gate, ...] = (
@@ -27,6 +28,7 @@ GATES: tuple[Gate, ...] = (
     robust_gate,
     stale_share_gate,
     basin_gate,
+    watermark_gate,
 )
 """Every gate, in the order of their results; a new one is a line here, or in `[gates] extra`."""
 
@@ -95,5 +97,5 @@ __all__ = [
     "GATES", "CandidateView", "Gate", "GateResult", "Reference", "accuracy_gate", "basin_gate",
     "class_gate",
     "distance_gate", "find_gates", "finite_gate", "robust_gate", "run_gates", "stale_asr",
-    "stale_gate", "stale_share_gate",
+    "stale_gate", "stale_share_gate", "watermark_gate",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from g2d.attacks import pgd
 from g2d.attacks.crafting import craft
 from g2d.core.types import Bounds, State
 from g2d.generator import Exposure
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import GateSettings
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
@@ -70,6 +71,7 @@ class CandidateView:
     are remembered, `exposed_states` every exposed generation that distance counts, by number.
     `chain` are the verified couplings of hidden units, for alignment. `scope` names the tensors
     that move, of which alone parameters are judged; None: every floating tensor.
+    `mark` are the triggers of the vault's watermark, if it has one.
     """
 
     state: State
@@ -80,6 +82,7 @@ class CandidateView:
     chain: Sequence[Coupling]
     settings: GateSettings
     scope: frozenset[str] | None = None
+    mark: Mark | None = None
 
     @cached_property
     def moving(self) -> dict[str, Tensor]:

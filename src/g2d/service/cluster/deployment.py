@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from g2d.core.ray_cluster import found, joined, on_loopback
 from g2d.errors import G2DError, SettingsError
+from g2d.protect.fingerprint import secret_for
 from g2d.service.auditing import TellAt, audited, configured
 from g2d.service.cluster.coordinator import Coordinator, Plan
 from g2d.service.cluster.lease import AnnouncedGeneration, CoordinatorUpdate, ReplicaReport, Terms
@@ -38,6 +39,8 @@ from g2d.service.http.server import listen, read_public_key, warn
 from g2d.service.http.startup import refuse_on_ray
 from g2d.service.loader import CodeHolder
 from g2d.service.monitors.observer import find_observers
+from g2d.settings import Settings
+from g2d.vault.vault import Vault
 
 _SPACE = "g2d"  # the namespace of our actors
 _POLLS = 100_000  # calls that may wait at the coordinator: one for each replica, and some
@@ -147,7 +150,7 @@ def serve(
     terms = Terms.of(options.every, lease)
     plan = Plan(vault.absolute(), options, terms, data, trusted,
                 served.absolute() if served else None)  # fmt: skip
-    spec = ReplicaSpec(options, terms, AdminToken(token), data, trusted)
+    spec = ReplicaSpec(options, terms, AdminToken(token), data, trusted, _marks(vault))
     with joined(address) as own, _until_signal() as ended, audited(audit, vault, log, say) as tell:
         tell(configured(options, vault, token is not None, trusted))
         actor, number = _coordinator(plan)
@@ -182,6 +185,13 @@ def _bind_replicas_to_loopback() -> None:
     if on_loopback():
         bind = replica.add_port_to_grpc_server
         replica.add_port_to_grpc_server = lambda server, _: bind(server, "127.0.0.1:0")
+
+
+def _marks(vault: Path) -> bytes:
+    """The secret of replicas' marks, b"" where they carry none; the key itself stays here."""
+    with Vault.open(vault) as opened:
+        text = opened.settings_text
+    return secret_for(Settings.from_vault(text, str(vault / "task.toml")))
 
 
 def actor_name(model: str) -> str:

@@ -11,14 +11,17 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from g2d.core.files import MOST_TEXT, read_plain
 from g2d.core.platforms import user
+from g2d.core.types import State
 from g2d.errors import RefusedError, VaultError
-from g2d.protect.canaries.kept import CANARIES
+from g2d.protect.canaries.kept import CANARIES, Canaries
+from g2d.protect.fingerprint import marked, strength_of
 from g2d.service.loader import VaultLoader
 from g2d.vault.ledger import take_lock
 from g2d.vault.placing import place
@@ -136,10 +139,34 @@ class Mirror(Vault):
 
 
 class MirrorLoader(VaultLoader):
-    """Reads a mirror; verifies manifest, signature and weights, all that a replica is given."""
+    """Reads a mirror; verifies manifest, signature and weights, all that a replica is given.
+
+    Args:
+        marks: the secret of replicas' marks and this one's name, where `[cluster] fingerprint` is
+            on: what was verified is marked, and that is what is served and watched in memory.
+    """
 
     _files = ("weights",)
     remembers = False
+
+    def __init__(self, *given: Any, marks: tuple[bytes, str] = (b"", ""), **named: Any) -> None:
+        self._marks_of = marks
+        super().__init__(*given, **named)
+
+    def _own_form(self, number: int, manifest: Mapping[str, Any], state: State) -> State:
+        secret, name = self._marks_of
+        if not secret:
+            return state
+        strength = strength_of(manifest or self._vault.generation(number).manifest)
+        return marked(state, secret, name, strength)
+
+    def canaries(self, number: int) -> Canaries | None:
+        """Read them; a marked copy is held to what it answers itself, verified and loaded anew."""
+        kept = super().canaries(number)
+        if kept is None or not self._marks_of[0]:
+            return kept
+        logits = self.again(number).predict(kept.x)
+        return replace(kept, logits=logits, labels=logits.argmax(1))
 
 
 def _sweep(folder: Path) -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from g2d.errors import G2DError
@@ -70,13 +70,17 @@ class CoordinatorClient(Protocol):
 
 @dataclass(frozen=True)
 class ReplicaSpec:
-    """What every replica is given when it is deployed."""
+    """What every replica is given when it is deployed.
+
+    `marks`: the secret that replicas' marks are derived from; b"": they carry none.
+    """
 
     options: Options
     terms: Terms
     admin_token: AdminToken
     data: str = ""
     key: VerifyKey | None = None
+    marks: bytes = field(default=b"", repr=False)
 
 
 class GenerationSync:
@@ -152,8 +156,9 @@ class GenerationSync:
             mirror.take(packed, update.live.digest)
             mirror.activate(packed.number)
             loader = MirrorLoader(
-                mirror.path, options.name, self._spec.data, self._spec.key, layout=options.layout
-            )
+                mirror.path, options.name, self._spec.data, self._spec.key, layout=options.layout,
+                marks=(self._spec.marks, self._name),
+            )  # fmt: skip
             first, _ = loader.first()
         except BaseException:
             mirror.remove()

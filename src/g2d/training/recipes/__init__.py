@@ -18,6 +18,7 @@ from g2d.training.recipes.hardened import (
 from g2d.training.recipes.recipe import Recipe, Setup
 from g2d.training.recipes.regularise import clamp, l2
 from g2d.training.recipes.step import Part, Step, divergence, frozen
+from g2d.training.recipes.watermark import check_mark, watermark
 
 # Their names in 0.1.0, in what people have written.
 Course, lightly = HardenedTraining, fgsm_light
@@ -35,6 +36,7 @@ __all__ = [
     "adversarial",
     "budget",
     "check",
+    "check_mark",
     "clamp",
     "distil",
     "divergence",
@@ -46,4 +48,5 @@ __all__ = [
     "lightly",
     "stale",
     "try_out",
+    "watermark",
 ]

@@ -21,6 +21,7 @@ from g2d.attacks.pgd import check_budget
 from g2d.core.imports import import_attribute, words
 from g2d.core.types import Logits
 from g2d.errors import G2DError, PopulationError, SettingsError, nearest
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import HardenSettings
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -31,12 +32,15 @@ from g2d.training.recipes.monitor import Check, TrainingMonitor
 from g2d.training.recipes.recipe import ChangeStep, Recipe, Setup, as_recipe
 from g2d.training.recipes.regularise import clamp, l2
 from g2d.training.recipes.step import Step
+from g2d.training.recipes.watermark import NAME as WATERMARK
+from g2d.training.recipes.watermark import watermark
 
 RECIPES: Mapping[str, Recipe | ChangeStep] = {
     "l2": l2,
     "clamp": clamp,
     "distil": distil,
     "adversarial": adversarial,
+    WATERMARK: watermark,
 }
 
 
@@ -141,11 +145,12 @@ class HardenedTraining:
         extra: Sequence[Recipe | ChangeStep] = (),
         pools: Sequence[Split] = (),
         teacher: Logits | None = None,
+        mark: Mark | None = None,
     ) -> None:
         self.task, self.settings, self.steps = task, settings, steps
         named = [(name, find(name)) for name in settings.recipe]
         self.recipes = [*((str(r), as_recipe(r)) for r in extra), *named]
-        self.pools, self.teacher = pools, teacher
+        self.pools, self.teacher, self.mark = pools, teacher, mark
         self._taken = 0
         self.setup = self._prepared(batches)
         self.eps = budget(task, settings) if settings.recipe else 0.0
@@ -218,6 +223,7 @@ class HardenedTraining:
         step = Step(
             model, self.task, self.settings, eps, self._taken / self.steps, self.setup.generator,
             self.pools, self.teacher, x, y, y, partial(self._loss, y),
+            mark=self.mark,
         )  # fmt: skip
         for name, recipe in self.recipes:
             with self._blamed(f"recipe {name!r}"):
@@ -333,7 +339,12 @@ def _place(error: Exception) -> str:
     return f"{at.filename}, line {at.lineno}"
 
 
-def try_out(task: Task, settings: HardenSettings, teacher: Teacher | None = None) -> None:
+def try_out(
+    task: Task,
+    settings: HardenSettings,
+    teacher: Teacher | None = None,
+    mark: Mark | None = None,
+) -> None:
     """Take one step on a few examples, so that what cannot work fails before the work.
 
     Raises:
@@ -343,7 +354,7 @@ def try_out(task: Task, settings: HardenSettings, teacher: Teacher | None = None
         return
     known = teacher.load(task) if teacher is not None else None
     batches = Batches(task, task.splits.train, 4, torch.Generator().manual_seed(0))
-    training = HardenedTraining(task, settings, batches, 1, seed=0, teacher=known)
+    training = HardenedTraining(task, settings, batches, 1, seed=0, teacher=known, mark=mark)
 
     def finite(model: nn.Module) -> Tensor:
         loss = training(model)

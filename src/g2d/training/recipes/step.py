@@ -20,6 +20,7 @@ from g2d.attacks import fgsm, pgd
 from g2d.attacks.crafting import craft
 from g2d.core.types import Logits
 from g2d.errors import SettingsError
+from g2d.protect.watermark.mark import Mark
 from g2d.settings import HardenSettings
 from g2d.tasks.attack import BALL
 from g2d.tasks.splits import Split
@@ -56,6 +57,7 @@ class Step:
         parts: what else is learned from; one forward pass serves all.
         penalties: scalars that are added to the loss.
         after: called when the step was taken, without gradients: (model, learning rate).
+        mark: the watermark's triggers; None where there is none.
     """
 
     model: nn.Module
@@ -74,6 +76,7 @@ class Step:
     parts: tuple[Part, ...] = ()
     penalties: tuple[Tensor, ...] = ()
     after: tuple[Adjust, ...] = ()
+    mark: Mark | None = None
 
     def replace(self, **changes: Any) -> Step:
         """Return the step with some attributes changed."""

@@ -9,6 +9,7 @@ from g2d.attacks.poisoning import poisoned
 from g2d.core.types import State
 from g2d.defence.gates import GateResult
 from g2d.generator import Generator
+from g2d.protect.watermark.mark import Mark
 from g2d.redteam.context import AttackContext, Case
 from g2d.redteam.rows import Row, not_measured
 from g2d.redteam.threats.poisoning.judge import (
@@ -70,7 +71,8 @@ def _reached(
         return defence.judge(state, recent, exposed)
 
     free = judged(task, samples(generator, context, case.number("unguided"), "member"), gates)
-    guided = proposals(generator, task, recent, context, case.number("guided"), "member")
+    mark = Mark.of(context.spec.settings.watermark, task, defence.vault.path)
+    guided = proposals(generator, task, recent, context, case.number("guided"), "member", mark=mark)
     moved = judged(task, guided, gates)
     (itself,) = judged(task, states[-1:], gates)
     inside = [state for state, basin in zip(states, basins, strict=True) if basin == basins[-1]]

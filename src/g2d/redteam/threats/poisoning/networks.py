@@ -9,6 +9,7 @@ import torch
 
 from g2d.core.types import State
 from g2d.generator import Exposure, Generator
+from g2d.protect.watermark.mark import Mark
 from g2d.redteam.context import AttackContext
 from g2d.settings import GuidanceSettings
 from g2d.tasks.task import Task
@@ -19,13 +20,15 @@ from g2d.training.population import freeze
 
 def proposals(
     generator: Generator, task: Task, exposures: Sequence[Exposure], context: AttackContext,
-    count: int, *name: object,
+    count: int, *name: object, mark: Mark | None = None,
 ) -> list[State]:  # fmt: skip
-    """Guided proposals, as a rotation makes them."""
+    """Guided proposals, as a rotation makes them; they keep the `mark` of a marked population."""
     settings: GuidanceSettings = replace(context.spec.settings.guidance, conditioned=False)
     return [
         generator.to_state(
-            generator.propose(task, exposures, settings, context.source("poisoning", *name, index))
+            generator.propose(
+                task, exposures, settings, context.source("poisoning", *name, index), mark=mark
+            )
         )
         for index in range(count)
     ]

@@ -1,0 +1,29 @@
+"""The gate on the watermark: every set of triggers is answered as the vault's key says."""
+
+from __future__ import annotations
+
+from g2d.defence.gates.view import CandidateView, GateResult
+
+
+def watermark_gate(view: CandidateView) -> GateResult | None:
+    """The least share of a set's triggers that the candidate hits, the reserve's among them.
+
+    Nothing where the vault has no watermark. A generation that is served without it could not be
+    claimed, and that cannot be made up for later.
+    """
+    mark = view.mark
+    if mark is None:
+        return None
+    hits = mark.hits(view.model)
+    least, limit = min(hits) / mark.each, mark.least
+    names = [*(f"set {place}" for place in range(1, mark.sets)), "the reserve"]
+    short = [
+        f"{name} answers {count} of {mark.each} triggers as its key says"
+        for name, count in zip(names, hits, strict=True)
+        if count / mark.each < limit
+    ]
+    reason = f"{'; '.join(short)}; at least {limit:.0%} of each are required" if short else ""
+    return GateResult(
+        "watermark", not short, least, limit, reason,
+        title="watermark hits", share=True, n=mark.each,
+    )  # fmt: skip

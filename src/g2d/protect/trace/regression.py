@@ -1,0 +1,145 @@
+"""What of a suspect each known network explains that no other one does: least squares.
+
+    s = Σ a_i v_i + ε
+
+with the known networks v_i of one frame. The coefficient a_i depends only on the residual of v_i,
+what is left of it when all that the others have in common with it is taken away: for
+a_i / √(G⁻¹)_ii is the suspect's product with that residual at unit length (Frisch-Waugh-Lovell). So
+what a basin, its members or their polish share accuses nobody, a neighbour of the culprit is left
+alone, and a soup is explained by its parts. Each tensor counts by one over its noise, which is
+measured (feasible generalised least squares), for a quantised suspect has as many steps as tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g2d.core.types import Array
+
+_PRUNED = 0.02
+"""From this share of exact zeros on a suspect was pruned: where it is zero it is no evidence."""
+
+_ROUNDS = 3  # of noise by tensor
+_FLOOR = 1e-5  # least noise, as a share of a tensor's root mean square: float16 has 5e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """A suspect and n known networks, in one frame.
+
+    Attributes:
+        cosine: of residuals about the mean of the known networks, (n,); for people.
+        coefficient: a, (n,). score: a over its standard error if noise were white, (n,).
+        between: the same score of each network j (columns) for each network i (rows) as if i were
+            the suspect, and not among the known ones, (n, n); NaN on the diagonal.
+        gram, onto: weighted products of networks (n, n), and of the suspect with each (n,).
+        unexplained: share of the suspect's square that no network explains.
+    """
+
+    cosine: Array
+    coefficient: Array
+    score: Array
+    between: Array
+    gram: Array
+    onto: Array
+    unexplained: float
+
+
+def compare(
+    networks: Tensor, suspect: Tensor, tensor_of: Tensor, drift: Tensor | None = None
+) -> Likeness:
+    """Explain a suspect (P,) by networks (n, P) of one frame.
+
+    Args:
+        tensor_of: the tensor that each coordinate is of, (P,) and ascending, as `Frame` has it.
+        drift: directions (k, P) in which a suspect may have moved, of whomever it is; they explain
+            what they can, and nobody is told of them.
+    """
+    n = len(networks)
+    networks = networks if drift is None else torch.cat([networks, drift])
+    networks, suspect, tensor_of = _seen(networks, suspect, tensor_of)
+    sizes = torch.bincount(tensor_of)
+    grams, ontos, squares = [], [], []
+    for known, found in zip(
+        networks.split(sizes.tolist(), 1), suspect.split(sizes.tolist()), strict=True
+    ):
+        wide, target = known.double(), found.double()
+        grams.append((wide @ wide.T).numpy())
+        ontos.append((wide @ target).numpy())
+        squares.append(float(target.square().sum()))
+    counts, energy = sizes.double().numpy(), np.array(squares)
+    G, b = np.stack(grams), np.stack(ontos)
+    free = max(1.0, counts.sum() - len(networks))
+    floor = np.square(_FLOOR) * energy / np.maximum(counts, 1) + 1e-30
+    noise = np.maximum(energy / np.maximum(counts, 1), floor)
+    for _ in range(_ROUNDS):
+        gram, onto = np.tensordot(1 / noise, G, 1), (1 / noise) @ b
+        inverse = _inverse(gram)
+        a = inverse @ onto
+        left = energy - 2 * b @ a + np.einsum("i,tij,j->t", a, G, a)
+        noise = np.maximum(left / np.maximum(counts, 1) * counts.sum() / free, floor)
+    gram, onto = np.tensordot(1 / noise, G, 1), (1 / noise) @ b
+    inverse = _inverse(gram)
+    a = inverse @ onto
+    score = a / np.sqrt(np.maximum(np.diag(inverse), 1e-300))
+    unexplained = float(left.sum() / max(energy.sum(), 1e-30))
+    between = _between(inverse, free)[:n, :n]
+    gram, onto = gram[:n, :n], onto[:n]
+    cosine = _cosines(gram, onto, float(energy @ (1 / noise)))
+    return Likeness(cosine, a[:n], score[:n], between, gram, onto, unexplained)
+
+
+def shares(likeness: Likeness, parts: Sequence[int]) -> list[float]:
+    """How much of each of `parts` is in the suspect: non-negative least squares on these alone.
+
+    1.0 is the network itself; an even soup of two has 0.5 and 0.5.
+    """
+    from scipy.linalg import cholesky, solve_triangular
+    from scipy.optimize import nnls
+
+    # ‖s - V a‖² = ‖U a - U⁻ᵀ Vᵀ s‖² + constant, where UᵀU = VᵀV: small, whatever P is.
+    gram = likeness.gram[np.ix_(parts, parts)]
+    upper = cholesky(gram + 1e-9 * np.trace(gram) / len(gram) * np.eye(len(gram)))
+    target = solve_triangular(upper, likeness.onto[list(parts)], trans="T")
+    return [float(share) for share in nnls(upper, target)[0]]
+
+
+def _inverse(gram: Array) -> Array:
+    """The inverse; networks that are mixtures of one another are kept apart, and score nothing."""
+    size = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    scaled = gram / np.outer(size, size)
+    return np.linalg.inv(scaled + 1e-10 * np.eye(len(gram))) / np.outer(size, size)
+
+
+def _between(inverse: Array, free: float) -> Array:
+    """Scores of networks for one another: what leaving one out does to the inverse is known."""
+    own = np.diag(inverse)
+    without = np.maximum(own[None, :] - np.square(inverse) / own[:, None], 1e-300)
+    np.fill_diagonal(without, 1.0)
+    coefficient, noise = -inverse / own[:, None], 1 / (own[:, None] * free)
+    found = coefficient / np.sqrt(noise * without)
+    np.fill_diagonal(found, np.nan)
+    return found
+
+
+def _cosines(gram: Array, onto: Array, energy: float) -> Array:
+    """Cosines of residuals about the networks' mean, by their products alone."""
+    middle = gram.mean(0)
+    whole = gram.mean()
+    rest = onto - middle - onto.mean() + whole  # (v_i - m) · (s - m)
+    own = np.maximum(np.diag(gram) - 2 * middle + whole, 1e-30)
+    size = max(energy - 2 * onto.mean() + whole, 1e-30)
+    return np.clip(rest / np.sqrt(own * size), -1.0, 1.0)
+
+
+def _seen(networks: Tensor, suspect: Tensor, tensor_of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Only coordinates that tell something: none that were pruned away."""
+    pruned = (suspect == 0) & (networks != 0).any(0)
+    if float(pruned.double().mean()) < _PRUNED:
+        return networks, suspect, tensor_of
+    return networks[:, ~pruned], suspect[~pruned], tensor_of[~pruned]
