@@ -14,9 +14,9 @@ import torch
 
 from commands import fail, invoke, succeed
 from g2d.errors import G2DError
+from g2d.protect.asking import Answer, Client, Described
 from g2d.protect.canaries.kept import Canaries
 from g2d.service import canaries as asking
-from g2d.service.client import Answer, Client, Described
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import pack
 from sockets import serving
@@ -85,9 +85,7 @@ def test_what_cannot_be_compared_is_one_line(service, three, tmp_path):
         assert "from 1 on, or live" in fail(
             "canary", "check", service, "--vault", three, f"--generation={wrong}"
         )
-    assert "no address" in fail("canary", "check", "ftp://x", "--vault", three).replace(
-        "not the", "no"
-    )
+    assert "no address" in fail("canary", "check", "ftp://x", "--vault", three)
     assert "does not answer" in fail("canary", "check", "http://127.0.0.1:9", "--vault", three)
     (tmp_path / "token").write_text("secret")
     (tmp_path / "token").chmod(0o644)
@@ -167,9 +165,9 @@ def test_classes_alone_and_a_service_that_does_not_say_which_it_serves(three):
 @pytest.mark.parametrize(
     ("infer", "status", "words"),
     [
-        (output(["cat", "dog"]), 200, "neither scores nor classes"),
-        ({"outputs": []}, 200, "neither scores nor classes"),
-        (output([0.5]), 200, "neither scores nor classes"),
+        (output(["cat", "dog"]), 200, "neither scores nor a label"),
+        ({"outputs": []}, 200, "neither scores nor a label"),
+        (output([0.5]), 200, "neither scores nor a label"),
         (output([0.5] * 8), 200, "4 scores an input"),
         (b"no json", 200, "an object in JSON"),
         (b"go away", 307, "answered 307: go away"),
@@ -204,7 +202,20 @@ def test_a_generation_that_rotates_in_between_is_followed(three):
             asking.ask_service(opened, Rotating(*[2, 1] * 5), None, False)
 
 
+def test_answers_of_two_generations_are_not_taken_for_one(three):
+    class Between(Rotating):
+        def ask(self, described: Described, x: np.ndarray) -> Answer:
+            values = numbered(self.numbers[-1]).predict(x)
+            return Answer(values, self.numbers.pop(0), tuple(self.numbers[:1]))
+
+    with Vault.open(three) as opened:
+        found = asking.ask_service(opened, Between(1, 2), None, False)
+        assert (found.number, found.verdict.changed) == (2, ())
+        with pytest.raises(G2DError, match="serves generation 2, not 1"):
+            asking.ask_service(opened, Between(1, 2), 1, False)
+
+
 def test_an_address_with_a_path_and_credentials_of_a_client():
     client = Client("http://host:1/prefix/", "a b")
-    assert client._path == "/prefix/v2/models/a%20b"
+    assert client._model == "http://host:1/prefix/v2/models/a%20b"
     assert replace(Answer(np.zeros(2), 1), number=2).labels_only

@@ -96,9 +96,11 @@ def test_the_whole_story_of_a_stolen_network(tmp_path, config):
     assert "not the claim's: that was stolen.safetensors" in result.stdout
     assert "is not shown to carry the mark" in result.stderr
 
-    asked = []
+    token, asked = tmp_path / "token", []
+    token.write_text("mine\n")
+    token.chmod(0o600)
     with served(model, asked) as url:
-        said = succeed("watermark", "verify", path, "--service", url, "--token", "mine").output
+        said = succeed("watermark", "verify", path, "--service", url, "--token-file", token).output
     assert "The suspect carries the mark." in said
     assert "in set 1" in said
     assert "1 of 3 are unburnt" in said

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from g2d.core.exchange import Credentials
 from g2d.errors import CheckpointError, SettingsError, SuspectError
 from g2d.protect.watermark.suspects import ModelSuspect, ServiceSuspect
 from g2d.service.http import protocol
@@ -135,13 +137,13 @@ def test_a_service_that_is_none_or_says_no_is_one_line():
         ServiceSuspect("ftp://example.org")
     with pytest.raises(SuspectError, match="does not answer"):
         ServiceSuspect("http://127.0.0.1:1")
-    with pytest.raises(SuspectError, match="holds no certificates"):
-        ServiceSuspect("https://127.0.0.1:1", ca="/nowhere")
+    with pytest.raises(SettingsError, match="/nowhere cannot be used for TLS"):
+        ServiceSuspect("https://127.0.0.1:1", known=Credentials(ca=Path("/nowhere")))
     with pytest.raises(SettingsError, match="no header may") as caught:
-        ServiceSuspect("http://127.0.0.1:1", token="se cret")
+        Credentials("se cret")
     assert "cret" not in str(caught.value).replace("expected", "")
     for answer, said in (
-        (lambda *_: (401, b"", {}), "with --token"),
+        (lambda *_: (401, b"", {}), "with --token-file"),
         (lambda *_: (500, b"oops", {}), "answered 500: oops"),
         (lambda *_: (200, b"hello", {}), "in JSON"),
         (lambda *_: told({}), "describes no model"),
@@ -153,14 +155,27 @@ def test_a_service_that_is_none_or_says_no_is_one_line():
 
 
 @pytest.mark.parametrize(
-    "data", [[1.0, 2.0], [], ["a"] * 8, [None] * 8, [0.5] * 8, "text", [[1], [1, 2]]], ids=repr
-)
+    "data",
+    [
+        [1.0, 2.0], [], ["a"] * 8, [None] * 8, [0.5] * 8, [float("nan")] * 8, [1e300] * 8, "text",
+        [[1], [1, 2]],
+    ],
+    ids=repr,
+)  # fmt: skip
 def test_answers_that_are_no_labels_are_refused(data):
     output = {"datatype": "FP32", "shape": [8], "data": data}
     with (
         serving(Service(lambda x: output)) as url,
         pytest.raises(SuspectError, match="neither scores nor a label"),
     ):
+        ServiceSuspect(url).labels(X[:8])
+
+
+def test_scores_that_are_not_finite_name_no_class():
+    def broken(x):
+        return scores(x) | {"data": [float("nan")] * x.size}
+
+    with serving(Service(broken)) as url, pytest.raises(SuspectError, match="not finite"):
         ServiceSuspect(url).labels(X[:8])
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from g2d.cli.console import print_line
-from g2d.cli.shared import VaultPath
+from g2d.cli.shared import Ca, ClientCert, TokenFile, VaultPath
 from g2d.errors import G2DError, SettingsError
 
 if TYPE_CHECKING:
@@ -39,23 +39,15 @@ def check(
         bool, typer.Option("--labels", help="Compare classes alone, whatever the service answers.")
     ] = False,
     model: Annotated[str, typer.Option(help="The service's model name.")] = "g2d",
-    token_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Bearer token, mode 600; else $G2D_TOKEN."),
-    ] = None,
-    ca: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Certificates to trust; else the system's."),
-    ] = None,
-    client_cert: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A certificate of your own with its key, in PEM."),
-    ] = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
 ) -> None:
     """Ask a service its generation's canaries; exit 1 if any is answered otherwise."""
     number = _number(generation)
+    from g2d.core.exchange import Credentials
+    from g2d.protect.asking import Client
     from g2d.service.canaries import ask_service
-    from g2d.service.client import Client, Credentials
     from g2d.vault.vault import Vault
 
     client = Client(url, model, Credentials.read(token_file, ca, client_cert))

@@ -73,6 +73,22 @@ RayAddress = Annotated[
     str,
     typer.Option(metavar="ADDRESS", help="HOST:PORT or auto; else $RAY_ADDRESS, or a local one."),
 ]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", metavar="FILE", help="Bearer token, mode 600; else $G2D_TOKEN."),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="Certificates to trust; else the system's."),
+]
+ClientCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-cert",
+        metavar="FILE",
+        help="A certificate of your own with its key, in PEM.",
+    ),
+]
 
 
 def configure_torch() -> None:

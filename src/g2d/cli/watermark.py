@@ -15,7 +15,10 @@ from g2d.cli.console import print_line, say
 from g2d.cli.flags import Given, Set, merged, read_changes, with_flags
 from g2d.cli.shared import (
     AcceptCode,
+    Ca,
+    ClientCert,
     TaskPath,
+    TokenFile,
     VaultPath,
     code_to_load,
     configure_torch,
@@ -95,12 +98,6 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="CLAIM.json", help="Write a claim for a neutral party."),
 ]
-Token = Annotated[
-    str, typer.Option("--token", envvar="G2D_TOKEN", help="Bearer token that the service takes.")
-]
-Ca = Annotated[
-    str, typer.Option("--ca", metavar="FILE", help="Certificates (PEM) to trust the service by.")
-]
 Labels = Annotated[
     str,
     typer.Option("--labels", metavar="NAME,..", help="The classes in order, if it answers names."),
@@ -173,8 +170,9 @@ def verify(
     place: Place = None,
     suspects: Suspects = None,
     out: Out = None,
-    token: Token = "",
-    ca: Ca = "",
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
     name: Annotated[str, typer.Option(help="The service's model name.")] = "g2d",
     labels: Labels = "",
     signer: Signer = None,
@@ -184,16 +182,18 @@ def verify(
     """Ask a suspect about one set of triggers; exit 1 unless it carries the mark."""
     _refuse_two(model, service, out)
     configure_torch()
+    from g2d.core.exchange import Credentials
     from g2d.protect.watermark.proof import Proof
     from g2d.protect.watermark.suspects import ServiceSuspect
 
     known = Proof.read(proof, vault, place)
     dated = known.check(_trusted(signer), _roots(tsa))
-    asked = (
-        _network(model, task, vault, known.commitment)
-        if service is None
-        else ServiceSuspect(service, name, token=token, ca=ca, names=_split(labels))
-    )
+    asked: ModelSuspect | ServiceSuspect
+    if service is None:
+        asked = _network(model, task, vault, known.commitment)
+    else:
+        asker = Credentials.read(token_file, ca, client_cert)
+        asked = ServiceSuspect(service, name, asker, names=_split(labels))
     outcome = known.ask(asked, suspects, shown=service is not None or out is not None)
     _print_outcome(known, asked, dated, outcome)
     if not outcome.marked:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from g2d.errors import G2DError
+from g2d.protect.asking import Client, Described, datatype_of
 from g2d.protect.canaries.kept import Canaries, Verdict, judge_labels, judge_scores, read_canaries
-from g2d.service.client import Client, Described, datatype_of
 from g2d.vault.reading import VaultReader
 
 _TRIES = 5  # a generation that rotates away between two requests is followed so often
@@ -56,7 +56,9 @@ def ask_service(vault: VaultReader, client: Client, wanted: int | None, labels: 
         kept = kept_canaries(vault, number)
         _check(client, described, kept, number)
         answer = client.ask(described, kept.x)
-        if answer.number is None or answer.number == number:
+        heard = (answer.number, *answer.others)
+        strange = [k for k in heard if k is not None and k != number]
+        if not strange:
             if answer.labels_only:
                 verdict = judge_labels(kept, answer.values)
             elif answer.values.shape != kept.logits.shape:
@@ -65,17 +67,18 @@ def ask_service(vault: VaultReader, client: Client, wanted: int | None, labels: 
                     f" {number} has {kept.logits.shape[1]}: it is another model"
                 )
             else:
-                scores = answer.values
                 verdict = (
-                    judge_labels(kept, scores.argmax(1)) if labels else judge_scores(kept, scores)
+                    judge_labels(kept, answer.labels)
+                    if labels
+                    else judge_scores(kept, answer.values)
                 )
             return Asked(number, len(kept), verdict, answer.number is not None)
         if wanted:
             raise G2DError(
-                f"{client.url} serves generation {answer.number}, not {wanted}: leave --generation"
+                f"{client.url} serves generation {strange[-1]}, not {wanted}: leave --generation"
                 " out to ask for whichever is live"
             )
-        number = answer.number
+        number = strange[-1]
     raise G2DError(f"{client.url} rotated in each of {_TRIES} tries: ask again")
 
 

@@ -14,9 +14,9 @@ from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from g2d.core.exchange import ExchangeError, ask
 from g2d.core.files import MOST_TEXT, read_plain
 from g2d.errors import ClaimError, G2DError, KeyFileError
-from g2d.protect.watermark.exchange import ExchangeError, ask
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -32,7 +32,7 @@ class Stamp:
     authority: str
 
 
-def request_stamp(url: str, data: bytes, roots: Sequence[Certificate], ca: str = "") -> bytes:
+def request_stamp(url: str, data: bytes, roots: Sequence[Certificate]) -> bytes:
     """Ask a server for a time stamp of the SHA-256 of `data`; return its answer, verified (DER).
 
     Raises:
@@ -47,9 +47,7 @@ def request_stamp(url: str, data: bytes, roots: Sequence[Certificate], ca: str =
         .build()
     )
     try:
-        reply = ask(
-            "POST", url, query.as_bytes(), {"Content-Type": _QUERY, "Accept": _REPLY}, ca=ca
-        )
+        reply = ask("POST", url, query.as_bytes(), {"Content-Type": _QUERY, "Accept": _REPLY})
     except ExchangeError as error:
         raise ClaimError(f"no time stamp: {error}; nothing was written, try again") from error
     if reply.status != 200:
