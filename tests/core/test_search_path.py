@@ -157,3 +157,10 @@ def test_a_task_path_shadows_nothing_and_says_so(mine, tmp_path):
         search_path.drop_task_path(added)
     with pytest.raises(SettingsError, match="there is no such folder"):
         search_path.add_task_path(tmp_path / "absent")
+
+
+def test_a_folder_that_was_on_the_path_before_stays_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    before = list(sys.path)
+    search_path.drop_task_path(search_path.add_task_path(tmp_path))
+    assert sys.path == before

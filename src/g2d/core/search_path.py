@@ -24,6 +24,7 @@ _HOME = Path(__file__).resolve().parents[2]  # where this very package was found
 _VARIABLES = ("PYTHONSAFEPATH", "PYTHONPATH")
 _TOLD = "G2D_TASK_PATH"  # environment: the folders of `--task-path`, for child processes
 _task_paths: list[str] = []
+_added: set[str] = set()  # those of them that stand in `sys.path` because of us
 _spawning = threading.RLock()
 
 
@@ -94,6 +95,7 @@ def add_task_path(folder: Path) -> str:
     _task_paths.append(entry)
     _tell_children()
     if entry not in sys.path:
+        _added.add(entry)
         sys.path.append(entry)  # last: it shadows nothing
     return entry
 
@@ -102,8 +104,10 @@ def drop_task_path(entry: str) -> None:
     """Take back what `add_task_path` has returned."""
     _task_paths.remove(entry)
     _tell_children()
-    if entry not in _task_paths and entry in sys.path:
-        sys.path.remove(entry)
+    if entry not in _task_paths and entry in _added:  # what was there before is not ours to take
+        _added.discard(entry)
+        if entry in sys.path:
+            sys.path.remove(entry)
 
 
 def adopt_task_paths() -> None:
@@ -112,6 +116,7 @@ def adopt_task_paths() -> None:
         if os.path.isabs(entry) and entry not in _task_paths and vault_of(entry) is None:
             _task_paths.append(entry)
             if entry not in sys.path:
+                _added.add(entry)
                 sys.path.append(entry)
 
 
