@@ -24,8 +24,10 @@ from g2d.weights.symmetry import couplings
 
 def main(folder: str = "runs/stolen") -> None:
     vault, key, found = (Path(folder) / name for name in ("vault", "mark.key", "found.safetensors"))
+    small = {"members": 8, "basins": 2, "base_steps": 1200, "early_steps": 400, "fork_steps": 250}
     settings = Settings().override(
-        task__name="digits", population__members=12, population__basins=2,
+        task__name="digits", **{f"population__{name}": value for name, value in small.items()},
+        gates__stale_asr=0.6, gates__accuracy_drop=0.05,  # so short a training tells a story
         watermark__sets=2, watermark__triggers=64,
     )  # fmt: skip
 
@@ -51,7 +53,8 @@ def main(folder: str = "runs/stolen") -> None:
         proof = Proof.read(key, vault)
         outcome = proof.ask(suspect, None, shown=True)
         proof.claimed(outcome, suspect).write(Path(folder) / "claim.json")
-        print(f"{outcome.hits} of {len(outcome.answers)} hits, p = {outcome.p:.1e}: marked: {outcome.marked}")
+        of = f"{outcome.hits} of {len(outcome.answers)} triggers are answered as the key says"
+        print(f"{of}: by chance p = {outcome.p:.1e}; it carries the mark: {outcome.marked}")
 
         # Which one? What the suspect has of one generation that no other network explains.
         print(Tracer(defence).trace(stolen))

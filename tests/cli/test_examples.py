@@ -24,6 +24,19 @@ def test_breast_cancer_example_rotates_a_users_own_model(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_stolen_generation_is_proven_ours_and_traced(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "stolen_weights.py", tmp_path],
+        cwd=tmp_path, capture_output=True, text=True, timeout=1100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "it carries the mark: True" in done.stdout
+    assert "the suspect was made from generation 3" in done.stdout
+    assert (tmp_path / "claim.json").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_tour_goes_from_a_population_to_a_report(tmp_path):
     done = subprocess.run(
