@@ -215,6 +215,45 @@ def test_answers_of_two_generations_are_not_taken_for_one(three):
             asking.ask_service(opened, Between(1, 2), 1, False)
 
 
+class Behind:
+    """A vault whose live generation is another than what is served."""
+
+    def __init__(self, vault: Vault, live: int) -> None:
+        self._vault, self._live = vault, live
+
+    def live(self) -> int:
+        return self._live
+
+    def __getattr__(self, name: str):
+        return getattr(self._vault, name)
+
+
+def test_a_service_stuck_on_a_retired_generation_does_not_pass(three, monkeypatch):
+    monkeypatch.setattr(asking.time, "sleep", lambda _: None)
+    with Vault.open(three) as opened:
+        behind = Behind(opened, 2)
+        with pytest.raises(G2DError, match="serves generation 1, the vault's live one is 2"):
+            asking.ask_service(behind, Rotating(1, 1, 1), None, False)
+        found = asking.ask_service(behind, Rotating(1, 2, 2), None, False)  # it was on its way
+        assert (found.number, found.verdict.changed) == (2, ())
+        assert asking.ask_service(behind, Rotating(1), 1, False).number == 1  # as was wished
+
+
+def test_answers_that_are_too_coarse_to_tell_anything_end_with_1(three, monkeypatch):
+    class Coarse(Rotating):
+        def ask(self, described: Described, x: np.ndarray) -> Answer:
+            return Answer(np.zeros((2, 4)), 1)
+
+    with Vault.open(three) as opened:
+        logits = Canaries.from_bytes(packed(1)).logits
+        small = replace(Canaries.from_bytes(packed(1)), logits=logits / 10)
+        monkeypatch.setattr(asking, "read_canaries", lambda *_: small)
+        with pytest.raises(G2DError, match="nothing could be compared"):
+            asking.ask_service(opened, Coarse(), None, False)
+        with pytest.raises(G2DError, match="leave --labels out"):
+            asking.ask_service(opened, Coarse(), None, True)
+
+
 def test_an_address_with_a_path_and_credentials_of_a_client():
     client = Client("http://host:1/prefix/", "a b")
     assert client._model == "http://host:1/prefix/v2/models/a%20b"

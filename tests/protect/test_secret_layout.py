@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from itertools import pairwise
 
@@ -117,7 +118,7 @@ def test_ranges_hold_the_hidden_form_as_tightly_as_the_plain_one():
 def test_a_state_that_changes_while_it_is_hidden_is_told(monkeypatch):
     model, state = made(mlp, (6,))
     chain = couplings(model, torch.randn(8, 6))
-    monkeypatch.setattr("g2d.protect.layout.reveal", lambda state, *_: dict(state))
+    monkeypatch.setattr("g2d.protect.layout._shown", lambda state, *_: dict(state))
     with pytest.raises(CheckpointError, match="changed while"):
         hide(state, chain, source())
 
@@ -150,7 +151,7 @@ def test_moved_tensors_keep_their_values_and_lie_in_one_block(factory):
     torch.manual_seed(0)
     model = factory().eval().requires_grad_(False)
     state, watch = whole_state(model), MemoryWatch(model)
-    count = move(model, source())
+    count = len(move(model, source()))
     assert watch.check() == []
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     moved = [t for t in tensors if t.untyped_storage().nbytes() > 1 << 20]
@@ -163,7 +164,7 @@ def test_what_shares_its_memory_stays_where_it_is():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
     model[1].weight.data = model[0].weight.data.t()
     before = model[0].weight.data_ptr()
-    assert move(model, source()) == 2  # the biases
+    assert len(move(model, source())) == 2  # the biases
     assert model[1].weight.data_ptr() == model[0].weight.data_ptr() == before
 
 
@@ -277,3 +278,119 @@ def test_inputs_to_try_a_model_on_are_of_its_form():
     assert torch.equal(ids, random_inputs((6,), torch.int64, 20))
     with pytest.raises(SettingsError, match="'secret' or 'plain'"):
         is_secret("secrte")
+
+
+def test_subnormal_weights_are_hidden_where_arithmetic_makes_them_zero():
+    x = random_inputs((6,), torch.float32)
+    try:
+        for seed in range(3):
+            model, state = made(mlp, (6,), seed)
+            state["4.weight"].view(torch.int32)[0, 0] = 1000
+            assert torch.set_flush_denormal(True)
+            snapshot = build_snapshot(7, model, state, probe=x)
+            assert (snapshot.layout, snapshot.check()) == ("secret", [])
+            assert 1000 in model[4].weight.view(torch.int32)[0].tolist()
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_units_that_cannot_be_undone_are_served_in_order_while_the_state_is_sound(monkeypatch):
+    monkeypatch.setattr("g2d.protect.layout._shown", lambda state, *_: dict(state))
+    snapshot, model, state, told = built(mlp, (6,))
+    assert snapshot.layout == "secret places, not undone"
+    assert "cannot be undone" in told[0]
+    assert all(same_bits(tensor, state[n]) for n, tensor in model.state_dict().items())
+
+
+def test_a_state_that_changes_while_it_is_hidden_is_not_served(monkeypatch):
+    def damages(state, *_):
+        state["0.bias"][0] += 1
+        raise CheckpointError("it cannot be undone")
+
+    monkeypatch.setattr("g2d.protect.layout.hide", damages)
+    with pytest.raises(VaultError, match=r"changed while it was loaded: \['0.bias'\]"):
+        built(mlp, (6,))
+
+
+def last(factory, shape):
+    model, state = made(factory, shape)
+    return model.to(memory_format=torch.channels_last), state
+
+
+def test_kernels_of_channels_last_are_moved_and_keep_their_strides():
+    model, state = last(normed, (1, 8, 8))
+    strides = [tensor.stride() for tensor in model.parameters()]
+    snapshot = build_snapshot(7, model, state, probe=random_inputs((1, 8, 8), torch.float32))
+    assert (snapshot.layout, snapshot.check()) == ("secret", [])
+    assert [tensor.stride() for tensor in model.parameters()] == strides
+    assert len({t.untyped_storage().data_ptr() for t in model.parameters()}) == 1
+
+
+def test_the_status_counts_tensors_that_stay_where_they_are():
+    model, state = made(mlp, (6,))
+    model[2].weight.data = torch.zeros(100)[:72].view(8, 9)  # memory of somebody else's
+    snapshot = build_snapshot(7, model, state, probe=random_inputs((6,), torch.float32))
+    assert snapshot.layout == "secret, 5 of 6 tensors moved"
+    assert snapshot.check() == []
+
+
+class Keeping(nn.Module):
+    """Computes with a view that it made when it was built."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.t = self.a.weight.detach().t()
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(x @ self.t)))
+
+
+def test_what_a_model_reads_through_a_kept_view_stays_watched():
+    snapshot, model, _, told = built(Keeping, (6,))
+    assert (snapshot.layout, told) == ("secret places, no chain, 5 of 6 tensors moved", [])
+    assert snapshot.check() == []
+    model.t[0, 0] = 1e30
+    assert snapshot.check() == ["a.weight"]
+    assert bool((snapshot.predict(torch.ones(2, 6)).abs() < 1e6).all())
+
+
+class Counting(Keeping):
+    """Never answers twice alike."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+def test_where_no_probe_can_tell_nothing_is_tried():
+    snapshot, model, state, told = built(Counting, (6,))
+    assert (snapshot.layout, told) == ("secret places, not tried", [])
+    assert torch.equal(model.t, state["a.weight"].t())
+    snapshot, model, state, _ = built(Keeping, (6,), probe=torch.full((2, 6), torch.nan))
+    assert snapshot.layout == "secret places, not tried"
+    assert torch.equal(model.t, state["a.weight"].t())
+
+
+@pytest.mark.parametrize("factory", [mlp, states.Tied])
+def test_a_saved_state_of_a_hidden_model_holds_its_tensors_alone(factory):
+    _, model, state, _ = built(factory, (6,))
+    for source, prefix in ((model, ""), (nn.Sequential(model), "0.")):
+        kept = source.state_dict()
+        assert all(same_bits(kept[prefix + n], t) for n, t in model.state_dict().items())
+        assert max(t.untyped_storage().nbytes() for t in kept.values()) < 1000
+        places = {t.data_ptr() for t in kept.values()}
+        assert len(places) == len({t.data_ptr() for t in model.state_dict(keep_vars=True).values()})
+        saved = io.BytesIO()
+        torch.save(kept, saved)
+        assert saved.tell() < 10_000
+    part = next(model.children()).state_dict()
+    assert max(t.untyped_storage().nbytes() for t in part.values()) < 1000
+    assert model.state_dict(keep_vars=True).keys() == state.keys()
+    assert all(t is model.get_parameter(n) for n, t in model.state_dict(keep_vars=True).items()
+               if isinstance(t, nn.Parameter))  # fmt: skip
+    other = {n: torch.full_like(t, 2) for n, t in state.items()}
+    model.load_state_dict(other)
+    assert all(bool((t == 2).all()) for t in model.parameters())

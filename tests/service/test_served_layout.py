@@ -93,7 +93,7 @@ def test_a_service_says_its_layout_and_heals_the_hidden_form(rotated, x):
         return status, np.reshape(answer.json()["outputs"][0]["data"], expected.shape)
 
     try:
-        bias = held.predict._model.state_dict()["7.bias"]
+        bias = held.predict._model.get_parameter("7.bias")
         bias.view(torch.int32)[0] ^= -(1 << 31)
         assert not parts.monitor.check()
         assert live.snapshot is not held

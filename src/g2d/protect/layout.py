@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 from g2d.core.imports import words
 from g2d.core.types import State
 from g2d.errors import CheckpointError, SettingsError
-from g2d.weights.layout import same_bits
+from g2d.protect.memory import keep_apart, own_memory, tensors_of
+from g2d.weights.layout import is_number, same_bits
 from g2d.weights.symmetry import Coupling, couplings, permute, rescale
 
 __all__ = ["PLAIN", "SECRET", "Concealed", "Units", "conceal", "hide", "is_secret", "move",
@@ -34,6 +34,9 @@ CLOSE = 1e-5
 
 Draw = Callable[[int], bytes]
 """Gives so many random bytes; `secrets.token_bytes`, but in tests and in the red team."""
+
+Moved = tuple[Tensor, Tensor]
+"""A tensor that was moved, and one of the same form in the memory that it left."""
 
 _LINE = 64  # bytes: a tensor begins at a line of the cache, as torch's own do
 _LEAST_ROOM, _MOST_ROOM = 4 << 20, 32 << 20  # bytes: see `places`
@@ -87,17 +90,47 @@ def hide(
     units = Units.draw(chain, draw)
     ones = tuple(torch.ones_like(factor) for factor in units.factors)
     for tried in (units, Units(units.orders, ones)):
-        hidden = rescale(permute(state, chain, tried.orders), chain, tried.factors)
-        back = reveal(hidden, tried, chain)
-        if all(same_bits(tensor, back[name]) for name, tensor in state.items()):
+        hidden = dict(state)
+        for layer, order, factor in zip(chain, tried.orders, tried.factors, strict=True):
+            hidden = _scaled(permute(hidden, [layer], [order]), layer, factor)
+        if _undoes(hidden, state, tried, chain):
             return hidden, tried
     raise CheckpointError("a state changed while its units were hidden: look for faulty memory")
 
 
 def reveal(state: State, units: Units, chain: Sequence[Coupling]) -> dict[str, Tensor]:
     """Undo `hide`, bit by bit."""
-    plain = rescale(state, chain, [1 / factor for factor in units.factors])
-    return permute(plain, chain, [order.argsort() for order in units.orders])
+    plain = dict(state)
+    for layer, order, factor in _last_first(units, chain):
+        plain = _shown(plain, layer, order, factor)
+    return plain
+
+
+def _undoes(hidden: State, state: State, units: Units, chain: Sequence[Coupling]) -> bool:
+    """Whether `reveal` gives the state; a layer at a time, so that no second copy is held."""
+    back = dict(hidden)
+    for layer, order, factor in _last_first(units, chain):
+        back = _shown(back, layer, order, factor)
+        if not same_bits(back.pop(layer.into), state[layer.into]):  # earlier layers do not touch it
+            return False
+    return all(same_bits(tensor, state[name]) for name, tensor in back.items())
+
+
+def _last_first(units: Units, chain: Sequence[Coupling]) -> list[tuple[Coupling, Tensor, Tensor]]:
+    return list(zip(chain, units.orders, units.factors, strict=True))[::-1]
+
+
+def _shown(state: State, layer: Coupling, order: Tensor, factor: Tensor) -> dict[str, Tensor]:
+    """Undo one layer's order and factor."""
+    return permute(_scaled(state, layer, 1 / factor), [layer], [order.argsort()])
+
+
+def _scaled(state: State, layer: Coupling, factor: Tensor) -> dict[str, Tensor]:
+    """`rescale` of one layer. A factor of 1 computes nothing.
+
+    For with `torch.set_flush_denormal` even a product with 1 makes a subnormal weight zero.
+    """
+    return rescale(state, [layer], [factor]) if bool((factor != 1).any()) else dict(state)
 
 
 def places(sizes: Sequence[int], draw: Draw) -> tuple[list[int], int]:
@@ -118,32 +151,36 @@ def places(sizes: Sequence[int], draw: Draw) -> tuple[list[int], int]:
 
 
 @torch.no_grad()
-def move(model: nn.Module, draw: Draw = secrets.token_bytes) -> int:
-    """Move a model's tensors to secret places in one block of memory; their values stay.
+def move(model: nn.Module, draw: Draw = secrets.token_bytes) -> list[Moved]:
+    """Move a model's tensors to secret places in one block of memory; values and strides stay.
 
     Between them lie copies of the largest one, so that the room is no emptier to a flip than the
     rest. What shares its memory with another tensor, or is none of ours to move (not dense, not on
     the CPU), stays where it is.
 
     Returns:
-        how many tensors were moved, tied ones once.
+        each tensor that was moved, tied ones once, with what it was: the memory that it left.
     """
-    own = _own_memory(model)
+    own = own_memory(model)
     if not own:
-        return 0
+        return []
     sizes = [tensor.numel() * tensor.element_size() for tensor in own]
     starts, size = places(sizes, draw)
     block = torch.empty(size, dtype=torch.uint8)
-    filler = max(own, key=lambda tensor: tensor.numel() * tensor.element_size())
-    filler = filler.detach().reshape(-1).view(torch.uint8)
+    filler = max(own, key=lambda tensor: tensor.numel() * tensor.element_size()).detach()
+    filler = filler.as_strided((filler.numel(),), (1,)).view(torch.uint8)
     filler = filler.repeat(max(1, _LEAST_ROOM // len(filler)))
     for start in range(0, size, len(filler)):
         block[start : start + len(filler)] = filler[: size - start]
+    moved = []
     for tensor, start, taken in zip(own, starts, sizes, strict=True):
-        place = block[start : start + taken].view(tensor.dtype).view(tensor.shape)
+        place = block[start : start + taken].view(tensor.dtype)
+        place = place.as_strided(tensor.shape, tensor.stride())
         place.copy_(tensor)
+        moved.append((tensor, tensor.data))
         tensor.data = place
-    return len(own)
+    keep_apart(model)
+    return moved
 
 
 @dataclass(frozen=True)
@@ -165,32 +202,46 @@ def conceal(
 ) -> Concealed:
     """Give a model that holds a verified state the secret layout, if its logits stay.
 
-    Its places are secret whatever the model is; its units, where it is a plain chain of layers
-    (not with shortcuts, attention or tied weights: `couplings`), and answers to the probe within
-    `CLOSE` of what they were. In half precision sums in another order miss that as a rule.
+    Its places are secret whatever the model is, but of tensors that it reads where they lay before
+    (a view that it kept); its units, where it is a plain chain of layers (not with shortcuts,
+    attention or tied weights: `couplings`), and answers to the probe within `CLOSE` of what they
+    were. In half precision sums in another order miss that as a rule.
+
+    Where the units cannot be undone, they stay in order. Whether `state` changed meanwhile is told
+    by a digest that was taken before: compare what is returned with it.
 
     Args:
         model: in evaluation mode, built for this alone. probe: inputs, shape (n, ...).
-
-    Raises:
-        CheckpointError: the state changed meanwhile.
     """
-    try:
-        chain, why, failed = couplings(model, probe), "no chain", ""
-    except Exception as error:  # it is the user's model: whatever it raises, it is served as it is
-        chain, why = (), "not tried"
-        failed = f"the model does not answer the inputs that they are tried on ({words(error)})"
-    before = _answers(model, probe) if chain else None
-    where = "secret places" if move(model, draw) else PLAIN
-    if before is not None:
-        hidden, _ = hide(state, chain, draw)
-        model.load_state_dict(hidden)
-        if _close(before, _answers(model, probe)):
-            model.load_state_dict(hidden)  # a probe may have moved something
-            return Concealed(SECRET, hidden)
-        why, failed = "logits differ", "in another order its logits differ beyond rounding"
+    chain: tuple[Coupling, ...] | None = None
+    before, why, failed = None, "not tried", ""
+    try:  # it is the user's model: whatever it raises, it is served as it is
+        chain = couplings(model, probe)
+        before = _answers(model, probe)
+    except Exception as error:
+        if chain != ():  # without a chain nothing could have been hidden
+            failed = f"the model does not answer the inputs that they are tried on ({words(error)})"
+    moved, total = move(model, draw), len(tensors_of(model))
+    count = len(moved)
+    if before is not None and _close(before, before):
+        back = _put_back(model, moved, probe, before)
+        why = "not tried" if back is None else "no chain"
+        count -= back or 0
+    del moved  # and with it the memory that was left
+    some = f", {count} of {total} tensors moved" if count < total else ""
+    if before is not None and chain:
+        try:
+            hidden, _ = hide(state, chain, draw)
+        except CheckpointError:
+            why, failed = "not undone", "what was hidden cannot be undone bit by bit"
+        else:
+            model.load_state_dict(hidden)
+            if _close(before, _answers(model, probe)):
+                model.load_state_dict(hidden)  # a probe may have moved something
+                return Concealed(SECRET + some, hidden)
+            why, failed = "logits differ", "in another order its logits differ beyond rounding"
     model.load_state_dict(state)
-    return Concealed(f"{where}, {why}", state, failed)
+    return Concealed(f"secret places, {why}{some}" if count else f"{PLAIN}, {why}", state, failed)
 
 
 def is_secret(layout: str) -> bool:
@@ -226,9 +277,60 @@ def random_inputs(shape: Sequence[int], dtype: torch.dtype, vocabulary: int = 0)
 
 @torch.no_grad()
 def _answers(model: nn.Module, probe: Tensor) -> Tensor:
-    """A model's logits, (n, classes)."""
+    """A model's logits, (n, values)."""
     logits: Tensor = model(probe.clone())
-    return logits.double()
+    return logits.reshape(len(logits), -1).double()
+
+
+def _put_back(
+    model: nn.Module, moved: Sequence[Moved], probe: Tensor, before: Tensor
+) -> int | None:
+    """Move back what the model reads where it lay before, as through a view that it kept.
+
+    There it would neither be watched nor held in ranges.
+
+    Returns:
+        how many were moved back; None: the model does not answer alike twice, nothing was tried.
+    """
+
+    def find(some: Sequence[Moved]) -> list[Moved]:
+        if _unread(model, some, probe, before):
+            return []
+        if len(some) == 1:
+            return list(some)
+        half = len(some) // 2
+        return find(some[:half]) + find(some[half:]) or list(some)  # or: both together alone
+
+    if not moved or _unread(model, moved, probe, before):
+        return 0
+    if not _unread(model, (), probe, before):
+        return None
+    found = find(moved)
+    for tensor, left in found:
+        tensor.data = left
+    return len(found)
+
+
+@torch.no_grad()
+def _unread(model: nn.Module, moved: Sequence[Moved], probe: Tensor, before: Tensor) -> bool:
+    """Whether answers stay while the memory that some tensors left holds NaN.
+
+    NaN passes through sums and products with anything. Integers are not tried: an index made wrong
+    may read anywhere.
+    """
+    buffers = [(t, t.clone()) for t, _ in moved if not isinstance(t, nn.Parameter)]
+    try:
+        for _, left in moved:
+            if is_number(left):
+                left.fill_(torch.nan)
+        same = _close(before, _answers(model, probe))
+    except Exception:  # a model may refuse NaN
+        same = False
+    for tensor, kept in buffers:  # a forward that writes what it read
+        tensor.copy_(kept)
+    for tensor, left in moved:
+        left.copy_(tensor)
+    return same
 
 
 def _close(before: Tensor, after: Tensor) -> bool:
@@ -236,23 +338,6 @@ def _close(before: Tensor, after: Tensor) -> bool:
     sound = before.isfinite().all(1)
     apart = (before - after)[sound].abs().amax(1)
     return bool(sound.any()) and bool((apart <= CLOSE * (1 + before[sound].abs().amax(1))).all())
-
-
-def _own_memory(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers that have their memory to themselves, each once."""
-    found = {id(t): t for t in (*model.parameters(), *model.buffers()) if t.numel()}.values()
-    dense = [
-        t for t in found
-        if type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided and t.is_contiguous()
-        and t.device.type == "cpu" and not t.is_quantized
-    ]  # fmt: skip
-    strided = [t for t in found if t.layout == torch.strided]
-    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in strided)
-    return [
-        t for t in dense
-        if owners[t.untyped_storage().data_ptr()] == 1
-        and t.untyped_storage().nbytes() == t.numel() * t.element_size()
-    ]  # fmt: skip
 
 
 def _numbers(count: int, draw: Draw) -> Tensor:

@@ -90,8 +90,10 @@ def build_snapshot(
         hidden, changed = Concealed(PLAIN, state), watch.check()
         if probe is not None and not changed:
             hidden = conceal(model, state, probe)
+            if hidden.state is state:  # else it was compared with what was hidden
+                changed = [name for name in watch.check() if name in state]
             watch = MemoryWatch(model, hidden.state)
-            changed = watch.check()
+            changed = changed or watch.check()
         hold_in_ranges(model, Ranges.of(hidden.state, infinite))
     except (RuntimeError, CheckpointError) as error:
         raise VaultError(
