@@ -61,7 +61,11 @@ def test_a_sound_service_answers_all_and_labels_alone_are_compared_if_wished(ser
     told = succeed("canary", "check", service, "--vault", three).stdout
     assert "generation   1\n" in told
     assert "All are answered as the sound generation does." in told
-    told = succeed("canary", "check", service, "--vault", three, "--labels").stdout
+    told = fail("canary", "check", service, "--vault", three, "--labels")
+    assert "nothing could be compared" in told  # all three scores of its answers tie
+    scores = [3.0, 1.0, 1.0, 2.0, 0.0, 0.0]
+    with answering(output(scores, model_version="3")) as (url, _):
+        told = succeed("canary", "check", url, "--vault", three, "--labels").stdout
     assert "labels only of 2 canaries" in told
     told = succeed("canary", "show", three, "--generation", "2").stdout
     assert "generation   2: 2 canaries" in told
@@ -213,6 +217,45 @@ def test_answers_of_two_generations_are_not_taken_for_one(three):
         assert (found.number, found.verdict.changed) == (2, ())
         with pytest.raises(G2DError, match="serves generation 2, not 1"):
             asking.ask_service(opened, Between(1, 2), 1, False)
+
+
+class Behind:
+    """A vault whose live generation is another than what is served."""
+
+    def __init__(self, vault: Vault, live: int) -> None:
+        self._vault, self._live = vault, live
+
+    def live(self) -> int:
+        return self._live
+
+    def __getattr__(self, name: str):
+        return getattr(self._vault, name)
+
+
+def test_a_service_stuck_on_a_retired_generation_does_not_pass(three, monkeypatch):
+    monkeypatch.setattr(asking.time, "sleep", lambda _: None)
+    with Vault.open(three) as opened:
+        behind = Behind(opened, 2)
+        with pytest.raises(G2DError, match="serves generation 1, the vault's live one is 2"):
+            asking.ask_service(behind, Rotating(1, 1, 1), None, False)
+        found = asking.ask_service(behind, Rotating(1, 2, 2), None, False)  # it was on its way
+        assert (found.number, found.verdict.changed) == (2, ())
+        assert asking.ask_service(behind, Rotating(1), 1, False).number == 1  # as was wished
+
+
+def test_answers_that_are_too_coarse_to_tell_anything_end_with_1(three, monkeypatch):
+    class Coarse(Rotating):
+        def ask(self, described: Described, x: np.ndarray) -> Answer:
+            return Answer(np.zeros((2, 3)), 1)
+
+    with Vault.open(three) as opened:
+        made = Canaries.from_bytes(packed(1))
+        small = replace(made, logits=made.logits / 10)
+        monkeypatch.setattr(asking, "read_canaries", lambda *_: small)
+        with pytest.raises(G2DError, match="nothing could be compared"):
+            asking.ask_service(opened, Coarse(), None, False)
+        with pytest.raises(G2DError, match="leave --labels out"):
+            asking.ask_service(opened, Coarse(), None, True)
 
 
 def test_an_address_with_a_path_and_credentials_of_a_client():

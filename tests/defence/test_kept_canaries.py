@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 
+import pytest
 import torch
 
+from g2d.defence import costs, generations
 from g2d.defence.generations import GenerationStore
+from g2d.errors import DataWarning
 from g2d.protect.canaries.kept import judge_scores, read_canaries
 from g2d.settings import Settings
 from g2d.tasks.inference import predict
@@ -48,6 +52,37 @@ def test_without_canaries_a_generation_is_what_it_was(defence):
     assert {name: more.files[name] for name in plain.files} == plain.files
     assert plain.files["weights"] == first.files["weights"]
     assert set(plain.manifest) == set(more.manifest)
+
+
+def test_a_network_that_takes_no_moved_inputs_gets_none_and_the_manifest_says_so(
+    defence, monkeypatch
+):
+    def fail(*_):
+        raise IndexError("index out of\nrange in self")
+
+    monkeypatch.setattr(generations, "make_canaries", fail)
+    store = GenerationStore(defence.task, defence.vault, defence.settings)
+    state = defence.generation(1).state
+    with pytest.warns(DataWarning, match="IndexError: index out of range in self"):
+        store.accept(state, {"gates": []}, 5, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.accept(state, {"gates": []}, 6, False)  # told once
+    for number in (2, 3):
+        made = defence.vault.generation(number)
+        assert set(made.files) == {"weights", "attacks"}
+        assert made.manifest["canaries"] == "none: IndexError: index out of range in self"
+        assert read_canaries(defence.vault, number) is None
+
+
+def test_what_they_cost_is_estimated(digits):
+    few, many = (
+        costs.estimate(digits, Settings().override(canaries__count=count), 10_000)[-1]
+        for count in (0, 1024)
+    )
+    assert many.cpu > 1.1 * few.cpu
+    assert many.memory >= few.memory + 1_000_000
+    assert many.disk > few.disk
 
 
 def test_default_settings_write_nothing_into_digests():

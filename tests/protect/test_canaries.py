@@ -9,9 +9,11 @@ from torch import nn
 
 import words
 from g2d.errors import CheckpointError
+from g2d.protect.canaries import choosing
 from g2d.protect.canaries.choosing import alone, together
-from g2d.protect.canaries.kept import Canaries, judge_labels, judge_scores
-from g2d.protect.canaries.making import make_canaries
+from g2d.protect.canaries.inputs import Inputs
+from g2d.protect.canaries.kept import Canaries, judge_classes, judge_labels, judge_scores
+from g2d.protect.canaries.making import make_canaries, work
 from g2d.protect.canaries.network import Network
 from g2d.tasks.inference import load_model, predict
 from g2d.weights.checkpoints import pack
@@ -115,6 +117,33 @@ def test_canaries_of_a_table_are_valid_rows():
     assert found.margins.min() <= 4 * found.tolerance
 
 
+def coded(x):
+    """The last column holds codes 0 to 3, the one before it halves."""
+    codes = torch.arange(len(x)) % 4
+    return torch.cat([x[:, :6], (codes / 2)[:, None], codes[:, None]], 1)
+
+
+class Embedding(nn.Module):
+    """A table's model that looks up its last column."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.rest = nn.Embedding(4, 3), nn.Linear(10, 2)
+
+    def forward(self, x):
+        return self.rest(torch.cat([x[:, :7], self.table(x[:, 7].long())], 1))
+
+
+def test_noise_of_a_table_keeps_to_each_columns_range_and_to_codes():
+    task = table_task(coded, Embedding, bounds=(-50.0, 50.0), budget=None)
+    inputs, data = Inputs.of(task, 24, 0), task.splits.guide.x
+    assert (inputs.x >= data.amin(0)).all()
+    assert (inputs.x <= data.amax(0)).all()
+    assert set(inputs.x[:, 7].tolist()) <= {0.0, 1.0, 2.0, 3.0}
+    assert not set(inputs.x[:, 6].tolist()) <= {0.0, 0.5, 1.0, 1.5}
+    assert len(kept(task, table_model(task), 4, 2)) == 4
+
+
 def test_unbounded_inputs_keep_to_the_range_of_the_data():
     task = table_task(budget=None)
     found = torch.from_numpy(kept(task, table_model(task), 8).x)
@@ -165,6 +194,19 @@ def test_gradients_at_once_are_those_one_by_one_and_any_model_has_some(digits, p
     assert len(kept(digits, Branching(plain), 2)) == 2
 
 
+def test_work_is_bounded_whatever_is_asked_for(digits, plain, monkeypatch):
+    """Fewer weights are counted for more candidates; large networks get fewer candidates."""
+    size = sum(p.numel() for p in plain.parameters())
+    assert choosing.counted(size, 96) == size
+    assert choosing.counted(10**8, 96) * 96 <= choosing.CELLS
+    assert choosing.counted(10**8, 6144) * 6144 <= choosing.CELLS
+    small, large = work(10**5, 16, 0), work(2 * 10**7, 16, 0)
+    assert large.candidates < small.candidates
+    assert large.forwards < small.forwards < work(10**5, 16, 5).forwards
+    monkeypatch.setattr(choosing, "CELLS", 3000)
+    assert len(kept(digits, plain, 4)) == 4
+
+
 # --- judging -------------------------------------------------------------------------------------
 
 
@@ -189,6 +231,48 @@ def test_coarse_rounding_hides_what_is_small_and_no_other_class(canaries):
     assert (verdict.changed, verdict.decimals) == ((), 1)
     scores[0, canaries.labels[0]] -= 1
     assert [one.place for one in judge_scores(canaries, scores).changed] == [0]
+
+
+def of_logits(logits, tolerance=1e-3):
+    logits = np.asarray(logits, np.float32)
+    return Canaries(np.zeros((len(logits), 1)), logits, logits.argmax(1), tolerance)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 256, 1000])
+@pytest.mark.parametrize("scale", [0.1, 8.0])
+def test_a_dead_network_does_not_pass(classes, scale):
+    """It answers zeros, or all classes alike: neither rounded logits nor probabilities."""
+    draws = np.random.default_rng(0)
+    kept = of_logits(scale * draws.uniform(-1, 1, (16, classes)))
+    for dead in (0.0, 1 / classes, round(1 / classes, 2)):
+        answer = np.full((16, classes), dead)
+        own = judge_scores(kept, answer, how="logits", rounded=False)
+        assert (len(own.changed), own.compared) == (16, 16)
+        outside = judge_scores(kept, answer)
+        assert outside.changed or 2 * outside.compared < 16
+        named = judge_classes(kept, answer)
+        assert (named.changed, named.compared) == ((), 0)
+
+
+def test_logits_all_below_a_half_are_compared_where_they_are_not_rounded():
+    draws = np.random.default_rng(1)
+    kept = of_logits(draws.uniform(-0.4, 0.4, (16, 5)))
+    verdict = judge_scores(kept, kept.logits)
+    assert (verdict.changed, verdict.compared) == ((), 16)
+    shares = np.exp(kept.logits) / np.exp(kept.logits).sum(1, keepdims=True)
+    for decimals in (3, 4, 5):
+        verdict = judge_scores(kept, shares.round(decimals))
+        assert (verdict.how, verdict.changed, verdict.compared) == ("probabilities", (), 16)
+
+
+def test_classes_of_scores_that_tie_or_are_none(canaries):
+    scores = canaries.logits.copy()
+    second = scores[0].argsort()[-2]
+    scores[0, second] = scores[0].max()
+    scores[1] = np.nan
+    verdict = judge_classes(canaries, scores)
+    assert [one.place for one in verdict.changed] == [1]
+    assert verdict.compared == 15
 
 
 def test_what_is_no_canaries_is_refused(canaries):
