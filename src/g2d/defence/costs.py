@@ -216,7 +216,7 @@ def _generation(
         + (pool + gate * gates.pool_steps) * steps.gradient
         + (2 * len(task.splits.gate) + g.memory * gate) * steps.forward
     )
-    asked = work(size, settings.canaries.count, settings.canaries.steps)
+    asked = work(weights // _FLOAT, settings.canaries.count, settings.canaries.steps)
     cpu += asked.forwards * steps.forward + asked.gradients * steps.plain
     canary = task.splits.train.x[0].nbytes + _FLOAT * task.classes
     disk = weights + settings.canaries.count * canary + _pool_bytes(task, gate)

@@ -229,9 +229,7 @@ class GenerationStore:
             figures["robust_examples"] = found["robust"].get("n", len(index))
         return figures | {n: measured[n] for n in ("stale_asr", "distance") if n in measured}
 
-    def _canaries(
-        self, model: nn.Module, seed: int, manifest: dict[str, Any]
-    ) -> dict[str, bytes]:
+    def _canaries(self, model: nn.Module, seed: int, manifest: dict[str, Any]) -> dict[str, bytes]:
         """What shows changes of this generation to whoever can only ask; {}: nothing is wanted.
 
         A network need not take inputs that were moved, and may raise anything: no generation fails

@@ -18,7 +18,7 @@ CELLS = 1 << 25
 
 _MOST = 1 << 17  # weights that are counted; of larger networks so many are drawn
 _FEW = 1 << 15  # of large ones
-_AT_ONCE = 1 << 24  # values of gradients made at once
+_AT_ONCE = 1 << 24  # values of gradients made at once, of small networks
 _PART = 1 << 13  # weights that are summed at once
 _SURE = 1.5  # margins that a flip must be predicted to take
 
@@ -37,8 +37,9 @@ def choose(
     gain = seen.sum(1)
     taken = torch.zeros(len(x), dtype=torch.bool)
     while len(chosen) < min(count, len(x)):
-        best = int(gain.masked_fill(taken, -1).argmax())
-        if int(gain.masked_fill(taken, -1).max()) <= 0 and not bool(left.all()):
+        most, at = gain.masked_fill(taken, -1).max(0)
+        best = int(at)
+        if int(most) <= 0 and not bool(left.all()):
             left, gain = torch.ones_like(left), seen.sum(1)
             continue
         chosen.append(best)
@@ -52,6 +53,12 @@ def choose(
 def counted(size: int, candidates: int) -> int:
     """How many of a network's `size` weights are counted for so many candidates, about."""
     return max(1, min(size, _MOST if size <= LARGE else _FEW, CELLS // max(1, candidates)))
+
+
+def room(size: int, candidates: int) -> int:
+    """Bytes of memory that choosing among so many candidates takes, about."""
+    together = min(_AT_ONCE, candidates * size) if size <= _MOST else size
+    return candidates * counted(size, candidates) + 4 * together
 
 
 def _flips_seen(network: Network, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from g2d.core.seeds import seed_of
 from g2d.protect.canaries.boundary import HALVINGS, sharpen, to_boundary
-from g2d.protect.canaries.choosing import LARGE, choose, counted
+from g2d.protect.canaries.choosing import LARGE, choose, room
 from g2d.protect.canaries.inputs import Inputs
 from g2d.protect.canaries.network import Network, leads
 from g2d.tasks.task import Task
@@ -42,8 +42,8 @@ def work(size: int, count: int, steps: int) -> Work:
     """Foresee what `count` canaries of a network of `size` weights take; 0: nothing."""
     moved = 2 * _begun(size, count)
     forwards = moved * (_PASSES + HALVINGS + steps)
-    room = moved * counted(size, moved) + _COPIES * 4 * size if count else 0
-    return Work(moved, forwards, moved * (1 + steps), room)
+    held = room(size, moved) + _COPIES * 4 * size if count else 0
+    return Work(moved, forwards, moved * (1 + steps), held)
 
 
 def _begun(size: int, count: int) -> int:
