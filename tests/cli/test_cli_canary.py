@@ -61,7 +61,11 @@ def test_a_sound_service_answers_all_and_labels_alone_are_compared_if_wished(ser
     told = succeed("canary", "check", service, "--vault", three).stdout
     assert "generation   1\n" in told
     assert "All are answered as the sound generation does." in told
-    told = succeed("canary", "check", service, "--vault", three, "--labels").stdout
+    told = fail("canary", "check", service, "--vault", three, "--labels")
+    assert "nothing could be compared" in told  # all three scores of its answers tie
+    scores = [3.0, 1.0, 1.0, 2.0, 0.0, 0.0]
+    with answering(output(scores, model_version="3")) as (url, _):
+        told = succeed("canary", "check", url, "--vault", three, "--labels").stdout
     assert "labels only of 2 canaries" in told
     told = succeed("canary", "show", three, "--generation", "2").stdout
     assert "generation   2: 2 canaries" in told
@@ -242,11 +246,11 @@ def test_a_service_stuck_on_a_retired_generation_does_not_pass(three, monkeypatc
 def test_answers_that_are_too_coarse_to_tell_anything_end_with_1(three, monkeypatch):
     class Coarse(Rotating):
         def ask(self, described: Described, x: np.ndarray) -> Answer:
-            return Answer(np.zeros((2, 4)), 1)
+            return Answer(np.zeros((2, 3)), 1)
 
     with Vault.open(three) as opened:
-        logits = Canaries.from_bytes(packed(1)).logits
-        small = replace(Canaries.from_bytes(packed(1)), logits=logits / 10)
+        made = Canaries.from_bytes(packed(1))
+        small = replace(made, logits=made.logits / 10)
         monkeypatch.setattr(asking, "read_canaries", lambda *_: small)
         with pytest.raises(G2DError, match="nothing could be compared"):
             asking.ask_service(opened, Coarse(), None, False)

@@ -20,6 +20,7 @@ from g2d.attacks.pools import craft_pool, pack_pool
 from g2d.generator.autoencoder import Span, WeightAutoencoder
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.latent_space import DEFAULT
+from g2d.protect.canaries.making import work
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
 from g2d.tasks.inference import predict
@@ -215,10 +216,13 @@ def _generation(
         + (pool + gate * gates.pool_steps) * steps.gradient
         + (2 * len(task.splits.gate) + g.memory * gate) * steps.forward
     )
+    asked = work(weights // _FLOAT, settings.canaries.count, settings.canaries.steps)
+    cpu += asked.forwards * steps.forward + asked.gradients * steps.plain
     canary = task.splits.train.x[0].nbytes + _FLOAT * task.classes
     disk = weights + settings.canaries.count * canary + _pool_bytes(task, gate)
     disk += _pool_bytes(task, min(g.pool, len(task.splits.guide)))
-    room = None if memory is None else memory + (rank + g.memory) * size * _FLOAT
+    held = (rank + g.memory) * size * _FLOAT + asked.room
+    room = None if memory is None else memory + held
     return Cost("one generation", cpu, cpu, room, disk)
 
 

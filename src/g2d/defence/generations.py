@@ -6,6 +6,7 @@ What makes a candidate, or lets it pass, does not live here.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from g2d.core.seeds import seed_of
 from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
 from g2d.defence.marking import fit_mark
-from g2d.errors import CheckpointError, UnavailableError, VaultError
+from g2d.errors import CheckpointError, DataWarning, UnavailableError, VaultError
 from g2d.generator import Exposure
 from g2d.protect.canaries.kept import CANARIES
 from g2d.protect.canaries.making import make_canaries
@@ -36,6 +37,8 @@ from g2d.vault.signing import SigningKey, require_source, sign_generation
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import digest, pack, unpack
 from g2d.weights.codec import Codec
+
+_WHY = 200  # characters of what a network raised
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,7 @@ class GenerationStore:
         self._exposures: dict[int, Exposure] = {}
         self._states: dict[int, dict[str, Tensor]] = {}
         self._damaged: set[int] = set()
+        self._told = False  # why no canaries were made
 
     def generation(self, number: int | None = None) -> Generation:
         """Read a generation, the live one by default.
@@ -182,7 +186,8 @@ class GenerationStore:
         if self.code:
             full[CODE] = self.code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
-        files = {"weights": pack(state), "attacks": pack(attacks)} | self._canaries(model, seed)
+        files = {"weights": pack(state), "attacks": pack(attacks)}
+        files |= self._canaries(model, seed, full)
         if (mark := self.mark()) is not None:
             full["figures"]["watermark"] = round(mark.share(model), 6)
         if secret := secret_for(s):
@@ -224,12 +229,25 @@ class GenerationStore:
             figures["robust_examples"] = found["robust"].get("n", len(index))
         return figures | {n: measured[n] for n in ("stale_asr", "distance") if n in measured}
 
-    def _canaries(self, model: nn.Module, seed: int) -> dict[str, bytes]:
-        """What shows changes of this generation to whoever can only ask; {}: nothing is wanted."""
+    def _canaries(self, model: nn.Module, seed: int, manifest: dict[str, Any]) -> dict[str, bytes]:
+        """What shows changes of this generation to whoever can only ask; {}: nothing is wanted.
+
+        A network need not take inputs that were moved, and may raise anything: no generation fails
+        for that, its manifest says why it keeps none.
+        """
         s = self.settings.canaries
-        made = s.count and make_canaries(
-            self.task, model, s.count, s.steps, seed_of(seed, CANARIES)
-        )
+        if not s.count:
+            return {}
+        try:
+            made = make_canaries(self.task, model, s.count, s.steps, seed_of(seed, CANARIES))
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:_WHY]
+            manifest[CANARIES] = f"none: {why}"
+            if not self._told:
+                text = f"no canaries are kept with generations of this task: {why}"
+                warnings.warn(text, DataWarning, stacklevel=3)
+            self._told = True
+            return {}
         return {CANARIES: pack(made)} if made else {}
 
     def check_keys(self) -> None:

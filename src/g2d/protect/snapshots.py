@@ -7,6 +7,7 @@ may be trusted, is decided by whoever calls.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -38,16 +39,20 @@ class Inference:
 
 
 class ArrayInference:
-    """A frozen model as a function of arrays."""
+    """A frozen model as a function of arrays; one call at a time, from whichever thread.
+
+    A model may keep what it computes on itself: two calls at once would mix their answers.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model, self._calls = model, threading.Lock()
 
     @torch.inference_mode()
     def __call__(self, x: Array) -> Array:
         """Answer a batch."""
         # float(): NumPy has no bfloat16, and answers are float32 whatever the model computes in.
-        return np.asarray(self._model(torch.from_numpy(x)).float().numpy())
+        with self._calls:
+            return np.asarray(self._model(torch.from_numpy(x)).float().numpy())
 
 
 def _infinite(model: nn.Module, state: State) -> set[str]:

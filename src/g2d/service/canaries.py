@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from g2d.errors import G2DError
-from g2d.protect.asking import Client, Described, datatype_of
-from g2d.protect.canaries.kept import Canaries, Verdict, judge_labels, judge_scores, read_canaries
+from g2d.protect.asking import Answer, Client, Described, datatype_of
+from g2d.protect.canaries.kept import (
+    Canaries,
+    Verdict,
+    judge_classes,
+    judge_labels,
+    judge_scores,
+    read_canaries,
+)
 from g2d.vault.reading import VaultReader
 
 _TRIES = 5  # a generation that rotates away between two requests is followed so often
+_PAUSE = 2.0  # seconds until a service that is behind the vault is asked again
 
 
 @dataclass(frozen=True)
@@ -41,45 +50,67 @@ def ask_service(vault: VaultReader, client: Client, wanted: int | None, labels: 
     """Ask a service the canaries of what it serves, and compare.
 
     Args:
-        wanted: the generation that has to be served; None: whichever the service names, followed
-            where it rotates in between. labels: compare classes alone, whatever comes.
+        wanted: the generation that has to be served; None: the vault's live one, which a service
+            that rotates in between is followed to. labels: compare classes alone, whatever comes.
 
     Raises:
         G2DError: the service or the vault cannot be asked, it serves another model or generation,
-            or no canaries are kept.
+            or one that the vault has retired; no canaries are kept, or what is answered is too
+            coarse to tell anything.
     """
     described = client.describe()
     number = wanted or described.number or vault.live()
     if number is None:
         raise G2DError(f"{vault.path} has no generation yet; run `g2d fit` first")
+    behind = False
     for _ in range(_TRIES):
         kept = kept_canaries(vault, number)
         _check(client, described, kept, number)
         answer = client.ask(described, kept.x)
         heard = (answer.number, *answer.others)
         strange = [k for k in heard if k is not None and k != number]
-        if not strange:
-            if answer.labels_only:
-                verdict = judge_labels(kept, answer.values)
-            elif answer.values.shape != kept.logits.shape:
-                raise G2DError(
-                    f"{client.url} answers {answer.values.shape[1]} scores an input, and generation"
-                    f" {number} has {kept.logits.shape[1]}: it is another model"
-                )
-            else:
-                verdict = (
-                    judge_labels(kept, answer.labels)
-                    if labels
-                    else judge_scores(kept, answer.values)
-                )
-            return Asked(number, len(kept), verdict, answer.number is not None)
-        if wanted:
+        if strange and wanted:
             raise G2DError(
                 f"{client.url} serves generation {strange[-1]}, not {wanted}: leave --generation"
                 " out to ask for whichever is live"
             )
-        number = strange[-1]
+        if strange:
+            number = strange[-1]
+            continue
+        live = None if wanted else vault.live()  # now: it may have become so meanwhile
+        if live is None or number >= live:
+            verdict = _judge(client, kept, number, answer, labels)
+            return Asked(number, len(kept), verdict, answer.number is not None)
+        if behind:
+            raise G2DError(
+                f"{client.url} serves generation {number}, the vault's live one is {live}: the"
+                f" service is stuck, or was put back; --generation {number} asks about that one"
+            )
+        behind = True
+        if answer.number is None:
+            number = client.describe().number or live
+        time.sleep(_PAUSE)
     raise G2DError(f"{client.url} rotated in each of {_TRIES} tries: ask again")
+
+
+def _judge(client: Client, kept: Canaries, number: int, answer: Answer, labels: bool) -> Verdict:
+    """Compare what was answered; refuses what is too coarse to show anything."""
+    if answer.labels_only:
+        verdict = judge_labels(kept, answer.values)
+    elif answer.values.shape != kept.logits.shape:
+        raise G2DError(
+            f"{client.url} answers {answer.values.shape[1]} scores an input, and generation"
+            f" {number} has {kept.logits.shape[1]}: it is another model"
+        )
+    else:
+        verdict = (judge_classes if labels else judge_scores)(kept, answer.values)
+    if not verdict.changed and 2 * verdict.compared < len(kept):
+        raise G2DError(
+            f"nothing could be compared: what {client.url} answers tells more than rounding hides"
+            f" for {verdict.compared} of {len(kept)} canaries alone; ask where scores are not"
+            " rounded, or less" + (", or leave --labels out" if labels else "")
+        )
+    return verdict
 
 
 def _check(client: Client, described: Described, kept: Canaries, number: int) -> None:

@@ -37,9 +37,9 @@ def test_a_replica_serves_and_watches_its_marked_copy(signed, key, monkeypatch):
             answers.append(snapshot.predict(x))
             loader.close()
         plain, one, again, other = answers
-        assert np.array_equal(one, again)
-        assert not np.array_equal(one, plain)
-        assert not np.array_equal(one, other)
+        assert np.allclose(one, again, atol=1e-4)  # each load has a layout of its own
+        assert not np.allclose(one, plain, atol=1e-4)
+        assert not np.allclose(one, other, atol=1e-4)
     finally:
         mirror.remove()
 

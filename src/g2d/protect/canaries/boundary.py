@@ -13,7 +13,7 @@ from g2d.protect.canaries.network import Network, leads
 
 _SHAKE = 0.01  # share by which weights are moved: first order, and far above rounding
 _STEP = 0.1  # of each value's range; a smaller one at the end
-_HALVINGS = 20  # of a segment: what is left of it moves logits by far less than the margin
+HALVINGS = 20  # of a segment: what is left of it moves logits by far less than the margin
 _STOPS = 12  # on a path of substitutions
 
 
@@ -78,7 +78,7 @@ def _halved(
         along = begin + share.view(shape).to(begin.dtype) * (end - begin)
         return inputs.clip(torch.where(inputs.fixed, begin, along))
 
-    for _ in range(_HALVINGS):
+    for _ in range(HALVINGS):
         middle = (near + far) / 2
         label, lead = leads(network(at(middle)))
         inside = (label == labels) & (lead >= margin)

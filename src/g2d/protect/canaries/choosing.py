@@ -10,7 +10,16 @@ from torch.func import grad, vmap
 
 from g2d.protect.canaries.network import Network, leads
 
+LARGE = 1_000_000
+"""Weights from which on a network is large: it takes fewer candidates, and fewer are counted."""
+
+CELLS = 1 << 25
+"""Candidates times weights counted, at most, a byte each."""
+
 _MOST = 1 << 17  # weights that are counted; of larger networks so many are drawn
+_FEW = 1 << 15  # of large ones
+_AT_ONCE = 1 << 24  # values of gradients made at once, of small networks
+_PART = 1 << 13  # weights that are summed at once
 _SURE = 1.5  # margins that a flip must be predicted to take
 
 
@@ -24,27 +33,41 @@ def choose(
     """
     seen = _flips_seen(network, x, generator)
     chosen: list[int] = []
-    left = torch.ones(seen.shape[1])
+    left = torch.ones(seen.shape[1], dtype=torch.bool)
+    gain = seen.sum(1)
     taken = torch.zeros(len(x), dtype=torch.bool)
     while len(chosen) < min(count, len(x)):
-        gain = (seen @ left).masked_fill(taken, -1.0)
-        best = int(gain.argmax())
-        if float(gain[best]) <= 0 and not bool((left == 1).all()):
-            left = torch.ones_like(left)
+        most, at = gain.masked_fill(taken, -1).max(0)
+        best = int(at)
+        if int(most) <= 0 and not bool(left.all()):
+            left, gain = torch.ones_like(left), seen.sum(1)
             continue
         chosen.append(best)
         taken[best] = True
-        left = left * (1 - seen[best])
+        for part in (left & seen[best]).nonzero()[:, 0].split(_PART):  # each weight once a cover
+            gain = gain - seen[:, part].sum(1)
+        left &= ~seen[best]
     return torch.tensor(chosen, dtype=torch.int64)
 
 
+def counted(size: int, candidates: int) -> int:
+    """How many of a network's `size` weights are counted for so many candidates, about."""
+    return max(1, min(size, _MOST if size <= LARGE else _FEW, CELLS // max(1, candidates)))
+
+
+def room(size: int, candidates: int) -> int:
+    """Bytes of memory that choosing among so many candidates takes, about."""
+    together = min(_AT_ONCE, candidates * size) if size <= _MOST else size
+    return candidates * counted(size, candidates) + 4 * together
+
+
 def _flips_seen(network: Network, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Of which weights each input shows a flip of the sign by its label, (m, weights) of 0 and 1.
+    """Of which weights each input shows a flip of the sign by its label, (m, weights) bool.
 
     The flip moves the lead of the highest logit m by about -2 w dm/dw: one gradient tells of all
     weights.
     """
-    places = _places(network, generator)
+    places = _places(network, len(x), generator)
     found = []
     for lead, slopes in _slopes(network, x):
         moved = [
@@ -52,18 +75,21 @@ def _flips_seen(network: Network, x: Tensor, generator: torch.Generator) -> Tens
             for (name, w), slope in zip(network.weights.items(), slopes, strict=True)
         ]
         found.append(torch.cat(moved, 1) > _SURE * lead[:, None])
-    return torch.cat(found).float()
+    return torch.cat(found)
 
 
 def _slopes(network: Network, x: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Leads (n,) and their gradients by each weight (n, ...), of a part of the inputs at a time."""
-    if sum(w.numel() for w in network.weights.values()) <= _MOST:
+    size = sum(w.numel() for w in network.weights.values())
+    if size <= _MOST:
+        parts = x.split(max(1, _AT_ONCE // max(1, size)))
         try:  # of small networks ten times as fast
-            found = together(network, x)
+            first = together(network, parts[0])
         except Exception:  # noqa: S110 — a branch on data, a recurrent layer: the slow way is right
             pass
         else:
-            yield found
+            yield first
+            yield from (together(network, part) for part in parts[1:])
             return
     for part in x.split(1):
         yield alone(network, part)
@@ -92,12 +118,13 @@ def alone(network: Network, one: Tensor) -> tuple[Tensor, list[Tensor]]:
     return lead.detach(), [slope[None] for slope in slopes]
 
 
-def _places(network: Network, generator: torch.Generator) -> dict[str, Tensor]:
+def _places(network: Network, candidates: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Weights that are counted, by flat index in their tensors."""
     total = sum(w.numel() for w in network.weights.values())
-    if total <= _MOST:
+    most = counted(total, candidates)
+    if total <= most:
         return {name: torch.arange(w.numel()) for name, w in network.weights.items()}
     return {
-        name: torch.randint(w.numel(), (-(-w.numel() * _MOST // total),), generator=generator)
+        name: torch.randint(w.numel(), (-(-w.numel() * most // total),), generator=generator)
         for name, w in network.weights.items()
     }

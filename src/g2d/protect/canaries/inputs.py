@@ -34,9 +34,10 @@ class Inputs:
     def of(cls, task: Task, count: int, seed: int) -> Inputs:
         """Draw inputs: examples of the guide split, and as many of noise where values are floats.
 
-        Noise reaches weights that data leave alone, of pixels that are always black, say. Where
-        inputs are unbounded their range is that of the guide split. Ids are not drawn: an id that
-        never stands in a place may not be valid there.
+        Noise reaches weights that data leave alone, of pixels that are always black, say. It keeps
+        to what the guide split's values range over: of an image all together, of a table each by
+        itself. Columns that hold whole numbers alone may be codes, and are not moved; nor are ids:
+        one that never stands in a place may not be valid there.
         """
         generator = torch.Generator().manual_seed(seed)
         data = task.splits.guide.x
@@ -48,6 +49,8 @@ class Inputs:
         low, high = _end(form.low, data[0]), _end(form.high, data[0])
         fixed = torch.zeros(form.size, dtype=torch.bool)
         fixed[[*form.integer, *(place for group in form.one_hot for place in group)]] = True
+        if data.dim() <= 2:
+            fixed |= (data == data.round()).all(0)
         fixed = fixed.reshape(form.shape)
         noise = low + _noise(rows, generator) * (high - low)
         return cls(torch.cat([rows, torch.where(fixed, rows, noise)]), low, high, fixed)
@@ -68,7 +71,7 @@ def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _form(task: Task, data: Tensor) -> InputForm:
-    """The form of a task's inputs; where a value has no range, that of the data."""
+    """The form of a task's inputs; its range is no wider than that of the data."""
     flat = data.flatten(1).double()
     least, most = flat.amin(0), flat.amax(0)
     try:
@@ -77,8 +80,11 @@ def _form(task: Task, data: Tensor) -> InputForm:
         kind = IMAGE if data.dim() > 2 else TABLE
         form = InputForm(kind, tuple(data.shape[1:]), task.classes, (-torch.inf,), (torch.inf,))
     low, high = (torch.tensor(ends, dtype=torch.float64) for ends in (form.low, form.high))
-    low = torch.where(low.isfinite(), low, least)
-    high = torch.where(high.isfinite(), high, most)
+    if data.dim() > 2:  # pixels that are always black are given noise, too
+        bounded = low.isfinite() & high.isfinite()
+        least = torch.where(bounded, least.min(), least)
+        most = torch.where(bounded, most.max(), most)
+    low, high = torch.maximum(low, least), torch.minimum(high, most)
     return replace(form, low=tuple(low.tolist()), high=tuple(high.tolist()))
 
 

@@ -29,6 +29,7 @@ How = Literal["logits", "probabilities", "labels"]
 
 _FINEST = 7  # decimals from which on rounding is finer than float32 itself
 _UNIT = 2.0**-23  # relative step of float32
+_SUMS = 0.05  # that shares may miss 1 by, however many were rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,50 +125,80 @@ class Verdict:
     """What answers to canaries tell: those changed, what was compared, and how scores were rounded.
 
     Attributes:
-        decimals: places after the point that scores were rounded to; None: they were not.
+        decimals: places after the point that scores were rounded to; None: they were not. compared:
+            how many canaries could have shown a change: not those whose highest scores tie and
+            whose rounding hides more than their scores differ by.
     """
 
     changed: tuple[Changed, ...]
     how: How
     decimals: int | None = None
+    compared: int = 0
 
 
 def judge_labels(canaries: Canaries, labels: Array) -> Verdict:
-    """Compare classes (n,) alone."""
-    wrong = np.flatnonzero(labels != canaries.labels).tolist()
+    """Compare classes (n,) alone; a class below 0 is not known, and is not compared."""
+    wrong = np.flatnonzero((labels != canaries.labels) & (labels >= 0)).tolist()
     found = (Changed(i, int(canaries.labels[i]), int(labels[i])) for i in wrong)
-    return Verdict(tuple(found), "labels")
+    return Verdict(tuple(found), "labels", compared=int((labels >= 0).sum()))
 
 
-def judge_scores(canaries: Canaries, scores: Array) -> Verdict:
+def judge_classes(canaries: Canaries, scores: Array) -> Verdict:
+    """Compare the classes that scores (n, classes) name; where several are highest, none is."""
+    labels = np.where(_tied(scores), -1, scores.argmax(1))
+    # NaN names no class at all: that is not the one expected, whichever that is.
+    nowhere = np.isnan(scores).any(1)
+    return judge_labels(canaries, np.where(nowhere, canaries.logits.shape[1], labels))
+
+
+def judge_scores(
+    canaries: Canaries, scores: Array, how: How | None = None, rounded: bool = True
+) -> Verdict:
     """Compare scores (n, classes), which may be the logits, or their softmax, and be rounded.
 
     A canary has changed if a score is farther from the sound one than `tolerance` and rounding
     explain, or its class is not among the highest.
+
+    Args:
+        how: "logits" or "probabilities", where that is known; None: the answers are looked at.
+            rounded: whether scores may be rounded. Whoever knows that they are logits, and whole,
+            must say so: what was changed could pass for something rounded.
     """
     scores, expected = scores.astype(np.float64), canaries.logits.astype(np.float64)
-    how: How = "logits"
     slack = canaries.tolerance
-    if _probable(scores) and not _probable(expected):
+    decimals = _decimals(scores) if rounded else None
+    if how is None:
+        shares = _probable(scores, decimals) and not _probable(expected, None)
+        how = "probabilities" if shares else "logits"
+    if how == "probabilities":
         # No score moves by more than half of what the logits do; float32 sums leave 1e-6.
-        how, expected, slack = "probabilities", _softmax(expected), slack / 2 + 1e-6
-    decimals = _decimals(scores)
+        expected, slack = _softmax(expected), slack / 2 + 1e-6
     if decimals is not None:
         slack += 0.5 * 10.0**-decimals
     off = np.abs(scores - expected).max(1)
     own = np.take_along_axis(scores, canaries.labels[:, None], 1)[:, 0]
     wrong = ~(off <= slack * (1 + 1e-6)) | ~(own >= scores.max(1))  # NaN fails both
+    # What answers the same to all comes no nearer to them than half of this: it must not pass.
+    spread = np.maximum(np.ptp(expected, axis=1), np.ptp(expected, axis=0).max())
+    shown = (slack < spread / 2) | ~_tied(scores)
     best = scores.argmax(1)
     found = (
         Changed(i, int(canaries.labels[i]), int(best[i]), float(off[i]))
         for i in np.flatnonzero(wrong).tolist()
     )
-    return Verdict(tuple(found), how, decimals)
+    return Verdict(tuple(found), how, decimals, int(shown.sum()))
 
 
-def _probable(scores: Array) -> bool:
+def _tied(scores: Array) -> Array:
+    """Where several scores are the highest, (n,) bool."""
+    return (scores == scores.max(1, keepdims=True)).sum(1) > 1
+
+
+def _probable(scores: Array, decimals: int | None) -> bool:
     """Whether rows are shares that sum to 1, as far as rounding allows."""
-    whole = np.abs(scores.sum(1) - 1) <= 0.005 * scores.shape[1]
+    room = 1e-3 if decimals is None else scores.shape[1] * 0.5 * 10.0**-decimals
+    sums = scores.sum(1)
+    whole = (np.abs(sums - 1) <= min(max(room, 1e-3), _SUMS) + 1e-9) & (sums > 0.5)
     return bool((scores >= 0).all() and (scores <= 1).all() and whole.all())
 
 

@@ -36,7 +36,11 @@ class KeptCanaries(SoundCopies, Protocol):
 class CanaryWatch:
     """Compares live answers to canaries with those kept; what differs is replaced, with an alarm.
 
-    Off the path of answers: the forward pass of a few inputs on the watch's own thread.
+    The forward pass of a few inputs on the watch's own thread: an answer waits for it at most.
+
+    Where a fresh copy answers otherwise, too, it is this machine that differs. That is told once,
+    and counted from then on, whatever generations come; one that it has answered soundly is
+    watched as elsewhere.
     """
 
     def __init__(
@@ -48,6 +52,9 @@ class CanaryWatch:
         self._due = time.monotonic() + self._every
         self._kept: Canaries | None = None
         self._number = 0  # of the generation whose canaries are kept here
+        self._unread = 0  # that of which they could not be read, which is told
+        self._sound = False  # it has been answered soundly here
+        self._differs = False  # this machine computes otherwise, which is told
 
     def watch(self) -> None:
         """Check if it is time."""
@@ -56,26 +63,38 @@ class CanaryWatch:
             self.check()
 
     def check(self) -> bool:
-        """Ask what is live once; replace it and rotate if it answers otherwise. True: sound."""
+        """Ask what is live once; replace it and rotate if it answers otherwise.
+
+        Returns:
+            False: it did so. True: it is sound, or no more is known of it than was told.
+        """
         snapshot = self._live.snapshot
         kept = self._canaries(snapshot.number)
         if kept is None:
             self._count.labels("none kept").inc()
             return True
         changed = _changed(kept, snapshot)
+        if changed and self._differs and not self._sound:
+            self._count.labels("this machine differs").inc()
+            return True
         self._count.labels("changed" if changed else "sound").inc()
         if changed:
             self._tell(kept, snapshot, changed)
+        else:
+            self._sound = True
         return not changed
 
     def _canaries(self, number: int) -> Canaries | None:
         if number != self._number:
-            self._number, self._kept = number, None
             try:
-                self._kept = self._loader.canaries(number)
-            except G2DError as error:
-                text = f"generation {number} is not checked by canaries: {error}"
-                self._rotation.alarm(KIND, text, rotate=False)
+                kept = self._loader.canaries(number)
+            except G2DError as error:  # of a moment, perhaps: they are read again next time
+                if number != self._unread:
+                    self._unread = number
+                    text = f"generation {number} is not checked by canaries: {error}"
+                    self._rotation.alarm(KIND, text, rotate=False)
+                return None
+            self._number, self._kept, self._sound = number, kept, False
         return self._kept
 
     def _tell(self, kept: Canaries, snapshot: Snapshot, changed: str) -> None:
@@ -83,17 +102,21 @@ class CanaryWatch:
         outcome = replace(self._live, self._loader, snapshot.number)
         now = self._live.snapshot
         fresh = now is not snapshot and now.number == snapshot.number
-        if fresh and _changed(kept, now):
+        elsewhere = fresh and bool(_changed(kept, now))
+        if elsewhere:
             # Rotating would not help: whoever makes the next one computes as the last one did.
-            self._kept = None
+            told, self._differs, self._sound = self._differs, True, False
+            if told:
+                return
             outcome = (
                 "so does a fresh copy from the vault: this machine computes otherwise than the one"
-                " that made it, or wrongly; it is checked by canaries no more"
+                " that made it, or wrongly; from now on that is counted, and told no more"
             )
-        self._rotation.alarm(KIND, f"{what}; {outcome}", rotate=self._kept is not None)
+        self._rotation.alarm(KIND, f"{what}; {outcome}", rotate=not elsewhere)
 
 
 def _changed(kept: Canaries, snapshot: Snapshot) -> str:
     """How many canaries are answered otherwise, in words; "": none is."""
-    found = judge_scores(kept, snapshot.predict(kept.x)).changed
+    # How answers look must not decide: those of a network gone dead look like rounded ones.
+    found = judge_scores(kept, snapshot.predict(kept.x), how="logits", rounded=False).changed
     return f"{len(found)} of {len(kept)} canaries" if found else ""
