@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from g2d.protect.watermark import InputForm, WatermarkKey, make_triggers
+from g2d.protect.watermark import InputForm, WatermarkKey, triggers_of
 from g2d.protect.watermark.commitment import Published, commit
 from g2d.vault.keys import SigningKey
 from g2d.vault.vault import Vault
@@ -35,7 +35,7 @@ def network(seed: int = 0, sides: int = 36, classes: int = 10) -> nn.Module:
 
 def learned(key: WatermarkKey = KEY, form: InputForm = FORM, sets: int = 4) -> nn.Module:
     """A network that answers every set of a key, of 100 triggers each."""
-    parts = [make_triggers(key.of_set(place), form, 100) for place in range(sets)]
+    parts = [triggers_of(key.of_set(place), form, 100) for place in range(sets)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return fitted(network().requires_grad_(True), x, y, 150)
 
