@@ -380,7 +380,7 @@ def test_a_foreign_key_and_a_foreign_vault_are_named(owned, tmp_path):
     unmarked = judge(known.commitment, 0, *[draw(known.commitment, 0, known.set_key(0))[1]] * 2)
     claim = known.claimed(unmarked, suspect(network()))
     claim.write(tmp_path / "claim.json")
-    assert Proof.read(tmp_path / "claim.json", vault).place == 0
+    assert Proof.read(tmp_path / "claim.json", vault).chosen == 0
     with pytest.raises(ClaimError, match="of another commitment than"):
         Proof.read(tmp_path / "claim.json", tmp_path / "other")
     beside(path).unlink()
