@@ -87,8 +87,10 @@ def test_the_whole_story_of_a_stolen_network(tmp_path, config):
     assert "3 of 3 are unburnt" in said
     assert "with 1 suspect and 3 sets" in said
     assert "it convinces nobody else" in said
-    said = fail("watermark", "verify", path, "--model", untrained(tmp_path), "--out", claim)
-    assert "no claim is written" in said
+    failed = invoke("watermark", "verify", path, "--model", untrained(tmp_path), "--out", claim)
+    assert failed.exit_code == 1
+    assert "3 of 3 are unburnt" in failed.stdout
+    assert "no claim is written" in failed.stderr
     assert not claim.exists()
     said = succeed(
         "watermark", "verify", path, "--model", stolen, "--vault", vault, "--out", claim
