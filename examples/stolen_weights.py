@@ -51,7 +51,8 @@ def main(folder: str = "runs/stolen") -> None:
         proof = Proof.read(key, vault)
         outcome = proof.ask(suspect, None, shown=False)
         proof.show(outcome, suspect, Path(folder) / "claim.json")
-        print(f"{outcome.hits} of {len(outcome.answers)} hits, p = {outcome.p:.1e}: marked: {outcome.marked}")
+        print(f"{outcome.hits} of {len(outcome.answers)} hits, p = {outcome.p:.1e},"
+              f" marked: {outcome.marked}")  # fmt: skip
 
         # Which one? What the suspect has of one generation that no other network explains.
         print(Tracer(defence).trace(stolen))
