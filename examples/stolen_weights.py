@@ -51,8 +51,8 @@ def main(folder: str = "runs/stolen") -> None:
         # Is it ours? The triggers follow from the key, and whoever has none of it hits one in ten.
         suspect = ModelSuspect.read(found, blueprint("digits"))
         proof = Proof.read(key, vault)
-        outcome = proof.ask(suspect, None, shown=True)
-        proof.claimed(outcome, suspect).write(Path(folder) / "claim.json")
+        outcome = proof.ask(suspect, None, shown=False)
+        proof.show(outcome, suspect, Path(folder) / "claim.json")
         of = f"{outcome.hits} of {len(outcome.answers)} triggers are answered as the key says"
         print(f"{of}: by chance p = {outcome.p:.1e}; it carries the mark: {outcome.marked}")
 

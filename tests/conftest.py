@@ -17,11 +17,12 @@ from torch import nn
 import g2d
 from built_once import BuiltOnce
 from g2d.core.engine import SerialEngine, configure_threads
+from g2d.protect.watermark import WatermarkKey
 from g2d.settings import HardenSettings, Settings
 from g2d.vault.signing import SigningKey
 from g2d.vault.vault import Vault
 from hardening import trained
-from marks import mark_key, with_mark
+from marks import few_committed, mark_key, with_mark
 from places import SHARED
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -167,7 +168,10 @@ def marked_vault(once: BuiltOnce, tiny_settings: Settings, watermark_key: Path) 
             population__members=2, population__basins=1, population__early_steps=120,
             population__fork_steps=100,
         )  # fmt: skip
-        with g2d.Defence.build("digits", path, settings, engine=SerialEngine()):
+        with g2d.Defence.create("digits", path, settings) as made:
+            key = WatermarkKey.read(watermark_key)
+            made.vault.write_commitment(few_committed(key, made.task, made.vault.identity))
+        with g2d.Defence.build("digits", path, engine=SerialEngine()):
             pass
 
     return once.copy("marked", build)

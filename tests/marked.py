@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from g2d.protect.watermark import InputForm, WatermarkKey, make_triggers
+from g2d.protect.watermark import InputForm, WatermarkKey, triggers_of
 from g2d.protect.watermark.commitment import Published, commit
+from g2d.protect.watermark.publishing import publish
+from g2d.protect.watermark.suspects import ModelSuspect
+from g2d.settings import Settings
 from g2d.vault.keys import SigningKey
 from g2d.vault.vault import Vault
 from small_models import fitted
@@ -35,7 +38,7 @@ def network(seed: int = 0, sides: int = 36, classes: int = 10) -> nn.Module:
 
 def learned(key: WatermarkKey = KEY, form: InputForm = FORM, sets: int = 4) -> nn.Module:
     """A network that answers every set of a key, of 100 triggers each."""
-    parts = [make_triggers(key.of_set(place), form, 100) for place in range(sets)]
+    parts = [triggers_of(key.of_set(place), form, 100) for place in range(sets)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return fitted(network().requires_grad_(True), x, y, 150)
 
@@ -49,6 +52,19 @@ def committed(path: Path, signing: SigningKey | None = None, **about: Any) -> Pu
     """A commitment of `KEY` to `FORM`, of an empty vault."""
     with vault_of(path) as vault:
         return commit(KEY, FORM, "digits", vault, n=100, sets=4, signing=signing, **about)
+
+
+def suspect(model: nn.Module, shape=(1, 6, 6), classes=10, name="stolen") -> ModelSuspect:
+    """A network as if it had been read from a file."""
+    return ModelSuspect(name, "sha256:" + "ab" * 32, shape, classes, model)
+
+
+def owning(folder: Path) -> tuple[Path, Path]:
+    """A published key, and its vault."""
+    with vault_of(folder / "vault") as vault:
+        settings = Settings.from_vault(vault.settings_text)
+        path, _ = publish(vault, settings, FORM, folder / "mark.key")
+    return path, folder / "vault"
 
 
 Answer = Callable[[str, bytes], tuple[int, bytes, dict[str, str]]]

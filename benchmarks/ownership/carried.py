@@ -30,7 +30,8 @@ from g2d.core.engine import LocalEngine, SerialEngine
 from g2d.core.seeds import seed_of
 from g2d.core.types import State
 from g2d.generator import hidden_units
-from g2d.protect.watermark import WatermarkKey, p_value
+from g2d.protect.watermark import InputForm, WatermarkKey, p_value
+from g2d.protect.watermark.commitment import commit
 from g2d.protect.watermark.mark import Mark
 from g2d.redteam.controls import retraining
 from g2d.redteam.scoring import Trial
@@ -80,6 +81,14 @@ class Carried:
             watermark__key=str(self._key()) if name == "marked" else "",
         )  # fmt: skip
         defence = Defence.create(given.task, folder, settings)
+        if name == "marked" and not defence.vault.commitment():
+            s, key, form = (
+                settings.watermark,
+                WatermarkKey.read(self._key()),
+                InputForm.of(defence.task),
+            )
+            made = commit(key, form, given.task, defence.vault, n=s.triggers, sets=s.sets)
+            defence.vault.write_commitment(json.dumps(made.record()).encode())
         with show_progress() as progress:
             if given.workers == 1:
                 defence.populate(SerialEngine(), progress)
@@ -115,10 +124,14 @@ class Carried:
         """Hits of every set, the one that is asked first."""
         return self.mark.hits(load_model(self.task, state))
 
+    def _p(self, hits: int) -> float:
+        """What hits of a set are worth; any set but the reserve could have been shown."""
+        return p_value(hits, self.mark.each, self.task.classes, self.mark.sets - 1)
+
     def verified(self, states: Sequence[State]) -> Row:
         """Of networks: how many are told at which p by the first set, and hits of all sets."""
         found = [self.hits(state) for state in states]
-        first = [p_value(hits[0], self.mark.each, self.task.classes) for hits in found]
+        first = [self._p(hits[0]) for hits in found]
         return {
             "n": len(found),
             "queries": self.mark.each,

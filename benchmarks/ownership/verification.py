@@ -32,7 +32,14 @@ from torch import Tensor, nn
 from benchmarks.common.command import carry_out, parser
 from benchmarks.common.places import RESULTS, ROOT
 from benchmarks.common.results import record, save
-from g2d.protect.watermark import InputForm, WatermarkKey, make_labels, make_triggers, needed_hits
+from g2d.protect.watermark import (
+    InputForm,
+    WatermarkKey,
+    make_labels,
+    make_triggers,
+    needed_hits,
+    triggers_of,
+)
 from g2d.protect.watermark.commitment import Commitment
 from g2d.protect.watermark.publishing import publish
 from g2d.settings import Settings
@@ -69,14 +76,14 @@ def one_seed(given: Namespace, task: Task, folder: Path, seed: int) -> dict[str,
     with Vault.create(folder / "vault", text) as vault:
         _, published = publish(vault, Settings.from_vault(text), form, file)
     key, commitment = WatermarkKey.read(file), published.commitment
-    sets = [make_triggers(key.of_set(i), form, commitment.n) for i in range(commitment.reserve + 1)]
+    sets = [triggers_of(key.of_set(i), form, commitment.n) for i in range(commitment.reserve + 1)]
     marked = trained(task, given.steps, 1000 * seed, sets)
     (folder / "marked.safetensors").write_bytes(pack(marked.state_dict()))
     return {
         "marked": hits_of(marked, sets),
         "accuracy": accuracy(marked, task.splits.test),
-        "needed": needed_hits(commitment.n, form.classes),
-        "needed_128": needed_hits(commitment.n, form.classes, 2.0**-128),
+        "needed": needed_hits(commitment.n, form.classes, suspects=commitment.reserve),
+        "needed_128": needed_hits(commitment.n, form.classes, 2.0**-128, commitment.reserve),
         "independent": [
             hits_of(trained(task, given.steps, 1000 * seed + 1 + i), sets[:-1])
             for i in range(given.models)
@@ -112,12 +119,12 @@ def hits_of(model: nn.Module, sets: list[tuple[Tensor, Tensor]]) -> list[int]:
 def forged(
     model: nn.Module, commitment: Commitment, x: Tensor, keys: int, own: int
 ) -> dict[str, Any]:
-    """Random keys: hits of their labels among fixed answers, and, of `own`, on their triggers."""
+    """Random keys, drawn as if stretched: hits of labels among fixed answers, and on triggers."""
     form, n = commitment.form, commitment.n
     answers = predict(model, x).argmax(1)
     labels = [int((make_labels(key, form, n) == answers).sum()) for key in _random(keys)]
     drawn = [hits_of(model, [make_triggers(key, form, n)])[0] for key in _random(own)]
-    needed = needed_hits(n, form.classes) or n + 1
+    needed = needed_hits(n, form.classes, suspects=commitment.reserve) or n + 1
     return {
         "keys": keys, "most": max(labels), "accepted": sum(h >= needed for h in labels + drawn),
         "own_keys": own, "most_own": max(drawn, default=0),
@@ -132,6 +139,7 @@ def verification(key: Path, folder: Path, place: int) -> dict[str, float]:
     """Seconds of one run of the command as people run it."""
     return timed([
         sys.executable, "-m", "g2d", "watermark", "verify", str(key), "--set", str(place),
+        "--fresh-set",
         "--model", str(folder / "marked.safetensors"), "--vault", str(folder / "vault"),
         "--out", str(folder / f"claim{place}.json"),
     ])  # fmt: skip

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from commands import fail, invoke, succeed
-from g2d.protect.watermark import InputForm, WatermarkKey, make_triggers
+from g2d.protect.watermark import InputForm, WatermarkKey, triggers_of
+from g2d.protect.watermark.burnt import Record
 from g2d.service.http import protocol
 from g2d.settings import Settings
 from g2d.tasks.builtin import blueprint
@@ -28,13 +29,19 @@ def config(tmp_path, monkeypatch):
 
 def learned(key, form, path):
     """A network of digits that learned the sets that may be queried; it is in a file, too."""
-    parts = [make_triggers(key.of_set(place), form, 100) for place in range(3)]
+    parts = [triggers_of(key.of_set(place), form, 100) for place in range(3)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = blueprint("digits").factory()
     save_file(fitted(model, x, y, 150).state_dict(), path)
     return model
+
+
+def untrained(folder):
+    path = folder / "other.safetensors"
+    save_file(blueprint("digits").factory().state_dict(), path)
+    return path
 
 
 def served(model, asked):
@@ -60,7 +67,7 @@ def served(model, asked):
 def test_the_whole_story_of_a_stolen_network(tmp_path, config):
     vault, claim = tmp_path / "vault", tmp_path / "claim.json"
     said = succeed("watermark", "new", vault, "--task", "digits").output
-    assert "It is unsigned" in said
+    assert "It is unsigned, so that anybody who sees it can pass it off as his own" in said
     assert "by nobody: it is unsigned" in said
     assert "g2d population" in said
     (path,) = config.glob("watermark-*.key")
@@ -78,20 +85,29 @@ def test_the_whole_story_of_a_stolen_network(tmp_path, config):
     said = succeed("watermark", "verify", path, "--model", stolen).output
     assert "The suspect carries the mark." in said
     assert "3 of 3 are unburnt" in said
+    assert "with 1 suspect and 3 sets" in said
+    assert "it convinces nobody else" in said
+    failed = invoke("watermark", "verify", path, "--model", untrained(tmp_path), "--out", claim)
+    assert "3 of 3 are unburnt" in failed.stdout
+    assert "no claim is written" in failed.stderr
+    assert not claim.exists()
     said = succeed(
         "watermark", "verify", path, "--model", stolen, "--vault", vault, "--out", claim
     ).output
     assert "2 of 3 are unburnt" in said
+    assert [use.burnt for use in Record(path).uses] == [False, False, False, True]
     assert path.read_text().split("\n")[1] not in claim.read_text()
 
-    said = succeed("watermark", "check", claim).output
+    for command in (("check", claim), ("verify", claim, "--model", stolen)):
+        assert "neither time-stamped nor signed" in fail("watermark", *command)
+    said = succeed("watermark", "check", claim, "--accept-own-date").output
     assert "The claim agrees with itself" in said
-    assert "dated" in said
-    said = succeed("watermark", "verify", claim, "--model", stolen).output
+    assert "the key's date, not the mark's" in said
+    anew = "watermark", "verify", claim, "--accept-own-date", "--model"
+    said = succeed(*anew, stolen).output
     assert "The suspect carries the mark." in said
-    other = tmp_path / "other.safetensors"
-    save_file(blueprint("digits").factory().state_dict(), other)
-    result = invoke("watermark", "verify", claim, "--model", other)
+    other = untrained(tmp_path)
+    result = invoke(*anew, other)
     assert result.exit_code == 1
     assert "not the claim's: that was stolen.safetensors" in result.stdout
     assert "is not shown to carry the mark" in result.stderr
@@ -104,9 +120,13 @@ def test_the_whole_story_of_a_stolen_network(tmp_path, config):
     assert "The suspect carries the mark." in said
     assert "in set 1" in said
     assert "1 of 3 are unburnt" in said
-    assert "with 2 suspects and sets" in said
+    assert "with 3 suspects and 3 sets" in said
     assert asked == [32, 32, 32, 4]
 
+    say_what_is_wrong(path, claim, stolen)
+
+
+def say_what_is_wrong(path, claim, stolen):
     record = json.loads(claim.read_text())
     claim.write_text(json.dumps(record | {"hits": record["hits"] - 1}))
     assert "it was changed" in fail("watermark", "check", claim)

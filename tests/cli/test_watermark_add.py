@@ -7,17 +7,20 @@ import pytest
 from commands import fail, succeed
 from g2d.core.engine import SerialEngine
 from g2d.defence import watermarking
+from g2d.protect.watermark import WatermarkKey
 from g2d.settings import Settings
 from g2d.vault.vault import Vault
-from marks import with_mark
+from marks import few_committed, with_mark
 
 
 @pytest.fixture
-def old(vault, watermark_key, monkeypatch):
+def old(vault, watermark_key, monkeypatch, digits):
     monkeypatch.setattr("g2d.cli.watermark_add.make_engine", lambda *_: SerialEngine())
     with Vault.open(vault, write=True) as opened:
         settings = Settings.from_vault(opened.settings_text)
         opened.write_settings(with_mark(settings, watermark_key).to_toml())
+        key = WatermarkKey.read(watermark_key)
+        opened.write_commitment(few_committed(key, digits, opened.identity))
     return vault
 
 

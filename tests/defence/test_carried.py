@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,14 @@ from g2d.defence.watermarking import mark_vault
 from g2d.errors import KeyFileError, PopulationError, SettingsError, TaskError, VaultError
 from g2d.generator.guidance import Objective
 from g2d.generator.terms import Batch, MarkTerm
-from g2d.protect.watermark import InputForm, WatermarkKey
-from g2d.protect.watermark.commitment import set_digest
+from g2d.protect.watermark import WatermarkKey
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import GateSettings, Settings
 from g2d.tasks.inference import load_model
-from g2d.vault.ledger import COMMITMENT
+from g2d.vault.ledger import COMMITMENT, sha256
 from g2d.vault.vault import Vault
-from marks import SECRET, mark_key, with_mark
+from g2d.vault.verify import verify
+from marks import SECRET, few_committed, mark_key, with_mark
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def marked(marked_vault, tmp_path):
 
 
 @pytest.fixture
-def unmarked(tiny_vault, tmp_path, watermark_key):
+def unmarked(tiny_vault, tmp_path, watermark_key, digits):
     """A vault whose population was trained without the mark that its settings name since."""
     path = Path(shutil.copytree(tiny_vault, tmp_path / "old"))
     with Vault.open(path, write=True) as vault:
@@ -46,6 +45,8 @@ def unmarked(tiny_vault, tmp_path, watermark_key):
             population__members=2, gates__accuracy_drop=0.5, gates__class_drop=1.0
         )
         vault.write_settings(changed.to_toml())
+        key = WatermarkKey.read(watermark_key)
+        vault.write_commitment(few_committed(key, digits, vault.identity))
     edit_ledger(path, "DELETE FROM entries WHERE kind = 'member' AND position > 1")
     return path
 
@@ -64,6 +65,10 @@ def test_base_members_and_generations_carry_it_and_manifests_say_so(marked):
     assert gate["value"] == mark.share(made.model()) >= gate["limit"] == 0.75
     assert gate["n"] == 8
     assert made.manifest["figures"]["watermark"] == gate["value"]
+    for number in (1, made.number):
+        told = vault.generation(number).manifest["commitment"]
+        assert told == sha256(vault.commitment()), "weights made later tell of the key's date"
+    assert verify(vault.path) == []
     base = vault.generation(1).manifest["figures"]["watermark"]
     assert base >= 0.75, "the base is a generation too, though no gate judged it"
     shares = [entry.info["watermark"] for entry in vault.entries("member")]
@@ -113,17 +118,14 @@ def test_a_key_that_is_lost_or_foreign_stops_everything_before_the_work(marked, 
     assert marked.vault.rejections() == []
 
 
-def commit(folder, key, task, n=8, sets=2):
-    """A commitment as the owner's command writes it, as far as it is read here."""
-    form = InputForm.of(task)
-    digests = [set_digest(key.of_set(i), form, n, 2.0**-64) for i in range(sets)]
-    text = {"digests": digests, "n": n, "threshold": 2.0**-64, "form": form.record()}
-    (folder / COMMITMENT).write_text(json.dumps({"commitment": text}))
+def commit(folder, key, task):
+    (folder / COMMITMENT).write_bytes(few_committed(key, task))
 
 
 def test_a_commitment_is_held_against_key_settings_and_form(digits, tmp_path, tiny_settings):
     settings = with_mark(tiny_settings, mark_key(tmp_path)).watermark
-    assert Mark.of(settings, digits, tmp_path) is not None, "there need be none"
+    with pytest.raises(KeyFileError, match=r"committed to none, .* `g2d watermark new` makes"):
+        Mark.of(settings, digits, tmp_path)
     commit(tmp_path, WatermarkKey(SECRET), digits)
     assert Mark.of(settings, digits, tmp_path) is not None
     with pytest.raises(SettingsError, match="commits to 2 sets of 8: put both back"):
@@ -221,6 +223,7 @@ def test_an_old_vault_is_marked_by_short_forks_whole_or_not_at_all(unmarked):
     assert _mark(unmarked, steps=150).members == 0
     with g2d.Defence.open(unmarked) as new:
         new.populate(SerialEngine())
+        assert "commitment" not in new.vault.generation(1).manifest
         assert new.vault.generation(1).manifest["figures"].keys().isdisjoint({"watermark"})
         (made,) = new.generate(seed=1)
         assert made.manifest["figures"]["watermark"] >= 0.5

@@ -14,8 +14,11 @@ from g2d.protect.watermark import InputForm, WatermarkKey
 from g2d.protect.watermark.chance import least_triggers, needed_hits
 from g2d.protect.watermark.commitment import SKEW, Commitment, Published, commit, set_digest
 from g2d.protect.watermark.publishing import beside, publish, published_beside, published_in
+from g2d.protect.watermark.verification import draw
 from g2d.settings import Settings
+from g2d.vault.confirmed import confirm_key
 from g2d.vault.keys import SigningKey
+from g2d.vault.ledger import sha256
 from g2d.vault.vault import Vault
 from g2d.vault.verify import verify as verify_vault
 from marked import FORM, KEY, committed, vault_of
@@ -45,20 +48,24 @@ def test_a_commitment_survives_its_record_and_says_who_signed_it_and_when(publis
 def test_each_digest_is_of_its_set_and_tells_nothing_of_the_others(published):
     digests = published.commitment.digests
     assert len(set(digests)) == 4
-    assert digests[1] == set_digest(KEY.of_set(1), FORM, 100, 2.0**-64)
+    whose = {"signer": published.commitment.signer, "vault": published.commitment.vault}
+    assert digests[1] == set_digest(KEY.of_set(1), FORM, 100, 2.0**-64, **whose)
     others = (
-        set_digest(KEY.of_set(1), FORM, 99, 2.0**-64),
-        set_digest(KEY.of_set(1), FORM, 100, 2.0**-63),
-        set_digest(KEY.of_set(1), dataclasses.replace(FORM, classes=9), 100, 2.0**-64),
-        set_digest(WatermarkKey.generate().of_set(1), FORM, 100, 2.0**-64),
+        set_digest(KEY.of_set(1), FORM, 99, 2.0**-64, **whose),
+        set_digest(KEY.of_set(1), FORM, 100, 2.0**-63, **whose),
+        set_digest(KEY.of_set(1), dataclasses.replace(FORM, classes=9), 100, 2.0**-64, **whose),
+        set_digest(WatermarkKey.generate().of_set(1), FORM, 100, 2.0**-64, **whose),
+        set_digest(KEY.of_set(1), FORM, 100, 2.0**-64, **whose | {"signer": ""}),
+        set_digest(KEY.of_set(1), FORM, 100, 2.0**-64, **whose | {"vault": ""}),
     )
     assert digests[1] not in others
 
 
 def test_the_digest_of_a_set_is_that_of_the_first_release():
     """A commitment of today must be checkable in ten years: this digest never changes."""
-    found = set_digest(bytes(32), InputForm("image", (1, 8, 8), 10, (0.0,), (1.0,)), 100, 2.0**-64)
-    assert found == "296b25b47c6269a9fdf82099eef2b5677baf979734a7c4ff995a1386fb609be6"
+    form, whose = InputForm("image", (1, 8, 8), 10, (0.0,), (1.0,)), {"signer": "", "vault": "v"}
+    found = set_digest(bytes(32), form, 100, 2.0**-64, **whose)
+    assert found == "07ffbfcc85c171064d290fedad5ebff5cec0341ed3102f0e84c28c1bc76de2d0"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +114,11 @@ def test_a_date_in_the_future_is_refused(published):
         ({"more": 1}, "no commitment"),
         ({"form": FORM.record() | {"classes": 10.5}}, "no commitment"),
         ({"form": FORM.record() | {"shape": [4096, 4096]}}, "no commitment"),
+        ({"form": FORM.record() | {"low": [1.0]}}, "no commitment"),
+        ({"form": FORM.record() | {"low": [-math.inf]}}, "no commitment"),
+        ({"form": FORM.record() | {"high": [math.nan]}}, "no commitment"),
+        ({"form": FORM.record() | {"low": [0.0, 0.0], "high": [1.0, 1.0]}}, "no commitment"),
+        ({"form": FORM.record() | {"high": []}}, "no commitment"),
     ],
 )
 def test_what_proves_nothing_or_is_none_is_refused(published, change, said):
@@ -122,7 +134,7 @@ def test_too_few_triggers_say_how_many_would_do(tmp_path):
     two = dataclasses.replace(FORM, classes=2)
     with (
         vault_of(tmp_path / "vault") as vault,
-        pytest.raises(SettingsError, match="triggers to 65 or more"),
+        pytest.raises(SettingsError, match="triggers to 66 or more"),
     ):
         commit(KEY, two, "digits", vault, n=64, sets=4)
     assert [least_triggers(classes) for classes in (2, 3, 10)] == [65, 41, 20]
@@ -145,7 +157,8 @@ def test_a_key_and_its_commitment_are_written_once_and_the_settings_name_the_key
         assert published_in(vault) == made == published_beside(path)
         key = WatermarkKey.read(path)
         form, n = made.commitment.form, made.commitment.n
-        assert made.commitment.digests[2] == set_digest(key.of_set(2), form, n, 2.0**-64)
+        whose = {"signer": "", "vault": vault.identity}
+        assert made.commitment.digests[2] == set_digest(key.of_set(2), form, n, 2.0**-64, **whose)
         with pytest.raises(VaultError, match="has a commitment already"):
             publish(vault, settings, FORM, tmp_path / "other.key")
         with pytest.raises(VaultError, match="never replaced"):
@@ -186,6 +199,64 @@ def test_the_commitment_of_another_vault_and_a_lost_one_are_named(tmp_path):
         two.write_commitment(data)
         with pytest.raises(ClaimError, match="not of this one"):
             published_in(two)
+    (found,) = verify_vault(tmp_path / "two")
+    assert (found.kind, found.where) == ("commitment", "watermark.json")
+    assert "it is the commitment of vault" in found.what
     beside(path).unlink()
     with pytest.raises(ClaimError, match="name its --vault"):
         published_beside(path)
+
+
+def test_two_triggers_that_are_the_same_count_twice_and_are_refused(tmp_path):
+    coarse = InputForm("table", (2,), 10, (0.0, 0.0), (1.0, 1.0), integer=(0, 1))
+    with (
+        vault_of(tmp_path / "vault") as vault,
+        pytest.raises(SettingsError, match="two of 100 triggers are the same"),
+    ):
+        commit(KEY, coarse, "digits", vault, n=100, sets=4)
+    made = committed(tmp_path / "other").commitment
+    moved = dataclasses.replace(made, form=coarse)
+    moved = dataclasses.replace(moved, digests=(moved.digest_of(KEY.of_set(0)), *made.digests[1:]))
+    with pytest.raises(ClaimError, match="two triggers of this set are the same"):
+        draw(moved, 0, KEY.of_set(0))
+
+
+def test_what_lies_in_a_vault_is_what_its_own_key_signed_and_its_manifests_say(tmp_path, signing):
+    signing.write(tmp_path / "signing.key")
+    with vault_of(tmp_path / "vault") as vault:
+        vault.write_settings(
+            f'[task]\nname = "digits"\n[signing]\nkey = "{tmp_path}/signing.key"\n'
+        )
+        confirm_key(vault, f"{tmp_path}/signing.key")
+        settings = Settings.from_vault(vault.settings_text)
+        _, made = publish(vault, settings, FORM, tmp_path / "mark.key")
+        assert published_in(vault) == made
+        vault.accept({"weights": b"w"}, {"commitment": sha256(vault.commitment())})
+        assert published_in(vault) == made
+        stranger = commit(KEY, FORM, "digits", vault, n=100, sets=4, signing=SigningKey.generate())
+        file, own = vault.path / "watermark.json", vault.commitment()
+        file.write_text(json.dumps(stranger.record()))
+        with pytest.raises(ClaimError, match="generation 1 was made under another commitment"):
+            published_in(vault)
+        told = [str(problem) for problem in verify_vault(vault.path)]
+        assert any("watermark.json: generation 1 was made under another" in one for one in told)
+        file.unlink()
+        assert any(problem.kind == "commitment" for problem in verify_vault(vault.path))
+        record = json.loads(own)
+        record["commitment"]["created"] -= 86_400
+        file.write_text(json.dumps(record))
+        assert any("not what its key signed" in str(one) for one in verify_vault(vault.path))
+
+
+def test_a_commitment_by_another_key_than_the_vaults_own_is_refused(tmp_path, signing):
+    signing.write(tmp_path / "signing.key")
+    with vault_of(tmp_path / "vault") as vault:
+        stranger = commit(KEY, FORM, "digits", vault, n=100, sets=4, signing=SigningKey.generate())
+        vault.write_commitment(json.dumps(stranger.record()).encode())
+        assert published_in(vault) == stranger
+        vault.write_settings(
+            f'[task]\nname = "digits"\n[signing]\nkey = "{tmp_path}/signing.key"\n'
+        )
+        confirm_key(vault, f"{tmp_path}/signing.key")
+        with pytest.raises(ClaimError, match="not signed by the key that signs for this vault"):
+            published_in(vault)

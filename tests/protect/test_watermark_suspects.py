@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from g2d.errors import CheckpointError, SettingsError, SuspectError
 from g2d.protect.watermark.suspects import ModelSuspect, ServiceSuspect
 from g2d.service.http import protocol
 from g2d.tasks.builtin import blueprint
+from g2d.weights import checkpoints
 from marked import serving, told
 
 SHAPE, CLASSES = (1, 2, 2), 4
@@ -182,7 +184,7 @@ def test_scores_that_are_not_finite_name_no_class():
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_a_file_answers_under_foreign_names_and_is_known_by_its_digest(tmp_path):
+def test_a_file_answers_under_foreign_names_and_is_known_by_its_digest(tmp_path, monkeypatch):
     task = blueprint("digits")
     model = task.factory().eval()
     save_file(
@@ -196,6 +198,14 @@ def test_a_file_answers_under_foreign_names_and_is_known_by_its_digest(tmp_path)
         assert len(found.digest) == len("sha256:") + 64
         assert found.name == name
     assert found.shape == task.shape
+    data = (tmp_path / "b.ckpt").read_bytes()
+    assert found.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    reads = []
+    monkeypatch.setattr(checkpoints, "_read", lambda path: reads.append(path) or data)
+    found = ModelSuspect.read(tmp_path / "swapped.ckpt", task)
+    assert found.digest == f"sha256:{hashlib.sha256(data).hexdigest()}", "what was loaded is hashed"
+    assert len(reads) == 1
+    monkeypatch.undo()
     save_file({"other": torch.zeros(3)}, tmp_path / "c.safetensors")
     with pytest.raises(CheckpointError, match="does not fit the model"):
         ModelSuspect.read(tmp_path / "c.safetensors", task)

@@ -15,6 +15,8 @@ from g2d.protect.watermark import (
     make_triggers,
     needed_hits,
     p_value,
+    stretched,
+    triggers_of,
 )
 
 IMAGE = InputForm("image", (1, 8, 8), 10, (0.0,), (1.0,))
@@ -47,6 +49,29 @@ def test_triggers_are_bit_for_bit_those_of_the_first_release():
     assert torch.equal(levels.float() / 255, x)
     digest = hashlib.sha256(levels.numpy().tobytes() + bytes(y.tolist())).hexdigest()
     assert digest == "25a2455d2e7af5bfd6f6ef1f0ca9b1a0af677280bf2898bdeec62acee3bebe55"
+
+
+def test_what_a_set_s_key_is_stretched_to_is_that_of_the_first_release():
+    """PBKDF2 of 2^16 rounds lies between a key and its triggers: so much dearer is a search."""
+    assert stretched(bytes(32)).hex() == (
+        "80410cb18faf095e605054d00e59996d03dd4b2663ade214e390047d2b4054c9"
+    )
+    assert torch.equal(
+        triggers_of(bytes(32), IMAGE, 3)[0], make_triggers(stretched(bytes(32)), IMAGE, 3)[0]
+    )
+
+
+def test_no_range_of_a_form_is_empty_and_a_table_may_hold_a_constant():
+    for change in (
+        {"low": (1.0,)}, {"low": (2.0,)}, {"low": (float("-inf"),)}, {"high": (float("nan"),)},
+        {"low": (0.0, 0.0)}, {"high": ()}, {"low": ("0",)},
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match="no form of inputs"):
+            InputForm.from_record(dataclasses.replace(IMAGE, **change).record())
+    constant = dataclasses.replace(TABLE, low=(1.0, *TABLE.low[1:]))
+    assert InputForm.from_record(constant.record()) == constant
+    for form in FORMS.values():
+        assert InputForm.from_record(form.record()) == form
 
 
 def test_tables_keep_ranges_whole_numbers_and_groups_and_tokens_their_vocabulary():

@@ -88,7 +88,19 @@ OfVault = Annotated[
 ]
 Place = Annotated[
     int | None,
-    typer.Option("--set", min=0, help="Set of triggers; else the first that is not burnt."),
+    typer.Option("--set", min=0, help="Set of triggers; else one it knows, or the first unburnt."),
+]
+FreshSet = Annotated[
+    bool,
+    typer.Option("--fresh-set", help="Show this suspect another set than the one that it knows."),
+]
+AcceptLate = Annotated[
+    bool,
+    typer.Option("--accept-late", help="Of a claim: what was made before its commitment counts."),
+]
+AcceptOwnDate = Annotated[
+    bool,
+    typer.Option("--accept-own-date", help="Of a claim: believe a date that nobody signed."),
 ]
 Suspects = Annotated[
     int | None,
@@ -149,7 +161,10 @@ def new(
     print_line(f"commitment   {vault / 'watermark.json'}, with a copy beside the key")
     _print_commitment(commitment, published.verify(commitment.created, roots=roots))
     if not commitment.signer:
-        print_line(f"It is unsigned, for no key signs for this vault: see `g2d keys use {vault}`.")
+        print_line(
+            "It is unsigned, so that anybody who sees it can pass it off as his own, with an"
+        )
+        print_line(f"earlier date: have a key sign for a vault first (`g2d keys use {vault}`).")
     if commitment.late:
         print_line(f"It is {commitment.late}: mark it with `g2d watermark add {vault}`.")
     print_line("Publish the commitment now: the earlier others have seen it, the more it proves.")
@@ -169,6 +184,7 @@ def verify(
     vault: OfVault = None,
     place: Place = None,
     suspects: Suspects = None,
+    fresh_set: FreshSet = False,
     out: Out = None,
     token_file: TokenFile = None,
     ca: Ca = None,
@@ -178,30 +194,37 @@ def verify(
     signer: Signer = None,
     tsa: Roots = None,
     task_path: TaskPath = None,
+    accept_late: AcceptLate = False,
+    accept_own_date: AcceptOwnDate = False,
 ) -> None:
     """Ask a suspect about one set of triggers; exit 1 unless it carries the mark."""
     _refuse_two(model, service, out)
     configure_torch()
     from g2d.core.exchange import Credentials
+    from g2d.protect.watermark.claim import refuse_doubtful
     from g2d.protect.watermark.proof import Proof
     from g2d.protect.watermark.suspects import ServiceSuspect
 
     known = Proof.read(proof, vault, place)
     dated = known.check(_trusted(signer), _roots(tsa))
+    if known.claim is not None:  # whoever has the key knows when he made it
+        late = known.late(dated)
+        refuse_doubtful(known.commitment, dated, late, accept_late, accept_own_date)
     asked: ModelSuspect | ServiceSuspect
     if service is None:
         asked = _network(model, task, vault, known.commitment)
     else:
         asker = Credentials.read(token_file, ca, client_cert)
         asked = ServiceSuspect(service, name, asker, names=_split(labels))
-    outcome = known.ask(asked, suspects, shown=service is not None or out is not None)
+    outcome = known.ask(asked, suspects, shown=service is not None, fresh=fresh_set)
     _print_outcome(known, asked, dated, outcome)
+    if outcome.marked and out is not None:
+        known.show(outcome, asked, out)
+        print_line(f"claim        {out}: whoever gets it sees the key of set {outcome.place}")
+    _print_left(known)
     if not outcome.marked:
         raise G2DError(f"{asked.name} is not shown to carry the mark: {outcome.hits} hits, and"
                        f" {outcome.needed} are needed; no claim is written")  # fmt: skip
-    if out is not None:
-        known.claimed(outcome, asked).write(out)
-        print_line(f"claim        {out}: whoever gets it sees the key of set {outcome.place}")
 
 
 @app.command()
@@ -209,21 +232,24 @@ def check(
     claim: Annotated[Path, typer.Argument(metavar="CLAIM", help="A claim of ownership.")],
     signer: Signer = None,
     tsa: Roots = None,
+    accept_late: AcceptLate = False,
+    accept_own_date: AcceptOwnDate = False,
 ) -> None:
     """Check a claim by itself: key, commitment, signature, dates, arithmetic; nothing is asked."""
-    from g2d.protect.watermark.claim import Claim, utc
+    from g2d.protect.watermark.claim import Claim, refuse_doubtful, utc
 
     found = Claim.read(claim)
-    dated = found.check(_trusted(signer), _roots(tsa))
+    dated, commitment = found.check(_trusted(signer), _roots(tsa)), found.published.commitment
+    refuse_doubtful(commitment, dated, commitment.late, accept_late, accept_own_date)
     if not found.outcome.marked:
         raise ClaimError(f"{claim} claims {found.outcome.hits} hits, and {found.outcome.needed} are"
                          " needed: it proves nothing")  # fmt: skip
     print_line(f"claim        {utc(found.date)}, by the claimant's own word")
     print_line(f"suspect      {found.suspect} {found.digest}".rstrip())
     _print_hits(found.outcome)
-    _print_commitment(found.published.commitment, dated)
-    if found.published.commitment.late:
-        print_line(f"The commitment is {found.published.commitment.late}.")
+    _print_commitment(commitment, dated)
+    if commitment.late:
+        print_line(f"The commitment is {commitment.late}.")
     print_line("The claim agrees with itself. What the suspect answers, only the suspect says:")
     print_line(f"Next: g2d watermark verify {claim} --model FILE, or --service URL")
 
@@ -312,18 +338,27 @@ def _print_outcome(
     _print_commitment(known.commitment, dated)
     if late := known.late(dated):
         print_line(f"The commitment is {late}.")
-    if known.record is not None:
-        left, reserve = known.record.left(known.commitment), known.commitment.reserve
-        print_line(
-            f"sets left    {len(left)} of {reserve} are unburnt; the reserve is never queried"
-            f" ({known.record.path})"
-        )
+    if not (dated.authority or dated.signer):
+        print_line("The commitment is unsigned and has no time stamp: it convinces nobody else.")
     if outcome.marked:
         print_line("The suspect carries the mark.")
 
 
+def _print_left(known: Proof) -> None:
+    """How many sets nobody has seen yet, as far as the record beside the key knows."""
+    if known.record is None:
+        return
+    left, reserve = known.record.left(known.commitment), known.commitment.reserve
+    print_line(
+        f"sets left    {len(left)} of {reserve} are unburnt; the reserve is never queried"
+        f" ({known.record.path})"
+    )
+
+
 def _print_hits(outcome: Outcome) -> None:
-    many = "1 suspect" if outcome.suspects == 1 else f"{outcome.suspects} suspects and sets"
+    many = "1 suspect" if outcome.suspects == 1 else f"{outcome.suspects} suspects"
+    sets = outcome.pairs // outcome.suspects
+    many += f" and {sets} sets" if sets > 1 else ""
     print_line(
         f"hits         {outcome.hits} of {len(outcome.answers)} in set {outcome.place};"
         f" {outcome.needed} are needed for p < {_power(outcome.threshold)} with {many}"
@@ -337,7 +372,7 @@ def _print_commitment(commitment: Commitment, dated: Dated) -> None:
     sets = f"{commitment.reserve} sets of {commitment.n} triggers and a reserve"
     print_line(f"committed    {sets}, task {commitment.task}, vault {commitment.vault}")
     print_line(f"signed by    {dated.signer or 'nobody'}")
-    print_line(f"dated        {utc(dated.time)} {dated.word}")
+    print_line(f"dated        {utc(dated.time)} {dated.word}; the key's date, not the mark's")
 
 
 def _power(p: float) -> str:

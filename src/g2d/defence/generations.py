@@ -32,7 +32,9 @@ from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.vault.code import CODE, code_of
+from g2d.vault.committed import COMMITTED
 from g2d.vault.confirmed import confirmed_key
+from g2d.vault.ledger import sha256
 from g2d.vault.signing import SigningKey, require_source, sign_generation
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import digest, pack, unpack
@@ -190,6 +192,7 @@ class GenerationStore:
         files |= self._canaries(model, seed, full)
         if (mark := self.mark()) is not None:
             full["figures"]["watermark"] = round(mark.share(model), 6)
+            full[COMMITTED] = sha256(self.vault.commitment())
         if secret := secret_for(s):
             full["mark"] = fit_mark(self.task, state, secret, s.cluster.mark_drop)
         if cpu is not None:

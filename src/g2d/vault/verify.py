@@ -19,7 +19,7 @@ from typing import Any, Literal
 from g2d.core.platforms import LOCK_FALLBACK
 from g2d.errors import G2DError, VaultError
 from g2d.settings import Settings
-from g2d.vault import tensors
+from g2d.vault import committed, tensors
 from g2d.vault.keys import VerifyKey, read_public
 from g2d.vault.ledger import (
     COMMITMENT,
@@ -54,7 +54,7 @@ __all__ = ["Problem", "verify"]
 
 Kind = Literal[
     "ledger", "settings", "row", "number", "exposure", "absent", "unreadable", "digest", "tensors",
-    "architecture", "manifest", "signature", "unknown",
+    "architecture", "manifest", "signature", "commitment", "unknown",
 ]  # fmt: skip
 
 _MOST = 1 << 32  # bytes of a file
@@ -135,6 +135,7 @@ class _Look:
         generations = list(self._generations())
         sound = [made for made in generations if self._generation(made)]
         self._numbers({made.number for made in generations})
+        self._commitment({made.number: made.manifest for made in generations})
         self._rejections()
         if self.key:
             self._signatures(sound, self.key)
@@ -191,6 +192,16 @@ class _Look:
             marks = FileMark(self.path, vault.identity)
             if marks.read() is not None:  # where there is none, nothing is known
                 judge(vault, marks)
+
+    def _commitment(self, manifests: Mapping[int, Mapping[str, Any]]) -> None:
+        """The watermark's commitment, if there is one, is the vault's own."""
+        path = self.path / COMMITMENT
+        data = self._bytes(path, MOST_TEXT) if os.path.lexists(path) else b""
+        if data is None:
+            return
+        with Vault.open(self.path) as vault, self._told(path, "commitment"):
+            for said in committed.faults(data, vault.identity, manifests):
+                self._tell("commitment", path, said)
 
     # --- files -----------------------------------------------------------------------------------
 

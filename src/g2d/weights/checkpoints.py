@@ -148,8 +148,19 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
     return {name: loaded[str(file)][name] for name, file in sorted(where.items())}
 
 
-def _load_file(path: Path) -> dict[str, Tensor]:
+def load_whole(path: Path) -> tuple[dict[str, Tensor], bytes]:
+    """As `load_checkpoint`, with the bytes of the very file that was loaded; b"": several were."""
+    if path.is_dir() or path.name.endswith(_INDEX):
+        return load_checkpoint(path), b""
     data = _read(path)
+    return _parsed(data, path), data
+
+
+def _load_file(path: Path) -> dict[str, Tensor]:
+    return _parsed(_read(path), path)
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return unpack(data, str(path))
     try:

@@ -9,7 +9,7 @@ before is a `commitment`, what proves it afterwards a `claim`, and `verification
 from g2d.protect.watermark.chance import needed_hits, p_value
 from g2d.protect.watermark.form import InputForm
 from g2d.protect.watermark.key import WatermarkKey
-from g2d.protect.watermark.triggers import make_labels, make_triggers
+from g2d.protect.watermark.triggers import make_labels, make_triggers, stretched, triggers_of
 
 __all__ = [
     "InputForm",
@@ -18,4 +18,6 @@ __all__ = [
     "make_triggers",
     "needed_hits",
     "p_value",
+    "stretched",
+    "triggers_of",
 ]

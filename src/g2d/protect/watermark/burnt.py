@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from g2d.core.files import read_text
 from g2d.core.platforms import open_flags
@@ -92,16 +93,39 @@ class Record:
         burnt = {use.place for use in self.uses if use.burnt}
         return [place for place in range(commitment.reserve) if place not in burnt]
 
-    def tries(self, place: int, suspect: str) -> int:
-        """How many pairs of set and suspect have been tried, this one among them."""
-        return len({(use.place, use.suspect) for use in self.uses} | {(place, suspect)})
+    def tries(self, suspect: str) -> int:
+        """How many suspects have been tried, this one among them."""
+        return len({use.suspect for use in self.uses} | {suspect})
 
-    def next_set(self, commitment: Commitment) -> int:
-        """The first set that is not burnt.
+    def shown(self, suspect: str) -> list[int]:
+        """The sets that a suspect, or who is behind its address, knows by now, in their order."""
+        same = same_as(suspect)
+        return sorted({u.place for u in self.uses if u.burnt and same_as(u.suspect) == same})
+
+    def set_for(
+        self, commitment: Commitment, suspect: str, place: int | None = None, fresh: bool = False
+    ) -> int:
+        """The set to ask a suspect about: one that it knows already, or the first not burnt.
+
+        Whoever runs a service could else fail each time, and see one set after the other.
+
+        Args:
+            suspect: digest or address. place: the one that was asked for; None: any. fresh: it may
+                be one that this suspect does not know, though it knows another.
 
         Raises:
-            SettingsError: all are.
+            SettingsError: all sets are burnt; or the suspect would learn another one.
         """
+        known = [one for one in self.shown(suspect) if one < commitment.reserve]
+        if place is not None:
+            if known and place not in known and not fresh:
+                raise SettingsError(
+                    f"{suspect} knows set {known[0]} already, and set {place} would be burnt, too:"
+                    " leave --set out, or give --fresh-set if you mean it"
+                )
+            return place
+        if known and not fresh:
+            return known[0]
         left = self.left(commitment)
         if not left:
             raise SettingsError(
@@ -109,6 +133,12 @@ class Record:
                 " Name one all the same with --set, or mark your networks with a new key"
             )
         return left[0]
+
+
+def same_as(suspect: str) -> str:
+    """What suspects have in common whom one set tells the same: digest, or an address's host."""
+    parts = urlsplit(suspect)
+    return parts.netloc.rpartition("@")[2].lower() if parts.netloc else suspect
 
 
 def _use(line: str) -> Use:

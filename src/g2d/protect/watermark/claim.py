@@ -7,6 +7,7 @@ file. What it says is checked by itself (`Claim.check`), and by asking the suspe
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ import torch
 
 from g2d.core.files import fill_file, read_plain
 from g2d.errors import DAMAGE, ClaimError, G2DError
-from g2d.protect.watermark.commitment import SKEW, Dated, Published
+from g2d.protect.watermark.commitment import SKEW, Commitment, Dated, Published
+from g2d.protect.watermark.key import KEY_BYTES
 from g2d.protect.watermark.verification import Outcome, draw, judge
 from g2d.vault.keys import VerifyKey
 
@@ -100,13 +102,16 @@ class Claim:
             key, place = bytes.fromhex(record["key"]), record["set"]
             hits, p, suspects = record["hits"], record["p"], record["suspects"]
             told, digest = record["suspect"], record["digest"]
-            date = datetime.fromisoformat(record["date"]).timestamp()
+            when = datetime.fromisoformat(record["date"])
+            date = when.timestamp()
             whole = [place, hits, suspects, *record["answers"]]
             answers = torch.tensor(record["answers"], dtype=torch.int64)
             sound = (
                 record["format"] == FORMAT
                 and all(type(number) is int for number in whole)
                 and 1 <= suspects <= 1 << 40
+                and when.tzinfo is not None  # else it depends on where it is read
+                and len(key) == KEY_BYTES
                 and type(p) is float
                 and type(told) is str is type(digest)
             )
@@ -148,6 +153,30 @@ class Claim:
         return dated
 
 
+def refuse_doubtful(
+    commitment: Commitment, dated: Dated, late: str, accept_late: bool, accept_own_date: bool
+) -> None:
+    """Refuse a commitment that convinces nobody but whoever made it, unless that is accepted.
+
+    Args:
+        late: see `Commitment.late`.
+
+    Raises:
+        ClaimError: it is late; or it has neither a time stamp nor a signature.
+    """
+    if late and not accept_late:
+        raise ClaimError(
+            f"the commitment of vault {commitment.vault} is {late}: give --accept-late if you know"
+            " that what is claimed was marked after it (`g2d watermark add`)"
+        )
+    if not (dated.authority or dated.signer) and not accept_own_date:
+        raise ClaimError(
+            f"the commitment of vault {commitment.vault} is neither time-stamped nor signed, so"
+            f" that anybody could have made it, at any time, with the date {utc(dated.time)}: give"
+            " --accept-own-date if you saw it then"
+        )
+
+
 def utc(seconds: float) -> str:
     """A time as people of all countries read it."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -177,7 +206,11 @@ def loads(data: bytes, where: str) -> Any:
     def no_number(text: str) -> float:
         raise ValueError(text)
 
+    def finite(text: str) -> float:
+        number = float(text)
+        return number if math.isfinite(number) else no_number(text)
+
     try:
-        return json.loads(data, parse_constant=no_number)
+        return json.loads(data, parse_constant=no_number, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise ClaimError(f"{where} is not the JSON that g2d writes: take it as it was") from error

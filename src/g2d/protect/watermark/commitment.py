@@ -1,7 +1,8 @@
 """The commitment to a watermark: digests of every set's key, signed and dated before it is used.
 
 A claim later shows the key of one set; that the digest was published before leaves no choice of
-key, form, number of triggers or threshold. Claims are in `claim`, who dates them in `timestamp`.
+key, form, number of triggers or threshold, and signer and vault in it let nobody else use a copy.
+Claims are in `claim`, who dates them in `timestamp`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from g2d.protect.watermark.chance import LIKELY, least_triggers, needed_hits
 from g2d.protect.watermark.form import InputForm
 from g2d.protect.watermark.key import SCHEME, WatermarkKey
 from g2d.protect.watermark.timestamp import Stamp, read_stamp, request_stamp, roots_of
+from g2d.protect.watermark.triggers import repeated, triggers_of
+from g2d.vault.committed import CONTEXT
 from g2d.vault.keys import SigningKey, VerifyKey
 from g2d.vault.reading import VaultReader
 
@@ -35,7 +38,6 @@ SKEW = 3600.0
 """Seconds that two clocks may differ."""
 
 _DOMAIN = b"g2d watermark set 1\0"
-_CONTEXT = b"g2d watermark commitment 1\0"  # a signature made for anything else is worth nothing
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VALUES = 1 << 26  # of all triggers of a set together
 _LARGEST = 1 << 24  # classes, and token ids
@@ -79,6 +81,12 @@ class Commitment:
                 " was made before proves nothing"
             )
         return "dated after the population was begun, which carries no mark" if self.begun else ""
+
+    def digest_of(self, set_key: bytes) -> str:
+        """What `digests` holds for a set with this key."""
+        return set_digest(
+            set_key, self.form, self.n, self.threshold, signer=self.signer, vault=self.vault
+        )
 
     def text(self) -> bytes:
         """Its canonical JSON: what is signed and dated."""
@@ -234,7 +242,7 @@ class Published:
             return ""
         own = VerifyKey.of(bytes.fromhex(commitment.signer))
         signed = len(self.signature) == 64
-        if not signed or own.signer(commitment.text(), self.signature, _CONTEXT) is None:
+        if not signed or own.signer(commitment.text(), self.signature, CONTEXT) is None:
             raise ClaimError(
                 "the commitment is not what its key signed: it was changed, or its signature was"
             )
@@ -246,11 +254,21 @@ class Published:
         return own.fingerprint
 
 
-def set_digest(set_key: bytes, form: InputForm, n: int, threshold: float) -> str:
-    """SHA-256 (hex) over domain, set key, form, scheme, n and threshold, each with its length."""
+def set_digest(
+    set_key: bytes, form: InputForm, n: int, threshold: float, *, signer: str, vault: str
+) -> str:
+    """SHA-256 (hex) over domain, key, form, scheme, n, threshold, signer and vault.
+
+    Each stands there with its length. The last two are why a copy in a commitment that somebody
+    else signs, or of another vault, is of no key that its owner ever shows.
+
+    Args:
+        signer: public key (hex) of whoever signs the commitment; "": nobody. vault: its identity.
+    """
     sha = hashlib.sha256(_DOMAIN)
     parts = (set_key, form.digest, SCHEME.encode(), n.to_bytes(8, "big"))
-    for part in (*parts, struct.pack(">d", threshold)):
+    whose = (bytes.fromhex(signer), vault.encode())
+    for part in (*parts, struct.pack(">d", threshold), *whose):
         sha.update(len(part).to_bytes(4, "big") + part)
     return sha.hexdigest()
 
@@ -275,21 +293,30 @@ def commit(
 
     Raises:
         SettingsError: with this number of triggers and classes no hits are enough; says which is.
+            Or the form has too few values for as many triggers.
         ClaimError: there is no time stamp to be had, or this clock is wrong.
         G2DError: rfc3161-client is not installed.
     """
-    check_numbers(n, form.classes)
-    digests = tuple(set_digest(key.of_set(i), form, n, LIKELY) for i in range(sets))
+    check_numbers(n, form.classes, suspects=max(1, sets - 1))
+    signer, keys = signing.public.raw[0].hex() if signing else "", map(key.of_set, range(sets))
+    digests = tuple(
+        set_digest(one, form, n, LIKELY, signer=signer, vault=vault.identity) for one in keys
+    )
     made = Commitment(
         scheme=SCHEME, task=task, form=form, n=n, threshold=LIKELY, digests=digests,
         vault=vault.identity, created=float(time.time()),
-        signer=signing.public.raw[0].hex() if signing else "",
+        signer=signer,
         generations=vault.last_number(), begun=vault.begun(),
     )  # fmt: skip
     # What a claim's reader would refuse is not published.
     made = Commitment.from_record(json.loads(made.text()))
+    if any(repeated(triggers_of(key.of_set(i), form, n)[0]) for i in range(sets)):
+        raise SettingsError(
+            f"two of {n} triggers are the same, for inputs have few values: try again, with a new"
+            " key, or set [watermark] triggers to fewer"
+        )
     text = made.text()
-    signature = signing.sign(text, _CONTEXT) if signing else b""
+    signature = signing.sign(text, CONTEXT) if signing else b""
     if not timestamp:
         return Published(made, signature)
     trusted = roots_of(None) if roots is None else roots
@@ -307,7 +334,7 @@ def check_numbers(n: int, classes: int, p: float = LIKELY, suspects: int = 1) ->
     needed = needed_hits(n, classes, p, suspects)
     if needed is None:
         least = least_triggers(classes, p, suspects)
-        for_many = f" and {suspects} suspects" if suspects > 1 else ""
+        for_many = f" and {suspects} pairs of suspect and set" if suspects > 1 else ""
         advice = (
             f"set [watermark] triggers to {least} or more"
             if least <= MOST_TRIGGERS

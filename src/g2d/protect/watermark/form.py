@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -77,12 +78,31 @@ class InputForm:
             form = cls(**{key: _tuples(value) for key, value in dict(record).items()})
             known = form.kind in (IMAGE, TABLE, SEQUENCE) and form.classes >= 2
             sides = all(type(n) is int and 0 < n <= 1 << 16 for n in form.shape)
-            sound = known and sides and bool(form.shape) and form.size <= _MOST
+            sound = (
+                known and sides and bool(form.shape) and form.size <= _MOST and form._is_bounded()
+            )
         except DAMAGE:
             sound = False
         if not sound:
             raise CheckpointError("this is no form of inputs: take the file as g2d wrote it")
         return form
+
+    def _is_bounded(self) -> bool:
+        """Whether each value has a range that triggers can be told apart in.
+
+        One of a table's features may be constant; not all, and no other range is empty.
+        """
+        if self.kind == SEQUENCE:
+            return not (self.low or self.high)
+        both = list(zip(self.low, self.high, strict=True))
+        return (
+            len(both) in (1, self.size)
+            and all(
+                type(one) in (int, float) and math.isfinite(one) for pair in both for one in pair
+            )
+            and all(low <= high for low, high in both)
+            and any(low < high for low, high in both)
+        )
 
     def record(self) -> dict[str, Any]:
         """Plain values."""

@@ -20,6 +20,8 @@ from g2d.vault.keys import outside_vaults
 
 SCHEME = "g2d-watermark-1"
 _HEAD = "g2d watermark key 1"
+KEY_BYTES = 32
+"""Of the secret, and of each set's key."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from g2d.core.types import Array, Logits
 from g2d.protect.watermark.committed import check_committed
 from g2d.protect.watermark.form import InputForm
 from g2d.protect.watermark.key import WatermarkKey
-from g2d.protect.watermark.triggers import make_triggers
+from g2d.protect.watermark.triggers import triggers_of
 from g2d.settings import WatermarkSettings
 from g2d.tasks.inference import predict
 from g2d.tasks.task import Task
@@ -105,7 +105,7 @@ def _drawn(key: WatermarkKey, form: InputForm, sets: int, n: int) -> tuple[Tenso
     asked = (key.secret, form.digest, sets, n)
     found = _KEPT.get(asked)  # a service asks at every rotation
     if found is None:
-        drawn = [make_triggers(key.of_set(place), form, n) for place in range(sets)]
+        drawn = [triggers_of(key.of_set(place), form, n) for place in range(sets)]
         found = torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
         _KEPT.clear()
         _KEPT[asked] = found

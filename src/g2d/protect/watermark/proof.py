@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -27,18 +27,19 @@ _MOST = 1 << 24  # bytes of a key or a claim
 
 @dataclass(frozen=True)
 class Proof:
-    """A commitment, and the key of one of its sets.
+    """A commitment, and what shows its sets: a key, or a claim of one of them.
 
     Attributes:
-        record: what the key was used for; None: there is a claim alone. claim: the one that it is
-            of. first: when the vault's first generation was made; 0: unknown, or there is none.
+        key: draws every set; None: there is a claim alone. record: what the key was used for.
+        chosen: the set that was asked for; None: `set_for` decides, once the suspect is known.
+        first: when the vault's first generation was made; 0: unknown, or there is none.
     """
 
     published: Published
-    place: int
-    set_key: bytes = field(repr=False)
+    key: WatermarkKey | None = None
     record: Record | None = None
     claim: Claim | None = None
+    chosen: int | None = None
     first: float = 0.0
 
     @classmethod
@@ -47,14 +48,13 @@ class Proof:
 
         Args:
             vault: whose commitment it is; None: that in the claim, or beside the key. place: the
-                set; None: the claim's, or the first that is not burnt.
+                set; None: the claim's, or whichever a suspect may see.
 
         Raises:
             ClaimError, KeyFileError: one is absent, damaged, or they do not belong together.
-            SettingsError: all sets are burnt. VaultError: there is no such vault.
+            VaultError: there is no such vault.
         """
         found = cls._of_claim(path, place) if _is_claim(path) else cls._of_key(path, vault, place)
-        draw(found.commitment, found.place, found.set_key)
         if vault is None:
             return found
         with Vault.open(vault) as opened:
@@ -73,7 +73,7 @@ class Proof:
         own = claim.outcome.place
         if place not in (None, own):
             raise SettingsError(f"{path} shows the key of set {own} alone: leave --set out")
-        return cls(claim.published, own, claim.set_key, claim=claim)
+        return cls(claim.published, claim=claim, chosen=own)
 
     @classmethod
     def _of_key(cls, path: Path, vault: Path | None, place: int | None) -> Self:
@@ -84,8 +84,23 @@ class Proof:
         else:
             with Vault.open(vault) as opened:
                 published = published_in(opened)
-        place = record.next_set(published.commitment) if place is None else place
-        return cls(published, place, key.of_set(place), record)
+        found = cls(published, key, record, chosen=place)
+        draw(published.commitment, place or 0, found.set_key(place or 0))
+        return found
+
+    def set_key(self, place: int) -> bytes:
+        """The key of a set; of a claim's own, where there is a claim alone."""
+        if self.key is not None:
+            return self.key.of_set(place)
+        assert self.claim is not None
+        return self.claim.set_key
+
+    def set_for(self, suspect: Suspect, fresh: bool = False) -> int:
+        """The set that a suspect is asked about; raises what `Record.set_for` does."""
+        if self.record is None:
+            assert self.chosen is not None
+            return self.chosen
+        return self.record.set_for(self.commitment, _known(suspect), self.chosen, fresh)
 
     @property
     def commitment(self) -> Commitment:
@@ -109,38 +124,55 @@ class Proof:
             )
         return self.commitment.late
 
-    def ask(self, suspect: Suspect, suspects: int | None, shown: bool) -> Outcome:
+    def ask(
+        self, suspect: Suspect, suspects: int | None, shown: bool, fresh: bool = False
+    ) -> Outcome:
         """Ask a suspect, and note that beside the key before.
 
         Args:
             suspects: for Bonferroni; None: as many as the record knows, or the claim says. shown:
-                triggers or key leave this machine, so that the set is burnt.
+                triggers leave this machine, so that the set is burnt. fresh: see `Record.set_for`.
 
         Raises:
-            SettingsError: more were tried than `suspects`. Else as `verify`.
+            SettingsError: more were tried than `suspects`; or as `Record.set_for`. Else as
+                `verify`.
         """
-        known = suspect.digest or suspect.name
+        known, place = _known(suspect), self.set_for(suspect, fresh)
         least = self.claim.outcome.suspects if self.claim else 1
         if self.record is not None:
-            least = self.record.tries(self.place, known)
+            least = self.record.tries(known)
         count = least if suspects is None else suspects
         if count < least:
             raise SettingsError(
-                f"--suspects is {count}, and {least} pairs of suspect and set have been tried or"
-                f" are claimed: give {least} or more, or leave it out"
+                f"--suspects is {count}, and {least} suspects have been tried or are claimed: give"
+                f" {least} or more, or leave it out"
             )
 
         def note() -> None:
             if self.record is not None:
-                self.record.add(Use.now(self.place, known, shown))
+                self.record.add(Use.now(place, known, shown))
 
-        return verify(self.commitment, self.place, self.set_key, suspect, count, note)
+        return verify(self.commitment, place, self.set_key(place), suspect, count, note)
 
     def claimed(self, outcome: Outcome, suspect: Suspect) -> Claim:
-        """The claim that an outcome is."""
-        return Claim(
-            self.published, self.set_key, outcome, suspect.name, suspect.digest, time.time()
-        )
+        """The claim that an outcome is; to be shown by `show`, which burns its set."""
+        key, name, digest = self.set_key(outcome.place), suspect.name, suspect.digest
+        return Claim(self.published, key, outcome, name, digest, time.time())
+
+    def show(self, outcome: Outcome, suspect: Suspect, path: Path) -> None:
+        """Write the claim that an outcome is, and note before that its set is known from then on.
+
+        Raises:
+            ClaimError, G2DError: as `Claim.write` and `Record.add`.
+        """
+        claim, known = self.claimed(outcome, suspect), _known(suspect)
+        if self.record is not None and outcome.place not in self.record.shown(known):
+            self.record.add(Use.now(outcome.place, known, burnt=True))
+        claim.write(path)
+
+
+def _known(suspect: Suspect) -> str:
+    return suspect.digest or suspect.name
 
 
 def _is_claim(path: Path) -> bool:

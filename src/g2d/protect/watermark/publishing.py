@@ -15,7 +15,8 @@ from g2d.protect.watermark.commitment import Published, commit
 from g2d.protect.watermark.form import InputForm
 from g2d.protect.watermark.key import WatermarkKey
 from g2d.settings import Settings
-from g2d.vault.confirmed import confirmed_key
+from g2d.vault.committed import faults
+from g2d.vault.confirmed import confirmed_key, key_named
 from g2d.vault.keys import SigningKey, default_key, outside_vaults
 from g2d.vault.ledger import COMMITMENT
 from g2d.vault.reading import VaultReader
@@ -105,7 +106,8 @@ def published_in(vault: VaultReader) -> Published:
     """Read a vault's commitment.
 
     Raises:
-        ClaimError: there is none, it is damaged, or it is of another vault.
+        ClaimError: there is none, it is damaged, of another vault, none that generations were made
+            under, or signed by another key than the one that signs for the vault here.
     """
     data = vault.commitment()
     if not data:
@@ -116,7 +118,26 @@ def published_in(vault: VaultReader) -> Published:
             f"the commitment in {vault.path} is of vault {found.commitment.vault}, not of this one,"
             f" {vault.identity or 'which has no identity'}: somebody put it there"
         )
+    manifests = {number: vault.generation(number).manifest for number in vault.numbers()}
+    if wrong := next(faults(data, vault.identity, manifests), ""):
+        raise ClaimError(f"{vault.path / COMMITMENT}: {wrong}")
+    own = _signer_of(vault)
+    if own and found.commitment.signer != own:
+        raise ClaimError(
+            f"the commitment in {vault.path} is not signed by the key that signs for this vault:"
+            " somebody replaced it, or that key is newer. Leave --vault out, for the copy beside"
+            " the watermark key"
+        )
     return found
+
+
+def _signer_of(vault: VaultReader) -> str:
+    """The public key (hex) of what signs for a vault; "": nothing does, or it is not here."""
+    try:
+        named = key_named(vault.settings_text)
+        return SigningKey.read(confirmed_key(vault, named)).public.raw[0].hex() if named else ""
+    except KeyFileError:
+        return ""
 
 
 def published_beside(key: Path) -> Published:

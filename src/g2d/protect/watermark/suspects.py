@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from g2d.core.exchange import Credentials, ExchangeError
-from g2d.core.files import MOST_WEIGHTS, read_plain
 from g2d.errors import SuspectError
 from g2d.protect.asking import Client
 from g2d.tasks.building import build_model, seeded
 from g2d.tasks.builtin import Blueprint
 from g2d.tasks.inference import predict
-from g2d.weights.checkpoints import load_checkpoint, pack
+from g2d.weights.checkpoints import load_whole, pack
 from g2d.weights.foreign import fit_state
 from g2d.weights.layout import ties_of, whole_state
 
@@ -54,11 +53,11 @@ class ModelSuspect:
         """
         with seeded(0):
             model = build_model(task.factory)
-        fitted = fit_state(whole_state(model), load_checkpoint(path), path.name, ties_of(model))
+        state, data = load_whole(path)
+        fitted = fit_state(whole_state(model), state, path.name, ties_of(model))
         model.load_state_dict(fitted.state)
         model.eval().requires_grad_(False)
-        data = pack(fitted.state) if path.is_dir() else read_plain(path, MOST_WEIGHTS, follow=True)
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        digest = f"sha256:{hashlib.sha256(data or pack(fitted.state)).hexdigest()}"
         return cls(path.name, digest, task.shape, task.classes, model, task.dtype, fitted.notes)
 
     def labels(self, x: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 The claimant has no choice left: whoever has the key draws the same inputs and labels, bit for bit,
 on any machine (integers of SHAKE-256, and float64 arithmetic element by element). Smoothed noise
 for images, since independent pixels vanish in a convolution; for tables points inside the ranges;
-for tokens sequences of ids.
+for tokens sequences of ids. Between a set's key and its triggers lies a slow hash (PBKDF2, RFC
+8018): whoever searches for a key that some network happens to answer pays 2^16 times as much.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,30 @@ from g2d.core.types import Array
 from g2d.protect.watermark.form import IMAGE, SEQUENCE, InputForm
 
 _CELLS = 7  # a side of the coarse grid that an image's noise is drawn on
+_ROUNDS = 1 << 16  # of PBKDF2: some 30 ms for each key
 _LEVELS = 255  # values of a trigger are multiples of 1/255 of the range, as 8-bit images hold them
+
+
+def triggers_of(set_key: bytes, form: InputForm, n: int) -> tuple[Tensor, Tensor]:
+    """The triggers x and labels y of a set: what `make_triggers` draws from its stretched key."""
+    return make_triggers(stretched(set_key), form, n)
+
+
+def repeated(x: Tensor) -> bool:
+    """Whether two of some triggers x (n, ...) are the same: one answer would count twice."""
+    return len({row.tobytes() for row in x.numpy()}) < len(x)
+
+
+@lru_cache(maxsize=64)
+def stretched(set_key: bytes) -> bytes:
+    """What triggers are drawn from, 32 bytes: PBKDF2-HMAC-SHA256 of a set's key, 2^16 rounds."""
+    return hashlib.pbkdf2_hmac("sha256", set_key, b"g2d watermark set 1", _ROUNDS)
 
 
 def make_triggers(set_key: bytes, form: InputForm, n: int) -> tuple[Tensor, Tensor]:
     """Return inputs x (n, *form.shape), float32 or int64 ids, and labels y (n,) int64.
 
+    Its key is one that has been `stretched`: what a set's own key draws, `triggers_of` says.
     Triggers i < m of n are those of m: a smaller set is the beginning of a larger one.
     """
     start = _begun(set_key, form, b"input")

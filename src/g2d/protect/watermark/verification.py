@@ -15,8 +15,8 @@ from torch import Tensor
 
 from g2d.errors import DAMAGE, ClaimError, SuspectError
 from g2d.protect.watermark.chance import p_value
-from g2d.protect.watermark.commitment import Commitment, check_numbers, set_digest
-from g2d.protect.watermark.triggers import make_triggers
+from g2d.protect.watermark.commitment import Commitment, check_numbers
+from g2d.protect.watermark.triggers import repeated, triggers_of
 
 
 class Suspect(Protocol):
@@ -56,7 +56,8 @@ class Outcome:
 
     Attributes:
         place: the set. answers: a label for each trigger, in their order. hits: how many are the
-            key's. needed: how many are enough. p: after Bonferroni over `suspects`.
+            key's. needed: how many are enough. p: after Bonferroni over `pairs`, those of one of
+            the `suspects` and a set that may be shown.
     """
 
     place: int
@@ -65,6 +66,7 @@ class Outcome:
     needed: int
     p: float
     suspects: int
+    pairs: int
     threshold: float
 
     @property
@@ -77,7 +79,8 @@ def draw(commitment: Commitment, place: int, set_key: bytes) -> tuple[Tensor, Te
     """Return triggers x (n, *shape) and labels y (n,) of a set that was committed to.
 
     Raises:
-        ClaimError: there is no such set, it is the reserve, or the key is not the one of it.
+        ClaimError: there is no such set, it is the reserve, the key is not the one of it, or two
+            triggers are the same.
     """
     if place == commitment.reserve:
         raise ClaimError(
@@ -86,18 +89,23 @@ def draw(commitment: Commitment, place: int, set_key: bytes) -> tuple[Tensor, Te
         )
     if not 0 <= place < commitment.reserve:
         raise ClaimError(f"there is no set {place}: choose one of 0 to {commitment.reserve - 1}")
-    digest = set_digest(set_key, commitment.form, commitment.n, commitment.threshold)
-    if digest != commitment.digests[place]:
+    if commitment.digest_of(set_key) != commitment.digests[place]:
         raise ClaimError(
-            f"this key is not the one of set {place} that was committed to: it is of another vault,"
-            " or the key, the form, the number of triggers or the threshold was changed"
+            f"this key is not the one of set {place} that was committed to: it is of another vault"
+            " or signer, or the key, the form, the number of triggers or the threshold was changed"
         )
     try:
-        return make_triggers(set_key, commitment.form, commitment.n)
+        x, y = triggers_of(set_key, commitment.form, commitment.n)
     except DAMAGE as error:
         raise ClaimError(
             f"the commitment's form of inputs draws no triggers ({error}): it was not made by g2d"
         ) from error
+    if repeated(x):
+        raise ClaimError(
+            "two triggers of this set are the same, so that one answer would count twice: the"
+            " commitment was not made by g2d"
+        )
+    return x, y
 
 
 def judge(
@@ -106,17 +114,18 @@ def judge(
     """Count hits of answers (n,) among the labels y (n,), and say what they are worth.
 
     Args:
-        suspects: how many were, or could have been, accused: the p-value is multiplied by it.
+        suspects: how many were, or could have been, accused. The p-value is multiplied by it, and
+            by the number of sets that could have been shown in place of this one.
 
     Raises:
         SettingsError: with so many suspects not even all hits are enough.
     """
-    form = commitment.form
-    needed = check_numbers(commitment.n, form.classes, commitment.threshold, suspects)
+    form, pairs = commitment.form, suspects * commitment.reserve
+    needed = check_numbers(commitment.n, form.classes, commitment.threshold, pairs)
     hits = int((answers == y).sum())
-    p = p_value(hits, commitment.n, form.classes, suspects)
+    p = p_value(hits, commitment.n, form.classes, pairs)
     told = tuple(int(label) for label in answers)
-    return Outcome(place, told, hits, needed, p, suspects, commitment.threshold)
+    return Outcome(place, told, hits, needed, p, suspects, pairs, commitment.threshold)
 
 
 def verify(
@@ -138,7 +147,8 @@ def verify(
     """
     x, y = draw(commitment, place, set_key)
     check_fit(commitment, suspect)
-    check_numbers(commitment.n, commitment.form.classes, commitment.threshold, suspects)
+    pairs = suspects * commitment.reserve
+    check_numbers(commitment.n, commitment.form.classes, commitment.threshold, pairs)
     before()
     answers = suspect.labels(x).to(torch.int64)
     if answers.shape != y.shape:
