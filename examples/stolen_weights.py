@@ -2,7 +2,7 @@
 
     python examples/stolen_weights.py [FOLDER]
 
-On scikit-learn's digits, in a minute or two. What each proof is worth: docs/ownership.md.
+On scikit-learn's digits, in four minutes. What each proof is worth: docs/ownership.md.
 """
 
 import sys
@@ -24,11 +24,11 @@ from g2d.weights.symmetry import couplings
 
 def main(folder: str = "runs/stolen") -> None:
     vault, key, found = (Path(folder) / name for name in ("vault", "mark.key", "found.safetensors"))
-    small = {"members": 8, "basins": 2, "base_steps": 1200, "early_steps": 400, "fork_steps": 250}
+    small = {"members": 8, "basins": 2, "base_steps": 2000, "early_steps": 800, "fork_steps": 500}
     settings = Settings().override(
         task__name="digits", **{f"population__{name}": value for name, value in small.items()},
         gates__stale_asr=0.6, gates__accuracy_drop=0.05,  # so short a training tells a story
-        watermark__sets=2, watermark__triggers=64,
+        watermark__sets=2, watermark__triggers=64, watermark__weight=2.0,
     )  # fmt: skip
 
     # The owner: a key and a commitment before the first parameters, then generations as ever.

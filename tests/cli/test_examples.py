@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,10 @@ def test_breast_cancer_example_rotates_a_users_own_model(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.skipif(
+    os.environ.get("G2D_EXAMPLES") != "long",
+    reason="takes four CPU minutes: G2D_EXAMPLES=long make test",
+)
 def test_a_stolen_generation_is_proven_ours_and_traced(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "stolen_weights.py", tmp_path],
