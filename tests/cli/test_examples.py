@@ -13,15 +13,21 @@ from commands import succeed
 from places import ROOT
 
 
+def run(example, folder, *arguments, timeout):
+    """What it prints, started in a folder of its own."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / example, *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_breast_cancer_example_rotates_a_users_own_model(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "breast_cancer.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=1700, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert [f"generation {n} is live" in done.stdout for n in (2, 3, 4)] == [True] * 3
+    said = run("breast_cancer.py", tmp_path, timeout=1700)
+    assert [f"generation {n} is live" in said for n in (2, 3, 4)] == [True] * 3
 
 
 @pytest.mark.slow
@@ -31,27 +37,19 @@ def test_breast_cancer_example_rotates_a_users_own_model(tmp_path):
     reason="takes four CPU minutes: G2D_EXAMPLES=long make test",
 )
 def test_a_stolen_generation_is_proven_ours_and_traced(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "stolen_weights.py", tmp_path],
-        cwd=tmp_path, capture_output=True, text=True, timeout=1100, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "it carries the mark: True" in done.stdout
-    assert "the suspect was made from generation 3" in done.stdout
+    said = run("stolen_weights.py", tmp_path, tmp_path, timeout=1100)
+    assert "it carries the mark: True" in said
+    assert "the suspect was made from generation 3" in said
     assert (tmp_path / "claim.json").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_tour_goes_from_a_population_to_a_report(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "tour.py", tmp_path],
-        cwd=tmp_path, capture_output=True, text=True, timeout=560, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "generation 4 is live" in done.stdout
-    assert "attacks crafted on generation 3" in done.stdout
-    assert "frozen" in done.stdout
+    said = run("tour.py", tmp_path, tmp_path, timeout=560)
+    assert "generation 4 is live" in said
+    assert "attacks crafted on generation 3" in said
+    assert "frozen" in said
     assert "g2d" in (tmp_path / "report.html").read_text("utf-8").lower()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import stat
 
@@ -22,6 +24,21 @@ def vault(tmp_path, key):
 
 
 # -- keys on disk ----------------------------------------------------------------------------------
+
+
+def test_half_a_key_on_a_full_disk_does_not_stand_in_the_way(tmp_path, key, monkeypatch):
+    path = tmp_path / "signing.key"
+
+    def full(path, data, mode):
+        path.write_bytes(data[:9])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("g2d.vault.keys.fill_file", full)
+        with pytest.raises(KeyFileError, match="No space left"):
+            key.write(path)
+    key.write(path)
+    assert SigningKey.read(path).public == key.public
 
 
 def test_a_key_comes_back_and_is_private(tmp_path, key):

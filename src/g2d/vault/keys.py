@@ -11,15 +11,15 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from g2d.core.files import make_folder, write_bytes
-from g2d.core.platforms import open_flags, others_may_read
+from g2d.core.files import fill_file, make_folder, write_bytes
 from g2d.core.platforms import open_plain as plain_handle
+from g2d.core.platforms import others_may_read
 from g2d.errors import G2DError, KeyFileError
 from g2d.vault.ledger import LEDGER
 
@@ -38,6 +38,7 @@ __all__ = [
     "outside_vaults",
     "read_public",
     "store_private",
+    "write_secret",
 ]
 
 _CONTEXT = b"g2d signed manifest 1\0"  # a signature made for anything else is worth nothing here
@@ -236,19 +237,27 @@ def store_private(path: Path | str, key: Any) -> None:
     """
     from cryptography.hazmat.primitives import serialization as s
 
-    path = outside_vaults(path)
     data = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    write_secret(path, data)
+
+
+def write_secret(path: Path | str, data: bytes) -> None:
+    """Write a key of any kind into a new file, mode 600; its folder is made.
+
+    Raises:
+        KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
+    """
+    path = outside_vaults(path)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | open_flags(), 0o600)
-        with FileIO(handle, "w") as file:
-            file.write(data)
-            os.fsync(handle)
+        fill_file(path, data, 0o600)
     except FileExistsError:
         raise KeyFileError(
             f"{path} exists already, and a key is never overwritten: name another file"
         ) from None
     except OSError as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)  # half of a key would stand in the way of the next try
         raise KeyFileError(f"cannot write the key {path}: {error.strerror}") from error
 
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from g2d.core.files import fill_file
 from g2d.core.platforms import others_may_read
 from g2d.errors import KeyFileError
-from g2d.vault.keys import outside_vaults
+from g2d.vault.keys import write_secret
 
 SCHEME = "g2d-watermark-1"
 _HEAD = "g2d watermark key 1"
@@ -71,16 +70,7 @@ class WatermarkKey:
         Raises:
             KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
         """
-        path = outside_vaults(path)
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fill_file(path, f"{_HEAD}\n{self.secret.hex()}\n".encode(), 0o600)
-        except FileExistsError:
-            raise KeyFileError(
-                f"{path} exists already, and a key is never overwritten: name another file"
-            ) from None
-        except OSError as error:
-            raise KeyFileError(f"cannot write the key {path}: {error.strerror}") from error
+        write_secret(path, f"{_HEAD}\n{self.secret.hex()}\n".encode())
 
     def of_set(self, place: int) -> bytes:
         """The 32 bytes that decide on set `place` of triggers; they tell nothing of other sets."""
