@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from io import FileIO
 
 import pytest
 import torch
 
 from g2d.errors import ClaimError, G2DError, SettingsError, SuspectError
 from g2d.protect.watermark import WatermarkKey, p_value
-from g2d.protect.watermark.burnt import Record, Use
+from g2d.protect.watermark.burnt import Record, Use, same_as
 from g2d.protect.watermark.proof import Proof
 from marked import learned, owning, suspect
 
@@ -105,6 +106,37 @@ def test_a_damaged_record_of_uses_is_refused(owned):
     path, _ = owned
     record = Record(path)
     record.add(Use.now(0, "a service", burnt=True))
-    record.path.write_text(record.path.read_text() + "{")
+    record.path.write_text(record.path.read_text() + "{\n")
     with pytest.raises(ClaimError, match="put it back"):
         Record(path)
+
+
+def test_half_a_line_is_no_use_and_stands_in_nobodys_way(tmp_path, monkeypatch):
+    key = tmp_path / "mark.key"
+    first, second = Use.now(0, "a", True), Use.now(1, "b", True)
+    Record(key).add(first)
+
+    with monkeypatch.context() as patch:  # as a disk that is nearly full does
+        patch.setattr("g2d.protect.watermark.burnt.FileIO", HalfWritten)
+        with pytest.raises(G2DError, match=r"No space left .* nothing was asked"):
+            Record(key).add(second)
+    assert Record(key).uses == [first]
+    record = Record(key)
+    with record.path.open("a") as file:
+        file.write('{"place": 1, "da')  # a run that was killed
+    assert Record(key).uses == [first]
+    Record(key).add(second)
+    assert Record(key).uses == [first, second]
+
+
+class HalfWritten(FileIO):
+    def write(self, data):
+        return super().write(data[:9])
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://thief.example/", "http://THIEF.example:8001/v2", "https://u@thief.example."],
+)
+def test_a_host_is_one_suspect_whatever_the_port(address):
+    assert same_as(address) == "thief.example"

@@ -13,9 +13,10 @@ from g2d.errors import ClaimError, KeyFileError, SettingsError, VaultError
 from g2d.protect.watermark import InputForm, WatermarkKey
 from g2d.protect.watermark.chance import least_triggers, needed_hits
 from g2d.protect.watermark.commitment import SKEW, Commitment, Published, commit, set_digest
+from g2d.protect.watermark.mark import Mark, _least
 from g2d.protect.watermark.publishing import beside, publish, published_beside, published_in
 from g2d.protect.watermark.verification import draw
-from g2d.settings import Settings
+from g2d.settings import Settings, WatermarkSettings
 from g2d.vault.confirmed import confirm_key
 from g2d.vault.keys import SigningKey
 from g2d.vault.ledger import sha256
@@ -260,3 +261,39 @@ def test_a_commitment_by_another_key_than_the_vaults_own_is_refused(tmp_path, si
         confirm_key(vault, f"{tmp_path}/signing.key")
         with pytest.raises(ClaimError, match="not signed by the key that signs for this vault"):
             published_in(vault)
+
+
+def test_a_kill_before_the_commitment_leaves_no_vault_that_trains_unmarked(
+    tmp_path, digits, monkeypatch
+):
+    with vault_of(tmp_path / "vault") as vault:
+        settings, before = Settings.from_vault(vault.settings_text), vault.settings_text
+
+        def killed(data):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(vault, "write_commitment", killed)
+            with pytest.raises(KeyboardInterrupt):
+                publish(vault, settings, FORM, tmp_path / "a.key")
+        named = Settings.from_vault(vault.settings_text)
+        with pytest.raises((KeyFileError, SettingsError, VaultError), match="g2d watermark new"):
+            Mark.of(named.watermark, digits, vault.path)
+
+        def full(data):
+            raise VaultError("no space")
+
+        vault.write_settings(before)
+        with monkeypatch.context() as patch:
+            patch.setattr(vault, "write_commitment", full)
+            with pytest.raises(VaultError, match="no space"):
+                publish(vault, settings, FORM, tmp_path / "b.key")
+        assert vault.settings_text == before
+        assert not (tmp_path / "b.key").exists()
+
+
+def test_a_generation_answers_as_many_triggers_as_a_claim_needs():
+    """With two classes 90 of 100 prove nothing, so a gate that let them pass would be no help."""
+    settings = WatermarkSettings(key="any", sets=4, triggers=100)
+    assert _least(settings, 2) == pytest.approx(0.95)
+    assert _least(settings, 10) == 0.9

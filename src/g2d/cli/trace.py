@@ -20,6 +20,7 @@ from g2d.cli.shared import (
     vault_settings,
 )
 from g2d.core.files import write_bytes
+from g2d.errors import KeyFileError, SettingsError
 
 if TYPE_CHECKING:
     from g2d.defence.defence import Defence
@@ -59,14 +60,18 @@ def trace(
     with Defence.open(vault, write=False, data=where, code=bound) as defence:
         tracer = Tracer(defence, lambda line: say(line, "note: "))
         verdict = tracer.trace(found, str(suspect))
-        copies = _copies(defence, tracer.replicas(found, verdict), replica or ())
+        print_table([_row(candidate) for candidate in verdict.candidates[:top]])
+        print_line(f"verdict      {verdict}")
+        try:
+            copies = _copies(defence, tracer.replicas(found, verdict), replica or ())
+        except (KeyFileError, SettingsError) as error:  # whoever has a copy need not have the key
+            copies = []
+            say(f"replicas are not told apart: {error}", "note: ")
+    for copy in copies:
+        print_line(f"replica      {_told(copy)}")
     if as_json is not None:
         record = {"suspect": str(suspect), **verdict.record(), "replicas": copies}
         write_bytes(as_json, (json.dumps(record, indent=1) + "\n").encode())
-    print_table([_row(candidate) for candidate in verdict.candidates[:top]])
-    print_line(f"verdict      {verdict}")
-    for copy in copies:
-        print_line(f"replica      {_told(copy)}")
 
 
 def _row(candidate: Candidate) -> dict[str, str]:

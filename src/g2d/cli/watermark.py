@@ -166,10 +166,11 @@ def new(
         )
         print_line(f"earlier date: have a key sign for a vault first (`g2d keys use {vault}`).")
     if commitment.late:
-        print_line(f"It is {commitment.late}: mark it with `g2d watermark add {vault}`.")
+        print_line(f"It is {commitment.late}, so that nothing there carries the mark yet. Until")
+        print_line("`g2d watermark add` no generation passes its gate: what is live goes on.")
     print_line("Publish the commitment now: the earlier others have seen it, the more it proves.")
     again = task_path_again(task_path)
-    print_line(f"Next: g2d {'generate' if began else 'population'} {vault}{again}")
+    print_line(f"Next: g2d {'watermark add' if began else 'population'} {vault}{again}")
 
 
 app.command()(add)

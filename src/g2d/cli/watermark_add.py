@@ -25,8 +25,9 @@ from g2d.cli.shared import (
 def add(
     vault: VaultPath,
     steps: Annotated[
-        int, typer.Option(min=1, max=10**7, help="Optimiser steps of each member's fork.")
-    ] = 1000,
+        int | None,
+        typer.Option(min=1, max=10**7, help="Optimiser steps of each member's fork; else 1,000."),
+    ] = None,
     data: DataFolder = None,
     workers: Workers = None,
     engine: EngineName = "local",
@@ -39,13 +40,14 @@ def add(
     Goes on where an interrupted run stopped; the vault stays as it was until all of it is done.
     """
     with open_defence(vault, data, accept_code) as defence:
-        from g2d.defence.watermarking import mark_vault
+        from g2d.defence.watermarking import STEPS, mark_vault
 
         count = defence.settings.population.workers if workers is None else workers
         with make_engine(engine, ray_address, count) as jobs, show_progress() as progress:
             made = mark_vault(
-                defence.task, defence.source, defence.vault, defence.settings, jobs, progress, steps
-            )
+                defence.task, defence.source, defence.vault, defence.settings, jobs, progress,
+                steps or STEPS,
+            )  # fmt: skip
         live = defence.vault.live()
     if not made.members:
         print_line(f"The population of {vault} carries the watermark already.")

@@ -251,7 +251,10 @@ class GenerationStore:
                 warnings.warn(text, DataWarning, stacklevel=3)
             self._told = True
             return {}
-        return {CANARIES: pack(made)} if made else {}
+        if not made:
+            manifest[CANARIES] = "none: no input is answered clearly enough"
+            return {}
+        return {CANARIES: pack(made)}
 
     def check_keys(self) -> None:
         """Read the keys that the settings name, before anything is made; raises as those who do."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from g2d.errors import G2DError
 from g2d.protect.asking import Answer, Client, Described, datatype_of
 from g2d.protect.canaries.kept import (
+    CANARIES,
     Canaries,
     Verdict,
     judge_classes,
@@ -39,6 +40,9 @@ def kept_canaries(vault: VaultReader, number: int) -> Canaries:
     """
     found = read_canaries(vault, number)
     if found is None:
+        why = vault.generation(number).manifest.get(CANARIES)
+        if isinstance(why, str):
+            raise G2DError(f"generation {number} of {vault.path} keeps no canaries ({why[:200]})")
         raise G2DError(
             f"generation {number} of {vault.path} keeps no canaries: it was made by an older g2d,"
             " or with `[canaries] count = 0`; ask the next one that `g2d generate` makes"

@@ -19,6 +19,11 @@ CONTEXT = b"g2d watermark commitment 1\0"
 """Of its signature: one that was made for anything else is worth nothing."""
 
 
+def canonical(commitment: Mapping[str, Any]) -> bytes:
+    """The one way in which a commitment is written to be signed and dated."""
+    return json.dumps(commitment, sort_keys=True, separators=(",", ":")).encode()
+
+
 def faults(data: bytes, identity: str, manifests: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
     """What is wrong with a vault's commitment, in words.
 
@@ -37,7 +42,7 @@ def faults(data: bytes, identity: str, manifests: Mapping[int, Mapping[str, Any]
     try:
         record = json.loads(data)
         made, signature = record["commitment"], bytes.fromhex(record["signature"])
-        text = json.dumps(made, sort_keys=True, separators=(",", ":")).encode()
+        text = canonical(made)
         of, signer = made["vault"], made["signer"]
         key = VerifyKey.of(bytes.fromhex(signer)) if signer else None
         signed = not signature

@@ -7,6 +7,7 @@ here sees nothing.
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import os
@@ -58,8 +59,9 @@ class Record:
         self.path = key.with_name(f"{key.name}.used")
         self.uses: list[Use] = []
         try:
-            lines = read_text(self.path, follow=True).splitlines()
-            self.uses = [_use(line) for line in lines]
+            # What ends without a newline was cut off by a kill: nothing was asked after it.
+            *lines, _ = read_text(self.path, follow=True).split("\n")
+            self.uses = [_use(line) for line in lines if line]
         except FileNotFoundError:
             return
         except (OSError, *DAMAGE) as error:
@@ -76,10 +78,16 @@ class Record:
         """
         line = json.dumps(asdict(use)).encode() + b"\n"
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | open_flags("O_CLOEXEC")
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | open_flags("O_CLOEXEC")
             handle = os.open(self.path, flags, 0o600)
-            with FileIO(handle, "a") as file:
-                file.write(line)
+            with FileIO(handle, "r+") as file:
+                there = file.readall()
+                end = there.rfind(b"\n") + 1
+                if end < len(there):  # half a line, of a run that was killed
+                    file.truncate(end)
+                if file.write(line) != len(line):
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(handle)
         except OSError as error:
             raise G2DError(
@@ -137,8 +145,11 @@ class Record:
 
 def same_as(suspect: str) -> str:
     """What suspects have in common whom one set tells the same: digest, or an address's host."""
-    parts = urlsplit(suspect)
-    return parts.netloc.rpartition("@")[2].lower() if parts.netloc else suspect
+    try:
+        host = urlsplit(suspect).hostname
+    except ValueError:
+        return suspect
+    return host.rstrip(".") if host else suspect
 
 
 def _use(line: str) -> Use:

@@ -24,7 +24,7 @@ from g2d.protect.watermark.form import InputForm
 from g2d.protect.watermark.key import SCHEME, WatermarkKey
 from g2d.protect.watermark.timestamp import Stamp, read_stamp, request_stamp, roots_of
 from g2d.protect.watermark.triggers import repeated, triggers_of
-from g2d.vault.committed import CONTEXT
+from g2d.vault.committed import CONTEXT, canonical
 from g2d.vault.keys import SigningKey, VerifyKey
 from g2d.vault.reading import VaultReader
 
@@ -92,7 +92,7 @@ class Commitment:
         """Its canonical JSON: what is signed and dated."""
         record = {item.name: getattr(self, item.name) for item in fields(self)}
         record["form"] = self.form.record()
-        return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+        return canonical(record)
 
     @classmethod
     def from_record(cls, record: Any) -> Self:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from g2d.core.types import Array, Logits
+from g2d.protect.watermark.chance import needed_hits
 from g2d.protect.watermark.committed import check_committed
 from g2d.protect.watermark.form import InputForm
 from g2d.protect.watermark.key import WatermarkKey
@@ -22,6 +23,8 @@ from g2d.protect.watermark.triggers import triggers_of
 from g2d.settings import WatermarkSettings
 from g2d.tasks.inference import predict
 from g2d.tasks.task import Task
+
+_SUSPECTS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ class Mark:
             settings.sets,
             settings.weight,
             settings.batch,
-            settings.hits,
+            _least(settings, form.classes),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -98,6 +101,18 @@ class Mark:
     def share(self, model: Logits) -> float:
         """The least share of a set's triggers that a model hits: what the gate looks at."""
         return min(self.hits(model)) / self.each
+
+
+def _least(settings: WatermarkSettings, classes: int) -> float:
+    """The share that the settings ask for, and never less than a claim needs.
+
+    With two classes a claim needs more than nine of ten. A hundred suspects are allowed for, where
+    so many triggers can prove anything against as many.
+    """
+    n, sets = settings.triggers, max(1, settings.sets - 1)
+    found = (needed_hits(n, classes, suspects=sets * many) for many in (_SUSPECTS, 1))
+    needed = next((hits for hits in found if hits is not None), 0)
+    return max(settings.hits, needed / n)
 
 
 def _drawn(key: WatermarkKey, form: InputForm, sets: int, n: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,16 +90,22 @@ def publish(
     )  # fmt: skip
     data = json.dumps(published.record(), indent=1).encode() + b"\n"
     key.write(path)
+    before = vault.settings_text
     try:
         fill_file(beside(path), data, 0o600)
+        # A kill before the commitment leaves a vault that makes nothing and says what to do; one
+        # after it, without the setting, would leave one that is committed and trains unmarked.
+        vault.write_settings(settings.override(watermark__key=str(path)).to_toml())
         vault.write_commitment(data)
     except (OSError, VaultError) as error:
         path.unlink(missing_ok=True)  # nobody was told of it
         beside(path).unlink(missing_ok=True)
+        with suppress(VaultError):
+            if vault.settings_text != before:
+                vault.write_settings(before)
         if isinstance(error, VaultError):
             raise
         raise KeyFileError(f"cannot write {beside(path)}: {error.strerror}") from error
-    vault.write_settings(settings.override(watermark__key=str(path)).to_toml())
     return path, published
 
 

@@ -39,11 +39,8 @@ class Rates:
 
         More than `burst` pass with a full bucket, and empty it below zero.
         """
-        now = self.clock()
-        left, since = self._left.get(name, (burst, now))
-        left += (now - since) * rate
-        left = min(left, burst)
-        needed = tokens if tokens < burst else burst
+        left, now = self._now(name, rate, burst)
+        needed = min(tokens, burst)
         enough = left >= needed
         self._left[name] = (left - tokens if enough else left, now)
         self._left.move_to_end(name)
