@@ -66,7 +66,7 @@ TINY = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def marks_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Marks of vaults lie in the run's own folder, shared by all workers, and in nobody's home."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
@@ -77,18 +77,18 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_state(
-    state: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    marks_of_the_run: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[None]:
     """What a test with files marks is its own; only what fixtures of a whole run did is known."""
-    if "tmp_path" not in request.fixturenames or os.environ["G2D_STATE"] != str(state):
+    if "tmp_path" not in request.fixturenames or os.environ["G2D_STATE"] != str(marks_of_the_run):
         yield
         return
     own = tmp_path_factory.mktemp("state") / "state"
     with suppress(shutil.Error):  # another worker builds a vault now, which is not this test's
-        shutil.copytree(state, own)
+        shutil.copytree(marks_of_the_run, own)
     os.environ["G2D_STATE"] = str(own)
     yield
-    os.environ["G2D_STATE"] = str(state)
+    os.environ["G2D_STATE"] = str(marks_of_the_run)
     shutil.rmtree(own.parent, ignore_errors=True)
 
 
