@@ -20,7 +20,7 @@ import numpy as np
 from g2d.core.types import Array
 from g2d.settings.serve import ServeSettings
 
-_TAG = 16  # characters of a tag, 64 bits
+_TAG = 8  # bytes of a tag; it begins with a letter, for none must be taken for a number
 _SEEN, _PINNED = 100_000, 10_000  # clients remembered: forgetting one moves it once, upwards
 
 
@@ -92,7 +92,11 @@ class _Policy:
         Those change at each rotation. A name of theirs would publish the clock, and one of what
         has answered would help whoever searches for where the generations differ.
         """
-        return self._keyed(b"tag", client.encode("utf-8", "surrogatepass")).hex()[:_TAG]
+        return self._tag(client)
+
+    def _tag(self, client: str, *numbers: int) -> str:
+        name = client.encode("utf-8", "surrogatepass")
+        return "t" + self._keyed(b"tag", name, *(b"%d" % k for k in numbers))[:_TAG].hex()
 
     def _keyed(self, purpose: bytes, *parts: bytes) -> bytes:
         """HMAC-SHA-256 (RFC 2104) of parts, each after its length: no two lists are one text."""
@@ -202,26 +206,18 @@ class Sticky(_Policy):
         with self._mutex:
             now = self._now()
             self._expire(now)
-            if (pin := self._pinned.get(client)) is not None:
-                if pin.number:
-                    return (pin.number,)
-                self._pinned[client] = _Seen(self._highest(b"client", name, live), pin.since)
-                return (self._see(client, self._pinned[client].number, now),)
-            seen = self._seen.get(client)
-            if seen is None:
-                return (self._see(client, self._highest(b"client", name, live), now),)
-            newer = [number for number in live if number >= seen.number]
+            pin, seen = self._pinned.get(client), self._seen.get(client)
+            if pin is not None and pin.number:
+                return (pin.number,)
+            newer = [number for number in live if seen is None or number >= seen.number]
             if not newer:  # a rotation came between two looks at what is live: the next look sees
                 return (self._highest(b"client", name, live),)
-            resting = now - seen.since < self._period
-            if newer[0] == seen.number and resting:
-                self._seen.move_to_end(client)
-                return (seen.number,)
-            wanted = self._highest(b"client", name, newer)
-            if wanted == seen.number:
-                self._seen.move_to_end(client)
-                return (wanted,)
-            return (self._see(client, wanted, now),)
+            rests = seen is not None and newer[0] == seen.number and now - seen.since < self._period
+            number = newer[0] if rests else self._highest(b"client", name, newer)
+            if pin is not None:
+                self._pinned[client] = _Seen(number, pin.since)
+            moved = seen is None or seen.number != number
+            return (self._see(client, number, now if moved or seen is None else seen.since),)
 
     def pin(self, client: str) -> None:
         """Keep a client on what it sees, or will see first; one that is pinned stays as it is."""
@@ -263,12 +259,11 @@ class Sticky(_Policy):
         It changes when the client moves, and only then: of rotations it tells no more than asking
         the same inputs again does.
         """
-        name = client.encode("utf-8", "surrogatepass")
-        return self._keyed(b"tag", name, *(b"%d" % k for k in numbers)).hex()[:_TAG]
+        return self._tag(client, *numbers)
 
-    def _see(self, client: str, number: int, now: float) -> int:
-        """Note what a client sees from now; the caller holds the lock."""
-        self._seen[client] = _Seen(number, now)
+    def _see(self, client: str, number: int, since: float) -> int:
+        """Note what a client sees, and since when; the caller holds the lock."""
+        self._seen[client] = _Seen(number, since)
         self._seen.move_to_end(client)
         if len(self._seen) > _SEEN:
             self._seen.popitem(last=False)
