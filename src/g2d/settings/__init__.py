@@ -17,6 +17,7 @@ from typing import Any
 
 from g2d.errors import SettingsError
 from g2d.settings.fields import Checked, as_toml, build, free, one_of, stored, within
+from g2d.settings.monitoring import MonitorSettings
 
 _MOST = 1 << 24  # bytes of a settings file
 
@@ -287,6 +288,7 @@ class Settings(Checked):
     watermark: WatermarkSettings = field(default_factory=WatermarkSettings)
     canaries: CanarySettings = field(default_factory=CanarySettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    monitors: MonitorSettings = field(default_factory=MonitorSettings)
 
     @property
     def source(self) -> str:
@@ -375,6 +377,7 @@ __all__ = [
     "GeneratorSettings",
     "GuidanceSettings",
     "HardenSettings",
+    "MonitorSettings",
     "PopulationSettings",
     "Settings",
     "SigningSettings",
