@@ -21,6 +21,7 @@ _STEP = {"linear": 1.0, "sine": 0.7}
 _WEIGHT = 5.0  # of a confidence that is off against a margin that is off
 _LEAST = 1e-3  # of a margin, so that the label stays the label in float32
 _TRIED, _HALVINGS = 65, 40
+_APART = 1e-3  # of classes that are as high as the next one
 _FAR = 30.0  # beyond it a softmax is 0 or 1 in float32
 
 
@@ -94,8 +95,11 @@ def attack_the_attacker(logits: Array, design: str) -> Array:
     z = z - z[at, label][:, None]
     z[at, label] = -np.inf
     margin = -z.max(1)
-    rest = z + margin[:, None]  # of the others to the next class, at most 0; -inf: the label itself
-    p = 1.0 / (1.0 + np.exp(np.maximum(z, -_FAR * 10)).sum(1) - np.exp(-_FAR * 10))
+    # Of the others to the next class: below 0, also of its equals, which are spread with the rest;
+    # -inf: the label itself.
+    rest = np.minimum(z + margin[:, None], -_APART)
+    rest[at, z.argmax(1)] = 0.0
+    p = 1.0 / (1.0 + np.exp(z).sum(1))
     wanted = np.maximum(_wanted(margin, design), _LEAST)
     tried = wanted[:, None] + (margin - wanted)[:, None] * np.linspace(0.0, 1.0, _TRIED)
     tried = np.maximum(tried, _LEAST)
@@ -123,9 +127,9 @@ def _spread(rest: Array, label: Array, margin: Array, p: Array) -> Array:
     low, high = np.zeros(len(rest)), np.full(len(rest), 1e6)
     others = np.isfinite(rest)
     rest = np.where(others, rest, 0.0)
-    for _ in range(_HALVINGS):
-        t = 0.5 * (low + high) if _ else np.ones(len(rest))
-        mass = np.where(others, np.exp(np.maximum(t[:, None] * rest, -_FAR * 10)), 0.0).sum(1)
+    for step in range(_HALVINGS):
+        t = 0.5 * (low + high) if step else np.ones(len(rest))
+        mass = np.where(others, np.exp(np.maximum(t[:, None] * rest, -700.0)), 0.0).sum(1)
         below = 1.0 / (1.0 + np.exp(-margin) * mass) < p
         low, high = np.where(below, t, low), np.where(below, high, t)
     spread = np.maximum(high[:, None] * rest, -_FAR) - margin[:, None]

@@ -60,7 +60,9 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = merge(plain(), service.model, service.options)
+            app.openapi_schema = merge(
+                plain(), service.model, service.options, service.versions.hidden
+            )
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]
