@@ -85,16 +85,16 @@ class Options(Checked):
         since="0.2",
     )  # fmt: skip
     policy: str = free(
-        "", "who is answered by which live generation, in place of the vault's [serve] policy:"
-        " global, sticky, vote, random or keyed", metavar="NAME", since="0.2",
+        "", "who is answered by which live generation: global, sticky, vote, random or keyed; else"
+        " as the vault's settings say", metavar="NAME", since="0.2",
     )  # fmt: skip
     live: int = within(
-        0, 16, 0, "generations live at once, but under global; 0: as the vault's [serve] says",
+        0, 16, 0, "generations live at once, but under global; 0: as the vault's settings say",
         since="0.2",
     )  # fmt: skip
     answers: str = free(
-        "", "what an answer tells, in place of the vault's [serve] answers: scores, rounded, label"
-        " or aaa", metavar="NAME", since="0.2",
+        "", "what an answer tells: scores, rounded, label or aaa; else as the vault's settings say",
+        metavar="NAME", since="0.2",
     )  # fmt: skip
     observer: tuple[str, ...] = free(
         (), "your own 'module:factory', shown what was answered", metavar="NAME"
