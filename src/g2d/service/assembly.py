@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from g2d.service.http.protocol import Model
 from g2d.service.http.types import Asgi
 from g2d.service.monitors.builtin import Watched, built_in
 from g2d.service.monitors.canaries import CanaryWatch, KeptCanaries
+from g2d.service.monitors.desk import Desk
 from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
 from g2d.service.worker import Worker
@@ -105,7 +106,9 @@ def assemble(
         return rotation.status()
 
     metrics = Metrics(status)
-    watching = _observing(loader, options, observers, metrics, log)
+    desk = Desk(built_in(Watched(loader.model, loader.monitors, observers.line)), observers.line)
+    desk.register(metrics.registry)
+    watching = _observing({**desk.monitors, **observers.made}, options, metrics, log)
     heard = partial(_heard, audit, watching)
     event_log = EventLog(metrics, log, loader.describe, vault, heard)
     connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
@@ -122,7 +125,7 @@ def assemble(
     )
     service = Service(
         loader.model, options, rotation, batcher, metrics, event_log, access,
-        partial(_pages, results), watching,
+        partial(_pages, results, desk), watching,
     )  # fmt: skip
     canaries = CanaryWatch(live, loader, rotation, metrics)
     monitor = Monitor(
@@ -132,7 +135,7 @@ def assemble(
 
 
 def _observing(
-    loader: ServedLoader, options: Options, observers: Observers, metrics: Metrics, log: Log
+    made: Mapping[str, Observer], options: Options, metrics: Metrics, log: Log
 ) -> ObserverQueue | None:
     def failed(name: str, error: BaseException) -> None:
         # Not an event: whoever listens would learn what watches him, and which input broke it.
@@ -140,8 +143,6 @@ def _observing(
         log("observer", observer=name, text=f"it raised {type(error).__name__}")
 
     waiting = max(options.max_waiting, options.max_batch)
-    watched = Watched(loader.model, loader.monitors, observers.line)
-    made: dict[str, Observer] = {**built_in(watched), **observers.made}
     return ObserverQueue(made, metrics.unobserved.inc, failed, waiting) if made else None
 
 
@@ -155,10 +156,10 @@ def _heard(
         watching.swapped(event.generation)
 
 
-def _pages(results: Path | None, service: Service) -> Asgi:
+def _pages(results: Path | None, desk: Desk, service: Service) -> Asgi:
     from g2d.service.http.status_api import build
 
-    return build(service, results)
+    return build(service, results, desk)
 
 
 def first_live(loader: VaultLoader) -> tuple[Live, RefusedError | None]:

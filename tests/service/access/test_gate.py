@@ -25,6 +25,7 @@ ROLE_OF = {
     "/v2/repository/index": {ROLE_INFER, OBSERVE}, "/v2/health": {ROLE_INFER, OBSERVE},
     "/v2/models/g2d/infer": {ROLE_INFER}, "/v2/models/g2d/infer/": {ROLE_INFER},
     "/v2/models/g2d/versions/1/infer": {ROLE_INFER}, "/v2/models/a\nb/infer": {ROLE_INFER},
+    "/alarms": {OBSERVE, OPERATE}, "/alarms/": {OBSERVE, OPERATE},
     "/status": {OBSERVE}, "/events": {OBSERVE}, "/metrics": {OBSERVE}, "/redteam": {OBSERVE},
     "/": {OBSERVE}, "": {OBSERVE}, "/docs": {OBSERVE}, "/openapi.json": {OBSERVE},
     "/versions": {OBSERVE}, "/none": {OBSERVE}, "/v22": {OBSERVE}, "//v2/health/live": {OBSERVE},

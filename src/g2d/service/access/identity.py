@@ -24,6 +24,7 @@ _NEEDS: tuple[tuple[str, frozenset[str]], ...] = (
     (r"/v2/models/[^/]+(/versions/[^/]+)?/infer/?", frozenset({INFER})),
     (r"/v2(/.*)?", frozenset({INFER, OBSERVE})),
     (r"/admin(/.*)?", frozenset({OPERATE})),
+    (r"/alarms/?", frozenset({OBSERVE, OPERATE})),  # OPERATE: where nobody is asked, by the token
     (r".*", frozenset({OBSERVE})),
 )
 _NEEDED = tuple((re.compile(text, re.DOTALL), roles) for text, roles in _NEEDS)
