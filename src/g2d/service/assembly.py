@@ -32,9 +32,10 @@ from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.http.types import Asgi
-from g2d.service.monitors.builtin import Watched, built_in
+from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.canaries import CanaryWatch, KeptCanaries
 from g2d.service.monitors.desk import Desk
+from g2d.service.monitors.listed import built_in
 from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
 from g2d.service.worker import Worker
