@@ -1,6 +1,7 @@
-"""What one request says: shares of the classes, scores, confidence, input statistics. Numpy alone.
+"""What requests say: shares of the classes, scores, confidence, input statistics. Numpy alone.
 
 Each is one value a request, whatever its number of inputs: inputs of one request belong together.
+Requests are taken several at a time, for small numpy calls cost more than what they compute.
 """
 
 from __future__ import annotations
@@ -28,28 +29,34 @@ def folded(values: Array, most: int = _STREAMS) -> Array:
     return padded.reshape(n, -1, most).sum(1)
 
 
+def means(values: Array, starts: Array) -> Array:
+    """Average rows (n, k) over each request's, which begin at `starts` (r,): (r, k)."""
+    counts = np.diff(starts, append=len(values))
+    return np.add.reduceat(values, starts, axis=0) / counts[:, None]
+
+
 @dataclass(frozen=True)
 class Answers:
-    """Of one request's answers, means over its inputs.
+    """Of several requests' answers, means over each one's inputs.
 
     Attributes:
-        shares: (k,) of the predicted classes. scores: (k,) softmax. confidence: of the best class.
+        shares: (r, k) of the predicted classes. scores: (r, k + 1) softmax, and the confidence.
     """
 
     shares: Array
     scores: Array
-    confidence: float
 
     @classmethod
-    def of(cls, logits: Array) -> Answers:
-        """Take logits (n, classes); `shares` and `scores` have at most 64 entries."""
+    def of(cls, logits: Array, starts: Array) -> Answers:
+        """Take logits (n, classes) of requests that begin at `starts`; k is 64 at most."""
         shifted = logits - logits.max(1, keepdims=True)
         scores = np.exp(shifted, dtype=np.float64)
         scores /= scores.sum(1, keepdims=True)
-        hard = np.bincount(logits.argmax(1), minlength=logits.shape[1]) / len(logits)
-        return cls(
-            folded(hard[None])[0], folded(scores).mean(0), float(scores.max(1).mean()),
-        )  # fmt: skip
+        best = scores.max(1, keepdims=True)
+        hard = np.zeros_like(scores)
+        hard[np.arange(len(hard)), logits.argmax(1)] = 1.0
+        whole = np.concatenate([folded(scores), best], axis=1)
+        return cls(means(folded(hard), starts), means(whole, starts))
 
 
 class InputFigures:
@@ -76,15 +83,15 @@ class InputFigures:
                 f"{what} of channel {c}" for what in ("mean", "spread") for c in each
             )
 
-    def __call__(self, inputs: Array) -> Array:
-        """Return the entries for inputs (n, ...)."""
+    def __call__(self, inputs: Array, starts: Array) -> Array:
+        """Return the entries (r, k) for inputs (n, ...) of requests that begin at `starts`."""
         if self._columns:
             whole = inputs.astype(np.float64, copy=False)
-            return (folded(whole) / folded(np.ones((1, whole.shape[1])))).mean(0)
+            return means(folded(whole) / folded(np.ones((1, whole.shape[1]))), starts)
         parts = inputs.reshape(len(inputs), self._channels, -1)
         mean = parts.mean(2, dtype=np.float64)
-        spread = np.sqrt(np.square(parts - mean[..., None], dtype=np.float64).mean(2))
-        return np.concatenate([mean.mean(0), spread.mean(0)])
+        spread = np.sqrt(np.square(parts - mean[..., None]).mean(2))
+        return means(np.concatenate([mean, spread], axis=1), starts)
 
 
 class Repeats:

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import chdtri
+from scipy.special import chdtri, xlogy
 
 from g2d.core.types import Array
 
@@ -44,7 +44,7 @@ class LabelShift:
     def __init__(self, classes: int, chance: float, least: int) -> None:
         self._classes, self._least = classes, least
         shares = [chance / len(_WINDOWS) * look / max(classes, 1) for look in _LOOKS]
-        self._limits = [float(chdtri(1, share)) for share in shares]
+        self._limits = np.array([float(chdtri(1, share)) for share in shares])
         self.reset()
 
     def reset(self) -> None:
@@ -54,39 +54,45 @@ class LabelShift:
         self._marks: deque[Array] = deque([self._total.copy()], _WINDOWS[-1] // _STEP + 1)
 
     def add(self, shares: Array) -> Shift | None:
-        """Take one request's shares of the classes (k,); return what has moved, if anything."""
-        self._total += shares
-        self.requests += 1
-        if self.requests % _STEP:
-            return None
-        self._marks.append(self._total.copy())
-        for window, look, limit in zip(_WINDOWS, _LOOKS, self._limits, strict=True):
-            before = self.requests - window
-            if self.requests % look or before < max(self._least, window):
-                continue
-            old = self._marks[-1 - window // _STEP]
-            ratio = likelihood_ratio(old, before, self._total - old, window)
-            if ratio.max() > limit:
-                k = int(ratio.argmax())
-                after = float(self._total[k] - old[k]) / window
-                return Shift(f"class {k}", float(old[k]) / before, after, window)
+        """Take requests' shares of the classes (r, k); return what has moved first, if anything."""
+        for row in shares:
+            self._total += row
+            self.requests += 1
+            if self.requests % _STEP == 0 and (moved := self._look()) is not None:
+                return moved
         return None
 
+    def _look(self) -> Shift | None:
+        self._marks.append(self._total.copy())
+        least, n = self._least, self.requests
+        due = [k for k, window in enumerate(_WINDOWS)
+               if n % _LOOKS[k] == 0 and n - window >= max(least, window)]  # fmt: skip
+        if not due:
+            return None
+        windows = np.array([_WINDOWS[k] for k in due])[:, None]
+        old = np.array([self._marks[-1 - _WINDOWS[k] // _STEP] for k in due])
+        ratio = likelihood_ratio(old, n - windows, self._total - old, windows)
+        over = ratio / self._limits[due][:, None]
+        if over.max() <= 1.0:
+            return None
+        i, k = np.unravel_index(int(over.argmax()), over.shape)
+        window = int(windows[i, 0])
+        after = float(self._total[k] - old[i, k]) / window
+        return Shift(f"class {k}", float(old[i, k]) / (n - window), after, window)
 
-def likelihood_ratio(first: Array, n: int, second: Array, m: int) -> Array:
+
+def likelihood_ratio(first: Array, n: Array | int, second: Array, m: Array | int) -> Array:
     """Twice the log likelihood ratio of two shares against one, for each class.
 
     Args:
-        first: (k,) counts among n requests. second: among m others.
+        first: (.., k) counts among n requests. second: among m others.
     """
-    p, q, r = first / n, second / m, (first + second) / (n + m)
-    return 2 * (n * _divergence(p, r) + m * _divergence(q, r))
+    both, of = first + second, n + m
+    inside = _entropic(first, n) + _entropic(second, m) - _entropic(both, of)
+    return 2 * np.maximum(inside, 0.0)
 
 
-def _divergence(p: Array, r: Array) -> Array:
-    """Kullback-Leibler divergence of Bernoulli shares; 0 where r is 0 or 1, for then p is, too."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        one = np.where(p > 0, p * np.log(p / r), 0.0)
-        other = np.where(p < 1, (1 - p) * np.log((1 - p) / (1 - r)), 0.0)
-    found: Array = np.nan_to_num(one + other, nan=0.0, posinf=0.0, neginf=0.0)
-    return found
+def _entropic(count: Array, n: Array | int) -> Array:
+    """Logarithm of the largest likelihood of `count` among n: 0 log 0 is 0."""
+    rest = np.maximum(n - count, 0.0)  # of shares that were added up, rounding
+    return np.asarray(xlogy(count, count / n) + xlogy(rest, rest / n))

@@ -15,6 +15,7 @@ from g2d.service.monitors.drift.streams import Ranks, Streams
 
 KIND = "drift"
 _STREAMS = 64
+_BLOCK, _INPUTS = 16, 1024  # requests that are looked at together, and inputs at most, about
 
 
 class DriftMonitor(BuiltIn):
@@ -38,27 +39,30 @@ class DriftMonitor(BuiltIn):
         scores = [f"score of class {k}" for k in range(classes)]
         self._scores = Streams([*scores, "confidence"], chance)
         self._inputs = Streams(self._figures.names, chance)
-        self._first: list[Array] = []
+        self._first = np.zeros((0, len(self._figures.names)))
         self._ranks: Ranks | None = None
         self._named = model.labels if model.classes <= _STREAMS else ()
+        self._block: list[tuple[Array, Array]] = []
+        self._waiting = 0
         self._counts = dict.fromkeys(("requests", "repeated_inputs", "not_finite", "alarms"), 0)
 
     def observe(self, inputs: Array, logits: Array, client: str) -> None:
-        """Take one request: its answers and inputs are one value of each stream."""
+        """Take one request; several are looked at together."""
         self._counts["requests"] += 1
         fresh = self._repeats.fresh(inputs, client)
         finite = np.isfinite(logits).all(1)
-        self._counts["repeated_inputs"] += int((~fresh).sum())
-        self._counts["not_finite"] += int((~finite).sum())
+        self._counts["repeated_inputs"] += len(fresh) - int(fresh.sum())
+        self._counts["not_finite"] += len(finite) - int(finite.sum())
         if not (taken := fresh & finite).any():
             return
-        answers = Answers.of(logits[taken])
-        self._judge("answers", self._of_answers(answers))
-        if self._figures.names:
-            self._judge("inputs", self._of_inputs(self._figures(inputs[taken])))
+        self._block.append((inputs[taken], logits[taken]))
+        self._waiting += len(inputs)
+        if len(self._block) >= _BLOCK or self._waiting >= _INPUTS:
+            self._look()
 
     def swapped(self, number: int) -> None:
         """Forget what was usual of answers: another network's shares and scores are its own."""
+        self._look()
         self._labels.reset()
         self._scores.reset()
 
@@ -67,9 +71,19 @@ class DriftMonitor(BuiltIn):
         usual = {"usual_answers": self._labels.requests, "usual_inputs": self._inputs.requests}
         return {**self._counts, **usual}
 
+    def _look(self) -> None:
+        if not self._block:
+            return
+        inputs, logits = (np.concatenate(each) for each in zip(*self._block, strict=True))
+        starts = np.cumsum([0, *(len(each) for each, _ in self._block[:-1])])
+        self._block, self._waiting = [], 0
+        self._judge("answers", self._of_answers(Answers.of(logits, starts)))
+        if self._figures.names:
+            self._judge("inputs", self._of_inputs(self._figures(inputs, starts)))
+
     def _of_answers(self, answers: Answers) -> Shift | None:
         moved = self._labels.add(answers.shares)
-        by_scores = self._scores.add(np.append(answers.scores, answers.confidence))
+        by_scores = self._scores.add(answers.scores)
         if moved is None and self._scores.requests > self._least:
             moved = by_scores
         if moved is not None:
@@ -78,22 +92,21 @@ class DriftMonitor(BuiltIn):
         return moved
 
     def _of_inputs(self, figures: Array) -> Shift | None:
-        if not np.isfinite(figures).all():
-            self._counts["not_finite"] += 1
-            return None
+        finite = np.isfinite(figures).all(1)
+        self._counts["not_finite"] += len(finite) - int(finite.sum())
+        figures = figures[finite]
         if self._ranks is None:
-            self._first.append(figures)
-            if len(self._first) == self._least:
-                self._ranks = Ranks(np.array(self._first))
-                for row in self._first:
-                    self._inputs.add(self._ranks(row))
-                self._first = []
-            return None
+            self._first = np.concatenate([self._first, figures])
+            if len(self._first) < self._least:
+                return None
+            self._ranks, figures = Ranks(self._first), self._first
+            self._first = self._first[:0]
         moved = self._inputs.add(self._ranks(figures))
-        if moved is not None:
-            self._ranks = None  # the new usual is asked for anew
+        if moved is not None and self._inputs.requests > self._least:
+            self._ranks = None  # what is usual is asked for anew
             self._inputs.reset()
-        return moved
+            return moved
+        return None
 
     def _judge(self, what: str, moved: Shift | None) -> None:
         if moved is None:

@@ -65,20 +65,26 @@ class Streams:
         self._watched = [self._adwin(delta=self._delta) for _ in self.names]
 
     def add(self, values: Array) -> Shift | None:
-        """Take one request's values (k,); return what has moved, if anything."""
-        if not np.isfinite(values).all():
-            self.not_finite += 1
-            return None
+        """Take requests' values (r, k); return what has moved first, if anything."""
+        finite = np.isfinite(values).all(1)
+        self.not_finite += int((~finite).sum())
+        for row in np.clip(values[finite], 0.0, 1.0):
+            moved = self._update(row.tolist())
+            if moved is not None:
+                before = float(self._sums[moved]) / max(self.requests, 1)
+                cut = self._watched[moved]
+                return Shift(self.names[moved], before, float(cut.estimation), int(cut.width))
+            self._sums += row
+            self.requests += 1
+        return None
+
+    def _update(self, row: list[float]) -> int | None:
+        """Give each detector its value; return the first that has cut its window."""
         found = None
-        for k, (watched, value) in enumerate(zip(self._watched, values.tolist(), strict=True)):
-            width = watched.width
-            watched.update(min(1.0, max(0.0, value)))
+        for k, (watched, value) in enumerate(zip(self._watched, row, strict=True)):
+            watched.update(value)
             if watched.drift_detected and found is None:
-                before = float(self._sums[k]) / max(self.requests, 1)
-                window = int(min(watched.width, width))
-                found = Shift(self.names[k], before, float(watched.estimation), window)
-        self._sums += values
-        self.requests += 1
+                found = k
         return found
 
 
@@ -94,9 +100,9 @@ class Ranks:
         self._alike = 1e-6 * np.abs(self._quantiles).max(0) + 1e-12  # rounding of a mean
 
     def __call__(self, values: Array) -> Array:
-        """Return the ranks of values (k,)."""
-        apart = values - self._quantiles
+        """Return the ranks of values (r, k)."""
+        apart = values[:, None, :] - self._quantiles
         above, alike = apart > self._alike, np.abs(apart) <= self._alike
-        ranks: Array = above.mean(0) + 0.5 * alike.mean(0)
+        ranks: Array = above.mean(1) + 0.5 * alike.mean(1)
         ranks[~np.isfinite(values)] = np.nan
         return ranks
