@@ -35,6 +35,8 @@ from g2d.service.http.types import Asgi
 from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.canaries import CanaryWatch, KeptCanaries
 from g2d.service.monitors.desk import Desk
+from g2d.service.monitors.feedback.judge import FeedbackJudge
+from g2d.service.monitors.feedback.log import FeedbackLog, log_path
 from g2d.service.monitors.listed import built_in
 from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
@@ -74,6 +76,7 @@ class Parts:
     event_log: EventLog
     service: Service
     monitor: Monitor
+    desk: Desk
 
 
 def assemble(
@@ -101,13 +104,14 @@ def assemble(
     Raises:
         SettingsError: a file that says who may ask is not what it should be, or a monitor that
             settings name cannot be made.
+        G2DError: the log of feedback cannot be kept.
     """
 
     def status() -> dict[str, Any]:
         return rotation.status()
 
     metrics = Metrics(status)
-    desk = Desk(built_in(Watched(loader.model, loader.monitors, observers.line)), observers.line)
+    desk = _desk(loader, live, observers, vault)
     desk.register(metrics.registry)
     watching = _observing({**desk.monitors, **observers.made}, options, metrics, log)
     heard = partial(_heard, audit, watching)
@@ -132,7 +136,24 @@ def assemble(
     monitor = Monitor(
         live, loader, rotation, metrics, options.check_every, now, also=canaries.watch
     )
-    return Parts(live, rotation, metrics, event_log, service, monitor)
+    return Parts(live, rotation, metrics, event_log, service, monitor, desk)
+
+
+def _desk(loader: ServedLoader, live: Live, observers: Observers, vault: Path | None) -> Desk:
+    """Make the monitors that settings ask for, and what takes labels if they do."""
+    settings, model = loader.monitors, loader.model
+    monitors = built_in(Watched(model, settings, observers.line))
+    if not settings.feedback or vault is None:  # a replica has no vault of its own
+        return Desk(monitors, observers.line)
+
+    def accuracy(number: int) -> float | None:
+        found = loader.describe(number).get("accuracy")
+        return float(found) if isinstance(found, int | float) else None
+
+    path = log_path(vault)
+    log = FeedbackLog(path, model, settings.feedback_rows, settings.feedback_days)
+    judge = FeedbackJudge(live, model, settings, accuracy, observers.line, log)
+    return Desk(monitors, observers.line, judge)
 
 
 def _observing(

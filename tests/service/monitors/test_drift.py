@@ -127,7 +127,7 @@ def test_what_is_no_number_blinds_nothing():
         logits = np.full((1, CLASSES), value, "float32")
         world.monitor.observe(bad * 1, logits, str(value))
     for n in range(40):  # finite answers to inputs that are not
-        answer = np.eye(CLASSES, dtype="float32")[[n % CLASSES]]
+        answer = 4 * np.eye(CLASSES, dtype="float32")[[n % CLASSES]]
         world.monitor.observe(bad, answer, f"client {n}")
     world.ask(48)
     assert world.monitor.status()["not_finite"] == 43

@@ -19,6 +19,7 @@ from g2d import __version__
 from g2d.service.access.identity import CALLER, OPERATE, Caller
 from g2d.service.http.admin import add_admin, wrong
 from g2d.service.http.alarms_api import add_alarms
+from g2d.service.http.feedback_api import add_feedback
 from g2d.service.http.log import to_json
 from g2d.service.http.metrics import CONTENT_TYPE_LATEST, public
 from g2d.service.http.openapi import merge
@@ -51,7 +52,9 @@ def build(service: Service, results: Path | None = None, desk: Desk | None = Non
     add_pages(app)
     _add_reading(app, service, Findings(results))
     add_admin(app, service)
-    add_alarms(app, service, desk or Desk())
+    desk = desk or Desk()
+    add_alarms(app, service, desk)
+    add_feedback(app, service, desk.feedback)
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
