@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,12 @@ from g2d.service.http.policy_batcher import PolicyBatcher
 from g2d.service.http.protocol import SCORES, Model
 from g2d.service.http.types import Asgi
 from g2d.service.http.versions import Tags, Versions
-from g2d.service.monitors.builtin import Watched, built_in
+from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.canaries import CanaryWatch, KeptCanaries
+from g2d.service.monitors.desk import Desk
+from g2d.service.monitors.feedback.judge import FeedbackJudge
+from g2d.service.monitors.feedback.log import FeedbackLog, log_path
+from g2d.service.monitors.listed import built_in
 from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
 from g2d.service.policy_state import GLOBAL
@@ -82,6 +86,7 @@ class Parts:
     event_log: EventLog
     service: Service
     monitor: Monitor
+    desk: Desk
 
 
 def assemble(
@@ -109,13 +114,16 @@ def assemble(
     Raises:
         SettingsError: a file that says who may ask is not what it should be, a monitor that
             settings name cannot be made, or a policy needs more live generations than are here.
+        G2DError: the log of feedback cannot be kept.
     """
 
     def status() -> dict[str, Any]:
         return rotation.status()
 
     metrics = Metrics(status)
-    watching = _observing(loader, options, observers, metrics, log)
+    desk = _desk(loader, live, observers, vault)
+    desk.register(metrics.registry)
+    watching = _observing({**desk.monitors, **observers.made}, options, metrics, log)
     heard = partial(_heard, audit, watching, live)
     event_log = EventLog(metrics, log, loader.describe, vault, heard)
     connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
@@ -134,13 +142,30 @@ def assemble(
     )
     service = Service(
         _told(loader.model, serving), options, rotation, batcher, metrics, event_log, access,
-        partial(_pages, results), watching, versions, answers_of(serving),
+        partial(_pages, results, desk), watching, versions, answers_of(serving),
     )  # fmt: skip
     canaries = CanaryWatch(live, loader, rotation, metrics)
     monitor = Monitor(
         live, loader, rotation, metrics, options.check_every, now, also=canaries.watch
     )
-    return Parts(live, rotation, metrics, event_log, service, monitor)
+    return Parts(live, rotation, metrics, event_log, service, monitor, desk)
+
+
+def _desk(loader: ServedLoader, live: Live, observers: Observers, vault: Path | None) -> Desk:
+    """Make the monitors that settings ask for, and what takes labels if they do."""
+    settings, model = loader.monitors, loader.model
+    monitors = built_in(Watched(model, settings, observers.line))
+    if not settings.feedback or vault is None:  # a replica has no vault of its own
+        return Desk(monitors, observers.line)
+
+    def accuracy(number: int) -> float | None:
+        found = loader.describe(number).get("accuracy")
+        return float(found) if isinstance(found, int | float) else None
+
+    path = log_path(vault)
+    log = FeedbackLog(path, model, settings.feedback_rows, settings.feedback_days)
+    judge = FeedbackJudge(live, model, settings, accuracy, observers.line, log)
+    return Desk(monitors, observers.line, judge)
 
 
 def _answering(
@@ -165,7 +190,7 @@ def _told(model: Model, serving: ServeSettings) -> Model:
 
 
 def _observing(
-    loader: ServedLoader, options: Options, observers: Observers, metrics: Metrics, log: Log
+    made: Mapping[str, Observer], options: Options, metrics: Metrics, log: Log
 ) -> ObserverQueue | None:
     def failed(name: str, error: BaseException) -> None:
         # Not an event: whoever listens would learn what watches him, and which input broke it.
@@ -173,8 +198,6 @@ def _observing(
         log("observer", observer=name, text=f"it raised {type(error).__name__}")
 
     waiting = max(options.max_waiting, options.max_batch)
-    watched = Watched(loader.model, loader.monitors, observers.line)
-    made: dict[str, Observer] = {**built_in(watched), **observers.made}
     return ObserverQueue(made, metrics.unobserved.inc, failed, waiting) if made else None
 
 
@@ -194,10 +217,10 @@ def _heard(
         live.pin(event.client)  # before it rotates: so the suspect stays, and the others move
 
 
-def _pages(results: Path | None, service: Service) -> Asgi:
+def _pages(results: Path | None, desk: Desk, service: Service) -> Asgi:
     from g2d.service.http.status_api import build
 
-    return build(service, results)
+    return build(service, results, desk)
 
 
 def rotate_vault(

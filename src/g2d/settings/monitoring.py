@@ -18,3 +18,20 @@ class MonitorSettings(Checked):
     rotations: float = within(
         0.0, 3600.0, 1.0, "rotations an hour that alarms of queries may cause", since="0.2"
     )
+    drift_alarms: float = within(
+        1e-12, 0.01, 1e-6, "drift: alarms a request without cause, at most", since="0.2"
+    )
+    drift_least: int = within(
+        100, 10**6, 500, "drift: requests that say what is usual, before any alarm", since="0.2"
+    )
+    feedback: bool = free(False, "take labels that come late (POST /feedback)", since="0.2")
+    feedback_rows: int = within(
+        1, 10**6, 10_000, "labelled inputs that are kept; 256 MiB at most", since="0.2"
+    )
+    feedback_days: float = within(0.01, 3650.0, 30.0, "days for which they are kept", since="0.2")
+    accuracy_drop: float = within(
+        0.0, 1.0, 0.02, "feedback: accuracy that may be lost against the gate split", since="0.2"
+    )
+    accuracy_alarms: float = within(
+        1e-9, 0.1, 1e-3, "feedback: chance of an alarm without cause, ever", since="0.2"
+    )
