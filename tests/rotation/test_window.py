@@ -92,6 +92,22 @@ def test_what_has_expired_takes_along_what_is_older_but_the_newest_stays():
     assert numbers(live) == [3, 4]
 
 
+def test_what_nothing_can_heal_leaves_with_what_is_older_but_never_the_newest():
+    live = window(1, 2, 3, 4, live=4)
+    assert live.leave(2)
+    assert numbers(live) == [3, 4]
+    assert not live.leave(4)
+    live.choose("mallory", b"")
+    live.pin("mallory")
+    held = live.choose("mallory", b"")[0].number
+    for number in range(5, 9):
+        live.swap(snapshot(number))
+    assert numbers(live) == [held, 5, 6, 7, 8]
+    assert live.leave(held)
+    assert numbers(live) == [5, 6, 7, 8]
+    assert live.choose("mallory", b"")[0].number >= 5
+
+
 def test_a_request_keeps_what_it_was_chosen_from_whatever_rotates():
     live = window(1, 2, 3, policy="vote")
     now = live.now

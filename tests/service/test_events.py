@@ -34,6 +34,7 @@ from g2d.service.http.events import (
     Rejected,
     ReplicaJoined,
     RolledOut,
+    Serving,
     Signed,
     Started,
     Stopped,
@@ -77,6 +78,10 @@ TOLD = [
         b'{"digest":"ab","options":{"every":1.0},"vault":"/v","version":"1","admin":true,"key":[]}',
     ),
     (Started(2, "a", 7), b'{"generation":2,"address":"a","pid":7}'),
+    (
+        Serving("sticky", "label", (1, 2)),
+        b'{"policy":"sticky","answers":"label","live":[1,2]}',
+    ),
     (Stopped(2), b'{"generation":2}'),
     (Fault("x", "uvicorn"), b'{"text":"x","logger":"uvicorn"}'),
     (Accepted("t"), b'{"text":"t"}'),
@@ -92,8 +97,8 @@ TOLD = [
 NAMES = [
     "spare", "committed", "swap", "refused", "refused", "failed", "alarm", "paused", "resumed",
     "rejected", "hurried", "admin", "wrong_token", "broken", "stopping", "replica",
-    "rolled out", "signed", "configuration", "start", "stop", "server", "accepted", "older copy",
-    "denied", "access_changed", "crowded", "held_off",
+    "rolled out", "signed", "configuration", "start", "serving", "stop", "server", "accepted",
+    "older copy", "denied", "access_changed", "crowded", "held_off",
 ]  # fmt: skip
 
 

@@ -61,12 +61,15 @@ def test_a_damaged_file_is_said_and_not_made_anew(place, text):
     with pytest.raises(VaultError, match=r"is not what `g2d serve` wrote .* delete it"):
         begin(place, STICKY, [1])
     assert file().read_text() == text
+    assert begin(place, GLOBAL, [1]) == (b"", [1]), "it needs none of it"
 
 
 def test_a_state_folder_that_cannot_be_written_is_said(place):
     state_folder().parent.mkdir(exist_ok=True)
     state_folder().write_text("a file")
-    with pytest.raises(VaultError, match=r"the policy 'sticky' keeps its secret .* set G2D_STATE"):
+    with pytest.raises(
+        VaultError, match=r"serving policies keep in the state folder .* set G2D_STATE"
+    ):
         begin(place, STICKY, [1])
 
 

@@ -72,6 +72,10 @@ class Live:
     def tend(self, now: float) -> None:
         """Let go what may answer no more, at `now` seconds since 1970; called twice a second."""
 
+    def leave(self, number: int) -> bool:
+        """Answer no more from a generation that nothing can heal, if a newer one is live."""
+        return False
+
     def swap(self, fresh: Snapshot) -> int:
         """Make a newer generation live; the old one is freed when its last answer is out."""
         with self._writing:

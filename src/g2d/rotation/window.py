@@ -106,6 +106,18 @@ class Window(Live):
             self._answering, self._snapshot = Answering(live, held), live[-1]
             return True
 
+    def leave(self, number: int) -> bool:
+        """Answer no more from a generation, nor from older live ones, but for the newest."""
+        with self._writing:
+            now = self._answering
+            if number == self._snapshot.number:
+                return False
+            older = number in now.numbers
+            live = tuple(old for old in now.live if old.number > number) if older else now.live
+            held = tuple(old for old in now.held if old.number != number)
+            self._hold(live, held)
+            return True
+
     def tend(self, now: float) -> None:
         """Let go what no pin holds any longer, and older ones whose time has ended."""
         with self._writing:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,12 +52,11 @@ def begin(vault: Path, serving: ServeSettings, exposed: list[int]) -> tuple[byte
         VaultError: the file is not what was written, or the state folder cannot be written.
     """
     try:
-        file = state_folder() / "serving" / f"{_name(vault)}.json"
-        kept = _read(file)
         if serving.policy == GLOBAL:
-            if kept is not None and kept.policy != GLOBAL:
-                _write(file, Kept(kept.secret, GLOBAL, 1, 0))
+            _retire_older(vault)
             return b"", exposed[-1:]
+        file = _file(vault)
+        kept = _read(file)
         numbers = exposed[-1:]
         if kept is not None and kept.policy != GLOBAL:
             numbers = [n for n in exposed if n >= kept.first] or numbers
@@ -66,13 +66,26 @@ def begin(vault: Path, serving: ServeSettings, exposed: list[int]) -> tuple[byte
         return bytes.fromhex(secret), numbers
     except OSError as error:
         raise VaultError(
-            f"the policy {serving.policy!r} keeps its secret in the state folder, which fails"
+            f"what serving policies keep in the state folder cannot be read or written"
             f" ({error.strerror or error}): set G2D_STATE to a folder of this user that is kept"
         ) from error
 
 
-def _name(vault: Path) -> str:
-    return hashlib.sha256(os.fsencode(os.path.abspath(vault))).hexdigest()[:32]
+def _retire_older(vault: Path) -> None:
+    """Note that the newest alone is live, where several were; nothing is kept where none were.
+
+    What cannot be read is no use to any policy, and none of the concern of this one.
+    """
+    kept = None
+    with suppress(OSError, VaultError):
+        kept = _read(file := _file(vault))
+    if kept is not None and kept.policy != GLOBAL:
+        _write(file, Kept(kept.secret, GLOBAL, 1, 0))
+
+
+def _file(vault: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(os.path.abspath(vault))).hexdigest()[:32]
+    return state_folder() / "serving" / f"{name}.json"
 
 
 def _read(file: Path) -> Kept | None:

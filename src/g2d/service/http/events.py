@@ -165,6 +165,20 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Serving(Event):
+    """Under which policy it answers, what, and from which generations, oldest first, at the start.
+
+    Pins are not kept: who was pinned before this start is where the policy says.
+    """
+
+    name = "serving"
+    public = False
+    policy: str
+    answers: str
+    live: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Stopped(Event):
     """The service has ended in order."""
 

@@ -27,7 +27,7 @@ from g2d.service.auditing import NONE, configured, open_audit, refused_start
 from g2d.service.http.app import Service
 from g2d.service.http.connection import Connection, within
 from g2d.service.http.door import Door
-from g2d.service.http.events import Crowded, Fault, Started, Stopped
+from g2d.service.http.events import Crowded, Fault, Serving, Started, Stopped
 from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
@@ -35,6 +35,7 @@ from g2d.service.http.places import Places
 from g2d.service.http.startup import leave
 from g2d.service.monitors.observer import Observers
 from g2d.service.opening import open_live
+from g2d.settings import ServeSettings
 
 if TYPE_CHECKING:
     from g2d.protect.audit.log import AuditLog
@@ -199,6 +200,10 @@ def serve(
     warn(options, token, key, log, say)
     tell(configured(options, vault, token is not None, trusted))
     tell(Started(rotation.live, address, os.getpid(), layout=parts.live.snapshot.layout))
+    chosen = options.serving(loader.serving)
+    if chosen != ServeSettings():
+        live = tuple(snapshot.number for snapshot in parts.live.snapshots)
+        tell(Serving(chosen.policy, chosen.answers, live))
     gc.freeze()  # what is loaded stays: collecting it again would stop answers for 50 ms
     if audited is None and audit != NONE:
         rotation.alarm("audit", "no audit log is written; the first lines say why", rotate=False)

@@ -29,7 +29,8 @@ def replace(live: Live, loader: SoundCopies, number: int) -> str:
         # A fresh copy and one assignment: no answer mixes healed tensors with damaged ones.
         healed = live.heal(loader.again(number))
     except Exception as error:  # whatever is wrong with the vault, it must be told
-        return f"NOT healed: {error if isinstance(error, G2DError) else type(error).__name__}"
+        said = f"NOT healed: {error if isinstance(error, G2DError) else type(error).__name__}"
+        return f"{said}; newer ones answer in its place" if live.leave(number) else said
     return "healed from the vault" if healed else "it is not live any more"
 
 
