@@ -91,7 +91,6 @@ class Service:
             "ready": not self.unready(),
             "rotation": public(self.rotation.status()),
             **self.event_log.snapshot(),
-            **self.versions.status(),
         }
 
     def unready(self) -> str:

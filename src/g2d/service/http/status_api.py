@@ -130,6 +130,7 @@ def _moment(service: Service, findings: Findings) -> dict[str, Any]:
     return {
         "now": time.time(),
         "rotation": public(service.rotation.status()),
+        **service.versions.status(),
         "traffic": service.metrics.traffic(),
         "admin": service.access.operable,
         "redteam": findings.version(),

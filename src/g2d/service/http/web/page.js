@@ -55,10 +55,18 @@ function drawNow() {
   if (r.every) plan.push(`every ${span(r.every)} on average; the moment is secret`);
   if (r.queries) plan.push(`${r.every ? "or " : ""}after ${counted(r.queries, "input")}, ${r.answered.toLocaleString("en")} so far`);
   if (!plan.length) plan.push("no schedule: by this button, the admin call or an alarm");
+  if (state.serving) plan.push(answering(state.serving));
   if (r.due.length) plan.unshift(`due: ${r.due.map((reason) => NAMES[reason] ?? reason).join(", ")}`);
   write("schedule", plan.join("; "));
   drawSpare(r);
   $("countdown").closest(".tile").classList.toggle("warn", r.paused || r.late > 30);
+}
+
+/** Which generations answer under a policy, and how many clients are kept where they are. */
+function answering({ policy, live, held, pinned }) {
+  const kept = held.length ? `, ${held.join(", ")} for suspects` : "";
+  const pins = pinned.length ? `; ${counted(pinned.length, "client")} pinned` : "";
+  return `${policy}: ${live.join(", ")} answer${kept}${pins}`;
 }
 
 function drawAnswers(t) {
