@@ -141,13 +141,14 @@ function drawHistory(first = false) {
 }
 
 function drawAll(first) {
-  for (const id of ["now", "redteam"]) $(id).hidden = false;
+  for (const id of ["now", "watched", "redteam"]) $(id).hidden = false;
   for (const id of ["alarms", "rotations", "rejected"]) $(id).hidden = Boolean(state.hidden);
   drawNow();
   drawClocks();
   drawAlarms();
   drawHistory(first);
   drawRejected();
+  drawWatchedNote();
 }
 
 /** Tell a screen reader, but not more often than it can speak: then the latest is told. */
