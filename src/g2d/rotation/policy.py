@@ -43,7 +43,7 @@ class Policy(Protocol):
         """
         ...
 
-    def pin(self, client: str) -> None:
+    def pin(self, client: str, why: str = "") -> None:
         """Keep a client under suspicion on what it sees, for a bounded time."""
         ...
 
@@ -60,7 +60,7 @@ class Policy(Protocol):
         ...
 
     def pins(self) -> list[dict[str, Any]]:
-        """Who is pinned, to what, and for how many seconds more; for operators alone."""
+        """Who is pinned, why, to what, and for how many seconds more; for operators alone."""
         ...
 
 
@@ -72,7 +72,7 @@ class _Policy:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def pin(self, client: str) -> None:
+    def pin(self, client: str, why: str = "") -> None:
         """Do nothing: nobody has a generation of his own."""
 
     def release(self, client: str) -> None:
@@ -173,6 +173,13 @@ class _Seen:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    number: int  # 0: what it will see first
+    since: float
+    why: str
+
+
 class Sticky(_Policy):
     """One of the live generations for each client, by a keyed hash; a suspect stays where it is.
 
@@ -198,7 +205,7 @@ class Sticky(_Policy):
         self._period, self._hold, self._now = period, hold, now
         self._mutex = threading.Lock()
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
-        self._pinned: OrderedDict[str, _Seen] = OrderedDict()  # the first to end comes first
+        self._pinned: OrderedDict[str, _Pin] = OrderedDict()  # the first to end comes first
 
     def choose(self, client: str, x: bytes, live: Sequence[int]) -> tuple[int, ...]:
         """Return the client's own."""
@@ -215,18 +222,18 @@ class Sticky(_Policy):
             rests = seen is not None and newer[0] == seen.number and now - seen.since < self._period
             number = newer[0] if rests else self._highest(b"client", name, newer)
             if pin is not None:
-                self._pinned[client] = _Seen(number, pin.since)
+                self._pinned[client] = _Pin(number, pin.since, pin.why)
             moved = seen is None or seen.number != number
             return (self._see(client, number, now if moved or seen is None else seen.since),)
 
-    def pin(self, client: str) -> None:
+    def pin(self, client: str, why: str = "") -> None:
         """Keep a client on what it sees, or will see first; one that is pinned stays as it is."""
         with self._mutex:
             now = self._now()
             self._expire(now)
             if client not in self._pinned and self._hold:
                 seen = self._seen.get(client)
-                self._pinned[client] = _Seen(seen.number if seen else 0, now)
+                self._pinned[client] = _Pin(seen.number if seen else 0, now, why)
                 if len(self._pinned) > _PINNED:
                     self._pinned.popitem(last=False)
 
@@ -243,12 +250,12 @@ class Sticky(_Policy):
         return tuple(sorted(numbers)[-most:]) if most else ()
 
     def pins(self) -> list[dict[str, Any]]:
-        """Who is pinned, to what, and for how many seconds more."""
+        """Who is pinned, why, to what, and for how many seconds more."""
         with self._mutex:
             now = self._now()
             self._expire(now)
             return [
-                {"client": client, "generation": pin.number or None,
+                {"client": client, "why": pin.why, "generation": pin.number or None,
                  "seconds": round(pin.since + self._hold - now, 1)}
                 for client, pin in self._pinned.items()
             ]  # fmt: skip

@@ -155,8 +155,9 @@ def _desk(loader: ServedLoader, live: Live, observers: Observers, vault: Path | 
     """Make the monitors that settings ask for, and what takes labels if they do."""
     settings, model = loader.monitors, loader.model
     monitors = built_in(Watched(model, settings, observers.line))
+    pinned = live.pins if isinstance(live, Window) else dict
     if not settings.feedback or vault is None:  # a replica has no vault of its own
-        return Desk(monitors, observers.line)
+        return Desk(monitors, observers.line, pinned=pinned)
 
     def accuracy(number: int) -> float | None:
         found = loader.describe(number).get("accuracy")
@@ -165,7 +166,7 @@ def _desk(loader: ServedLoader, live: Live, observers: Observers, vault: Path | 
     path = log_path(vault)
     log = FeedbackLog(path, model, settings.feedback_rows, settings.feedback_days)
     judge = FeedbackJudge(live, model, settings, accuracy, observers.line, log)
-    return Desk(monitors, observers.line, judge)
+    return Desk(monitors, observers.line, judge, pinned)
 
 
 def _answering(
@@ -214,7 +215,9 @@ def _heard(
     if watching is not None and isinstance(event, Swap):
         watching.swapped(event.generation)
     if isinstance(event, Alarm) and event.client and isinstance(live, Window):
-        live.pin(event.client)  # before it rotates: so the suspect stays, and the others move
+        live.pin(
+            event.client, event.kind
+        )  # before it rotates: so the suspect stays, and the others move
 
 
 def _pages(results: Path | None, desk: Desk, service: Service) -> Asgi:

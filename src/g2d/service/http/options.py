@@ -131,8 +131,12 @@ class Options(Checked):
         Raises:
             SettingsError: there is no such policy or kind of answers.
         """
-        own = {"policy": self.policy, "live": self.live, "answers": self.answers}
-        return replace(settings, **{name: value for name, value in own.items() if value})
+        return replace(
+            settings,
+            policy=self.policy or settings.policy,
+            live=self.live or settings.live,
+            answers=self.answers or settings.answers,
+        )
 
     def _check_access(self) -> None:
         """Say which of the options that say who may ask cannot do without another."""

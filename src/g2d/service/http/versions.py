@@ -15,7 +15,7 @@ from g2d.rotation.window import Window
 from g2d.service.access.identity import OBSERVE, OPERATE, Caller
 
 _TOLD = frozenset({OBSERVE, OPERATE})
-_SECRET = {
+_SECRET: dict[str, Any] = {
     "generation": None, "age": 0.0, "countdown": None, "every": None, "queries": None,
     "answered": 0, "spare": None, "due": [], "late": 0.0, "failures": 0, "paused": False,
     "unready": None, "layout": None,
