@@ -199,12 +199,7 @@ def serve(
     say(f"generation {rotation.live} is live at {address}/v2/models/{options.name}")
     warn(options, token, key, log, say)
     tell(configured(options, vault, token is not None, trusted))
-    tell(Started(rotation.live, address, os.getpid(), layout=parts.live.snapshot.layout))
-    chosen = options.serving(loader.serving)
-    if chosen != ServeSettings():
-        live = tuple(snapshot.number for snapshot in parts.live.snapshots)
-        tell(Serving(chosen.policy, chosen.answers, live))
-    gc.freeze()  # what is loaded stays: collecting it again would stop answers for 50 ms
+    _tell_start(parts, options.serving(loader.serving), address)
     if audited is None and audit != NONE:
         rotation.alarm("audit", "no audit log is written; the first lines say why", rotate=False)
     parts.monitor.start()
@@ -221,6 +216,16 @@ def serve(
         ):  # the last one first
             ending.callback(stop)
         _run(service, options, bound, log)
+
+
+def _tell_start(parts: Parts, serving: ServeSettings, address: str) -> None:
+    """Say that it answers; under a policy, or where answers are shaped, how."""
+    snapshots = parts.live.snapshots
+    number, layout = parts.rotation.live, parts.live.snapshot.layout
+    parts.event_log.tell(Started(number, address, os.getpid(), layout=layout))
+    if serving != ServeSettings():
+        live = tuple(snapshot.number for snapshot in snapshots)
+        parts.event_log.tell(Serving(serving.policy, serving.answers, live))
 
 
 def _assemble(
@@ -260,6 +265,7 @@ def read_public_key(key: Path | None) -> Any:
 
 
 def _run(service: Service, options: Options, bound: socket.socket, log: Log) -> None:
+    gc.freeze()  # what is loaded stays: collecting it again would stop answers for 50 ms
     config = uvicorn.Config(
         service, http=within(options.timeout, service.access), loop=_loop(), ws="none",
         lifespan="on", log_config=None, access_log=False, server_header=False, date_header=False,
