@@ -50,7 +50,7 @@ class DriftMonitor(BuiltIn):
         """Take one request; several are looked at together."""
         self._counts["requests"] += 1
         fresh = self._repeats.fresh(inputs, client)
-        finite: Array = np.isfinite(logits).all(1)
+        finite = np.asarray(np.isfinite(logits).all(1))
         self._counts["repeated_inputs"] += len(fresh) - int(fresh.sum())
         self._counts["not_finite"] += len(finite) - int(finite.sum())
         if not (taken := fresh & finite).any():
@@ -92,7 +92,7 @@ class DriftMonitor(BuiltIn):
         return moved
 
     def _of_inputs(self, figures: Array) -> Shift | None:
-        finite: Array = np.isfinite(figures).all(1)
+        finite = np.asarray(np.isfinite(figures).all(1))
         self._counts["not_finite"] += len(finite) - int(finite.sum())
         figures = figures[finite]
         if self._ranks is None:
