@@ -3,10 +3,10 @@
     python -m benchmarks.monitoring.alarms                       # four minutes, hardly any CPU
     python -m benchmarks.monitoring.alarms --seconds 6           # a try
 
-A service's own `Rotation` rotates every five seconds by schedule; its generations are there at once,
-so that nothing but the rules holds rotations back. In --seconds of calm, and under --alarms a minute
-that each ask for a rotation: of one account, of a new account each, and of a new account each with
-the token bucket open, as before there was one. All go the way that monitors' alarms go
+A service's own `Rotation` rotates every five seconds by schedule; its generations are there at
+once, so that nothing but the rules holds rotations back. In --seconds of calm, and under --alarms
+a minute that each ask for a rotation: of one account, of a new account each, and of a new account
+each with the token bucket open, as before there was one. All go the way that monitors' alarms go
 (`AlarmLine`, `Rotation.alarm`), with the default settings. Writes results/alarms.json.
 """
 

@@ -50,7 +50,7 @@ class DriftMonitor(BuiltIn):
         """Take one request; several are looked at together."""
         self._counts["requests"] += 1
         fresh = self._repeats.fresh(inputs, client)
-        finite = np.isfinite(logits).all(1)
+        finite = np.asarray(np.isfinite(logits).all(1))
         self._counts["repeated_inputs"] += len(fresh) - int(fresh.sum())
         self._counts["not_finite"] += len(finite) - int(finite.sum())
         if not (taken := fresh & finite).any():
@@ -92,7 +92,7 @@ class DriftMonitor(BuiltIn):
         return moved
 
     def _of_inputs(self, figures: Array) -> Shift | None:
-        finite = np.isfinite(figures).all(1)
+        finite = np.asarray(np.isfinite(figures).all(1))
         self._counts["not_finite"] += len(finite) - int(finite.sum())
         figures = figures[finite]
         if self._ranks is None:
@@ -118,7 +118,7 @@ class DriftMonitor(BuiltIn):
             f" is {moved.after:.3f} ({unit}) in the last {moved.window} requests. Rotation does not"
             " cure it: label what comes now, and run `g2d refresh`"
         )
-        evidence = {
+        evidence: dict[str, float | str] = {
             "what": what, "stream": moved.name, "before": round(moved.before, 6),
             "after": round(moved.after, 6), "window": moved.window,
         }  # fmt: skip
