@@ -78,13 +78,9 @@ class Window(Live):
         """Keep a client under suspicion where it is: see `Policy.pin`."""
         self._policy.pin(client, why)
 
-    def pins(self) -> dict[str, str]:
-        """Who is pinned, and why and to what in words; for operators alone."""
-        return {
-            pin["client"]: f"{pin['why'] or 'an alarm'}: generation {pin['generation'] or 'next'},"
-            f" for {pin['seconds']:.0f} s more"
-            for pin in self._policy.pins()
-        }
+    def pins(self) -> list[dict[str, Any]]:
+        """Who is pinned: see `Policy.pins`; for operators alone."""
+        return self._policy.pins()
 
     def tag(self, client: str, numbers: tuple[int, ...]) -> str:
         """What a client is told in place of numbers."""

@@ -158,7 +158,7 @@ def _desk(
     settings, model = loader.monitors, loader.model
     settings = replace(settings, watch=(*settings.watch, *options.monitor))
     monitors = built_in(Watched(model, settings, observers.line))
-    pinned = live.pins if isinstance(live, Window) else dict
+    pinned = live.pins if isinstance(live, Window) else tuple
     if not settings.feedback or vault is None:  # a replica has no vault of its own
         return Desk(monitors, observers.line, pinned=pinned)
 
