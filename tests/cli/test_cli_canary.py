@@ -262,3 +262,24 @@ def test_an_address_with_a_path_and_credentials_of_a_client():
     client = Client("http://host:1/prefix/", "a b")
     assert client._model == "http://host:1/prefix/v2/models/a%20b"
     assert replace(Answer(np.zeros(2), 1), number=2).labels_only
+
+
+def test_of_tags_it_is_said_who_may_ask_and_numbers_in_their_place_are_taken(three):
+    class Tagged(Rotating):
+        told = True
+
+        def describe(self) -> Described:
+            return Described("x", (1, 2, 2), "FP32", None, tagged=True)
+
+        def ask(self, described: Described, x: np.ndarray) -> Answer:
+            answer = super().ask(described, x)
+            return answer if self.told else Answer(answer.values, None)
+
+    with Vault.open(three) as opened:
+        behind = Behind(opened, 2)  # under a policy an older one is live as well
+        found = asking.ask_service(behind, Tagged(1, 1), None, False)
+        assert (found.number, found.verdict.changed) == (1, ())
+        outsider = Tagged(1)
+        outsider.told = False
+        with pytest.raises(G2DError, match=r"does not say which generation .* role observe"):
+            asking.ask_service(behind, outsider, None, False)
