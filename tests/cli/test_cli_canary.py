@@ -281,5 +281,5 @@ def test_of_tags_it_is_said_who_may_ask_and_numbers_in_their_place_are_taken(thr
         assert (found.number, found.verdict.changed) == (1, ())
         outsider = Tagged(1)
         outsider.told = False
-        with pytest.raises(G2DError, match=r"does not say which generation .* role observe"):
+        with pytest.raises(G2DError, match=r"does not say which generation .*role observe"):
             asking.ask_service(behind, outsider, None, False)
