@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from g2d.errors import SettingsError
+from g2d.rotation.scheduler import Triggers
 from g2d.rotation.snapshot import Live, Snapshot
 from g2d.service.http.options import Options
 from g2d.settings import ServeSettings
@@ -259,6 +260,31 @@ def test_batches_of_many_clients_mix_nothing():
             assert told["outputs"][0]["data"] == [2 * own * alone[who]] * 3 * rows
 
         await asyncio.gather(*(ask(who, k) for k, who in enumerate(PEOPLE * 5)))
+
+    run(harness, work)
+
+
+def test_no_client_goes_back_and_no_answer_mixes_while_it_rotates_all_the_time():
+    chosen = ServeSettings(policy="sticky", period=0.0)
+    harness = Harness(serving=chosen, triggers=Triggers(every=0.004, jitter=0.5))
+
+    async def asks(who: str, place: int, answers: list[int]) -> None:
+        rows, tags = place % 5 + 1, set()
+        async with asking(harness, who) as one:
+            while harness.live.number < 30:
+                newest = harness.live.number
+                told = (await one.post(INFER, json=body(rows))).json()
+                (number,) = {*told["outputs"][0]["data"]}
+                assert number >= newest - 2, "retired before it was asked"
+                tags.add((told["model_version"], number))
+                answers.append(number)
+        assert len({tag for tag, _ in tags}) == len({number for _, number in tags}) == len(tags)
+
+    async def work(_):
+        seen = [[] for _ in PEOPLE]
+        await asyncio.gather(*(asks(who, k, seen[k]) for k, who in enumerate(PEOPLE)))
+        assert all(numbers == sorted(numbers) for numbers in seen), "a client went back"
+        assert len({n for numbers in seen for n in numbers}) > 1
 
     run(harness, work)
 
