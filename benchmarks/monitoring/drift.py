@@ -6,7 +6,7 @@
 For each seed the task's base is trained with its own settings. Requests are of one image of the
 gate and test splits each, with noise of its own (a sensor's), from fifty clients. Still: --benign
 requests, of which one in a hundred begins a burst of fifty identical retries. Moved: after --usual
-still requests 1,000 of a world that moved, --worlds draws each: half of all requests show one
+still requests 3,000 of a world that moved, --worlds draws each: half of all requests show one
 class; images are blurred (mean of 3 by 3); one class comes half as often. The service's monitor has
 its default settings; the rivals are river's ADWIN with its own, on the confidence alone, and on
 each score, confidence and input figure without a correction or a guard. Writes results/drift.json
@@ -41,7 +41,8 @@ from g2d.tasks.builtin import load_task
 from g2d.tasks.inference import predict
 from g2d.tasks.task import Task
 
-SOON, CHUNK, CLIENTS, NOISE = 1000, 1000, 50, 0.02
+SOON, LOOKED = 1000, 3000  # requests within which it is to be told, and of which it is looked
+CHUNK, CLIENTS, NOISE = 1000, 50, 0.02
 BURST, EVERY = 50, 100  # retries of a burst; a burst begins once in so many requests
 MOVES = ("label shift", "blur", "half a class")
 
@@ -153,7 +154,7 @@ def moved(world: World, watching: Watching, usual: int, move: str, which: int) -
     for n, (x, logits) in enumerate(world.requests(usual)):
         watching.observe(x, logits, client(n))
     before = watching.alarms
-    for n, (x, logits) in enumerate(world.requests(SOON, move, which), 1):
+    for n, (x, logits) in enumerate(world.requests(LOOKED, move, which), 1):
         watching.observe(x, logits, client(n))
         if watching.alarms > before:
             return n
@@ -188,9 +189,10 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
         target = "within 1,000 requests" if name == "ours" else ""
         for move in MOVES:
             after = [n for one in seeds for n in one[move]]
-            known = sorted(n for n in after if n is not None)
-            told = f"{len(known)} of {len(after)}"
-            told += f", in the median after {known[len(known) // 2]:,}" if known else ""
+            soon = sum(n is not None and n <= SOON for n in after)
+            median = sorted(n or LOOKED + 1 for n in after)[len(after) // 2]
+            told = f"{soon} of {len(after)}; in the median after "
+            told += f"{median:,}" if median <= LOOKED else f"more than {LOOKED:,}"
             table.append([f"{move}: {name}", target, told])
         alarms, asked = (sum(one["still"][key] for one in seeds) for key in ("alarms", "requests"))
         target = "≤ 1 in 1,000,000" if name == "ours" else ""

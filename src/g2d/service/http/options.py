@@ -35,7 +35,7 @@ class Options(Checked):
     )
     queries: int = within(0, 10**12, 0, "rotate after so many inputs; 0: off")
     monitor: tuple[str, ...] = free(
-        (), "built-in monitors that look on, or all; besides those of [monitors] watch",
+        (), "built-in monitors that look on, or all; beside those of the vault's settings",
         metavar="NAME", since="0.2",
     )  # fmt: skip
     host: str = free("127.0.0.1", "address to bind to; anything but loopback is exposed")
