@@ -19,7 +19,7 @@ class MonitorSettings(Checked):
         0.0, 3600.0, 1.0, "rotations an hour that alarms of queries may cause", since="0.2"
     )
     variants: int = within(
-        4, 256, 16, "queries: variants of one input that may come in any order", since="0.2"
+        2, 256, 8, "queries: variants of one input that may come in any order", since="0.2"
     )
     near: float = within(
         0.01, 1.0, 0.4, "queries: how far near inputs differ in any value, by its range",

@@ -1,9 +1,9 @@
 """Extraction: how far a client's inputs lie from those that it sent before (PRADA).
 
-PRADA (Juuti et al. 2019, arXiv 1805.02628): the distances of inputs to the nearest earlier one of the
-same predicted class are about normal in benign use, and are not where inputs are made from each other.
-On many data benign distances are not normal either. So here a failed test proves nothing by itself:
-a client's tests must fail more often than other clients' do.
+PRADA (Juuti et al. 2019, arXiv 1805.02628): the distances of inputs to the nearest earlier one of
+the same predicted class are about normal in benign use, and are not where inputs are made from each
+other. On many data benign distances are not normal either. So here a failed test proves nothing by
+itself: a client's tests must fail more often than other clients' do.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Copying:
     def __init__(self) -> None:
         self.asked = self.tests = self.failed = 0
         self.met: dict[int, int] = {}
-        self._growing: dict[int, list[Array]] = {}
+        self._growing: dict[int, Array] = {}  # (k, v) inputs of a class
         self._floor: dict[int, float] = {}  # distance from which on an input joins its class
         self._far: dict[int, list[float]] = {}  # distances of those that joined
         self._distances: list[float] = []
@@ -50,15 +50,15 @@ class Copying:
         """Take in an input's values (v,); return whether a test failed, None: none was due."""
         self.asked += 1
         self.met[label] = self.met.get(label, 0) + 1
-        growing = self._growing.setdefault(label, [])
         value = values.astype(np.float32)
-        if not growing:
-            self._join(growing, value)
+        growing = self._growing.get(label)
+        if growing is None:
+            self._join(label, value)
             return None
-        distance = float(np.sqrt(np.square(np.array(growing) - value).sum(1).min()))
+        distance = float(np.sqrt(np.square(growing - value).sum(1).min()))
         self._distances.append(distance)
         if distance > self._floor.get(label, 0.0):
-            self._join(growing, value)
+            self._join(label, value)
             far = self._far.setdefault(label, [])
             far.append(distance)
             # T_c = max(T_c, mean - std) of the distances in the growing set (the paper, 4.2).
@@ -73,9 +73,10 @@ class Copying:
             self.failed += failed
         return failed
 
-    def _join(self, growing: list[Array], value: Array) -> None:
+    def _join(self, label: int, value: Array) -> None:
+        growing = self._growing.get(label, np.zeros((0, len(value)), np.float32))
         if len(growing) < _CLASS and self._held < _MOST:
-            growing.append(value)
+            self._growing[label] = np.concatenate([growing, value[None]])
             self._held += 1
 
 

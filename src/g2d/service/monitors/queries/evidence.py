@@ -1,9 +1,10 @@
 """How much is enough: evidence that bounds how often it errs, and a table that forgets no debt.
 
-All tests here are of the kind of Shiryaev and Roberts: `r = (r + 1) * f`, where `f` is non-negative
-and of mean at most 1 whatever came before, as long as nothing is wrong. Then `r - t` falls or stays
-in the mean, and with an alarm and a fresh start wherever `r` reaches `c`, the mean number of alarms
-in t steps is at most `t / c`: of one client or of any number together, dependent or not.
+All tests here are of the kind of Shiryaev and Roberts: `r = (r + stake) * f`, where `f` is not
+negative and of mean at most 1 whatever came before, as long as nothing is wrong. Then r less all
+stakes falls or stays in the mean. With an alarm and a fresh start wherever r reaches 1, the mean
+number of alarms is at most the sum of all stakes: of one client's tests, or of any number together,
+dependent or not. Stakes are paid from a purse into which every input pays (`Purse`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ BETS = (0.25, 0.5)
 NOTHING = (0.0,) * len(BETS)
 """Evidence of none."""
 
+ENOUGH = 1.0
+"""Evidence that raises an alarm."""
+
+_STAKE, _SHARE, _MOST = 1e-3, 1 / 50, 1.0  # of a first stake, at most; of the purse; in the purse
 _SEGMENT = 512  # ranks are among so many at most: then a fresh list begins
 
 
@@ -29,7 +34,8 @@ class Ranks:
     falling have small ones.
 
     Args:
-        skip: p-values of the first so many values are not told: a few values in order prove nothing.
+        skip: p-values of the first so many values are not told: a few values in order prove
+        nothing.
     """
 
     def __init__(self, skip: int) -> None:
@@ -57,9 +63,9 @@ class Ranks:
         self._values.clear()
 
 
-def bet(evidence: tuple[float, ...], p: float) -> tuple[float, ...]:
+def bet(evidence: tuple[float, ...], stake: float, p: float) -> tuple[float, ...]:
     """Add a p-value to evidence: one Shiryaev-Roberts step for each of `BETS`."""
-    return tuple((r + 1) * k * p ** (k - 1) for r, k in zip(evidence, BETS, strict=True))
+    return tuple((r + stake) * k * p ** (k - 1) for r, k in zip(evidence, BETS, strict=True))
 
 
 def worth(evidence: tuple[float, ...]) -> float:
@@ -67,11 +73,44 @@ def worth(evidence: tuple[float, ...]) -> float:
     return sum(evidence) / len(evidence)
 
 
+class Purse:
+    """Alarms without cause that may be raised: every input pays in, every test is paid from it.
+
+    What is staked in all is never more than `rate` times the inputs, and so is the mean number of
+    alarms, if nothing is wrong. What quiet traffic has saved is staked on the next trail that looks
+    like a search, a fiftieth at a time: an attacker can spend it, and then pays as he goes.
+
+    Args:
+        rate: alarms an input.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate, self.held = rate, 0.0
+
+    def earn(self, inputs: int) -> None:
+        """Take in what inputs pay; one alarm at most is held."""
+        self.held = min(_MOST, self.held + self._rate * inputs)
+
+    def first(self) -> float:
+        """Pay the first stake of a test."""
+        return self._pay(min(_STAKE, max(self._rate, _SHARE * self.held)))
+
+    def next(self, inputs: int = 1) -> float:
+        """Pay a further stake: what so many inputs pay in."""
+        return self._pay(self._rate * inputs)
+
+    def _pay(self, stake: float) -> float:
+        stake = min(stake, self.held)
+        self.held -= stake
+        return stake
+
+
 class Account:
     """What is known of one client beyond its window: small, and kept for long.
 
     Attributes:
-        evidence: of a descent. copying: of extraction. near: near-duplicates; they fade.
+        evidence: of a descent, of windows that were given up. copying: of extraction. near:
+            near-duplicates; they fade.
     """
 
     __slots__ = ("copying", "evidence", "near", "since")
@@ -85,9 +124,10 @@ class Account:
 class Accounts:
     """An account of each client; who is forgotten does not begin at zero again.
 
-    Where there are too many, those that weigh least go, an eighth at a time, and whoever is not known
-    begins with the largest of what has gone (as in Space-Saving, Metwally et al. 2005): no count is
-    ever too low, and it is too high by at most what all have done divided by the number of accounts.
+    Where there are too many, those that weigh least go, an eighth at a time, and whoever is not
+    known begins with the largest of what has gone (as in Space-Saving, Metwally et al. 2005): no
+    count is ever too low, and it is too high by at most what all have done divided by the number of
+    accounts.
 
     Args:
         most: accounts that are kept, of some 300 bytes. now: monotonic seconds. fade: seconds in

@@ -1,10 +1,10 @@
 """What an input is known by: salted hashes of its windows, a few of its values, one exact digest.
 
-Hashes are those of Blacklight (Li et al. 2022, arXiv 2006.14042): values are quantised, every window
-of them is hashed with a secret salt, and the largest distinct hashes are kept. They find inputs that
-differ in a part, by any amount. The values, at secret places, find inputs that differ everywhere by a
-little: all of those in a ball of eps around one input are within 2 eps of each other, which no search
-inside the ball can help.
+Hashes are those of Blacklight (Li et al. 2022, arXiv 2006.14042): values are quantised, every
+window of them is hashed with a secret salt, and the largest distinct hashes are kept. They find
+inputs that differ in a part, by any amount. The values, at secret places, find inputs that differ
+everywhere by a little: all of those in a ball of eps around one input are within 2 eps of each
+other, which no search inside the ball can help.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _WINDOW, _TOKENS = 20, 4  # values of a window, the paper's for small images; to
 _STARTS = 2048  # windows of an input at most: of larger ones they are sampled, at secret places
 _PERMUTED = 200  # windows of a table's row, over secret orders of its columns
 _VALUES = 128  # values of a sketch, at secret places
+_GLANCE = 24  # of them are looked at first
 _FAR = 0.02  # share of them that may be far apart in inputs that are near each other
 _TYPICAL = 0.05  # pairs of the first inputs that may be near each other
 _LEAST = 0.05  # to which the tolerance shrinks where more are
@@ -84,7 +85,7 @@ class Fingerprints:
         base = int(draws.integers(2**63)) * 2 + 1  # odd, so that it has an inverse modulo 2^64
         self._down = _powers(pow(base, -1, 2**64), length)
         self._up = _powers(base, length)
-        self._places = np.sort(draws.choice(size, min(_VALUES, size), replace=False))
+        self._places = draws.choice(size, min(_VALUES, size), replace=False)
         self.near = 0.0 if self._tokens else self._settle(first, near)
 
     def __call__(self, x: Array) -> Prints:
@@ -97,12 +98,15 @@ class Fingerprints:
         return Prints(hashes, kept, self._values(flat), np.frombuffer(b"".join(digests), np.uint64))
 
     def close(self, value: Array, values: Array) -> Array:
-        """Which of the sketches `values` (m, v) are near one (v,): (m,) bool."""
+        """Which of the sketches `values` (m, v) are near one (v,): their places (k,)."""
         if self._tokens:
-            return np.zeros(len(values), bool)
-        apart = np.maximum(values, value) - np.minimum(values, value)
-        far = np.count_nonzero(apart > np.uint8(round(255 * self.near)), axis=1)
-        return far <= _FAR * values.shape[1]
+            return np.zeros(0, np.intp)
+        most, limit = int(_FAR * values.shape[1]), np.uint8(round(255 * self.near))
+        # A few values rule nearly all out.
+        few = _apart(value[:_GLANCE], values[:, :_GLANCE]) > limit
+        places = np.flatnonzero(few.sum(1, dtype=np.uint8) <= most)
+        far = _apart(value, values[places]) > limit
+        return places[far.sum(1, dtype=np.uint8) <= most]
 
     def _scale(self, flat: Array) -> tuple[Array, Array]:
         """Least value and range of every place: robust, for strangers' inputs come first, too."""
@@ -117,7 +121,7 @@ class Fingerprints:
         return low, np.where(span > 0, span, 1.0)
 
     def _columns(self, size: int, draws: np.random.Generator) -> Array | None:
-        """Secret orders of a table's columns, one after the other: neighbours mean nothing there."""
+        """Secret orders of a table's columns, for neighbours mean nothing there; None: no table."""
         if not self._table:
             return None
         self._window = max(1, min(_WINDOW, size // 4))
@@ -128,12 +132,11 @@ class Fingerprints:
         symbols = _mixed(self._codes(flat).view(np.uint64) + self._salt)
         if self._order is not None:
             symbols = symbols[:, self._order]
-        # Hash of a window, by prefix sums modulo 2^64: base^i * sum over j of s[i + j] base^-(i + j).
+        # base^i times the sum over j in [i, i + w) of s[j] base^-j, modulo 2^64, by prefix sums.
         sums = np.zeros((len(flat), symbols.shape[1] + 1), np.uint64)
         np.cumsum(symbols * self._down, axis=1, out=sums[:, 1:])
-        windows = (sums[:, self._starts + self._window] - sums[:, self._starts]) * self._up[
-            self._starts
-        ]
+        starts = self._starts
+        windows = (sums[:, starts + self._window] - sums[:, starts]) * self._up[starts]
         ordered = np.sort(_mixed(windows) | np.uint64(1), axis=1)
         ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = 0
         kept = np.count_nonzero(ordered, axis=1)
@@ -164,11 +167,16 @@ class Fingerprints:
         pairs = len(distinct) * (len(distinct) - 1)
         self.near = near
         while pairs and self.near > _LEAST:
-            close = sum(int(self.close(row, distinct).sum()) - 1 for row in distinct)
+            close = sum(len(self.close(row, distinct)) - 1 for row in distinct)
             if close <= _TYPICAL * pairs:
                 break
             self.near = max(_LEAST, 0.7 * self.near)
         return self.near
+
+
+def _apart(value: Array, values: Array) -> Array:
+    """How far unsigned values (v,) are from others (m, v)."""
+    return np.maximum(values, value) - np.minimum(values, value)
 
 
 def _powers(base: int, count: int) -> Array:

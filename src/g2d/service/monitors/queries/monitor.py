@@ -2,12 +2,12 @@
 
 Not from how alike a client's queries are does it conclude anything: retries, bursts, augmentations
 and cameras are, too. Near-duplicates are what is *looked at*; what raises an alarm is that their
-answers go downhill, or stay at a boundary (`trails`), by tests whose errors are bounded (`evidence`).
+answers go downhill, or stay at a boundary (`trails`), by tests whose errors are bounded
+(`evidence`).
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ import numpy as np
 from g2d.core.types import Array
 from g2d.service.monitors.builtin import BuiltIn, Watched
 from g2d.service.monitors.queries.copying import TESTED, Copiers
-from g2d.service.monitors.queries.evidence import NOTHING, Account, Accounts, bet, worth
+from g2d.service.monitors.queries.evidence import ENOUGH, NOTHING, Account, Accounts, Purse
 from g2d.service.monitors.queries.fingerprints import Fingerprints, Prints
 from g2d.service.monitors.queries.trails import Margins, Trail
-from g2d.service.monitors.queries.windows import Everybody, Window
+from g2d.service.monitors.queries.windows import Everybody, Window, scratch
 
 FIRST = 64
 """Inputs whose values say what the scale is; they wait until then, and are judged."""
@@ -70,8 +70,13 @@ class Queries(BuiltIn):
         self._prints: Fingerprints | None = None
         self._waiting: list[_Request] = []
         self._windows: OrderedDict[str, Window] = OrderedDict()
+        self._met = scratch()
         self._everybody, self._shared = Everybody(), OrderedDict[int, Trail]()
         self._accounts = Accounts(_ACCOUNTS, watched.now)
+        rate = watched.settings.false_alarms
+        self._own_purse, self._shared_purse, self._copying_purse = (
+            Purse(share * rate) for share in (_DESCENT, _TOGETHER, _COPYING)
+        )
         self._margins, self._copiers = Margins(), Copiers()
         self._epoch = self._numbers = 0
         self._counts = dict.fromkeys(
@@ -120,6 +125,7 @@ class Queries(BuiltIn):
             "windows": len(self._windows),
             "accounts": len(self._accounts),
             "evidence_floor": self._accounts.floor,
+            "alarms_in_hand": self._own_purse.held,
             "near_tolerance": prints.near if prints else 0.0,
             "share_of_windows_hashed": prints.sampled if prints else 0.0,
             "copying_tests": self._copiers.tests,
@@ -130,6 +136,8 @@ class Queries(BuiltIn):
         prints = by(request.inputs)
         logits = request.logits.astype(np.float64)
         margins = Margins.of(logits)
+        for purse in (self._own_purse, self._shared_purse, self._copying_purse):
+            purse.earn(len(logits))
         window = self._window(request.client)
         for i, margin in enumerate(margins.tolist()):
             self._counts["judged"] += 1
@@ -151,15 +159,18 @@ class Queries(BuiltIn):
         window = self._windows.get(client)
         if window is None:
             if len(self._windows) >= self.watched.settings.clients:
-                self._windows.popitem(last=False)
-            window = self._windows[client] = Window(self.watched.settings.window)
+                name, lost = self._windows.popitem(last=False)
+                if any(lost.evidence):
+                    account = self._accounts.of(name)
+                    account.evidence = max(account.evidence, lost.evidence)
+            window = self._windows[client] = Window(self.watched.settings.window, self._met)
         self._windows.move_to_end(client)
         return window
 
     def _trail(self, answer: _Answer) -> Trail:
         self._numbers += 1
         label = int(answer.logits.argmax())
-        return Trail(self._numbers, label, self.watched.settings.variants, NOTHING)
+        return Trail(self._numbers, label, self.watched.settings.variants)
 
     def _even(self) -> float:
         return 1.0 - float(self._chance.random())
@@ -175,12 +186,13 @@ class Queries(BuiltIn):
         low = self._margins.low(answer.margin)
         step = trail.add(answer.logits, low, self._even(), answer.epoch)
         if step.p is not None:
-            account.evidence = bet(account.evidence, step.p)
-            if self._beyond(worth(account.evidence), _DESCENT):
-                self._tell("descent", trail, [answer.client], account.evidence)
-                account.evidence = NOTHING
+            # What an evicted window had, or others whose accounts are forgotten, is not lost.
+            trail.evidence = max(trail.evidence, account.evidence)
+            account.evidence = NOTHING
+            if trail.judge(step.p, self._own_purse):
+                self._tell("descent", trail, [answer.client])
         if step.boundary:
-            self._tell("boundary", trail, [answer.client], account.evidence)
+            self._tell("boundary", trail, [answer.client])
         return trail
 
     def _together(self, answer: _Answer) -> None:
@@ -195,32 +207,23 @@ class Queries(BuiltIn):
             if len(self._shared) >= _SHARED:
                 self._shared.popitem(last=False)
             self._shared[trail.number] = trail
-        else:
-            low = self._margins.low(answer.margin)
-            step = trail.add(answer.logits, low, self._even(), answer.epoch)
-            if len(trail.clients | {answer.client}) > 1:
-                self._counts["near_others"] += 1
-                if step.p is not None:
-                    trail.evidence = bet(trail.evidence, step.p)
+        elif self._shared_step(trail, answer):
+            self._tell("together", trail, sorted(trail.clients | {answer.client}))
         self._shared.move_to_end(trail.number)
         if len(trail.clients) < _CLIENTS:
             trail.clients.add(answer.client)
         self._everybody.add(hashes, trail.number)
-        if self._beyond(worth(trail.evidence), _TOGETHER):
-            self._tell("together", trail, sorted(trail.clients), trail.evidence)
-            trail.evidence = NOTHING
 
-    def _beyond(self, evidence: float, share: float, every: int = 1) -> bool:
-        """Whether evidence is reached by chance in at most its share of inputs, if all is well.
+    def _shared_step(self, trail: Trail, answer: _Answer) -> bool:
+        """Take in an answer of a trail of everybody's; whether several clients go downhill."""
+        low = self._margins.low(answer.margin)
+        step = trail.add(answer.logits, low, self._even(), answer.epoch)
+        if len(trail.clients | {answer.client}) < 2:  # its client's own trail is judged
+            return False
+        self._counts["near_others"] += 1
+        return step.p is not None and trail.judge(step.p, self._shared_purse)
 
-        Args:
-            every: inputs between two steps of the test.
-        """
-        return evidence * share * self.watched.settings.false_alarms * every >= 1
-
-    def _tell(
-        self, rule: str, trail: Trail, clients: list[str], evidence: tuple[float, ...]
-    ) -> None:
+    def _tell(self, rule: str, trail: Trail, clients: list[str]) -> None:
         """Raise an alarm about each client; the first one rotates."""
         self._alarms[rule] += 1
         text = {
@@ -232,8 +235,7 @@ class Queries(BuiltIn):
         }[rule]
         facts = {
             "rule": rule, "variants": trail.variants, "flips": trail.flips,
-            "log10_evidence": round(math.log10(max(1.0, worth(evidence))), 2),
-            "clients": len(clients),
+            "chance": float(f"{trail.staked:.1e}"), "clients": len(clients),
         }  # fmt: skip
         level: Any = "critical" if trail.flips and rule != "boundary" else "warning"
         for place, client in enumerate(clients):
@@ -262,9 +264,10 @@ class Queries(BuiltIn):
         one, factor = tested
         if factor == 1.0:  # other clients' tests fail as often, or there are too few of them
             return
-        account = self._accounts.of(answer.client)
-        account.copying = (account.copying + 1) * factor
-        if not self._beyond(account.copying, _COPYING, TESTED):
+        account, purse = self._accounts.of(answer.client), self._copying_purse
+        stake = purse.next(TESTED) if account.copying else purse.first()
+        account.copying = (account.copying + stake) * factor
+        if account.copying < ENOUGH:
             return
         self._alarms["copying"] += 1
         self.watched.alarm(
@@ -273,7 +276,6 @@ class Queries(BuiltIn):
             client=answer.client,
             evidence={
                 "rule": "copying", "inputs": one.asked, "tests": one.tests, "failed": one.failed,
-                "log10_evidence": round(math.log10(max(1.0, account.copying)), 2),
                 "classes": len(one.met) / self.watched.model.classes,
             },
         )  # fmt: skip

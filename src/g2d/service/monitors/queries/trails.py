@@ -1,8 +1,9 @@
 """What becomes of the variants of one input: does the answer fall, does it stay at the boundary?
 
-A search goes downhill: the margin of its queries falls against those before them. Who sends variants
-of an input for any other reason sends them in an order that has nothing to do with the answer. And
-decision-based attacks (HopSkipJump, boundary) ask about a boundary itself, again and again.
+A search goes downhill: the margin of its queries falls against those before them. Who sends
+variants of an input for any other reason sends them in an order that has nothing to do with the
+answer. And decision-based attacks (HopSkipJump, boundary) ask about a boundary itself, again and
+again.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2d.core.types import Array
-from g2d.service.monitors.queries.evidence import Ranks
+from g2d.service.monitors.queries.evidence import ENOUGH, NOTHING, Purse, Ranks, bet, worth
 
 LAST, AT_BOUNDARY, FLIPS = 128, 96, 8
-"""Of the last 128 variants of an input at least 96 have low margins, and 8 another label: a boundary
-is being asked about. Of an input whose variants have low margins half of the time at most, that comes
-by chance 7 times in 10^9 (binomial)."""
+"""Of the last 128 variants of an input at least 96 have low margins, and 8 another label: a
+boundary is being asked about. Of an input whose variants have low margins half of the time at most,
+that comes by chance 7 times in 10^9 (binomial)."""
 
 _LOW = 0.5  # probabilities of the best two classes closer than this: a low margin
 _USUAL, _FEWEST = 0.1, 64  # unless more than a tenth of the answers to fresh inputs are so
@@ -42,16 +43,18 @@ class Trail:
 
     Attributes:
         number: unlike any other's. label: of its first. variants: how many followed that. flips:
-            how many of those were labelled otherwise. clients: who sent them, 8 at most.
+            how many of those were labelled otherwise. evidence: that their answers go downhill.
+            staked: what was paid for it, so the chance of an alarm without cause. clients: who sent
+            them, 8 at most.
     """
 
     __slots__ = ("_epoch", "_last", "_ranks", "clients", "evidence", "flips", "label", "number",
-                 "variants")  # fmt: skip
+                 "staked", "variants")  # fmt: skip
 
-    def __init__(self, number: int, label: int, skip: int, evidence: tuple[float, ...]) -> None:
+    def __init__(self, number: int, label: int, skip: int) -> None:
         self.number, self.label = number, label
         self.variants = self.flips = 0
-        self.evidence = evidence
+        self.evidence, self.staked = NOTHING, 0.0
         self.clients: set[str] = set()
         self._ranks = Ranks(skip)
         self._last: deque[tuple[bool, int]] = deque(maxlen=LAST)
@@ -77,6 +80,16 @@ class Trail:
         if boundary:
             self._last.clear()
         return Step(p, boundary)
+
+    def judge(self, p: float, purse: Purse) -> bool:
+        """Add a p-value to the evidence; whether it is enough, which spends it."""
+        stake = purse.next() if self.staked else purse.first()
+        self.staked += stake
+        self.evidence = bet(self.evidence, stake, p)
+        enough = worth(self.evidence) >= ENOUGH
+        if enough:
+            self.evidence = NOTHING
+        return enough
 
     def _asks_boundary(self) -> bool:
         if sum(low for low, _ in self._last) < AT_BOUNDARY:

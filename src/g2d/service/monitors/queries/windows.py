@@ -11,31 +11,40 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from g2d.core.types import Array
+from g2d.service.monitors.queries.evidence import NOTHING
 from g2d.service.monitors.queries.fingerprints import KEPT, Fingerprints, Prints
 
 if TYPE_CHECKING:
     from g2d.service.monitors.queries.trails import Trail
 
 MATCHES = 0.5
-"""Share of their hashes that two inputs have in common which count as near (25 of 50, the paper's)."""
+"""Share of their hashes that two inputs have in common which count as near (25 of 50, the
+paper's)."""
 
+_ONES = np.ones(KEPT, np.float32)
 _FIRST = 16  # places of a client's window at first
+
+
+def scratch() -> Array:
+    """Room to note which hashes an input has, for `Window`."""
+    return np.zeros(1 << 16, np.float32)
 
 
 class Window:
     """The last inputs of a client, and the trail of each.
 
     Args:
-        most: inputs that it holds; memory grows to that as they come, 250 bytes each.
+        most: inputs that it holds; memory grows to that as they come, 250 bytes each. met: scratch
+            from `scratch`, shared by all windows of one thread.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, met: Array) -> None:
+        self._met = met
         self._most, self._used, self._next = most, 0, 0
         self._tags = np.zeros((0, KEPT), np.uint16)
         self._values: Array = np.zeros((0, 0), np.uint8)
         self._digests = np.zeros(0, np.uint64)
         self._trails: list[Trail] = []
-        self._met = np.zeros(1 << 16, bool)
 
     def find(self, prints: Prints, i: int, by: Fingerprints) -> tuple[Trail | None, bool]:
         """Return the trail of the input most like input i, None: none is near; and if it is the
@@ -46,16 +55,24 @@ class Window:
         same = np.flatnonzero(self._digests[:used] == prints.digests[i])
         if len(same):
             return self._trails[same[0]], True
-        score = by.close(prints.values[i], self._values[:used]).astype(np.float64)
-        if prints.kept[i]:
-            tags = _tags(prints.hashes[i])
-            self._met[tags] = True
-            self._met[0] = False  # of inputs with fewer hashes
-            shares = np.count_nonzero(self._met[self._tags[:used]], axis=1) / prints.kept[i]
-            self._met[tags] = False
-            score = np.maximum(score, np.where(shares >= MATCHES, shares, 0.0))
-        best = int(score.argmax())
-        return (self._trails[best], False) if score[best] > 0 else (None, False)
+        close = by.close(prints.values[i], self._values[:used])
+        if len(close):
+            return self._trails[close[-1]], False
+        kept = int(prints.kept[i])
+        if not kept:
+            return None, False
+        tags = _tags(prints.hashes[i])
+        self._met[tags] = 1
+        self._met[0] = 0  # of inputs with fewer hashes
+        shared = self._met[self._tags[:used]] @ _ONES
+        self._met[tags] = 0
+        best = int(shared.argmax())
+        return (self._trails[best] if shared[best] >= MATCHES * kept else None), False
+
+    @property
+    def evidence(self) -> tuple[float, ...]:
+        """The largest evidence of its trails."""
+        return max((trail.evidence for trail in self._trails), default=NOTHING)
 
     def add(self, prints: Prints, i: int, trail: Trail) -> None:
         """Remember input i; the oldest gives way."""
