@@ -129,6 +129,7 @@ class Harness:
     def __init__(
         self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN,
         results: Path | None = None, hosts: tuple[str, ...] = ("g2d",), audit=None,
+        vault: Path | None = None,
     ) -> None:  # fmt: skip
         self.fake, self.live, self.log = Fake(), Live(numbered(1)), io.StringIO()
         options = options or Options()
@@ -144,12 +145,13 @@ class Harness:
             AdminToken(token.encode() if token else None),
             Log(self.log),
             Observers(self.options.observer),
+            vault=vault,
             results=results,
             audit=audit,
             tls=ServerTls(self.options, bool(token)) if self.options.tls_cert else None,
         )
         self.rotation, self.metrics, self.service = parts.rotation, parts.metrics, parts.service
-        self.event_log = parts.event_log
+        self.event_log, self.desk = parts.event_log, parts.desk
 
     def tell(self, name: str, facts: dict) -> None:
         self.event_log.tell(event(name, facts))

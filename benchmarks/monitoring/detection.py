@@ -85,8 +85,8 @@ class Copy:
         model = Model("g2d", tuple(first.shape[1:]), "float32", task.classes)
         salt = seed_of(seed, "attacker").to_bytes(32, "big")
         settings = MonitorSettings()
-        self._by = Fingerprints(model, first.numpy(), settings.near, salt)
-        self._most, self._met = settings.window, scratch()
+        self._by = Fingerprints(model, first.numpy(), settings.query_near, salt)
+        self._most, self._met = settings.query_window, scratch()
         self._windows: dict[int, Window] = {}
         self._trail = Trail(1, 0, 0)
 
@@ -126,8 +126,8 @@ def search(name: str, task: Task, log: QueryLog, seed: int) -> None:
         hop_skip_jump(api, x, y, seed=seed, bounds=(0.0, 1.0), classes=task.classes)
     elif name.startswith("OARS"):
         oars_square(
-            api, Copy(task, seed, task.splits.train.x[:256]), x, y, eps=eps, budget=log.budget, generator=draws,
-            insist="insist" in name,
+            api, Copy(task, seed, task.splits.train.x[:256]), x, y, eps=eps, budget=log.budget,
+            generator=draws, insist="insist" in name,
         )  # fmt: skip
     else:
         # Jitter of what lies in the ball would leave it: the search keeps to a smaller one.

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,12 @@ from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.http.types import Asgi
-from g2d.service.monitors.builtin import Watched, built_in
+from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.canaries import CanaryWatch, KeptCanaries
+from g2d.service.monitors.desk import Desk
+from g2d.service.monitors.feedback.judge import FeedbackJudge
+from g2d.service.monitors.feedback.log import FeedbackLog, log_path
+from g2d.service.monitors.listed import built_in
 from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
 from g2d.service.worker import Worker
@@ -72,6 +76,7 @@ class Parts:
     event_log: EventLog
     service: Service
     monitor: Monitor
+    desk: Desk
 
 
 def assemble(
@@ -99,13 +104,16 @@ def assemble(
     Raises:
         SettingsError: a file that says who may ask is not what it should be, or a monitor that
             settings name cannot be made.
+        G2DError: the log of feedback cannot be kept.
     """
 
     def status() -> dict[str, Any]:
         return rotation.status()
 
     metrics = Metrics(status)
-    watching = _observing(loader, options, observers, metrics, log)
+    desk = _desk(loader, live, observers, vault)
+    desk.register(metrics.registry)
+    watching = _observing({**desk.monitors, **observers.made}, options, metrics, log)
     heard = partial(_heard, audit, watching)
     event_log = EventLog(metrics, log, loader.describe, vault, heard)
     connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
@@ -122,17 +130,34 @@ def assemble(
     )
     service = Service(
         loader.model, options, rotation, batcher, metrics, event_log, access,
-        partial(_pages, results), watching,
+        partial(_pages, results, desk), watching,
     )  # fmt: skip
     canaries = CanaryWatch(live, loader, rotation, metrics)
     monitor = Monitor(
         live, loader, rotation, metrics, options.check_every, now, also=canaries.watch
     )
-    return Parts(live, rotation, metrics, event_log, service, monitor)
+    return Parts(live, rotation, metrics, event_log, service, monitor, desk)
+
+
+def _desk(loader: ServedLoader, live: Live, observers: Observers, vault: Path | None) -> Desk:
+    """Make the monitors that settings ask for, and what takes labels if they do."""
+    settings, model = loader.monitors, loader.model
+    monitors = built_in(Watched(model, settings, observers.line))
+    if not settings.feedback or vault is None:  # a replica has no vault of its own
+        return Desk(monitors, observers.line)
+
+    def accuracy(number: int) -> float | None:
+        found = loader.describe(number).get("accuracy")
+        return float(found) if isinstance(found, int | float) else None
+
+    path = log_path(vault)
+    log = FeedbackLog(path, model, settings.feedback_rows, settings.feedback_days)
+    judge = FeedbackJudge(live, model, settings, accuracy, observers.line, log)
+    return Desk(monitors, observers.line, judge)
 
 
 def _observing(
-    loader: ServedLoader, options: Options, observers: Observers, metrics: Metrics, log: Log
+    made: Mapping[str, Observer], options: Options, metrics: Metrics, log: Log
 ) -> ObserverQueue | None:
     def failed(name: str, error: BaseException) -> None:
         # Not an event: whoever listens would learn what watches him, and which input broke it.
@@ -140,8 +165,6 @@ def _observing(
         log("observer", observer=name, text=f"it raised {type(error).__name__}")
 
     waiting = max(options.max_waiting, options.max_batch)
-    watched = Watched(loader.model, loader.monitors, observers.line)
-    made: dict[str, Observer] = {**built_in(watched), **observers.made}
     return ObserverQueue(made, metrics.unobserved.inc, failed, waiting) if made else None
 
 
@@ -155,10 +178,10 @@ def _heard(
         watching.swapped(event.generation)
 
 
-def _pages(results: Path | None, service: Service) -> Asgi:
+def _pages(results: Path | None, desk: Desk, service: Service) -> Asgi:
     from g2d.service.http.status_api import build
 
-    return build(service, results)
+    return build(service, results, desk)
 
 
 def first_live(loader: VaultLoader) -> tuple[Live, RefusedError | None]:

@@ -18,31 +18,44 @@ class MonitorSettings(Checked):
     rotations: float = within(
         0.0, 3600.0, 1.0, "rotations an hour that alarms of queries may cause", since="0.2"
     )
-    variants: int = within(
+    query_variants: int = within(
         2, 256, 8, "queries: variants of one input that may come in any order", since="0.2"
     )
-    near: float = within(
+    query_near: float = within(
         0.01, 1.0, 0.4, "queries: how far near inputs differ in any value, by its range",
         since="0.2",
     )  # fmt: skip
-    window: int = within(
-        16,
-        4096,
-        256,
-        "queries: a client's last inputs that new ones are compared with",
-        since="0.2",
+    query_window: int = within(
+        16, 4096, 256, "queries: a client's last inputs that are compared with", since="0.2"
     )
-    clients: int = within(
+    query_clients: int = within(
         1, 100_000, 1024, "queries: clients whose last inputs are kept", since="0.2"
     )
-    near_duplicates: int = within(
+    query_budget: int = within(
         0, 10**9, 0, "queries: near-duplicates of a client an hour, then a notice; 0: any",
         since="0.2",
     )  # fmt: skip
-    false_alarms: float = within(
+    query_alarms: float = within(
         1e-12, 0.01, 1e-6, "queries: alarms an input without cause, at most in the mean",
         since="0.2",
     )  # fmt: skip
-    exempt: tuple[str, ...] = free(
+    query_exempt: tuple[str, ...] = free(
         (), "queries: clients that are not judged, as the log names them", since="0.2"
+    )
+    drift_alarms: float = within(
+        1e-12, 0.01, 1e-6, "drift: alarms a request without cause, at most", since="0.2"
+    )
+    drift_least: int = within(
+        100, 10**6, 500, "drift: requests that say what is usual, before any alarm", since="0.2"
+    )
+    feedback: bool = free(False, "take labels that come late (POST /feedback)", since="0.2")
+    feedback_rows: int = within(
+        1, 10**6, 10_000, "labelled inputs that are kept; 256 MiB at most", since="0.2"
+    )
+    feedback_days: float = within(0.01, 3650.0, 30.0, "days for which they are kept", since="0.2")
+    accuracy_drop: float = within(
+        0.0, 1.0, 0.02, "feedback: accuracy that may be lost against the gate split", since="0.2"
+    )
+    accuracy_alarms: float = within(
+        1e-9, 0.1, 1e-3, "feedback: chance of an alarm without cause, ever", since="0.2"
     )

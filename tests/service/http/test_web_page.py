@@ -189,6 +189,27 @@ def test_rotating_asks_for_the_token_and_says_what_was_refused(made):
 
 
 @needs_chromium
+def test_what_monitors_see_is_shown_to_whoever_has_the_token(made):
+    more = {"level": "critical", "client": HOSTILE, "evidence": {"near": 0.97, "why": HOSTILE}}
+    made.harness.rotation.alarm("query_attack", "near-duplicates", rotate=False, **more)
+    made.harness.desk.pinned = lambda: {"jwt:a": "suspected"}
+    shown = made.open()
+    expect(shown, "#alarm-list", "None since")  # the stream of events tells nobody
+    expect(shown, "#watched-note", "are for operators")
+    shown.click("#watch")
+    enter(shown, TOKEN)
+    expect(shown, "#watched-body", "critical: 1 alarm.*query_attack.*near-duplicates.*near 0.97")
+    expect(shown, "#watched-body", "pinned.*jwt:a.*suspected")
+    more = {"level": "notice", "evidence": {}}
+    made.harness.rotation.alarm("drift", "the world has moved", rotate=False, **more)
+    expect(shown, "#watched-body", "notice: 1 alarm")  # without a click
+    shown.click("#forget")
+    expect(shown, "#watched-body", "^$")
+    assert shown.title() != "owned"
+    assert made.said == []
+
+
+@needs_chromium
 @pytest.mark.parametrize("made", [{"token": ""}], indirect=True)
 def test_without_a_token_admin_calls_are_off_and_it_says_so(made):
     shown = made.open()

@@ -264,5 +264,8 @@ def test_the_example_of_the_docs_rotates_away_from_a_query_attack(monkeypatch):
 
     run(harness, work)
     status = harness.event_log.snapshot()
-    assert [alarm["kind"] for alarm in status["alarms"]] == ["query_attack"]
-    assert status["history"][0]["reasons"] == ["monitor: query_attack"]
+    assert status["alarms"] == []  # whoever attacks reads it
+    assert status["history"][0]["reasons"] == ["demand"]
+    assert [alarm["kind"] for alarm in harness.event_log.alarms()] == ["query_attack"]
+    swaps = [line["reasons"] for line in harness.lines() if line["event"] == "swap"]
+    assert swaps[0] == ["monitor: query_attack"]

@@ -7,6 +7,7 @@ nothing by itself.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,8 @@ from g2d.protect.audit.records import CHECKPOINT, CLOSE, GAP, HELD, OPEN, RECOVE
 
 VERSION = "1.3.0"
 _INFORMATIONAL, _LOW, _MEDIUM, _HIGH = 1, 2, 3, 4
+_CRITICAL = 5
+_LEVELS = {"notice": _LOW, "critical": _CRITICAL}  # of an alarm; a warning is of its class's
 _SUCCESS, _FAILURE = 1, 2
 _OTHER = 99
 
@@ -112,7 +115,24 @@ def _finding(record: Record) -> dict[str, Any]:
     text = facts.get("text")
     info: dict[str, Any] = {"uid": f"{record.name}-{record.sequence}", "title": kind}
     found: dict[str, Any] = {"finding_info": info | ({"desc": str(text)} if text else {})}
-    return found | {"is_alert": True, "status_id": 1}  # of a finding: new
+    found |= {"is_alert": True, "status_id": 1}  # of a finding: new
+    if facts.get("level") in _LEVELS:
+        found["severity_id"] = _LEVELS[facts["level"]]
+    seen = _of_client(str(facts.get("client") or ""))
+    if facts.get("evidence"):
+        seen["data"] = facts["evidence"]
+    return found | ({"evidences": [seen]} if seen else {})
+
+
+def _of_client(client: str) -> dict[str, Any]:
+    """Who an alarm is about: an address, a network of addresses, or an identity."""
+    if not client:
+        return {}
+    try:
+        ipaddress.ip_network(client)
+    except ValueError:
+        return {"actor": {"user": {"name": client}}}
+    return {"src_endpoint": {"name" if "/" in client else "ip": client}}
 
 
 def _generation(record: Record) -> dict[str, Any]:

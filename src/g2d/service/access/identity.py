@@ -10,8 +10,8 @@ from typing import NamedTuple
 from g2d.service.http.limits import client_of
 from g2d.service.http.types import Scope
 
-INFER, OBSERVE, OPERATE = "infer", "observe", "operate"
-ROLES = (INFER, OBSERVE, OPERATE)
+INFER, OBSERVE, OPERATE, LABEL = "infer", "observe", "operate", "label"
+ROLES = (INFER, OBSERVE, OPERATE, LABEL)
 
 CALLER = "g2d.caller"
 """Key of a request's scope: the `Caller` that `gate.Access` found."""
@@ -24,6 +24,8 @@ _NEEDS: tuple[tuple[str, frozenset[str]], ...] = (
     (r"/v2/models/[^/]+(/versions/[^/]+)?/infer/?", frozenset({INFER})),
     (r"/v2(/.*)?", frozenset({INFER, OBSERVE})),
     (r"/admin(/.*)?", frozenset({OPERATE})),
+    (r"/feedback/?", frozenset({LABEL, OPERATE})),
+    (r"/alarms/?", frozenset({OBSERVE, OPERATE})),  # OPERATE: where nobody is asked, by the token
     (r".*", frozenset({OBSERVE})),
 )
 _NEEDED = tuple((re.compile(text, re.DOTALL), roles) for text, roles in _NEEDS)

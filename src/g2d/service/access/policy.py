@@ -41,7 +41,7 @@ class Entry(Quota):
     """What the identities that fit may do."""
 
     identity: str = free("", "an identity, or the beginning of several and *")
-    roles: tuple[str, ...] = free((), "of infer, observe, operate")
+    roles: tuple[str, ...] = free((), "of infer, observe, operate, label")
 
     def __post_init__(self) -> None:
         super().__post_init__()

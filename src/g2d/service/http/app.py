@@ -42,6 +42,7 @@ from g2d.service.monitors.observer import ObserverQueue
 _HEALTH = tuple(
     f"/v2/health/{what}{end}" for what in ("live", "ready") for end in ("", "/")
 )  # whatever Host a probe says
+_LABELLED = ("/feedback", "/feedback/")  # bodies as large as those of infer
 _FREE = (*_HEALTH, "/metrics")  # no client's rate limits these
 _SETTLE = 0.25  # seconds between looks for swaps whose latencies are complete
 _JSON = (b"content-type", b"application/json")
@@ -155,7 +156,8 @@ class Service:
             else:
                 assert self._pages is not None
                 pages = await asyncio.shield(self._pages)
-                await pages(scope, _BoundedReceive(receive, self.options.timeout), send)
+                most = self.max_body if path in _LABELLED else LARGE
+                await pages(scope, _BoundedReceive(receive, self.options.timeout, most), send)
         except RequestError as refusal:
             self.metrics.requests.labels(call, str(refusal.status)).inc()
             await _refuse(send, refusal)
@@ -294,7 +296,7 @@ class _BoundedReceive:
     Their framework would read it to its end, and before it looks at the token.
     """
 
-    def __init__(self, receive: Receive, seconds: float, most: int = 65_536) -> None:
+    def __init__(self, receive: Receive, seconds: float, most: int = LARGE) -> None:
         self._receive, self._left, self._whole = receive, most, False
         self._until = asyncio.get_running_loop().time() + seconds
 

@@ -19,7 +19,7 @@ from g2d.rotation.events import Accepted, Alarm, Event, Failed, Refused, Spare, 
 from g2d.service.http.events import Rejected, WrongToken
 from g2d.service.http.limits import client_of
 from g2d.service.http.log import Log, to_json
-from g2d.service.http.metrics import Metrics
+from g2d.service.http.metrics import Metrics, open_reasons
 
 _KEPT = 200  # rotations, alarms and rejected candidates that the status shows
 _LISTENERS, _OWN = 64, 8  # streams of events at once, and those of one client
@@ -56,6 +56,7 @@ class EventLog:
         self._mutex = threading.Lock()
         self._history: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._alarms: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+        self._closed_alarms: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._rejected: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._swapped: deque[tuple[float, dict[str, Any]]] = deque(maxlen=_KEPT)
         self._spares: dict[int, Mapping[str, float]] = {}
@@ -73,7 +74,7 @@ class EventLog:
         with self._mutex:
             shown = self._keep(event, record)
         self._log(event.name, **facts)
-        if event.public:
+        if event.public and not (isinstance(event, Alarm) and event.closed):
             self._publish(event.name, shown)
 
     def remember(self, numbers: list[int]) -> None:
@@ -83,11 +84,17 @@ class EventLog:
             self._history.extendleft(reversed(found))
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the history of rotations, alarms and rejected candidates, newest last."""
+        """Return the history of rotations, open alarms and rejected candidates, newest last."""
         with self._mutex:
             history, alarms = list(self._history), list(self._alarms)
             rejected = list(self._rejected)
         return {"history": history, "alarms": alarms, "rejected": rejected}
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """Return all alarms, newest last, for who may hear of those of queries, too."""
+        with self._mutex:
+            every = [*self._alarms, *self._closed_alarms]
+        return sorted(every, key=lambda alarm: float(alarm["time"]))
 
     def settle(self) -> None:
         """Keep latency quantiles around swaps of which a second has passed, while they are known.
@@ -179,7 +186,8 @@ class EventLog:
             case Swap():
                 metrics.swaps.inc()
                 made = self._spares.pop(event.generation, {})
-                own = {"seconds": {**made, "swap": event.seconds}}
+                own = {"seconds": {**made, "swap": event.seconds},
+                       "reasons": open_reasons(event.reasons)}  # fmt: skip
                 record = self._described(event.generation) | record | own
                 self._history.append(record)
                 self._swapped.append((time.perf_counter(), record))
@@ -198,6 +206,10 @@ class EventLog:
             case Accepted():
                 record = {"kind": "accepted", **record}
                 self._alarms.append(record)
+            case Alarm() if event.closed:
+                metrics.monitor_alarms.labels(event.kind, event.level).inc()
+                # By themselves: many of them must not drive out what the service says of itself.
+                self._closed_alarms.append(record)
             case Alarm():
                 metrics.alarms.labels(event.kind).inc()
                 self._alarms.append(record)

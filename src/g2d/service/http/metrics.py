@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from prometheus_client.samples import Sample
 from g2d.core.types import Values
 from g2d.rotation.scheduler import GRACE
 
-__all__ = ["CONTENT_TYPE_LATEST", "Latencies", "Metrics", "blurred", "public"]
+__all__ = ["CONTENT_TYPE_LATEST", "Latencies", "Metrics", "blurred", "open_reasons", "public"]
 
 _BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25,
@@ -39,6 +39,12 @@ _QUERIES = frozenset(
 )  # fmt: skip
 """Metrics that tell how many queries there were: `--queries` rotates by that number."""
 
+CLOSED = frozenset({"g2d_monitor_alarms", "g2d_monitor", "g2d_alarms_suppressed",
+                    "g2d_alarms_withheld"})  # fmt: skip
+"""Metrics of what monitors of queries see: told to nobody who does not say who he is."""
+
+MONITOR, DEMAND = "monitor: ", "demand"  # how a rotation names a reason, and what clients are told
+
 
 def blurred(count: float) -> int:
     """Round a count down to two digits: what is told of growing counts grows too."""
@@ -54,7 +60,8 @@ def _coarse(value: float) -> float:
 def public(status: dict[str, Any]) -> dict[str, Any]:
     """Return a rotation's status without what would betray the moment of the next one.
 
-    Counts of two digits, and what is due unasked, by jitter or by answers, only once it is late.
+    Counts of two digits, what is due unasked, by jitter or by answers, only once it is late, and
+    nothing of what monitors of queries saw.
     """
     told = dict(status)
     if "answered" in told:
@@ -63,7 +70,18 @@ def public(status: dict[str, Any]) -> dict[str, Any]:
         told["late"] = 0.0
         if "due" in told:
             told["due"] = [reason for reason in told["due"] if reason not in _SECRET]
+    if "due" in told:
+        told["due"] = open_reasons(told["due"])
+    told.pop("withheld", None)
     return told
+
+
+def open_reasons(reasons: Iterable[str]) -> list[str]:
+    """Return why it rotates as clients may know it: what a monitor of queries saw is a demand.
+
+    Else whoever attacks would learn from it what is noticed.
+    """
+    return sorted({DEMAND if reason.startswith(MONITOR) else reason for reason in reasons})
 
 
 class Latencies:
@@ -132,6 +150,8 @@ class Metrics:
         self.failures = Counter("g2d_spare_failures", "Times that no spare could be made.",
                                 registry=registry)  # fmt: skip
         self.alarms = Counter("g2d_alarms", "Alarms by kind.", ["kind"], registry=registry)
+        self.monitor_alarms = Counter("g2d_monitor_alarms", "Alarms of monitors of queries.",
+                                      ["kind", "level"], registry=registry)  # fmt: skip
         self.checks = Counter("g2d_integrity_checks", "Checks of the live weights by outcome.",
                               ["outcome"], registry=registry)  # fmt: skip
         self.canaries = Counter("g2d_canary_checks", "Checks of the live answers to canaries, by"
@@ -160,6 +180,12 @@ class Metrics:
             "Since a rotation is overdue.",
             lambda: public(status()),
             "late",
+        )
+        self._gauge(
+            "g2d_alarms_withheld",
+            "Rotations that alarms of queries did not get.",
+            lambda: {"withheld": 0.0} | status(),
+            "withheld",
         )
         paused = Gauge("g2d_paused", "1 while rotation is paused.", registry=registry)
         paused.set_function(lambda: float(status()["paused"]))
@@ -221,6 +247,8 @@ class _Blurred:
     def collect(self) -> Iterator[Metric]:
         """Yield its metrics."""
         for metric in self._registry.collect():
+            if metric.name in CLOSED:
+                continue
             if metric.name in _QUERIES:
                 metric.samples = [_told(sample) for sample in metric.samples]
             yield metric

@@ -207,7 +207,12 @@ def serve(
         if audited is not None:
             ending.callback(audited.close)
         ending.callback(lambda: tell(Stopped(rotation.live)))
-        for stop in (loader.close, rotation.stop, parts.monitor.stop):  # the last one first
+        for stop in (
+            loader.close,
+            parts.desk.close,
+            rotation.stop,
+            parts.monitor.stop,
+        ):  # the last one first
             ending.callback(stop)
         _run(service, options, bound, log)
 

@@ -18,6 +18,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from g2d import __version__
 from g2d.service.access.identity import CALLER, OPERATE, Caller
 from g2d.service.http.admin import add_admin, wrong
+from g2d.service.http.alarms_api import add_alarms
+from g2d.service.http.feedback_api import add_feedback
 from g2d.service.http.log import to_json
 from g2d.service.http.metrics import CONTENT_TYPE_LATEST, public
 from g2d.service.http.openapi import merge
@@ -25,6 +27,7 @@ from g2d.service.http.protocol import RequestError
 from g2d.service.http.redteam_summary import Findings
 from g2d.service.http.types import Scope
 from g2d.service.http.web_page import add_pages
+from g2d.service.monitors.desk import Desk
 
 if TYPE_CHECKING:
     from g2d.service.http.app import Service
@@ -32,11 +35,11 @@ if TYPE_CHECKING:
 _BEAT = 2.0  # seconds between the ticks of a stream of events; they keep it open, too
 
 
-def build(service: Service, results: Path | None = None) -> FastAPI:
+def build(service: Service, results: Path | None = None, desk: Desk | None = None) -> FastAPI:
     """Build the application for everything but `/v2`.
 
     Args:
-        results: what `g2d attack` wrote or will write, for the page.
+        results: what `g2d attack` wrote or will write, for the page. desk: the monitors.
     """
     app = FastAPI(
         title="G2D",
@@ -49,6 +52,9 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
     add_pages(app)
     _add_reading(app, service, Findings(results))
     add_admin(app, service)
+    desk = desk or Desk()
+    add_alarms(app, service, desk)
+    add_feedback(app, service, desk.feedback)
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:

@@ -16,7 +16,10 @@ from fastapi import FastAPI, Response
 _WEB = Path(__file__).parent / "web"
 _LOOK = Path(__file__).parents[2] / "report" / "templates" / "style.html"
 _PAGES = {
-    "/": ("page.html", ("dom.js", "rotations.js", "redteam.js", "page.js", "admin.js")),
+    "/": (
+        "page.html",
+        ("dom.js", "rotations.js", "redteam.js", "page.js", "admin.js", "watched.js"),
+    ),
     "/docs": ("docs.html", ("dom.js", "docs.js")),
 }
 

@@ -6,10 +6,11 @@ is `rotation.events.Alarm.closed`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from g2d.rotation.events import Level
 
@@ -138,6 +139,15 @@ class AlarmLine:
 
 
 def _short(evidence: Evidence) -> dict[str, float | str]:
-    """Of evidence what may be kept: a few facts, short ones."""
+    """Of evidence what may be kept: a few facts, short ones, that every reader of JSON takes."""
     few = list(evidence.items())[:_FACTS]
-    return {k[:_CHARACTERS]: v[:_CHARACTERS] if isinstance(v, str) else v for k, v in few}
+    return {str(key)[:_CHARACTERS]: _plain(value) for key, value in few}
+
+
+def _plain(value: Any) -> float | str:
+    if isinstance(value, str):
+        return value[:_CHARACTERS]
+    if isinstance(value, int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else str(number)

@@ -5,6 +5,7 @@ let pending = false; // a rotation was asked for and its answer is still to come
 const CALLS = {
   rotate: { path: "admin/rotate", doing: "Rotating…", text: "Rotating needs the admin token." },
   pause: { path: "admin/pause", doing: "Pausing…", text: "Pausing needs the admin token." },
+  watch: { path: "alarms", method: "GET", doing: "Reading…", text: "What monitors see needs the admin token: no client may read it." },
   resume: { path: "admin/resume", doing: "Resuming…", text: "Resuming needs the admin token." },
 };
 
@@ -24,7 +25,7 @@ function askToken(call) {
 
 async function send(call) {
   const headers = token ? { authorization: `Bearer ${token}` } : {};
-  const options = { method: "POST", headers, cache: "no-store", credentials: "omit", redirect: "error" };
+  const options = { method: CALLS[call].method ?? "POST", headers, cache: "no-store", credentials: "omit", redirect: "error" };
   const response = await fetch(CALLS[call].path, options);
   const body = await response.json().catch(() => ({}));
   return { status: response.status, body, error: String(body.error ?? `HTTP ${response.status}`) };
@@ -34,6 +35,7 @@ function tell(call, { status, body, error }) {
   const done = status === 202 && state.rotation.generation > body.live; // in the meantime
   if (done) [status, body] = [200, state.rotation];
   pending = status === 202;
+  if (call === "watch") return status === 200 ? takeWatched(body) : say(`Refused: ${error}`, true);
   if (status === 200 && call === "rotate") say(`Generation ${body.generation} is live.`);
   else if (status === 200) say(call === "pause" ? "Rotation is paused." : "Rotation goes on.");
   else if (status === 202) say("Not yet: no spare was ready in time. It rotates as soon as one is.");
@@ -49,7 +51,7 @@ function settle(text, bad = false) {
 /** Make a call; ask for the token where there is none, or where it was wrong. */
 async function call(name) {
   if (!token && state.admin) return askToken(name);
-  const buttons = [$("rotate"), $("pause"), $("go")];
+  const buttons = [$("rotate"), $("pause"), $("watch"), $("go")];
   buttons.forEach((button) => button.setAttribute("aria-busy", "true"));
   say(CALLS[name].doing);
   try {
@@ -78,6 +80,7 @@ const idle = (button) => !button.hasAttribute("aria-busy");
 $("rotate").addEventListener("click", (event) => idle(event.currentTarget) && call("rotate"));
 $("pause").addEventListener("click", (event) =>
   idle(event.currentTarget) && call(state.rotation.paused ? "resume" : "pause"));
+$("watch").addEventListener("click", (event) => idle(event.currentTarget) && call("watch"));
 $("cancel").addEventListener("click", () => $("ask").close());
 $("ask").addEventListener("close", () => { $("token").value = ""; });
 $("ask-form").addEventListener("submit", (event) => {
@@ -89,6 +92,7 @@ $("ask-form").addEventListener("submit", (event) => {
 $("forget").addEventListener("click", () => {
   token = "";
   $("forget").hidden = true;
+  takeWatched(null);
   say("The token is forgotten.");
   $("rotate").focus();
 });

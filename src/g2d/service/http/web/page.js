@@ -118,12 +118,13 @@ function drawHistory(first = false) {
 }
 
 function drawAll(first) {
-  for (const id of ["now", "alarms", "rotations", "rejected", "redteam"]) $(id).hidden = false;
+  for (const id of ["now", "alarms", "watched", "rotations", "rejected", "redteam"]) $(id).hidden = false;
   drawNow();
   drawClocks();
   drawAlarms();
   drawHistory(first);
   drawRejected();
+  drawWatchedNote();
 }
 
 /** Tell a screen reader, but not more often than it can speak: then the latest is told. */

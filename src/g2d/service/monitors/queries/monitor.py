@@ -27,7 +27,7 @@ FIRST = 64
 """Inputs whose values say what the scale is; they wait until then, and are judged."""
 
 _ACCOUNTS, _SHARED, _CLIENTS = 65_536, 8192, 8
-# What each test may err, as shares of [monitors] false_alarms; the rest is the boundary's.
+# What each test may err, as shares of [monitors] query_alarms; the rest is the boundary's.
 _DESCENT, _TOGETHER, _COPYING = 1 / 2, 1 / 4, 1 / 8
 
 
@@ -66,14 +66,14 @@ class Queries(BuiltIn):
         super().__init__(watched)
         self._salt = os.urandom(32) if salt is None else salt
         self._chance = np.random.default_rng(list(self._salt))
-        self._exempt = frozenset(watched.settings.exempt)
+        self._exempt = frozenset(watched.settings.query_exempt)
         self._prints: Fingerprints | None = None
         self._waiting: list[_Request] = []
         self._windows: OrderedDict[str, Window] = OrderedDict()
         self._met = scratch()
         self._everybody, self._shared = Everybody(), OrderedDict[int, Trail]()
         self._accounts = Accounts(_ACCOUNTS, watched.now)
-        rate = watched.settings.false_alarms
+        rate = watched.settings.query_alarms
         self._own_purse, self._shared_purse, self._copying_purse = (
             Purse(share * rate) for share in (_DESCENT, _TOGETHER, _COPYING)
         )
@@ -104,7 +104,7 @@ class Queries(BuiltIn):
         self._waiting.append(request)
         if sum(len(one.inputs) for one in self._waiting) >= FIRST:
             first = np.concatenate([one.inputs for one in self._waiting])[: 4 * FIRST]
-            near = self.watched.settings.near
+            near = self.watched.settings.query_near
             self._prints = Fingerprints(self.watched.model, first, near, self._salt)
             waiting, self._waiting = self._waiting, []
             for one in waiting:
@@ -152,25 +152,25 @@ class Queries(BuiltIn):
             if not again:
                 self._together(answer)
             # Variants that anybody may send are no sign that inputs are made from each other.
-            if not 0 < trail.variants <= self.watched.settings.variants:
+            if not 0 < trail.variants <= self.watched.settings.query_variants:
                 self._copying(answer)
 
     def _window(self, client: str) -> Window:
         window = self._windows.get(client)
         if window is None:
-            if len(self._windows) >= self.watched.settings.clients:
+            if len(self._windows) >= self.watched.settings.query_clients:
                 name, lost = self._windows.popitem(last=False)
                 if any(lost.evidence):
                     account = self._accounts.of(name)
                     account.evidence = max(account.evidence, lost.evidence)
-            window = self._windows[client] = Window(self.watched.settings.window, self._met)
+            window = self._windows[client] = Window(self.watched.settings.query_window, self._met)
         self._windows.move_to_end(client)
         return window
 
     def _trail(self, answer: _Answer) -> Trail:
         self._numbers += 1
         label = int(answer.logits.argmax())
-        return Trail(self._numbers, label, self.watched.settings.variants)
+        return Trail(self._numbers, label, self.watched.settings.query_variants)
 
     def _even(self) -> float:
         return 1.0 - float(self._chance.random())
@@ -244,7 +244,7 @@ class Queries(BuiltIn):
             )
 
     def _budget(self, client: str, account: Account) -> None:
-        budget = self.watched.settings.near_duplicates
+        budget = self.watched.settings.query_budget
         before, account.near = account.near, account.near + 1
         if budget and before <= budget < account.near:
             self._alarms["budget"] += 1

@@ -1,0 +1,72 @@
+// What monitors of queries see: read from `alarms` with the token, never from the stream, which
+// clients may read. Drawn anew every few seconds while there is a token.
+const LEVELS = ["critical", "warning", "notice"];
+const AGAIN = 4000; // ms between looks
+let watched = null, opened = new Set();
+
+function takeWatched(fresh) {
+  watched = fresh;
+  if (!watched) opened = new Set();
+  drawWatchedNote();
+  $("watch").hidden = Boolean(watched);
+  $("watched-body").replaceChildren(...(watched ? drawWatched().filter(Boolean) : []));
+  if (watched && !$("ask").open && $("said").textContent === CALLS.watch.doing) say("");
+}
+
+function drawWatchedNote() {
+  if (!watched) {
+    write("watched-note", "Alarms about queries and drift, the clients that they name and who is pinned"
+      + " are for operators: a client that reads them learns what is noticed.");
+    return;
+  }
+  const parts = [`${counted(watched.suppressed, "alarm")} held back for a cool-down`,
+    `${counted(watched.withheld, "rotation")} not given to alarms of queries`];
+  write("watched-note", `${parts.join("; ")}.`);
+}
+
+function drawWatched() {
+  const alarms = list(watched.alarms).slice().reverse();
+  const levels = LEVELS.map((level) => drawLevel(level,
+    alarms.filter((alarm) => (alarm.level ?? "warning") === level)));
+  const rows = Object.entries(watched.monitors ?? {}).map(([name, numbers]) => [name,
+    Object.entries(numbers).map(([key, value]) => `${key.replaceAll("_", " ")} ${isNumber(value)
+      ? Number.isInteger(value) ? value.toLocaleString("en") : short(value) : value}`).join(", ")]);
+  return [...levels, drawPinned(watched.pinned),
+    rows.length ? table("cards", "What monitors have counted since the start.", ["monitor", "numbers"], rows)
+      : empty("No monitor is on: [monitors] watch names those that are.")];
+}
+
+/** One level's alarms, newest first, with what was measured. */
+function drawLevel(level, alarms) {
+  if (!alarms.length) return null;
+  const details = el("details", opened.has(level) || level !== "notice" ? { open: "" } : {},
+    el("summary", {}, `${level}: ${counted(alarms.length, "alarm")}`),
+    el("ol", { class: "list" }, ...alarms.slice(0, 50).map((alarm) => el("li",
+      { class: level === "notice" ? "" : "strong" }, moment(alarm.time),
+      el("span", { class: "kind" }, title(alarm)),
+      alarm.client ? el("code", {}, String(alarm.client)) : null,
+      ` ${alarm.text ?? ""} `, drawEvidence(alarm.evidence)))));
+  details.addEventListener("toggle", () => (details.open ? opened.add(level) : opened.delete(level)));
+  return details;
+}
+
+function drawEvidence(evidence) {
+  const facts = Object.entries(evidence ?? {});
+  return facts.length ? el("span", { class: "note" },
+    facts.map(([key, value]) => `${key} ${isNumber(value) ? short(value) : value}`).join(" · ")) : null;
+}
+
+/** Who stays with the generation that answers him; the policy says what it knows of each. */
+function drawPinned(pinned) {
+  const rows = Array.isArray(pinned) ? pinned.map((one) => [one, ""]) : Object.entries(pinned ?? {});
+  if (!rows.length) return null;
+  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+  return table("cards", "Clients that are pinned: they stay with the generation that they know.",
+    ["client", "why"], rows.map(([client, why]) => [text(client), text(why)]));
+}
+
+setInterval(async () => {
+  if (!token || !watched || document.hidden) return;
+  const answer = await send("watch").catch(() => null);
+  if (answer?.status === 200 && token) takeWatched(answer.body);
+}, AGAIN);
