@@ -88,7 +88,7 @@ class Copy:
         self._by = Fingerprints(model, first.numpy(), settings.query_near, salt)
         self._most, self._met = settings.query_window, scratch()
         self._windows: dict[int, Window] = {}
-        self._trail = Trail(1, 0, 0)
+        self._trail = Trail(1, 0, 0, np.zeros(0))
 
     def _window(self, lane: int) -> Window:
         return self._windows.setdefault(lane, Window(self._most, self._met))

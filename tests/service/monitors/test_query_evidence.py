@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from g2d.service.monitors.queries.evidence import NOTHING, Accounts, Purse, Ranks, bet, worth
-from g2d.service.monitors.queries.trails import AT_BOUNDARY, Margins, Trail
+from g2d.service.monitors.queries.evidence import (
+    NOTHING,
+    Accounts,
+    Purse,
+    Ranks,
+    Test,
+    bet,
+    worth,
+)
+from g2d.service.monitors.queries.trails import LAST, Margins, Trail
+
+NONE = np.zeros(0, np.uint8)
 
 
 def test_ranks_of_values_in_no_order_are_even_ties_or_none():
@@ -24,12 +34,13 @@ def test_ranks_of_values_in_no_order_are_even_ties_or_none():
 def test_alarms_without_cause_are_at_most_as_many_as_inputs_paid_for():
     draws = np.random.default_rng(1)
     rate, alarms, inputs = 0.01, 0, 20_000
-    purse, trail = Purse(rate), Trail(1, 0, 8)
+    purse, test = Purse(rate), Test()
     for _ in range(inputs):
         purse.earn(1)
-        alarms += trail.judge(1 - float(draws.random()), purse)
-        if draws.random() < 0.02:  # many trails, each with a first stake
-            trail = Trail(1, 0, 8)
+        p = 1 - float(draws.random())
+        alarms += test.add((p, 1 - p, 1 - float(draws.random())), purse)
+        if draws.random() < 0.02:  # many tests, each with a first stake
+            test = Test()
     assert alarms <= rate * inputs
 
 
@@ -47,44 +58,62 @@ def test_a_purse_never_pays_more_than_it_was_paid():
 
 def test_a_search_needs_no_more_than_some_dozens_of_queries():
     draws = np.random.default_rng(2)
-    purse, trail, best = Purse(5e-7), Trail(1, 0, 8), 10.0
+    purse, trail, best = Purse(5e-7), Trail(1, 0, 8, NONE), 10.0
     for query in range(1, 200):  # noqa: B007 - its last value is what is asked
         purse.earn(1)
         margin = best + draws.exponential(1.0) - 0.4
         best = min(best, margin)
-        step = trail.add(np.array([margin, 0.0]), False, 1 - draws.random(), 0)
-        if step.p is not None and trail.judge(step.p, purse):
+        step = trail.add(np.array([margin, 0.0]), NONE, False, 1 - draws.random(), 0)
+        if step.descent and trail.descent.add(step.descent, purse):
             break
     assert query < 60
-    assert trail.evidence == NOTHING  # it was spent
+    assert trail.descent.evidence == NOTHING  # it was spent
+    assert trail.descent.staked <= 5e-7 * query
 
 
 def test_margins_of_another_network_are_not_compared():
     draws = np.random.default_rng(3)
-    trail, p = Trail(1, 0, 4), []
+    trail, p = Trail(1, 0, 4, NONE), []
     for epoch in range(100):  # each generation is less sure; none has seven variants
         p += [
-            trail.add(np.array([100.0 - epoch + draws.random(), 0]), False, 0.5, epoch).p
+            trail.add(
+                np.array([100.0 - epoch + draws.random(), 0]), NONE, False, 0.5, epoch
+            ).descent
             for _ in range(4)
         ]
     assert p == [None] * 400
 
 
-def test_a_boundary_is_asked_about_only_where_margins_stay_low_and_labels_change():
-    def asks(low: float, flips: float, count: int = 400) -> bool:
-        draws = np.random.default_rng(4)
-        trail = Trail(1, 0, 8)
-        each = [
-            trail.add(np.array([0.0, 1.0 if draws.random() < flips else -1.0]),
-                      bool(draws.random() < low), 0.5, 0)
-            for _ in range(count)
-        ]  # fmt: skip
-        return any(step.boundary for step in each)
+@pytest.mark.parametrize(
+    ("low", "flips", "count", "at"),
+    [(1, 0.5, 200, True), (1, 0.5, LAST - 1, False), (0.4, 0.5, 200, False), (1, 0, 200, False)],
+)
+def test_variants_lie_at_a_boundary_where_margins_stay_low_and_labels_change(low, flips, count, at):
+    draws, trail, found = np.random.default_rng(4), Trail(1, 0, 8, NONE), False
+    for _ in range(count):
+        logits = np.array([0.0, 1.0 if draws.random() < flips else -1.0])
+        trail.add(logits, NONE, bool(draws.random() < low), 0.5, 0)
+        found |= trail.at_boundary
+    assert found == at
 
-    assert asks(low=1.0, flips=0.5)
-    assert not asks(low=1.0, flips=0.5, count=AT_BOUNDARY - 1)
-    assert not asks(low=0.5, flips=0.5)
-    assert not asks(low=1.0, flips=0.0)
+
+def test_inputs_that_move_away_from_the_first_are_told_from_those_that_stay():
+    draws, purse = np.random.default_rng(5), Purse(1e-6)
+    purse.earn(10**6)
+
+    def moves(by: float) -> bool:
+        trail, there = Trail(1, 0, 8, np.zeros(32, np.uint8)), 0.0
+        for query in range(150):
+            there += by
+            values = np.clip(draws.normal(20 + there, 5, 32), 0, 255).astype(np.uint8)
+            step = trail.add(np.zeros(2), values, False, 1 - draws.random(), query)
+            assert step.descent is None  # each answer is another network's
+            if step.drift and trail.drift.add(step.drift, purse):
+                return True
+        return False
+
+    assert moves(0.5)
+    assert not moves(0.0)
 
 
 def test_low_margins_are_those_of_the_tenth_where_a_network_is_never_sure():
@@ -120,5 +149,6 @@ def test_accounts_are_bounded_and_whoever_is_unknown_begins_with_what_was_forgot
 
 
 def test_a_bet_wins_on_small_values_and_loses_on_large_ones():
-    assert worth(bet(NOTHING, 1e-3, 1e-3)) > 5e-3
-    assert worth(bet(NOTHING, 1e-3, 1.0)) < 1e-3
+    assert worth(bet(NOTHING, 1e-3, [1e-3])) > 5e-3
+    assert worth(bet(NOTHING, 1e-3, [1.0])) < 1e-3
+    assert worth(bet(NOTHING, 1e-3, [0.0, 1.0])) < 1e9

@@ -11,6 +11,7 @@ from g2d.service.monitors.queries.trails import Trail
 from g2d.service.monitors.queries.windows import Everybody, Window, scratch
 
 SALT = bytes(range(32))
+NONE = np.zeros(0, np.uint8)
 IMAGES = Model("g2d", (1, 12, 12), "float32", 10)
 
 
@@ -25,7 +26,7 @@ def found(by: Fingerprints, seen: np.ndarray, asked: np.ndarray) -> list[tuple[i
     """Which of the inputs seen (by its place) each input asked about is told to be near."""
     window, prints = Window(64, scratch()), by(seen)
     for place in range(len(seen)):
-        window.add(prints, place, Trail(place, 0, 8))
+        window.add(prints, place, Trail(place, 0, 8, NONE))
     asked_prints = by(asked)
     each = [window.find(asked_prints, i, by) for i in range(len(asked))]
     return [(trail.number if trail else None, same) for trail, same in each]
@@ -109,7 +110,7 @@ def test_a_clients_window_holds_its_last_inputs_and_no_more():
     by = Fingerprints(IMAGES, x, 0.4, SALT)
     window, prints = Window(20, scratch()), by(x)
     for place in range(100):
-        window.add(prints, place, Trail(place, 0, 8))
+        window.add(prints, place, Trail(place, 0, 8, NONE))
     told = [window.find(prints, place, by) for place in range(100)]
     assert [same for _, same in told] == [False] * 80 + [True] * 20
     assert [trail.number for trail, _ in told[80:]] == list(range(80, 100))

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 BETS = (0.25, 0.5)
 """Exponents k of the bets k p^(k - 1), of mean 1 for a p that is even on (0, 1]."""
 
-NOTHING = (0.0,) * len(BETS)
-"""Evidence of none."""
+Evidence = tuple[float, ...]
+
+NOTHING: Evidence = ()
+"""Evidence of none, for any test."""
 
 ENOUGH = 1.0
 """Evidence that raises an alarm."""
 
+_TINY = 1e-12
 _STAKE, _SHARE, _MOST = 1e-3, 1 / 50, 1.0  # of a first stake, at most; of the purse; in the purse
 _SEGMENT = 512  # ranks are among so many at most: then a fresh list begins
 
@@ -63,14 +66,40 @@ class Ranks:
         self._values.clear()
 
 
-def bet(evidence: tuple[float, ...], stake: float, p: float) -> tuple[float, ...]:
-    """Add a p-value to evidence: one Shiryaev-Roberts step for each of `BETS`."""
-    return tuple((r + stake) * k * p ** (k - 1) for r, k in zip(evidence, BETS, strict=True))
+def bet(evidence: Evidence, stake: float, p: Sequence[float]) -> Evidence:
+    """Add p-values to evidence: one Shiryaev-Roberts step for each, and each of `BETS`."""
+    factors = [k * max(one, _TINY) ** (k - 1) for one in p for k in BETS]
+    before = evidence or (0.0,) * len(factors)
+    return tuple((r + stake) * factor for r, factor in zip(before, factors, strict=True))
 
 
-def worth(evidence: tuple[float, ...]) -> float:
-    """What evidence is worth: the mean over `BETS`, of which all bounds speak."""
-    return sum(evidence) / len(evidence)
+def worth(evidence: Evidence) -> float:
+    """What evidence is worth: the mean, of which all bounds speak."""
+    return sum(evidence) / max(1, len(evidence))
+
+
+class Test:
+    """A test that is paid from a purse.
+
+    Attributes:
+        evidence: what it has. staked: what was paid: no less than the chance that it errs.
+    """
+
+    __slots__ = ("evidence", "staked")
+    __test__ = False  # pytest takes what is called so for its own
+
+    def __init__(self) -> None:
+        self.evidence, self.staked = NOTHING, 0.0
+
+    def add(self, p: Sequence[float], purse: Purse, enough: float = ENOUGH) -> bool:
+        """Add p-values; whether the evidence is enough, which spends it."""
+        stake = purse.next() if self.staked else purse.first()
+        self.staked += stake
+        self.evidence = bet(self.evidence, stake, p)
+        if worth(self.evidence) < enough:
+            return False
+        self.evidence = NOTHING
+        return True
 
 
 class Purse:
@@ -110,15 +139,15 @@ class Account:
 
     Attributes:
         evidence: of a descent, of windows that were given up. copying: of extraction. near:
-            near-duplicates; they fade.
+            near-duplicates; they fade. series: inputs with many variants. boundaries: how many of
+            those lay at a boundary.
     """
 
-    __slots__ = ("copying", "evidence", "near", "since")
+    __slots__ = ("boundaries", "copying", "evidence", "near", "series", "since")
 
-    def __init__(
-        self, evidence: tuple[float, ...], copying: float, near: float, since: float
-    ) -> None:
+    def __init__(self, evidence: Evidence, copying: float, near: float, since: float) -> None:
         self.evidence, self.copying, self.near, self.since = evidence, copying, near, since
+        self.series = self.boundaries = 0
 
 
 class Accounts:
@@ -165,12 +194,13 @@ class Accounts:
         for account in self._kept.values():
             self._let_fade(account, now)
         weights = sorted(
-            (max(worth(a.evidence), a.copying), a.near, name) for name, a in self._kept.items()
+            (max(worth(a.evidence), a.copying), a.boundaries, a.near, name)
+            for name, a in self._kept.items()
         )
-        for _, _, name in weights[: max(1, self._most // 8)]:
+        for *_, name in weights[: max(1, self._most // 8)]:
             lost, gone = self._kept.pop(name), self._gone
             self._gone = Account(
-                tuple(map(max, lost.evidence, gone.evidence)),
+                max(lost.evidence, gone.evidence, key=worth),
                 max(lost.copying, gone.copying), max(lost.near, gone.near), now,
             )  # fmt: skip
 

@@ -18,17 +18,24 @@ import numpy as np
 from g2d.core.types import Array
 from g2d.service.monitors.builtin import BuiltIn, Watched
 from g2d.service.monitors.queries.copying import TESTED, Copiers
-from g2d.service.monitors.queries.evidence import ENOUGH, NOTHING, Account, Accounts, Purse
+from g2d.service.monitors.queries.evidence import (
+    ENOUGH,
+    NOTHING,
+    Account,
+    Accounts,
+    Purse,
+    worth,
+)
 from g2d.service.monitors.queries.fingerprints import Fingerprints, Prints
-from g2d.service.monitors.queries.trails import Margins, Trail
+from g2d.service.monitors.queries.trails import LAST, MOVES, Margins, Step, Trail
 from g2d.service.monitors.queries.windows import Everybody, Window, scratch
 
 FIRST = 64
 """Inputs whose values say what the scale is; they wait until then, and are judged."""
 
 _ACCOUNTS, _SHARED, _CLIENTS = 65_536, 8192, 8
-# What each test may err, as shares of [monitors] query_alarms; the rest is the boundary's.
-_DESCENT, _TOGETHER, _COPYING = 1 / 2, 1 / 4, 1 / 8
+# What each test may err, as shares of [monitors] query_alarms.
+_DESCENT, _TOGETHER, _BOUNDARY, _COPYING = 1 / 2, 1 / 4, 1 / 8, 1 / 8
 
 
 class _Request(NamedTuple):
@@ -74,9 +81,13 @@ class Queries(BuiltIn):
         self._everybody, self._shared = Everybody(), OrderedDict[int, Trail]()
         self._accounts = Accounts(_ACCOUNTS, watched.now)
         rate = watched.settings.query_alarms
-        self._own_purse, self._shared_purse, self._copying_purse = (
-            Purse(share * rate) for share in (_DESCENT, _TOGETHER, _COPYING)
-        )
+        shares = (_DESCENT, _TOGETHER, _BOUNDARY, _COPYING)
+        self._purses = {
+            share_of: Purse(share * rate)
+            for share_of, share in zip(
+                ("descent", "together", "boundary", "copying"), shares, strict=True
+            )
+        }
         self._margins, self._copiers = Margins(), Copiers()
         self._epoch = self._numbers = 0
         self._counts = dict.fromkeys(
@@ -125,7 +136,7 @@ class Queries(BuiltIn):
             "windows": len(self._windows),
             "accounts": len(self._accounts),
             "evidence_floor": self._accounts.floor,
-            "alarms_in_hand": self._own_purse.held,
+            "alarms_in_hand": self._purses["descent"].held,
             "near_tolerance": prints.near if prints else 0.0,
             "share_of_windows_hashed": prints.sampled if prints else 0.0,
             "copying_tests": self._copiers.tests,
@@ -136,7 +147,7 @@ class Queries(BuiltIn):
         prints = by(request.inputs)
         logits = request.logits.astype(np.float64)
         margins = Margins.of(logits)
-        for purse in (self._own_purse, self._shared_purse, self._copying_purse):
+        for purse in self._purses.values():
             purse.earn(len(logits))
         window = self._window(request.client)
         for i, margin in enumerate(margins.tolist()):
@@ -160,9 +171,9 @@ class Queries(BuiltIn):
         if window is None:
             if len(self._windows) >= self.watched.settings.query_clients:
                 name, lost = self._windows.popitem(last=False)
-                if any(lost.evidence):
+                if lost.evidence:
                     account = self._accounts.of(name)
-                    account.evidence = max(account.evidence, lost.evidence)
+                    account.evidence = max(account.evidence, lost.evidence, key=worth)
             window = self._windows[client] = Window(self.watched.settings.query_window, self._met)
         self._windows.move_to_end(client)
         return window
@@ -170,7 +181,8 @@ class Queries(BuiltIn):
     def _trail(self, answer: _Answer) -> Trail:
         self._numbers += 1
         label = int(answer.logits.argmax())
-        return Trail(self._numbers, label, self.watched.settings.query_variants)
+        head = answer.prints.values[answer.place]
+        return Trail(self._numbers, label, self.watched.settings.query_variants, head)
 
     def _even(self) -> float:
         return 1.0 - float(self._chance.random())
@@ -183,17 +195,39 @@ class Queries(BuiltIn):
         account = self._accounts.of(answer.client)
         self._counts["near"] += 1
         self._budget(answer.client, account)
-        low = self._margins.low(answer.margin)
-        step = trail.add(answer.logits, low, self._even(), answer.epoch)
-        if step.p is not None:
+        step = self._step(trail, answer)
+        if step.descent:
             # What an evicted window had, or others whose accounts are forgotten, is not lost.
-            trail.evidence = max(trail.evidence, account.evidence)
+            trail.descent.evidence = max(trail.descent.evidence, account.evidence, key=worth)
             account.evidence = NOTHING
-            if trail.judge(step.p, self._own_purse):
-                self._tell("descent", trail, [answer.client])
-        if step.boundary:
-            self._tell("boundary", trail, [answer.client])
+            if trail.descent.add(step.descent, self._purses["descent"]):
+                self._tell("descent", trail, [answer.client], trail.descent.staked)
+        if step.drift and not trail.drifted:
+            trail.drifted = trail.drift.add(step.drift, self._purses["boundary"], MOVES)
+        if self._boundary(trail, account):
+            self._tell("boundary", trail, [answer.client], trail.drift.staked)
         return trail
+
+    @staticmethod
+    def _boundary(trail: Trail, account: Account) -> bool:
+        """Whether a client asks about a boundary and moves along it, or goes on to another one."""
+        account.series += trail.variants == LAST
+        if not trail.at_boundary:
+            return False
+        if not trail.counted:
+            trail.counted, account.boundaries = True, account.boundaries + 1
+        if not trail.drifted and not (
+            account.boundaries > 1 and 2 * account.boundaries >= account.series
+        ):
+            return False
+        trail.forget_boundary()
+        account.boundaries = account.series = 0
+        return True
+
+    def _step(self, trail: Trail, answer: _Answer) -> Step:
+        low = self._margins.low(answer.margin)
+        values = answer.prints.values[answer.place]
+        return trail.add(answer.logits, values, low, self._even(), answer.epoch)
 
     def _together(self, answer: _Answer) -> None:
         """Take an answer into the trail that several clients share, and judge that."""
@@ -208,7 +242,9 @@ class Queries(BuiltIn):
                 self._shared.popitem(last=False)
             self._shared[trail.number] = trail
         elif self._shared_step(trail, answer):
-            self._tell("together", trail, sorted(trail.clients | {answer.client}))
+            self._tell(
+                "together", trail, sorted(trail.clients | {answer.client}), trail.descent.staked
+            )
         self._shared.move_to_end(trail.number)
         if len(trail.clients) < _CLIENTS:
             trail.clients.add(answer.client)
@@ -216,14 +252,15 @@ class Queries(BuiltIn):
 
     def _shared_step(self, trail: Trail, answer: _Answer) -> bool:
         """Take in an answer of a trail of everybody's; whether several clients go downhill."""
-        low = self._margins.low(answer.margin)
-        step = trail.add(answer.logits, low, self._even(), answer.epoch)
+        step = self._step(trail, answer)
         if len(trail.clients | {answer.client}) < 2:  # its client's own trail is judged
             return False
         self._counts["near_others"] += 1
-        return step.p is not None and trail.judge(step.p, self._shared_purse)
+        return step.descent is not None and trail.descent.add(
+            step.descent, self._purses["together"]
+        )
 
-    def _tell(self, rule: str, trail: Trail, clients: list[str]) -> None:
+    def _tell(self, rule: str, trail: Trail, clients: list[str], chance: float) -> None:
         """Raise an alarm about each client; the first one rotates."""
         self._alarms[rule] += 1
         text = {
@@ -231,11 +268,12 @@ class Queries(BuiltIn):
             " search for an adversarial input",
             "together": "variants of one input, from several clients, are answered less surely one"
             " after the other, as in a search for an adversarial input",
-            "boundary": "variants of one input are answered at a decision boundary again and again",
+            "boundary": "variants of one input are answered at a decision boundary again and again,"
+            " and move along it or on to another one",
         }[rule]
         facts = {
             "rule": rule, "variants": trail.variants, "flips": trail.flips,
-            "chance": float(f"{trail.staked:.1e}"), "clients": len(clients),
+            "chance": float(f"{chance:.1e}"), "clients": len(clients),
         }  # fmt: skip
         level: Any = "critical" if trail.flips and rule != "boundary" else "warning"
         for place, client in enumerate(clients):
@@ -264,7 +302,7 @@ class Queries(BuiltIn):
         one, factor = tested
         if factor == 1.0:  # other clients' tests fail as often, or there are too few of them
             return
-        account, purse = self._accounts.of(answer.client), self._copying_purse
+        account, purse = self._accounts.of(answer.client), self._purses["copying"]
         stake = purse.next(TESTED) if account.copying else purse.first()
         account.copying = (account.copying + stake) * factor
         if account.copying < ENOUGH:

@@ -2,8 +2,8 @@
 
 A search goes downhill: the margin of its queries falls against those before them. Who sends
 variants of an input for any other reason sends them in an order that has nothing to do with the
-answer. And decision-based attacks (HopSkipJump, boundary) ask about a boundary itself, again and
-again.
+answer. Decision-based attacks (HopSkipJump, boundary) ask about a boundary, again and again, and
+move along it, or to the next one: whoever looks at one ambiguous thing does not.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2d.core.types import Array
-from g2d.service.monitors.queries.evidence import ENOUGH, NOTHING, Purse, Ranks, bet, worth
+from g2d.service.monitors.queries.evidence import Ranks, Test
 
-LAST, AT_BOUNDARY, FLIPS = 128, 96, 8
-"""Of the last 128 variants of an input at least 96 have low margins, and 8 another label: a
-boundary is being asked about. Of an input whose variants have low margins half of the time at most,
-that comes by chance 7 times in 10^9 (binomial)."""
+LAST, AT_BOUNDARY, FLIPS = 32, 24, 8
+"""Variants lie at a boundary where of the last 32 at least 24 have low margins, and 8 another
+label than most. So may those of a thing that is ambiguous by itself: see `MOVES`, `Account`."""
+
+MOVES = 1e-3
+"""Evidence of moving that is enough at a boundary, if of a thousand inputs with many variants one
+at most is ambiguous by itself."""
 
 _LOW = 0.5  # probabilities of the best two classes closer than this: a low margin
 _USUAL, _FEWEST = 0.1, 64  # unless more than a tenth of the answers to fresh inputs are so
@@ -27,15 +30,15 @@ _USUAL, _FEWEST = 0.1, 64  # unless more than a tenth of the answers to fresh in
 
 @dataclass(frozen=True)
 class Step:
-    """What a variant adds to its trail.
+    """What a variant adds to its trail: p-values, None: too few came before.
 
     Attributes:
-        p: how low its margin is among those before it, see `Ranks`; None: not told. boundary: the
-            trail has been asking about a boundary.
+        descent: its margin is low, it is high, the gap of its best two scores is low, each among
+            those before it. drift: it is far from the first variant, it is near it, likewise.
     """
 
-    p: float | None
-    boundary: bool
+    descent: tuple[float, float, float] | None
+    drift: tuple[float, float] | None
 
 
 class Trail:
@@ -43,59 +46,62 @@ class Trail:
 
     Attributes:
         number: unlike any other's. label: of its first. variants: how many followed that. flips:
-            how many of those were labelled otherwise. evidence: that their answers go downhill.
-            staked: what was paid for it, so the chance of an alarm without cause. clients: who sent
-            them, 8 at most.
+            how many of those were labelled otherwise. descent: the test that answers have an order.
+            drift: the test that inputs have one. drifted: that it has found so. counted: it is
+            among the boundaries of its client. clients: who sent them, 8 at most.
     """
 
-    __slots__ = ("_epoch", "_last", "_ranks", "clients", "evidence", "flips", "label", "number",
-                 "staked", "variants")  # fmt: skip
+    __slots__ = ("_epoch", "_gaps", "_head", "_last", "_margins", "_moves", "clients", "counted", "descent",
+                 "drift", "drifted", "flips", "label", "number", "variants")  # fmt: skip
 
-    def __init__(self, number: int, label: int, skip: int) -> None:
+    def __init__(self, number: int, label: int, skip: int, head: Array) -> None:
         self.number, self.label = number, label
         self.variants = self.flips = 0
-        self.evidence, self.staked = NOTHING, 0.0
+        self.descent, self.drift = Test(), Test()
+        self.drifted = self.counted = False
         self.clients: set[str] = set()
-        self._ranks = Ranks(skip)
+        self._head = head.astype(np.float32)
+        self._margins, self._gaps, self._moves = Ranks(skip), Ranks(skip), Ranks(skip)
         self._last: deque[tuple[bool, int]] = deque(maxlen=LAST)
         self._epoch = 0
 
-    def add(self, logits: Array, low: bool, chance: float, epoch: int) -> Step:
-        """Take in the answer to a variant.
+    def add(self, logits: Array, values: Array, low: bool, chance: float, epoch: int) -> Step:
+        """Take in a variant.
 
         Args:
-            logits: (classes,). low: whether its margin counts as low. epoch: rises whenever
-                another network answers, for its margins do not compare.
+            logits: (classes,), the answer. values: (v,), its sketch. low: whether its margin counts
+                as low. epoch: rises whenever another network answers, for margins do not compare.
         """
         if epoch != self._epoch:
-            self._ranks.restart()
+            self._margins.restart()
+            self._gaps.restart()
             self._epoch = epoch
         label = int(logits.argmax())
         self.variants += 1
         self.flips += label != self.label
-        others = np.delete(logits, self.label)
-        p = self._ranks.add(float(logits[self.label] - others.max()), chance)
         self._last.append((low, label))
-        boundary = self.variants >= AT_BOUNDARY and self._asks_boundary()
-        if boundary:
-            self._last.clear()
-        return Step(p, boundary)
+        margin = float(logits[self.label] - np.delete(logits, self.label).max())
+        best = np.partition(logits, -2)[-2:]
+        p, gap = self._margins.add(margin, chance), self._gaps.add(float(best[1] - best[0]), chance)
+        far = None
+        if len(values):
+            far = self._moves.add(-float(np.square(values - self._head).sum()), chance)
+        return Step(
+            None if p is None or gap is None else (p, 1 - p, gap),
+            None if far is None else (far, 1 - far),
+        )
 
-    def judge(self, p: float, purse: Purse) -> bool:
-        """Add a p-value to the evidence; whether it is enough, which spends it."""
-        stake = purse.next() if self.staked else purse.first()
-        self.staked += stake
-        self.evidence = bet(self.evidence, stake, p)
-        enough = worth(self.evidence) >= ENOUGH
-        if enough:
-            self.evidence = NOTHING
-        return enough
-
-    def _asks_boundary(self) -> bool:
-        if sum(low for low, _ in self._last) < AT_BOUNDARY:
+    @property
+    def at_boundary(self) -> bool:
+        """Whether its last variants lay at a boundary."""
+        if len(self._last) < LAST or sum(low for low, _ in self._last) < AT_BOUNDARY:
             return False
         common = Counter(label for _, label in self._last).most_common(1)[0][1]
-        return len(self._last) - common >= FLIPS
+        return LAST - common >= FLIPS
+
+    def forget_boundary(self) -> None:
+        """Count the next variants anew: this boundary was told."""
+        self._last.clear()
 
 
 class Margins:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from g2d.core.types import Array
-from g2d.service.monitors.queries.evidence import NOTHING
+from g2d.service.monitors.queries.evidence import NOTHING, Evidence, worth
 from g2d.service.monitors.queries.fingerprints import KEPT, Fingerprints, Prints
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ class Window:
         return (self._trails[best] if shared[best] >= MATCHES * kept else None), False
 
     @property
-    def evidence(self) -> tuple[float, ...]:
+    def evidence(self) -> Evidence:
         """The largest evidence of its trails."""
-        return max((trail.evidence for trail in self._trails), default=NOTHING)
+        return max((trail.descent.evidence for trail in self._trails), key=worth, default=NOTHING)
 
     def add(self, prints: Prints, i: int, trail: Trail) -> None:
         """Remember input i; the oldest gives way."""
