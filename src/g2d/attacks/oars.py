@@ -52,17 +52,15 @@ def oars_square(
 ) -> Tensor:
     """Square attack (arXiv 1912.00049) with squares that grow until no near-duplicate is seen.
 
-    Each image has a share of pixels of its own: where a proposal collides with what was sent,
-    another is drawn, larger by a half; where none did, the next one is smaller by a tenth, down to
-    `share`.
+    Each image has a share of pixels of its own: where a proposal collides with what was sent, a
+    larger one is drawn, by a half; where none did, the next is smaller by a tenth, down to `share`.
 
     Args:
-        x: clean images (n, channels, height, width), inputs of another shape are taken as one row
-            of pixels. y: their labels (n,). eps: radius of the L-infinity ball. budget: queries an
-            image, and rounds at most; a round in which every draw collided sends nothing, unless
-            `insist`.
+        x: clean images (n, channels, height, width); others are taken as one row of pixels. y:
+            their labels (n,). eps: radius of the L-infinity ball. budget: queries an image, and
+            rounds: one in which every draw collided sends nothing, unless `insist`.
         share: least share of the pixels that a proposal changes. draws: proposals a query.
-        jitter: half width of even noise on everything that is sent, inside ball and range.
+        jitter: half width of even noise on what is sent, inside ball and range.
 
     Returns:
         The best point of every image, shape of `x`, inside ball and range.

@@ -33,6 +33,7 @@ from g2d.service.monitors.queries.windows import Everybody, Window, scratch
 FIRST = 64
 """Inputs whose values say what the scale is; they wait until then, and are judged."""
 
+_NONE = np.zeros(0, np.uint8)
 _ACCOUNTS, _SHARED, _CLIENTS = 65_536, 8192, 8
 # What each test may err, as shares of [monitors] query_alarms.
 _DESCENT, _TOGETHER, _BOUNDARY, _COPYING = 1 / 2, 1 / 4, 1 / 8, 1 / 8
@@ -195,7 +196,7 @@ class Queries(BuiltIn):
         account = self._accounts.of(answer.client)
         self._counts["near"] += 1
         self._budget(answer.client, account)
-        step = self._step(trail, answer)
+        step = self._step(trail, answer, answer.prints.values[answer.place])
         if step.descent:
             # What an evicted window had, or others whose accounts are forgotten, is not lost.
             trail.descent.evidence = max(trail.descent.evidence, account.evidence, key=worth)
@@ -224,9 +225,8 @@ class Queries(BuiltIn):
         account.boundaries = account.series = 0
         return True
 
-    def _step(self, trail: Trail, answer: _Answer) -> Step:
+    def _step(self, trail: Trail, answer: _Answer, values: Array) -> Step:
         low = self._margins.low(answer.margin)
-        values = answer.prints.values[answer.place]
         return trail.add(answer.logits, values, low, self._even(), answer.epoch)
 
     def _together(self, answer: _Answer) -> None:
@@ -252,7 +252,7 @@ class Queries(BuiltIn):
 
     def _shared_step(self, trail: Trail, answer: _Answer) -> bool:
         """Take in an answer of a trail of everybody's; whether several clients go downhill."""
-        step = self._step(trail, answer)
+        step = self._step(trail, answer, _NONE)
         if len(trail.clients | {answer.client}) < 2:  # its client's own trail is judged
             return False
         self._counts["near_others"] += 1
@@ -271,7 +271,7 @@ class Queries(BuiltIn):
             "boundary": "variants of one input are answered at a decision boundary again and again,"
             " and move along it or on to another one",
         }[rule]
-        facts = {
+        facts: dict[str, float | str] = {
             "rule": rule, "variants": trail.variants, "flips": trail.flips,
             "chance": float(f"{chance:.1e}"), "clients": len(clients),
         }  # fmt: skip

@@ -51,8 +51,10 @@ class Trail:
             among the boundaries of its client. clients: who sent them, 8 at most.
     """
 
-    __slots__ = ("_epoch", "_gaps", "_head", "_last", "_margins", "_moves", "clients", "counted", "descent",
-                 "drift", "drifted", "flips", "label", "number", "variants")  # fmt: skip
+    __slots__ = (
+        "_epoch", "_gaps", "_head", "_last", "_margins", "_moves", "clients", "counted", "descent",
+        "drift", "drifted", "flips", "label", "number", "variants",
+    )  # fmt: skip
 
     def __init__(self, number: int, label: int, skip: int, head: Array) -> None:
         self.number, self.label = number, label
@@ -69,20 +71,22 @@ class Trail:
         """Take in a variant.
 
         Args:
-            logits: (classes,), the answer. values: (v,), its sketch. low: whether its margin counts
+            logits: (classes,), the answer. values: (v,), its sketch; (0,): drift is not tested. low: whether its margin counts
                 as low. epoch: rises whenever another network answers, for margins do not compare.
         """
         if epoch != self._epoch:
             self._margins.restart()
             self._gaps.restart()
             self._epoch = epoch
-        label = int(logits.argmax())
+        scores = logits.tolist()
+        best = max(scores)
+        label = scores.index(best)
+        second = max(score for place, score in enumerate(scores) if place != label)
+        margin = scores[self.label] - (second if label == self.label else best)
         self.variants += 1
         self.flips += label != self.label
         self._last.append((low, label))
-        margin = float(logits[self.label] - np.delete(logits, self.label).max())
-        best = np.partition(logits, -2)[-2:]
-        p, gap = self._margins.add(margin, chance), self._gaps.add(float(best[1] - best[0]), chance)
+        p, gap = self._margins.add(margin, chance), self._gaps.add(best - second, chance)
         far = None
         if len(values):
             far = self._moves.add(-float(np.square(values - self._head).sum()), chance)
