@@ -1,1 +1,1 @@
-"""What monitors see of attacks and of drift, and what they cost benign clients."""
+"""What monitors of a live service see, how soon, and what they take for an attack that is none."""

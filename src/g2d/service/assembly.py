@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -111,7 +111,7 @@ def assemble(
         return rotation.status()
 
     metrics = Metrics(status)
-    desk = _desk(loader, live, observers, vault)
+    desk = _desk(loader, live, options, observers, vault)
     desk.register(metrics.registry)
     watching = _observing({**desk.monitors, **observers.made}, options, metrics, log)
     heard = partial(_heard, audit, watching)
@@ -139,9 +139,12 @@ def assemble(
     return Parts(live, rotation, metrics, event_log, service, monitor, desk)
 
 
-def _desk(loader: ServedLoader, live: Live, observers: Observers, vault: Path | None) -> Desk:
-    """Make the monitors that settings ask for, and what takes labels if they do."""
+def _desk(
+    loader: ServedLoader, live: Live, options: Options, observers: Observers, vault: Path | None
+) -> Desk:
+    """Make the monitors that settings and options ask for, and what takes labels if they do."""
     settings, model = loader.monitors, loader.model
+    settings = replace(settings, watch=(*settings.watch, *options.monitor))
     monitors = built_in(Watched(model, settings, observers.line))
     if not settings.feedback or vault is None:  # a replica has no vault of its own
         return Desk(monitors, observers.line)

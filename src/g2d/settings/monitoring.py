@@ -43,7 +43,7 @@ class MonitorSettings(Checked):
         (), "queries: clients that are not judged, as the log names them", since="0.2"
     )
     drift_alarms: float = within(
-        1e-12, 0.01, 1e-6, "drift: alarms a request without cause, at most", since="0.2"
+        1e-12, 0.01, 2e-7, "drift: alarms a request without cause, at most", since="0.2"
     )
     drift_least: int = within(
         100, 10**6, 500, "drift: requests that say what is usual, before any alarm", since="0.2"

@@ -192,14 +192,15 @@ def test_rotating_asks_for_the_token_and_says_what_was_refused(made):
 def test_what_monitors_see_is_shown_to_whoever_has_the_token(made):
     more = {"level": "critical", "client": HOSTILE, "evidence": {"near": 0.97, "why": HOSTILE}}
     made.harness.rotation.alarm("query_attack", "near-duplicates", rotate=False, **more)
-    made.harness.desk.pinned = lambda: {"jwt:a": "suspected"}
+    pin = {"client": "jwt:a", "why": "query_attack", "generation": 1, "seconds": 60.0}
+    made.harness.desk.pinned = lambda: [pin]
     shown = made.open()
     expect(shown, "#alarm-list", "None since")  # the stream of events tells nobody
     expect(shown, "#watched-note", "are for operators")
     shown.click("#watch")
     enter(shown, TOKEN)
     expect(shown, "#watched-body", "critical: 1 alarm.*query_attack.*near-duplicates.*near 0.97")
-    expect(shown, "#watched-body", "pinned.*jwt:a.*suspected")
+    expect(shown, "#watched-body", "pinned.*jwt:a.*query_attack.*60")
     more = {"level": "notice", "evidence": {}}
     made.harness.rotation.alarm("drift", "the world has moved", rotate=False, **more)
     expect(shown, "#watched-body", "notice: 1 alarm")  # without a click

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from g2d.errors import SettingsError
+from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.drift.figures import Answers, InputFigures, Repeats, means
@@ -197,9 +198,8 @@ def test_settings_turn_it_on_by_name_and_say_what_is_missing(monkeypatch):
         made("drift")
 
 
-def test_a_service_shows_its_monitors_what_it_answers(monkeypatch):
-    monkeypatch.setattr("stand_ins.Fake.monitors", MonitorSettings(watch=("drift",)))
-    harness = Harness()
+def test_a_service_shows_its_monitors_what_it_answers():
+    harness = Harness(Options(monitor=("drift",)))
     observers = harness.service._observers
     assert observers is not None
     observers.start()

@@ -33,6 +33,10 @@ class Options(Checked):
         0.0, 0.9, 0.1, "share of `every` and of `queries` by which each wait is drawn, in secret"
     )
     queries: int = within(0, 10**12, 0, "rotate after so many inputs; 0: off")
+    monitor: tuple[str, ...] = free(
+        (), "built-in monitors that look on, or all; beside those of the vault's settings",
+        metavar="NAME", since="0.2",
+    )  # fmt: skip
     host: str = free("127.0.0.1", "address to bind to; anything but loopback is exposed")
     port: int = within(0, 65_535, 8000, "port to bind to; 0: any free one")
     allow_host: tuple[str, ...] = free(

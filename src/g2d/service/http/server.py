@@ -207,12 +207,8 @@ def serve(
         if audited is not None:
             ending.callback(audited.close)
         ending.callback(lambda: tell(Stopped(rotation.live)))
-        for stop in (
-            loader.close,
-            parts.desk.close,
-            rotation.stop,
-            parts.monitor.stop,
-        ):  # the last one first
+        stops = loader.close, parts.desk.close, rotation.stop, parts.monitor.stop
+        for stop in stops:  # the last one first
             ending.callback(stop)
         _run(service, options, bound, log)
 

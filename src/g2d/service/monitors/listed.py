@@ -11,7 +11,7 @@ BUILT_IN: tuple[type[BuiltIn], ...] = (DriftMonitor, Queries)
 
 
 def built_in(watched: Watched) -> dict[str, BuiltIn]:
-    """Make the monitors that `[monitors] watch` names, "all" for every one.
+    """Make the monitors that `[monitors] watch` or `--monitor` names, "all" for every one.
 
     Raises:
         SettingsError: there is none of a name, or what it needs is not installed.
@@ -21,7 +21,7 @@ def built_in(watched: Watched) -> dict[str, BuiltIn]:
     for name in names:
         if name not in known and name != "all":
             raise SettingsError(
-                f"[monitors] watch: there is no monitor {name!r}, only {', '.join(known)} and all."
+                f"there is no monitor {name!r}, only {', '.join(known)} and all."
                 + nearest(name, known)
             )
     wanted = known if "all" in names else dict.fromkeys(names)

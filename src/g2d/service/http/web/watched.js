@@ -56,13 +56,15 @@ function drawEvidence(evidence) {
     facts.map(([key, value]) => `${key} ${isNumber(value) ? short(value) : value}`).join(" · ")) : null;
 }
 
-/** Who stays with the generation that answers him; the policy says what it knows of each. */
+/** Who stays with the generation that answers him, and what the policy knows of it. */
 function drawPinned(pinned) {
-  const rows = Array.isArray(pinned) ? pinned.map((one) => [one, ""]) : Object.entries(pinned ?? {});
-  if (!rows.length) return null;
-  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+  const all = Array.isArray(pinned) ? pinned
+    : Object.entries(pinned ?? {}).map(([client, why]) => ({ client, why }));
+  if (!all.length) return null;
+  const keys = Object.keys(all[0]);
+  const text = (value) => (isNumber(value) ? short(value) : String(value ?? "–"));
   return table("cards", "Clients that are pinned: they stay with the generation that they know.",
-    ["client", "why"], rows.map(([client, why]) => [text(client), text(why)]));
+    keys, all.slice(0, 100).map((one) => keys.map((key) => text(one[key]))));
 }
 
 setInterval(async () => {

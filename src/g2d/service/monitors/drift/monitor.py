@@ -21,10 +21,11 @@ _BLOCK, _INPUTS = 16, 1024  # requests that are looked at together, and inputs a
 class DriftMonitor(BuiltIn):
     """Alarms when predicted classes, scores or inputs are no longer what they were.
 
-    Three families share the chance of a false alarm evenly: predicted classes (`LabelShift`),
-    scores and confidence (ADWIN), inputs (ADWIN on ranks). One value a request and a stream; inputs
-    that a client repeats do not count. An alarm never rotates: fresh parameters do not know the new
-    world either. A swap forgets what was usual of answers, and nothing of inputs.
+    Three families share the chance of a false alarm: predicted classes (`LabelShift`) take 0.8 of
+    it, scores and confidence 0.1, inputs 0.1 (ADWIN, on ranks, which is careful by itself). One
+    value a request and a stream; inputs that a client repeats do not count. An alarm never rotates:
+    fresh parameters do not know the new world either. A swap forgets what was usual of answers, and
+    nothing of inputs.
     """
 
     name = "drift"
@@ -32,13 +33,13 @@ class DriftMonitor(BuiltIn):
     def __init__(self, watched: Watched) -> None:
         super().__init__(watched)
         model, settings = watched.model, watched.settings
-        self._least, chance = settings.drift_least, settings.drift_alarms / 3
+        self._least, chance = settings.drift_least, settings.drift_alarms
         classes = min(model.classes, _STREAMS)
         self._repeats, self._figures = Repeats(model), InputFigures(model)
-        self._labels = LabelShift(classes, chance, self._least)
+        self._labels = LabelShift(classes, 0.8 * chance, self._least)
         scores = [f"score of class {k}" for k in range(classes)]
-        self._scores = Streams([*scores, "confidence"], chance)
-        self._inputs = Streams(self._figures.names, chance)
+        self._scores = Streams([*scores, "confidence"], 0.1 * chance)
+        self._inputs = Streams(self._figures.names, 0.1 * chance)
         self._first = np.zeros((0, len(self._figures.names)))
         self._ranks: Ranks | None = None
         self._named = model.labels if model.classes <= _STREAMS else ()
@@ -50,7 +51,7 @@ class DriftMonitor(BuiltIn):
         """Take one request; several are looked at together."""
         self._counts["requests"] += 1
         fresh = self._repeats.fresh(inputs, client)
-        finite = np.isfinite(logits).all(1)
+        finite = np.asarray(np.isfinite(logits).all(1))
         self._counts["repeated_inputs"] += len(fresh) - int(fresh.sum())
         self._counts["not_finite"] += len(finite) - int(finite.sum())
         if not (taken := fresh & finite).any():
@@ -92,7 +93,7 @@ class DriftMonitor(BuiltIn):
         return moved
 
     def _of_inputs(self, figures: Array) -> Shift | None:
-        finite = np.isfinite(figures).all(1)
+        finite = np.asarray(np.isfinite(figures).all(1))
         self._counts["not_finite"] += len(finite) - int(finite.sum())
         figures = figures[finite]
         if self._ranks is None:
@@ -118,7 +119,7 @@ class DriftMonitor(BuiltIn):
             f" is {moved.after:.3f} ({unit}) in the last {moved.window} requests. Rotation does not"
             " cure it: label what comes now, and run `g2d refresh`"
         )
-        evidence = {
+        evidence: dict[str, float | str] = {
             "what": what, "stream": moved.name, "before": round(moved.before, 6),
             "after": round(moved.after, 6), "window": moved.window,
         }  # fmt: skip

@@ -35,7 +35,7 @@ def load_adwin() -> Any:
         from river.drift import ADWIN
     except ImportError as error:
         raise SettingsError(
-            f"[monitors] watch: drift needs river ({error}): pip install 'g2d[monitor]'"
+            f"the monitor 'drift' needs river ({error}): pip install 'g2d[monitor]'"
         ) from error
     finally:
         if lent:

@@ -71,8 +71,9 @@ class Trail:
         """Take in a variant.
 
         Args:
-            logits: (classes,), the answer. values: (v,), its sketch; (0,): drift is not tested. low: whether its margin counts
-                as low. epoch: rises whenever another network answers, for margins do not compare.
+            logits: (classes,), the answer. values: (v,), its sketch; (0,): drift is not tested.
+            low: whether its margin counts as low. epoch: rises whenever another network answers,
+            for margins do not compare.
         """
         if epoch != self._epoch:
             self._margins.restart()
