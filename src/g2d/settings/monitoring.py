@@ -29,7 +29,7 @@ class MonitorSettings(Checked):
         16, 4096, 256, "queries: a client's last inputs that are compared with", since="0.2"
     )
     query_clients: int = within(
-        1, 100_000, 1024, "queries: clients whose last inputs are kept", since="0.2"
+        1, 100_000, 512, "queries: clients whose last inputs are kept", since="0.2"
     )
     query_budget: int = within(
         0, 10**9, 0, "queries: near-duplicates of a client an hour, then a notice; 0: any",

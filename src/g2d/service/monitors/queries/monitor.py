@@ -179,10 +179,9 @@ class Queries(BuiltIn):
         self._windows.move_to_end(client)
         return window
 
-    def _trail(self, answer: _Answer) -> Trail:
+    def _trail(self, answer: _Answer, head: Array) -> Trail:
         self._numbers += 1
         label = int(answer.logits.argmax())
-        head = answer.prints.values[answer.place]
         return Trail(self._numbers, label, self.watched.settings.query_variants, head)
 
     def _even(self) -> float:
@@ -192,7 +191,7 @@ class Queries(BuiltIn):
         """Take an answer into the trail of its client, if it has one; judge that."""
         if trail is None:
             self._margins.usual(answer.margin)
-            return self._trail(answer)
+            return self._trail(answer, answer.prints.values[answer.place])
         account = self._accounts.of(answer.client)
         self._counts["near"] += 1
         self._budget(answer.client, account)
@@ -237,23 +236,23 @@ class Queries(BuiltIn):
             return
         trail = self._shared.get(self._everybody.find(hashes, kept))
         if trail is None:
-            trail = self._trail(answer)
+            trail = self._trail(answer, _NONE)
             if len(self._shared) >= _SHARED:
                 self._shared.popitem(last=False)
             self._shared[trail.number] = trail
         elif self._shared_step(trail, answer):
             self._tell(
-                "together", trail, sorted(trail.clients | {answer.client}), trail.descent.staked
+                "together", trail, sorted({answer.client, *trail.clients}), trail.descent.staked
             )
         self._shared.move_to_end(trail.number)
-        if len(trail.clients) < _CLIENTS:
-            trail.clients.add(answer.client)
+        if answer.client not in trail.clients and len(trail.clients) < _CLIENTS:
+            trail.clients += (answer.client,)
         self._everybody.add(hashes, trail.number)
 
     def _shared_step(self, trail: Trail, answer: _Answer) -> bool:
         """Take in an answer of a trail of everybody's; whether several clients go downhill."""
         step = self._step(trail, answer, _NONE)
-        if len(trail.clients | {answer.client}) < 2:  # its client's own trail is judged
+        if trail.clients == (answer.client,):  # that is judged as its own trail
             return False
         self._counts["near_others"] += 1
         return step.descent is not None and trail.descent.add(

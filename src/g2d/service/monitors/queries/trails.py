@@ -47,25 +47,35 @@ class Trail:
     Attributes:
         number: unlike any other's. label: of its first. variants: how many followed that. flips:
             how many of those were labelled otherwise. descent: the test that answers have an order.
-            drift: the test that inputs have one. drifted: that it has found so. counted: it is
-            among the boundaries of its client. clients: who sent them, 8 at most.
+            drift: the test that inputs have one; both begin with the first variant. drifted: that
+            it has found so. counted: it is among the boundaries of its client. clients: who sent
+            them, 8 at most.
     """
 
     __slots__ = (
-        "_epoch", "_gaps", "_head", "_last", "_margins", "_moves", "clients", "counted", "descent",
-        "drift", "drifted", "flips", "label", "number", "variants",
+        "_epoch", "_gaps", "_head", "_last", "_margins", "_moves", "_skip", "clients", "counted",
+        "descent", "drift", "drifted", "flips", "label", "number", "variants",
     )  # fmt: skip
 
+    # Made with the first variant: most inputs have none, and are kept by the hundred thousand.
+    _margins: Ranks
+    _gaps: Ranks
+    _moves: Ranks
+    _last: deque[tuple[bool, int]]
+    descent: Test
+    drift: Test
+
     def __init__(self, number: int, label: int, skip: int, head: Array) -> None:
-        self.number, self.label = number, label
-        self.variants = self.flips = 0
-        self.descent, self.drift = Test(), Test()
+        self.number, self.label, self._skip = number, label, skip
+        self.variants = self.flips = self._epoch = 0
         self.drifted = self.counted = False
-        self.clients: set[str] = set()
-        self._head = head.astype(np.float32)
-        self._margins, self._gaps, self._moves = Ranks(skip), Ranks(skip), Ranks(skip)
-        self._last: deque[tuple[bool, int]] = deque(maxlen=LAST)
-        self._epoch = 0
+        self.clients: tuple[str, ...] = ()
+        self._head = head.copy()  # not a view, which would keep all of its request
+
+    def _begin(self) -> None:
+        self._margins, self._gaps, self._moves = (Ranks(self._skip) for _ in range(3))
+        self._last = deque(maxlen=LAST)
+        self.descent, self.drift = Test(), Test()
 
     def add(self, logits: Array, values: Array, low: bool, chance: float, epoch: int) -> Step:
         """Take in a variant.
@@ -75,6 +85,8 @@ class Trail:
             low: whether its margin counts as low. epoch: rises whenever another network answers,
             for margins do not compare.
         """
+        if not self.variants:
+            self._begin()
         if epoch != self._epoch:
             self._margins.restart()
             self._gaps.restart()
@@ -90,7 +102,9 @@ class Trail:
         p, gap = self._margins.add(margin, chance), self._gaps.add(best - second, chance)
         far = None
         if len(values):
-            far = self._moves.add(-float(np.square(values - self._head).sum()), chance)
+            far = self._moves.add(
+                -float(np.square(values.astype(np.float32) - self._head).sum()), chance
+            )
         return Step(
             None if p is None or gap is None else (p, 1 - p, gap),
             None if far is None else (far, 1 - far),
@@ -99,7 +113,11 @@ class Trail:
     @property
     def at_boundary(self) -> bool:
         """Whether its last variants lay at a boundary."""
-        if len(self._last) < LAST or sum(low for low, _ in self._last) < AT_BOUNDARY:
+        if (
+            self.variants < LAST
+            or len(self._last) < LAST
+            or sum(low for low, _ in self._last) < AT_BOUNDARY
+        ):
             return False
         common = Counter(label for _, label in self._last).most_common(1)[0][1]
         return LAST - common >= FLIPS

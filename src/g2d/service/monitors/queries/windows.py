@@ -34,8 +34,8 @@ class Window:
     """The last inputs of a client, and the trail of each.
 
     Args:
-        most: inputs that it holds; memory grows to that as they come, 250 bytes each. met: scratch
-            from `scratch`, shared by all windows of one thread.
+        most: inputs that it holds; memory grows to that as they come, some 700 bytes each. met:
+            scratch from `scratch`, shared by all windows of one thread.
     """
 
     def __init__(self, most: int, met: Array) -> None:
@@ -72,7 +72,8 @@ class Window:
     @property
     def evidence(self) -> Evidence:
         """The largest evidence of its trails."""
-        return max((trail.descent.evidence for trail in self._trails), key=worth, default=NOTHING)
+        found = (trail.descent.evidence for trail in self._trails if trail.variants)
+        return max(found, key=worth, default=NOTHING)
 
     def add(self, prints: Prints, i: int, trail: Trail) -> None:
         """Remember input i; the oldest gives way."""
