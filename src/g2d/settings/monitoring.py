@@ -18,6 +18,30 @@ class MonitorSettings(Checked):
     rotations: float = within(
         0.0, 3600.0, 1.0, "rotations an hour that alarms of queries may cause", since="0.2"
     )
+    query_variants: int = within(
+        2, 256, 8, "queries: variants of one input that may come in any order", since="0.2"
+    )
+    query_near: float = within(
+        0.01, 1.0, 0.4, "queries: how far near inputs differ in any value, by its range",
+        since="0.2",
+    )  # fmt: skip
+    query_window: int = within(
+        16, 4096, 256, "queries: a client's last inputs that are compared with", since="0.2"
+    )
+    query_clients: int = within(
+        1, 100_000, 512, "queries: clients whose last inputs are kept", since="0.2"
+    )
+    query_budget: int = within(
+        0, 10**9, 0, "queries: near-duplicates of a client an hour, then a notice; 0: any",
+        since="0.2",
+    )  # fmt: skip
+    query_alarms: float = within(
+        1e-12, 0.01, 1e-6, "queries: alarms an input without cause, at most in the mean",
+        since="0.2",
+    )  # fmt: skip
+    query_exempt: tuple[str, ...] = free(
+        (), "queries: clients that are not judged, as the log names them", since="0.2"
+    )
     drift_alarms: float = within(
         1e-12, 0.01, 2e-7, "drift: alarms a request without cause, at most", since="0.2"
     )

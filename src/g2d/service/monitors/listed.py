@@ -5,8 +5,9 @@ from __future__ import annotations
 from g2d.errors import SettingsError, nearest
 from g2d.service.monitors.builtin import BuiltIn, Watched
 from g2d.service.monitors.drift.monitor import DriftMonitor
+from g2d.service.monitors.queries.monitor import Queries
 
-BUILT_IN: tuple[type[BuiltIn], ...] = (DriftMonitor,)
+BUILT_IN: tuple[type[BuiltIn], ...] = (DriftMonitor, Queries)
 
 
 def built_in(watched: Watched) -> dict[str, BuiltIn]:

@@ -1,0 +1,354 @@
+"""Query attacks: how many are seen before they succeed, and how often are benign clients accused?
+
+    python -m benchmarks.monitoring.detection --data FOLDER --seeds 0 1 2    # MNIST, an hour a seed
+    python -m benchmarks.monitoring.detection --task digits --seeds 0 --images 10 --queries 300 \\
+        --requests 5000                                                     # a try
+
+For each seed the task's base is trained. Detection: every test image is attacked from an account of
+its own, all on one monitor that has seen benign use before, beside Blacklight as published. "Before
+success" is a first alarm about the account before the first input in the ball that is
+misclassified, or an alarm where there is none. Attackers: Square, HopSkipJump, Square whose queries
+are jittered (even noise of a quarter of eps), OARS that holds a copy of the monitor's detector of
+near-duplicates with another salt, and the same that sends what collides all the same. Extraction:
+Copycat and Knockoff on natural images, and Jacobian augmentation of 150 images, against other
+clients' plain use. Benign: --requests inputs from each stream of `streams`, all on one monitor;
+Blacklight is asked the first --rival of each, and its flagged inputs are counted. Writes
+results/detection.json after each part; what is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import command
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import record, save
+from benchmarks.common.tables import NOTHING, shown
+from benchmarks.monitoring.blacklight import Blacklight
+from benchmarks.monitoring.streams import STREAMS
+from benchmarks.ownership.canaries import trained
+from g2d.attacks.extraction import extract
+from g2d.attacks.oars import oars_square
+from g2d.attacks.query import Api, clock_square, hop_skip_jump
+from g2d.core.seeds import seed_of
+from g2d.redteam.query_log import QueryLog
+from g2d.service.http.protocol import Model
+from g2d.service.monitors.builtin import Watched
+from g2d.service.monitors.queries.fingerprints import Fingerprints
+from g2d.service.monitors.queries.monitor import Queries
+from g2d.service.monitors.queries.trails import Trail
+from g2d.service.monitors.queries.windows import Window, scratch
+from g2d.settings import MonitorSettings, Settings, build
+from g2d.tasks.builtin import load_task
+from g2d.tasks.inference import predict
+from g2d.tasks.task import Task
+
+ATTACKS = ("square", "hop-skip-jump", "square, jittered", "OARS", "OARS, insisting")
+DETECTORS = ("queries", "blacklight")
+
+
+class Watch:
+    """A monitor, and which clients it has raised alarms about."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.alarms: list[tuple[str, str, str]] = []
+        shape = tuple(task.splits.test.x.shape[1:])
+        model = Model("g2d", shape, "float32", task.classes)
+        salt = seed_of(seed, "salt").to_bytes(32, "big")
+        self.monitor = Queries(Watched(model, MonitorSettings(), self._alarm), salt)
+
+    def _alarm(self, kind: str, text: str, rotate: bool = True, **about: Any) -> None:
+        self.alarms.append((kind, about.get("client", ""), about["evidence"]["rule"]))
+
+    def see(self, x: np.ndarray, logits: np.ndarray, client: str) -> bool:
+        """Show it a request; whether it raised an alarm about its client."""
+        before = len(self.alarms)
+        self.monitor.observe(x, logits, client)
+        return any(client == who for _, who, _ in self.alarms[before:])
+
+
+class Copy:
+    """The attacker's copy of the detector of near-duplicates, with a salt of its own."""
+
+    def __init__(self, task: Task, seed: int, first: Tensor) -> None:
+        model = Model("g2d", tuple(first.shape[1:]), "float32", task.classes)
+        salt = seed_of(seed, "attacker").to_bytes(32, "big")
+        settings = MonitorSettings()
+        self._by = Fingerprints(model, first.numpy(), settings.query_near, salt)
+        self._most, self._met = settings.query_window, scratch()
+        self._windows: dict[int, Window] = {}
+        self._trail = Trail(1, 0, 0, np.zeros(0))
+
+    def _window(self, lane: int) -> Window:
+        return self._windows.setdefault(lane, Window(self._most, self._met))
+
+    def near(self, x: Tensor, lanes: Tensor) -> Tensor:
+        """See `g2d.attacks.oars.Detector`."""
+        prints = self._by(x.numpy())
+        found = [
+            self._window(lane).find(prints, i, self._by) for i, lane in enumerate(lanes.tolist())
+        ]
+        return torch.tensor([trail is not None for trail, _ in found], dtype=torch.bool)
+
+    def sent(self, x: Tensor, lanes: Tensor) -> None:
+        """See `g2d.attacks.oars.Detector`."""
+        prints = self._by(x.numpy())
+        for i, lane in enumerate(lanes.tolist()):
+            self._window(lane).add(prints, i, self._trail)
+
+
+def jittered(api: Api, by: float, draws: torch.Generator) -> Api:
+    """An API that is asked about every input with even noise on it."""
+
+    def asked(x: Tensor, lanes: Tensor) -> Tensor:
+        noise = by * (2 * torch.rand(x.shape, generator=draws) - 1)
+        return api((x + noise).clamp(0, 1), lanes)
+
+    return asked
+
+
+def search(name: str, task: Task, log: QueryLog, seed: int) -> None:
+    """Carry an attack out."""
+    draws = torch.Generator().manual_seed(seed_of(seed, name))
+    x, y, eps, api = log.split.x, log.split.y, task.eps, log
+    if name == "hop-skip-jump":
+        hop_skip_jump(api, x, y, seed=seed, bounds=(0.0, 1.0), classes=task.classes)
+    elif name.startswith("OARS"):
+        oars_square(
+            api, Copy(task, seed, task.splits.train.x[:256]), x, y, eps=eps, budget=log.budget,
+            generator=draws, insist="insist" in name,
+        )  # fmt: skip
+    else:
+        # Jitter of what lies in the ball would leave it: the search keeps to a smaller one.
+        by = eps / 4 if "jitter" in name else 0.0
+        asked = jittered(api, by, draws) if by else api
+        clock_square(asked, x, y, eps=eps - by, budget=log.budget, generator=draws)
+
+
+def warmed(task: Task, model: nn.Module, seed: int, inputs: int) -> Watch:
+    """A monitor that has seen plain use, as one has that has served for a while."""
+    watch, x = Watch(task, seed), task.splits.train.x.numpy()
+    draws = np.random.default_rng(seed_of(seed, "warm"))
+    seen = 0
+    for some, client in STREAMS["plain"](x, draws):
+        if seen >= inputs:
+            break
+        watch.see(some, predict(model, torch.from_numpy(some)).numpy(), client)
+        seen += len(some)
+    return watch
+
+
+def detection(
+    task: Task, model: nn.Module, seed: int, name: str, given: argparse.Namespace, warm: Watch
+) -> dict[str, Any]:
+    """One attack, seen by the monitor and by Blacklight."""
+    draws = torch.Generator().manual_seed(seed_of(seed, "images"))
+    split = task.splits.test.sample(min(4 * given.images, len(task.splits.test)), draws)
+    right = (predict(model, split.x).argmax(1) == split.y).nonzero()[: given.images, 0]
+    split = split.take(right)
+    watch, rival = copy.deepcopy(warm), Blacklight(seed_of(seed, "rival").to_bytes(8, "big"))
+    seen = {detector: torch.zeros(len(split), dtype=torch.long) for detector in DETECTORS}
+
+    def answer(x: Tensor, lanes: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        scores = predict(model, x)
+        for i, (lane, number) in enumerate(zip(lanes.tolist(), numbers.tolist(), strict=True)):
+            one, said = x[i : i + 1].numpy(), scores[i : i + 1].numpy()
+            if not seen["queries"][lane] and watch.see(one, said, f"attacker-{lane}"):
+                seen["queries"][lane] = number
+            if not seen["blacklight"][lane] and rival.attacked(one):
+                seen["blacklight"][lane] = number
+        return scores, torch.zeros_like(numbers)
+
+    log = QueryLog(answer, split, eps=task.eps, budget=given.queries, bounds=task.bounds)
+    search(name, task, log, seed)
+    found = {"lanes": len(split), "won": int((log.first > 0).sum())}
+    for detector, at in seen.items():
+        before = (at > 0) & ((log.first == 0) | (at < log.first))
+        found[detector] = {
+            "before": int(before.sum()),
+            "undetected_wins": int(((log.first > 0) & ~before).sum()),
+            "median": float(at[at > 0].double().median()) if bool((at > 0).any()) else None,
+        }
+    return found
+
+
+def augmented(api: Callable[[Tensor], Tensor], thief: nn.Module, x: Tensor, queries: int) -> None:
+    """Jacobian augmentation (Papernot et al. 2017, arXiv 1602.02697)."""
+    optimizer = torch.optim.Adam(thief.parameters(), 2e-3)
+    asked, known = x, api(x).argmax(1)
+    while len(asked) < queries:
+        thief.train()
+        for part in torch.randperm(len(asked)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(thief(asked[part]), known[part]).backward()
+            optimizer.step()
+        thief.eval()
+        leaf = asked.clone().requires_grad_(True)
+        scores = thief(leaf).gather(1, known[:, None]).sum()
+        (slope,) = torch.autograd.grad(scores, leaf)
+        made = (asked + 0.1 * slope.sign()).clamp(0, 1)[: queries - len(asked)]
+        asked, known = torch.cat([asked, made]), torch.cat([known, api(made).argmax(1)])
+
+
+def extraction(task: Task, model: nn.Module, seed: int, given: Any) -> dict[str, Any]:
+    """Which copiers are seen, and how many benign clients of plain use are."""
+    draws = torch.Generator().manual_seed(seed_of(seed, "copying"))
+    found: dict[str, Any] = {}
+    for attack in ("copycat", "knockoff", "jacobian"):
+        watch = Watch(task, seed)
+        benign = task.splits.train.sample(min(8000, len(task.splits.train)), draws).x
+        said = predict(model, benign).numpy()
+        for i in range(len(benign)):
+            watch.see(benign[i : i + 1].numpy(), said[i : i + 1], f"benign-{i % 10}")
+        own, asked, at = task.splits.test.x, 0, 0
+
+        def api(x: Tensor, watch: Watch = watch) -> Tensor:
+            nonlocal asked, at
+            scores = predict(model, x)
+            for i in range(len(x)):
+                asked += 1
+                seen = watch.see(x[i : i + 1].numpy(), scores[i : i + 1].numpy(), "copier")
+                at = at or asked * seen
+            return scores
+
+        thief = task.model(seed + 1)
+        if attack == "jacobian":
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                augmented(api, thief, own[:150], given.copied)
+        else:
+            extract(
+                api, thief, own, attack=attack, queries=given.copied, classes=task.classes,
+                bounds=task.bounds, seed=seed, epochs=1,
+            )  # fmt: skip
+        accused = {who for _, who, _ in watch.alarms if who.startswith("benign")}
+        found[attack] = {"asked": asked, "at": at, "benign_accused": len(accused)}
+    return found
+
+
+def benign(task: Task, model: nn.Module, seed: int, name: str, given: Any) -> dict[str, Any]:
+    """One stream on a monitor of its own."""
+    watch, rival = Watch(task, seed), Blacklight(b"benign")
+    x = task.splits.test.x.numpy()
+    draws = np.random.default_rng(seed_of(seed, "stream", name))
+    inputs = flagged = asked = 0
+    spent = {"queries": 0.0, "blacklight": 0.0}
+    for some, client in islice(STREAMS[name](x, draws), given.requests):
+        if inputs >= given.requests:
+            break
+        scores = predict(model, torch.from_numpy(np.ascontiguousarray(some))).numpy()
+        began = time.process_time()
+        watch.see(some, scores, client)
+        spent["queries"] += time.process_time() - began
+        inputs += len(some)
+        if asked < given.rival:
+            began = time.process_time()
+            flagged += sum(rival.attacked(one) for one in some)
+            spent["blacklight"] += time.process_time() - began
+            asked += len(some)
+    return {
+        "inputs": inputs, "alarms": len(watch.alarms), "flagged": flagged, "asked": asked,
+        "rules": [rule for _, _, rule in watch.alarms][:20],
+        "status": dict(watch.monitor.status()),
+        "microseconds": 1e6 * spent["queries"] / inputs,
+        "microseconds_blacklight": 1e6 * spent["blacklight"] / max(1, asked),
+    }  # fmt: skip
+
+
+def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
+    """Measure what is not there yet."""
+    out = given.out or RESULTS / "detection.json"
+    result: dict[str, Any] = {"record": record(given), "task": given.task, "seeds": {}}
+    if out.exists() and (old := json.loads(out.read_text()))["task"] == given.task:
+        result["seeds"] = old["seeds"]
+    task = load_task(given.task, given.data)
+    tables = {k: dict(v) for k, v in task.settings.items()}
+    settings = build(Settings, tables, "the task", stored=True)
+    for seed in given.seeds:
+        parts = result["seeds"].setdefault(str(seed), {"attacks": {}, "benign": {}})
+        model = trained(task, settings, seed)
+        missing = [name for name in ATTACKS if name not in parts["attacks"]]
+        warm = warmed(task, model, seed, given.warm if missing else 0)
+        for name in missing:
+            parts["attacks"][name] = detection(task, model, seed, name, given, warm)
+            save(out, result)
+        for name in STREAMS:
+            if name not in parts["benign"]:
+                parts["benign"][name] = benign(task, model, seed, name, given)
+                save(out, result)
+        if "extraction" not in parts:
+            parts["extraction"] = extraction(task, model, seed, given)
+            save(out, result)
+    return result
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """The table of targets."""
+    seeds = list(result["seeds"].values())
+    table = []
+    for name in ATTACKS:
+        each = [one["attacks"][name] for one in seeds]
+
+        def share(detector: str, key: str, each: list[dict[str, Any]] = each) -> str:
+            return shown([one[detector][key] / one["lanes"] for one in each])
+
+        wanted = "≥ 95" if name in ATTACKS[:2] else ""
+        won = shown([one["won"] / one["lanes"] for one in each])
+        table.append([
+            f"{name}: seen before success, %", wanted,
+            f"{share('queries', 'before')}; Blacklight {share('blacklight', 'before')}",
+        ])  # fmt: skip
+        table.append([
+            f"{name}: won, % (unseen)", "",
+            f"{won} ({share('queries', 'undetected_wins')}; Blacklight"
+            f" {share('blacklight', 'undetected_wins')})",
+        ])  # fmt: skip
+    for name in STREAMS:
+        each = [one["benign"][name] for one in seeds]
+        alarms, inputs = (sum(one[key] for one in each) for key in ("alarms", "inputs"))
+        flagged, asked = (sum(one[key] for one in each) for key in ("flagged", "asked"))
+        table.append([
+            f"benign, {name.replace('_', ' ')}: alarms", "≤ 1 in 1,000,000",
+            f"{alarms} in {inputs:,} inputs; Blacklight flags {flagged:,} of {asked:,}",
+        ])  # fmt: skip
+    for attack in seeds[0]["extraction"] if seeds else ():
+        each = [one["extraction"][attack] for one in seeds]
+        seen = ", ".join(f"{one['at']:,}" if one["at"] else NOTHING for one in each)
+        accused = sum(one["benign_accused"] for one in each)
+        table.append([
+            f"{attack}: seen after so many of {each[0]['asked']:,} queries", "",
+            f"{seen}; benign clients accused: {accused}",
+        ])  # fmt: skip
+    costs = [one["benign"]["plain"] for one in seeds]
+    ratio = shown([one["microseconds"] / one["microseconds_blacklight"] for one in costs], 2, 1.0)
+    return [*table, ["CPU time an input, by Blacklight's", "", ratio]]
+
+
+def main() -> None:
+    """Measure, keep and print."""
+    flags = command.parser(__doc__)
+    flags.add_argument("--task", default="mnist", choices=("mnist", "digits"))
+    flags.add_argument("--data", default="", help="folder of MNIST")
+    flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    flags.add_argument("--images", type=int, default=100, help="attacked, each by an account")
+    flags.add_argument("--warm", type=int, default=100_000, help="benign inputs before attacks")
+    flags.add_argument("--queries", type=int, default=5000, help="of an account, at most")
+    flags.add_argument("--requests", type=int, default=150_000, help="inputs of a benign stream")
+    flags.add_argument("--rival", type=int, default=20_000, help="of them shown to Blacklight")
+    flags.add_argument("--copied", type=int, default=3000, help="queries of an extraction")
+    command.carry_out("detection", flags, measure, rows)
+
+
+if __name__ == "__main__":
+    main()
