@@ -1,0 +1,165 @@
+"""A service with a serving policy, for many attackers side by side, each with a clock of its own.
+
+Policies are the very classes that `g2d serve` asks (`rotation.policy`), answers are told as it
+tells them; only network, clock and generations that come next are not the real ones: they are
+networks of a chain, which rotate by the queries of one attacker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g2d.core.seeds import seed_of
+from g2d.core.types import Logits
+from g2d.rotation.answers import combined, told
+from g2d.rotation.policy import Policy, policy_of, quantised
+from g2d.settings import ServeSettings
+from g2d.tasks.inference import predict
+
+PERIOD = 1000  # queries that count as a period where the service never rotates
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a service answers and rotates.
+
+    An attacker asks once a second, so that a clock by queries and one by time are the same.
+
+    Attributes:
+        name: a key. every: queries of an attacker between two rotations; None: it never rotates.
+        pin: after so many queries of an account an alarm pins it, and rotates the others once;
+            0: nobody is ever under suspicion.
+    """
+
+    name: str
+    settings: ServeSettings = field(default_factory=ServeSettings)
+    every: int | None = None
+    pin: int = 0
+
+    @property
+    def live(self) -> int:
+        """Generations that are live at once."""
+        return 1 if self.settings.policy == "global" else self.settings.live
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one answer."""
+        return self.live if self.settings.policy == "vote" else 1
+
+
+class Service:
+    """What answers n attackers, each in a lane of its own.
+
+    Generation `number` is the network at place `(number - 1) % len(models)`. Where an attacker
+    comes the live ones are those of `width` places from its start, or the newest of these; each
+    rotation moves on by one.
+
+    Args:
+        models: networks in the order in which they become live. start: place at which each lane's
+            window begins (n,). width: places of a window, at least `scheme.live`. seed: of the
+            secrets, one a lane.
+
+    Attributes:
+        speaking: the account that each lane asks as (n,). passes: forward passes so far.
+    """
+
+    def __init__(
+        self, models: Sequence[Logits], scheme: Scheme, start: Tensor, width: int, seed: int
+    ) -> None:
+        assert width >= scheme.live, "a window holds all that is live"
+        self.scheme, self._models = scheme, list(models)
+        # The newest of the window that all schemes share.
+        self._first = (start + (width - scheme.live) + 1).tolist()
+        n = len(start)
+        self.speaking = torch.zeros(n, dtype=torch.long)
+        self.passes = 0
+        self._seconds = [0.0] * n
+        self._alarms = [0] * n  # rotations that alarms brought
+        self._asked: list[dict[str, int]] = [{} for _ in range(n)]
+        self._policies = [self._policy(lane, seed) for lane in range(n)]
+
+    def _policy(self, lane: int, seed: int) -> Policy:
+        secret = seed_of(seed, "secret", lane).to_bytes(16, "big")
+        now = partial(self._seconds.__getitem__, lane)
+        return policy_of(self.scheme.settings, secret, now, fresh=b"red team")
+
+    def speak(self, lanes: Tensor, accounts: Tensor) -> None:
+        """Let lanes (m,) ask as these accounts (m,) from now."""
+        self.speaking[lanes] = accounts
+
+    def answer(self, x: Tensor, lanes: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer the attackers: a `query_log.Answer`. The network is -1 where several answer."""
+        chosen = []
+        for row, (lane, number) in enumerate(zip(lanes.tolist(), numbers.tolist(), strict=True)):
+            client = self._account(lane)
+            chosen.append(self._choose(client, x[row], lane, number, 0))
+            self._suspect(lane, client)
+        places = [one[0] - 1 if len(one) == 1 else -1 for one in chosen]
+        return self._scores(x, chosen), torch.tensor(places)
+
+    def ask(
+        self, x: Tensor, lanes: Tensor, numbers: Tensor, *, rotations: int = 0, client: str = ""
+    ) -> Tensor:
+        """Answer inputs (m, ...) as lanes' services would, with scores (m, classes).
+
+        Args:
+            numbers: queries of each lane so far (m,): when it is. rotations: so many periods later.
+            client: who asks; "": the account that speaks. Nobody comes under suspicion by it.
+        """
+        chosen = [
+            self._choose(client or self._account(lane), x[row], lane, number, rotations)
+            for row, (lane, number) in enumerate(
+                zip(lanes.tolist(), numbers.tolist(), strict=True)
+            )
+        ]  # fmt: skip
+        return self._scores(x, chosen)
+
+    def _account(self, lane: int) -> str:
+        return f"account {int(self.speaking[lane])}"
+
+    def _choose(
+        self, client: str, x: Tensor, lane: int, number: int, rotations: int
+    ) -> tuple[int, ...]:
+        every = self.scheme.every
+        self._seconds[lane] = float(number + rotations * (every or PERIOD))
+        turn = self._alarms[lane]
+        if every:
+            turn += (number - 1) // every + rotations
+        first = self._first[lane] + turn
+        policy = self._policies[lane]
+        text = quantised(x[None].numpy(), self.scheme.settings.quantum) if policy.reads else b""
+        return policy.choose(client, text, range(first, first + self.scheme.live))
+
+    def _suspect(self, lane: int, client: str) -> None:
+        """Count a query; pin an account that has asked too often, and rotate the others."""
+        if not self.scheme.pin:
+            return
+        asked = self._asked[lane]
+        asked[client] = asked.get(client, 0) + 1
+        if asked[client] == self.scheme.pin:
+            self._policies[lane].pin(client)
+            self._alarms[lane] += 1
+
+    def _scores(self, x: Tensor, chosen: Sequence[tuple[int, ...]]) -> Tensor:
+        """Run every network on the inputs that it answers, combine, and tell as the form says."""
+        table = torch.tensor(chosen) - 1  # (m, k)
+        table %= len(self._models)
+        self.passes += table.numel()
+        logits: Tensor | None = None
+        for place in table.unique().tolist():
+            rows, column = (table == place).nonzero(as_tuple=True)
+            scores = predict(self._models[place], x[rows])
+            if logits is None:
+                logits = scores.new_empty(*table.shape, scores.shape[1])
+            logits[rows, column] = scores
+        assert logits is not None, "somebody asked"
+        each = [logits[:, k].numpy() for k in range(table.shape[1])]
+        settings = self.scheme.settings
+        scores = told(combined(each, settings), settings)
+        return torch.from_numpy(np.ascontiguousarray(scores))
