@@ -28,6 +28,7 @@ from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.observer import Observers
+from g2d.settings import MonitorSettings
 
 MODEL = Model("g2d", (1, 2, 2), "float32", 3)
 TOKEN = "an admin token of the tests"
@@ -113,6 +114,7 @@ class Fake:
         return numbered(number)
 
     canary_every = 0.0
+    monitors = MonitorSettings()
 
     def canaries(self, number: int) -> None:
         return None

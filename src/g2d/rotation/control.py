@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
+
+from g2d.rotation.events import Level
 
 
 class RotationControl(Protocol):
@@ -30,8 +33,21 @@ class RotationControl(Protocol):
         """Ask for a rotation; the future holds the number then live, or raises a `G2DError`."""
         ...
 
-    def alarm(self, kind: str, text: str, rotate: bool = True) -> None:
-        """Take an alarm from a monitor, and rotate away unless `rotate` is False."""
+    def alarm(
+        self,
+        kind: str,
+        text: str,
+        rotate: bool = True,
+        *,
+        level: Level = "warning",
+        client: str = "",
+        evidence: Mapping[str, float | str] | None = None,
+    ) -> None:
+        """Take an alarm from a monitor, and rotate away unless `rotate` is False.
+
+        Args:
+            client, evidence: see `events.Alarm`; "": it is about nobody's queries.
+        """
         ...
 
     def count(self, inputs: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,45 @@ class Failed(Event):
     retry: float
 
 
+Level = Literal["notice", "warning", "critical"]
+"""How urgent an alarm is, in words of syslog (RFC 5424)."""
+
+_OF_QUERIES, _FROM_OUTSIDE = frozenset({"query_attack"}), frozenset({"drift", "other"})
+
+
 @dataclass(frozen=True)
 class Alarm(Event):
-    """A monitor has seen something; the kinds are few, for each is a label of a metric."""
+    """A monitor has seen something; the kinds are few, for each is a label of a metric.
+
+    Attributes:
+        client: whose queries it is about. evidence: what a monitor of queries has measured, numbers
+            and short texts; None: the alarm is the service's own.
+    """
 
     name = "alarm"
     kind: str
     text: str
+    level: Level = "warning"
+    client: str | None = None
+    evidence: Mapping[str, float | str] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether no client may hear of it: it would tell an attacker what is seen of him."""
+        own = self.client is None and self.evidence is None
+        return not own or self.kind in _OF_QUERIES
+
+    @property
+    def bought(self) -> bool:
+        """Whether queries may have caused it, so that what it may cause needs a bound."""
+        return self.closed or self.kind in _FROM_OUTSIDE
+
+    def facts(self) -> dict[str, Any]:
+        """As every event's; a plain warning says no level, as before there were levels."""
+        found = super().facts()
+        if self.level == "warning":
+            del found["level"]
+        return found
 
 
 @dataclass(frozen=True)

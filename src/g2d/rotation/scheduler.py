@@ -10,9 +10,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from g2d.errors import G2DError, GenerationError, UnavailableError, VaultError
@@ -20,6 +19,7 @@ from g2d.rotation.events import (
     Alarm,
     Committed,
     Failed,
+    Level,
     Paused,
     Refused,
     Resumed,
@@ -30,6 +30,7 @@ from g2d.rotation.events import (
 )
 from g2d.rotation.following import Following
 from g2d.rotation.snapshot import Live, Snapshot
+from g2d.rotation.triggers import AlarmBudget, Backoff, Triggers
 
 
 class SpareMaker(Protocol):
@@ -68,34 +69,6 @@ class GenerationLoader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Triggers:
-    """What makes a rotation due, besides an operator and an alarm; 0 turns one off.
-
-    Attributes:
-        every: mean seconds between rotations. queries: mean number of inputs answered between them.
-            jitter: each wait is drawn evenly from `[1 - jitter, 1 + jitter]` times the mean, in
-            secret: a client that counts inputs must not know the moment either.
-    """
-
-    every: float = 0.0
-    jitter: float = 0.1
-    queries: int = 0
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """How long to wait after the n-th failure in a row: doubling, bounded, a tenth at random."""
-
-    first: float = 1.0
-    most: float = 300.0
-
-    def seconds(self, failures: int, chance: random.Random) -> float:
-        """Return the seconds to wait after `failures` >= 1 failures in a row."""
-        doubled: float = self.first * 2.0 ** min(failures - 1, 60)
-        return min(self.most, doubled) * chance.uniform(0.9, 1.1)
-
-
 GRACE = 30.0
 """Seconds that a rotation may be overdue before that is an alarm."""
 
@@ -109,6 +82,7 @@ class Rotation:
     Args:
         tell: called with each of `events`, from any thread. chance: draws jitter; the default is
             secret. unready: why what is live should not be, although it is served; "": it should.
+            budget: of rotations that alarms of queries may cause.
     """
 
     def __init__(
@@ -121,7 +95,9 @@ class Rotation:
         chance: random.Random | None = None,
         backoff: Backoff | None = None,
         unready: Callable[[], str] = str,
+        budget: AlarmBudget | None = None,
     ) -> None:
+        self._budget = budget or AlarmBudget()
         self._ledger = Following(live, loader, unready, tell)
         self._live, self._maker, self._loader = live, maker, loader
         self._triggers, self._tell = triggers, tell
@@ -174,12 +150,28 @@ class Rotation:
                 self._demand("demand")
         return future
 
-    def alarm(self, kind: str, text: str, rotate: bool = True) -> None:
-        """Take an alarm from a monitor (drift, integrity, a query attack), and rotate away."""
-        self._tell(Alarm(kind, text))
+    def alarm(
+        self,
+        kind: str,
+        text: str,
+        rotate: bool = True,
+        *,
+        level: Level = "warning",
+        client: str = "",
+        evidence: Mapping[str, float | str] | None = None,
+    ) -> None:
+        """Take an alarm from a monitor, and rotate away: see `RotationControl`.
+
+        Alarms that queries may have caused rotate as often as `budget` allows. Those of damage are
+        not bounded: what is live must not stay, and whoever spends the budget must not hold it.
+        """
+        alarm = Alarm(kind, text, level, client or None, evidence)
+        self._tell(alarm)
         if rotate:
             with self._wake:
-                self._demand(f"alarm: {kind}")
+                # What is due already is one rotation with this, which costs no token.
+                if not alarm.bought or self._due or self._budget.take():
+                    self._demand(f"{'monitor' if alarm.closed else 'alarm'}: {kind}")
 
     def count(self, inputs: int) -> None:
         """Count answered inputs; about every `triggers.queries` of them a rotation is due."""
@@ -215,6 +207,7 @@ class Rotation:
                 "paused": self._paused,
                 "unready": self._ledger.unready() or None,
                 "layout": self._live.snapshot.layout or None,
+                "withheld": self._budget.withheld,
             }
 
     def watch(self) -> None:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from g2d.core.types import Values
 from g2d.errors import G2DError, RefusedError
 from g2d.rotation.control import RotationControl
-from g2d.rotation.events import Alarm, Committed, Event, Tell
-from g2d.rotation.scheduler import GenerationLoader, Rotation, Triggers
+from g2d.rotation.events import Alarm, Committed, Event, Swap, Tell
+from g2d.rotation.scheduler import GenerationLoader, Rotation
 from g2d.rotation.snapshot import Live
+from g2d.rotation.triggers import AlarmBudget, Triggers
 from g2d.service.access.gate import Access
 from g2d.service.access.tls import ServerTls
 from g2d.service.auditing import connect
@@ -31,10 +32,12 @@ from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.http.types import Asgi
+from g2d.service.monitors.builtin import Watched, built_in
 from g2d.service.monitors.canaries import CanaryWatch, KeptCanaries
 from g2d.service.monitors.memory import Monitor
-from g2d.service.monitors.observer import ObserverQueue, Observers
+from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
 from g2d.service.worker import Worker
+from g2d.settings import MonitorSettings
 
 if TYPE_CHECKING:
     from g2d.protect.audit.log import AuditLog
@@ -47,6 +50,11 @@ class ServedLoader(KeptCanaries, Protocol):
     @property
     def model(self) -> Model:
         """What is served: its name, one input's shape, how many classes."""
+        ...
+
+    @property
+    def monitors(self) -> MonitorSettings:
+        """What is watched, and what alarms may cause."""
         ...
 
     def describe(self, number: int) -> Values:
@@ -89,17 +97,20 @@ def assemble(
             generations expire. audit: hears every event. tls: where it is agreed here.
 
     Raises:
-        SettingsError: a file that says who may ask is not what it should be.
+        SettingsError: a file that says who may ask is not what it should be, or a monitor that
+            settings name cannot be made.
     """
 
     def status() -> dict[str, Any]:
         return rotation.status()
 
     metrics = Metrics(status)
-    event_log = EventLog(metrics, log, loader.describe, vault, *([audit.tell] if audit else []))
+    watching = _observing(loader, options, observers, metrics, log)
+    heard = partial(_heard, audit, watching)
+    event_log = EventLog(metrics, log, loader.describe, vault, heard)
     connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
     rotation = lead(event_log.tell)
-    observers.connect(rotation.alarm)
+    observers.connect(rotation.alarm, loader.monitors.cooldown)
     batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
     access = Access(
         options,
@@ -111,8 +122,7 @@ def assemble(
     )
     service = Service(
         loader.model, options, rotation, batcher, metrics, event_log, access,
-        partial(_pages, results),
-        _observing(observers, options, metrics, log),
+        partial(_pages, results), watching,
     )  # fmt: skip
     canaries = CanaryWatch(live, loader, rotation, metrics)
     monitor = Monitor(
@@ -122,7 +132,7 @@ def assemble(
 
 
 def _observing(
-    observers: Observers, options: Options, metrics: Metrics, log: Log
+    loader: ServedLoader, options: Options, observers: Observers, metrics: Metrics, log: Log
 ) -> ObserverQueue | None:
     def failed(name: str, error: BaseException) -> None:
         # Not an event: whoever listens would learn what watches him, and which input broke it.
@@ -130,8 +140,19 @@ def _observing(
         log("observer", observer=name, text=f"it raised {type(error).__name__}")
 
     waiting = max(options.max_waiting, options.max_batch)
-    made = observers.made
+    watched = Watched(loader.model, loader.monitors, observers.line)
+    made: dict[str, Observer] = {**built_in(watched), **observers.made}
     return ObserverQueue(made, metrics.unobserved.inc, failed, waiting) if made else None
+
+
+def _heard(
+    audit: AuditLog | None, watching: ObserverQueue | None, event: Event, at: float | None
+) -> None:
+    """Hear every event before it is told: the audit log all of it, monitors of swaps."""
+    if audit is not None:
+        audit.tell(event, at)
+    if watching is not None and isinstance(event, Swap):
+        watching.swapped(event.generation)
 
 
 def _pages(results: Path | None, service: Service) -> Asgi:
@@ -172,7 +193,8 @@ def rotate_vault(
         tell(Alarm("code", loader.unbound))
     triggers = Triggers(options.every, options.jitter, options.queries)
     unready = partial(_unready, loader, live)
-    return Rotation(live, worker, through or loader, triggers, tell, unready=unready)
+    budget = AlarmBudget(loader.monitors.rotations)
+    return Rotation(live, worker, through or loader, triggers, tell, unready=unready, budget=budget)
 
 
 def _unready(loader: VaultLoader, live: Live) -> str:

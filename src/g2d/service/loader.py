@@ -76,7 +76,8 @@ class VaultLoader:
     Attributes:
         task: `Settings.source`; where generations are signed, what was signed. events: what is to
             be told at the start: that an older vault was accepted, or is a copy.
-        canary_every: seconds between checks by canaries, as the vault has them; 0: never.
+        canary_every: seconds between checks by canaries, as the vault has them; 0: never. monitors:
+            what is watched, likewise.
         code: digests of the user's own code, as `vault.code` has them: what was signed, or what was
             loaded. unbound: why it may be other than what was signed; "": it is not.
 
@@ -112,7 +113,7 @@ class VaultLoader:
             self._clock = SteadyClock(mark.time if mark else 0.0)
             settings = Settings.from_vault(self._vault.settings_text, str(vault / "task.toml"))
             s, self.task = settings.task, settings.source
-            self.canary_every = settings.canaries.every
+            self.canary_every, self.monitors = settings.canaries.every, settings.monitors
             # Before the task is loaded, for that imports code: what was signed must name it.
             verified, _ = self._verify_live(self._not_put_back(self.live()))
             self._read_code(settings, verified)

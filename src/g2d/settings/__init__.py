@@ -17,6 +17,8 @@ from typing import Any
 
 from g2d.errors import SettingsError
 from g2d.settings.fields import Checked, as_toml, build, free, one_of, stored, within
+from g2d.settings.monitoring import MonitorSettings
+from g2d.settings.serve import ServeSettings
 
 _MOST = 1 << 24  # bytes of a settings file
 
@@ -287,6 +289,8 @@ class Settings(Checked):
     watermark: WatermarkSettings = field(default_factory=WatermarkSettings)
     canaries: CanarySettings = field(default_factory=CanarySettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    serve: ServeSettings = field(default_factory=ServeSettings)
+    monitors: MonitorSettings = field(default_factory=MonitorSettings)
 
     @property
     def source(self) -> str:
@@ -375,7 +379,9 @@ __all__ = [
     "GeneratorSettings",
     "GuidanceSettings",
     "HardenSettings",
+    "MonitorSettings",
     "PopulationSettings",
+    "ServeSettings",
     "Settings",
     "SigningSettings",
     "TaskSettings",

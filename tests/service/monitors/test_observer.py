@@ -198,7 +198,7 @@ def test_what_is_alarmed_of_before_there_is_a_rotation_is_told_once_there_is(mon
         return Recorder(alarm)
 
     made = Observers(name_them(monkeypatch, early=early))
-    made.connect(lambda kind, text, rotate=True: raised.append((kind, text, rotate)))
+    made.connect(lambda kind, text, rotate, **_: raised.append((kind, text, rotate)))
     assert raised == [("drift", "seen while it was made", False)]
     made.made["my_observers:early"].alarm("drift", "later")
     assert raised[1:] == [("drift", "later", True)]
@@ -265,4 +265,4 @@ def test_the_example_of_the_docs_rotates_away_from_a_query_attack(monkeypatch):
     run(harness, work)
     status = harness.event_log.snapshot()
     assert [alarm["kind"] for alarm in status["alarms"]] == ["query_attack"]
-    assert status["history"][0]["reasons"] == ["alarm: query_attack"]
+    assert status["history"][0]["reasons"] == ["monitor: query_attack"]

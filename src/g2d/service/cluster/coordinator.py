@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,10 +162,12 @@ class Coordinator:
         self._needed()
         self._rotation.pause(paused)
 
-    async def alarm(self, kind: str, text: str, rotate: bool) -> None:
-        """Take an alarm from a replica."""
+    async def alarm(
+        self, kind: str, text: str, rotate: bool, more: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take an alarm from a replica; `more`: what `RotationControl.alarm` takes by name."""
         self._needed()
-        self._rotation.alarm(kind, text, rotate)
+        self._rotation.alarm(kind, text, rotate, **(more or {}))
 
     async def stop(self) -> None:
         """Stop rotation for good, and end the worker."""

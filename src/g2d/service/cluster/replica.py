@@ -291,9 +291,9 @@ class RemoteRotation:
             raise RequestError(503, "the coordinator is away; ask again later")
         self._sync.send("pause", paused)
 
-    def alarm(self, kind: str, text: str, rotate: bool = True) -> None:
+    def alarm(self, kind: str, text: str, rotate: bool = True, **more: Any) -> None:
         """Pass an alarm of this replica on."""
-        self._sync.send("alarm", kind, f"{self._sync.about()['replica']}: {text}", rotate)
+        self._sync.send("alarm", kind, f"{self._sync.about()['replica']}: {text}", rotate, more)
 
     def count(self, inputs: int) -> None:
         """Count answered inputs for the coordinator's trigger."""

@@ -17,18 +17,17 @@ import numpy as np
 from g2d.core.imports import import_attribute, words
 from g2d.core.types import Array
 from g2d.errors import SettingsError
+from g2d.service.monitors.alarms import AlarmLine, RaiseAlarm
+from g2d.service.monitors.builtin import BuiltIn
 
-
-class RaiseAlarm(Protocol):
-    """How an observer says what it has seen: `Rotation.alarm`."""
-
-    def __call__(self, kind: str, text: str, rotate: bool = True) -> None:
-        """Tell the operator, and rotate away unless `rotate` is False.
-
-        Args:
-            kind: one of a few words, for it is a label of a metric. text: nothing of an input's.
-        """
-        ...
+__all__ = [
+    "Observer",
+    "ObserverQueue",
+    "Observers",
+    "RaiseAlarm",
+    "find_observers",
+    "load_observers",
+]
 
 
 class Observer(Protocol):
@@ -90,30 +89,16 @@ class Observers:
         names: see `load_observers`, whose `SettingsError` it raises.
 
     Attributes:
-        made: the observers by their names.
+        made: the observers by their names. line: what they raise alarms by.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self._mutex = threading.Lock()
-        self._early: list[tuple[str, str, bool]] = []
-        self._alarm: RaiseAlarm | None = None
-        self.made = load_observers(names, self._raise)
+        self.line = AlarmLine()
+        self.made = load_observers(names, self.line)
 
-    def connect(self, alarm: RaiseAlarm) -> None:
-        """Pass alarms on from now, and those that waited."""
-        with self._mutex:
-            self._alarm, early = alarm, self._early
-            self._early = []
-        for waited in early:
-            alarm(*waited)
-
-    def _raise(self, kind: str, text: str, rotate: bool = True) -> None:
-        with self._mutex:
-            alarm = self._alarm
-            if alarm is None:
-                self._early.append((kind, text, rotate))
-        if alarm is not None:
-            alarm(kind, text, rotate)
+    def connect(self, alarm: RaiseAlarm, cooldown: float = 0.0) -> None:
+        """Pass alarms on from now, and those that waited: see `AlarmLine`."""
+        self.line.connect(alarm, cooldown)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +127,7 @@ class ObserverQueue:
         self._observers, self._dropped, self._failed = observers, dropped, failed
         self._room = waiting
         self._counting = threading.Lock()
-        self._answered: queue.SimpleQueue[_Answered | None] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[_Answered | int | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="observers", daemon=True)
 
     def start(self) -> None:
@@ -164,15 +149,23 @@ class ObserverQueue:
         else:
             self._dropped(len(inputs))
 
+    def swapped(self, number: int) -> None:
+        """Tell built-in monitors, in its place among the answers, that a generation is live."""
+        self._answered.put(number)
+
     def _run(self) -> None:
         while (shown := self._answered.get()) is not None:
             for name, observer in self._observers.items():
                 try:
-                    observer.observe(shown.inputs, shown.logits, shown.client)
+                    if isinstance(shown, _Answered):
+                        observer.observe(shown.inputs, shown.logits, shown.client)
+                    elif isinstance(observer, BuiltIn):
+                        observer.swapped(shown)
                 except (Exception, SystemExit) as error:  # their own code; others look on
                     self._failed(name, error)
-            with self._counting:
-                self._room += len(shown.inputs)
+            if isinstance(shown, _Answered):
+                with self._counting:
+                    self._room += len(shown.inputs)
 
 
 def _kept(values: Array) -> Array:

@@ -1,0 +1,63 @@
+"""What makes a rotation due, how long to wait after a failure, and what alarms may cause."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Triggers:
+    """What makes a rotation due, besides an operator and an alarm; 0 turns one off.
+
+    Attributes:
+        every: mean seconds between rotations. queries: mean number of inputs answered between them.
+            jitter: each wait is drawn evenly from `[1 - jitter, 1 + jitter]` times the mean, in
+            secret: a client that counts inputs must not know the moment either.
+    """
+
+    every: float = 0.0
+    jitter: float = 0.1
+    queries: int = 0
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait after the n-th failure in a row: doubling, bounded, a tenth at random."""
+
+    first: float = 1.0
+    most: float = 300.0
+
+    def seconds(self, failures: int, chance: random.Random) -> float:
+        """Return the seconds to wait after `failures` >= 1 failures in a row."""
+        doubled: float = self.first * 2.0 ** min(failures - 1, 60)
+        return min(self.most, doubled) * chance.uniform(0.9, 1.1)
+
+
+class AlarmBudget:
+    """A token bucket: rotations that alarms of queries may cause above the schedule.
+
+    An attacker can cause alarms as often as he likes. Without a bound he would buy rotations, each
+    a fresh model to try and a candidate's cost. It holds one token at most, so that the first
+    alarm rotates at once, and refills by monotonic time: who sets the clock buys nothing.
+
+    Args:
+        an_hour: tokens that come in an hour; 0: such alarms rotate never.
+    """
+
+    def __init__(self, an_hour: float = 1.0, now: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._now = an_hour / 3600.0, now
+        self._full_at = -math.inf  # when there is a whole token again
+        self.withheld = 0
+
+    def take(self) -> bool:
+        """Take a token; False: there is none, which is counted in `withheld`."""
+        now = self._now()
+        if not self._rate or now < self._full_at:
+            self.withheld += 1
+            return False
+        self._full_at = now + 1.0 / self._rate
+        return True

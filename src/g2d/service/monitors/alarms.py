@@ -1,0 +1,143 @@
+"""How monitors of queries raise alarms, and how often: cool-downs that no attacker can flood.
+
+What an alarm may cause is bounded elsewhere (`rotation.triggers.AlarmBudget`); who may hear of it
+is `rotation.events.Alarm.closed`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+from g2d.rotation.events import Level
+
+Evidence = Mapping[str, float | str]
+_TRACKED = 4096  # kinds and clients whose cool-down is remembered
+_EARLY = 64  # alarms that may wait until there is a rotation
+_FACTS, _CHARACTERS = 16, 80  # of an evidence, and of a text in it
+
+
+class RaiseAlarm(Protocol):
+    """How an observer says what it has seen."""
+
+    def __call__(
+        self,
+        kind: str,
+        text: str,
+        rotate: bool = True,
+        *,
+        level: Level = "warning",
+        client: str = "",
+        evidence: Evidence | None = None,
+    ) -> None:
+        """Tell the operator, and rotate away unless `rotate` is False.
+
+        Clients never hear of it: only who gives the admin token, or has the role `observe`.
+
+        Args:
+            kind: one of a few words, for it is a label of a metric. text: nothing of an input's.
+            level: "notice", "warning" or "critical". client: whose queries it is about, as
+                observers get it; "": nobody's. evidence: what was measured, numbers and short
+                texts, nothing of an input's.
+        """
+        ...
+
+
+class Cooldown:
+    """Lets an alarm of a kind about a client through once in a while, and counts the others.
+
+    Bounded memory: where more clients alarm than it tracks, all new ones count as one. So many
+    accounts do not buy many alarms, and a full table forgets no cool-down that still runs.
+    """
+
+    def __init__(
+        self, seconds: float, now: Callable[[], float] = time.monotonic, most: int = _TRACKED
+    ) -> None:
+        self._seconds, self._now, self._most = seconds, now, most
+        self._until: dict[tuple[str, str], tuple[float, int]] = {}
+        self.suppressed = 0
+
+    def take(self, kind: str, client: str) -> int | None:
+        """Return how many of these were held back since the last one; None: hold this one back."""
+        now, key = self._now(), (kind, client)
+        if key not in self._until and len(self._until) >= self._most:
+            self._until = {k: v for k, v in self._until.items() if v[0] > now}
+            if len(self._until) >= self._most:
+                key = ("", "")
+        until, held = self._until.get(key, (now, 0))
+        if now < until:
+            self._until[key] = (until, held + 1)
+            self.suppressed += 1
+            return None
+        self._until[key] = (now + self._seconds, 0)
+        return held
+
+
+class _Raised(NamedTuple):
+    kind: str
+    text: str
+    rotate: bool
+    level: Level
+    client: str
+    evidence: Evidence
+
+
+class AlarmLine:
+    """The one line from monitors to rotation; what they raise before `connect` waits."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._early: list[_Raised] = []
+        self._alarm: RaiseAlarm | None = None
+        self._cooldown = Cooldown(0.0)
+
+    @property
+    def suppressed(self) -> int:
+        """Alarms that were held back for their cool-down."""
+        return self._cooldown.suppressed
+
+    def connect(self, alarm: RaiseAlarm, cooldown: float = 0.0) -> None:
+        """Pass alarms on from now, those of a kind about a client once in `cooldown` seconds."""
+        with self._mutex:
+            self._cooldown, self._alarm = Cooldown(cooldown), alarm
+            early, self._early = self._early, []
+        for raised in early:
+            self._pass(raised, alarm)
+
+    def __call__(
+        self,
+        kind: str,
+        text: str,
+        rotate: bool = True,
+        *,
+        level: Level = "warning",
+        client: str = "",
+        evidence: Evidence | None = None,
+    ) -> None:
+        """See `RaiseAlarm`."""
+        raised = _Raised(kind, text, rotate, level, client, _short(evidence or {}))
+        with self._mutex:
+            alarm = self._alarm
+            if alarm is None and len(self._early) < _EARLY:
+                self._early.append(raised)
+        if alarm is not None:
+            self._pass(raised, alarm)
+
+    def _pass(self, raised: _Raised, alarm: RaiseAlarm) -> None:
+        with self._mutex:
+            held = self._cooldown.take(raised.kind, raised.client)
+        if held is None:
+            return
+        evidence = {**raised.evidence, **({"held_back": held} if held else {})}
+        alarm(
+            raised.kind, raised.text, raised.rotate, level=raised.level, client=raised.client,
+            evidence=evidence,
+        )  # fmt: skip
+
+
+def _short(evidence: Evidence) -> dict[str, float | str]:
+    """Of evidence what may be kept: a few facts, short ones."""
+    few = list(evidence.items())[:_FACTS]
+    return {k[:_CHARACTERS]: v[:_CHARACTERS] if isinstance(v, str) else v for k, v in few}
