@@ -1,4 +1,4 @@
-"""A Square that infers the clock: it asks its best point again to find out that it was moved.
+"""A Square that infers the clock: it asks a point again to find out that it was moved.
 
 What knows the clock lives in `query.clock_square`, whose search this is between two moves.
 """
@@ -49,11 +49,12 @@ def probing_square(
 ) -> Probed:
     """Random search over squares by an attacker who is told no clock.
 
-    Every `interval` queries a lane submits its best point once more. Where the margin is another
-    than before, it asks a second time: if the answer stays, the network behind the API has changed,
-    so the best point's margin is the new one and the squares begin large again; if it does not
-    stay, answers are drawn anew for each request, and the lane never probes again. What it takes
-    for the period is the time between its last two moves.
+    Every `interval` queries a lane submits its probe once more, the point that it began at. Where
+    the margin is another than before, it asks a second time: if the answer stays, the network
+    behind the API has changed, so the best point is asked again and the squares begin large again;
+    if it does not stay, answers are drawn anew for each request, and the lane never probes again.
+    What it takes for the period is the time between its last two moves. (The best point is no
+    probe: a proposal that a weaker network answers takes its place before the next probe.)
 
     Args:
         as `query.clock_square`; interval: queries of a lane from one probe to the next.
@@ -89,7 +90,8 @@ class _Search:
         n = len(x)
         self.x, self.y, self.eps, self.bounds = x, y, eps, bounds
         self.interval, self.share = interval, share
-        self.best = project(start.reshape(x.shape), x, eps, bounds)
+        self.probe = project(start.reshape(x.shape), x, eps, bounds)
+        self.best = self.probe.clone()
         self.loss = torch.full((n,), math.inf, dtype=x.dtype)
         self.age = torch.zeros(n, dtype=torch.long)  # queries since the last move
         self.period = torch.full((n,), float(budget))
@@ -97,19 +99,22 @@ class _Search:
         self.noisy = torch.zeros(n, dtype=torch.bool)
         self.doubt = torch.zeros(n, dtype=torch.bool)  # the last probe heard another margin
         self.heard = torch.zeros(n, dtype=x.dtype)  # what it heard
+        self.known = torch.full((n,), math.inf, dtype=x.dtype)  # margin of the probe
         self._probing = torch.zeros(n, dtype=torch.bool)
 
     def ask(self, lanes: Tensor, generator: torch.Generator) -> Tensor:
-        """The next point of each lane: its best one again, or a proposal."""
+        """The next point of each lane: its probe, its best point again, or a proposal."""
         age = self.age[lanes]
-        due = (age % self.interval == 0) & ~self.noisy[lanes]
-        again = (age == 0) | due | self.doubt[lanes]
-        self._probing[lanes] = again
+        due = (age > 0) & (age % self.interval == 0) & ~self.noisy[lanes]
+        probing = due | self.doubt[lanes]
+        self._probing[lanes] = probing
         point = self.best[lanes].clone()
+        point[probing] = self.probe[lanes[probing]]
         part = torch.tensor([self.share * shrink(min(1.0, p)) for p in
                              (age / self.period[lanes]).tolist()])  # fmt: skip
-        for size in part[~again].unique().tolist():
-            rows = (~again & (part == size)).nonzero()[:, 0]
+        proposing = ~probing & (age > 0)
+        for size in part[proposing].unique().tolist():
+            rows = (proposing & (part == size)).nonzero()[:, 0]
             point[rows] = propose(
                 point[rows], self.x[lanes[rows]], self.eps, size, self.bounds, generator
             )
@@ -118,14 +123,13 @@ class _Search:
     def hear(self, lanes: Tensor, point: Tensor, margin: Tensor) -> None:
         """Take the margins (m,) of the points that `ask` gave for the same lanes."""
         first, probed, doubt = self.age[lanes] == 0, self._probing[lanes], self.doubt[lanes]
-        proposed = ~probed & (margin < self.loss[lanes])
-        self.best[lanes[proposed]] = point[proposed]
-        kept = proposed | (probed & first)
-        self.loss[lanes[kept]] = margin[kept]
+        kept = ~probed & (first | (margin < self.loss[lanes]))
+        self.best[lanes[kept]], self.loss[lanes[kept]] = point[kept], margin[kept]
+        new = first & self.known[lanes].isinf()  # the search begins at its probe
+        self.known[lanes[new]] = margin[new]
         self.age[lanes] += 1
-        self._settle(lanes[probed & doubt], margin[probed & doubt])
-        asked = probed & ~doubt & ~first
-        other = asked & _differ(margin, self.loss[lanes])
+        self._settle(lanes[doubt], margin[doubt])
+        other = probed & ~doubt & _differ(margin, self.known[lanes])
         self.doubt[lanes[other]] = True
         self.heard[lanes[other]] = margin[other]
 
@@ -136,8 +140,8 @@ class _Search:
         moved = lanes[~noise]
         self.moves[moved] += 1
         self.period[moved] = self.age[moved].clamp_min(self.interval).to(self.period.dtype)
-        self.age[moved] = 1  # the best point's margin is known
-        self.loss[lanes] = margin
+        self.age[moved] = 0  # the best point is asked next
+        self.known[lanes] = margin
         self.doubt[lanes] = False
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from g2d.core.seeds import seed_of
-from g2d.core.types import Logits
-from g2d.rotation.answers import combined, told
+from g2d.core.types import Array, Logits
+from g2d.protect.answers import LABEL, answers_of, combined
 from g2d.rotation.policy import Policy, policy_of, quantised
 from g2d.settings import ServeSettings
 from g2d.tasks.inference import predict
@@ -161,5 +161,12 @@ class Service:
         assert logits is not None, "somebody asked"
         each = [logits[:, k].numpy() for k in range(table.shape[1])]
         settings = self.scheme.settings
-        scores = told(combined(each, settings), settings)
+        scores = combined(each, settings.answers == LABEL)
+        if (form := answers_of(settings)) is not None:
+            scores = _as_scores(form(scores), scores.shape[1])
         return torch.from_numpy(np.ascontiguousarray(scores))
+
+
+def _as_scores(told: Array, classes: int) -> Array:
+    """An answer as scores (m, classes): a label alone is 1 for its class and 0 for the others."""
+    return np.eye(classes, dtype=np.float32)[told] if told.ndim == 1 else told

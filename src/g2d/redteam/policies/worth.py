@@ -41,22 +41,30 @@ class Finds:
 
         `again` and `again_any`: a resubmission at once wins; any of `AGAIN` does. `later`,
         `later_any`: one in each of the next `AGAIN` periods. `replayed`: on `CLIENTS` other clients
-        at the moment of the find; `replayed_next`: after the next rotation. Their intervals are
-        those of as many trials as there are finds, since trials of one find depend on each other.
+        at the moment of the find; `replayed_next`: after the next rotation; `replayed_gone`: after
+        as many as take all that is live now away. Intervals are those of as many trials as there
+        are finds, since trials of one find depend on each other.
         """
         if not len(self.lanes):
             return {}
+        live = self._service.scheme.live
         at_once = torch.stack([self._wins(0) for _ in range(AGAIN)])
-        replayed = self._replayed(0)
-        later, following = [], None
-        for rotations in range(1, AGAIN + 1):
-            later.append(self._wins(rotations))
-            following = self._replayed(1) if following is None else following
+        replays = {"replayed": self._replayed(0)}
+        later = []
+        # In the order of time: who has moved on never goes back.
+        for rotations in range(1, max(AGAIN, live) + 1):
+            if rotations <= AGAIN:
+                later.append(self._wins(rotations))
+            if rotations == 1:
+                replays["replayed_next"] = self._replayed(1)
+            if rotations == live:
+                replays["replayed_gone"] = self._replayed(live) if live > 1 else (
+                    replays["replayed_next"]
+                )  # fmt: skip
         found = {
             "again": self._mean(at_once), "again_any": self._any(at_once),
             "later": self._mean(torch.stack(later)), "later_any": self._any(torch.stack(later)),
-            "replayed": replayed, "replayed_next": following,
-        }  # fmt: skip
+        } | replays  # fmt: skip
         return {name: asdict(rate) for name, rate in found.items() if rate is not None}
 
     def _wins(self, rotations: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -104,7 +103,8 @@ class Searches:
         return [
             self._won(log, said, passes),
             self._worth("again", _AGAIN, worth, "later", ("later_any", "again", "again_any")),
-            self._worth("replayed", _OTHERS, worth, "replayed", ("replayed_next",)),
+            self._worth("replayed", _OTHERS, worth, "replayed",
+                        ("replayed_next", "replayed_gone")),
         ]
 
     def _won(self, log: QueryLog, said: dict[str, float], passes: int) -> Row:
@@ -159,7 +159,7 @@ class Searches:
                     "later any; at once: again, and any of ten: again any"]  # fmt: skip
         if metric == _OTHERS:
             return [f"{CLIENTS} other clients at the moment of the find; replayed next: after the "
-                    "rotation that follows"]  # fmt: skip
+                    "next rotation; gone: when all that was live has gone"]  # fmt: skip
         notes = [f"{self.scheme.live} live at once; budget and clock count the queries of one image"]
         if self.scheme.pin:
             notes.append(
@@ -169,8 +169,3 @@ class Searches:
         if self.width + self.turns + AGAIN > len(self.models):
             notes.append(f"only {len(self.models)} networks: some are met twice")
         return notes
-
-
-def asdict_all(rates: dict[str, Rate]) -> dict[str, Any]:
-    """Rates as plain values."""
-    return {name: asdict(rate) for name, rate in rates.items()}

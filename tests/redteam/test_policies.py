@@ -1,0 +1,305 @@
+"""Serving policies under attack: the simulated service, several accounts, and what finds are worth."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from g2d.protect.answers import combined
+from g2d.redteam.context import AttackContext
+from g2d.redteam.policies.attackers import ATTACKERS, search
+from g2d.redteam.policies.ensemble import Vote
+from g2d.redteam.policies.service import Scheme, Service
+from g2d.redteam.policies.worth import Finds
+from g2d.redteam.query_log import QueryLog
+from g2d.redteam.rows import Row, Status
+from g2d.redteam.scoring import difference, share
+from g2d.redteam.threats import threat
+from g2d.redteam.threats.policies.threat import cases_of, merge
+from g2d.settings import ServeSettings
+from g2d.tasks.splits import Split
+
+EPS = 0.1
+
+
+def step(level):
+    """A network of grey images that errs where they are brighter than its level; 0 is right."""
+    return lambda x: torch.stack([level - x.mean((1, 2, 3)), torch.zeros(len(x))], 1)
+
+
+def service(levels, policy="global", *, lanes=1, live=1, every=None, pin=0, width=None, **more):
+    settings = ServeSettings(policy=policy, live=live, hold=1e6, period=float(every or 0), **more)
+    start = torch.zeros(lanes, dtype=torch.long)
+    scheme = Scheme("it", settings, every, pin)
+    return Service([step(level) for level in levels], scheme, start, width or scheme.live, 0)
+
+
+def grey(*values):
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+
+
+def margins_of(made, lanes, numbers):
+    """Which network answers a black image, told by its level."""
+    x = grey(*[0.0] * len(lanes))
+    return made.answer(x, torch.tensor(lanes), torch.tensor(numbers))[0][:, 0].tolist()
+
+
+def test_each_lane_has_a_clock_of_its_own():
+    made = service([0.1, 0.2, 0.3], lanes=2, every=10)
+    assert margins_of(made, [0, 1], [10, 11]) == pytest.approx([0.1, 0.2])
+    assert margins_of(made, [0, 1, 0], [21, 1, 31]) == pytest.approx([0.3, 0.1, 0.1])
+    assert made.passes == 5
+
+
+def test_all_schemes_begin_at_the_newest_of_one_window():
+    for policy, live in (("global", 1), ("vote", 2), ("sticky", 3)):
+        made = service([0.1, 0.2, 0.3], policy, live=live, width=3)
+        newest = {"global": 0.3, "vote": None, "sticky": None}[policy]
+        (found,) = margins_of(made, [0], [1])
+        assert newest is None or found == pytest.approx(newest)
+        assert made.scheme.passes == (2 if policy == "vote" else 1)
+
+
+def test_a_sticky_client_stays_and_others_see_other_networks():
+    made = service([0.1, 0.2, 0.3, 0.4], "sticky", live=4, every=1000)
+    first = margins_of(made, [0], [1])
+    assert all(margins_of(made, [0], [q]) == first for q in (2, 50, 999))
+    x, one = grey(0.0), torch.tensor([0])
+    seen = {
+        round(float(made.ask(x, one, one + 1, client=f"{k}")[0, 0]), 3) for k in range(30)
+    }
+    assert seen == {0.1, 0.2, 0.3, 0.4}
+
+
+def test_an_alarm_pins_the_account_and_rotates_the_others():
+    levels = [0.1 * k for k in range(1, 9)]
+    free = service(levels, "sticky", live=2, every=10)
+    pinned = service(levels, "sticky", live=2, every=10, pin=5)
+    numbers = range(1, 61)
+    met = [len({margins_of(made, [0], [q])[0] for q in numbers}) for made in (free, pinned)]
+    assert met[0] > 1
+    assert met[1] == 1
+    x, one = grey(0.0), torch.tensor([0])
+    others = [
+        round(float(made.ask(x, one, one + 1, client="other")[0, 0]), 3) for made in (free, pinned)
+    ]
+    assert others[1] > others[0] - 1e-9, "one rotation more has come"
+
+
+def test_answers_are_told_in_the_form_of_the_settings():
+    told = {
+        form: service([0.456], answers=form).ask(grey(0.2), torch.tensor([0]), torch.tensor([1]))
+        for form in ("scores", "rounded", "label", "aaa")
+    }
+    assert told["scores"][0, 0] == pytest.approx(0.256)
+    assert told["rounded"].tolist() == [[pytest.approx(0.26), 0.0]]
+    assert told["label"].tolist() == [[1.0, 0.0]]
+    assert int(told["aaa"].argmax()) == 0
+    assert float(told["aaa"][0, 0] - told["aaa"][0, 1]) != pytest.approx(0.256)
+
+
+def test_a_vote_as_a_model_is_what_the_service_combines():
+    made = service([0.1, 0.5, 0.9], "vote", live=3)
+    x = grey(0.0, 0.4, 0.8)
+    scores = made.ask(x, torch.tensor([0, 0, 0]), torch.tensor([1, 1, 1]))
+    models = [step(0.1), step(0.5), step(0.9)]
+    assert torch.allclose(scores, Vote(models)(x), atol=1e-5)
+    apart = combined([model(x).numpy() for model in models])
+    assert np.allclose(scores.numpy(), apart)
+
+
+def log_of(made, split, budget, beyond=False):
+    return QueryLog(
+        made.answer, split, eps=EPS, budget=budget, bounds=(0.0, 1.0), beyond=beyond
+    )
+
+
+def pictures(count):
+    return Split(grey(*[0.5] * count), torch.zeros(count, dtype=torch.long))
+
+
+def let(name, made, split, budget):
+    log = log_of(made, split, budget)
+    said = search(ATTACKERS[name], made, log, eps=EPS, bounds=(0.0, 1.0), classes=2, seed=0)
+    return log, said
+
+
+def test_twenty_accounts_find_the_weakest_of_what_is_live():
+    levels = [0.9, 0.9, 0.9, 0.505]
+    won = {}
+    for name in ("clock", "accounts-20"):
+        made = service(levels, "sticky", lanes=8, live=4)
+        log, _ = let(name, made, pictures(8), 60)
+        assert int(log.spent.max()) <= 60
+        won[name] = log.asr(60).value
+    assert won["accounts-20"] == 1.0 > won["clock"]
+    assert set(made.speaking.tolist()) != {0}, "the best account goes on"
+
+
+def test_more_accounts_than_queries_are_refused():
+    made = service([0.9, 0.8], lanes=2, every=10)
+    with pytest.raises(Exception, match="20 accounts do not fit into 10 queries"):
+        let("accounts-20", made, pictures(2), 60)
+
+
+@pytest.mark.parametrize(("policy", "moves", "noisy"), [("global", True, False),
+                                                        ("random", False, True)])  # fmt: skip
+def test_who_asks_again_infers_rotations_and_gives_up_where_answers_are_noise(policy, moves, noisy):
+    levels = [0.9, 0.8, 0.7, 0.95, 0.75, 0.85]
+    made = service(levels, policy, lanes=6, live=3, every=100)
+    log, said = let("inferred", made, pictures(6), 300)
+    assert log.asr(300).value == 0
+    assert (said["moves_inferred"] == 2) == moves
+    assert (said["gave_up_inferring"] == 1) == noisy
+
+
+def found_by(made, split, value, at=1):
+    """A log in which every lane has found the same grey."""
+    log = log_of(made, split, 10)
+    lanes = torch.arange(len(split))
+    for number in range(at):
+        log(grey(*[value if number == at - 1 else 0.5] * len(split)), lanes)
+    assert bool((log.first == at).all())
+    return Finds(made, log, 10, eps=EPS, bounds=(0.0, 1.0)).told()
+
+
+def test_without_a_rotation_a_find_goes_on_working_on_everybody():
+    told = found_by(service([0.55], lanes=3), pictures(3), 0.58)
+    assert {name: rate["value"] for name, rate in told.items()} == dict.fromkeys(told, 1.0)
+    assert (told["later"]["low"], told["later"]["n"]) == (share(3, 3).low, 3)
+
+
+def test_a_rotation_ends_a_find_for_the_finder_and_for_others():
+    made = service([0.55, *[0.9] * 20], lanes=3, every=5)
+    told = {name: rate["value"] for name, rate in found_by(made, pictures(3), 0.58).items()}
+    assert (told["again"], told["replayed"]) == (1.0, 1.0)
+    assert told["later"] == told["later_any"] == told["replayed_next"] == 0.0
+
+
+def test_under_sticky_others_see_the_finders_network_by_chance_until_it_has_gone():
+    made = service([0.55, 0.55, 0.9, 0.9, *[0.9] * 20], "sticky", lanes=12, live=4, every=50)
+    log = log_of(made, pictures(12), 10)
+    log(grey(*[0.58] * 12), torch.arange(12))
+    assert 0 < int((log.first > 0).sum()) < 12
+    told = Finds(made, log, 10, eps=EPS, bounds=(0.0, 1.0)).told()
+    assert told["again"]["value"] == 1.0
+    assert 0.2 < told["replayed"]["value"] < 0.8
+    assert told["replayed_next"]["value"] < told["replayed"]["value"]
+    assert told["replayed_gone"]["value"] == 0.0
+
+
+def test_random_wins_at_times_and_any_of_ten_nearly_always():
+    made = service([0.55, 0.9], "random", lanes=40, live=2)
+    log = log_of(made, pictures(40), 10)
+    log(grey(*[0.58] * 40), torch.arange(40))
+    told = Finds(made, log, 10, eps=EPS, bounds=(0.0, 1.0)).told()
+    assert 0.3 < told["again"]["value"] < 0.7
+    assert told["again_any"]["value"] > 0.9
+
+
+def test_keyed_tells_nothing_new_to_who_asks_again():
+    made = service([0.55, 0.9], "keyed", lanes=40, live=2)
+    log = log_of(made, pictures(40), 10)
+    log(grey(*[0.58] * 40), torch.arange(40))
+    told = Finds(made, log, 10, eps=EPS, bounds=(0.0, 1.0)).told()
+    assert told["again"]["value"] == told["again_any"]["value"] == 1.0
+
+
+def test_nothing_found_is_worth_nothing():
+    made = service([0.9])
+    log = log_of(made, pictures(1), 10)
+    assert Finds(made, log, 10, eps=EPS, bounds=(0.0, 1.0)).told() == {}
+
+
+def test_a_paired_difference_has_an_honest_interval():
+    ours, theirs = torch.tensor([1.0, 1, 0, 0]), torch.tensor([0.0, 1, 0, 0])
+    found = difference(ours, theirs)
+    assert (found.value, found.n) == (0.25, 4)
+    assert found.low < 0 < found.high
+    same = difference(theirs, theirs)
+    assert same.low < same.value == 0 < same.high
+    many = difference(torch.ones(1000), torch.zeros(1000))
+    assert many.low > 0.95
+    assert difference(torch.zeros(0), torch.zeros(0)).n == 0
+
+
+# --- the threat ---
+
+TINY = {"images": 12, "budget": 60, "every": 20, "live": 2, "steps": 5}
+
+
+def test_plans_cover_every_policy_and_attacker(spec):
+    found = cases_of(spec, TINY)
+    assert len(set(found)) == len(found)
+    pairs = {(c.option("policy"), c.name) for c in found}
+    for policy in ("global", "sticky", "vote", "random", "keyed"):
+        for name in ("clock", "margin", "accounts-5", "accounts-20", "inferred"):
+            assert (policy, name) in pairs
+    assert {c.option("answers") for c in found} == {"scores", "rounded", "label", "aaa"}
+    assert all(c.option("answers") == "label" for c in found if c.name == "labels")
+    quick = threat("policies").plan(spec)
+    full = threat("policies").plan(dataclasses.replace(spec, quick=False))
+    assert 0 < len(quick) < 6 < len(full)
+    assert threat("policies").plan(dataclasses.replace(spec, chains={})) == []
+
+
+@pytest.mark.parametrize("scheme", ["global", "sticky-pinned", "keyed"])
+def test_rows_of_a_search_are_complete_and_stand_beside_never_rotating(spec, scheme):
+    context = AttackContext(spec)
+    wanted = [c for c in cases_of(spec, TINY) if c.name == "clock"
+              and c.option("answers") == "scores"]  # fmt: skip
+    rows = []
+    for name in ("never", scheme):
+        (case,) = [c for c in wanted if c.option("scheme") == name]
+        rows += threat("policies").run(case, context)
+    won = [row for row in merge(rows) if row.metric == "ASR"]
+    assert [row.status for row in won] == [Status.OK] * 2
+    assert won[0].value.n == won[1].value.n, "the same images"
+    assert won[1].extra["never"]["value"] == won[0].value.value
+    more = won[1].extra["more_than_never"]
+    assert more["value"] == pytest.approx(won[1].value.value - won[0].value.value)
+    assert "on the same images" in won[1].note
+    curve = [point["value"] for point in won[1].extra["curve"]]
+    assert curve == sorted(curve)
+    kinds = {row.kind for row in rows}
+    assert kinds == {"policy-clock", "policy-clock-again", "policy-clock-replayed"}
+    json.dumps([row.as_json(threat("policies").ids) for row in rows])
+    assert threat("policies").run(case, context)[0].value == rows[3].value
+
+
+def test_too_few_networks_and_no_image_are_said(spec):
+    generated = dataclasses.replace(
+        spec.chains["generated"], networks=spec.chains["generated"].networks[1:3]
+    )
+    few = dataclasses.replace(spec, chains={"generated": generated})
+    context = AttackContext(few)
+    cases = cases_of(few, TINY | {"live": 5})
+    searched = next(c for c in cases if c.option("scheme") == "sticky")
+    (row,) = threat("policies").run(searched, context)
+    assert row.status is Status.NOT_MEASURED
+    assert "it needs 6 networks and there are 1" in row.note
+    voted = next(c for c in cases if c.name == "vote")
+    (row,) = threat("policies").run(voted, context)
+    assert row.status is Status.NOT_MEASURED
+    assert "3 vote and nothing was live before them" in row.note
+
+
+def test_a_vote_stands_beside_one_network_under_every_attack(spec):
+    pytest.importorskip("pyautoattack")
+    context = AttackContext(spec)
+    case = next(c for c in cases_of(spec, TINY) if c.name == "vote")
+    rows = {row.kind: row for row in threat("policies").run(case, context)}
+    assert set(rows) == {
+        f"policy-vote-{name}" for name in ("white-box", "joint", "eot", "query", "union")
+    }
+    union = rows["policy-vote-union"]
+    for row in rows.values():
+        assert row.status is Status.OK
+        assert row.extra["forward_passes"] == 3
+        assert row.value.value <= union.value.value
+        assert row.extra["one_network"]["value"] <= union.extra["one_network"]["value"]
+        assert row.extra["more_than_one_network"]["low"] <= row.extra["more_than_one_network"]["high"]
+    assert union.value.value > 0
+    assert isinstance(union, Row)
