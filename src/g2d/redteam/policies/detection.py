@@ -1,0 +1,231 @@
+"""Is an attack seen before it wins? A search is shown to what watches a service, query by query.
+
+What watches comes from above (`g2d.service.monitors`, or anybody's observer): here it is whatever
+has `observe`. How a search evades lives here, too; what it won is `query_log`'s to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g2d.attacks import project
+from g2d.attacks.query import Api, SpentError
+from g2d.core.types import Array, Bounds
+from g2d.redteam.query_log import Answer
+from g2d.redteam.scoring import Rate, share
+
+PACE = 0.1  # seconds from one query of an attacker to its next
+
+
+class Watch(Protocol):
+    """Looks at what was asked and answered: an observer of a service."""
+
+    def observe(self, inputs: Array, logits: Array, client: str) -> None:
+        """Look at one request (n, ...), its scores (n, classes), and who asked."""
+        ...
+
+
+class Alarms:
+    """What a watch raises: given to it in place of a service's alarm, and read by `Shown`.
+
+    Attributes:
+        raised: client and kind of each alarm so far; "" where it names nobody. seconds: what the
+            watch's clock says.
+    """
+
+    def __init__(self) -> None:
+        self.raised: list[tuple[str, str]] = []
+        self.seconds = 0.0
+
+    def __call__(self, kind: str, text: str, rotate: bool = True, **more: Any) -> None:
+        """Note an alarm; everything but kind and client is for people."""
+        self.raised.append((str(more.get("client", "")), kind))
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self.seconds
+
+
+class Shown:
+    """An `Answer` of which every query is shown to a watch, one request each.
+
+    A lane is seen at its first query during which an alarm was raised that names it or nobody. One
+    that is seen, or has won, is shown no more, and where none is left the search ends.
+
+    Args:
+        answer: what answers. y: labels of the lanes (n,). accounts: clients that a lane asks as, in
+            turn.
+
+    Attributes:
+        seen: number of that query (n,), 0: none. won: number of the first query that was answered
+            wrongly, inside the ball or not (n,), 0: none; `query_log` says what counts.
+    """
+
+    def __init__(
+        self, answer: Answer, y: Tensor, watch: Watch, alarms: Alarms, accounts: int = 1
+    ) -> None:
+        self._answer, self._y, self._watch, self._alarms = answer, y, watch, alarms
+        self._accounts = accounts
+        self.seen = torch.zeros(len(y), dtype=torch.long)
+        self.done = torch.zeros(len(y), dtype=torch.bool)
+
+    def __call__(self, x: Tensor, lanes: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer as `answer` does."""
+        if bool(self.done.all()):
+            raise SpentError
+        scores, network = self._answer(x, lanes, numbers)
+        inputs, told = x.numpy(), scores.numpy().astype(np.float32)
+        for row, (lane, number) in enumerate(zip(lanes.tolist(), numbers.tolist(), strict=True)):
+            if not self.done[lane]:
+                self._show(inputs[row : row + 1], told[row : row + 1], lane, number)
+        return scores, network
+
+    def _show(self, x: Array, scores: Array, lane: int, number: int) -> None:
+        alarms, before = self._alarms, len(self._alarms.raised)
+        alarms.seconds += PACE / len(self._y)
+        client = client_of(lane, number % self._accounts)
+        self._watch.observe(x, scores, client)
+        own = (f"attacker {lane} ", "")
+        if any(name == "" or f"{name} ".startswith(own[0]) for name, _ in alarms.raised[before:]):
+            self.seen[lane], self.done[lane] = number, True
+
+
+def client_of(lane: int, account: int) -> str:
+    """The name that a lane's account asks by."""
+    return f"attacker {lane} account {account}"
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What became of n attackers.
+
+    Attributes:
+        before: share that was seen before its first success, of those that were seen or won.
+        unseen: share of all that won without having been seen before. never: share of all that was
+            not seen at all.
+        median: queries until half of those that were seen were, None: nobody was.
+    """
+
+    before: Rate
+    unseen: Rate
+    never: Rate
+    median: float | None
+
+    @classmethod
+    def of(cls, seen: Tensor, first: Tensor) -> Detection:
+        """Count from the number of the query at which each was seen, and won (n,); 0: never."""
+        n, spotted, won = len(seen), seen > 0, first > 0
+        early = spotted & (~won | (seen < first))
+        unseen = won & ~early
+        decided = int((early | unseen).sum())
+        median = float(seen[spotted].double().median()) if bool(spotted.any()) else None
+        return cls(
+            share(int(early.sum()), decided),
+            share(int(unseen.sum()), n),
+            share(int((~spotted).sum()), n),
+            median,
+        )
+
+
+# --- evasion ---------------------------------------------------------------------------------
+
+
+class Oracle(Protocol):
+    """An attacker's own copy of a detector: what it would say of an input, before it is sent."""
+
+    def near(self, x: Array, client: str) -> bool:
+        """Whether an input (*shape) counts as near one that the client has sent."""
+        ...
+
+    def sent(self, x: Array, client: str) -> None:
+        """Remember an input that the client sends."""
+        ...
+
+
+class Jitter:
+    """Every query is moved by noise inside the ball, so that no two look alike.
+
+    Args:
+        api: what answers. x: clean images (n, ...). strength: of the noise, as a share of eps.
+    """
+
+    def __init__(
+        self, api: Api, x: Tensor, *, eps: float, bounds: Bounds, strength: float,
+        generator: torch.Generator,
+    ) -> None:  # fmt: skip
+        self._api, self._x, self._eps, self._bounds = api, x, eps, bounds
+        self._strength, self._generator = strength, generator
+
+    def __call__(self, points: Tensor, lanes: Tensor) -> Tensor:
+        """Answer points (m, ...) with the scores of what was sent in their place."""
+        return self._api(self.moved(points, lanes, self._strength), lanes)
+
+    def moved(self, points: Tensor, lanes: Tensor, strength: float | Tensor) -> Tensor:
+        """Points with noise, inside ball and range; `strength` is one for all or (m,)."""
+        noise = 2 * torch.rand(points.shape, generator=self._generator, dtype=points.dtype) - 1
+        if isinstance(strength, Tensor):
+            strength = strength.view(-1, *[1] * (points.dim() - 1)).to(points.dtype)
+        moved = points + self._eps * strength * noise
+        return project(moved, self._x[lanes], self._eps, self._bounds)
+
+
+class Rejection:
+    """Oracle-guided adaptive rejection sampling (OARS, Feng et al. 2023, arXiv 2303.06280).
+
+    Before a point is sent the attacker asks its own copy of the detector. Where that would match,
+    it draws anew with more noise, up to `draws` times; what noise gets through is kept per lane and
+    sinks again while points pass. The paper's oracle is the service's own rejection; here answers
+    never tell of an alarm, so the copy, which knows all but the salt, is more than it would have.
+
+    Attributes:
+        refused: points that no draw got past the copy, and were sent all the same. sent: all.
+    """
+
+    def __init__(self, jitter: Jitter, api: Api, oracle: Oracle, n: int, draws: int = 8) -> None:
+        self._jitter, self._api, self._oracle, self._draws = jitter, api, oracle, draws
+        self._strength = torch.zeros(n)
+        self.refused, self.sent = 0, 0
+
+    def __call__(self, points: Tensor, lanes: Tensor) -> Tensor:
+        """Answer points (m, ...) with the scores of what was sent in their place."""
+        chosen = self._jitter.moved(points, lanes, self._strength[lanes])
+        for row, lane in enumerate(lanes.tolist()):
+            chosen[row] = self._passing(points[row], chosen[row], lane)
+        return self._api(chosen, lanes)
+
+    def _passing(self, point: Tensor, drawn: Tensor, lane: int) -> Tensor:
+        client, one = client_of(lane, 0), torch.tensor([lane])
+        strength = float(self._strength[lane])
+        refused = self._oracle.near(drawn.numpy(), client)
+        for draw in range(self._draws):
+            if not refused:
+                break
+            strength = max(strength, (draw + 1) / self._draws)
+            drawn = self._jitter.moved(point[None], one, strength)[0]
+            refused = self._oracle.near(drawn.numpy(), client)
+        self._strength[lane] = strength if refused else 0.9 * strength
+        self.refused, self.sent = self.refused + refused, self.sent + 1
+        self._oracle.sent(drawn.numpy(), client)
+        return drawn
+
+
+def warm(
+    watch: Watch, answer: Callable[[Tensor], Tensor], x: Tensor, alarms: Alarms, clients: int = 50
+) -> int:
+    """Show a watch honest queries, one request each; return how many alarms it raised.
+
+    Monitors learn what is usual from the first inputs that they see.
+    """
+    scores, before = answer(x).numpy().astype(np.float32), len(alarms.raised)
+    inputs: Sequence[Array] = x.numpy()
+    for place in range(len(x)):
+        alarms.seconds += PACE
+        one = slice(place, place + 1)
+        watch.observe(inputs[one], scores[one], f"honest {place % clients}")
+    return len(alarms.raised) - before
