@@ -1,0 +1,280 @@
+"""The monitor of queries: who searches for adversarial inputs, and who copies the model.
+
+Not from how alike a client's queries are does it conclude anything: retries, bursts, augmentations
+and cameras are, too. Near-duplicates are what is *looked at*; what raises an alarm is that their
+answers go downhill, or stay at a boundary (`trails`), by tests whose errors are bounded (`evidence`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from g2d.core.types import Array
+from g2d.service.monitors.builtin import BuiltIn, Watched
+from g2d.service.monitors.queries.copying import TESTED, Copiers
+from g2d.service.monitors.queries.evidence import NOTHING, Account, Accounts, bet, worth
+from g2d.service.monitors.queries.fingerprints import Fingerprints, Prints
+from g2d.service.monitors.queries.trails import Margins, Trail
+from g2d.service.monitors.queries.windows import Everybody, Window
+
+FIRST = 64
+"""Inputs whose values say what the scale is; they wait until then, and are judged."""
+
+_ACCOUNTS, _SHARED, _CLIENTS = 65_536, 8192, 8
+# What each test may err, as shares of [monitors] false_alarms; the rest is the boundary's.
+_DESCENT, _TOGETHER, _COPYING = 1 / 2, 1 / 4, 1 / 8
+
+
+class _Request(NamedTuple):
+    inputs: Array
+    logits: Array
+    client: str
+    epoch: int
+
+
+class _Answer(NamedTuple):
+    """One input's fingerprints and answer."""
+
+    prints: Prints
+    place: int
+    logits: Array
+    margin: float
+    client: str
+    epoch: int
+
+
+class Queries(BuiltIn):
+    """Watches for query attacks, of one client or of several together, and for extraction.
+
+    Alarms: `query_attack`, which rotates, and `extraction`, which does not: what has been copied is
+    not taken back. Both name the client. Memory is bounded (`docs/monitoring.md`), and lost at a
+    restart; identical inputs are never counted, however often they come.
+
+    Args:
+        salt: 32 secret bytes; None: the system's.
+    """
+
+    name: ClassVar[str] = "queries"
+
+    def __init__(self, watched: Watched, salt: bytes | None = None) -> None:
+        super().__init__(watched)
+        self._salt = os.urandom(32) if salt is None else salt
+        self._chance = np.random.default_rng(list(self._salt))
+        self._exempt = frozenset(watched.settings.exempt)
+        self._prints: Fingerprints | None = None
+        self._waiting: list[_Request] = []
+        self._windows: OrderedDict[str, Window] = OrderedDict()
+        self._everybody, self._shared = Everybody(), OrderedDict[int, Trail]()
+        self._accounts = Accounts(_ACCOUNTS, watched.now)
+        self._margins, self._copiers = Margins(), Copiers()
+        self._epoch = self._numbers = 0
+        self._counts = dict.fromkeys(
+            ("judged", "repeated", "near", "near_others", "not_judged", "exempt"), 0
+        )
+        self._alarms = dict.fromkeys(("descent", "together", "boundary", "budget", "copying"), 0)
+
+    def observe(self, inputs: Array, logits: Array, client: str) -> None:
+        """Judge one request's inputs, in their order."""
+        if client in self._exempt or self.watched.model.classes < 2:
+            self._counts["exempt"] += len(inputs)
+            return
+        finite = np.isfinite(logits).all(1)
+        if inputs.dtype.kind == "f":
+            finite &= np.isfinite(inputs.reshape(len(inputs), -1)).all(1)
+        if not finite.all():
+            self._counts["not_judged"] += int((~finite).sum())
+            inputs, logits = inputs[finite], logits[finite]
+        if not len(inputs):
+            return
+        request = _Request(inputs, logits, client, self._epoch)
+        if self._prints is not None:
+            self._judge(request, self._prints)
+            return
+        self._waiting.append(request)
+        if sum(len(one.inputs) for one in self._waiting) >= FIRST:
+            first = np.concatenate([one.inputs for one in self._waiting])[: 4 * FIRST]
+            near = self.watched.settings.near
+            self._prints = Fingerprints(self.watched.model, first, near, self._salt)
+            waiting, self._waiting = self._waiting, []
+            for one in waiting:
+                self._judge(one, self._prints)
+
+    def swapped(self, number: int) -> None:
+        """Margins of another network do not compare with those before; evidence stays."""
+        self._epoch += 1
+        self._margins.restart()
+
+    def status(self) -> Mapping[str, Any]:
+        """Return what was judged, and what was not."""
+        prints = self._prints
+        return {
+            **self._counts,
+            **{f"alarms_{rule}": count for rule, count in self._alarms.items()},
+            "waiting": sum(len(one.inputs) for one in list(self._waiting)),
+            "windows": len(self._windows),
+            "accounts": len(self._accounts),
+            "evidence_floor": self._accounts.floor,
+            "near_tolerance": prints.near if prints else 0.0,
+            "share_of_windows_hashed": prints.sampled if prints else 0.0,
+            "copying_tests": self._copiers.tests,
+            "copying_tests_failed": self._copiers.failed,
+        }
+
+    def _judge(self, request: _Request, by: Fingerprints) -> None:
+        prints = by(request.inputs)
+        logits = request.logits.astype(np.float64)
+        margins = Margins.of(logits)
+        window = self._window(request.client)
+        for i, margin in enumerate(margins.tolist()):
+            self._counts["judged"] += 1
+            answer = _Answer(prints, i, logits[i], margin, request.client, request.epoch)
+            again = self._everybody.same(prints.digests[i])
+            trail, same = window.find(prints, i, by)
+            if same:
+                self._counts["repeated"] += 1
+                continue
+            trail = self._own(answer, trail)
+            window.add(prints, i, trail)
+            if not again:
+                self._together(answer)
+            # Variants that anybody may send are no sign that inputs are made from each other.
+            if not 0 < trail.variants <= self.watched.settings.variants:
+                self._copying(answer)
+
+    def _window(self, client: str) -> Window:
+        window = self._windows.get(client)
+        if window is None:
+            if len(self._windows) >= self.watched.settings.clients:
+                self._windows.popitem(last=False)
+            window = self._windows[client] = Window(self.watched.settings.window)
+        self._windows.move_to_end(client)
+        return window
+
+    def _trail(self, answer: _Answer) -> Trail:
+        self._numbers += 1
+        label = int(answer.logits.argmax())
+        return Trail(self._numbers, label, self.watched.settings.variants, NOTHING)
+
+    def _even(self) -> float:
+        return 1.0 - float(self._chance.random())
+
+    def _own(self, answer: _Answer, trail: Trail | None) -> Trail:
+        """Take an answer into the trail of its client, if it has one; judge that."""
+        if trail is None:
+            self._margins.usual(answer.margin)
+            return self._trail(answer)
+        account = self._accounts.of(answer.client)
+        self._counts["near"] += 1
+        self._budget(answer.client, account)
+        low = self._margins.low(answer.margin)
+        step = trail.add(answer.logits, low, self._even(), answer.epoch)
+        if step.p is not None:
+            account.evidence = bet(account.evidence, step.p)
+            if self._beyond(worth(account.evidence), _DESCENT):
+                self._tell("descent", trail, [answer.client], account.evidence)
+                account.evidence = NOTHING
+        if step.boundary:
+            self._tell("boundary", trail, [answer.client], account.evidence)
+        return trail
+
+    def _together(self, answer: _Answer) -> None:
+        """Take an answer into the trail that several clients share, and judge that."""
+        hashes, kept = answer.prints.hashes[answer.place], int(answer.prints.kept[answer.place])
+        if not kept:
+            self._counts["not_judged"] += 1  # blank: by its hashes; its values are looked at
+            return
+        trail = self._shared.get(self._everybody.find(hashes, kept))
+        if trail is None:
+            trail = self._trail(answer)
+            if len(self._shared) >= _SHARED:
+                self._shared.popitem(last=False)
+            self._shared[trail.number] = trail
+        else:
+            low = self._margins.low(answer.margin)
+            step = trail.add(answer.logits, low, self._even(), answer.epoch)
+            if len(trail.clients | {answer.client}) > 1:
+                self._counts["near_others"] += 1
+                if step.p is not None:
+                    trail.evidence = bet(trail.evidence, step.p)
+        self._shared.move_to_end(trail.number)
+        if len(trail.clients) < _CLIENTS:
+            trail.clients.add(answer.client)
+        self._everybody.add(hashes, trail.number)
+        if self._beyond(worth(trail.evidence), _TOGETHER):
+            self._tell("together", trail, sorted(trail.clients), trail.evidence)
+            trail.evidence = NOTHING
+
+    def _beyond(self, evidence: float, share: float, every: int = 1) -> bool:
+        """Whether evidence is reached by chance in at most its share of inputs, if all is well.
+
+        Args:
+            every: inputs between two steps of the test.
+        """
+        return evidence * share * self.watched.settings.false_alarms * every >= 1
+
+    def _tell(
+        self, rule: str, trail: Trail, clients: list[str], evidence: tuple[float, ...]
+    ) -> None:
+        """Raise an alarm about each client; the first one rotates."""
+        self._alarms[rule] += 1
+        text = {
+            "descent": "variants of one input are answered less surely one after the other, as in a"
+            " search for an adversarial input",
+            "together": "variants of one input, from several clients, are answered less surely one"
+            " after the other, as in a search for an adversarial input",
+            "boundary": "variants of one input are answered at a decision boundary again and again",
+        }[rule]
+        facts = {
+            "rule": rule, "variants": trail.variants, "flips": trail.flips,
+            "log10_evidence": round(math.log10(max(1.0, worth(evidence))), 2),
+            "clients": len(clients),
+        }  # fmt: skip
+        level: Any = "critical" if trail.flips and rule != "boundary" else "warning"
+        for place, client in enumerate(clients):
+            self.watched.alarm(
+                "query_attack", text, place == 0, level=level, client=client, evidence=facts
+            )
+
+    def _budget(self, client: str, account: Account) -> None:
+        budget = self.watched.settings.near_duplicates
+        before, account.near = account.near, account.near + 1
+        if budget and before <= budget < account.near:
+            self._alarms["budget"] += 1
+            self.watched.alarm(
+                "query_attack", f"more than {budget} near-duplicates came within the hour", False,
+                level="notice", client=client,
+                evidence={"rule": "budget", "near_duplicates": round(account.near)},
+            )  # fmt: skip
+
+    def _copying(self, answer: _Answer) -> None:
+        values = answer.prints.values[answer.place]
+        if not len(values):  # tokens: no distance
+            return
+        tested = self._copiers.add(answer.client, values, int(answer.logits.argmax()))
+        if tested is None:
+            return
+        one, factor = tested
+        if factor == 1.0:  # other clients' tests fail as often, or there are too few of them
+            return
+        account = self._accounts.of(answer.client)
+        account.copying = (account.copying + 1) * factor
+        if not self._beyond(account.copying, _COPYING, TESTED):
+            return
+        self._alarms["copying"] += 1
+        self.watched.alarm(
+            "extraction", "the distances between a client's inputs are not those of other clients'"
+            " inputs, as where inputs are made from each other to copy the model", False,
+            client=answer.client,
+            evidence={
+                "rule": "copying", "inputs": one.asked, "tests": one.tests, "failed": one.failed,
+                "log10_evidence": round(math.log10(max(1.0, account.copying)), 2),
+                "classes": len(one.met) / self.watched.model.classes,
+            },
+        )  # fmt: skip
+        account.copying = 0.0
