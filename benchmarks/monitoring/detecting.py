@@ -108,11 +108,12 @@ class Detecting:
         false = warm(watch, lambda x: predict(self.model, x), self.honest, alarms)
         answer = by_count([self.model], None)
         accounts = _ACCOUNTS if attack == "accounts" else 1
-        shown = Shown(answer, self.split.y, watch, alarms, accounts)
+        shown = Shown(answer, len(self.split), watch, alarms, accounts)
         log = QueryLog(
             shown, self.split, eps=self.context.eps, budget=self.budget,
             bounds=self.context.bounds,
         )  # fmt: skip
+        shown.follow(log)
         told = self._search(attack, log, detector, seed)
         found = Detection.of(shown.seen, log.first)
         return asdict(found) | told | {
@@ -123,9 +124,7 @@ class Detecting:
     def _search(self, attack: str, log: QueryLog, detector: str, seed: int) -> dict[str, Any]:
         context, x, y = self.context, self.split.x, self.split.y
         if attack == "hop-skip-jump":
-            hop_skip_jump(
-                log, x, y, seed=seed, bounds=self._range(), classes=context.task.classes
-            )
+            hop_skip_jump(log, x, y, seed=seed, bounds=self._range(), classes=context.task.classes)
             return {}
         api, told = self._evading(attack, log, detector, seed)
         clock_square(
@@ -161,4 +160,3 @@ class Detecting:
 
 def _salt(seed: int) -> bytes:
     return seed.to_bytes(32, "big")
-

@@ -35,7 +35,7 @@ from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.monitoring.detecting import Detecting
 from benchmarks.monitoring.policies_tables import lines
 from g2d import Defence, Settings, load_task
-from g2d.cli.console import show_progress
+from g2d.cli.progress import show_progress
 from g2d.core.engine import LocalEngine, SerialEngine
 from g2d.core.seeds import seed_of
 from g2d.redteam.chains import build_chains
@@ -74,6 +74,8 @@ class Policies:
                 half = own.with_name(f"{own.name}.half")
                 shutil.rmtree(half, ignore_errors=True)
                 shutil.copytree(found, half)
+                for path in (half, *half.rglob("*")):  # open to others a vault is refused
+                    path.chmod(0o700 if path.is_dir() else 0o600)
                 half.rename(own)
         self._filled(own)
         return own

@@ -49,7 +49,9 @@ def lines(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
             text = worth(found, scheme, "replayed", when)
             made.append((f"a find replayed on other clients, {words}: {scheme}", wanted, text))
     for scheme in NAMES:
-        text = f"{worth(found, scheme, 'again', '')}; any {worth(found, scheme, 'again', 'later_any')}"
+        text = (
+            f"{worth(found, scheme, 'again', '')}; any {worth(found, scheme, 'again', 'later_any')}"
+        )
         made.append((f"a find sent again in later periods, any of ten: {scheme}", "printed", text))
     made += votes(found) + detected(found)
     return [line for line in made if NOTHING not in line[2][:1]]

@@ -1,4 +1,4 @@
-"""Serving policies under attack: the simulated service, several accounts, and what finds are worth."""
+"""Serving policies under attack: the simulated service, several accounts, what finds are worth."""
 
 import dataclasses
 import json
@@ -67,9 +67,7 @@ def test_a_sticky_client_stays_and_others_see_other_networks():
     first = margins_of(made, [0], [1])
     assert all(margins_of(made, [0], [q]) == first for q in (2, 50, 999))
     x, one = grey(0.0), torch.tensor([0])
-    seen = {
-        round(float(made.ask(x, one, one + 1, client=f"{k}")[0, 0]), 3) for k in range(30)
-    }
+    seen = {round(float(made.ask(x, one, one + 1, client=f"{k}")[0, 0]), 3) for k in range(30)}
     assert seen == {0.1, 0.2, 0.3, 0.4}
 
 
@@ -111,9 +109,7 @@ def test_a_vote_as_a_model_is_what_the_service_combines():
 
 
 def log_of(made, split, budget, beyond=False):
-    return QueryLog(
-        made.answer, split, eps=EPS, budget=budget, bounds=(0.0, 1.0), beyond=beyond
-    )
+    return QueryLog(made.answer, split, eps=EPS, budget=budget, bounds=(0.0, 1.0), beyond=beyond)
 
 
 def pictures(count):
@@ -300,6 +296,23 @@ def test_a_vote_stands_beside_one_network_under_every_attack(spec):
         assert row.extra["forward_passes"] == 3
         assert row.value.value <= union.value.value
         assert row.extra["one_network"]["value"] <= union.extra["one_network"]["value"]
-        assert row.extra["more_than_one_network"]["low"] <= row.extra["more_than_one_network"]["high"]
+        assert (
+            row.extra["more_than_one_network"]["low"] <= row.extra["more_than_one_network"]["high"]
+        )
     assert union.value.value > 0
     assert isinstance(union, Row)
+
+
+def test_what_a_suspect_is_pinned_to_can_answer_nobody_else():
+    levels = [0.1 * k for k in range(1, 9)]
+    seen = {}
+    for apart in (False, True):
+        settings = ServeSettings(policy="sticky", live=4, hold=1e6)
+        scheme = Scheme("it", settings, 1000, pin=5, apart=apart)
+        made = Service([step(level) for level in levels], scheme, torch.tensor([0]), 4, 0)
+        own = [margins_of(made, [0], [q])[0] for q in range(1, 9)]
+        assert len(set(own)) == 1
+        x, one = grey(0.0), torch.tensor([0])
+        others = [float(made.ask(x, one, one + 9, client=f"{k}")[0, 0]) for k in range(40)]
+        seen[apart] = own[0] in others
+    assert seen == {False: True, True: False}

@@ -17,7 +17,7 @@ from torch import Tensor
 from g2d.attacks import project
 from g2d.attacks.query import Api, SpentError
 from g2d.core.types import Array, Bounds
-from g2d.redteam.query_log import Answer
+from g2d.redteam.query_log import Answer, QueryLog
 from g2d.redteam.scoring import Rate, share
 
 PACE = 0.1  # seconds from one query of an attacker to its next
@@ -59,41 +59,49 @@ class Shown:
     that is seen, or has won, is shown no more, and where none is left the search ends.
 
     Args:
-        answer: what answers. y: labels of the lanes (n,). accounts: clients that a lane asks as, in
-            turn.
+        answer: what answers. n: lanes. accounts: clients that a lane asks as, in turn.
 
     Attributes:
-        seen: number of that query (n,), 0: none. won: number of the first query that was answered
-            wrongly, inside the ball or not (n,), 0: none; `query_log` says what counts.
+        seen: number of that query (n,), 0: none.
     """
 
     def __init__(
-        self, answer: Answer, y: Tensor, watch: Watch, alarms: Alarms, accounts: int = 1
+        self, answer: Answer, n: int, watch: Watch, alarms: Alarms, accounts: int = 1
     ) -> None:
-        self._answer, self._y, self._watch, self._alarms = answer, y, watch, alarms
-        self._accounts = accounts
-        self.seen = torch.zeros(len(y), dtype=torch.long)
-        self.done = torch.zeros(len(y), dtype=torch.bool)
+        self._answer, self._watch, self._alarms = answer, watch, alarms
+        self._accounts, self._pace = accounts, PACE / n
+        self._log: QueryLog | None = None
+        self.seen = torch.zeros(n, dtype=torch.long)
+
+    def follow(self, log: QueryLog) -> None:
+        """Say whose answers these are: it knows who has won."""
+        self._log = log
 
     def __call__(self, x: Tensor, lanes: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Answer as `answer` does."""
-        if bool(self.done.all()):
+        """Answer as `answer` does.
+
+        Raises:
+            SpentError: every lane is seen or has won.
+        """
+        done = self.seen > 0
+        if self._log is not None:
+            done = done | (self._log.first > 0)
+        if bool(done.all()):
             raise SpentError
         scores, network = self._answer(x, lanes, numbers)
         inputs, told = x.numpy(), scores.numpy().astype(np.float32)
         for row, (lane, number) in enumerate(zip(lanes.tolist(), numbers.tolist(), strict=True)):
-            if not self.done[lane]:
+            if not done[lane] and not self.seen[lane]:
                 self._show(inputs[row : row + 1], told[row : row + 1], lane, number)
         return scores, network
 
     def _show(self, x: Array, scores: Array, lane: int, number: int) -> None:
         alarms, before = self._alarms, len(self._alarms.raised)
-        alarms.seconds += PACE / len(self._y)
-        client = client_of(lane, number % self._accounts)
-        self._watch.observe(x, scores, client)
-        own = (f"attacker {lane} ", "")
-        if any(name == "" or f"{name} ".startswith(own[0]) for name, _ in alarms.raised[before:]):
-            self.seen[lane], self.done[lane] = number, True
+        alarms.seconds += self._pace
+        self._watch.observe(x, scores, client_of(lane, number % self._accounts))
+        own = f"attacker {lane} "
+        if any(not name or name.startswith(own) for name, _ in alarms.raised[before:]):
+            self.seen[lane] = number
 
 
 def client_of(lane: int, account: int) -> str:

@@ -19,17 +19,20 @@ _POLICIES: dict[str, tuple[str, int, bool, int]] = {
     "global": ("global", 1, True, 0),
     "sticky": ("sticky", LIVE, True, 0),
     "sticky-pinned": ("sticky", LIVE, True, PINNED_AFTER),
+    "sticky-apart": ("sticky", LIVE, True, PINNED_AFTER),
     "vote-3": ("vote", 3, True, 0),
     "vote-5": ("vote", 5, True, 0),
     "random": ("random", LIVE, True, 0),
     "keyed": ("keyed", LIVE, True, 0),
 }
 NAMES = tuple(_POLICIES)
+APART = "sticky-apart"  # what would be won; `g2d serve` does not do it
 _WORDS = {
     "never": "never rotating",
     "global": "global: the newest answers all",
     "sticky": "sticky, nobody suspected",
     "sticky-pinned": "sticky, the attacker pinned",
+    "sticky-apart": "sticky, the attacker pinned to what answers nobody else",
     "vote-3": "vote of 3",
     "vote-5": "vote of 5",
     "random": "random for each request",
@@ -63,7 +66,8 @@ def scheme_of(case: Case) -> Scheme:
         hold=FOREVER,
         answers=str(case.option("answers")),
     )
-    return Scheme(str(case.option("scheme")), settings, every or None, case.number("pin"))
+    name = str(case.option("scheme"))
+    return Scheme(name, settings, every or None, case.number("pin"), name == APART)
 
 
 def words_of(scheme: Scheme) -> str:

@@ -35,12 +35,15 @@ class Scheme:
         name: a key. every: queries of an attacker between two rotations; None: it never rotates.
         pin: after so many queries of an account an alarm pins it, and rotates the others once;
             0: nobody is ever under suspicion.
+        apart: what a suspect is pinned to answers nobody else from then. `g2d serve` does not do
+            that: it is what would be won.
     """
 
     name: str
     settings: ServeSettings = field(default_factory=ServeSettings)
     every: int | None = None
     pin: int = 0
+    apart: bool = False
 
     @property
     def live(self) -> int:
@@ -133,8 +136,18 @@ class Service:
             turn += (number - 1) // every + rotations
         first = self._first[lane] + turn
         policy = self._policies[lane]
+        live: Sequence[int] = range(first, first + self.scheme.live)
+        if self.scheme.apart and self._alarms[lane]:
+            live = self._others(policy, client, live)
         text = quantised(x[None].numpy(), self.scheme.settings.quantum) if policy.reads else b""
-        return policy.choose(client, text, range(first, first + self.scheme.live))
+        return policy.choose(client, text, live)
+
+    def _others(self, policy: Policy, client: str, live: Sequence[int]) -> Sequence[int]:
+        """What is live without what suspects are pinned to, for whoever is none of them."""
+        pins = {pin["client"]: pin["generation"] for pin in policy.pins()}
+        left = [number for number in live if number not in pins.values()]
+        # The newest is left, for the alarm that pinned has rotated.
+        return live if client in pins or not left else left
 
     def _suspect(self, lane: int, client: str) -> None:
         """Count a query; pin an account that has asked too often, and rotate the others."""

@@ -76,9 +76,7 @@ class Searches:
         """Why there is nothing to measure, or ""."""
         need = max(self.width, self.scheme.live) + (1 if self.scheme.every else 0)
         if len(self.models) < need:
-            return (
-                f"it needs {need} networks and there are {len(self.models)}: generate more"
-            )
+            return f"it needs {need} networks and there are {len(self.models)}: generate more"
         return "" if len(self.split) else "no image is classified correctly by all that is live"
 
     def rows(self) -> list[Row]:
@@ -103,8 +101,7 @@ class Searches:
         return [
             self._won(log, said, passes),
             self._worth("again", _AGAIN, worth, "later", ("later_any", "again", "again_any")),
-            self._worth("replayed", _OTHERS, worth, "replayed",
-                        ("replayed_next", "replayed_gone")),
+            self._worth("replayed", _OTHERS, worth, "replayed", ("replayed_next", "replayed_gone")),
         ]
 
     def _won(self, log: QueryLog, said: dict[str, float], passes: int) -> Row:
@@ -160,12 +157,16 @@ class Searches:
         if metric == _OTHERS:
             return [f"{CLIENTS} other clients at the moment of the find; replayed next: after the "
                     "next rotation; gone: when all that was live has gone"]  # fmt: skip
-        notes = [f"{self.scheme.live} live at once; budget and clock count the queries of one image"]
+        notes = [
+            f"{self.scheme.live} live at once; budget and clock count the queries of one image"
+        ]
         if self.scheme.pin:
             notes.append(
                 f"taken as given: after {self.scheme.pin} queries an alarm pins an account and "
                 "rotates once"
             )
+        if self.scheme.apart:
+            notes.append("`g2d serve` lets a suspect's generation answer others until it retires")
         if self.width + self.turns + AGAIN > len(self.models):
             notes.append(f"only {len(self.models)} networks: some are met twice")
         return notes
