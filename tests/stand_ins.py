@@ -18,8 +18,10 @@ import numpy as np
 from g2d.errors import GenerationError, RefusedError
 from g2d.rotation import events as rotation_events
 from g2d.rotation.events import Event, Tell
+from g2d.rotation.policy import policy_of
 from g2d.rotation.scheduler import Backoff, Rotation, Triggers
 from g2d.rotation.snapshot import Live, Snapshot
+from g2d.rotation.window import Window
 from g2d.service.access.tls import ServerTls
 from g2d.service.assembly import assemble
 from g2d.service.http import events as service_events
@@ -28,7 +30,7 @@ from g2d.service.http.log import Log
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.observer import Observers
-from g2d.settings import MonitorSettings
+from g2d.settings import MonitorSettings, ServeSettings
 
 MODEL = Model("g2d", (1, 2, 2), "float32", 3)
 TOKEN = "an admin token of the tests"
@@ -114,6 +116,7 @@ class Fake:
         return numbered(number)
 
     canary_every = 0.0
+    serving = ServeSettings()
     monitors = MonitorSettings()
 
     def canaries(self, number: int) -> None:
@@ -129,8 +132,13 @@ class Harness:
     def __init__(
         self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN,
         results: Path | None = None, hosts: tuple[str, ...] = ("g2d",), audit=None,
+        serving: ServeSettings | None = None, now=time.monotonic,
     ) -> None:  # fmt: skip
         self.fake, self.live, self.log = Fake(), Live(numbered(1)), io.StringIO()
+        self.fake.serving = serving or ServeSettings()
+        if self.fake.serving.policy != "global":
+            policy = policy_of(self.fake.serving, bytes(32), now)
+            self.live = Window([numbered(1)], policy, self.fake.serving.live)
         options = options or Options()
         self.options = replace(options, allow_host=(*options.allow_host, *hosts))
         self.facts = self.fake.facts

@@ -45,11 +45,11 @@ def test_a_service_that_cannot_be_put_together_closes_its_vault(vault, monkeypat
     def close(loader):
         closed.append(loader)
 
-    def fails(_loader):
+    def fails(*_):
         raise VaultError("nothing may be served")
 
     monkeypatch.setattr("g2d.service.loader.VaultLoader.close", close)
-    monkeypatch.setattr(server, "first_live", fails)
+    monkeypatch.setattr(server, "open_live", fails)
     with socket.socket() as bound, pytest.raises(VaultError, match="nothing may be served"):
         server.serve(vault, Options(), bound=bound)
     assert len(closed) == 1

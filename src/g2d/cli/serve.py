@@ -22,7 +22,13 @@ from g2d.cli.shared import (
     vault_settings,
 )
 from g2d.service.http.options import Options, read_token, require, seconds
-from g2d.service.http.startup import check_access, check_tls, leave_on_sigterm, refuse_on_ray
+from g2d.service.http.startup import (
+    check_access,
+    check_tls,
+    leave_on_sigterm,
+    refuse_on_ray,
+    refuse_policy_on_ray,
+)
 
 
 @with_flags(Options, into="given")
@@ -68,8 +74,10 @@ def serve(
         refuse_on_ray(options)
     check_tls(options.tls_cert, options.tls_key)
     check_access(options, token)
-    vault_settings(vault)
+    settings = vault_settings(vault)
     require()
+    if engine == "ray":
+        refuse_policy_on_ray(options.serving(settings.serve))
     parts: dict[str, Any] = {
         "token": token, "key": key, "served": served, "audit": audit, "say": say,
         "data": "" if data is None else str(data.absolute()),

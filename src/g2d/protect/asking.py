@@ -27,6 +27,7 @@ _KINDS = {"f": "FP", "i": "INT", "u": "UINT"}
 _BATCH = 16  # inputs a request, where a service does not say how many it takes
 _TRIES, _LONGEST = 5, 30.0  # of a service that is busy; seconds between them
 _ADDRESS = re.compile(r"(.+?)(?:/v2(?:/models/([^/]+))?)?/?")
+_TAG = re.compile(r"t[0-9a-f]{16}")  # what g2d's own service says in place of a number
 _WHOLE = 2.0**53  # below it a float tells whole numbers apart
 
 
@@ -38,6 +39,7 @@ class Described:
         name, shape, datatype: of its input, without the batch. number: of its live version, where
             that is a number. output: the one to read; "": the first. classes: how many it scores,
             or names; 0: it does not say. names: of the classes, in order. batch: inputs a request.
+            tagged: several generations are live; only who may observe is told which answered.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Described:
     classes: int = 0
     names: tuple[str, ...] = ()
     batch: int = _BATCH
+    tagged: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,14 +116,15 @@ class Client:
             name, datatype = str(source["name"]), str(source["datatype"])
             output, classes = _output_of(told.get("outputs") or [])
             names = self._names or _names_in(told)
-            number = _number(versions[-1])
+            number, tagged = _number(versions[-1]), bool(_TAG.fullmatch(str(versions[-1])))
         except DAMAGE as error:
             raise ExchangeError(
                 f"{self.url} describes no model of one input and outputs, each with name, datatype"
                 f" and shape, as the Open Inference Protocol v2 does: {str(told)[:200]}"
             ) from error
         most = self._largest()
-        return Described(name, shape, datatype, number, output, classes or len(names), names, most)
+        classes = classes or len(names)
+        return Described(name, shape, datatype, number, output, classes, names, most, tagged)
 
     def ask(self, described: Described, x: Array) -> Answer:
         """Send inputs (n, ...), n > 0, in requests as large as the service takes.

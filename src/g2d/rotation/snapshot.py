@@ -64,6 +64,14 @@ class Live:
         """The live snapshot: hold it to answer several calls from one generation."""
         return self._snapshot
 
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """All that answer, oldest first: here one alone, see `window`."""
+        return (self._snapshot,)
+
+    def tend(self, now: float) -> None:
+        """Let go what may answer no more, at `now` seconds since 1970; called twice a second."""
+
     def swap(self, fresh: Snapshot) -> int:
         """Make a newer generation live; the old one is freed when its last answer is out."""
         with self._writing:

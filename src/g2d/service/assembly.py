@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from g2d.core.types import Values
-from g2d.errors import G2DError, RefusedError
+from g2d.errors import G2DError, SettingsError
+from g2d.protect.answers import LABEL, answers_of
 from g2d.rotation.control import RotationControl
 from g2d.rotation.events import Alarm, Committed, Event, Swap, Tell
 from g2d.rotation.scheduler import GenerationLoader, Rotation
 from g2d.rotation.snapshot import Live
 from g2d.rotation.triggers import AlarmBudget, Triggers
+from g2d.rotation.window import Window
 from g2d.service.access.gate import Access
 from g2d.service.access.tls import ServerTls
 from g2d.service.auditing import connect
@@ -30,14 +32,17 @@ from g2d.service.http.limits import AdminToken
 from g2d.service.http.log import Log
 from g2d.service.http.metrics import Metrics
 from g2d.service.http.options import Options
-from g2d.service.http.protocol import Model
+from g2d.service.http.policy_batcher import PolicyBatcher
+from g2d.service.http.protocol import SCORES, Model
 from g2d.service.http.types import Asgi
+from g2d.service.http.versions import Tags, Versions
 from g2d.service.monitors.builtin import Watched, built_in
 from g2d.service.monitors.canaries import CanaryWatch, KeptCanaries
 from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
+from g2d.service.policy_state import GLOBAL
 from g2d.service.worker import Worker
-from g2d.settings import MonitorSettings
+from g2d.settings import MonitorSettings, ServeSettings
 
 if TYPE_CHECKING:
     from g2d.protect.audit.log import AuditLog
@@ -55,6 +60,11 @@ class ServedLoader(KeptCanaries, Protocol):
     @property
     def monitors(self) -> MonitorSettings:
         """What is watched, and what alarms may cause."""
+        ...
+
+    @property
+    def serving(self) -> ServeSettings:
+        """Who is answered by which live generation, and what an answer tells."""
         ...
 
     def describe(self, number: int) -> Values:
@@ -97,8 +107,8 @@ def assemble(
             generations expire. audit: hears every event. tls: where it is agreed here.
 
     Raises:
-        SettingsError: a file that says who may ask is not what it should be, or a monitor that
-            settings name cannot be made.
+        SettingsError: a file that says who may ask is not what it should be, a monitor that
+            settings name cannot be made, or a policy needs more live generations than are here.
     """
 
     def status() -> dict[str, Any]:
@@ -106,12 +116,13 @@ def assemble(
 
     metrics = Metrics(status)
     watching = _observing(loader, options, observers, metrics, log)
-    heard = partial(_heard, audit, watching)
+    heard = partial(_heard, audit, watching, live)
     event_log = EventLog(metrics, log, loader.describe, vault, heard)
     connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
     rotation = lead(event_log.tell)
     observers.connect(rotation.alarm, loader.monitors.cooldown)
-    batcher = Batcher(live, options.max_batch, options.max_waiting, rotation.count)
+    serving = options.serving(loader.serving)
+    batcher, versions = _answering(live, serving, options, rotation)
     access = Access(
         options,
         admin_token,
@@ -119,16 +130,38 @@ def assemble(
         lambda why: metrics.denied.labels(why).inc(),
         metrics.limited.inc,
         tls,
+        ("/status",) if versions.hidden else (),
     )
     service = Service(
-        loader.model, options, rotation, batcher, metrics, event_log, access,
-        partial(_pages, results), watching,
+        _told(loader.model, serving), options, rotation, batcher, metrics, event_log, access,
+        partial(_pages, results), watching, versions, answers_of(serving),
     )  # fmt: skip
     canaries = CanaryWatch(live, loader, rotation, metrics)
     monitor = Monitor(
         live, loader, rotation, metrics, options.check_every, now, also=canaries.watch
     )
     return Parts(live, rotation, metrics, event_log, service, monitor)
+
+
+def _answering(
+    live: Live, serving: ServeSettings, options: Options, rotation: RotationControl
+) -> tuple[Batcher, Versions]:
+    """Make what answers under a policy, and what names the generations that did."""
+    sizes = options.max_batch, options.max_waiting
+    if isinstance(live, Window):
+        batcher = PolicyBatcher(live, serving, *sizes, rotation.count)
+        return batcher, Tags(rotation, live, serving.policy)
+    if serving.policy != GLOBAL:
+        raise SettingsError(
+            f"[serve] policy is {serving.policy!r}, and here only the newest generation is live:"
+            " serve on one machine (--engine local), or with --policy global"
+        )
+    return Batcher(live, *sizes, rotation.count), Versions(rotation)
+
+
+def _told(model: Model, serving: ServeSettings) -> Model:
+    """The model as its answers are."""
+    return replace(model, output=LABEL if serving.answers == LABEL else SCORES)
 
 
 def _observing(
@@ -146,30 +179,25 @@ def _observing(
 
 
 def _heard(
-    audit: AuditLog | None, watching: ObserverQueue | None, event: Event, at: float | None
+    audit: AuditLog | None,
+    watching: ObserverQueue | None,
+    live: Live,
+    event: Event,
+    at: float | None,
 ) -> None:
-    """Hear every event before it is told: the audit log all of it, monitors of swaps."""
+    """Hear every event before it is told: the audit log all, monitors swaps, a policy suspects."""
     if audit is not None:
         audit.tell(event, at)
     if watching is not None and isinstance(event, Swap):
         watching.swapped(event.generation)
+    if isinstance(event, Alarm) and event.client and isinstance(live, Window):
+        live.pin(event.client)  # before it rotates: so the suspect stays, and the others move
 
 
 def _pages(results: Path | None, service: Service) -> Asgi:
     from g2d.service.http.status_api import build
 
     return build(service, results)
-
-
-def first_live(loader: VaultLoader) -> tuple[Live, RefusedError | None]:
-    """Load what is live and remember it as served; also why it would be refused as a new one.
-
-    Raises:
-        VaultError: there is nothing that may be served.
-    """
-    first, warning = loader.first()
-    loader.served(first.number)
-    return Live(first), warning
 
 
 def rotate_vault(

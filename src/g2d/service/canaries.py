@@ -71,6 +71,12 @@ def ask_service(vault: VaultReader, client: Client, wanted: int | None, labels: 
         kept = kept_canaries(vault, number)
         _check(client, described, kept, number)
         answer = client.ask(described, kept.x)
+        if described.tagged and answer.number is None:
+            raise G2DError(
+                f"{client.url} answers under a serving policy, and does not say which generation"
+                " answered: ask as who may observe (role observe or operate), of a service whose"
+                " policy is not vote; it asks itself every `[canaries] every` seconds"
+            )
         heard = (answer.number, *answer.others)
         strange = [k for k in heard if k is not None and k != number]
         if strange and wanted:
@@ -81,7 +87,8 @@ def ask_service(vault: VaultReader, client: Client, wanted: int | None, labels: 
         if strange:
             number = strange[-1]
             continue
-        live = None if wanted else vault.live()  # now: it may have become so meanwhile
+        # Now: it may have become so meanwhile. Under a policy older ones are live, too.
+        live = None if wanted or described.tagged else vault.live()
         if live is None or number >= live:
             verdict = _judge(client, kept, number, answer, labels)
             return Asked(number, len(kept), verdict, answer.number is not None)

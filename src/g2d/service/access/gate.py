@@ -93,7 +93,8 @@ class Access:
     Args:
         tell: takes what operators and the audit should know. denied: called with the reason of
             each refusal; limited: at each request over a quota. tls: where clients' certificates
-            are verified; None: by nobody here.
+            are verified; None: by nobody here. looked: addresses open to all where nobody is asked,
+            and more to the operator, besides events and metrics.
 
     Raises:
         SettingsError: a file is not what its flag asks for.
@@ -107,6 +108,7 @@ class Access:
         denied: Callable[[str], None] = lambda _: None,
         limited: Callable[[], None] = lambda: None,
         tls: ServerTls | None = None,
+        looked: tuple[str, ...] = (),
     ) -> None:
         self.admin_token, self.tls = admin_token, tls
         self._tell, self._denied, self._limited = tell, denied, limited
@@ -115,6 +117,7 @@ class Access:
         self._buckets = Buckets(options.rate, options.burst)
         self._quotas, self._wrong, self._guesses = Quotas(), Rates(), Guesses()
         self._known, self._links = Remembered(), set[Link]()
+        self._looked = (*_LOOKED, *looked)
         self._refusals = _Seldom(tell)
         self._ending = threading.Event()
         self._looking: threading.Thread | None = None
@@ -192,7 +195,7 @@ class Access:
         """Find out who asks; `quiet`: as once before, so that nothing is counted or told."""
         address = address_of(scope)
         if not self._authenticated and OPERATE not in roles:
-            if scope["path"] not in _LOOKED or not self.admin_token.open:
+            if scope["path"] not in self._looked or not self.admin_token.open:
                 return Caller("", _ANYBODY, "", address)
         elif not self.operable:
             text = "admin calls are off: start the service with an admin token"

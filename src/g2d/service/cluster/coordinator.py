@@ -20,7 +20,7 @@ from typing import Any
 
 from g2d.errors import G2DError
 from g2d.rotation.events import Event, Swap
-from g2d.service.assembly import first_live, rotate_vault
+from g2d.service.assembly import rotate_vault
 from g2d.service.cluster.lease import (
     AnnouncedGeneration,
     CoordinatorUpdate,
@@ -34,7 +34,9 @@ from g2d.service.cluster.rollout import RolloutLoader, Roster
 from g2d.service.http.events import ReplicaJoined, RolledOut, Stopping
 from g2d.service.http.log import Log
 from g2d.service.http.options import Options
+from g2d.service.http.startup import refuse_policy_on_ray
 from g2d.service.loader import VaultLoader
+from g2d.service.opening import open_live
 from g2d.vault.keys import VerifyKey
 from g2d.vault.vault import Vault
 
@@ -97,7 +99,9 @@ class Coordinator:
         loader = VaultLoader(
             plan.vault, options.name, plan.data, plan.key, plan.served, layout=options.layout
         )
-        self._live, warning = first_live(loader)
+        serving = options.serving(loader.serving)
+        refuse_policy_on_ray(serving)
+        self._live, warning, _ = open_live(loader, serving, plan.vault)
         self._reader = Vault.open(plan.vault)
         self._identity = identify(self._reader)
         rollout = RolloutLoader(loader, self._roster, self._announce, lambda: self._stopping)

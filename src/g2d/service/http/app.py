@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from g2d.core import platforms
+from g2d.core.types import Array
 from g2d.rotation.control import RotationControl
 from g2d.service.access.gate import Access
 from g2d.service.access.identity import CALLER, INFER, Caller
@@ -37,12 +38,14 @@ from g2d.service.http.protocol import (
 )
 from g2d.service.http.types import Asgi, Headers, Message, Receive, Scope, Send
 from g2d.service.http.v2 import EXTENSIONS, Call, call_of, without
+from g2d.service.http.versions import Versions
 from g2d.service.monitors.observer import ObserverQueue
 
 _HEALTH = tuple(
     f"/v2/health/{what}{end}" for what in ("live", "ready") for end in ("", "/")
 )  # whatever Host a probe says
 _FREE = (*_HEALTH, "/metrics")  # no client's rate limits these
+_FEW = 16  # inputs whose scores are shaped at once
 _SETTLE = 0.25  # seconds between looks for swaps whose latencies are complete
 _JSON = (b"content-type", b"application/json")
 
@@ -52,7 +55,8 @@ class Service:
 
     Args:
         pages: builds the application for everything but `/v2`; called once, after the start.
-            observers: shown what was answered; None: nobody looks.
+            observers: shown what was answered; None: nobody looks. versions: names generations to
+            clients; None: by their numbers. shape: makes what is told of scores; None: all of them.
     """
 
     def __init__(
@@ -66,10 +70,13 @@ class Service:
         access: Access,
         pages: Callable[[Service], Asgi],
         observers: ObserverQueue | None = None,
+        versions: Versions | None = None,
+        shape: Callable[[Array], Array] | None = None,
     ) -> None:
         self.model, self.options, self.rotation = model, options, rotation
         self.metrics, self.event_log, self.access = metrics, event_log, access
         self.max_body = options.max_body or model.largest(options.max_batch)
+        self.versions, self._shape = versions or Versions(rotation), shape
         self.draining = False
         self._batcher, self._make_pages, self._observers = batcher, pages, observers
         self._hosts = Hosts(options)
@@ -83,6 +90,7 @@ class Service:
             "ready": not self.unready(),
             "rotation": public(self.rotation.status()),
             **self.event_log.snapshot(),
+            **self.versions.status(),
         }
 
     def unready(self) -> str:
@@ -170,18 +178,20 @@ class Service:
         if call.what == "infer":
             await self._infer(scope, told, receive, send, call.version, began)
             return
-        status, body = self._about(call)
+        status, body = self._about(call, scope[CALLER])
         self.metrics.requests.labels("other", str(status)).inc()
         await _respond(send, status, body, [_JSON, (b"content-length", b"%d" % len(body))])
 
-    def _about(self, call: Call) -> tuple[int, bytes]:
+    def _about(self, call: Call, caller: Caller) -> tuple[int, bytes]:
         """Answer what is asked about the server or its model."""
-        number = self._right_version(call.version, self.rotation.live)
+        number = self._right_version(call.version, self.versions.current(caller))
         match call.what:
             case "live":
                 return 200, b""
             case "ready":
                 why = self.unready()
+                if why and not self.draining and not self.versions.knows(caller):
+                    why = "it is not ready"
                 return (
                     (503, orjson.dumps({"error": why}) if call.name else b"") if why else (200, b"")
                 )
@@ -204,7 +214,7 @@ class Service:
         return 200, orjson.dumps(told)
 
     async def _infer(
-        self, scope: Scope, told: Told, receive: Receive, send: Send, version: str | None,
+        self, scope: Scope, head: Told, receive: Receive, send: Send, version: str | None,
         began: float,
     ) -> None:  # fmt: skip
         caller: Caller = scope[CALLER]
@@ -215,9 +225,9 @@ class Service:
         try:
             async with asyncio.timeout(self.options.timeout) as limit:
                 body = self._bodies.open(caller.client, limit)
-                query = await self._query(told, receive, body)
+                query = await self._query(head, receive, body)
                 self.access.charge(caller, len(query.x) - 1.0)
-                logits, number = await self._batcher.submit(query.x)
+                logits, numbers = await self._batcher.submit(query.x, caller.client)
         except TimeoutError:
             if body is not None and body.over:
                 raise _over_budget(body.over) from None
@@ -238,8 +248,10 @@ class Service:
             raise RequestError(500, "the model failed on these inputs; the log says how") from None
         finally:
             self.metrics.in_flight.dec()
-        self._right_version(version, number)
-        content, headers = answer(query, self.model, logits, number)
+        number = self._right_version(version, self.versions.of(caller, numbers))
+        told = await self._shaped(logits)
+        about = self.versions.parameters(caller, numbers)
+        content, headers = answer(query, self.model, told, number, about)
         await _respond(send, 200, content, headers)
         self.metrics.answered(began, len(query.x))
         if self._observers is not None:
@@ -281,7 +293,15 @@ class Service:
             except MemoryError:
                 raise RequestError(413, "memory does not suffice; send fewer inputs") from None
 
-    def _right_version(self, version: str | None, number: int) -> int:
+    async def _shaped(self, logits: Array) -> Array:
+        """What is told of scores; beside the loop where that could hold others up."""
+        if self._shape is None:
+            return logits
+        if len(logits) <= _FEW:
+            return self._shape(logits)
+        return await asyncio.to_thread(self._shape, logits)
+
+    def _right_version(self, version: str | None, number: int | str) -> int | str:
         """A version that is asked for must be the one that answers: no retired one is served."""
         if version is not None and version != str(number):
             raise RequestError(404, f"version {version[:20]!r} is not live; {number} is")

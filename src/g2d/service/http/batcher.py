@@ -30,9 +30,12 @@ class NotFiniteError(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Request:
+class Request:
+    """Inputs that wait for their answer, and whose they are."""
+
     x: Array
-    future: asyncio.Future[tuple[Array, int]]
+    future: asyncio.Future[tuple[Array, tuple[int, ...]]]
+    client: str
 
 
 class Batcher:
@@ -47,9 +50,9 @@ class Batcher:
         self, live: Live, most: int, waiting: int, count: Callable[[int], None] = lambda _: None
     ) -> None:
         self._live, self._most, self._room, self._count = live, most, waiting, count
-        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._left: _Request | None = None
+        self._left: Request | None = None
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self.batches = 0  # answered so far
 
@@ -63,8 +66,11 @@ class Batcher:
         self._requests.put(None)
         self._thread.join()
 
-    def submit(self, x: Array) -> asyncio.Future[tuple[Array, int]]:
-        """Return a future of logits (n, classes) and of the one generation that made them.
+    def submit(self, x: Array, client: str = "") -> asyncio.Future[tuple[Array, tuple[int, ...]]]:
+        """Return a future of logits (n, classes) and of the generations that made them.
+
+        Args:
+            client: who asks. Here the newest generation alone answers everybody.
 
         Raises:
             BusyError: too many inputs wait.
@@ -73,22 +79,26 @@ class Batcher:
         if self._room < len(x):
             raise BusyError
         self._room -= len(x)
-        future: asyncio.Future[tuple[Array, int]] = self._loop.create_future()
-        self._requests.put(_Request(x, future))
+        future: asyncio.Future[tuple[Array, tuple[int, ...]]] = self._loop.create_future()
+        self._requests.put(Request(x, future, client))
         return future
 
     # --- the thread that infers ------------------------------------------------------------------
 
     def _run(self) -> None:
         while requests := self._gather():
-            snapshot = self._live.snapshot  # the whole batch is answered by this one
-            answers = _infer(snapshot, requests)
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._deliver, requests, answers, snapshot.number)
+            self._answer(requests)
             self.batches += 1
             self._count(sum(len(request.x) for request in requests))
 
-    def _gather(self) -> list[_Request]:
+    def _answer(self, requests: list[Request]) -> None:
+        """Answer a batch."""
+        snapshot = self._live.snapshot  # the whole batch is answered by this one
+        answers = infer(snapshot, requests)
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._deliver, requests, answers, (snapshot.number,))
+
+    def _gather(self) -> list[Request]:
         """Wait for a request, then take what waits, as far as it fits a batch; []: stop."""
         first, self._left = self._left or self._requests.get(), None
         if first is None:
@@ -109,7 +119,10 @@ class Batcher:
         return requests
 
     def _deliver(
-        self, requests: list[_Request], answers: list[Array | Exception], number: int
+        self,
+        requests: list[Request],
+        answers: list[Array | Exception],
+        numbers: tuple[int, ...],
     ) -> None:
         for request, logits in zip(requests, answers, strict=True):
             self._room += len(request.x)
@@ -118,10 +131,10 @@ class Batcher:
             if isinstance(logits, Exception):
                 request.future.set_exception(logits)
             else:
-                request.future.set_result((logits, number))
+                request.future.set_result((logits, numbers))
 
 
-def _infer(snapshot: Snapshot, requests: list[_Request]) -> list[Array | Exception]:
+def infer(snapshot: Snapshot, requests: list[Request]) -> list[Array | Exception]:
     """Answer requests as one batch; if that fails, one by one, so that each fails for itself."""
     if len(requests) == 1:
         return [_predict(snapshot, requests[0].x)]

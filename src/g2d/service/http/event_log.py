@@ -61,6 +61,7 @@ class EventLog:
         self._spares: dict[int, Mapping[str, float]] = {}
         self._listeners: dict[asyncio.Queue[bytes | None], asyncio.AbstractEventLoop] = {}
         self._clients: dict[asyncio.Queue[bytes | None], str] = {}
+        self._quiet: set[asyncio.Queue[bytes | None]] = set()
         self._closed = False
 
     def tell(self, event: Event, at: float | None = None) -> None:
@@ -127,13 +128,16 @@ class EventLog:
 
     # --- listeners -------------------------------------------------------------------------------
 
-    def listen(self, client: str = "", trusted: bool = False) -> asyncio.Queue[bytes | None] | None:
+    def listen(
+        self, client: str = "", trusted: bool = False, quiet: bool = False
+    ) -> asyncio.Queue[bytes | None] | None:
         """Open a queue of server-sent events for the running loop; None: too many listen.
 
         A listener that does not keep up misses events, never memory. None in the queue: the end.
 
         Args:
             client: the address that asks. trusted: it gave the admin's token: there is always room.
+            quiet: it may not know what happens, and hears of the end alone.
         """
         client = client_of(client)
         with self._mutex:
@@ -144,6 +148,8 @@ class EventLog:
             listener: asyncio.Queue[bytes | None] = asyncio.Queue(256)
             self._listeners[listener] = asyncio.get_running_loop()
             self._clients[listener] = client
+            if quiet:
+                self._quiet.add(listener)
             return listener
 
     def leave(self, listener: asyncio.Queue[bytes | None]) -> None:
@@ -151,6 +157,7 @@ class EventLog:
         with self._mutex:
             self._listeners.pop(listener, None)
             self._clients.pop(listener, None)
+            self._quiet.discard(listener)
 
     def close(self) -> None:
         """End every stream of events."""
@@ -164,6 +171,8 @@ class EventLog:
     def _send(self, message: bytes | None) -> None:
         with self._mutex:
             listeners = list(self._listeners.items())
+            if message is not None:
+                listeners = [each for each in listeners if each[0] not in self._quiet]
         for listener, loop in listeners:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_put, listener, message)

@@ -39,6 +39,11 @@ _QUERIES = frozenset(
 )  # fmt: skip
 """Metrics that tell how many queries there were: `--queries` rotates by that number."""
 
+_OPEN = _QUERIES | {
+    "g2d_in_flight", "g2d_connections", "g2d_connections_ended", "g2d_wrong_tokens", "g2d_denied",
+}  # fmt: skip
+"""Metrics that tell of no generation: all that there are for who may not know when it rotates."""
+
 
 def blurred(count: float) -> int:
     """Round a count down to two digits: what is told of growing counts grows too."""
@@ -180,16 +185,20 @@ class Metrics:
             "limited": blurred(_value(self.limited)),
         }
 
-    def render(self, exact: bool = False) -> bytes:
+    def render(self, exact: bool = False, hidden: bool = False) -> bytes:
         """Write everything in Prometheus' text format.
 
         Args:
             exact: for whoever is admitted; others are told of queries in numbers of two digits,
-                for the exact one would betray when `--queries` rotates.
+                for the exact one would betray when `--queries` rotates. hidden: for whoever may
+                not know that it rotates: what tells of generations is left out.
         """
-        return generate_latest(self.registry if exact else _Blurred(self.registry))
+        plain = exact and not hidden
+        return generate_latest(self.registry if plain else _Blurred(self.registry, hidden))
 
-    def statistics(self, model: str, number: int, batches: int, exact: bool = False) -> Values:
+    def statistics(
+        self, model: str, number: int | str, batches: int, exact: bool = False
+    ) -> Values:
         """Return the statistics of Triton's protocol, counts as `render` tells them.
 
         Time is not told apart into waiting and computing, nor when the last query came.
@@ -215,12 +224,14 @@ class Metrics:
 class _Blurred:
     """A registry as those see it who are not admitted."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, registry: CollectorRegistry, hidden: bool = False) -> None:
+        self._registry, self._hidden = registry, hidden
 
     def collect(self) -> Iterator[Metric]:
         """Yield its metrics."""
         for metric in self._registry.collect():
+            if self._hidden and metric.name not in _OPEN:
+                continue
             if metric.name in _QUERIES:
                 metric.samples = [_told(sample) for sample in metric.samples]
             yield metric

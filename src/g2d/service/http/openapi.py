@@ -15,8 +15,12 @@ _TAG = ["Open Inference Protocol v2"]
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 
-def merge(schema: Schema, model: Model, options: Options) -> Schema:
-    """Add the calls of the protocol to FastAPI's description of the others."""
+def merge(schema: Schema, model: Model, options: Options, tagged: bool = False) -> Schema:
+    """Add the calls of the protocol to FastAPI's description of the others.
+
+    Args:
+        tagged: clients are told a tag in place of a generation's number.
+    """
     paths = {
         "/v2": _get("Server metadata", {"type": "object"}),
         "/v2/health/live": _get("Whether the process answers"),
@@ -36,7 +40,7 @@ def merge(schema: Schema, model: Model, options: Options) -> Schema:
         ):
             paths[f"{path}/{what}"] = _get(text, {"type": "object"}, about, ("404",))
         paths[f"{path}/ready"] = _get("Whether the model answers", None, about, ("404", "503"))
-        paths[f"{path}/infer"] = {"post": _infer(model, options) | {"parameters": about}}
+        paths[f"{path}/infer"] = {"post": _infer(model, options, tagged) | {"parameters": about}}
     servers = {"servers": [{"url": options.root_path}]} if options.root_path else {}
     whole = schema | servers | {"paths": paths | schema["paths"]}
     return _with_callers(whole, options) if options.authenticated else whole
@@ -90,10 +94,15 @@ def _parameters(model: Model, version: bool) -> list[Schema]:
     return [name, number] if version else [name]
 
 
-def _infer(model: Model, options: Options) -> Schema:
+def _infer(model: Model, options: Options, tagged: bool) -> Schema:
+    whose = (
+        "of what is live for who asks; `parameters.generation` is a tag of its own"
+        if tagged
+        else "of one generation, whose number is `parameters.generation`"
+    )
     return {
         "summary": "Infer",
-        "description": "Logits of one generation, whose number is `parameters.generation`. A"
+        "description": f"{model.output.capitalize()} {whose}. A"
         " binary tensor may follow the JSON (header Inference-Header-Content-Length).",
         "tags": _TAG,
         "requestBody": {
@@ -105,7 +114,7 @@ def _infer(model: Model, options: Options) -> Schema:
         "responses": {
             "200": {
                 "description": "The answer",
-                "content": {"application/json": {"schema": _answer(model)},
+                "content": {"application/json": {"schema": _answer(model, tagged)},
                             "application/octet-stream": {"schema": {"format": "binary"}}},
             },
             **{str(status): _json("Refused", ERROR)
@@ -147,7 +156,8 @@ def _example(model: Model) -> Schema:
     return {"inputs": [tensor]}
 
 
-def _answer(model: Model) -> Schema:
+def _answer(model: Model, tagged: bool) -> Schema:
+    kind = ["string", "integer"] if tagged else "integer"
     return {
         "type": "object",
         "required": ["model_name", "model_version", "parameters", "outputs"],
@@ -158,7 +168,7 @@ def _answer(model: Model) -> Schema:
             "parameters": {
                 "type": "object",
                 "required": ["generation"],
-                "properties": {"generation": {"type": "integer"}},
+                "properties": {"generation": {"type": kind}},
             },
             "outputs": {"type": "array", "items": {"type": "object"}},
         },

@@ -7,12 +7,13 @@ import ipaddress
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from g2d.core.platforms import others_may_read
 from g2d.errors import G2DError, SettingsError
 from g2d.settings.fields import Checked, free, one_of, within
+from g2d.settings.serve import ServeSettings
 
 TOKEN_VARIABLE = "G2D_ADMIN_TOKEN"  # noqa: S105 (its name, not a token)
 _SPAN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d)?", re.ASCII)
@@ -83,6 +84,18 @@ class Options(Checked):
         "how parameters lie in memory: as a secret of each load says, or as in the file",
         since="0.2",
     )  # fmt: skip
+    policy: str = free(
+        "", "who is answered by which live generation, in place of the vault's [serve] policy:"
+        " global, sticky, vote, random or keyed", metavar="NAME", since="0.2",
+    )  # fmt: skip
+    live: int = within(
+        0, 16, 0, "generations live at once, but under global; 0: as the vault's [serve] says",
+        since="0.2",
+    )  # fmt: skip
+    answers: str = free(
+        "", "what an answer tells, in place of the vault's [serve] answers: scores, rounded, label"
+        " or aaa", metavar="NAME", since="0.2",
+    )  # fmt: skip
     observer: tuple[str, ...] = free(
         (), "your own 'module:factory', shown what was answered", metavar="NAME"
     )
@@ -110,6 +123,16 @@ class Options(Checked):
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("TLS needs both files: give --tls-cert and --tls-key")
         self._check_access()
+        self.serving(ServeSettings())
+
+    def serving(self, settings: ServeSettings) -> ServeSettings:
+        """A vault's `[serve]`, with what was given here in its place.
+
+        Raises:
+            SettingsError: there is no such policy or kind of answers.
+        """
+        own = {"policy": self.policy, "live": self.live, "answers": self.answers}
+        return replace(settings, **{name: value for name, value in own.items() if value})
 
     def _check_access(self) -> None:
         """Say which of the options that say who may ask cannot do without another."""

@@ -27,7 +27,9 @@ _MOST = 8 << 20  # bytes of a body, unless one input alone needs more
 _MARKS = b",[{"  # each begins at most one value
 _JSON = b"application/json"
 _OCTETS = b"application/octet-stream"
-_INPUT, _OUTPUT = "input", "logits"
+_INPUT = "input"
+SCORES, _LABEL = "logits", "label"
+"""Names of the output: scores (n, classes) FP32; or "label": the class alone, (n, 1) INT64."""
 _SHARED = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 DATATYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "int32": "INT32",
              "int64": "INT64"}  # fmt: skip
@@ -57,7 +59,8 @@ class Model:
     """What is served under a name: one input's shape and dtype (numpy's), how many classes.
 
     `labels` are the classes' names in the order of the logits, where they have some.
-    `vocabulary`: where inputs are token ids, how many there are; 0: nobody said.
+    `vocabulary`: where inputs are token ids, how many there are; 0: nobody said. `output`: what is
+    answered, "logits" or "label".
     """
 
     name: str
@@ -66,6 +69,12 @@ class Model:
     classes: int
     labels: tuple[str, ...] = ()
     vocabulary: int = 0
+    output: str = SCORES
+
+    @property
+    def scored(self) -> bool:
+        """Whether scores are answered, not the label alone."""
+        return self.output == SCORES
 
     @property
     def datatype(self) -> str:
@@ -77,8 +86,10 @@ class Model:
         one = _VALUE * math.prod(self.shape)
         return LARGE + max(one, min(one * most, _MOST - LARGE))
 
-    def metadata(self, number: int) -> dict[str, Any]:
-        """Describe the model; its one version is the live generation."""
+    def metadata(self, number: int | str) -> dict[str, Any]:
+        """Describe the model; its one version is the live generation, or what stands for it."""
+        scores = {"name": SCORES, "datatype": "FP32", "shape": [-1, self.classes]}
+        label = {"name": _LABEL, "datatype": "INT64", "shape": [-1, 1]}
         return {
             "name": self.name,
             "versions": [str(number)],
@@ -86,13 +97,15 @@ class Model:
             "inputs": [
                 {"name": _INPUT, "datatype": self.datatype, "shape": [-1, *self.shape]},
             ],
-            "outputs": [{"name": _OUTPUT, "datatype": "FP32", "shape": [-1, self.classes]}],
+            "outputs": [scores if self.scored else label],
             **({"parameters": _named(self.labels)} if self.labels else {}),
         }
 
     def config(self, most: int) -> dict[str, Any]:
         """Describe the model as Triton's model configuration does; `most`: inputs of a request."""
         kind = f"TYPE_{self.datatype}"
+        scores = {"name": SCORES, "data_type": "TYPE_FP32", "dims": [self.classes]}
+        label = {"name": _LABEL, "data_type": "TYPE_INT64", "dims": [1]}
         return {
             "name": self.name,
             "platform": "g2d_pytorch",
@@ -100,7 +113,7 @@ class Model:
             "version_policy": {"latest": {"num_versions": 1}},
             "max_batch_size": most,
             "input": [{"name": _INPUT, "data_type": kind, "dims": list(self.shape)}],
-            "output": [{"name": _OUTPUT, "data_type": "TYPE_FP32", "dims": [self.classes]}],
+            "output": [scores if self.scored else label],
         }
 
 
@@ -137,27 +150,42 @@ def parse(body: bytes, header_length: bytes | None, model: Model, most: int) -> 
     _expect(isinstance(inputs, list) and len(inputs) == 1, "inputs must be a list of one tensor")
     _expect(isinstance(inputs[0], dict), "inputs[0] must be an object")
     x = _tensor(inputs[0], tail, model, most)
-    return Query(x, identifier, _wants_binary(request))
+    return Query(x, identifier, _wants_binary(request, model.output))
 
 
-def answer(query: Query, model: Model, logits: Array, number: int) -> tuple[bytes, list[Any]]:
-    """Write the answer of one generation: the body and its headers."""
-    output: dict[str, Any] = {"name": _OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
+def answer(
+    query: Query,
+    model: Model,
+    told: Array,
+    version: int | str,
+    parameters: dict[str, Any] | None = None,
+) -> tuple[bytes, list[Any]]:
+    """Write the answer of one generation, or of several together: the body and its headers.
+
+    Args:
+        told: scores (n, classes) or labels (n,), as the model's output is. version: the
+            generation's number, or what stands for it. parameters: what is said of the generation;
+            None: the version.
+    """
+    kind = "FP32" if model.scored else "INT64"
+    shape = list(told.shape) if model.scored else [len(told), 1]
+    output: dict[str, Any] = {"name": model.output, "datatype": kind, "shape": shape}
     whole = {
         "model_name": model.name,
-        "model_version": str(number),
-        "parameters": {"generation": number},
+        "model_version": str(version),
+        "parameters": {"generation": version} if parameters is None else parameters,
         "outputs": [output],
     }
     if model.labels:
-        output["parameters"] = _named([model.labels[k] for k in logits.argmax(1).tolist()])
+        classes = told.argmax(1) if model.scored else told
+        output["parameters"] = _named([model.labels[k] for k in classes.tolist()])
     if query.id is not None:
         whole["id"] = query.id
     if not query.binary:
-        output["data"] = logits.ravel()
+        output["data"] = told.ravel()
         head = orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)
         return head, [(b"content-type", _JSON), (b"content-length", b"%d" % len(head))]
-    tail = logits.astype("<f4", copy=False).tobytes()
+    tail = told.astype("<f4" if model.scored else "<i8", copy=False).tobytes()
     output["parameters"] = output.get("parameters", {}) | {"binary_data_size": len(tail)}
     head = orjson.dumps(whole)
     return head + tail, [
@@ -265,17 +293,17 @@ def _flat(data: Any, shape: tuple[int, ...]) -> Sequence[Any]:
     return data
 
 
-def _wants_binary(request: dict[str, Any]) -> bool:
+def _wants_binary(request: dict[str, Any], name: str) -> bool:
     """Whether the answer's tensor is wanted in binary; checks the outputs that are asked for."""
     parameters = request.get("parameters", {})
     _expect(isinstance(parameters, dict), "parameters must be an object")
     wanted = parameters.get("binary_data_output", False)
     outputs = request.get("outputs", [])
     right = isinstance(outputs, list) and len(outputs) <= 1
-    _expect(right, f"outputs may name {_OUTPUT!r} alone")
+    _expect(right, f"outputs may name {name!r} alone")
     for output in outputs:
-        _expect(isinstance(output, dict) and output.get("name") == _OUTPUT,
-                f"the one output is {_OUTPUT!r}")  # fmt: skip
+        _expect(isinstance(output, dict) and output.get("name") == name,
+                f"the one output is {name!r}")  # fmt: skip
         own = output.get("parameters", {})
         _expect(isinstance(own, dict), "an output's parameters must be an object")
         unknown = own.get("classification") or any(name in own for name in _SHARED)

@@ -22,7 +22,7 @@ from g2d.core import platforms
 from g2d.errors import G2DError, SettingsError
 from g2d.report.results import results_path
 from g2d.service.access.tls import ServerTls
-from g2d.service.assembly import Parts, assemble, first_live, rotate_vault
+from g2d.service.assembly import Parts, assemble, rotate_vault
 from g2d.service.auditing import NONE, configured, open_audit, refused_start
 from g2d.service.http.app import Service
 from g2d.service.http.connection import Connection, within
@@ -34,6 +34,7 @@ from g2d.service.http.options import Options
 from g2d.service.http.places import Places
 from g2d.service.http.startup import leave
 from g2d.service.monitors.observer import Observers
+from g2d.service.opening import open_live
 
 if TYPE_CHECKING:
     from g2d.protect.audit.log import AuditLog
@@ -216,7 +217,7 @@ def _assemble(
     loader: VaultLoader, vault: Path, data: str, options: Options, token: bytes | None, log: Log,
     observers: Observers, audit: AuditLog | None = None,
 ) -> Parts:  # fmt: skip
-    live, warning = first_live(loader)
+    live, warning, left_out = open_live(loader, options.serving(loader.serving), vault)
     parts = assemble(
         loader,
         live,
@@ -234,6 +235,8 @@ def _assemble(
     parts.event_log.remember(loader.exposures())
     if warning:
         parts.rotation.alarm(warning.reason, str(warning))
+    if left_out:
+        parts.rotation.alarm("policy", left_out, rotate=False)
     return parts
 
 

@@ -13,6 +13,7 @@ from g2d.errors import G2DError, SettingsError
 
 if TYPE_CHECKING:
     from g2d.service.http.options import Options
+    from g2d.settings import ServeSettings
 
 _SAID = b"ended before it served: nothing was under way\n"
 
@@ -86,6 +87,15 @@ def refuse_on_ray(options: Options) -> None:
             f"{' and '.join(named)}: with --engine ray nobody would be asked who he is, for Ray"
             " Serve's proxies end TLS; leave it out and authenticate in a proxy before the cluster,"
             " or serve with --engine local"
+        )
+
+
+def refuse_policy_on_ray(serving: ServeSettings) -> None:
+    """Raise a `SettingsError` if replicas would need several live generations: they have one."""
+    if serving.policy != "global":
+        raise SettingsError(
+            f"[serve] policy is {serving.policy!r}, and with --engine ray only the newest"
+            " generation is live: give --policy global, or serve with --engine local"
         )
 
 

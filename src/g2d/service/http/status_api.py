@@ -24,6 +24,7 @@ from g2d.service.http.openapi import merge
 from g2d.service.http.protocol import RequestError
 from g2d.service.http.redteam_summary import Findings
 from g2d.service.http.types import Scope
+from g2d.service.http.versions import hidden
 from g2d.service.http.web_page import add_pages
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = merge(plain(), service.model, service.options)
+            app.openapi_schema = merge(
+                plain(), service.model, service.options, service.versions.hidden
+            )
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]
@@ -69,9 +72,9 @@ def build(service: Service, results: Path | None = None) -> FastAPI:
 
 def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
     @app.get("/status", tags=["status"])
-    async def status() -> Response:
+    async def status(request: Request) -> Response:
         """What is live, what comes next, and what happened."""
-        return _json(_whole(service, findings))
+        return _json(_whole(service, findings, request.scope[CALLER]))
 
     @app.get("/redteam", tags=["status"])
     def redteam() -> Response:  # no coroutine: it may read a megabyte
@@ -85,7 +88,8 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
     async def metrics(request: Request) -> Response:
         """Counters for Prometheus; those of queries in two digits, exact for who says who asks."""
         exact = bool(request.scope[CALLER].name)
-        return Response(service.metrics.render(exact), media_type=CONTENT_TYPE_LATEST)
+        told = service.metrics.render(exact, not service.versions.knows(request.scope[CALLER]))
+        return Response(told, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/events", tags=["status"], response_class=StreamingResponse,
              responses=wrong(401, 429, 503))  # fmt: skip
@@ -95,7 +99,8 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
         Who operates is never refused for too many listeners.
         """
         caller: Caller = request.scope[CALLER]
-        listener = service.event_log.listen(caller.client, OPERATE in caller.roles)
+        quiet = not service.versions.knows(caller)
+        listener = service.event_log.listen(caller.client, OPERATE in caller.roles, quiet)
         if listener is None:
             raise RequestError(503, "too many listen already, or the service is ending")
         return StreamingResponse(
@@ -109,8 +114,9 @@ def _json(value: Any) -> Response:
     return Response(to_json(value), media_type="application/json")
 
 
-def _whole(service: Service, findings: Findings) -> dict[str, Any]:
-    return service.status() | _moment(service, findings)
+def _whole(service: Service, findings: Findings, caller: Caller) -> dict[str, Any]:
+    told = service.status() | _moment(service, findings)
+    return told if service.versions.knows(caller) else hidden(told)
 
 
 def _moment(service: Service, findings: Findings) -> dict[str, Any]:
@@ -129,7 +135,8 @@ async def _stream(
 ) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     try:
-        yield b"event: status\ndata: %b\n\n" % to_json(_whole(service, findings))
+        caller: Caller = scope[CALLER]
+        yield b"event: status\ndata: %b\n\n" % to_json(_whole(service, findings, caller))
         beat = loop.time() + _BEAT
         while True:
             try:
@@ -141,9 +148,10 @@ async def _stream(
             except TimeoutError:
                 pass  # nothing happened until the beat, which is told below
             if loop.time() >= beat:  # also where events never cease
-                if not service.access.still(scope, scope[CALLER]):
+                if not service.access.still(scope, caller):
                     return
                 tick = _moment(service, findings) | {"latencies": service.event_log.latencies()}
+                tick = tick if service.versions.knows(caller) else hidden(tick)
                 yield b"event: tick\ndata: %b\n\n" % to_json(tick)
                 beat = loop.time() + _BEAT
     finally:

@@ -50,10 +50,9 @@ class CanaryWatch:
         self._count = metrics.canaries
         self._every = loader.canary_every
         self._due = time.monotonic() + self._every
-        self._kept: Canaries | None = None
-        self._number = 0  # of the generation whose canaries are kept here
-        self._unread = 0  # that of which they could not be read, which is told
-        self._sound = False  # it has been answered soundly here
+        self._kept: dict[int, Canaries | None] = {}  # of what answers, by number
+        self._unread: set[int] = set()  # those whose canaries could not be read, which is told
+        self._sound: set[int] = set()  # those that have been answered soundly here
         self._differs = False  # this machine computes otherwise, which is told
 
     def watch(self) -> None:
@@ -63,49 +62,57 @@ class CanaryWatch:
             self.check()
 
     def check(self) -> bool:
-        """Ask what is live once; replace it and rotate if it answers otherwise.
+        """Ask all that answer, once; replace what answers otherwise, and rotate.
 
         Returns:
-            False: it did so. True: it is sound, or no more is known of it than was told.
+            False: one did so. True: all are sound, or no more is known of them than was told.
         """
-        snapshot = self._live.snapshot
+        snapshots = self._live.snapshots
+        numbers = {snapshot.number for snapshot in snapshots}
+        self._kept = {n: kept for n, kept in self._kept.items() if n in numbers}
+        self._unread &= numbers
+        self._sound &= numbers
+        asked = [self._ask(snapshot) for snapshot in snapshots]  # all, whatever one of them says
+        return all(asked)
+
+    def _ask(self, snapshot: Snapshot) -> bool:
+        """Ask one."""
         kept = self._canaries(snapshot.number)
         if kept is None:
             self._count.labels("none kept").inc()
             return True
         changed = _changed(kept, snapshot)
-        if changed and self._differs and not self._sound:
+        if changed and self._differs and snapshot.number not in self._sound:
             self._count.labels("this machine differs").inc()
             return True
         self._count.labels("changed" if changed else "sound").inc()
         if changed:
             self._tell(kept, snapshot, changed)
         else:
-            self._sound = True
+            self._sound.add(snapshot.number)
         return not changed
 
     def _canaries(self, number: int) -> Canaries | None:
-        if number != self._number:
+        if number not in self._kept:
             try:
-                kept = self._loader.canaries(number)
+                self._kept[number] = self._loader.canaries(number)
             except G2DError as error:  # of a moment, perhaps: they are read again next time
-                if number != self._unread:
-                    self._unread = number
+                if number not in self._unread:
+                    self._unread.add(number)
                     text = f"generation {number} is not checked by canaries: {error}"
                     self._rotation.alarm(KIND, text, rotate=False)
                 return None
-            self._number, self._kept, self._sound = number, kept, False
-        return self._kept
+        return self._kept[number]
 
     def _tell(self, kept: Canaries, snapshot: Snapshot, changed: str) -> None:
         what = f"generation {snapshot.number} answers {changed} otherwise"
         outcome = replace(self._live, self._loader, snapshot.number)
-        now = self._live.snapshot
-        fresh = now is not snapshot and now.number == snapshot.number
-        elsewhere = fresh and bool(_changed(kept, now))
+        same = [each for each in self._live.snapshots if each.number == snapshot.number]
+        elsewhere = any(each is not snapshot and bool(_changed(kept, each)) for each in same)
         if elsewhere:
             # Rotating would not help: whoever makes the next one computes as the last one did.
-            told, self._differs, self._sound = self._differs, True, False
+            told, self._differs = self._differs, True
+            self._sound.discard(snapshot.number)
             if told:
                 return
             outcome = (

@@ -34,7 +34,7 @@ def replace(live: Live, loader: SoundCopies, number: int) -> str:
 
 
 class Monitor:
-    """Checks the live snapshot; one that has changed is replaced by a sound copy, with an alarm.
+    """Checks what is live; a snapshot that changed is replaced by a sound copy, with an alarm.
 
     Args:
         every: seconds between checks; longer for a model so large that hashing costs over 1 %. now:
@@ -68,13 +68,15 @@ class Monitor:
             self._thread.join()
 
     def check(self) -> bool:
-        """Check the live weights once; heal them if they changed. True: they were sound."""
-        snapshot = self._live.snapshot
-        changed = snapshot.check() if snapshot.check else []
-        self._metrics.checks.labels("changed" if changed else "sound").inc()
-        if changed:
-            self._heal(snapshot, changed)
-        return not changed
+        """Check all weights that answer, once; heal what changed. True: they were sound."""
+        sound = True
+        for snapshot in self._live.snapshots:
+            changed = snapshot.check() if snapshot.check else []
+            self._metrics.checks.labels("changed" if changed else "sound").inc()
+            if changed:
+                sound = False
+                self._heal(snapshot, changed)
+        return sound
 
     def _heal(self, snapshot: Snapshot, changed: list[str]) -> None:
         number = snapshot.number
@@ -92,13 +94,14 @@ class Monitor:
                 self._rotation.watch()
                 self._also()
                 self._watch_expiry()
+                self._live.tend(self._now())
             except Exception as error:  # a watch that ends in silence is worse than none
                 text = f"the watch failed ({type(error).__name__}) and goes on"
                 self._rotation.alarm("integrity", text, rotate=False)
 
     def _wait(self) -> float:
         """Seconds between checks: never so few that hashing costs over 1 % of a core."""
-        return max(self._every, self._live.snapshot.interval)
+        return max(self._every, sum(snapshot.interval for snapshot in self._live.snapshots))
 
     def _watch_expiry(self) -> None:
         snapshot = self._live.snapshot

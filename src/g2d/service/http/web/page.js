@@ -14,8 +14,19 @@ function take(fresh) {
 
 // --- what is drawn ------------------------------------------------------------------------------
 
+/** Under a serving policy only who may observe is told of rotations: see docs/serving.md. */
+function drawHidden() {
+  for (const id of ["generation", "countdown", "spare"]) write(id, "not told");
+  for (const id of ["countdown", "spare"]) $(id).classList.add("words");
+  write("schedule", "a policy says whom which generation answers; who may observe is told which");
+  write("spare-more", "");
+  $("bar").hidden = true;
+}
+
 function drawClocks() {
   if (!state) return;
+  if (heard && performance.now() / 1000 - heard > PATIENCE) lost();
+  if (state.hidden) return;
   const r = state.rotation, gone = linked() ? since() : 0;
   write("age", clock(r.age + gone));
   const left = r.countdown === null ? null : Math.max(0, r.countdown - gone);
@@ -30,13 +41,15 @@ function drawClocks() {
   $("countdown").classList.toggle("words", words);
   $("bar").hidden = left === null || r.paused;
   if (left !== null) $("done").style.transform = `scaleX(${Math.min(1, 1 - left / r.every)})`;
-  if (heard && performance.now() / 1000 - heard > PATIENCE) lost();
 }
 
 function drawNow() {
   const r = state.rotation, t = state.traffic;
   write("model", state.model);
-  document.title = `${r.generation} live – G2D ${state.model}`;
+  drawAnswers(t);
+  write("pause", r.paused ? "Resume" : "Pause");
+  document.title = state.hidden ? `G2D ${state.model}` : `${r.generation} live – G2D ${state.model}`;
+  if (state.hidden) return drawHidden();
   write("generation", String(r.generation));
   const plan = [];
   if (r.every) plan.push(`every ${span(r.every)} on average; the moment is secret`);
@@ -46,12 +59,14 @@ function drawNow() {
   write("schedule", plan.join("; "));
   drawSpare(r);
   $("countdown").closest(".tile").classList.toggle("warn", r.paused || r.late > 30);
+}
+
+function drawAnswers(t) {
   write("rate", `${t.per_second < 10 ? short(t.per_second) : Math.round(t.per_second).toLocaleString("en")} / s`);
   const parts = [`${counted(t.answers, "answer")} since the start`];
   if (isNumber(t.p50)) parts.push(`now p50 ${span(t.p50)}, p99 ${span(t.p99)}`);
   if (t.wrong_tokens) parts.push(counted(t.wrong_tokens, "wrong admin token"));
   write("traffic", parts.join("; "));
-  write("pause", r.paused ? "Resume" : "Pause");
 }
 
 function drawSpare(r) {
@@ -118,7 +133,8 @@ function drawHistory(first = false) {
 }
 
 function drawAll(first) {
-  for (const id of ["now", "alarms", "rotations", "rejected", "redteam"]) $(id).hidden = false;
+  for (const id of ["now", "redteam"]) $(id).hidden = false;
+  for (const id of ["alarms", "rotations", "rejected"]) $(id).hidden = Boolean(state.hidden);
   drawNow();
   drawClocks();
   drawAlarms();
