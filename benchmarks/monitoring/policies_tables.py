@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.common.tables import NOTHING, mean
+from benchmarks.common.places import RESULTS
+from benchmarks.common.tables import NOTHING, TARGETS, markdown, mean
 from benchmarks.monitoring.names import ATTACKS
 from g2d.redteam.policies.schemes import NAMES
 from g2d.redteam.scoring import difference, share
@@ -55,6 +57,13 @@ def lines(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
         made.append((f"a find sent again in later periods, any of ten: {scheme}", "printed", text))
     made += votes(found) + detected(found)
     return [line for line in made if NOTHING not in line[2][:1]]
+
+
+def made() -> dict[str, str]:
+    """Every table by the name of its mark; none where nothing is committed."""
+    found = [json.loads(path.read_text("utf-8"))["rows"]
+             for path in sorted(RESULTS.glob("policies-mnist-seed*.json"))]  # fmt: skip
+    return {"policy-targets": markdown(TARGETS, lines(found))} if found else {}
 
 
 def searches(found: Sequence[Rows], attacker: str, scheme: str, told: str) -> list[dict[str, Any]]:
