@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from g2d.attacks.probing import probing_square
-from g2d.attacks.query import clock_square, hop_skip_jump, margins
+from g2d.attacks.query import Api, clock_square, hop_skip_jump, margins
 from g2d.core.types import Bounds
 from g2d.errors import SettingsError
 from g2d.redteam.policies.service import Service
@@ -140,9 +140,9 @@ def search(
             "longer period or a larger budget"
         )
     period = every - more if every else None
-    api = log
+    api: Api = log
     if attacker.accounts > 1:
-        api = Accounts(log, service, attacker.accounts, period or log.budget)  # type: ignore[assignment]
+        api = Accounts(log, service, attacker.accounts, period or log.budget)
     clock_square(
         api, x, y, eps=eps, budget=log.budget, generator=generator, bounds=bounds, every=period,
         beyond=log.beyond,

@@ -6,7 +6,7 @@ has `observe`. How a search evades lives here, too; what it won is `query_log`'s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -231,7 +231,7 @@ def warm(
     Monitors learn what is usual from the first inputs that they see.
     """
     scores, before = answer(x).numpy().astype(np.float32), len(alarms.raised)
-    inputs: Sequence[Array] = x.numpy()
+    inputs: Array = x.numpy()
     for place in range(len(x)):
         alarms.seconds += PACE
         one = slice(place, place + 1)

@@ -7,7 +7,7 @@ networks of a chain, which rotate by the queries of one attacker.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -99,9 +99,8 @@ class Service:
     def answer(self, x: Tensor, lanes: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Answer the attackers: a `query_log.Answer`. The network is -1 where several answer."""
         chosen = []
-        for row, (lane, number) in enumerate(zip(lanes.tolist(), numbers.tolist(), strict=True)):
-            client = self._account(lane)
-            chosen.append(self._choose(client, x[row], lane, number, 0))
+        for row, (lane, number, client) in enumerate(self._asking(lanes, numbers)):
+            chosen.append(self._choose(client, x, row, lane, number, 0))
             self._suspect(lane, client)
         places = [one[0] - 1 if len(one) == 1 else -1 for one in chosen]
         return self._scores(x, chosen), torch.tensor(places)
@@ -116,19 +115,20 @@ class Service:
             client: who asks; "": the account that speaks. Nobody comes under suspicion by it.
         """
         chosen = [
-            self._choose(client or self._account(lane), x[row], lane, number, rotations)
-            for row, (lane, number) in enumerate(
-                zip(lanes.tolist(), numbers.tolist(), strict=True)
-            )
-        ]  # fmt: skip
+            self._choose(client or own, x, row, lane, number, rotations)
+            for row, (lane, number, own) in enumerate(self._asking(lanes, numbers))
+        ]
         return self._scores(x, chosen)
 
-    def _account(self, lane: int) -> str:
-        return f"account {int(self.speaking[lane])}"
+    def _asking(self, lanes: Tensor, numbers: Tensor) -> Iterator[tuple[int, int, str]]:
+        """Lane, number and account of each query."""
+        accounts = [f"account {account}" for account in self.speaking[lanes].tolist()]
+        return zip(lanes.tolist(), numbers.tolist(), accounts, strict=True)
 
     def _choose(
-        self, client: str, x: Tensor, lane: int, number: int, rotations: int
+        self, client: str, x: Tensor, row: int, lane: int, number: int, rotations: int
     ) -> tuple[int, ...]:
+        """Whose answers a client of a lane hears about an input, so many periods later."""
         every = self.scheme.every
         self._seconds[lane] = float(number + rotations * (every or PERIOD))
         turn = self._alarms[lane]
@@ -139,7 +139,9 @@ class Service:
         live: Sequence[int] = range(first, first + self.scheme.live)
         if self.scheme.apart and self._alarms[lane]:
             live = self._others(policy, client, live)
-        text = quantised(x[None].numpy(), self.scheme.settings.quantum) if policy.reads else b""
+        text = b""
+        if policy.reads:
+            text = quantised(x[row : row + 1].numpy(), self.scheme.settings.quantum)
         return policy.choose(client, text, live)
 
     def _others(self, policy: Policy, client: str, live: Sequence[int]) -> Sequence[int]:
@@ -174,10 +176,10 @@ class Service:
         assert logits is not None, "somebody asked"
         each = [logits[:, k].numpy() for k in range(table.shape[1])]
         settings = self.scheme.settings
-        scores = combined(each, settings.answers == LABEL)
+        told = combined(each, settings.answers == LABEL)
         if (form := answers_of(settings)) is not None:
-            scores = _as_scores(form(scores), scores.shape[1])
-        return torch.from_numpy(np.ascontiguousarray(scores))
+            told = _as_scores(form(told), told.shape[1])
+        return torch.from_numpy(np.ascontiguousarray(told))
 
 
 def _as_scores(told: Array, classes: int) -> Array:

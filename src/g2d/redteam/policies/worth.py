@@ -76,9 +76,12 @@ class Finds:
         """Share of the other clients' right answers that the finds flip."""
         right = flipped = 0
         for client in range(CLIENTS):
-            known = {"rotations": rotations, "client": f"somebody else {client}"}
-            before = self._service.ask(self._clean, self.lanes, self._spent, **known).argmax(1)
-            after = self._service.ask(self._x, self.lanes, self._spent, **known).argmax(1)
+            before, after = (
+                self._service.ask(
+                    x, self.lanes, self._spent, rotations=rotations, client=f"other {client}"
+                ).argmax(1)
+                for x in (self._clean, self._x)
+            )
             right += int((before == self._y).sum())
             flipped += int(((before == self._y) & (after != self._y)).sum())
         return share(flipped / right * len(self.lanes), len(self.lanes)) if right else None

@@ -76,12 +76,12 @@ class Voting:
     def _white_box(self, place: int) -> Tensor:
         """PGD and APGD on the very target; of an image what flips it."""
         target, x, y = self.targets[place], self.split.x, self.split.y
-        known = {"eps": self.context.eps, "steps": self.steps}
+        eps, steps = self.context.eps, self.steps
         found = pgd(
-            target, x, y, generator=self.context.source("policies", "vote"),
-            bounds=self.context.bounds, **known,
+            target, x, y, eps=eps, steps=steps, bounds=self.context.bounds,
+            generator=self.context.source("policies", "vote"),
         )  # fmt: skip
-        other = strongest(target, x, y, self.context, name="vote", **known)
+        other = strongest(target, x, y, self.context, eps=eps, steps=steps, name="vote")
         kept = self._flipped(target, found)
         return torch.where(kept.view(-1, *[1] * (x.dim() - 1)), found, other)
 
