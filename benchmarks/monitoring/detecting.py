@@ -31,7 +31,7 @@ from g2d.redteam.query_log import QueryLog, by_count
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.queries.evidence import NOTHING
-from g2d.service.monitors.queries.fingerprints import Fingerprints
+from g2d.service.monitors.queries.fingerprints import Fingerprints, Prints
 from g2d.service.monitors.queries.monitor import Queries
 from g2d.service.monitors.queries.trails import Trail
 from g2d.service.monitors.queries.windows import Window
@@ -49,14 +49,23 @@ class Copy:
         self._prints = Fingerprints(model, first, settings.near, _salt(seed))
         self._windows: dict[str, Window] = {}
         self._most = settings.window
+        self._last: tuple[Array | None, Prints | None] = (None, None)
 
     def near(self, x: Array, client: str) -> bool:
         """Whether the monitor would call an input near one of the client's last ones."""
-        return self._window(client).find(self._prints(x[None]), 0, self._prints)[0] is not None
+        return self._window(client).find(self._taken(x), 0, self._prints)[0] is not None
 
     def sent(self, x: Array, client: str) -> None:
         """Remember an input."""
-        self._window(client).add(self._prints(x[None]), 0, Trail(1, 0, 1, NOTHING))
+        self._window(client).add(self._taken(x), 0, Trail(1, 0, 1, NOTHING))
+
+    def _taken(self, x: Array) -> Prints:
+        """An input's fingerprints; what is sent was looked at just before."""
+        same, prints = self._last
+        if same is not x or prints is None:
+            prints = self._prints(x[None])
+            self._last = (x, prints)
+        return prints
 
     def _window(self, client: str) -> Window:
         return self._windows.setdefault(client, Window(self._most))
@@ -114,19 +123,21 @@ class Detecting:
             bounds=self.context.bounds,
         )  # fmt: skip
         shown.follow(log)
-        told = self._search(attack, log, detector, seed)
+        told = self._search(attack, log, shown, detector, seed)
         found = Detection.of(shown.seen, log.first)
         return asdict(found) | told | {
             "n": len(self.split), "budget": self.budget, "honest": len(self.honest),
             "false_alarms": false, "seen": shown.seen.tolist(), "first": log.first.tolist(),
         }  # fmt: skip
 
-    def _search(self, attack: str, log: QueryLog, detector: str, seed: int) -> dict[str, Any]:
+    def _search(
+        self, attack: str, log: QueryLog, shown: Shown, detector: str, seed: int
+    ) -> dict[str, Any]:
         context, x, y = self.context, self.split.x, self.split.y
         if attack == "hop-skip-jump":
             hop_skip_jump(log, x, y, seed=seed, bounds=self._range(), classes=context.task.classes)
             return {}
-        api, told = self._evading(attack, log, detector, seed)
+        api, told = self._evading(attack, log, shown, detector, seed)
         clock_square(
             api, x, y, eps=context.eps, budget=self.budget, bounds=context.bounds,
             generator=torch.Generator().manual_seed(seed),
@@ -134,7 +145,7 @@ class Detecting:
         return told()
 
     def _evading(
-        self, attack: str, log: QueryLog, detector: str, seed: int
+        self, attack: str, log: QueryLog, shown: Shown, detector: str, seed: int
     ) -> tuple[Api, Callable[[], dict[str, Any]]]:
         """How what the search proposes is sent."""
         known = {"eps": self.context.eps, "bounds": self.context.bounds}
@@ -148,7 +159,9 @@ class Detecting:
         if name == "oars":
             jitter = Jitter(log, self.split.x, strength=0.0, generator=source, **known)
             copy = self.copy(detector, seed_of(seed, "copy") % 2**31)
-            evading = Rejection(jitter, log, copy, len(self.split))
+            evading = Rejection(
+                jitter, log, copy, len(self.split), seen=lambda lane: bool(shown.seen[lane])
+            )
             return evading, lambda: {"sent_all_the_same": evading.refused / max(1, evading.sent)}
         return log, dict
 

@@ -156,3 +156,20 @@ def test_honest_queries_come_from_many_clients_and_their_alarms_are_counted():
     shown.seen[0] = 1
     with pytest.raises(SpentError):
         shown(pictures(1).x, torch.tensor([0]), torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ("detector", "attack", "budget"),
+    [("ours", "square", 60), ("ours", "oars", 15), ("Blacklight", "jitter 1", 60)],
+)
+def test_the_benchmark_shows_searches_to_real_monitors(context, detector, attack, budget):
+    from benchmarks.monitoring.detecting import Detecting
+
+    detecting = Detecting(context, images=5, budget=budget)
+    row = detecting.measure(detector, attack)
+    assert (row["n"], row["honest"]) == (len(row["seen"]), 360)
+    assert row["false_alarms"] == 0
+    seen, first = torch.tensor(row["seen"]), torch.tensor(row["first"])
+    assert row["before"]["value"] == Detection.of(seen, first).before.value
+    assert ("sent_all_the_same" in row) == (attack == "oars")
+    assert f"detected, {detector}, {attack}" in detecting.rows()

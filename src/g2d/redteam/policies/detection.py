@@ -187,16 +187,24 @@ class Rejection:
     """Oracle-guided adaptive rejection sampling (OARS, Feng et al. 2023, arXiv 2303.06280).
 
     Before a point is sent the attacker asks its own copy of the detector. Where that would match,
-    it draws anew with more noise, up to `draws` times; what noise gets through is kept per lane and
-    sinks again while points pass. The paper's oracle is the service's own rejection; here answers
+    it draws anew with more noise, `draws` times at most; what noise gets through is kept per lane
+    and sinks again while points pass. The paper's oracle is the service's own rejection; here answers
     never tell of an alarm, so the copy, which knows all but the salt, is more than it would have.
+
+    Args:
+        jitter: how noise is drawn. api: what answers. oracle: the copy. n: lanes. seen: whether a
+            lane needs to hide no more, for it has been seen.
 
     Attributes:
         refused: points that no draw got past the copy, and were sent all the same. sent: all.
     """
 
-    def __init__(self, jitter: Jitter, api: Api, oracle: Oracle, n: int, draws: int = 8) -> None:
+    def __init__(
+        self, jitter: Jitter, api: Api, oracle: Oracle, n: int, draws: int = 5,
+        seen: Callable[[int], bool] = lambda lane: False,
+    ) -> None:  # fmt: skip
         self._jitter, self._api, self._oracle, self._draws = jitter, api, oracle, draws
+        self._seen = seen
         self._strength = torch.zeros(n)
         self.refused, self.sent = 0, 0
 
@@ -204,22 +212,24 @@ class Rejection:
         """Answer points (m, ...) with the scores of what was sent in their place."""
         chosen = self._jitter.moved(points, lanes, self._strength[lanes])
         for row, lane in enumerate(lanes.tolist()):
-            chosen[row] = self._passing(points[row], chosen[row], lane)
+            if not self._seen(lane):
+                chosen[row] = self._passing(points[row], chosen[row], lane)
         return self._api(chosen, lanes)
 
     def _passing(self, point: Tensor, drawn: Tensor, lane: int) -> Tensor:
         client, one = client_of(lane, 0), torch.tensor([lane])
-        strength = float(self._strength[lane])
-        refused = self._oracle.near(drawn.numpy(), client)
+        strength, tried = float(self._strength[lane]), drawn.numpy()
+        refused = self._oracle.near(tried, client)
         for draw in range(self._draws):
             if not refused:
                 break
             strength = max(strength, (draw + 1) / self._draws)
             drawn = self._jitter.moved(point[None], one, strength)[0]
-            refused = self._oracle.near(drawn.numpy(), client)
+            tried = drawn.numpy()
+            refused = self._oracle.near(tried, client)
         self._strength[lane] = strength if refused else 0.9 * strength
         self.refused, self.sent = self.refused + refused, self.sent + 1
-        self._oracle.sent(drawn.numpy(), client)
+        self._oracle.sent(tried, client)
         return drawn
 
 
