@@ -1,1 +1,1 @@
-"""What is watched while a service answers, and what its serving policies are worth."""
+"""What monitors of a live service see, how soon, and what they take for an attack that is none."""

@@ -188,8 +188,8 @@ class Rejection:
 
     Before a point is sent the attacker asks its own copy of the detector. Where that would match,
     it draws anew with more noise, `draws` times at most; what noise gets through is kept per lane
-    and sinks again while points pass. The paper's oracle is the service's own rejection; here answers
-    never tell of an alarm, so the copy, which knows all but the salt, is more than it would have.
+    and sinks again while points pass. The paper's oracle is the service's own rejection; here no
+    answer tells of an alarm, so the copy, which knows all but the salt, is more than it would have.
 
     Args:
         jitter: how noise is drawn. api: what answers. oracle: the copy. n: lanes. seen: whether a
