@@ -1,9 +1,10 @@
-"""Serving policies: what they cost who only asks, whether finds work again, and who is seen first.
+"""Serving policies: what they cost who only asks, and whether finds work again, or on others.
 
     python -m benchmarks.monitoring.policies --data ../shared/data/mnist --seeds 0 1 2
 
 Every row is one attacker against one policy, on the same images and networks; votes are attacked
-with everything, and searches are shown to the monitor of queries. The vault is
+with everything. `sticky-watched` is the whole loop: the monitor of queries sees every request, and
+whom it sees is pinned. The vault is
 `runs/policies-<seed>`, made first where it is not there (a quarter of an hour on two cores); with
 `--vault` it is another one (`{seed}` stands for the seed), which is copied if it has too few
 generations and never written to. Rows that are in
@@ -32,7 +33,7 @@ from benchmarks.common.command import parser
 from benchmarks.common.places import RESULTS, RUNS
 from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown
-from benchmarks.monitoring.detecting import Detecting
+from benchmarks.monitoring.guards import guards_of
 from benchmarks.monitoring.policies_tables import lines
 from g2d import Defence, Settings, load_task
 from g2d.cli.progress import show_progress
@@ -40,8 +41,9 @@ from g2d.core.engine import LocalEngine, SerialEngine
 from g2d.core.seeds import seed_of
 from g2d.redteam.chains import build_chains
 from g2d.redteam.context import AttackContext, Case, RunSpec
-from g2d.redteam.policies.schemes import LIVE
+from g2d.redteam.policies.schemes import LIVE, WATCHED
 from g2d.redteam.threats.policies import threat as policies
+from g2d.redteam.threats.policies.searches import Searches
 from g2d.settings import fields
 from g2d.tasks.sizes import defaults_of
 
@@ -122,21 +124,28 @@ class Policies:
 
     # --- rows --------------------------------------------------------------------------------
 
-    def rows(self) -> Mapping[str, Callable[[], Any]]:
+    def rows(self) -> Mapping[str, Callable[[], list[Row]]]:
         """Every row by name, in the order in which they are measured."""
         given = self.given
         size = {"images": given.images, "budget": given.budget, "every": given.every,
                 "live": given.live, "steps": given.steps}  # fmt: skip
-        found: dict[str, Callable[[], Any]] = {}
+        found: dict[str, Callable[[], list[Row]]] = {}
         for case in policies.cases_of(self.context.spec, size):
             found[name_of(case)] = partial(self.attacked, case)
-        detecting = Detecting(self.context, given.seen_images, given.budget)
-        return found | dict(detecting.rows())
+        size |= {"images": min(given.images, given.watched_images)}
+        for case in policies.searches_of(self.context.spec, WATCHED, size):
+            found[name_of(case)] = partial(self.attacked, case)
+        return found
 
     def attacked(self, case: Case) -> list[Row]:
         """A case's rows as the red team writes them."""
         began = time.process_time()
-        rows = policies.run(case, self.context)
+        if case.option("scheme") == WATCHED:
+            model = self.context.model(self.context.chain("generated").networks[-1])
+            guards = partial(guards_of, self.context, model)
+            rows = Searches(case, self.context, guards).rows()
+        else:
+            rows = policies.run(case, self.context)
         seconds = (time.process_time() - began) / max(1, len(rows))
         kept = [row.as_json(policies.THREAT.ids) | {"seconds": seconds} for row in rows]
         plain: list[Row] = json.loads(json.dumps(kept, allow_nan=False))
@@ -162,10 +171,8 @@ def name_of(case: Case) -> str:
     return f"{case.name}, {case.option('scheme')}, {case.option('answers')}"
 
 
-def brief(found: Any) -> str:
-    """One line of a case's rows, or of a detection."""
-    if isinstance(found, dict):
-        return f"seen before {100 * found['before']['value']:.1f} %"
+def brief(found: list[Row]) -> str:
+    """One line of a case's rows."""
     return ", ".join(
         f"{row['metric']} {100 * row['value']['value']:.1f}" if row["value"] else row["status"]
         for row in found
@@ -182,7 +189,7 @@ def flags() -> ArgumentParser:
     found.add_argument("--generations", type=int, default=30, help="that the vault has at least")
     found.add_argument("--images", type=int, default=100, help="attackers of each search")
     found.add_argument("--vote-images", type=int, default=100, help="at least so many are drawn")
-    found.add_argument("--seen-images", type=int, default=20, help="attackers before a monitor")
+    found.add_argument("--watched-images", type=int, default=40, help="where a monitor watches")
     found.add_argument("--budget", type=int, default=5000, help="queries of one image")
     found.add_argument("--every", type=int, default=1000, help="queries between rotations")
     found.add_argument("--live", type=int, default=LIVE, help="generations live at once")

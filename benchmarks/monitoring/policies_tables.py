@@ -10,12 +10,11 @@ import torch
 
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import NOTHING, TARGETS, markdown, mean
-from benchmarks.monitoring.names import ATTACKS
-from g2d.redteam.policies.schemes import NAMES
+from g2d.redteam.policies.schemes import NAMES, WATCHED
 from g2d.redteam.scoring import difference, share
 
 Rows = Mapping[str, Any]
-"""A seed's rows by name: lists of the red team's, or one of a detection."""
+"""A seed's rows by name, as the red team writes them."""
 
 _SEARCHES = {
     "clock": "Square that knows the clock",
@@ -24,6 +23,7 @@ _SEARCHES = {
     "accounts-20": "Square, 20 accounts",
     "inferred": "Square that infers the clock",
 }
+SCHEMES = (*NAMES, WATCHED)
 _TOLD = {"rounded": "rounded", "aaa": "AAA", "label": "labels only"}
 
 
@@ -31,7 +31,7 @@ def lines(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
     """Every line that something was measured for: what, target, reached; percent, all seeds."""
     made = []
     for attacker, words in _SEARCHES.items():
-        for scheme in NAMES:
+        for scheme in SCHEMES:
             wanted = "printed"
             if attacker == "clock" and scheme.startswith("sticky"):
                 wanted = "≤ never rotating, minus the interval"
@@ -42,7 +42,7 @@ def lines(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
             made.append((name, "printed", won(found, "clock", scheme, told)))
     for scheme in ("never", "global", "sticky", "sticky-pinned"):
         made.append((f"HopSkipJump: {scheme}", "printed", won(found, "labels", scheme, "label")))
-    for scheme in NAMES:
+    for scheme in SCHEMES:
         wanted = "≤ 7 with its interval" if scheme.startswith("sticky") else "printed"
         for when, words in (
             ("", "at once"), ("replayed_next", "after the next rotation"),
@@ -55,7 +55,7 @@ def lines(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
             f"{worth(found, scheme, 'again', '')}; any {worth(found, scheme, 'again', 'later_any')}"
         )
         made.append((f"a find sent again in later periods, any of ten: {scheme}", "printed", text))
-    made += votes(found) + detected(found)
+    made += votes(found) + watched(found)
     return [line for line in made if NOTHING not in line[2][:1]]
 
 
@@ -82,6 +82,11 @@ def won(found: Sequence[Rows], attacker: str, scheme: str, told: str = "scores")
     text = _rate(int(first.sum()), len(first))
     still = searches(found, attacker, "never", told)
     other = torch.tensor([number for row in still for number in row["extra"]["first"]]) > 0
+    if scheme == WATCHED and len(other) > len(first):  # the first images of each seed alone
+        other = torch.cat([
+            torch.tensor(theirs["extra"]["first"])[: len(row["extra"]["first"])] > 0
+            for row, theirs in zip(ours, still, strict=False)
+        ])  # fmt: skip
     if scheme == "never" or len(other) != len(first):
         return text
     more = difference(first, other)
@@ -129,30 +134,20 @@ def votes(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
     return made
 
 
-def detected(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
-    """Who is seen before success, by our monitor and by Blacklight; honest alarms at the end."""
+def watched(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
+    """How many are seen before their first success, where the monitor of queries watches."""
     made = []
-    for attack, words in ATTACKS.items():
-        for detector in ("ours", "Blacklight"):
-            rows = [seed[name] for seed in found
-                    if (name := f"detected, {detector}, {attack}") in seed]  # fmt: skip
-            if not rows:
-                continue
-            n = sum(row["before"]["n"] for row in rows)
-            early = sum(row["before"]["value"] * row["before"]["n"] for row in rows)
-            missed = sum(row["unseen"]["value"] * row["n"] for row in rows)
-            middle = [row["median"] for row in rows if row["median"] is not None]
-            wanted = "printed"
-            if detector == "ours" and attack in ("square", "hop-skip-jump"):
-                wanted = "≥ 95"
-            text = (
-                f"{_rate(early, n)} of {n} seen or successful; unseen successes "
-                f"{missed:.0f} of {sum(row['n'] for row in rows)}; median query "
-                f"{mean(middle) if middle else float('nan'):.0f}; false alarms "
-                f"{sum(row['false_alarms'] for row in rows)} of "
-                f"{sum(row['honest'] for row in rows):,} honest queries"
-            )
-            made.append((f"seen before success, {words}: {detector}", wanted, text))
+    for attacker, words in _SEARCHES.items():
+        rows = [row["extra"] for row in searches(found, attacker, WATCHED, "scores")]
+        if not rows:
+            continue
+        n = sum(row["seen_before"]["n"] for row in rows)
+        early = sum(row["seen_before"]["value"] * row["seen_before"]["n"] for row in rows)
+        middle = [row["seen_at"] for row in rows if "seen_at" in row]
+        text = f"{_rate(early, n)} of {n} seen or successful"
+        if middle:
+            text += f"; half of the seen by query {mean(middle):.0f}"
+        made.append((f"{words}: seen before success", "printed", text))
     return made
 
 

@@ -1,14 +1,11 @@
-"""The table of serving policies pools all seeds' images, and Blacklight is what its paper says."""
+"""The table of serving policies counts the images of all seeds together."""
 
-import numpy as np
 import pytest
 
 pytest.importorskip("psutil")
 
 from benchmarks.monitoring import policies_tables
-from benchmarks.monitoring.blacklight import Blacklight
 from benchmarks.monitoring.policies import brief, flags
-from g2d.redteam.policies.detection import Alarms
 from g2d.redteam.scoring import share
 
 
@@ -61,33 +58,18 @@ def test_votes_say_whether_they_are_ahead():
     assert reached.endswith("3 forward passes an answer")
 
 
-def test_detections_of_all_seeds_are_counted_together():
-    row = {"before": rate(3, 4), "unseen": rate(1, 5), "never": rate(1, 5), "median": 30.0, "n": 5,
-           "false_alarms": 0, "honest": 500}  # fmt: skip
-    name = "detected, ours, square"
-    ((what, target, reached),) = policies_tables.lines([{name: row}, {name: row}])
-    assert (what, target) == ("seen before success, plain Square: ours", "≥ 95")
-    assert reached.startswith("75.0 (")
-    assert "unseen successes 2 of 10; median query 30; false alarms 0 of 1,000" in reached
-    assert brief(row) == "seen before 75.0 %"
+def test_who_is_seen_is_counted_over_all_seeds():
+    row = search([0, 40], 0)
+    row[0]["extra"] |= {"seen_before": rate(1, 2), "seen_at": 30.0}
+    name = "clock, sticky-watched, scores"
+    made = {what: reached for what, _, reached in policies_tables.lines([{name: row}] * 2)}
+    told = made["Square that knows the clock: seen before success"]
+    assert told.startswith("50.0 (")
+    assert told.endswith("of 4 seen or successful; half of the seen by query 30")
+    assert brief(row).startswith("ASR 50.0, ")
 
 
 def test_nothing_committed_makes_no_table(monkeypatch, tmp_path):
     monkeypatch.setattr(policies_tables, "RESULTS", tmp_path)
     assert policies_tables.made() == {}
     assert flags().parse_args([]).seeds == [0, 1, 2]
-
-
-def test_blacklight_matches_what_differs_in_a_part_and_not_other_images():
-    draws, alarms = np.random.default_rng(0), Alarms()
-    watch = Blacklight(alarms, (0.0, 1.0), seed=1)
-    images = draws.random((20, 1, 28, 28)).astype(np.float32)
-    for place, x in enumerate(images):
-        watch.observe(x[None], np.zeros((1, 10), np.float32), f"{place}")
-    assert alarms.raised == []
-    other = images[3].copy()
-    other[0, :6, :6] = 1.0
-    watch.observe(other[None], np.zeros((1, 10), np.float32), "attacker")
-    assert alarms.raised == [("attacker", "query_attack")]
-    noise = draws.uniform(-0.2, 0.2, other.shape).astype(np.float32)
-    assert not watch.near(np.clip(images[5] + noise, 0, 1), "attacker")

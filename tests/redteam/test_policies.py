@@ -11,13 +11,14 @@ from g2d.protect.answers import combined
 from g2d.redteam.context import AttackContext
 from g2d.redteam.policies.attackers import ATTACKERS, search
 from g2d.redteam.policies.ensemble import Vote
+from g2d.redteam.policies.guarding import told_of
 from g2d.redteam.policies.service import Scheme, Service
 from g2d.redteam.policies.worth import Finds
 from g2d.redteam.query_log import QueryLog
 from g2d.redteam.rows import Row, Status
 from g2d.redteam.scoring import difference, share
 from g2d.redteam.threats import threat
-from g2d.redteam.threats.policies.threat import cases_of, merge
+from g2d.redteam.threats.policies.threat import cases_of, merge, searches_of
 from g2d.settings import ServeSettings
 from g2d.tasks.splits import Split
 
@@ -316,3 +317,57 @@ def test_what_a_suspect_is_pinned_to_can_answer_nobody_else():
         others = [float(made.ask(x, one, one + 9, client=f"{k}")[0, 0]) for k in range(40)]
         seen[apart] = own[0] in others
     assert seen == {False: True, True: False}
+
+
+class Counting:
+    """A guard that raises an alarm about an account's n-th query."""
+
+    def __init__(self, after):
+        self.after, self.asked, self.swaps = after, {}, 0
+
+    def look(self, x, scores, client, seconds):
+        assert x.shape[0] == scores.shape[0] == 1
+        self.asked[client] = self.asked.get(client, 0) + 1
+        return {client} if self.asked[client] == self.after else ()
+
+    def swapped(self):
+        self.swaps += 1
+
+
+def test_whom_a_guard_sees_is_pinned_and_shown_no_more():
+    settings = ServeSettings(policy="sticky", live=2, hold=1e6, period=10.0)
+    levels, start = [0.1 * k for k in range(1, 9)], torch.zeros(2, dtype=torch.long)
+    guards = [Counting(5), Counting(1000)]
+    made = Service(
+        [step(level) for level in levels], Scheme("it", settings, 10), start, 2, 0, guards
+    )
+    met = list(zip(*(margins_of(made, [0, 1], [q, q]) for q in range(1, 61)), strict=True))
+    assert made.seen.tolist() == [5, 0]
+    assert [len(set(one)) > 1 for one in met] == [False, True]
+    assert guards[0].asked == {"account 0": 5}
+    assert guards[1].asked == {"account 0": 60}
+    assert guards[1].swaps == 5
+    assert guards[0].swaps == 6, "one rotation more, by the alarm"
+
+
+def test_who_wins_before_an_alarm_is_unseen():
+    seen, first = torch.tensor([5, 0, 9, 0, 3]), torch.tensor([7, 4, 2, 0, 0])
+    told = told_of(seen, first)
+    assert (told["seen_before"]["value"], told["seen_before"]["n"]) == (0.5, 4)
+    assert (told["won_unseen"]["value"], told["seen_at"]) == (0.4, 5.0)
+    assert "seen_at" not in told_of(torch.zeros(2), first[:2])
+
+
+def test_the_products_monitor_guards_the_benchmarks_service(spec):
+    from benchmarks.monitoring.guards import guards_of
+    from g2d.redteam.threats.policies.searches import Searches
+
+    context = AttackContext(spec)
+    model = context.model(context.chain("generated").networks[-1])
+    case = searches_of(spec, "sticky-watched", TINY | {"images": 6})[0]
+    guards = guards_of(context, model, 7)
+    assert guards[6].look(context.examples(1).x.numpy(), np.zeros((1, 10)), "x", 1.0) == set()
+    won, *_ = Searches(case, context, lambda count: guards[:count]).rows()
+    assert won.status is Status.OK
+    assert len(won.extra["seen"]) == won.value.n
+    assert "monitor of queries" in won.note

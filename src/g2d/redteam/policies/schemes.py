@@ -20,12 +20,14 @@ _POLICIES: dict[str, tuple[str, int, bool, int]] = {
     "sticky": ("sticky", LIVE, True, 0),
     "sticky-pinned": ("sticky", LIVE, True, PINNED_AFTER),
     "sticky-apart": ("sticky", LIVE, True, PINNED_AFTER),
+    "sticky-watched": ("sticky", LIVE, True, 0),
     "vote-3": ("vote", 3, True, 0),
     "vote-5": ("vote", 5, True, 0),
     "random": ("random", LIVE, True, 0),
     "keyed": ("keyed", LIVE, True, 0),
 }
-NAMES = tuple(_POLICIES)
+WATCHED = "sticky-watched"  # needs guards: see `guarding`
+NAMES = tuple(name for name in _POLICIES if name != WATCHED)
 APART = "sticky-apart"  # what would be won; `g2d serve` does not do it
 _WORDS = {
     "never": "never rotating",
@@ -33,6 +35,7 @@ _WORDS = {
     "sticky": "sticky, nobody suspected",
     "sticky-pinned": "sticky, the attacker pinned",
     "sticky-apart": "sticky, the attacker pinned to what answers nobody else",
+    "sticky-watched": "sticky, the attacker pinned when it is seen",
     "vote-3": "vote of 3",
     "vote-5": "vote of 5",
     "random": "random for each request",

@@ -18,6 +18,7 @@ from torch import Tensor
 from g2d.core.seeds import seed_of
 from g2d.core.types import Array, Logits
 from g2d.protect.answers import LABEL, answers_of, combined
+from g2d.redteam.policies.guarding import Guard
 from g2d.rotation.policy import Policy, policy_of, quantised
 from g2d.settings import ServeSettings
 from g2d.tasks.inference import predict
@@ -66,15 +67,18 @@ class Service:
     Args:
         models: networks in the order in which they become live. start: place at which each lane's
             window begins (n,). width: places of a window, at least `scheme.live`. seed: of the
-            secrets, one a lane.
+            secrets, one a lane. guards: what watches each lane; whom it sees is pinned, and the
+            others rotate once.
 
     Attributes:
-        speaking: the account that each lane asks as (n,). passes: forward passes so far.
+        speaking: the account that each lane asks as (n,). passes: forward passes so far. seen:
+            number of the query at which a lane came under suspicion first (n,), 0: never.
     """
 
     def __init__(
-        self, models: Sequence[Logits], scheme: Scheme, start: Tensor, width: int, seed: int
-    ) -> None:
+        self, models: Sequence[Logits], scheme: Scheme, start: Tensor, width: int, seed: int,
+        guards: Sequence[Guard] = (),
+    ) -> None:  # fmt: skip
         assert width >= scheme.live, "a window holds all that is live"
         self.scheme, self._models = scheme, list(models)
         # The newest of the window that all schemes share.
@@ -82,6 +86,8 @@ class Service:
         n = len(start)
         self.speaking = torch.zeros(n, dtype=torch.long)
         self.passes = 0
+        self.seen = torch.zeros(n, dtype=torch.long)
+        self._guards, self._turns = list(guards), [0] * n
         self._seconds = [0.0] * n
         self._alarms = [0] * n  # rotations that alarms brought
         self._asked: list[dict[str, int]] = [{} for _ in range(n)]
@@ -101,9 +107,14 @@ class Service:
         chosen = []
         for row, (lane, number, client) in enumerate(self._asking(lanes, numbers)):
             chosen.append(self._choose(client, x, row, lane, number, 0))
-            self._suspect(lane, client)
+            if self.scheme.pin:
+                self._count(lane, client, number)
         places = [one[0] - 1 if len(one) == 1 else -1 for one in chosen]
-        return self._scores(x, chosen), torch.tensor(places)
+        scores = self._combined(x, chosen)
+        if self._guards:
+            for row, (lane, number, client) in enumerate(self._asking(lanes, numbers)):
+                self._watch(x, scores, row, lane, number, client)
+        return self._told(scores), torch.tensor(places)
 
     def ask(
         self, x: Tensor, lanes: Tensor, numbers: Tensor, *, rotations: int = 0, client: str = ""
@@ -118,7 +129,7 @@ class Service:
             self._choose(client or own, x, row, lane, number, rotations)
             for row, (lane, number, own) in enumerate(self._asking(lanes, numbers))
         ]
-        return self._scores(x, chosen)
+        return self._told(self._combined(x, chosen))
 
     def _asking(self, lanes: Tensor, numbers: Tensor) -> Iterator[tuple[int, int, str]]:
         """Lane, number and account of each query."""
@@ -151,18 +162,37 @@ class Service:
         # The newest is left, for the alarm that pinned has rotated.
         return live if client in pins or not left else left
 
-    def _suspect(self, lane: int, client: str) -> None:
-        """Count a query; pin an account that has asked too often, and rotate the others."""
-        if not self.scheme.pin:
-            return
+    def _count(self, lane: int, client: str, number: int) -> None:
+        """Count a query; an account that has asked too often comes under suspicion."""
         asked = self._asked[lane]
         asked[client] = asked.get(client, 0) + 1
         if asked[client] == self.scheme.pin:
-            self._policies[lane].pin(client)
-            self._alarms[lane] += 1
+            self._suspect(lane, client, number)
 
-    def _scores(self, x: Tensor, chosen: Sequence[tuple[int, ...]]) -> Tensor:
-        """Run every network on the inputs that it answers, combine, and tell as the form says."""
+    def _watch(
+        self, x: Tensor, scores: Array, row: int, lane: int, number: int, client: str
+    ) -> None:
+        """Show a guard one request; whom it sees first comes under suspicion."""
+        guard, asked, one = self._guards[lane], self._asked[lane], slice(row, row + 1)
+        turn = self._alarms[lane] + ((number - 1) // self.scheme.every if self.scheme.every else 0)
+        if turn != self._turns[lane]:
+            self._turns[lane] = turn
+            guard.swapped()
+        if client in asked:  # it is pinned, and nothing that it does changes that
+            return
+        for name in guard.look(x[one].numpy(), scores[one], client, float(number)):
+            if name not in asked:
+                asked[name] = number
+                self._suspect(lane, name, number)
+
+    def _suspect(self, lane: int, client: str, number: int) -> None:
+        """Pin an account, and rotate the others."""
+        self._policies[lane].pin(client)
+        self._alarms[lane] += 1
+        self.seen[lane] = self.seen[lane] or number
+
+    def _combined(self, x: Tensor, chosen: Sequence[tuple[int, ...]]) -> Array:
+        """Run every network on the inputs that it answers, and combine those that vote."""
         table = torch.tensor(chosen) - 1  # (m, k)
         table %= len(self._models)
         self.passes += table.numel()
@@ -175,11 +205,13 @@ class Service:
             logits[rows, column] = scores
         assert logits is not None, "somebody asked"
         each = [logits[:, k].numpy() for k in range(table.shape[1])]
-        settings = self.scheme.settings
-        told = combined(each, settings.answers == LABEL)
-        if (form := answers_of(settings)) is not None:
-            told = _as_scores(form(told), told.shape[1])
-        return torch.from_numpy(np.ascontiguousarray(told))
+        return combined(each, self.scheme.settings.answers == LABEL)
+
+    def _told(self, scores: Array) -> Tensor:
+        """Scores (m, classes) in the form in which they are told."""
+        if (form := answers_of(self.scheme.settings)) is not None:
+            scores = _as_scores(form(scores), scores.shape[1])
+        return torch.from_numpy(np.ascontiguousarray(scores))
 
 
 def _as_scores(told: Array, classes: int) -> Array:

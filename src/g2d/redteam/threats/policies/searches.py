@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from g2d.redteam.context import AttackContext, Case, Network
 from g2d.redteam.policies.attackers import ATTACKERS, search
+from g2d.redteam.policies.guarding import Guard
+from g2d.redteam.policies.guarding import told_of as told_of_guards
 from g2d.redteam.policies.schemes import scheme_of, told_of, words_of
 from g2d.redteam.policies.service import Service
 from g2d.redteam.policies.worth import AGAIN, CLIENTS, Finds
@@ -30,10 +32,17 @@ def kind_of(case: Case) -> str:
 
 
 class Searches:
-    """One attacker against one scheme, on the networks of one chain."""
+    """One attacker against one scheme, on the networks of one chain.
 
-    def __init__(self, case: Case, context: AttackContext) -> None:
-        self.case, self.context = case, context
+    Args:
+        guards: makes what watches so many lanes, one guard each; None: nobody watches.
+    """
+
+    def __init__(
+        self, case: Case, context: AttackContext,
+        guards: Callable[[int], Sequence[Guard]] | None = None,
+    ) -> None:  # fmt: skip
+        self.case, self.context, self._guards = case, context, guards
         self.attacker, self.scheme = ATTACKERS[case.name], scheme_of(case)
         self.at, self.width = case.number("budget"), case.number("width")
         self.models: list[nn.Module] = context.models(self._networks())
@@ -59,7 +68,7 @@ class Searches:
             if "draws" in self.context.spec.chains:
                 networks += self.context.chain("draws").networks
         # One more where alarms rotate: for each account.
-        more = self.attacker.accounts if self.scheme.pin else 0
+        more = self.attacker.accounts if self.scheme.pin or self._guards else 0
         return networks[: self.width + self.turns + AGAIN + _STARTS + more]
 
     def _right(self, split: Split, start: Tensor) -> Tensor:
@@ -86,15 +95,18 @@ class Searches:
         service = Service(
             self.models, self.scheme, self.start, self.width,
             self.context.seed("policies", "secrets"),
+            self._guards(len(self.split)) if self._guards else (),
         )  # fmt: skip
         log = QueryLog(
             service.answer, self.split, eps=self.context.eps, budget=self.at,
             bounds=self.context.bounds, beyond=self.attacker.beyond,
         )  # fmt: skip
-        said = search(
+        said: dict[str, Any] = search(
             self.attacker, service, log, eps=self.context.eps, bounds=self.context.bounds,
             classes=self.context.task.classes, seed=self.context.seed("policies", self.case.name),
         )  # fmt: skip
+        if self._guards:
+            said |= told_of_guards(service.seen, log.first)
         passes = service.passes
         finds = Finds(service, log, self.at, eps=self.context.eps, bounds=self.context.bounds)
         worth = finds.told()
@@ -104,7 +116,7 @@ class Searches:
             self._worth("replayed", _OTHERS, worth, "replayed", ("replayed_next", "replayed_gone")),
         ]
 
-    def _won(self, log: QueryLog, said: dict[str, float], passes: int) -> Row:
+    def _won(self, log: QueryLog, said: dict[str, Any], passes: int) -> Row:
         extra = {
             "curve": curve_of(log),
             # Of every image the number of the first query that was answered wrongly, 0: none.
@@ -165,6 +177,8 @@ class Searches:
                 f"taken as given: after {self.scheme.pin} queries an alarm pins an account and "
                 "rotates once"
             )
+        if self._guards:
+            notes.append("an alarm of the monitor of queries pins an account and rotates once")
         if self.scheme.apart:
             notes.append("`g2d serve` lets a suspect's generation answer others until it retires")
         if self.width + self.turns + AGAIN > len(self.models):

@@ -42,11 +42,16 @@ def plan(spec: RunSpec) -> list[Case]:
 
 def cases_of(spec: RunSpec, size: dict[str, int]) -> list[Case]:
     """All cases of a size: `images`, `budget`, `every`, `live` (networks at once) and `steps`."""
-    cases = [_case(spec, name, scheme, "scores", size) for scheme in NAMES for name in _SQUARES]
+    cases = [case for scheme in NAMES for case in searches_of(spec, scheme, size)]
     for scheme in _FORMED:
         cases += [_case(spec, "clock", scheme, told, size) for told in ("rounded", "aaa", "label")]
         cases.append(_case(spec, "labels", scheme, "label", size))
     return cases + [_vote(spec, count, size) for count in (3, 5)]
+
+
+def searches_of(spec: RunSpec, scheme: str, size: dict[str, int]) -> list[Case]:
+    """Every Square under one scheme."""
+    return [_case(spec, name, scheme, "scores", size) for name in _SQUARES]
 
 
 def _is_quick(case: Case) -> bool:
