@@ -113,7 +113,7 @@ class Policies:
         ):
             spec = RunSpec(
                 source=defence.source, vault=str(vault), settings=defence.settings,
-                n=max(given.images, given.vote_images), eps=given.eps or defence.task.eps,
+                n=given.images, eps=given.eps or defence.task.eps,
                 seed=self.seed, quick=given.images < 20, attack=defence.task.attack_kind,
             )  # fmt: skip
             names = {"attacker"}
@@ -188,7 +188,6 @@ def flags() -> ArgumentParser:
     found.add_argument("--vault", default="", help="an existing vault; {seed}: the seed")
     found.add_argument("--generations", type=int, default=30, help="that the vault has at least")
     found.add_argument("--images", type=int, default=100, help="attackers of each search")
-    found.add_argument("--vote-images", type=int, default=100, help="at least so many are drawn")
     found.add_argument("--watched-images", type=int, default=40, help="where a monitor watches")
     found.add_argument("--budget", type=int, default=5000, help="queries of one image")
     found.add_argument("--every", type=int, default=1000, help="queries between rotations")

@@ -16,7 +16,7 @@ import torch
 from g2d.attacks.tables import is_region
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.policies.attackers import ATTACKERS
-from g2d.redteam.policies.schemes import EVERY, LIVE, NAMES, options_of, scheme_of, words_of
+from g2d.redteam.policies.schemes import APART, EVERY, LIVE, NAMES, options_of, scheme_of, words_of
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import difference
 from g2d.redteam.threat import CurveStyle, Threat
@@ -36,12 +36,15 @@ def plan(spec: RunSpec) -> list[Case]:
     size = {"images": _IMAGES, "budget": _BUDGET, "every": EVERY, "live": LIVE, "steps": 100}
     if spec.quick:
         size = {"images": 12, "budget": 100, "every": 25, "live": 2, "steps": 10}
-    cases = cases_of(spec, size)
+    cases = [case for case in cases_of(spec, size) if case.option("scheme") != APART]
     return [case for case in cases if not spec.quick or _is_quick(case)]
 
 
 def cases_of(spec: RunSpec, size: dict[str, int]) -> list[Case]:
-    """All cases of a size: `images`, `budget`, `every`, `live` (networks at once) and `steps`."""
+    """All cases of a size: `images`, `budget`, `every`, `live` (networks at once) and `steps`.
+
+    Among them those of a scheme that no service has, for benchmarks.
+    """
     cases = [case for scheme in NAMES for case in searches_of(spec, scheme, size)]
     for scheme in _FORMED:
         cases += [_case(spec, "clock", scheme, told, size) for told in ("rounded", "aaa", "label")]
