@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from g2d.core.seeds import seed_of
 from g2d.protect.answers import combined
 from g2d.redteam.context import AttackContext
 from g2d.redteam.policies.attackers import ATTACKERS, search
@@ -19,6 +21,9 @@ from g2d.redteam.rows import Row, Status
 from g2d.redteam.scoring import difference, share
 from g2d.redteam.threats import threat
 from g2d.redteam.threats.policies.threat import cases_of, merge, searches_of
+from g2d.rotation.policy import policy_of
+from g2d.rotation.snapshot import Snapshot
+from g2d.rotation.window import Window
 from g2d.settings import ServeSettings
 from g2d.tasks.splits import Split
 
@@ -372,3 +377,31 @@ def test_the_products_monitor_guards_the_benchmarks_service(spec):
     assert won.status is Status.OK
     assert len(won.extra["seen"]) == won.value.n
     assert "monitor of queries" in won.note
+
+
+@pytest.mark.parametrize("policy", ["global", "sticky", "vote", "random"])
+def test_the_simulated_service_chooses_as_the_services_own_window_does(policy):
+    """The same policy, secret and clock, through rotations and an alarm."""
+    settings = ServeSettings(policy=policy, live=3, hold=1e6, period=10.0)
+    live, now = (1 if policy == "global" else 3), [0.0]
+    models = [step(0.1 * k) for k in range(1, 13)]
+    made = Service(models, Scheme("it", settings, 10, pin=15), torch.tensor([0]), live, 7)
+    own = policy_of(settings, seed_of(7, "secret", 0).to_bytes(16, "big"), lambda: now[0],
+                    fresh=b"red team")  # fmt: skip
+    snapshots = [Snapshot(k, lambda x: (0, x), expires=math.inf) for k in range(1, 13)]
+    window, newest = Window(snapshots[:live], own, live), live
+    for number in range(1, 51):
+        now[0] = float(number)
+        if number > 1 and number % 10 == 1:
+            window.swap(snapshots[newest])
+            newest += 1
+        window.tend(0.0)
+        chosen = tuple(s.number for s in window.choose("account 0", b""))
+        _, place = made.answer(grey(0.0), torch.tensor([0]), torch.tensor([number]))
+        assert (int(place) + 1 if len(chosen) == 1 else int(place)) == (
+            chosen[0] if len(chosen) == 1 else -1
+        )
+        if number == 15:
+            window.pin("account 0")
+            window.swap(snapshots[newest])
+            newest += 1
