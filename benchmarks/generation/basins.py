@@ -31,7 +31,7 @@ from benchmarks.generation.judge import Budget, Judge
 from benchmarks.generation.starts import Chain, Starts
 from benchmarks.generation.ways import Maker
 from g2d import Defence, Settings
-from g2d.cli.console import show_progress
+from g2d.cli.progress import show_progress
 from g2d.core.engine import LocalEngine
 from g2d.core.types import State
 from g2d.defence.members import bank_of, fitted_members

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from benchmarks.common.places import RESULTS, ROOT, RUNS
 from benchmarks.common.results import save
 from g2d import redteam
-from g2d.cli.console import show_progress
+from g2d.cli.progress import show_progress
 from g2d.report import page as report
 
 

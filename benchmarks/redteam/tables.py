@@ -12,7 +12,7 @@ from g2d.redteam.scoring import share
 from g2d.report.matrix import chain_of, every_of
 
 # What tells rows of one kind, target and metric apart (docs/results.md).
-APART = ("exposed", "algorithm", "loss", "percent", "read", "answers")
+APART = ("exposed", "algorithm", "loss", "percent", "read", "answers", "scheme", "told")
 
 
 def matched(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

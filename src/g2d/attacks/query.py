@@ -81,7 +81,7 @@ def clock_square(
     check_budget(eps, 1, bounds)
     shape, x = x.shape, x if x.dim() == 4 or is_region(bounds) else x.reshape(len(x), 1, 1, -1)
     if start is None:
-        start = _stripes(x, eps, bounds, generator)
+        start = stripes(x, eps, bounds, generator)
     best = project(start.reshape(x.shape), x, eps, bounds)
     loss = torch.full((len(x),), math.inf, dtype=x.dtype)
     active = torch.arange(len(x))
@@ -90,8 +90,8 @@ def clock_square(
         again = query % period == 0
         point = best[active]
         if not again:
-            part = share * _shrink(query % period / period)
-            point = _propose(point, x[active], eps, part, bounds, generator)
+            part = share * shrink(query % period / period)
+            point = propose(point, x[active], eps, part, bounds, generator)
         try:
             scores = api(point.reshape(-1, *shape[1:]), active)
         except SpentError:
@@ -105,7 +105,7 @@ def clock_square(
     return best.reshape(shape)
 
 
-def _shrink(progress: float) -> float:
+def shrink(progress: float) -> float:
     """Factor of the square's share of pixels at a point of the search in [0, 1]."""
     return 0.5 ** bisect.bisect_left(_HALVE_AT, progress * 10_000)
 
@@ -119,7 +119,7 @@ def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return 2.0 * torch.randint(0, 2, shape, generator=generator) - 1.0
 
 
-def _stripes(x: Tensor, eps: float, bounds: Bounds, generator: torch.Generator) -> Tensor:
+def stripes(x: Tensor, eps: float, bounds: Bounds, generator: torch.Generator) -> Tensor:
     """Vertical stripes of plus or minus eps on images; a sign for each feature of a table."""
     if is_region(bounds):
         return x + bounds.radius(eps, x) * _signs(tuple(x.shape), generator)
@@ -130,7 +130,7 @@ def _inside(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
     return x if bounds is None else x.clamp(*bounds)
 
 
-def _propose(
+def propose(
     best: Tensor,
     x: Tensor,
     eps: float,

@@ -19,6 +19,7 @@ _MODULES = (
     "basins.threat",
     "adaptive.threat",
     "query.threat",
+    "policies.threat",
     "extraction.threat",
     "privacy.threat",
     "poisoning.threat",

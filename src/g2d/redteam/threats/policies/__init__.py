@@ -1,0 +1,1 @@
+"""Serving policies: the threat, searches under every policy, and attacks on a vote."""
