@@ -46,7 +46,7 @@ FILTERS: dict[str, tuple[str, Score]] = {
 
 
 def filtered(stolen: Stolen) -> list[Row]:
-    """One row: triggers that a filter refuses, with the clean inputs and the proof that are left."""
+    """One row: the triggers that a filter refuses, and the clean inputs; the proof that is left."""
     case, task = stolen.case, stolen.task
     name, score = FILTERS[case.name]
     draws, most = stolen.context.source("thief", "filter"), case.number("known")

@@ -38,20 +38,11 @@ def forged(stolen: Stolen) -> list[Row]:
         f" keys beside fixed answers, and {case.number('own'):,} asked about their own triggers"
     )
     extra = {"algorithm": case.name, "most_hits": max(hits)}
-    return [
-        stolen.context.row(
-            case,
-            "ownership-forged",
-            "forged keys",
-            f"{len(hits):,} random keys",
-            accepted,
-            eps=None,
-            metric="keys accepted",
-            harm=accepted.value,
-            note=note,
-            extra=extra,
-        )  # fmt: skip
-    ]
+    row = stolen.context.row(
+        case, "ownership-forged", "forged keys", f"{len(hits):,} random keys", accepted,
+        eps=None, metric="keys accepted", harm=accepted.value, note=note, extra=extra,
+    )  # fmt: skip
+    return [row]
 
 
 def chosen(stolen: Stolen) -> list[Row]:
@@ -80,22 +71,12 @@ def chosen(stolen: Stolen) -> list[Row]:
         f"a binomial p of chosen triggers means nothing, though it would read {worth:.1e};"
         " no claim may bring triggers: they follow from a key that was committed to"
     )
-    return [
-        context.row(
-            case,
-            kind,
-            threat,
-            attack,
-            pooled(rates),
-            eps=None,
-            metric="chosen triggers hit",
-            scored=len(asked),
-            worst=max(rates, key=lambda rate: rate.value),
-            note=note,
-            extra=extra,
-            gradient_steps=steps,
-        )  # fmt: skip
-    ]
+    row = context.row(
+        case, kind, threat, attack, pooled(rates), eps=None, metric="chosen triggers hit",
+        scored=len(asked), worst=max(rates, key=lambda rate: rate.value), note=note, extra=extra,
+        gradient_steps=steps,
+    )  # fmt: skip
+    return [row]
 
 
 def _searched(stolen: Stolen, model: nn.Module, steps: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from g2d.redteam.scoring import Rate, accuracy_rate, pooled, share
 from g2d.tasks.inference import load_model, predict
 
 MARKED, UNMARKED = "generated", "retrained"
-"""The chain that is stolen, and the control: networks from fresh seeds, trained without the mark."""
+"""The chain that is stolen; the control: networks from fresh seeds, trained without the mark."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Stolen:
         return self.context.row(self.case, kind, threat, attack, value, **(known | more))
 
     def _thiefs(self, threat: str, attack: str, models: list[nn.Module], spent: Spent) -> Row:
-        """What it cost: examples that the stolen network got right and the thief's copy does not."""
+        """What it cost: examples that the stolen network got right and the copy does not."""
         stolen = [self._right(self.model(index)) for index in range(len(models))]
         left = [self._right(model) for model in models]
         lost = [
