@@ -132,8 +132,8 @@ class Carried:
 
     @cached_property
     def stolen(self) -> list[State]:
-        """What the thief has: the newest generations, and those before for soups."""
-        return self.states(self.marked, STOLEN + SOUP - 1)
+        """What the thief has: every generation, the newest last."""
+        return self.states(self.marked, self.given.count)
 
     # --- rows ------------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Carried:
             found["disguised"] = lambda i: removal.disguised(take(i), chain, self._draws(i))
         for rate in (1e-3, 3e-3, 1e-2):
             found[f"fine-tuned at {rate:g}"] = partial(tuned, rate=rate)
-        found[f"soup of {SOUP}"] = lambda i: removal.souped(self._last(SOUP, i))
+        found[f"soup of {SOUP}"] = lambda i: removal.souped(self._near(take(i)))
         found["overwritten at 0.001"] = partial(tuned, rate=1e-3, besides=own)
         found["distilled, soft"] = partial(copied, soft=True)
         found["distilled, hard"] = partial(copied, soft=False)
@@ -233,10 +233,9 @@ class Carried:
     def _generation(self, index: int) -> State:
         return self.stolen[-1 - index]
 
-    def _last(self, count: int, index: int) -> list[State]:
-        """The n-th stolen network and those before it, as many as there are."""
-        end = len(self.stolen) - index
-        return self.stolen[max(0, end - count) : end]
+    def _near(self, state: State) -> list[State]:
+        """Of the stolen networks those whose mean with this one works: the nearest."""
+        return removal.nearest(state, self.stolen, SOUP)
 
     def _draws(self, index: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(self.seed, "thief", index))

@@ -4,9 +4,9 @@
 
 Reads the marked vaults of `carried` (runs/ownership-{seed}-marked; `--vault` names others). Each of
 the newest generations is served by DAWN; a thief distils the service, by probabilities and by
-labels, with as many steps as a base has; networks from fresh seeds are the control. Of each copy
-both owners ask 100 queries at most. Copies are measured one by one and kept in
-benchmarks/results/ownership-rivals-TASK-seedN.json: an interrupted run goes on at the next one.
+labels, with as many steps as a base has, and once four times as long. Networks from fresh seeds are
+the control. Of each copy both owners ask 100 queries at most. Copies are measured one by one and
+kept in benchmarks/results/ownership-rivals-TASK-seedN.json: an interrupted run goes on at the next.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ from g2d.weights.checkpoints import unpack
 
 Row = dict[str, Any]
 QUERIES = 100  # that an owner may ask
-FILE, SOFT, HARD, FRESH = "the file itself", "soft", "hard", "independent"
+FILE, SOFT, HARD, LONG, FRESH = "the file itself", "soft", "hard", "hard, longer", "independent"
+LONGER = 4  # times the steps of a base: wrong labels of single queries are learned late
 WORDS = {
     SOFT: "distilled by probabilities", HARD: "distilled by labels",
+    LONG: f"distilled by labels, {LONGER} times as long",
     FILE: "the file, stolen without a question", FRESH: "control: trained by somebody else",
 }  # fmt: skip
 
@@ -93,7 +95,7 @@ class Rivals:
     def suspects(self) -> Iterator[tuple[str, int, State | None]]:
         """What is asked: how it was come by, of which generation; None: what is there already."""
         for number in self.numbers:
-            for way in (FILE, HARD, SOFT):
+            for way in (FILE, HARD, SOFT, LONG):
                 known = f"{way} {number}" in self.record["rows"]
                 yield way, number, None if known else self._taken(way, number)
         for index in range(self.given.independent):
@@ -103,9 +105,10 @@ class Rivals:
     def _taken(self, way: str, number: int) -> State:
         if way == FILE:
             return self._state(number)
+        steps = self.steps * (LONGER if way == LONG else 1)
         return removal.distilled(
             self.task, self.service(number), self.task.splits.train.x, soft=way == SOFT,
-            steps=self.steps, rate=self.rate, seed=seed_of(self.seed, "rivals", way, number),
+            steps=steps, rate=self.rate, seed=seed_of(self.seed, "rivals", way, number),
         )  # fmt: skip
 
     def _fresh(self, index: int) -> State:
@@ -159,7 +162,7 @@ def lines(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
             hits = ranged([row[key] for row in own], 0, 1.0)
             text = f"{proven} of {len(own)} at p < 2^-64; hits of {asked}: {hits}"
             made.append((f"{words}: {name}", "printed", text))
-        if way in (SOFT, HARD):
+        if way in (SOFT, HARD, LONG):
             text = ranged([row["accuracy"] for row in own], 2)
             made.append((f"{words}: accuracy of the copy, %", "printed", text))
     if rows:

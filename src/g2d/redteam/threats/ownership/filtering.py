@@ -67,7 +67,7 @@ def filtered(stolen: Stolen) -> list[Row]:
         refused.append(share(int(caught.sum()), len(caught)))
         clean.append(share(int(lost.sum()), len(lost)))
     attack = f"{name}, refuses {REFUSED:.0%} of the thief's clean data"
-    note = "refused triggers count as missed; its value is the share of triggers that it refuses"
+    note = "refused triggers count as missed"
     mean = pooled(clean)
     left = pooled([share(count, stolen.mark.each) for count in hits])
     row = {

@@ -55,7 +55,7 @@ def _disguised(stolen: Stolen, index: int) -> State:
 
 
 def _souped(stolen: Stolen, index: int) -> State:
-    return removal.souped(stolen.before(index, SOUP))
+    return removal.souped(removal.nearest(stolen.state(index), stolen.whole, SOUP))
 
 
 def _tuned(stolen: Stolen, index: int, rate: float, overwrite: bool = False) -> State:
@@ -99,7 +99,9 @@ def _removals() -> dict[str, Removal]:
     found["disguised"] = Removal(
         "disguise", "hidden units permuted and rescaled: the same function", _disguised
     )
-    found["soup"] = Removal("collusion", f"the mean of {SOUP} stolen generations", _souped)
+    found["soup"] = Removal(
+        "collusion", f"the mean of the {SOUP} stolen generations that lie nearest", _souped
+    )
     for rate in (1e-3, 3e-3, 1e-2):
         make = partial(_tuned, rate=rate)
         found[f"tuned-{rate:g}"] = Removal("fine-tuning", f"Adam at {rate:g}", make, TUNED)

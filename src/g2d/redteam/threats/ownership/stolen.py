@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,11 @@ class Stolen:
         """The n-th stolen network, as it answers."""
         return self.context.model(self.networks[index])
 
-    def before(self, index: int, count: int) -> list[State]:
-        """The n-th stolen network and those that were live before it, `count` at most."""
+    @cached_property
+    def whole(self) -> list[State]:
+        """All networks of the chain that a thief may have; the base is no generated one."""
         networks = self.context.chain(self.case.chain).networks
-        end = networks.index(self.networks[index]) + 1
-        return [self.context.state(one) for one in networks[max(0, end - count) : end]]
+        return [self.context.state(one) for one in networks[1:] or networks]
 
     def draws(self, index: int) -> torch.Generator:
         """The thief's own randomness for the n-th network."""
