@@ -89,12 +89,13 @@ class Carried:
             settings = build(Settings, defaults_of(task), given.task, stored=True)
         settings = settings.override(
             task__name=given.task, task__data=given.data, population__seed=self.seed,
+            canaries__count=0,  # they cost time, and change no weight
             watermark__key=str(self._key()) if name == "marked" else "",
         )  # fmt: skip
         sizes = {"members": given.members, "basins": given.basins}
         settings = settings.override(**{f"population__{k}": n for k, n in sizes.items() if n})
-        made = {"members": settings.population.members, "basins": settings.population.basins}
-        self.record["population"] = made
+        p = settings.population
+        self.record["population"] = {"members": p.members, "basins": p.basins}
         defence = Defence.create(given.task, folder, settings)
         if name == "marked" and not defence.vault.commitment():
             s, key, form = (

@@ -152,8 +152,11 @@ class Trial:
 
     def judged(self) -> list[dict[str, Any]]:
         """One record a case."""
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        known = {(r["kind"], r["name"]): r for r in map(json.loads, lines)}
+        text = self.file.read_text("utf-8") if self.file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # half a line, of a run that was killed
+            self.file.write_text(whole, "utf-8")
+        known = {(r["kind"], r["name"]): r for r in map(json.loads, whole.splitlines())}
         with self.file.open("a") as kept:
             for case in self.cases():
                 if (case.kind, case.name) not in known:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from g2d.core.types import State
-from g2d.errors import KeyFileError
+from g2d.errors import ClaimError
 from g2d.protect.watermark import p_value
 from g2d.protect.watermark.chance import LIKELY
 from g2d.protect.watermark.mark import Mark
@@ -43,7 +43,8 @@ class Stolen:
     """The newest networks of a case's chain, and what is judged of what a thief makes of them.
 
     Raises:
-        KeyFileError: no network of the vault's own carries the mark, or the key is not the vault's.
+        ClaimError: no generation carries the mark. KeyFileError: the key is not the vault's.
+        TaskError: the task's inputs are unbounded, or have changed.
     """
 
     def __init__(self, case: Case, context: AttackContext) -> None:
@@ -56,7 +57,7 @@ class Stolen:
         carrying = newest if case.chain == UNMARKED else filter(self._carries, newest)
         self.networks: tuple[Network, ...] = tuple(islice(carrying, case.number("networks")))
         if not self.networks:
-            raise KeyFileError(
+            raise ClaimError(
                 "no generation carries the mark, so nothing can be removed: `g2d watermark add`"
                 " marks the population, then generate"
             )

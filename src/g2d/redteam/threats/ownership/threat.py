@@ -8,11 +8,11 @@ does not. Networks from fresh seeds, which nobody marked, stand beside.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from g2d.core.files import read_text
-from g2d.errors import KeyFileError, TaskError
+from g2d.errors import ClaimError, KeyFileError, SettingsError, TaskError, VaultError
 from g2d.protect.watermark import WatermarkKey
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, not_measured
@@ -25,6 +25,7 @@ from g2d.vault.ledger import COMMITMENT
 
 _TITLE = "Removing the watermark"
 _ABSENT = "absent"  # name of the case of a vault without a mark
+_NOTHING = "not-measured"  # kind of the row that says why
 _FULL = {"networks": 10, "trained": 3, "control": 2, "tune": 500, "known": 2000,
          "keys": 10_000, "own": 200, "search": 200}  # fmt: skip
 _QUICK = {"networks": 2, "trained": 1, "control": 1, "tune": 20, "known": 300,
@@ -53,7 +54,8 @@ def plan(spec: RunSpec) -> list[Case]:
         for name, way in REMOVALS.items():
             if name == "soup" and chain == UNMARKED:
                 continue  # the mean of networks of different basins is no network
-            count = min(few, size["trained"]) if way.takes else few
+            trained = size["trained"] if chain == MARKED else 1
+            count = trained if way.takes else few
             steps = (copy if way.takes == COPIED else size["tune"]) if way.takes else 0
             add(name, chain, 1 + count * steps * _STEP, networks=count, steps=steps)
         for name in FILTERS:
@@ -93,24 +95,27 @@ def _mark(spec: RunSpec) -> tuple[str, Options]:
 
 def run(case: Case, context: AttackContext) -> list[Row]:
     """Run one case."""
-    known: dict[str, Any] = {"seed": context.spec.seed}
     if case.name == _ABSENT:
-        why = str(case.option("why"))
-        return [not_measured(case.family, "not-measured", _TITLE, case.chain, "", why, **known)]
+        return [_nothing(case, context, str(case.option("why")))]
     try:
         stolen = Stolen(case, context)
-    except (KeyFileError, TaskError) as error:
-        known["extra"] = {"algorithm": case.name}
-        return [
-            not_measured(
-                case.family, "ownership-mark", case.name, case.chain, "", str(error), **known
-            )
-        ]
+    except (ClaimError, KeyFileError, SettingsError, TaskError, VaultError) as error:
+        return [_nothing(case, context, str(error))]
     if case.name in FILTERS:
         return filtered(stolen)
     if case.name in ("forged", "chosen"):
         return forged(stolen) if case.name == "forged" else chosen(stolen)
     return removed(stolen)
+
+
+def _nothing(case: Case, context: AttackContext, why: str) -> Row:
+    seed = context.spec.seed
+    return not_measured(case.family, _NOTHING, _TITLE, case.chain, "", why, seed=seed)
+
+
+def merge(rows: Sequence[Row]) -> list[Row]:
+    """One row where there is no mark to remove: every case found that."""
+    return [row for row in rows if row.kind == _NOTHING][:1] or list(rows)
 
 
 THREAT = Threat(
@@ -124,6 +129,7 @@ THREAT = Threat(
     ),
     plan=plan,
     run=run,
+    merge=merge,
     fits=frozenset({"tokens", "own", "none"}),
     chains=frozenset({UNMARKED}),
 )
