@@ -1,12 +1,14 @@
-"""Distillation: what is left of our mark, and of a rival's that is made to outlive it (DAWN).
+"""Distillation: what is left of our mark, and of two rivals that are made to outlive it.
 
     python -m benchmarks.ownership.rivals --data FOLDER [--seeds 0 1 2]
 
 Reads the marked vaults of `carried` (runs/ownership-{seed}-marked; `--vault` names others). Each of
 the newest generations is served by DAWN; a thief distils the service, by probabilities and by
 labels, with as many steps as a base has, and once four times as long. Networks from fresh seeds are
-the control. Of each copy both owners ask 100 queries at most. Copies are measured one by one and
-kept in benchmarks/results/ownership-rivals-TASK-seedN.json: an interrupted run goes on at the next.
+the control. Of each copy both owners ask 100 queries at most. Then one network is trained with
+entangled watermarks and one without, and both are distilled by labels. Copies are measured one by
+one and kept in benchmarks/results/ownership-rivals-TASK-seedN.json: an interrupted run goes on at
+the next.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from benchmarks.common.places import RESULTS, RUNS
 from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown, ranged
 from benchmarks.ownership.dawn import Dawn, worth
+from benchmarks.ownership.entangled import measured
 from benchmarks.ownership.vaults import of_seed
 from g2d import Defence
 from g2d.attacks import removal
@@ -146,6 +149,10 @@ class Rivals:
             self.record["measured"] = record(self.given)
             save(self.path, self.record)
             print(self.seed, way, number, json.dumps(row), flush=True)
+        if self.given.entangled and "entangled" not in self.record:
+            rate = self.defence.settings.population.rate
+            self.record["entangled"] = measured(self.task, self.steps, rate, self.seed)
+            save(self.path, self.record)
 
 
 def lines(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
@@ -168,7 +175,28 @@ def lines(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     if rows:
         lost = [row["served"] - row["served_by_dawn"] for row in rows if row["way"] != FRESH]
         made.append(("what DAWN costs the service, points of accuracy", "printed", ranged(lost, 2)))
-    return made
+    return [*made, *_entangled([result["entangled"] for result in found if "entangled" in result])]
+
+
+def _entangled(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Networks with entangled watermarks, and their copies, beside plain ones."""
+    if not found:
+        return []
+    asked = found[0]["queries"]
+
+    def both(key: str, digits: int, scale: float) -> str:
+        own, plain = ([one[name][key] for one in found] for name in ("entangled", "plain"))
+        return f"{ranged(own, digits, scale)}; without it {ranged(plain, digits, scale)}"
+
+    return [
+        (f"entangled watermarks: hits of {asked}", "printed", both("hits", 0, 1.0)),
+        (
+            f"entangled watermarks, distilled by labels: hits of {asked}",
+            "printed",
+            both("copy_hits", 0, 1.0),
+        ),
+        ("entangled watermarks: accuracy, %", "printed", both("accuracy", 2, 100.0)),
+    ]
 
 
 def main() -> None:
@@ -181,6 +209,7 @@ def main() -> None:
     flags.add_argument("--independent", type=int, default=2, help="networks from fresh seeds")
     flags.add_argument("--share", type=float, default=0.005, help="of queries that DAWN marks")
     flags.add_argument("--steps", type=int, default=0, help="of a distillation; 0: as a base")
+    flags.add_argument("--entangled", type=int, default=1, help="0: leave that rival out")
     flags.add_argument("--out", type=Path, default=RESULTS)
     given = flags.parse_args()
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ pytest.importorskip("psutil")
 
 from benchmarks.ownership import carried, rivals, tables, vaults
 from benchmarks.ownership.dawn import Dawn, worth
+from benchmarks.ownership.entangled import soft_nearest_neighbour
 from g2d.errors import GenerationError
 from g2d.protect.watermark import p_value
 
@@ -124,7 +125,10 @@ def test_rivals_stand_beside_each_other(tmp_path):
         "file 9": row(rivals.FILE, 100, 0, (1e-90, 1.0)),
         "independent 0": row(rivals.FRESH, 10, 1, (0.5, 1.0)),
     }
-    result = {"seed": 0, "rows": rows, "sizes": {"share": 0.005}, "measured": {"commit": "d"}}
+    own = {"hits": 99, "copy_hits": 70, "accuracy": 0.98, "copy_accuracy": 0.97}
+    plain = own | {"hits": 2, "copy_hits": 3}
+    result = {"seed": 0, "rows": rows, "sizes": {"share": 0.005}, "measured": {"commit": "d"},
+              "entangled": {"queries": 100, "entangled": own, "plain": plain}}  # fmt: skip
     write(tmp_path, "ownership-rivals-mnist-seed0.json", result)
     text = tables.made(tmp_path)["ownership-rivals"]
     made = cells(text)
@@ -133,6 +137,8 @@ def test_rivals_stand_beside_each_other(tmp_path):
     assert made["the file, stolen without a question: DAWN's"].startswith("0 of 1 at")
     assert made["what DAWN costs the service, points of accuracy"].startswith("0.50")
     assert "distilled by probabilities: our mark" not in made
+    told = made["entangled watermarks, distilled by labels: hits of 100"]
+    assert told == "70; without it 3"
     assert "DAWN marks 0.5% of all queries" in text
 
 
@@ -156,6 +162,15 @@ def test_dawn_answers_a_keyed_share_wrongly_and_always_alike():
     assert spread[0] == 0
     assert spread[1:].min() > 0.1 * len(at)
     assert worth(40, 100, 10) == p_value(40, 100, 9)
+
+
+def test_entangled_groups_lie_among_each_other():
+    apart = torch.tensor([[0.0], [0.1], [9.0], [9.1]])
+    groups, heat = torch.tensor([0, 0, 1, 1]), torch.tensor(1.0)
+    mixed = soft_nearest_neighbour(apart, torch.tensor([0, 1, 0, 1]), heat)
+    assert soft_nearest_neighbour(apart, groups, heat) < 1e-6 < 5 < mixed
+    same = soft_nearest_neighbour(torch.zeros(4, 1), groups, heat)
+    assert float(same) == pytest.approx(torch.log(torch.tensor(3.0)).item())
 
 
 class Refusing:
