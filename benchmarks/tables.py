@@ -14,6 +14,7 @@ from benchmarks.generation import tables as generation
 from benchmarks.hostile import audit
 from benchmarks.hostile import tables as hostile
 from benchmarks.monitoring import policies_tables
+from benchmarks.ownership import tables as ownership
 from benchmarks.redteam import headline
 from benchmarks.redteam import tables as redteam
 from benchmarks.robust import tables as robust
@@ -28,7 +29,7 @@ def blocks() -> dict[str, str]:
     made: dict[str, str] = {}
     sources = (
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
-        headline, audit, hostile, policies_tables,
+        headline, audit, hostile, policies_tables, ownership,
     )  # fmt: skip
     for source in sources:
         own = source.made()

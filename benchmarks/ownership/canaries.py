@@ -9,8 +9,8 @@ network as it is served (held in its ranges). A flip is seen by labels if the cl
 changes; by scores, softmax rounded to two decimals or logits, if `g2d canary check` would say so.
 Beside them as many random test images, the mean of five draws, judged alike. False alarms: the
 untouched network, permuted and rescaled, in batches of one, three and all, with scores rounded to
-four decimals. Writes results/canaries.json after each seed; a seed that is there already is not
-measured again.
+four decimals. Writes results/canaries.json after each seed; a seed that is there already, with as
+many flips, is not measured again.
 """
 
 from __future__ import annotations
@@ -186,10 +186,12 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
     """Measure the seeds that are not there yet."""
     out = given.out or RESULTS / "canaries.json"
-    result: dict[str, Any] = {"record": record(given), "task": given.task, "seeds": {}}
+    result: dict[str, Any] = {
+        "record": record(given), "task": given.task, "most_flips": given.flips, "seeds": {},
+    }  # fmt: skip
     if out.exists():
         old = json.loads(out.read_text())
-        if old["task"] == given.task:
+        if (old["task"], old.get("most_flips")) == (given.task, given.flips):
             result["seeds"] = old["seeds"]
     task = load_task(given.task, given.data)
     settings = build(

@@ -3,9 +3,11 @@
     python -m benchmarks.ownership.carried --data FOLDER [--seeds 0 1 2]
 
 For each seed two vaults are made with the same settings, one marked from the population's start
-and one not (runs/ownership-N-marked and -plain), with 100 generations each. Rows are measured one
-by one and kept in benchmarks/results/ownership-carried-TASK-seedN.json: an interrupted run goes on
-at the row that it stopped at. `--task digits --settings FILE` tries it in minutes.
+and one not (runs/ownership-N-marked and -plain), with 100 generations each; `--members` and
+`--basins` make smaller populations, `--distilled` and `--late` fewer of what takes longest. Rows
+are measured one by one and kept in benchmarks/results/ownership-carried-TASK-seedN.json with all
+of that: an interrupted run goes on at the row that it stopped at, and one of other sizes is
+refused. `--task digits --settings FILE` tries it in minutes.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from benchmarks.common.measure import stale
 from benchmarks.common.places import RESULTS, RUNS
 from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown
+from benchmarks.ownership.vaults import grow
 from g2d import Defence, Settings, load_task
 from g2d.attacks import removal
 from g2d.cli.progress import show_progress
@@ -49,6 +52,8 @@ Thief = Callable[[int], State]
 LIKELY, SURE = 2.0**-64, 2.0**-128
 STOLEN = 20
 SOUP = 8
+SIZES = ("members", "basins", "count", "independent", "tune_steps", "distilled", "late", "examples")
+"""Arguments that decide what a row says: rows of others are not mixed with them."""
 
 
 class Carried:
@@ -61,6 +66,12 @@ class Carried:
         self.record: dict[str, Any] = {"seed": seed, "rows": {}}
         if self.path.exists():
             self.record = json.loads(self.path.read_text("utf-8"))
+        sizes = {name: getattr(given, name) for name in SIZES}
+        if self.record.setdefault("sizes", sizes) != sizes:
+            raise SystemExit(
+                f"{self.path} holds rows of {self.record['sizes']}, and {sizes} were asked for:"
+                " give the same flags, or another --out and --runs"
+            )
         self.marked, self.plain = (self._built(name) for name in ("marked", "plain"))
         found = Mark.of(self.marked.settings.watermark, self.marked.task)
         assert found is not None, "the marked vault names its key"
@@ -78,8 +89,13 @@ class Carried:
             settings = build(Settings, defaults_of(task), given.task, stored=True)
         settings = settings.override(
             task__name=given.task, task__data=given.data, population__seed=self.seed,
+            canaries__count=0,  # they cost time, and change no weight
             watermark__key=str(self._key()) if name == "marked" else "",
         )  # fmt: skip
+        sizes = {"members": given.members, "basins": given.basins}
+        settings = settings.override(**{f"population__{k}": n for k, n in sizes.items() if n})
+        p = settings.population
+        self.record["population"] = {"members": p.members, "basins": p.basins}
         defence = Defence.create(given.task, folder, settings)
         if name == "marked" and not defence.vault.commitment():
             s, key, form = (
@@ -97,7 +113,9 @@ class Carried:
                     defence.populate(engine, progress)
             defence.fit(progress)
             while (there := len(defence.vault.numbers())) < given.count + 1:
-                defence.generate(seed=seed_of(self.seed, "generation", there))
+                if refused := grow(defence, self.seed):
+                    told = self.record.setdefault("refused", {}).setdefault(name, {})
+                    told[str(defence.vault.last_number())] = refused
                 progress(f"generations ({name})", there, given.count)
         return defence
 
@@ -115,8 +133,8 @@ class Carried:
 
     @cached_property
     def stolen(self) -> list[State]:
-        """What the thief has: the newest generations, and those before for soups."""
-        return self.states(self.marked, STOLEN + SOUP - 1)
+        """What the thief has: every generation, the newest last."""
+        return self.states(self.marked, self.given.count)
 
     # --- rows ------------------------------------------------------------------------------------
 
@@ -143,9 +161,9 @@ class Carried:
             "most_of_any_set": max(max(hits) for hits in found),
         }
 
-    def attacked(self, thief: Thief) -> Row:
+    def attacked(self, thief: Thief, most: int = STOLEN) -> Row:
         """What is left of the mark, and of accuracy on the test split."""
-        states = [thief(index) for index in range(min(STOLEN, len(self.stolen)))]
+        states = [thief(index) for index in range(min(most, STOLEN, len(self.stolen)))]
         test = self.task.splits.test
         scores = [accuracy(load_model(self.task, state), test) for state in states]
         return self.verified(states) | {"accuracy": sum(scores) / len(scores)}
@@ -163,7 +181,7 @@ class Carried:
         full = Trial.of(self.task, n=self.given.examples, seed=self.seed)
         half = Trial(full.split.take(range(len(full.split) // 2)), full.eps, full.bounds,
                      full.steps, full.seed, full.task)  # fmt: skip
-        late = range(max(1, len(models) - STOLEN), len(models))
+        late = range(max(1, len(models) - self.given.late), len(models))
         asr = [stale(models[i], models[max(0, i - 16) : i], full, half, False) for i in late]
         kinds = sorted({kind for found in asr for kind in found})
         test = self.task.splits.test
@@ -207,7 +225,7 @@ class Carried:
             found["disguised"] = lambda i: removal.disguised(take(i), chain, self._draws(i))
         for rate in (1e-3, 3e-3, 1e-2):
             found[f"fine-tuned at {rate:g}"] = partial(tuned, rate=rate)
-        found[f"soup of {SOUP}"] = lambda i: removal.souped(self._last(SOUP, i))
+        found[f"soup of {SOUP}"] = lambda i: removal.souped(self._near(take(i)))
         found["overwritten at 0.001"] = partial(tuned, rate=1e-3, besides=own)
         found["distilled, soft"] = partial(copied, soft=True)
         found["distilled, hard"] = partial(copied, soft=False)
@@ -216,10 +234,9 @@ class Carried:
     def _generation(self, index: int) -> State:
         return self.stolen[-1 - index]
 
-    def _last(self, count: int, index: int) -> list[State]:
-        """The n-th stolen network and those before it, as many as there are."""
-        end = len(self.stolen) - index
-        return self.stolen[max(0, end - count) : end]
+    def _near(self, state: State) -> list[State]:
+        """Of the stolen networks those whose mean with this one works: the nearest."""
+        return removal.nearest(state, self.stolen, SOUP)
 
     def _draws(self, index: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(self.seed, "thief", index))
@@ -245,7 +262,8 @@ class Carried:
             "cost, plain": lambda: self.cost(self.plain),
         }
         for name, thief in self.thieves().items():
-            found[name] = partial(self.attacked, thief)
+            most = self.given.distilled if name.startswith("distilled") else STOLEN
+            found[name] = partial(self.attacked, thief, most)
         return found
 
     def measure(self) -> None:
@@ -260,31 +278,38 @@ class Carried:
 
 
 def lines(found: Sequence[Mapping[str, Row]]) -> list[tuple[str, str, str]]:
-    """The issue's table, of all seeds: what, target, reached."""
+    """The issue's table, of all seeds: what, target, reached; what is not there yet is left out."""
 
     def told(name: str, key: str) -> str:
         rows = [rows[name] for rows in found if name in rows]
         return f"{sum(row[key] for row in rows)} of {sum(row['n'] for row in rows)}"
 
     def mean(name: str, key: str) -> float:
-        values = [value for rows in found for value in rows[name].get(key, ())]
+        values = [value for rows in found if name in rows for value in rows[name].get(key, ())]
         return sum(values) / max(1, len(values))
 
-    most = max(rows[n]["most_of_any_set"] for rows in found for n in ("unmarked", "independent"))
-    made = [
-        ("fresh generations at p < 2^-128", "100 of 100", told("fresh", "sure")),
-        ("most hits without the mark", "at most 25", str(most)),
-    ]
-    for key in ("accuracy", *sorted(k for k in found[0]["cost, plain"] if k.startswith("stale"))):
-        marked, plain = mean("cost, marked", key), mean("cost, plain", key)
-        text = f"{100 * marked:.2f} % / {100 * plain:.2f} %"
-        made.append((f"{key.replace('_', ' ')}, marked / unmarked", "the same", text))
+    there = list(dict.fromkeys(name for rows in found for name in rows))
+    made = []
+    if "fresh" in there:
+        made.append(("fresh generations at p < 2^-128", "100 of 100", told("fresh", "sure")))
+    control = [name for name in ("unmarked", "independent") if name in there]
+    if control:
+        rows = [rows[name] for name in control for rows in found if name in rows]
+        most = max(row["most_of_any_set"] for row in rows)
+        made.append(("most hits without the mark", "at most 25", f"{most} of {rows[0]['queries']}"))
+    if {"cost, marked", "cost, plain"} <= set(there):
+        kinds = {k for rows in found for k in rows.get("cost, plain", ()) if k.startswith("stale")}
+        for key in ("accuracy", *sorted(kinds)):
+            marked, plain = mean("cost, marked", key), mean("cost, plain", key)
+            text = f"{100 * marked:.2f} % / {100 * plain:.2f} %"
+            made.append((f"{key.replace('_', ' ')}, marked / unmarked", "the same", text))
     known = {"fresh", "unmarked", "independent", "cost, marked", "cost, plain"}
     wanted = {"pruned 50%", "int4", "fine-tuned at 0.001", f"soup of {SOUP}"}
-    for name in (name for name in found[0] if name not in known):
-        score = sum(rows[name]["accuracy"] for rows in found) / len(found)
+    for name in (name for name in there if name not in known):
+        scores = [rows[name]["accuracy"] for rows in found if name in rows]
         target = f"{STOLEN} of {STOLEN}" if name in wanted else "printed"
-        text = f"{told(name, 'likely')}, accuracy {100 * score:.2f} %"
+        accuracy = 100 * sum(scores) / len(scores)
+        text = f"{told(name, 'likely')}, accuracy {accuracy:.2f} %"
         made.append((f"{name}, at p < 2^-64", target, text))
     return made
 
@@ -298,6 +323,10 @@ def main() -> None:
     flags.add_argument("--settings", type=Path, help="TOML of the vaults' settings")
     flags.add_argument("--count", type=int, default=100, help="generations of each vault")
     flags.add_argument("--independent", type=int, default=20, help="networks from fresh seeds")
+    flags.add_argument("--members", type=int, default=0, help="of a population; 0: the task's own")
+    flags.add_argument("--basins", type=int, default=0, help="of a population; 0: the task's own")
+    flags.add_argument("--distilled", type=int, default=5, help="networks that are distilled")
+    flags.add_argument("--late", type=int, default=STOLEN, help="generations met by stale attacks")
     flags.add_argument("--tune-steps", type=int, default=500)
     flags.add_argument("--examples", type=int, default=1000, help="attacked, of the test split")
     flags.add_argument("--workers", type=int, default=0, help="1: none but this process")

@@ -2,8 +2,9 @@
 
     python -m benchmarks.ownership.layout --data ../shared/data/mnist --seeds 0 1 2
 
-Reads `runs/mnist-<seed>` (make them with `python -m benchmarks.generation` first; `--vault` names
-another) and writes benchmarks/results/layout-<task>-seed<seed>.json. Rows are the red team's own:
+Reads `runs/mnist-<seed>` (make them with `python -m benchmarks.generation` first; or name those of
+`carried`: `--vault runs/ownership-{seed}-plain`) and writes
+benchmarks/results/layout-<task>-seed<seed>.json. Rows are the red team's own:
 flips found on the file of generation t, on another replica of t and on t + 1 as they are served,
 beside a plain layout and random flips; and, of older ways to keep weights, units in a secret order
 alone. Then the time of a load and of an answer, in turns with a plain layout, in one thread. Two
@@ -29,6 +30,7 @@ from benchmarks.common.command import Result
 from benchmarks.common.places import RESULTS, RUNS
 from benchmarks.common.results import record, save
 from benchmarks.common.tables import TARGETS, markdown, ranged, shown
+from benchmarks.ownership.vaults import of_seed
 from g2d import Defence
 from g2d.defence.generations import Generation
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec
@@ -140,14 +142,14 @@ def main() -> None:
     parser = ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", default="", help="folder of MNIST's idx files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--vault", type=Path, help="one vault in the place of runs/mnist-<seed>")
+    parser.add_argument("--vault", type=Path, help="in place of runs/mnist-{seed}")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="a try: few flips, few loads")
     given = parser.parse_args()
     torch.set_num_threads(1)
     results = []
     for seed in given.seeds:
-        vault = given.vault or RUNS / f"mnist-{seed}"
+        vault = of_seed(given.vault or RUNS / "mnist-{seed}", seed)
         with Defence.open(vault, write=False, data=given.data) as defence:
             path = given.out / f"layout-{defence.task.name}-seed{seed}.json"
         if not path.exists():

@@ -2,8 +2,10 @@
 
     python -m benchmarks.ownership.tracing --data ../shared/data/mnist --seeds 0 1 2
 
-Goes on where it stopped: vaults lie in runs/tracing-SEED, each judgement is a line in a file beside
-them. `--vault` takes a vault that is there; `--task digits` tries everything out in minutes.
+Goes on where it stopped: vaults lie in runs/tracing-TASK-SEED, each judgement is a line in a file
+beside them, and what a seed found stands in the result once it is measured. `--vault` takes vaults
+that are there, such as those of `carried`: `--vault runs/ownership-{seed}-marked`. `--task digits`
+tries everything out in minutes.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ import torch
 import g2d
 from benchmarks.common import results
 from benchmarks.common.command import carry_out, parser
-from benchmarks.common.places import RUNS
+from benchmarks.common.places import RESULTS, RUNS
+from benchmarks.common.results import save
 from benchmarks.ownership.leaking import TREATMENTS, disguised, soup, tuned
+from benchmarks.ownership.vaults import grow, of_seed
 from g2d.core.seeds import seed_of
 from g2d.core.types import State
 from g2d.defence.marking import COPIES, fit_mark
@@ -30,7 +34,10 @@ from g2d.defence.tracing import Tracer
 from g2d.generator import hidden_units
 from g2d.protect.fingerprint import accuse, marked, read_marks, slot_of
 from g2d.protect.trace import Verdict
+from g2d.settings import Settings, build
 from g2d.tasks.inference import accuracy, load_model, predict
+from g2d.tasks.sizes import defaults_of
+from g2d.tasks.source import resolve
 from g2d.weights.checkpoints import unpack
 
 _STRANGERS = 20  # networks that were trained elsewhere
@@ -58,6 +65,14 @@ class Trial:
         self.chain, self.given = hidden_units(self.task), given
         self.numbers = self.vault.numbers(self.vault.retired)
         self.file = vault.parent / f"{vault.name}-traced.jsonl"
+
+    def about(self) -> dict[str, Any]:
+        """What the vault is: how many members and basins, and generations that have weights."""
+        p = self.defence.settings.population
+        return {
+            "vault": self.vault.path.name, "members": p.members, "basins": p.basins,
+            "generations": len(self.numbers), "marked": bool(self.vault.commitment()),
+        }  # fmt: skip
 
     def state(self, number: int) -> State:
         return unpack(self.vault.read_generation(number))
@@ -137,8 +152,11 @@ class Trial:
 
     def judged(self) -> list[dict[str, Any]]:
         """One record a case."""
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        known = {(r["kind"], r["name"]): r for r in map(json.loads, lines)}
+        text = self.file.read_text("utf-8") if self.file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # half a line, of a run that was killed
+            self.file.write_text(whole, "utf-8")
+        known = {(r["kind"], r["name"]): r for r in map(json.loads, whole.splitlines())}
         with self.file.open("a") as kept:
             for case in self.cases():
                 if (case.kind, case.name) not in known:
@@ -197,28 +215,25 @@ class Trial:
 def made(seed: int, given: Namespace) -> Path:
     """A vault with as many generations as are asked for; what is there already is kept."""
     if given.vault:
-        return given.vault
+        return of_seed(given.vault, seed)
     path = RUNS / f"tracing-{given.task}-{seed}"
     settings = None
     if not path.exists():
-        from g2d.settings import Settings, build
-        from g2d.tasks.sizes import defaults_of
-        from g2d.tasks.source import resolve
-
         own = defaults_of(resolve((given.task, given.data, 0, 0.0)))
         own = {**own, "task": {"name": given.task, "data": given.data}}
         settings = build(Settings, own, "benchmark").override(population__seed=seed)
     with g2d.Defence.build(given.task, path, settings) as defence:
-        while (last := defence.vault.last_number()) < given.generations:
-            defence.generate(1, seed=seed_of(seed, last) % 2**31)
+        while defence.vault.last_number() < given.generations:
+            grow(defence, seed)
     return path
 
 
-def timed(given: Namespace, folder: Path) -> dict[str, Any]:
-    """CPU seconds of a trace over a thousand generations, made without polish, to save time."""
-    from g2d.settings import Settings
+def timed(given: Namespace) -> dict[str, Any]:
+    """CPU seconds of a trace over a thousand generations, made without polish, to save time.
 
-    path = folder / "thousand"
+    They are kept: an interrupted run goes on with the next one.
+    """
+    path = RUNS / f"tracing-{given.task}-{given.thousand}-quick"
     quick = {
         "population__members": 4, "population__basins": 2, "population__base_steps": 100,
         "population__early_steps": 30, "population__fork_steps": 30, "population__pool": 32,
@@ -226,11 +241,13 @@ def timed(given: Namespace, folder: Path) -> dict[str, Any]:
         "guidance__reverse_steps": 0, "guidance__particles": 1, "guidance__pool": 8,
         "guidance__pool_steps": 1, "gates__accuracy_drop": 1.0, "gates__class_drop": 1.0,
         "gates__stale_asr": 1.0, "gates__distance": 0.0, "gates__history": 1, "gates__pool": 8,
-        "gates__pool_steps": 1, "guidance__memory": 1, "vault__keep": 2000,
+        "gates__pool_steps": 1, "guidance__memory": 1, "vault__keep": 2000, "canaries__count": 0,
         "task__name": given.task, "task__data": given.data,
     }  # fmt: skip
-    with g2d.Defence.build(given.task, path, Settings().override(**quick)) as defence:
-        defence.generate(given.thousand - defence.vault.last_number())
+    settings = None if path.exists() else Settings().override(**quick)
+    with g2d.Defence.build(given.task, path, settings) as defence:
+        while defence.vault.last_number() < given.thousand:
+            grow(defence, 0)
     with g2d.Defence.open(path, write=False, data=given.data) as defence:
         suspect = unpack(defence.vault.read_generation(given.thousand // 2))
         began = time.process_time()
@@ -238,14 +255,24 @@ def timed(given: Namespace, folder: Path) -> dict[str, Any]:
         return {"generations": given.thousand, "cpu_seconds": time.process_time() - began}
 
 
-def measure(given: Namespace, folder: Path) -> dict[str, Any]:
-    """Every seed's cases, the price of marks, and the time."""
-    found = {"run": results.record(given), "cases": [], "marks": []}
-    for seed in given.seeds:
+def measure(given: Namespace, _: Path) -> dict[str, Any]:
+    """Every seed's cases, the price of marks, the time; a seed that is there is not repeated."""
+    out = given.out or RESULTS / "tracing.json"
+    what = {k: str(v) for k, v in vars(given).items() if k not in ("out", "seeds", "thousand")}
+    old = json.loads(out.read_text("utf-8")) if out.is_file() else {}
+    known = old if old.get("measured") == what else {}
+    found = {"run": results.record(given), "measured": what}
+    found |= {key: known.get(key, []) for key in ("cases", "marks", "vaults")}
+    found["time"] = known.get("time", {})
+    there = {one["seed"] for one in found["vaults"]}
+    for seed in (seed for seed in given.seeds if seed not in there):
         trial = Trial(made(seed, given), seed, given)
         found["cases"] += [{"seed": seed, **record} for record in trial.judged()]
         found["marks"] += [{"seed": seed, **record} for record in trial.marks()]
-    found["time"] = timed(given, folder) if given.thousand else {}
+        found["vaults"].append({"seed": seed, **trial.about()})
+        save(out, found)
+    if given.thousand and found["time"].get("generations") != given.thousand:
+        found["time"] = timed(given)
     return found
 
 
@@ -292,7 +319,7 @@ def main() -> None:
     flags.add_argument("--task", default="mnist")
     flags.add_argument("--data", default="")
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    flags.add_argument("--vault", type=Path, help="a vault that is there, in place of new ones")
+    flags.add_argument("--vault", type=Path, help="vaults that are there; {seed} is the seed")
     flags.add_argument("--generations", type=int, default=60)
     flags.add_argument("--leaks", type=int, default=200)
     flags.add_argument("--innocents", type=int, default=1000)

@@ -85,3 +85,11 @@ def test_fine_tuning_overwriting_and_distilling_train(digits, plain, stolen):
         assert accuracy(load_model(digits, made), gate) > 0.8
     again = plain.state_dict()
     assert all(torch.equal(stolen[n], again[n]) for n in stolen)
+
+
+def test_the_nearest_networks_come_in_their_order_and_the_network_itself_first(stolen):
+    others = [removal.noised(stolen, share, source(0)) for share in (0.3, 0.1, 0.2)]
+    found = removal.nearest(stolen, [*others, stolen], 3)
+    assert found[0] is stolen
+    assert found[1] is others[1]
+    assert found[2] is others[2]

@@ -98,6 +98,19 @@ def souped(states: Sequence[State]) -> dict[str, Tensor]:
     return mean_of(states)
 
 
+def nearest(state: State, others: Sequence[State], count: int) -> list[State]:
+    """The `count` networks nearest to one in their parameters, itself first if it is among them.
+
+    What lies near has a mean that works; networks of several basins have none.
+    """
+
+    def apart(other: State) -> float:
+        return sum(float((other[n] - t).double().square().sum()) for n, t in state.items()
+                   if t.is_floating_point())  # fmt: skip
+
+    return sorted(others, key=apart)[:count]
+
+
 def fine_tuned(
     task: Task,
     state: State,
@@ -177,5 +190,5 @@ def _descended(
 
 
 __all__ = [
-    "disguised", "distilled", "fine_tuned", "noised", "pruned", "rounded", "souped",
+    "disguised", "distilled", "fine_tuned", "nearest", "noised", "pruned", "rounded", "souped",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from g2d.core.imports import words
 from g2d.core.types import State
 from g2d.errors import CheckpointError, SettingsError
 from g2d.protect.memory import keep_apart, own_memory, tensors_of
+from g2d.protect.turns import TURNS
 from g2d.weights.layout import is_number, same_bits
 from g2d.weights.symmetry import Coupling, couplings, permute, rescale
 
@@ -319,17 +320,18 @@ def _unread(model: nn.Module, moved: Sequence[Moved], probe: Tensor, before: Ten
     may read anywhere.
     """
     buffers = [(t, t.clone()) for t, _ in moved if not isinstance(t, nn.Parameter)]
-    try:
-        for _, left in moved:
-            if is_number(left):
-                left.fill_(torch.nan)
-        same = _close(before, _answers(model, probe))
-    except Exception:  # a model may refuse NaN
-        same = False
-    for tensor, kept in buffers:  # a forward that writes what it read
-        tensor.copy_(kept)
-    for tensor, left in moved:
-        left.copy_(tensor)
+    with TURNS.probing():  # what was left may be memory that a network which answers reads, too
+        try:
+            for _, left in moved:
+                if is_number(left):
+                    left.fill_(torch.nan)
+            same = _close(before, _answers(model, probe))
+        except Exception:  # a model may refuse NaN
+            same = False
+        for tensor, kept in buffers:  # a forward that writes what it read
+            tensor.copy_(kept)
+        for tensor, left in moved:
+            left.copy_(tensor)
     return same
 
 

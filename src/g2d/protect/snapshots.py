@@ -20,6 +20,7 @@ from g2d.errors import CheckpointError, VaultError
 from g2d.protect.integrity import MemoryWatch
 from g2d.protect.layout import PLAIN, Concealed, conceal
 from g2d.protect.ranges import Ranges, hold_in_ranges
+from g2d.protect.turns import TURNS
 from g2d.rotation.snapshot import Snapshot
 from g2d.weights.layout import is_number, same_bits
 
@@ -27,22 +28,25 @@ __all__ = ["ArrayInference", "Inference", "build_snapshot"]
 
 
 class Inference:
-    """A frozen model as a function of tensors, (n, ...) to logits (n, classes), no gradients."""
+    """A frozen model as a function of tensors, (n, ...) to logits (n, classes), no gradients.
+
+    One call at a time, from whichever thread, and none while a network that is being loaded is
+    probed (`protect.turns`). A model may keep what it computes on itself: two calls at once would
+    mix their answers.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model, self._calls = model, threading.RLock()
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Answer a batch."""
-        return self._model(x)
+        with self._calls, TURNS.answering():
+            return self._model(x)
 
 
 class ArrayInference:
-    """A frozen model as a function of arrays; one call at a time, from whichever thread.
-
-    A model may keep what it computes on itself: two calls at once would mix their answers.
-    """
+    """A frozen model as a function of arrays; one call at a time, as `Inference`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._calls = model, threading.Lock()
@@ -51,7 +55,7 @@ class ArrayInference:
     def __call__(self, x: Array) -> Array:
         """Answer a batch."""
         # float(): NumPy has no bfloat16, and answers are float32 whatever the model computes in.
-        with self._calls:
+        with self._calls, TURNS.answering():
             return np.asarray(self._model(torch.from_numpy(x)).float().numpy())
 
 

@@ -6,7 +6,6 @@ is logged by `query_log`.
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from urllib.parse import quote, urlsplit
 import torch
 from torch import Tensor, nn
 
+from g2d.core.exchange import ExchangeError, ask
 from g2d.core.types import Logits
 from g2d.errors import G2DError, SettingsError
 from g2d.tasks.inference import predict
@@ -135,8 +135,8 @@ class HttpTarget:
     """A live HTTP service that speaks the Open Inference Protocol v2 with JSON bodies.
 
     Args:
-        url: root of the service. model: its name there. timeout: seconds a read may take.
-        batch: inputs a request. Shape and classes are asked for when it is made.
+        url: root of the service. model: its name there. timeout: seconds until an answer has come
+            whole. batch: inputs a request. Shape and classes are asked for when it is made.
 
     Raises:
         TargetError: it cannot be reached, answers with an error, or with what is not an answer.
@@ -148,7 +148,7 @@ class HttpTarget:
             raise TargetError(f"{url!r} is not the address of a service; give http://host:port")
         self.url, self.queries = url, 0
         self.number: int | None = None
-        self._parts, self._timeout, self._batch = parts, timeout, batch
+        self._root, self._timeout, self._batch = f"{parts.scheme}://{parts.netloc}", timeout, batch
         self._path = f"{parts.path.rstrip('/')}/v2/models/{quote(model, safe='')}"
         metadata = self._ask("GET", self._path)
         try:
@@ -196,27 +196,21 @@ class HttpTarget:
         return scores.reshape(len(x), self.classes)
 
     def _ask(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
-        secure = self._parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=self._timeout)
+        sent = None if body is None else body.encode()
+        address = f"{self._root}{path}"
+        headers = {"Content-Type": "application/json"}
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            data, status = response.read(), response.status
-        except (OSError, http.client.HTTPException) as error:
-            words = str(error) or type(error).__name__
-            raise TargetError(f"{self.url} does not answer: {words}") from error
-        finally:
-            connection.close()
-        if status != 200:
-            said = data[:200].decode(errors="replace")
-            raise TargetError(f"{self.url}{path} answered {status}: {said}")
+            reply = ask(method, address, sent, headers, timeout=self._timeout)
+        except ExchangeError as error:
+            raise TargetError(str(error)) from error
+        if reply.status != 200:
+            raise TargetError(f"{address} answered {reply.said}")
         try:
-            answer = json.loads(data)
+            answer = json.loads(reply.body)
         except (ValueError, RecursionError) as error:
-            raise TargetError(f"{self.url}{path} did not answer in JSON") from error
+            raise TargetError(f"{address} did not answer in JSON") from error
         if not isinstance(answer, dict):
-            raise TargetError(f"{self.url}{path} answered JSON that is not an object")
+            raise TargetError(f"{address} answered JSON that is not an object")
         return answer
 
 

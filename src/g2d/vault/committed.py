@@ -24,6 +24,23 @@ def canonical(commitment: Mapping[str, Any]) -> bytes:
     return json.dumps(commitment, sort_keys=True, separators=(",", ":")).encode()
 
 
+def signer_of(signer: str, text: bytes, signature: bytes) -> str | None:
+    """Who signed a commitment: the key's fingerprint; "": nobody, and nobody is said to have.
+
+    None: it is not what `signer` signed, or it is signed though it names nobody.
+
+    Args:
+        signer: the public key (hex) that it names; "": none. text: its canonical form.
+
+    Raises:
+        ValueError: `signer` is no public key.
+    """
+    if not signer:
+        return None if signature else ""
+    key = VerifyKey.of(bytes.fromhex(signer))
+    return key.signer(text, signature, CONTEXT) if len(signature) == 64 else None
+
+
 def faults(data: bytes, identity: str, manifests: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
     """What is wrong with a vault's commitment, in words.
 
@@ -44,10 +61,7 @@ def faults(data: bytes, identity: str, manifests: Mapping[int, Mapping[str, Any]
         made, signature = record["commitment"], bytes.fromhex(record["signature"])
         text = canonical(made)
         of, signer = made["vault"], made["signer"]
-        key = VerifyKey.of(bytes.fromhex(signer)) if signer else None
-        signed = not signature
-        if key:
-            signed = len(signature) == 64 and key.signer(text, signature, CONTEXT) is not None
+        signed = signer_of(signer, text, signature) is not None
     except DAMAGE:
         yield "it is no commitment to a watermark"
         return

@@ -24,7 +24,7 @@ from g2d.protect.watermark.form import InputForm
 from g2d.protect.watermark.key import SCHEME, WatermarkKey
 from g2d.protect.watermark.timestamp import Stamp, read_stamp, request_stamp, roots_of
 from g2d.protect.watermark.triggers import repeated, triggers_of
-from g2d.vault.committed import CONTEXT, canonical
+from g2d.vault.committed import CONTEXT, canonical, signer_of
 from g2d.vault.keys import SigningKey, VerifyKey
 from g2d.vault.reading import VaultReader
 
@@ -240,18 +240,17 @@ class Published:
             if self.signature or trusted is not None:
                 raise ClaimError("the commitment is unsigned, and a signature was expected")
             return ""
-        own = VerifyKey.of(bytes.fromhex(commitment.signer))
-        signed = len(self.signature) == 64
-        if not signed or own.signer(commitment.text(), self.signature, CONTEXT) is None:
+        signed = signer_of(commitment.signer, commitment.text(), self.signature)
+        if signed is None:
             raise ClaimError(
                 "the commitment is not what its key signed: it was changed, or its signature was"
             )
-        if trusted is not None and not set(own.raw) <= set(trusted.raw):
+        if trusted is not None and bytes.fromhex(commitment.signer) not in trusted.raw:
             raise ClaimError(
-                f"the commitment was signed by {own.fingerprint}, which is none of the keys that"
+                f"the commitment was signed by {signed}, which is none of the keys that"
                 f" you trust ({trusted.fingerprint})"
             )
-        return own.fingerprint
+        return signed
 
 
 def set_digest(

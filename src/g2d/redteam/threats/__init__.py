@@ -24,6 +24,7 @@ _MODULES = (
     "privacy.threat",
     "poisoning.threat",
     "bitflips.threat",
+    "ownership.threat",
     "universal",
     "sanity.threat",
 )
