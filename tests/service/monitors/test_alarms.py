@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,6 +14,7 @@ from g2d.rotation.events import Alarm
 from g2d.rotation.scheduler import Rotation
 from g2d.rotation.snapshot import Live
 from g2d.rotation.triggers import AlarmBudget, Triggers
+from g2d.service.cluster.replica import RemoteRotation
 from g2d.service.monitors.alarms import AlarmLine, Cooldown
 from stand_ins import ADMIN, Fake, Harness, into, numbered, run
 
@@ -144,3 +146,11 @@ def test_a_siem_gets_the_level_the_client_and_the_evidence():
         4,
         [{"src_endpoint": {"name": "2001:db8::/64"}}],
     )
+
+
+def test_a_replica_passes_the_level_the_client_and_the_evidence_on():
+    sent: list[tuple] = []
+    sync = SimpleNamespace(about=lambda: {"replica": "r1"}, send=lambda *a: sent.append(a))
+    more = {"level": "critical", "client": "jwt:a", "evidence": {"near": 0.97}}
+    RemoteRotation(sync).alarm(*ATTACK, **more)
+    assert sent == [("alarm", "query_attack", "r1: many near-duplicates", True, more)]
