@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.listed import built_in
 from g2d.service.monitors.queries.copying import Copiers, abnormal, usual_rate
 from g2d.service.monitors.queries.monitor import Queries
 from g2d.settings import MonitorSettings
+from stand_ins import Harness
 
 IMAGES = Model("g2d", (1, 16, 16), "float32", 3)
 
@@ -215,3 +217,17 @@ def test_copying_is_an_alarm_of_its_own_kind_and_does_not_rotate():
 def test_it_is_turned_on_by_its_name():
     watched = Watched(IMAGES, MonitorSettings(watch=["queries"]), lambda *_, **__: None)
     assert isinstance(built_in(watched)["queries"], Queries)
+
+
+def test_a_service_shows_it_requests_and_tells_what_it_counts_to_operators_alone():
+    harness = Harness(Options(monitor=("queries",)))
+    observers = harness.service._observers
+    assert observers is not None
+    observers.start()
+    inputs = np.ones((2, 1, 2, 2), np.float32)
+    observers.offer(inputs, np.ones((2, 3), np.float32), "client")
+    harness.tell("swap", {"generation": 2, "before": 1, "reasons": [], "seconds": 0.1})
+    observers.stop(60)
+    shown = harness.metrics.render(exact=True).decode()
+    assert 'g2d_monitor{monitor="queries",value="waiting"} 2.0' in shown
+    assert b"g2d_monitor" not in harness.metrics.render()
