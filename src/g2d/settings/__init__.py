@@ -17,6 +17,7 @@ from typing import Any
 
 from g2d.errors import SettingsError
 from g2d.settings.fields import Checked, as_toml, build, free, one_of, stored, within
+from g2d.settings.refreshing import RefreshSettings
 
 _MOST = 1 << 24  # bytes of a settings file
 
@@ -287,6 +288,7 @@ class Settings(Checked):
     watermark: WatermarkSettings = field(default_factory=WatermarkSettings)
     canaries: CanarySettings = field(default_factory=CanarySettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    refresh: RefreshSettings = field(default_factory=RefreshSettings)
 
     @property
     def source(self) -> str:
@@ -376,6 +378,7 @@ __all__ = [
     "GuidanceSettings",
     "HardenSettings",
     "PopulationSettings",
+    "RefreshSettings",
     "Settings",
     "SigningSettings",
     "TaskSettings",
