@@ -170,7 +170,9 @@ def print_population(vault: Vault, settings: Settings) -> None:
 
 def _print_population(members: Sequence[Entry], base: Entry | None, settings: Settings) -> None:
     recipes = sorted({str(member.info.get("recipe")) for member in members})
-    wanted = len(members) if recipes == ["adopted"] else settings.population.members
+    wanted = (
+        len(members) if recipes in (["adopted"], ["refreshed"]) else settings.population.members
+    )
     text = f"{len(members)} of {wanted} members"
     if members:
         scores = [float(member.info["accuracy"]) for member in members]

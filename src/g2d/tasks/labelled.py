@@ -114,7 +114,7 @@ def _numbered(labels: Sequence[Any], task: Task, where: str) -> Tensor:
     names = {str(name): number for number, name in enumerate(task.labels)}
     numbers: list[int] = []
     for label in labels:
-        number = names.get(str(label), -1) if names else -1
+        number = names.get(label, -1) if isinstance(label, str) else -1
         if number < 0:
             number = _whole(label)
         if not 0 <= number < task.classes:
