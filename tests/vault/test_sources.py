@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 
 import pytest
@@ -142,7 +141,7 @@ def test_beside_a_service_an_order_waits_for_the_writer(vault):
         ordered(vault)
 
 
-def test_rows_that_make_no_sense_are_refused(vault, tmp_path):
+def test_rows_that_make_no_sense_are_refused(vault):
     renew(vault, 1)
     vault._ledger.execute("UPDATE sources SET source = -3")
     with pytest.raises(VaultError, match="a change of the source"):
@@ -150,4 +149,3 @@ def test_rows_that_make_no_sense_are_refused(vault, tmp_path):
     assert vault.entries("member", source=0)
     with pytest.raises(VaultError, match="has no index"):
         vault.put("teacher", RENEWAL, WEIGHTS, {})
-    shutil.rmtree(tmp_path / "vault" / "generations")

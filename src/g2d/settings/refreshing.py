@@ -41,4 +41,4 @@ class RefreshSettings(Checked):
         0.0, 1e6, 3.5, "largest anomaly index of a class's smallest trigger; 0: not searched",
         since="0.2",
     )  # fmt: skip
-    backdoor_steps: int = within(1, 100_000, 60, "steps of each search for a trigger", since="0.2")
+    backdoor_steps: int = within(1, 100_000, 8, "steps of that search in each mask", since="0.2")

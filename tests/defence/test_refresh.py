@@ -1,0 +1,131 @@
+"""A whole refresh, on the tiny vault: killed, refused, accepted, taken up, and put back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+import g2d
+from g2d.core.engine import SerialEngine
+from g2d.defence.refresh import Refresh, follow, judging, refresh, take_up
+from g2d.defence.refresh.checks import Check
+from g2d.errors import DataError, VaultError
+from g2d.settings import Settings
+from g2d.tasks.splits import Split
+from g2d.vault.sources import STAGED, put_back
+from g2d.vault.vault import Vault
+from g2d.vault.verify import verify
+
+LOOSE = {
+    "refresh__effort": 0.1, "refresh__pool": 64, "refresh__former_drop": 1.0,
+    "refresh__label_noise": 1.0, "refresh__spectral": 1.0, "refresh__backdoor": 0.0,
+    "gates__accuracy_drop": 1.0, "gates__class_drop": 1.0,
+}  # fmt: skip
+
+
+class Counting(SerialEngine):
+    """Counts jobs, and is interrupted before the one that is one too many."""
+
+    def __init__(self, most: int = 99) -> None:
+        super().__init__()
+        self.most, self.done = most, 0
+
+    def run(self, function, jobs):
+        for found in super().run(function, jobs):
+            self.done += 1
+            yield found
+            if self.done >= self.most:
+                raise KeyboardInterrupt
+
+
+def turned(split: Split, degrees: float) -> Split:
+    x = ndimage.rotate(split.x.numpy(), degrees, axes=(2, 3), reshape=False, order=1)
+    return Split(torch.from_numpy(np.clip(x, 0, 1)), split.y)
+
+
+@pytest.fixture
+def path(tiny_vault, tmp_path):
+    copy = tmp_path / "vault"
+    shutil.copytree(tiny_vault, copy)
+    with Vault.open(copy, write=True) as opened:
+        settings = Settings.from_toml(opened.settings_text).override(**LOOSE)
+        opened.write_settings(settings.to_toml())
+    return copy
+
+
+def made(path, given: Split, engine: SerialEngine, **how):
+    with g2d.Defence.open(path, write=False) as defence:
+        return refresh(defence, given, Refresh(engine, **how))
+
+
+def test_a_refresh_from_its_first_record_to_the_way_back(path, digits, monkeypatch):
+    given = turned(digits.splits.train.take(range(420)), 25)
+    first = Counting(most=2)  # killed after two forks
+    with Vault.open(path, write=True), pytest.raises(KeyboardInterrupt):
+        made(path, given, first)  # beside another writer
+    other = turned(digits.splits.train.take(range(420)), 40)
+    with pytest.raises(VaultError, match=r"an unfinished refresh .* with other data waits"):
+        made(path, other, Counting())
+
+    bad = Check("label_noise", False, 0.3, 0.1, "wrong labels: 30 %; at most 10 % is allowed")
+    monkeypatch.setattr(judging, "noise_check", lambda *_: bad)
+    second, lines = Counting(), []
+    with pytest.raises(DataError, match=r"refused: wrong labels: 30 %.* --accept-data"):
+        made(path, given, second, say=lines.append)
+    assert "REFUSED: wrong labels: 30 %; at most 10 % is allowed" in lines
+    with Vault.open(path, write=True) as vault:
+        assert take_up(vault) is None  # it is not ready
+        assert vault.source == 0
+    third = Counting()
+    told = made(path, given, third, accept=True)
+    assert (first.done + second.done, third.done) == (told.forks, 0)
+    assert told.accepted == ("label_noise",)
+
+    with g2d.Defence.open(path) as defence:
+        taken = take_up(defence.vault)
+        assert (taken.source, taken.before) == (1, 0)
+        assert not (path / STAGED).exists()
+        assert take_up(defence.vault) is None
+        defence = follow(defence)  # noqa: PLW2901
+        assert defence.task.splits.added("gate") >= 16
+        assert defence.task.splits.added("test") == 0
+        (made_new,) = defence.generate()
+        assert defence.vault.sources()[-1]["accepted"] == ["label_noise"]
+    manifest = made_new.manifest
+    assert (made_new.number, manifest["renewal"]) == (2, 1)
+    assert manifest["accepted"] == ["label_noise"]
+    assert {"former_data", "new_data"} <= {gate["gate"] for gate in manifest["gates"]}
+    assert json.dumps(manifest["records"]) != "[]"
+    assert verify(path) == []
+    assert made(path, given, Counting()).known
+
+    with Vault.open(path, write=True) as vault:
+        back = put_back(vault, Settings.from_toml(vault.settings_text))
+    assert (back.number, back.of) == (3, 1)
+    with g2d.Defence.open(path) as defence:
+        assert defence.task.splits.added("train") == 0
+        attacked = defence.exposure(2)  # by the splits that it was made with
+        assert torch.equal(attacked.gate.y, attacked.gate_clean.y)
+        (again,) = defence.generate()
+        assert "renewal" not in again.manifest
+        assert again.manifest["exposed"] == [1, 2, 3]
+    assert verify(path) == []
+
+
+def test_too_few_new_records_are_said_before_anything_is_trained(path, digits):
+    engine = Counting()
+    with pytest.raises(DataError, match=r"too few of the records are new.*40 known already"):
+        made(path, digits.splits.train.take(range(40)), engine)
+    some = turned(digits.splits.train.take(range(30)), 10)
+    with pytest.raises(DataError, match="each side needs 16"):
+        made(path, some, engine)
+    shuffled = turned(digits.splits.train.take(range(420)), 25)
+    wrong = Split(shuffled.x, (shuffled.y + 3) % 10)
+    with pytest.raises(DataError, match="beyond chance"):
+        made(path, wrong, engine, anew=True)
+    assert engine.done == 0
