@@ -22,7 +22,7 @@ from g2d.vault.vault import Vault
 from g2d.vault.verify import verify
 
 LOOSE = {
-    "refresh__effort": 0.1, "refresh__pool": 64, "refresh__former_drop": 1.0,
+    "refresh__effort": 0.05, "refresh__pool": 64, "refresh__former_drop": 1.0,
     "refresh__label_noise": 1.0, "refresh__spectral": 1.0, "refresh__backdoor": 0.0,
     "gates__accuracy_drop": 1.0, "gates__class_drop": 1.0,
 }  # fmt: skip

@@ -31,7 +31,9 @@ def test_arrays_a_pair_of_files_feedback_and_tables_give_the_same(digits, arrays
         json.dumps({"x": one.ravel().tolist(), "y": int(label)})
         for one, label in zip(x, y, strict=True)
     ]
-    (log / "feedback.jsonl").write_text("\n".join([*lines, json.dumps({"label": 3}), ""]))
+    (log / "feedback.jsonl").write_text(
+        "\n".join(['{"format": "g2d feedback 1"}', *lines, '{"x": [0'])
+    )
     table = tmp_path / "new.csv"
     rows = [
         ",".join(map(str, [*one.ravel().tolist(), label])) for one, label in zip(x, y, strict=True)
@@ -84,7 +86,7 @@ def test_what_cannot_be_used_is_said_in_one_line(digits, arrays, tmp_path, chang
 def test_files_that_are_something_else_are_refused(digits, tmp_path):
     (tmp_path / "a.npz").write_bytes(b"nonsense")
     (tmp_path / "b.txt").write_text("1,2")
-    (tmp_path / "c.jsonl").write_text("{not json")
+    (tmp_path / "c.jsonl").write_text("{not json\n")
     (tmp_path / "d.csv").write_text("1,2\n")
     np.savez(tmp_path / "e.npz", x=np.zeros((2, 2)))
     np.savez(tmp_path / "f.npz", x=np.array([{}], dtype=object), y=np.zeros(1))

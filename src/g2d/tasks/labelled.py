@@ -240,14 +240,14 @@ def _read_csv(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
 def _read_feedback(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
     """Feedback: a JSON object a line, with the input `x` (as sent, or flat) and its label `y`.
 
-    Lines with a label and no input are no records to learn from, and are passed.
+    It is what a service keeps of `POST /feedback` (`service.monitors.feedback.log`). Lines without
+    an input, such as its first, are passed; a last line that was cut short counts for nothing.
     """
     width = task.splits.guide.x[:1].numel()
     rows: list[list[float]] = []
     labels: list[Any] = []
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
+    whole = [line for line in _lines(path, ended=True) if line.strip()]
+    for number, line in enumerate(whole, 1):
         try:
             said = json.loads(line)
             if said.get("x") is None:
@@ -267,11 +267,14 @@ def _read_feedback(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
     return _shaped(rows, task), labels
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, ended: bool = False) -> Iterator[str]:
+    """The lines of a text. `ended`: not a last one without its end, which is being written."""
     try:
         text = read_plain(path, MOST, follow=True).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+    if ended:
+        text = text[: text.rfind("\n") + 1]
     for line in text.splitlines():
         if len(line) > LINE:
             raise DataError(f"{path}: a line has more than {LINE} characters")

@@ -208,7 +208,12 @@ def _staging(vault: Vault, digest: str, how: Refresh) -> Iterator[Vault]:
             raise VaultError(
                 f"another refresh of {vault.path} is running ({error}); wait for it, or end it"
             ) from error
-        if not _goes_on(staged, vault, digest, how):
+        try:
+            goes_on = _goes_on(staged, vault, digest, how)
+        except BaseException:
+            staged.close()
+            raise
+        if not goes_on:
             staged.close()
             shutil.rmtree(path)
             staged = Staging.create(path, vault.settings_text)
