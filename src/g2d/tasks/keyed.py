@@ -107,7 +107,7 @@ def _digests(x: Tensor, key: bytes) -> list[bytes]:
 
 def pack_records(found: Sorted) -> bytes:
     """Records with their sides, as safetensors."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, split in found.sides.items():
         tensors |= {f"{name}.x": split.x.contiguous(), f"{name}.y": split.y.contiguous()}
     return save(tensors)

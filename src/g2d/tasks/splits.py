@@ -155,10 +155,10 @@ class Splits:
         if len(self.guide) >= ENOUGH:
             return self.guide
         if vars(self).get("_added"):
-            both = (*self._cut("guide"), *self._cut("train"))
-            both = (both[0], both[2], both[1], both[3])  # what came later stays at the end
+            (guide, new_guide), (train, new_train) = self._cut("guide"), self._cut("train")
+            both = [guide, train, new_guide, new_train]  # what came later stays at the end
         else:
-            both = (self.guide, self.train)
+            both = [self.guide, self.train]
         return Split(torch.cat([part.x for part in both]), torch.cat([part.y for part in both]))
 
     def __post_init__(self) -> None:
