@@ -75,7 +75,7 @@ def test_a_refresh_from_its_first_record_to_the_way_back(path, digits, monkeypat
     bad = Check("label_noise", False, 0.3, 0.1, "wrong labels: 30 %; at most 10 % is allowed")
     monkeypatch.setattr(judging, "noise_check", lambda *_: bad)
     second, lines = Counting(), []
-    with pytest.raises(DataError, match=r"refused: wrong labels: 30 %.* --accept-data"):
+    with pytest.raises(DataError, match=r"refused: .*wrong labels: 30 %.* --accept-data"):
         made(path, given, second, say=lines.append)
     assert "REFUSED: wrong labels: 30 %; at most 10 % is allowed" in lines
     with Vault.open(path, write=True) as vault:
@@ -84,9 +84,10 @@ def test_a_refresh_from_its_first_record_to_the_way_back(path, digits, monkeypat
     third = Counting()
     told = made(path, given, third, accept=True)
     assert (first.done + second.done, third.done) == (told.forks, 0)
-    assert told.accepted == ("label_noise",)
+    assert "label_noise" in told.accepted  # few steps may fail other checks, too
 
     with g2d.Defence.open(path) as defence:
+        shutil.copytree(path / STAGED, path.with_name("left"))
         taken = take_up(defence.vault)
         assert (taken.source, taken.before) == (1, 0)
         assert not (path / STAGED).exists()
@@ -95,10 +96,10 @@ def test_a_refresh_from_its_first_record_to_the_way_back(path, digits, monkeypat
         assert defence.task.splits.added("gate") >= 16
         assert defence.task.splits.added("test") == 0
         (made_new,) = defence.generate()
-        assert defence.vault.sources()[-1]["accepted"] == ["label_noise"]
+        assert "label_noise" in defence.vault.sources()[-1]["accepted"]
     manifest = made_new.manifest
     assert (made_new.number, manifest["renewal"]) == (2, 1)
-    assert manifest["accepted"] == ["label_noise"]
+    assert manifest["accepted"] == sorted(told.accepted)
     assert {"former_data", "new_data"} <= {gate["gate"] for gate in manifest["gates"]}
     assert json.dumps(manifest["records"]) != "[]"
     assert verify(path) == []
@@ -106,9 +107,13 @@ def test_a_refresh_from_its_first_record_to_the_way_back(path, digits, monkeypat
 
     with Vault.open(path, write=True) as vault:
         back = put_back(vault, Settings.from_toml(vault.settings_text))
+        shutil.copytree(path.with_name("left"), path / STAGED)
+        assert take_up(vault) is None  # a kill had left it: it was taken up, and was left
+        assert not (path / STAGED).exists()
     assert (back.number, back.of) == (3, 1)
     with g2d.Defence.open(path) as defence:
         assert defence.task.splits.added("train") == 0
+        assert (path / "population" / "1000000.records.safetensors").stat().st_mode & 0o077 == 0
         attacked = defence.exposure(2)  # by the splits that it was made with
         assert torch.equal(attacked.gate.y, attacked.gate_clean.y)
         (again,) = defence.generate()

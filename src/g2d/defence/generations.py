@@ -37,7 +37,7 @@ from g2d.vault.committed import COMMITTED
 from g2d.vault.confirmed import confirmed_key
 from g2d.vault.ledger import sha256
 from g2d.vault.signing import SigningKey, require_source, sign_generation
-from g2d.vault.sources import RENEWED_BY, source_of
+from g2d.vault.sources import RENEWED_BY, ordered, source_of
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import digest, pack, unpack
 from g2d.weights.codec import Codec
@@ -283,7 +283,16 @@ class GenerationStore:
         return {CANARIES: pack(made)}
 
     def check_keys(self) -> None:
-        """Read the keys that the settings name, before anything is made; raises as those who do."""
+        """Read the keys that the settings name, before anything is made; raises as those who do.
+
+        Raises:
+            VaultError: a rollback was asked for, and its source is still the one to be left.
+        """
+        if ordered(self.vault):
+            raise VaultError(
+                f"a rollback of {self.vault.path} waits for a service that has gone: run `g2d"
+                f" rollback {self.vault.path}` once more"
+            )
         self.signing_key()
         self.mark()
         secret_for(self.settings)

@@ -142,11 +142,13 @@ class NewAndOld(Batches):
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Return inputs (size, ...) and labels (size,); within a part all are equally likely."""
+        if not self.added:
+            return super().draw()
         n = len(self.split)
-        new = max(self.size // 2, round(self.size * self.added / n)) if self.added else 0
+        new = max(self.size // 2, round(self.size * self.added / n))
         first = torch.randint(n - self.added, (self.size - new,), generator=self.generator)
         last = torch.randint(n - self.added, n, (new,), generator=self.generator)
-        return self.at(torch.cat([first, last]) if new else first)
+        return self.at(torch.cat([first, last]))
 
 
 def clean_step(task: Task, batches: BatchSource) -> Objective:

@@ -89,6 +89,9 @@ def take_up(vault: Vault) -> Taken | None:
         if generator is None or not generator.info.get(READY) or not made_for(records, vault):
             return None
         assert records is not None, "made_for looked"
+        if _was_taken(vault, records):
+            shutil.rmtree(folder, ignore_errors=True)  # a kill came after the commit
+            return None
         before = vault.source
         number = 1 + max((row["source"] for row in vault.sources()), default=0)
         info = {
@@ -99,6 +102,15 @@ def take_up(vault: Vault) -> Taken | None:
         vault.renew(number, info, _moved(staged, number, generator.info))
     shutil.rmtree(folder, ignore_errors=True)
     return Taken(number, before, f"generations come from {_name(number)} from now on")
+
+
+def _was_taken(vault: Vault, records: Entry) -> bool:
+    """Whether this very challenger was taken up before; it is not once more after a rollback."""
+    for source in {row["source"] for row in vault.sources()} - {0}:
+        known = vault.entry("records", source=source)
+        if known is not None and known.info.get("id") == records.info["id"]:
+            return True
+    return False
 
 
 def _moved(staged: Vault, number: int, about: dict[str, Any]) -> Iterator[Put]:

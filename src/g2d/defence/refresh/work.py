@@ -252,6 +252,7 @@ def _keep_records(staged: Vault, vault: Vault, found: Sorted, digest: str, key: 
     generator = vault.entry("generator")
     assert generator is not None, "it was looked for"
     info = {
+        "id": secrets.token_hex(16),
         "given": digest, "parent": vault.source, "vault": vault.identity,
         "generator": generator.files["weights"], "key": key.hex(),
         "counts": {name: len(split) for name, split in found.sides.items()},
