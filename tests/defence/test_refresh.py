@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -15,11 +16,13 @@ from g2d.core.engine import SerialEngine
 from g2d.defence.refresh import Refresh, follow, judging, refresh, take_up
 from g2d.defence.refresh.checks import Check
 from g2d.errors import DataError, VaultError
+from g2d.service.worker import Worker
 from g2d.settings import Settings
 from g2d.tasks.splits import Split
 from g2d.vault.sources import STAGED, put_back
 from g2d.vault.vault import Vault
 from g2d.vault.verify import verify
+from stand_ins import into
 
 LOOSE = {
     "refresh__effort": 0.05, "refresh__pool": 64, "refresh__former_drop": 1.0,
@@ -63,6 +66,21 @@ def made(path, given: Split, engine: SerialEngine, **how):
         return refresh(defence, given, Refresh(engine, **how))
 
 
+def by_a_service(path, monkeypatch):
+    """What a service's worker makes and commits next, and the alarm that it tells."""
+    monkeypatch.delattr(os, "SCHED_IDLE", raising=False)
+    monkeypatch.setattr("g2d.service.worker.NICE", 0)
+    monkeypatch.setattr("g2d.service.worker._SHARE", 0.0)
+    told: list[tuple[str, dict]] = []
+    worker = Worker(path, tell=into(told))
+    try:
+        number = worker.make(1)
+        worker.commit(number)
+    finally:
+        worker.close()
+    return number, dict(told)["alarm"]
+
+
 def test_a_refresh_from_its_first_record_to_the_way_back(path, digits, monkeypatch):
     given = turned(digits.splits.train.take(range(420)), 25)
     first = Counting(most=2)  # killed after two forks
@@ -86,19 +104,20 @@ def test_a_refresh_from_its_first_record_to_the_way_back(path, digits, monkeypat
     assert (first.done + second.done, third.done) == (told.forks, 0)
     assert "label_noise" in told.accepted  # few steps may fail other checks, too
 
+    shutil.copytree(path / STAGED, path.with_name("left"))
+    number, alarm = by_a_service(path, monkeypatch)
+    assert (number, alarm["text"]) == (2, "generations come from renewal 1 from now on")
+    assert not (path / STAGED).exists()
     with g2d.Defence.open(path) as defence:
-        shutil.copytree(path / STAGED, path.with_name("left"))
-        taken = take_up(defence.vault)
-        assert (taken.source, taken.before) == (1, 0)
-        assert not (path / STAGED).exists()
         assert take_up(defence.vault) is None
-        defence = follow(defence)  # noqa: PLW2901
+        assert (defence.vault.source, defence.vault.live()) == (1, 2)
         assert defence.task.splits.added("gate") >= 16
         assert defence.task.splits.added("test") == 0
-        (made_new,) = defence.generate()
         assert "label_noise" in defence.vault.sources()[-1]["accepted"]
-    manifest = made_new.manifest
-    assert (made_new.number, manifest["renewal"]) == (2, 1)
+        manifest = defence.generation(2).manifest
+        back = follow(defence)  # what a worker does
+        assert torch.equal(back.task.splits.gate.x, defence.task.splits.gate.x)
+    assert manifest["renewal"] == 1
     assert manifest["accepted"] == sorted(told.accepted)
     assert {"former_data", "new_data"} <= {gate["gate"] for gate in manifest["gates"]}
     assert json.dumps(manifest["records"]) != "[]"
