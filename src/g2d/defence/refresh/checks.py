@@ -24,8 +24,8 @@ _FEW = 16  # records of a class, below which nothing is said of its shape
 _LEAST_PART = 0.05  # of a class; fewer are outliers, which every class has
 _UNLIKELY = 1 / 4
 """Of a class's mean probability: a label that gets less is no hard example, but a wrong label. On
-digits turned by 25 degrees networks that are right on 72 % of them counted 10 % wrong labels in
-sound data without this, 2.5 % with it, and 9 % where every tenth label had been changed."""
+digits turned by 25 degrees, networks that are right on 72 % of them counted 10 % wrong labels in
+sound data without this, and about 1 % with it."""
 
 
 @dataclass(frozen=True)
