@@ -23,6 +23,7 @@ from g2d.report.results import read_results, results_path, unattacked
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from g2d.defence.gates import GateResult
     from g2d.settings import Settings
     from g2d.vault.vault import Entry, GenerationRecord, Vault
 
@@ -169,7 +170,9 @@ def print_population(vault: Vault, settings: Settings) -> None:
 
 def _print_population(members: Sequence[Entry], base: Entry | None, settings: Settings) -> None:
     recipes = sorted({str(member.info.get("recipe")) for member in members})
-    wanted = len(members) if recipes == ["adopted"] else settings.population.members
+    wanted = (
+        len(members) if recipes in (["adopted"], ["refreshed"]) else settings.population.members
+    )
     text = f"{len(members)} of {wanted} members"
     if members:
         scores = [float(member.info["accuracy"]) for member in members]
@@ -309,6 +312,18 @@ def measures(
             if intervals and gate["gate"] in _RATES and gate.get("n"):
                 value = f"{rate(gate['value'], gate['n'], form)} of {gate['n']}"
             yield title, value, form.format(gate["limit"])
+
+
+def print_rejected(results: Sequence[GateResult]) -> None:
+    """Say why a candidate was rejected."""
+    print_line("rejected: " + "; ".join(r.reason for r in results if not r.passed))
+
+
+def print_made(number: int, manifest: Mapping[str, Any], state: str) -> None:
+    """Say what a generation that was made measures by its gates, and what it cost."""
+    parts = [f"{title} {value} (limit {limit})" for title, value, limit in measures(manifest)]
+    parts.append(f"{manifest['cpu_seconds']:.2f} CPU s")
+    print_line(f"generation {number} ({state}): " + ", ".join(parts))
 
 
 def commented(settings: Settings) -> str:

@@ -18,16 +18,18 @@ from g2d.cli import audit as cli_audit
 from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
+from g2d.cli import refresh as cli_refresh
 from g2d.cli import serve as cli_serve
 from g2d.cli import trace as cli_trace
 from g2d.cli import vault_commands
 from g2d.cli import watermark as cli_watermark
 from g2d.cli.console import (
     duration,
-    measures,
     print_attacks,
     print_line,
+    print_made,
     print_population,
+    print_rejected,
     print_table,
     say,
 )
@@ -261,17 +263,9 @@ def generate(
                 progress=lambda stage, done, total, i=index: progress(  # type: ignore[misc]
                     stage, i * total + done, count * total
                 ),
-                on_reject=lambda results: print_line(
-                    "rejected: " + "; ".join(r.reason for r in results if not r.passed)
-                ),
+                on_reject=print_rejected,
             )
-            state = "live" if activate else "kept, not live"
-            parts = [
-                f"{title} {value} (limit {limit})"
-                for title, value, limit in measures(made.manifest)
-            ]
-            parts.append(f"{made.manifest['cpu_seconds']:.2f} CPU s")
-            print_line(f"generation {made.number} ({state}): " + ", ".join(parts))
+            print_made(made.number, made.manifest, "live" if activate else "kept, not live")
 
 
 @app.command()
@@ -357,4 +351,6 @@ def report(
 app.command()(cli_check.check)
 app.command()(cli_serve.serve)
 app.command()(cli_trace.trace)
+app.command()(cli_refresh.refresh)
+app.command()(cli_refresh.rollback)
 vault_commands.add_to(app)

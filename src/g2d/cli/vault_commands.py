@@ -76,6 +76,8 @@ def show(
         print_line(
             f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"
         )
+        if opened.source:
+            print_line(f"source       renewal {opened.source}, by `g2d refresh`")
         print_generations(opened, last)
         print_controls(opened.path)
 

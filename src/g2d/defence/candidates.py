@@ -132,7 +132,8 @@ class Judge:
     ) -> None:
         split = task.splits.gate
         correct = predict(load_model(task, base), split.x).argmax(1) == split.y
-        self.reference = Reference(split, correct, task.classes, task.eps, task.reach, task)
+        added = task.splits.added("gate")
+        self.reference = Reference(split, correct, task.classes, task.eps, task.reach, task, added)
         self.scope = layout_of(task).in_scope(scope)
         self._task, self.chain = task, hidden_units(task, self.scope)
         self.mark = mark

@@ -18,6 +18,7 @@ from g2d.core.seeds import seed_of
 from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
 from g2d.defence.marking import fit_mark
+from g2d.defence.renewal import lineage, splits_of
 from g2d.errors import CheckpointError, DataWarning, UnavailableError, VaultError
 from g2d.generator import Exposure
 from g2d.protect.canaries.kept import CANARIES
@@ -29,13 +30,14 @@ from g2d.protect.watermark.mark import Mark
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
-from g2d.tasks.splits import Split
+from g2d.tasks.splits import Split, Splits
 from g2d.tasks.task import Task
 from g2d.vault.code import CODE, code_of
 from g2d.vault.committed import COMMITTED
 from g2d.vault.confirmed import confirmed_key
 from g2d.vault.ledger import sha256
 from g2d.vault.signing import SigningKey, require_source, sign_generation
+from g2d.vault.sources import RENEWED_BY, ordered, source_of
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import digest, pack, unpack
 from g2d.weights.codec import Codec
@@ -70,11 +72,17 @@ class GenerationStore:
     """The generations of one vault. What is read is verified by digest, and kept in memory.
 
     Args:
-        code: digests of the user's own code as it was loaded; None: as it is now.
+        code: digests of the user's own code as it was loaded; None: as it is now. splits: what the
+            attacks of the vault's present source point into; None: the task's.
     """
 
     def __init__(
-        self, task: Task, vault: Vault, settings: Settings, code: Digests | None = None
+        self,
+        task: Task,
+        vault: Vault,
+        settings: Settings,
+        code: Digests | None = None,
+        splits: Splits | None = None,
     ) -> None:
         self.task, self.vault, self.settings = task, vault, settings
         # Now, not when one is signed: what is running is what was loaded, whatever the file says.
@@ -82,6 +90,8 @@ class GenerationStore:
         self._exposures: dict[int, Exposure] = {}
         self._states: dict[int, dict[str, Tensor]] = {}
         self._damaged: set[int] = set()
+        self._source = vault.source
+        self._splits = {self._source: splits or task.splits}
         self._told = False  # why no canaries were made
 
     def generation(self, number: int | None = None) -> Generation:
@@ -117,7 +127,7 @@ class GenerationStore:
         if number in self._exposures:
             return self._exposures[number]
         pool = unpack(self.vault.read_generation(number, "attacks"), "attacks")
-        splits, dtype = self.task.splits, self.task.splits.guide.x.dtype
+        splits, dtype = self._splits_of(number), self.task.splits.guide.x.dtype
         clean = splits.gate.take(pool["gate_index"])
         exposure = Exposure(
             number,
@@ -130,6 +140,13 @@ class GenerationStore:
         for old in sorted(self._exposures)[: -max(1, self.settings.guidance.memory)]:
             del self._exposures[old]  # attacks are megabytes; what is forgotten is read again
         return exposure
+
+    def _splits_of(self, number: int) -> Splits:
+        """What a generation's attacks point into: the splits of the renewal it was made from."""
+        source = source_of(self.vault.generation(number).manifest)
+        if source not in self._splits:
+            self._splits[source] = splits_of(self.task, self.vault, max(0, source))
+        return self._splits[source]
 
     def sound(
         self,
@@ -185,6 +202,8 @@ class GenerationStore:
             "population": digest("".join(members).encode()),
             "settings": digest(s.to_toml(former=True).encode()),
         }
+        if self._source:
+            full |= {RENEWED_BY: self._source} | self._renewal()
         if self.code:
             full[CODE] = self.code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
@@ -208,6 +227,13 @@ class GenerationStore:
             )  # fmt: skip
         self.vault.retire_old(s.vault.keep, max(s.gates.history, s.guidance.memory) + 1)
         return Generation(record.number, record.manifest, dict(state), self.task)
+
+    def _renewal(self) -> dict[str, Any]:
+        """What a manifest says of the data that refreshes have added, and what was accepted."""
+        entries = lineage(self.vault, self._source)
+        accepted = sorted({name for e in entries for name in e.info.get("accepted", ())})
+        records = {"records": [entry.files["weights"] for entry in entries]}
+        return records | ({"accepted": accepted} if accepted else {})
 
     def _figures(
         self, model: Logits, attacks: Tensor, index: Tensor, gates: Sequence[Mapping[str, Any]]
@@ -257,7 +283,16 @@ class GenerationStore:
         return {CANARIES: pack(made)}
 
     def check_keys(self) -> None:
-        """Read the keys that the settings name, before anything is made; raises as those who do."""
+        """Read the keys that the settings name, before anything is made; raises as those who do.
+
+        Raises:
+            VaultError: a rollback was asked for, and its source is still the one to be left.
+        """
+        if ordered(self.vault):
+            raise VaultError(
+                f"a rollback of {self.vault.path} waits for a service that has gone: run `g2d"
+                f" rollback {self.vault.path}` once more"
+            )
         self.signing_key()
         self.mark()
         secret_for(self.settings)

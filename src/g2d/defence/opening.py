@@ -17,6 +17,7 @@ from g2d.core.imports import words
 from g2d.core.sources import Digests, digests
 from g2d.core.workers import pack_job
 from g2d.defence.kinds import WORDS
+from g2d.defence.renewal import current
 from g2d.defence.survey import check_all
 from g2d.errors import DataError, PopulationError, SettingsError, VaultError
 from g2d.settings import Settings, TaskSettings, build
@@ -71,7 +72,7 @@ def create(
     except BaseException:
         vault.close()
         raise
-    return loaded, source, vault, full
+    return *current(loaded, source, vault), vault, full
 
 
 def reopen(
@@ -99,7 +100,7 @@ def reopen(
     except BaseException:
         vault.close()
         raise
-    return loaded, source, vault, settings, digests(read)
+    return *current(loaded, source, vault), vault, settings, digests(read)
 
 
 def _kept(known: Path) -> Settings:

@@ -49,6 +49,8 @@ def populate(
     tell: Say | None,
 ) -> None:
     """Make the population of a vault, or what is missing of it; see `Defence.populate`."""
+    if vault.source:
+        return  # refreshed: it is whole, and goes on by the next refresh
     adopted = [e for e in vault.entries("member") if e.info.get("recipe") == "adopted"]
     if adopted:
         if len(adopted) < adopted[0].info["of"]:

@@ -14,7 +14,7 @@ from g2d.defence.gates.accuracy import too_few
 from g2d.errors import GenerationError, SettingsError
 from g2d.settings import Settings
 
-_CLEAN = frozenset({"accuracy", "class"})
+_CLEAN = frozenset({"accuracy", "class", "former_data", "new_data"})
 _LEAST = 1 / 8  # of mu: below that, what is left of guidance is not worth its time
 
 
@@ -109,6 +109,8 @@ def _hint(gate: str, settings: Settings) -> str:
         "stale_asr": stale,
         "stale_share": stale,
         "watermark": _unmarked(settings),
+        "former_data": clean,
+        "new_data": clean,
         "robust": f"raise robust_weight in [guidance] (it is {g.robust_weight:g})"
         if g.robust_weight
         else "set robust_weight in [guidance], which then keeps candidates robust",

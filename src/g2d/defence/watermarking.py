@@ -83,6 +83,11 @@ def mark_vault(
         raise SettingsError(
             f"{vault.path} has no watermark: `g2d watermark new` makes its key, then add it"
         )
+    if vault.source:
+        raise VaultError(
+            f"{vault.path} was refreshed on new data, and a mark is added to a vault's first "
+            f"population: go back to it (`g2d rollback {vault.path}`), add the mark, refresh again"
+        )
     members, count = vault.entries("member"), settings.population.members
     if len(members) < 2:
         raise PopulationError(f"{vault.path} has no population to mark; run `g2d population` first")

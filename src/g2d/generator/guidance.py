@@ -23,7 +23,7 @@ from g2d.protect.watermark.mark import Mark
 from g2d.settings import GuidanceSettings
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
-from g2d.training.loop import Batches, schedule
+from g2d.training.loop import Batches, NewAndOld, schedule
 from g2d.weights.codec import Codec
 
 if TYPE_CHECKING:
@@ -44,7 +44,12 @@ class Objective:
         mark: Mark | None = None,
     ) -> None:
         self.settings = settings
-        self.clean = Batches(task, task.splits.guiding, settings.batch, generator)
+        split, later = task.splits.guiding, task.splits.added("guiding")
+        self.clean = (
+            NewAndOld(task, split, settings.batch, generator, later)
+            if later
+            else Batches(task, split, settings.batch, generator)
+        )
         recent = list(exposures)[-settings.memory :] if settings.memory else []
         self.exposed = [exposure.v for exposure in recent]
         model = task.model(0).eval()

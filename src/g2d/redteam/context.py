@@ -26,7 +26,7 @@ from g2d.redteam.targets import as_logits, check_logits
 from g2d.settings import Settings
 from g2d.tasks.attack import BALL
 from g2d.tasks.inference import load_model
-from g2d.tasks.source import TaskSource, resolve
+from g2d.tasks.source import TaskSource, named_by, resolve
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.vault.code import load_only
@@ -159,8 +159,8 @@ class AttackContext:
     def defence(self) -> Defence:
         """The vault, read-only."""
         if self._defence is None:
-            task = self.spec.source if isinstance(self.spec.source, Task) else None
-            data = "" if isinstance(self.spec.source, Task) else self.spec.source[1]
+            source = named_by(self.spec.source)
+            task, data = (source, "") if isinstance(source, Task) else (None, source[1])
             spec = self.spec
             self._defence = Defence.open(spec.vault, task, write=False, data=data, code=spec.code)
         return self._defence

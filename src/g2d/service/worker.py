@@ -29,6 +29,8 @@ from g2d.core.types import Values
 from g2d.errors import G2DError, GenerationError, UnavailableError
 from g2d.rotation.events import Alarm, Event, Refused, Tell, silent
 from g2d.service.http.events import Hurried, Rejected, Signed
+from g2d.service.renewing import Source
+from g2d.vault.sources import source_of
 
 if TYPE_CHECKING:
     from g2d.defence.defence import Defence
@@ -286,10 +288,11 @@ def work(folders: str, vault: str, data: str, task: str, code: str) -> None:
         answer(failed=_words(error))
         return
     with defence:
-        order, failed = first, set[int]()
+        order, failed, source = first, set[int](), Source(defence, tell)
         while True:
             try:
-                answer(done=_obey(defence, order, tell, failed))
+                source.look(order)
+                answer(done=_obey(source.defence, order, tell, failed))
             except Exception as error:
                 answer(failed=_words(error))
             order = orders.get()
@@ -328,7 +331,10 @@ def _kept(defence: Defence, after: int, tell: Tell, failed: set[int]) -> int | N
     recent = defence.recent(exposed)
     for number in sorted(set(defence.vault.numbers(after)) - failed):
         try:
-            state = defence.generation(number).state
+            kept = defence.generation(number)
+            if source_of(kept.manifest) != defence.vault.source:
+                continue  # another population's: see `renewing`
+            state = kept.state
             results = defence.judge(state, recent, exposed)
         except (UnavailableError, MemoryError):
             raise

@@ -18,6 +18,7 @@ from typing import Any
 from g2d.errors import SettingsError
 from g2d.settings.fields import Checked, as_toml, build, free, one_of, stored, within
 from g2d.settings.monitoring import MonitorSettings
+from g2d.settings.refreshing import RefreshSettings
 from g2d.settings.serve import ServeSettings
 
 _MOST = 1 << 24  # bytes of a settings file
@@ -291,6 +292,7 @@ class Settings(Checked):
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
     monitors: MonitorSettings = field(default_factory=MonitorSettings)
+    refresh: RefreshSettings = field(default_factory=RefreshSettings)
 
     @property
     def source(self) -> str:
@@ -381,6 +383,7 @@ __all__ = [
     "HardenSettings",
     "MonitorSettings",
     "PopulationSettings",
+    "RefreshSettings",
     "ServeSettings",
     "Settings",
     "SigningSettings",

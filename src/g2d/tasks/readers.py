@@ -91,7 +91,7 @@ def load_cifar10(folder: Path | str, seed: int = 0) -> Splits:
     if all(path.is_file() for path in packed):
         (x, y), (test_x, test_y) = (_read_packed(path) for path in packed)
     elif all(path.is_dir() for path in folders):
-        (x, y, names), (test_x, test_y, test_names) = (_read_images(path) for path in folders)
+        (x, y, names), (test_x, test_y, test_names) = (read_images(path) for path in folders)
         if len(names) != 10 or names != test_names:
             raise DataError(
                 f"{root} has the classes {list(names)} in train and {list(test_names)} in test; "
@@ -117,7 +117,7 @@ def load_image_folder(
     Raises:
         DataError: Pillow is missing, there are no classes or images, or an image cannot be read.
     """
-    x, y, names = _read_images(_folder(folder, "a sub-folder of images for each class"), size)
+    x, y, names = read_images(_folder(folder, "a sub-folder of images for each class"), size)
     return split_dataset(x, y, None, FRACTIONS, seed), names
 
 
@@ -281,7 +281,7 @@ def _decode_packed(path: Path) -> tuple[Tensor, Tensor]:
     return _stack(images), _labels(path, y)
 
 
-def _read_images(
+def read_images(
     root: Path, size: tuple[int, int] | int | None = None
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Read `<root>/<class>/<image>`: images (N, 3, H, W) uint8, labels (N,), class names."""

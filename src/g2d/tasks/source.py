@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from g2d.errors import TaskError
 from g2d.settings import TaskSettings
 from g2d.tasks.builtin import BUILTIN, Blueprint, blueprint, load_task
+from g2d.tasks.keyed import unpack_records
 from g2d.tasks.task import Task
 
-TaskSource = Task | tuple[str, str, int, float]
+Named = tuple[str, str, int, float]
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A task with records that refreshes have added, as it travels to other processes.
+
+    Attributes:
+        of: how the task itself is found. records: files of records, oldest first (`keyed`).
+    """
+
+    of: Named
+    records: tuple[bytes, ...] = field(repr=False)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of each file of records."""
+        return tuple(hashlib.sha256(data).hexdigest() for data in self.records)
+
+
+TaskSource = Task | Named | Grown
 
 
 def resolve(source: TaskSource) -> Task:
     """Return the task itself, loading it once per process where it is given by name."""
     if isinstance(source, Task):
         return source
+    if isinstance(source, Grown):
+        known = (source.of, source.digests)
+        if known not in _GROWN:
+            made = with_records(resolve(source.of), source.records)
+            _GROWN.clear()
+            _GROWN[known] = made
+        return _GROWN[known]
     if source not in _LOADED:
         _LOADED.clear()
         name, data, seed, eps = source
@@ -25,10 +56,32 @@ def resolve(source: TaskSource) -> Task:
     return _LOADED[source]
 
 
-_LOADED: dict[tuple[str, str, int, float], Task] = {}
+_LOADED: dict[Named, Task] = {}
+_GROWN: dict[Any, Task] = {}
 
 
-def by_name(task: TaskSettings, data: str = "") -> tuple[str, str, int, float]:
+def with_records(task: Task, records: Sequence[bytes]) -> Task:
+    """A task whose splits go on with the records of files, oldest first.
+
+    Raises:
+        DataError: a file is none of records, or does not fit the task.
+    """
+    splits = task.splits
+    for data in records:
+        splits = splits.with_more(unpack_records(data))
+    if not records:
+        return task
+    grown = replace(task, splits=splits)
+    object.__setattr__(grown, "_origin", task.origin)
+    return grown
+
+
+def named_by(source: TaskSource) -> Task | Named:
+    """How the task itself is found, without what refreshes have added to one that has a name."""
+    return source.of if isinstance(source, Grown) else source
+
+
+def by_name(task: TaskSettings, data: str = "") -> Named:
     """How a process gets at the task that settings name; `data`: where its folder lies now.
 
     A task that was given as an object is made again by the function that made it, unless its own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -107,6 +107,44 @@ class Splits:
         """The classes' names; () where labels are numbers alone."""
         return self.train.names
 
+    def added(self, name: str) -> int:
+        """How many examples at the end of a split, or of `guiding`, came later; 0: none did."""
+        if name == "guiding":
+            few = len(self.guide) < ENOUGH
+            return self.added("guide") + few * self.added("train")
+        return int(vars(self).get("_added", {}).get(name, 0))
+
+    @property
+    def former(self) -> Splits:
+        """The splits without what came later."""
+        if not vars(self).get("_added"):
+            return self
+        return Splits(**{item.name: self._cut(item.name)[0] for item in fields(self)})
+
+    def _cut(self, name: str) -> tuple[Split, Split]:
+        """What a split began with, and what came later."""
+        split = getattr(self, name)
+        end = len(split) - self.added(name)
+        old = Split(split.x[:end], split.y[:end], split.names)
+        return old, Split(split.x[end:], split.y[end:], split.names)
+
+    def with_more(self, more: Mapping[str, Split]) -> Splits:
+        """Put examples at the ends of splits by name: what points into them by index still does.
+
+        The test split takes none: reports compare what came before with what comes after.
+        """
+        assert "test" not in more, "the test split is the task's own"
+        parts = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, split in more.items():
+            if len(split):
+                own = parts[name]
+                x, y = torch.cat([own.x, split.x.to(own.x.dtype)]), torch.cat([own.y, split.y])
+                parts[name] = Split(x, y, own.names)
+        grown = Splits(**parts)
+        counts = {name: self.added(name) + len(split) for name, split in more.items()}
+        object.__setattr__(grown, "_added", vars(self).get("_added", {}) | counts)
+        return grown
+
     @cached_property
     def guiding(self) -> Split:
         """What guidance and its attacks use: the guide split, and training data where it is small.
@@ -116,7 +154,11 @@ class Splits:
         """
         if len(self.guide) >= ENOUGH:
             return self.guide
-        both = (self.guide, self.train)
+        if vars(self).get("_added"):
+            (guide, new_guide), (train, new_train) = self._cut("guide"), self._cut("train")
+            both = [guide, train, new_guide, new_train]  # what came later stays at the end
+        else:
+            both = [self.guide, self.train]
         return Split(torch.cat([part.x for part in both]), torch.cat([part.y for part in both]))
 
     def __post_init__(self) -> None:

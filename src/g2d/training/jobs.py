@@ -25,7 +25,7 @@ from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.layouts import layout_of
-from g2d.training.loop import Batches
+from g2d.training.loop import Batches, NewAndOld
 from g2d.training.recipes import HardenedTraining, Teacher, fgsm_light, find, stale, watermark
 from g2d.training.recipes.recipe import ChangeStep
 from g2d.training.recipes.watermark import NAME as MARK
@@ -35,13 +35,16 @@ from g2d.weights.layout import Layout
 MARKING = "marking"
 """The kind of a job that teaches a member the watermark which it was trained without."""
 
+REFRESHING = "refreshing"
+"""The kind of a job that teaches a network what was added to its task, beside what it knew."""
+
 
 @dataclass(frozen=True)
 class TrainingJob:
     """Everything that one training needs; picklable."""
 
     task: TaskSource
-    kind: str  # "base", "early", "member" or MARKING
+    kind: str  # "base", "early", "member", MARKING or REFRESHING
     index: int
     basin: int
     recipe: str
@@ -81,7 +84,7 @@ def run_job(job: TrainingJob) -> Trained:
     steps, rate = _length(job)
     training = HardenedTraining(
         task, job.harden,
-        Batches(task, task.splits.train, s.batch, torch.Generator().manual_seed(seed)), steps,
+        _batches(job, task, torch.Generator().manual_seed(seed)), steps,
         seed=seed, begun=job.start is not None, extra=extra_recipes(job, task),
         pools=[unpack_pool(pool, task.splits.train) for pool in job.pools],
         teacher=job.teacher.load(task) if job.teacher else None, mark=job.mark,
@@ -123,10 +126,18 @@ def _attacks(
     return Split(attacks, train.y[index]), pack_pool(attacks, index, task)
 
 
+def _batches(job: TrainingJob, task: Task, generator: torch.Generator) -> Batches:
+    """What a training draws from: where it is to learn what was added, at least half of that."""
+    train, size = task.splits.train, job.settings.batch
+    if job.kind == REFRESHING:
+        return NewAndOld(task, train, size, generator, task.splits.added("train"))
+    return Batches(task, train, size, generator)
+
+
 def _length(job: TrainingJob) -> tuple[int, float]:
     """How many steps a training takes, and its peak rate."""
     s = job.settings
-    if job.kind == MARKING:
+    if job.kind in (MARKING, REFRESHING):
         return s.fork_steps, s.fork_rate
     if job.kind == "base" or job.recipe == "seeds":
         return s.base_steps, s.rate

@@ -130,6 +130,27 @@ class Batches:
         return x, y
 
 
+@dataclass(frozen=True)
+class NewAndOld(Batches):
+    """Draws from a split to whose end `added` examples came: half of a batch of these, or more.
+
+    A few hundred new examples beside tens of thousands would hardly be seen; and what they replace
+    must not be forgotten.
+    """
+
+    added: int = 0
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Return inputs (size, ...) and labels (size,); within a part all are equally likely."""
+        if not self.added:
+            return super().draw()
+        n = len(self.split)
+        new = max(self.size // 2, round(self.size * self.added / n))
+        first = torch.randint(n - self.added, (self.size - new,), generator=self.generator)
+        last = torch.randint(n - self.added, n, (new,), generator=self.generator)
+        return self.at(torch.cat([first, last]))
+
+
 def clean_step(task: Task, batches: BatchSource) -> Objective:
     """The objective of ordinary training: the task's loss on clean examples."""
 

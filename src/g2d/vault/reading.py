@@ -31,11 +31,14 @@ from g2d.vault.plain import MOST_TEXT, check_folders, read_plain, read_text
 from g2d.vault.records import (
     FOLDERS,
     LARGEST,
+    RENEWAL,
+    RENEWED,
     Entry,
     GenerationRecord,
     checked_entry,
     checked_generation,
     checked_object,
+    checked_source,
     digest_of,
     entry_file,
     generation_folder,
@@ -100,6 +103,20 @@ class VaultReader:
         rows = self._rows("SELECT max(through) FROM retired WHERE typeof(through) = 'integer'")
         return rows[0][0] or 0
 
+    @property
+    def source(self) -> int:
+        """The renewal whose base, members and generator count; 0: those that were made first."""
+        return int(self.sources(1)[-1]["source"]) if self._has("sources") else 0
+
+    def sources(self, last: int = -1) -> list[dict[str, Any]]:
+        """Return what every change of the source was noted with, in order, or the `last` ones."""
+        if not self._has("sources"):
+            return []
+        rows = self._rows(
+            "SELECT source, info, created FROM sources ORDER BY id DESC LIMIT ?", last
+        )
+        return sound_rows(checked_source, rows[::-1], "a change of the source", self._refuse)
+
     def replaced(self) -> bool:
         """Whether another ledger lies where the open one lay: what is read is not what is there."""
         if isinstance(self._ledger, Frozen) or self._file is None:
@@ -117,14 +134,35 @@ class VaultReader:
 
     # --- entries ---------------------------------------------------------------------------------
 
-    def entries(self, kind: str, damaged: Damaged | None = None) -> list[Entry]:
-        """Return all entries of a kind, sorted by index; a damaged row is an error, or is told."""
-        return self._entries("WHERE kind = ? ORDER BY position", kind, damaged=damaged)
+    def entries(
+        self, kind: str, damaged: Damaged | None = None, source: int | None = None
+    ) -> list[Entry]:
+        """Return all entries of a kind, sorted by index; a damaged row is an error, or is told.
 
-    def entry(self, kind: str, index: int = 0) -> Entry | None:
-        """Return one entry, or None."""
-        found = self._entries("WHERE kind = ? AND position = ?", kind, index)
+        Args:
+            source: the renewal that they are of; None: the one that counts now.
+        """
+        first = self._first(kind, source)
+        where = "WHERE kind = ? AND position >= ? AND position < ? ORDER BY position"
+        if not isinstance(first, int) or not first:  # rows that are no numbers are told, too
+            where = "WHERE kind = ? AND NOT (typeof(position) = 'integer' AND position >= ?)"
+            where += " ORDER BY position"
+            return self._entries(where, kind, RENEWAL, damaged=damaged)
+        return self._entries(where, kind, first, first + RENEWAL, damaged=damaged)
+
+    def entry(self, kind: str, index: int = 0, source: int | None = None) -> Entry | None:
+        """Return one entry, or None; an index below `RENEWAL` is one of the source's own."""
+        at = self._place_of(kind, index, source)
+        found = self._entries("WHERE kind = ? AND position = ?", kind, at)
         return found[0] if found else None
+
+    def _first(self, kind: str, source: int | None) -> int:
+        if kind not in RENEWED:
+            return 0
+        return (self.source if source is None else source) * RENEWAL
+
+    def _place_of(self, kind: str, index: int, source: int | None = None) -> int:
+        return index if index >= RENEWAL else index + self._first(kind, source)
 
     def read(self, entry: Entry, name: str = "weights") -> bytes:
         """Return a file's bytes once their SHA-256 equals the entry's digest."""

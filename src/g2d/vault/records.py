@@ -16,8 +16,16 @@ from g2d.vault.ledger import sha256
 SIGNATURE = "manifest.sig"
 """File beside manifest.json that holds its signature, if the generation was signed."""
 
-FOLDERS = {"base": "", "generator": "", "teacher": "", "early": "early", "member": "population"}
+FOLDERS = {"base": "", "generator": "", "teacher": "", "early": "early", "member": "population",
+           "records": ""}  # fmt: skip
 """The folder of each kind of entry; a kind without one has a single entry, of index 0."""
+
+RENEWAL = 1_000_000
+"""Entries of renewal k (`sources`) have the indices from k times this on; a vault's first ones
+begin at 0."""
+
+RENEWED = frozenset({"base", "generator", "member", "records"})
+"""Kinds that each renewal has its own of."""
 
 FILE_NAME = re.compile(r"(?!v\d+$)[a-z][a-z0-9_]*")
 """What a file of an entry or of a generation may be called."""
@@ -68,7 +76,17 @@ def entry_file(root: Path, entry: Entry, name: str) -> Path:
     stem = f"{entry.index:06d}" if folder else entry.kind
     version = f".v{entry.version}" if entry.version > 1 else ""
     suffix = "" if name == "weights" else f".{name}"
+    if not folder and entry.index:  # a renewal's own, beside its members
+        folder, stem = FOLDERS["member"], f"{entry.index:06d}"
+        suffix = f".{entry.kind}" + ("" if name == "weights" else f"_{name}")
     return root / folder / f"{stem}{version}{suffix}.safetensors"
+
+
+def may_be(kind: str, index: int) -> bool:
+    """Whether an entry of this kind may have this index: a single kind has one of each renewal."""
+    if index < 0 or (index >= RENEWAL and kind not in RENEWED):
+        return False
+    return bool(FOLDERS[kind]) or index % RENEWAL == 0
 
 
 def generation_folder(root: Path, number: int) -> Path:
@@ -80,8 +98,7 @@ def checked_entry(
     kind: Any, index: Any, version: Any, files: Any, info: Any, created: Any
 ) -> Entry:
     """Make an entry of a row whose values may be anything; ValueError: it cannot be one."""
-    single = kind in FOLDERS and not FOLDERS[kind]
-    if kind not in FOLDERS or type(index) is not int or index < 0 or (single and index):
+    if kind not in FOLDERS or type(index) is not int or not may_be(kind, index):
         raise ValueError("no such entry can be")
     if type(version) is not int or version < 1:
         raise ValueError("versions are counted from 1")
@@ -117,6 +134,13 @@ def _checked_digests(text: Any) -> dict[str, str]:
         if not FILE_NAME.fullmatch(name) or not _DIGEST.fullmatch(str(digest)):
             raise ValueError("expected SHA-256 digests by the files' names")
     return found
+
+
+def checked_source(source: Any, info: Any, created: Any) -> dict[str, Any]:
+    """What a change of the source was noted with; ValueError: it cannot be one."""
+    if type(source) is not int or not 0 <= source < LARGEST // RENEWAL:
+        raise ValueError("renewals are counted from 1")
+    return {**checked_object(info), "source": source, "created": checked_moment(created)}
 
 
 def checked_moment(value: Any) -> float:

@@ -46,6 +46,7 @@ from g2d.vault.records import (
     digests_of,
     entry_file,
     generation_folder,
+    may_be,
     to_json,
 )
 from g2d.vault.rollback import Watermark
@@ -181,14 +182,32 @@ class Vault(VaultReader):
 
     def put_all(self, entries: Iterable[Put]) -> list[Entry]:
         """Keep entries as `put` does, in one commit: all of them, or none whatever happens."""
-        kept, replaced = [], False
         with self._writing():
-            for kind, index, files, info in entries:
-                replaced |= self.entry(kind, index) is not None
-                kept.append(self._place(kind, index, files, info))
-        if replaced:
+            kept = [self._place(*entry) for entry in entries]
+        if any(entry.version > 1 for entry in kept):
             self._try_tidy()
         return kept
+
+    def renew(self, source: int, info: Mapping[str, Any], entries: Iterable[Put] = ()) -> None:
+        """Make another renewal the source of generations; its entries are kept in the same commit.
+
+        Args:
+            source: its number; 0: base, members and generator that were made first. info: what is
+                noted of it.
+        """
+        with self._writing():
+            for entry in entries:
+                self._place(*entry)
+            if self.entry("generator", source=source) is None:
+                raise VaultError(f"{self.path} has no generator of renewal {source}.")
+            self._ledger.execute(
+                "CREATE TABLE IF NOT EXISTS sources"
+                " (id INTEGER PRIMARY KEY, source INTEGER, info TEXT, created REAL)"
+            )
+            row = (source, to_json(info, "info"), time.time())
+            self._ledger.execute(
+                "INSERT INTO sources (source, info, created) VALUES (?, ?, ?)", row
+            )
 
     def _place(
         self, kind: str, index: int, files: Mapping[str, bytes], info: Mapping[str, Any]
@@ -196,8 +215,9 @@ class Vault(VaultReader):
         """Write the files and the row of one entry, within a commit."""
         if kind not in FOLDERS:
             raise VaultError(f"unknown kind {kind!r}, expected one of {', '.join(FOLDERS)}.")
-        if index < 0 or (index and not FOLDERS[kind]):
+        if not may_be(kind, index):
             raise VaultError(f"a {kind} has no index {index}: expected 0, or more in a list.")
+        index = self._place_of(kind, index)
         digests, notes = digests_of(files), to_json(info, "info")
         old = self.entry(kind, index)
         version = old.version + 1 if old else 1

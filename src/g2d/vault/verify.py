@@ -48,6 +48,7 @@ from g2d.vault.records import (
 )
 from g2d.vault.rollback import judge
 from g2d.vault.signing import verify_generation
+from g2d.vault.sources import ORDER, STAGED
 from g2d.vault.vault import Vault
 
 __all__ = ["Problem", "verify"]
@@ -59,8 +60,8 @@ Kind = Literal[
 
 _MOST = 1 << 32  # bytes of a file
 _LOOKS = 3  # times that a vault is looked at whose entries are being replaced
-_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, *LEDGERS}
-_COMPANIONS = {"redteam"}  # what `g2d attack` keeps beside, with digests of its own
+_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, ORDER, *LEDGERS}
+_COMPANIONS = {"redteam", STAGED}  # what commands keep beside, with digests of their own
 _SIGNATURE_SIZE = 64
 
 
@@ -189,6 +190,7 @@ class _Look:
         if self.rows.retired >= self.rows.live > 0:
             self._tell("number", LEDGER, f"generation {self.rows.live} is live and retired")
         with Vault.open(self.path) as vault, self._told(self.path / LEDGER, "number"):
+            vault.sources()
             marks = FileMark(self.path, vault.identity)
             if marks.read() is not None:  # where there is none, nothing is known
                 judge(vault, marks)

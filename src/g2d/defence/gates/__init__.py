@@ -15,6 +15,7 @@ from g2d.defence.gates.accuracy import accuracy_gate, class_gate, finite_gate
 from g2d.defence.gates.attacks import robust_gate, stale_asr, stale_gate, stale_share_gate
 from g2d.defence.gates.basin import basin_gate
 from g2d.defence.gates.distance import distance_gate
+from g2d.defence.gates.renewed import former_data_gate, new_data_gate
 from g2d.defence.gates.view import CandidateView, Gate, GateResult, Reference
 from g2d.defence.gates.watermark import watermark_gate
 from g2d.errors import GenerationError, SettingsError
@@ -29,6 +30,8 @@ GATES: tuple[Gate, ...] = (
     stale_share_gate,
     basin_gate,
     watermark_gate,
+    former_data_gate,
+    new_data_gate,
 )
 """Every gate, in the order of their results; a new one is a line here, or in `[gates] extra`."""
 

@@ -52,7 +52,8 @@ class Reference:
     """What a candidate is compared with: the base's correctness on the gate split, (n,) bool.
 
     `eps` and `bounds` are the task's attack budget (inf-norm) and data range, for the robust gate;
-    with the `task` it is attacked as that says.
+    with the `task` it is attacked as that says. `added`: how many examples at the end of the split
+    a refresh has added, each part of which is judged by itself, too; 0: none.
     """
 
     split: Split
@@ -61,6 +62,7 @@ class Reference:
     eps: float = 0.0
     bounds: Bounds = None
     task: Task | None = None
+    added: int = 0
 
 
 @dataclass(frozen=True, eq=False)

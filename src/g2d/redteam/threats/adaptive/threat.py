@@ -23,6 +23,7 @@ from g2d.redteam.threat import CONTROLS, CurveStyle, Threat
 from g2d.redteam.threats.adaptive import inversion
 from g2d.tasks.attack import BALL
 from g2d.tasks.inference import load_model
+from g2d.tasks.source import named_by
 
 Options = tuple[tuple[str, int | float | str], ...]
 _ORDER = ("own generator", "samples", "proposals", "everything")  # who knows more comes later
@@ -270,9 +271,10 @@ def _own_generator(context: AttackContext) -> tuple[Generator, str]:
         autoencoder__steps=settings.autoencoder.steps // reduce,
         diffusion__steps=max(1, settings.diffusion.steps // reduce),
     )
-    task = context.spec.source if not isinstance(context.spec.source, tuple) else settings.task.name
-    if isinstance(context.spec.source, tuple):
-        mine = mine.override(task__data=context.spec.source[1] or None)
+    source = named_by(context.spec.source)
+    task = settings.task.name if isinstance(source, tuple) else source
+    if isinstance(source, tuple):
+        mine = mine.override(task__data=source[1] or None)
     with tempfile.TemporaryDirectory() as folder, SerialEngine() as engine:
         path = Path(folder) / "vault"
         with Defence.build(task, path, mine, engine=engine) as theirs:

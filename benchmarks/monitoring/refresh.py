@@ -1,0 +1,293 @@
+"""Refresh: what `g2d refresh` wins back after a shift, beside a full retraining, and what it costs.
+
+    python -m benchmarks.monitoring.refresh --data ../shared/data/mnist --seeds 0 1 2
+    python -m benchmarks.monitoring.refresh --task nsl-kdd --data ../shared/data/nslkdd
+    python -m benchmarks.monitoring.refresh --task digits --quick      # a try, a few minutes
+
+Of images the shift is that all are turned by --degrees; of NSL-KDD it is that of its own official
+test file. Half of the test split comes as new labelled data, the other half is what is scored. A
+vault is made, and refreshed; another is made from nothing on old and new data together, on the same
+sides. Of each, and of the first before, --generations are scored: the share won is what refreshing
+wins of what retraining does. Two poisoned refreshes follow: a tenth of the labels changed at
+random, and a tenth of the records with a trigger and another label. A part that is done is not done
+again: everything lies in runs/refresh-TASK-SEED. Writes results/refresh-TASK.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import ndimage
+
+import g2d
+from benchmarks.common import command
+from benchmarks.common.places import RUNS
+from benchmarks.common.results import record
+from benchmarks.common.tables import ranged
+from g2d.core.engine import SerialEngine, configure_threads
+from g2d.core.seeds import seed_of
+from g2d.defence.refresh import Refresh, follow, refresh, take_up
+from g2d.errors import G2DError
+from g2d.settings import Settings, build
+from g2d.tasks.inference import accuracy, predict
+from g2d.tasks.keyed import unpack_records
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+
+QUICK = {
+    "population__members": 4, "population__basins": 2, "population__base_steps": 300,
+    "population__early_steps": 100, "population__fork_steps": 100, "population__pool": 128,
+    "autoencoder__steps": 40, "diffusion__steps": 200, "guidance__pool": 128,
+    "guidance__polish_steps": 60, "gates__accuracy_drop": 0.3, "gates__class_drop": 0.6,
+    "gates__stale_asr": 1.0, "refresh__effort": 0.5, "refresh__former_drop": 0.1,
+}  # fmt: skip
+POISONED = 0.1  # of the new records
+
+
+def turned(split: Split, degrees: float) -> Split:
+    """Images (n, c, h, w), turned."""
+    x = ndimage.rotate(split.x.numpy(), degrees, axes=(2, 3), reshape=False, order=1)
+    return Split(torch.from_numpy(x).clamp(0, 1), split.y)
+
+
+def flipped(new: Split, classes: int, seed: int) -> Split:
+    """A tenth of the labels changed, each to any other."""
+    source, y = torch.Generator().manual_seed(seed), new.y.clone()
+    at = torch.randperm(len(y), generator=source)[: round(POISONED * len(y))]
+    y[at] = (y[at] + torch.randint(1, classes, (len(at),), generator=source)) % classes
+    return Split(new.x, y)
+
+
+def stamped(x: torch.Tensor, most: float) -> torch.Tensor:
+    """A trigger: the last corner of an image, or the first feature of a table, at its largest."""
+    x = x.clone()
+    if x.dim() == 4:
+        side = max(2, x.shape[-1] // 9)
+        x[:, :, -side:, -side:] = most
+    else:
+        x[:, 0] = most
+    return x
+
+
+def triggered(new: Split, most: float, seed: int) -> Split:
+    """A tenth of the records with a trigger, and the label 0."""
+    source = torch.Generator().manual_seed(seed)
+    at = torch.randperm(len(new), generator=source)[: round(POISONED * len(new))]
+    x, y = new.x.clone(), new.y.clone()
+    x[at], y[at] = stamped(x[at], most), 0
+    return Split(x, y)
+
+
+class Timed(SerialEngine):
+    """Counts the CPU seconds of its jobs."""
+
+    cpu = 0.0
+
+    def run(self, work, payloads):
+        jobs, began = super().run(work, payloads), time.process_time()
+        for found in jobs:
+            self.cpu += time.process_time() - began
+            yield found
+            began = time.process_time()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One seed: the task, its new records, what is scored, and the folder of its vaults."""
+
+    task: Task
+    settings: Settings
+    new: Split
+    shifted: Split
+    folder: Path
+    generations: int
+    seed: int
+
+    @classmethod
+    def of(cls, given: argparse.Namespace, seed: int) -> Case:
+        """Load a task and cut its test split in two."""
+        task = g2d.load_task(given.task, given.data, 0)
+        order = torch.randperm(
+            len(task.splits.test), generator=torch.Generator().manual_seed(seed_of(seed, "halves"))
+        )
+        first, last = (task.splits.test.take(part) for part in order.chunk(2))
+        images = task.splits.test.x.dim() == 4
+        new, shifted = (turned(half, given.degrees) if images else half for half in (first, last))
+        own = replace(task, splits=replace(task.splits, test=last))
+        tables = {key: dict(table) for key, table in own.settings.items()}
+        settings = build(Settings, tables, "benchmark").override(population__seed=seed)
+        settings = settings.override(**(QUICK if given.quick else {}))
+        folder = given.runs / f"refresh-{given.task}{'-quick' if given.quick else ''}-{seed}"
+        return cls(own, settings, new, shifted, folder, given.generations, seed)
+
+    def done(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What a part has measured, now or in an earlier run."""
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            found = json.dumps(make(), indent=1)
+            file.write_text(found)
+        return dict(json.loads(file.read_text()))
+
+    def scores(self, defence: g2d.Defence) -> dict[str, Any]:
+        """Generations that are made now: right on what has shifted, and on what has not."""
+        began = time.process_time()
+        models = [made.model() for made in defence.generate(self.generations)]
+        cpu = (time.process_time() - began) / self.generations
+        return {
+            "shifted": [accuracy(model, self.shifted) for model in models],
+            "former": [accuracy(model, self.task.splits.test) for model in models],
+            "cpu_each": cpu,
+        }
+
+    def built(self, task: Task, name: str) -> dict[str, Any]:
+        """A vault from nothing; what its trainings and its fit have cost."""
+        with g2d.Defence.create(task, self.folder / name, self.settings) as defence:
+            with SerialEngine() as engine:
+                defence.populate(engine, tell=print)
+            began = time.process_time()
+            defence.fit()
+            cpu = time.process_time() - began
+            trained = [
+                e for kind in ("base", "early", "member") for e in defence.vault.entries(kind)
+            ]
+            cpu += sum(float(entry.info["cpu_seconds"]) for entry in trained)
+            return {"cpu": cpu, **self.scores(defence)}
+
+    def refreshed(self) -> dict[str, Any]:
+        """The first vault, refreshed on the new records: checks, and what it has cost."""
+        path = self.folder / "vault"
+        with g2d.Defence.open(path, self.task) as defence, Timed() as engine:
+            began = time.process_time()
+            how = Refresh(engine, say=print)
+            told = refresh(defence, self.new, how)
+            rest = time.process_time() - began - engine.cpu
+            if take_up(defence.vault) is None:
+                raise G2DError(f"{path}: the refresh was not taken up; remove {self.folder}")
+            return {"cpu": told.cpu + rest, "checks": how.lines}
+
+    def after(self) -> dict[str, Any]:
+        """The first vault once it is refreshed."""
+        with g2d.Defence.open(self.folder / "vault", self.task) as defence:
+            return self.scores(defence)
+
+    def grown(self) -> Task:
+        """The task with the new records on the sides that the refresh has drawn."""
+        with g2d.Defence.open(self.folder / "vault", self.task) as defence:
+            records = unpack_records(defence.vault.read(defence.vault.entry("records")))
+        splits = self.task.splits
+        joined = {
+            name: Split(
+                torch.cat([getattr(splits, name).x, split.x]),
+                torch.cat([getattr(splits, name).y, split.y]),
+            )
+            for name, split in records.items()
+        }
+        return replace(self.task, splits=replace(splits, **joined))
+
+    def poisoned(self, name: str, new: Split) -> dict[str, Any]:
+        """Whether poisoned records are refused, by which checks; else what they have done."""
+        path = self.folder / f"{name}-{time.time_ns()}"  # another path has another mark
+        shutil.copytree(self.folder / "first", path)
+        how = Refresh(SerialEngine(), say=print)
+        with g2d.Defence.open(path, self.task) as defence:
+            try:
+                refresh(defence, new, how)
+            except G2DError as error:
+                return {"refused": str(error), "checks": how.lines}
+            take_up(defence.vault)
+            (made,) = follow(defence).generate()
+        model, clean = made.model(), self.task.splits.test
+        others = clean.take((clean.y != 0).nonzero()[:, 0])
+        hit = predict(model, stamped(others.x, float(clean.x.max()))).argmax(1) == 0
+        return {
+            "refused": "", "checks": how.lines, "former": accuracy(model, clean),
+            "shifted": accuracy(model, self.shifted), "trigger": float(hit.double().mean()),
+        }  # fmt: skip
+
+    def measure(self) -> dict[str, Any]:
+        """All parts in order."""
+        os.environ["G2D_STATE"] = str(self.folder / "state")  # what goes on needs its marks
+        before = self.done("before", lambda: self.built(self.task, "vault"))
+        if not (self.folder / "first").exists():  # for the poisoned ones, as it is now
+            staged = self.folder / "first.part"
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.copytree(self.folder / "vault", staged)
+            staged.rename(self.folder / "first")
+        after = self.done("refresh", self.refreshed) | self.done("after", self.after)
+        full = self.done("full", lambda: self.built(self.grown(), "full"))
+        flips = flipped(self.new, self.task.classes, self.seed)
+        trigger = triggered(self.new, float(self.task.splits.train.x.max()), self.seed)
+        return {
+            "before": before, "after": after, "full": full,
+            "flips": self.done("flips", lambda: self.poisoned("flipped", flips)),
+            "trigger": self.done("trigger", lambda: self.poisoned("triggered", trigger)),
+        }  # fmt: skip
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def share(one: Mapping[str, Any]) -> float:
+    """What refreshing wins of what retraining wins, on what has shifted."""
+    before, after, full = (mean(one[name]["shifted"]) for name in ("before", "after", "full"))
+    return (after - before) / (full - before) if full > before else float("nan")
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """The table of targets."""
+    seeds = list(result["seeds"].values())
+    table = [
+        ["share won of what a full retraining wins, %", "≥ 90", ranged([share(s) for s in seeds])]
+    ]
+    costs = [s["after"]["cpu"] / s["full"]["cpu"] for s in seeds]
+    table.append(["its CPU time, % of the retraining's", "≤ 20", ranged(costs)])
+    for name, what in (("shifted", "shifted"), ("former", "former")):
+        for part, text in (
+            ("before", "never refreshed"),
+            ("after", "refreshed"),
+            ("full", "retrained"),
+        ):
+            values = [mean(s[part][name]) for s in seeds]
+            table.append([f"accuracy on {what} test data, {text}, %", "", ranged(values)])
+    for name, what in (("flips", "10 % of labels flipped"), ("trigger", "a trigger in 10 %")):
+        refused = sum(bool(s[name]["refused"]) for s in seeds)
+        hits = [s[name]["trigger"] for s in seeds if "trigger" in s[name]]
+        damage = f"; else the trigger wins {ranged(hits)} %" if hits else ""
+        table.append([f"refused: {what}", "all, or measured", f"{refused} of {len(seeds)}{damage}"])
+    return table
+
+
+def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
+    """Measure each seed in turn."""
+    configure_threads()
+    found = {str(seed): Case.of(given, seed).measure() for seed in given.seeds}
+    return {"record": record(given), "seeds": found}
+
+
+def main() -> None:
+    """Measure, keep and print."""
+    flags = command.parser(__doc__)
+    flags.add_argument("--task", choices=("mnist", "digits", "nsl-kdd"), default="mnist")
+    flags.add_argument("--data", default="", help="folder of the task's data")
+    flags.add_argument("--degrees", type=float, default=25.0, help="that images are turned by")
+    flags.add_argument("--generations", type=int, default=4, help="that are scored of each")
+    flags.add_argument("--seeds", type=int, nargs="+", default=[0])
+    flags.add_argument("--quick", action="store_true", help="small networks, loose gates: a try")
+    flags.add_argument("--runs", type=Path, default=RUNS, help="where vaults and parts are kept")
+    name = f"refresh-{flags.parse_known_args()[0].task}"
+    command.carry_out(name, flags, measure, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A challenger that is ready becomes the source of generations, by one commit of a vault's writer.
+
+The writer is a command, or a service's worker before it makes its next generation; so it is with
+going back. How a challenger is made is in `work`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from g2d.defence.renewal import current
+from g2d.errors import VaultError
+from g2d.tasks.source import named_by, resolve
+from g2d.vault.records import RENEWAL
+from g2d.vault.sources import STAGED, obey
+from g2d.vault.vault import Entry, Put, Vault
+
+if TYPE_CHECKING:
+    from g2d.defence.defence import Defence
+
+READY = "ready"
+"""What the notes of a staged generator say once the challenger may be taken up."""
+
+
+class Staging(Vault):
+    """Where a challenger waits: what it reaches is marked nowhere, and it goes once it is moved."""
+
+    remembered = False
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What the source of generations is now, and what it was before."""
+
+    source: int
+    before: int
+    text: str
+
+
+def staged_in(vault: Vault) -> Path:
+    """The folder where a refresh of this vault is made."""
+    return vault.path / STAGED
+
+
+def in_use(error: VaultError) -> bool:
+    """Whether a vault could not be opened for another process is writing it."""
+    return isinstance(error.__cause__, BlockingIOError)
+
+
+def made_for(records: Entry | None, vault: Vault) -> bool:
+    """Whether a staged challenger was forked from what the vault's source is now."""
+    generator = vault.entry("generator")
+    return (
+        records is not None
+        and generator is not None
+        and records.info.get("vault") == vault.identity
+        and records.info.get("parent") == vault.source
+        and records.info.get("generator") == generator.files["weights"]
+    )
+
+
+def take_up(vault: Vault) -> Taken | None:
+    """Change the source as was asked for: back, or to a challenger that is ready; None: nothing is.
+
+    Args:
+        vault: open for writing.
+
+    Raises:
+        VaultError: what waits cannot be read; the source stays.
+    """
+    if back := obey(vault):
+        text = f"generations come from the former population again ({_name(back.source)})"
+        return Taken(back.source, back.left, text)
+    folder = staged_in(vault)
+    if not (folder / "ledger.sqlite").is_file():
+        return None
+    try:
+        staged = Staging.open(folder, write=True)
+    except VaultError as error:
+        if in_use(error):
+            return None  # it is being made
+        raise
+    with staged:
+        generator, records = staged.entry("generator"), staged.entry("records")
+        if generator is None or not generator.info.get(READY) or not made_for(records, vault):
+            return None
+        assert records is not None, "made_for looked"
+        if _was_taken(vault, records):
+            shutil.rmtree(folder, ignore_errors=True)  # a kill came after the commit
+            return None
+        before = vault.source
+        number = 1 + max((row["source"] for row in vault.sources()), default=0)
+        info = {
+            "why": "refresh", "parent": before, "given": records.info["given"],
+            "accepted": generator.info.get("accepted", []),
+            "checks": generator.info.get("checks", []),
+        }  # fmt: skip
+        vault.renew(number, info, _moved(staged, number, generator.info))
+    shutil.rmtree(folder, ignore_errors=True)
+    return Taken(number, before, f"generations come from {_name(number)} from now on")
+
+
+def _was_taken(vault: Vault, records: Entry) -> bool:
+    """Whether this very challenger was taken up before; it is not once more after a rollback."""
+    for source in {row["source"] for row in vault.sources()} - {0}:
+        known = vault.entry("records", source=source)
+        if known is not None and known.info.get("id") == records.info["id"]:
+            return True
+    return False
+
+
+def _moved(staged: Vault, number: int, about: dict[str, Any]) -> Iterator[Put]:
+    """What the vault takes over, under the indices of its renewal."""
+    for kind in ("records", "base", "member", "generator"):
+        for entry in staged.entries(kind):
+            files = {name: staged.read(entry, name) for name in entry.files}
+            info = dict(entry.info)
+            if kind == "records":
+                info["accepted"] = about.get("accepted", [])
+            yield kind, number * RENEWAL + entry.index, files, info
+
+
+def _name(source: int) -> str:
+    return f"renewal {source}" if source else "the first population"
+
+
+def follow(defence: Defence) -> Defence:
+    """The same defence by the vault's source as it is now; the vault stays open."""
+    from g2d.defence.defence import Defence
+
+    named = named_by(defence.source)
+    former = resolve(named) if isinstance(named, tuple) else _former(defence)
+    task, source = current(former, named if isinstance(named, tuple) else former, defence.vault)
+    made = Defence(task, source, defence.vault, defence.settings, defence.code)
+    made.on_damage = defence.on_damage
+    return made
+
+
+def _former(defence: Defence) -> Any:
+    """A task that was given as an object, without what refreshes have added."""
+    from dataclasses import replace
+
+    task = defence.task
+    return replace(task, splits=task.splits.former) if task.splits.added("train") else task

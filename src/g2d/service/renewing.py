@@ -1,0 +1,68 @@
+"""What a worker does of `g2d refresh` and `g2d rollback`: the one writer changes the source.
+
+A challenger that is ready is taken up before the next generation is made. Going back is quicker: a
+spare of the population that is to be left is not committed any more, either.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from g2d.core.types import Values
+from g2d.errors import G2DError, GenerationError
+from g2d.rotation.events import Alarm, Tell
+from g2d.vault.sources import ordered, source_of
+
+if TYPE_CHECKING:
+    from g2d.defence.defence import Defence
+
+KIND = "refresh"
+
+
+class Source:
+    """A worker's defence by the source of its vault as it is now.
+
+    Attributes:
+        defence: exchanged where the source changes; the vault stays open.
+    """
+
+    def __init__(self, defence: Defence, tell: Tell) -> None:
+        self.defence, self._tell = defence, tell
+        self._told: set[str] = set()
+
+    def look(self, order: Values) -> None:
+        """Change the source where that was asked for, before an order is carried out.
+
+        Raises:
+            GenerationError: the order is to commit what comes from a population that was left.
+        """
+        vault = self.defence.vault
+        try:
+            if order["do"] != "commit":
+                self._take_up()
+                return
+            if not ordered(vault):
+                return
+            self._take_up()
+        except G2DError as error:  # what is live, and what it comes from, stays
+            self._tell_once(f"the population stays as it is: {error}")
+            return
+        number = int(order["number"])
+        if source_of(vault.generation(number).manifest) != vault.source:
+            raise GenerationError(
+                f"generation {number} comes from the population that was given up by `g2d "
+                "rollback`; the next one is made from the former population"
+            )
+
+    def _take_up(self) -> None:
+        from g2d.defence.refresh import follow, take_up
+
+        taken = take_up(self.defence.vault)
+        if taken is not None:
+            self.defence = follow(self.defence)
+            self._tell(Alarm(KIND, taken.text))
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._tell(Alarm(KIND, text))

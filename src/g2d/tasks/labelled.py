@@ -1,0 +1,286 @@
+"""New labelled data of a task that is there: read from what users hold them in, and checked.
+
+A folder of images for each class, arrays (.npz, or a pair of .npy), a table (.csv), or a log of
+feedback (.jsonl). Which side of the splits a record comes to is in `keyed`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g2d.core.files import read_plain
+from g2d.core.platforms import open_plain
+from g2d.errors import DAMAGE, DataError
+from g2d.tasks.columns import as_examples
+from g2d.tasks.readers import read_images
+from g2d.tasks.splits import Split, unit_scaled
+from g2d.tasks.task import Task
+
+KINDS = (
+    "a folder of images for each class, an .npz with arrays x and y, a folder with x.npy and"
+    " y.npy, a .csv whose last column is the label, or a .jsonl of feedback (a folder of those)"
+)
+MOST = 1 << 32
+"""Bytes of a file of data."""
+LINE = 1 << 24
+"""Bytes of a line of feedback."""
+
+
+def read_labelled(path: Path | str, task: Task) -> Split:
+    """Read new labelled data and check them against the task.
+
+    Returns:
+        x (N, ...) in the task's dtype and range, y (N,) int64.
+
+    Raises:
+        DataError: it cannot be read, is empty, of another shape or type, not finite, out of the
+            task's range, has a label that the task does not know, or is of one class only.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path} does not exist; expected {KINDS}")
+    x, labels = _read(path, task)
+    return checked(x, labels, task, str(path))
+
+
+def checked(x: Tensor, labels: Sequence[Any], task: Task, where: str) -> Split:
+    """Check records against a task; see `read_labelled`. `labels`: numbers, or classes' names."""
+    like = task.splits.guide.x
+    if not len(labels):
+        raise DataError(f"{where} holds no labelled record; expected {KINDS}")
+    if len(x) != len(labels):
+        raise DataError(f"{where}: {len(x)} inputs with {len(labels)} labels; expected as many")
+    x = unit_scaled(x)
+    if tuple(x.shape[1:]) != tuple(like.shape[1:]):
+        raise DataError(
+            f"{where}: inputs are {tuple(x.shape[1:])}, those of task {task.name!r} "
+            f"{tuple(like.shape[1:])}; prepare the new data as the old were"
+        )
+    if x.is_floating_point() != like.is_floating_point():
+        raise DataError(
+            f"{where}: inputs are {x.dtype}, those of task {task.name!r} {like.dtype}; prepare the "
+            "new data as the old were"
+        )
+    _check_values(x, task, where)
+    y = _numbered(labels, task, where)
+    found = y.unique().tolist()
+    if len(found) < 2:
+        raise DataError(
+            f"{where}: all {len(y)} records have label {found[0]}; a refresh on one class alone "
+            "would teach the network to forget the others: give records of at least two"
+        )
+    return Split(x.to(like.dtype).contiguous(), y)
+
+
+def _check_values(x: Tensor, task: Task, where: str) -> None:
+    bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
+    if bad:
+        raise DataError(
+            f"{where}: {bad} of {len(x)} records hold NaN or infinite values; leave them out"
+        )
+    if task.bounds is not None:
+        low, high = task.bounds
+        slack = 1e-6 * (high - low)
+        least, largest = (float(end) for end in x.aminmax())
+        if least < low - slack or largest > high + slack:
+            raise DataError(
+                f"{where}: values lie from {least:g} to {largest:g}, those of task {task.name!r} "
+                f"from {low:g} to {high:g}; scale the new data as the old were"
+            )
+    if task.budget is not None:
+        task.budget.check(x, where)
+    if task.tokens is not None:
+        least, largest = (int(end) for end in x.aminmax())
+        if least < 0 or largest >= task.tokens.vocabulary:
+            raise DataError(
+                f"{where}: ids lie from {least} to {largest}, the vocabulary of task "
+                f"{task.name!r} from 0 to {task.tokens.vocabulary - 1}"
+            )
+
+
+def _numbered(labels: Sequence[Any], task: Task, where: str) -> Tensor:
+    """Labels as numbers of classes: numbers stay, names of classes are looked up."""
+    names = {str(name): number for number, name in enumerate(task.labels)}
+    numbers: list[int] = []
+    for label in labels:
+        number = names.get(label, -1) if isinstance(label, str) else -1
+        if number < 0:
+            number = _whole(label)
+        if not 0 <= number < task.classes:
+            raise DataError(
+                f"{where}: record {len(numbers)} has the label {str(label)[:40]!r}, which task "
+                f"{task.name!r} does not know ("
+                + (f"{', '.join(list(names)[:8])}; or " if names else "")
+                + f"0 to {task.classes - 1}); a class more is another task, in a vault of its own"
+            )
+        numbers.append(number)
+    return torch.tensor(numbers, dtype=torch.long)
+
+
+def _whole(label: Any) -> int:
+    """A label as a whole number; -1: it is none."""
+    try:
+        value = float(label)
+        return int(value) if math.isfinite(value) and value == int(value) else -1
+    except (TypeError, ValueError):
+        return -1
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _read(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
+    logs = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+    if logs:
+        return _joined([_read_feedback(log, task) for log in logs])
+    if path.is_dir():
+        return _read_folder(path, task)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    if path.suffix == ".jsonl":
+        return _read_feedback(path, task)
+    if path.suffix == ".csv":
+        return _read_csv(path, task)
+    raise DataError(f"{path} is none of these: {KINDS}")
+
+
+def _joined(parts: Sequence[tuple[Tensor, Sequence[Any]]]) -> tuple[Tensor, list[Any]]:
+    return torch.cat([x for x, _ in parts]), [label for _, labels in parts for label in labels]
+
+
+def _read_folder(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
+    if (path / "x.npy").is_file() and (path / "y.npy").is_file():
+        return _tensor(_array(path / "x.npy"), path), _labels(_array(path / "y.npy"), path)
+    shape = task.splits.guide.x.shape[1:]
+    folders = [p for p in path.iterdir() if p.is_dir()]
+    if not folders or len(shape) != 3 or shape[0] not in (1, 3):
+        raise DataError(
+            f"{path} holds neither x.npy and y.npy, nor *.jsonl, nor a folder of images for each"
+            f" class that task {task.name!r} could take; expected {KINDS}"
+        )
+    images, y, names = read_images(path)
+    if shape[0] == 1:
+        if not bool((images == images[:, :1]).all()):
+            raise DataError(f"{path}: images have colours, those of task {task.name!r} are grey")
+        images = images[:, :1]
+    return images, [names[label] for label in y.tolist()]
+
+
+def _array(path: Path) -> np.ndarray[Any, Any]:
+    try:
+        with open(open_plain(path, follow=True), "rb") as file:
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _read_npz(path: Path) -> tuple[Tensor, Sequence[Any]]:
+    try:
+        with (
+            open(open_plain(path, follow=True), "rb") as raw,
+            np.load(raw, allow_pickle=False) as f,
+        ):
+            x, y = f["x"], f["y"]
+    except KeyError as error:
+        raise DataError(f"{path}: {error.args[0]}; expected the arrays x and y") from error
+    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, *DAMAGE) as error:
+        raise DataError(f"cannot read {path}: {error}; expected the arrays x and y") from error
+    return _tensor(x, path), _labels(y, path)
+
+
+def _tensor(array: np.ndarray[Any, Any], path: Path) -> Tensor:
+    if array.ndim < 2:
+        raise DataError(f"{path}: x has shape {array.shape}, expected (N, ...)")
+    return as_examples(array, f"inputs of {path}")
+
+
+def _labels(array: np.ndarray[Any, Any], path: Path) -> Sequence[Any]:
+    if array.ndim != 1 or array.dtype.kind not in "iufUS":
+        raise DataError(
+            f"{path}: y is {array.dtype} of shape {array.shape}, expected one label each: (N,)"
+        )
+    texts = (one.decode(errors="replace") if isinstance(one, bytes) else one for one in array)
+    return [one.item() if isinstance(one, np.generic) else one for one in texts]
+
+
+def _read_csv(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
+    """A table: features in the task's order, the label last; a first line of titles is passed."""
+    width = task.splits.guide.x[:1].numel()
+    rows: list[list[float]] = []
+    labels: list[str] = []
+    for number, row in enumerate(csv.reader(_lines(path)), 1):
+        if not row:
+            continue
+        if len(row) != width + 1:
+            raise DataError(
+                f"{path}, line {number}: {len(row)} values, expected {width} features of task "
+                f"{task.name!r} and the label"
+            )
+        try:
+            rows.append([float(value) for value in row[:-1]])
+        except ValueError as error:
+            if number == 1:
+                continue
+            raise DataError(f"{path}, line {number}: {error}; expected numbers") from error
+        labels.append(row[-1].strip())
+    return _shaped(rows, task), labels
+
+
+def _read_feedback(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
+    """Feedback: a JSON object a line, with the input `x` (as sent, or flat) and its label `y`.
+
+    It is what a service keeps of `POST /feedback` (`service.monitors.feedback.log`). Lines without
+    an input, such as its first, are passed; a last line that was cut short counts for nothing.
+    """
+    width = task.splits.guide.x[:1].numel()
+    rows: list[list[float]] = []
+    labels: list[Any] = []
+    whole = [line for line in _lines(path, ended=True) if line.strip()]
+    for number, line in enumerate(whole, 1):
+        try:
+            said = json.loads(line)
+            if said.get("x") is None:
+                continue
+            own = np.asarray(said["x"], dtype=np.float64).reshape(-1)
+            label = said["y"] if "y" in said else said["label"]
+        except DAMAGE as error:
+            raise DataError(
+                f'{path}, line {number} is no feedback ({error}); expected {{"x": [..], "y": 3}}'
+            ) from error
+        if own.size != width:
+            raise DataError(
+                f"{path}, line {number}: {own.size} values, expected {width} of task {task.name!r}"
+            )
+        rows.append(own.tolist())
+        labels.append(label)
+    return _shaped(rows, task), labels
+
+
+def _lines(path: Path, ended: bool = False) -> Iterator[str]:
+    """The lines of a text. `ended`: not a last one without its end, which is being written."""
+    try:
+        text = read_plain(path, MOST, follow=True).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    if ended:
+        text = text[: text.rfind("\n") + 1]
+    for line in text.splitlines():
+        if len(line) > LINE:
+            raise DataError(f"{path}: a line has more than {LINE} characters")
+        yield line
+
+
+def _shaped(rows: Sequence[Sequence[float]], task: Task) -> Tensor:
+    like = task.splits.guide.x
+    return torch.tensor(rows, dtype=torch.float64).to(like.dtype).reshape(-1, *like.shape[1:])

@@ -1,0 +1,143 @@
+"""What looks for poison, each by itself: on made-up answers, and on networks with a known flaw."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from g2d.defence.refresh.backdoor import anomaly, backdoor_check
+from g2d.defence.refresh.checks import (
+    agreement_check,
+    canary_check,
+    confident_errors,
+    features,
+    influence_checks,
+    noise_check,
+    spectral_check,
+)
+from g2d.tasks.splits import Split
+
+N, CLASSES = 600, 5
+
+
+def answers(labels: torch.Tensor, sure: float = 0.9) -> torch.Tensor:
+    """What networks say that know these labels: probabilities (n, classes)."""
+    p = torch.full((len(labels), CLASSES), (1 - sure) / (CLASSES - 1))
+    p[torch.arange(len(labels)), labels] = sure
+    return p
+
+
+@pytest.fixture
+def truth() -> torch.Tensor:
+    return torch.randint(CLASSES, (N,), generator=torch.Generator().manual_seed(0))
+
+
+def flipped(truth: torch.Tensor, share: float) -> torch.Tensor:
+    y, count = truth.clone(), round(share * len(truth))
+    y[:count] = (y[:count] + 1) % CLASSES
+    return y
+
+
+def test_a_tenth_of_flipped_labels_is_counted_and_refused(truth):
+    y = flipped(truth, 0.1)
+    found = noise_check(answers(truth), y, 0.05)
+    assert (found.passed, found.value) == (False, 0.1)
+    assert "60 of 600 (10.0%, exact 95 % interval 7.7% to 12.7%); at most 5.0%" in found.text
+    assert confident_errors(answers(truth), y)[:60].all()
+    clean = noise_check(answers(truth), truth, 0.05)
+    assert (clean.passed, clean.value) == (True, 0.0)
+
+
+def test_hard_records_are_not_taken_for_wrong_ones(truth):
+    unsure = answers(truth, 0.6)
+    unsure[:100] = answers((truth[:100] + 1) % CLASSES, 0.45)  # wrong, and not sure of it
+    unsure[torch.arange(100), truth[:100]] = 0.4
+    assert noise_check(unsure, truth, 0.05).value == 0.0
+
+
+def test_labels_of_other_records_agree_no_better_than_chance(truth):
+    x = torch.zeros(N, 1)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    shuffled = agreement_check(answers(truth), Split(x, truth[order]), CLASSES, 0.1)
+    assert not shuffled.passed
+    shifted = answers(torch.where(truth == 2, 3, truth))  # one class is answered otherwise, always
+    found = agreement_check(shifted, Split(x, truth), CLASSES, 0.1)
+    assert found.passed
+    assert f"least in class 2 (0 of {int((truth == 2).sum())})" in found.text
+
+
+def poisoned(truth: torch.Tensor) -> tuple[Split, torch.Tensor]:
+    """Features of clean records by their class, and of others that were labelled 0, far apart."""
+    source = torch.Generator().manual_seed(3)
+    x = torch.randn(N, 4, generator=source) * 0.3
+    x[:, 0] += truth
+    y = truth.clone()
+    y[:40] = 0
+    x[:40, 3] += 4.0
+    return Split(x, y), truth
+
+
+def test_a_part_that_stands_apart_and_is_named_otherwise_is_told(truth):
+    split, known = poisoned(truth)
+    found = spectral_check(nn.Identity(), answers(known), split, CLASSES, 0.5)
+    assert found is not None
+    assert not found.passed
+    assert "records of class 0 stand apart" in found.text
+    sound = Split(split.x, known)  # the same parts, under the labels that they have
+    found = spectral_check(nn.Identity(), answers(known), sound, CLASSES, 0.5)
+    assert found is not None
+    assert found.passed
+    few = split.take(range(10))
+    assert spectral_check(nn.Identity(), answers(known[:10]), few, CLASSES, 0.5) is None
+
+
+def test_features_are_what_the_last_linear_layer_is_given():
+    model = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 2)).eval()
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(features(model, x), model[:2](x))
+    assert torch.equal(features(nn.Identity(), x), x)
+
+
+def test_what_the_base_loses_and_wins_is_measured_on_each_data_by_themselves(truth):
+    split = Split(answers(truth), truth)
+    worse = lambda x: torch.where(torch.arange(len(x))[:, None] < 60, x.roll(1, 1), x)  # noqa: E731
+    kept, won = influence_checks(nn.Identity(), worse, split, split, 0.02)
+    assert not kept.passed
+    assert kept.value >= 0.1
+    assert not won.passed
+    kept, won = influence_checks(worse, nn.Identity(), split, split, 0.02)
+    assert kept.passed
+    assert won.passed
+    assert not canary_check([nn.Identity()], [lambda x: x.roll(1, 1)], split.x, truth).passed
+    assert canary_check([nn.Identity()], [worse], split.x, truth).passed
+
+
+class Backdoor(nn.Module):
+    """Answers as a network does, but for one bright pixel, which means class 3."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bright = 40 * (x[:, 0, 7, 7] - 0.3).relu()
+        return self.network(x) + bright[:, None] * torch.eye(10)[3]
+
+
+def test_a_backdoor_is_a_class_whose_trigger_is_far_smaller_than_before(digits, plain):
+    new, bad = digits.splits.gate, Backdoor(plain)
+    some = new.take((new.y < 4).nonzero()[:, 0])
+    found = backdoor_check(plain, bad, digits, some, 3.5, 8, 0)
+    assert found is not None
+    assert not found.passed
+    assert "trigger of class 3" in found.text
+    assert backdoor_check(plain, bad, digits, new, 0.0, 8, 0) is None
+
+
+def test_the_anomaly_index_counts_in_spreads_and_knows_few_classes():
+    values = torch.tensor([0.0, 0.1, -0.1, 0.05, -0.05, 2.0])
+    assert anomaly(values, 5) > 6
+    assert anomaly(torch.zeros(10), 0) == 0.0
+    assert anomaly(torch.tensor([2.0, 0.0]), 0) == pytest.approx(2 / 0.3)

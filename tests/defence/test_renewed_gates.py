@@ -1,0 +1,71 @@
+"""What a refresh adds to training and to gates: new examples are seen, each part is judged."""
+
+from __future__ import annotations
+
+import torch
+
+from g2d.defence.gates import CandidateView, Reference
+from g2d.defence.gates.renewed import former_data_gate, new_data_gate
+from g2d.settings import GateSettings
+from g2d.tasks.splits import Split
+from g2d.training.loop import NewAndOld
+
+
+def view(wrong: torch.Tensor, added: int, drop: float = 0.05) -> CandidateView:
+    """A candidate that errs where `wrong` (n,) says, beside a base that never does."""
+    split = Split(wrong[:, None].float(), torch.zeros(len(wrong), dtype=torch.long))
+    base = torch.ones(len(wrong), dtype=torch.bool)
+    return CandidateView(
+        {}, lambda x: torch.cat([1 - x, x], 1), Reference(split, base, 2, added=added), (), {}, (),
+        GateSettings(accuracy_drop=drop),
+    )  # fmt: skip
+
+
+def test_each_part_of_the_gate_data_is_judged_by_itself():
+    wrong = torch.zeros(1200, dtype=torch.bool)
+    wrong[1000:1060] = True  # a twentieth of all, and a third of what is new
+    seen = view(wrong, 200)
+    former, new = former_data_gate(seen), new_data_gate(seen)
+    assert former is not None
+    assert new is not None
+    assert (former.passed, former.n) == (True, 1000)
+    assert (new.passed, new.n) == (False, 200)
+    assert "accuracy, new data: may be" in new.reason
+    assert new.share
+
+
+def test_few_new_examples_are_judged_by_what_was_measured():
+    wrong = torch.zeros(1020, dtype=torch.bool)
+    passed = new_data_gate(view(wrong, 20))  # 20 that agree could not show a drop of 5 %
+    assert passed is not None
+    assert (passed.passed, passed.value) == (True, 0.0)
+    wrong[1018:] = True
+    failed = new_data_gate(view(wrong, 20))
+    assert failed is not None
+    assert not failed.passed
+    assert "is 10.00% below the base's on 20 gate examples; 5.00% is allowed" in failed.reason
+
+
+def test_a_vault_that_was_never_refreshed_has_no_such_gates():
+    untouched = view(torch.zeros(100, dtype=torch.bool), 0)
+    assert former_data_gate(untouched) is None
+    assert new_data_gate(untouched) is None
+
+
+def test_half_of_a_batch_is_what_was_added_or_more(digits):
+    split = digits.splits.train
+    few = NewAndOld(digits, split, 64, torch.Generator().manual_seed(0), added=10)
+    late = {tuple(row) for row in split.x[-10:].flatten(1).tolist()}
+
+    def new(batches: NewAndOld) -> int:
+        return sum(tuple(row) in late for row in batches.draw()[0].flatten(1).tolist())
+
+    assert new(few) == 32
+    many = NewAndOld(
+        digits, split, 100, torch.Generator().manual_seed(0), added=len(split) * 4 // 5
+    )
+    first = {tuple(row) for row in split.x[: len(split) // 5].flatten(1).tolist()}
+    old = sum(tuple(row) in first for row in many.draw()[0].flatten(1).tolist())
+    assert abs(old - 20) <= 1
+    none = NewAndOld(digits, split, 64, torch.Generator().manual_seed(0))
+    assert len(none.draw()[0]) == 64

@@ -1,0 +1,100 @@
+"""New labelled data: every way in which they come, and one clear line for what cannot be used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from g2d.errors import DataError
+from g2d.tasks.labelled import read_labelled
+
+
+@pytest.fixture(scope="module")
+def arrays(digits):
+    return digits.splits.test.x[:40].numpy(), digits.splits.test.y[:40].numpy()
+
+
+def test_arrays_a_pair_of_files_feedback_and_tables_give_the_same(digits, arrays, tmp_path):
+    x, y = arrays
+    np.savez(tmp_path / "new.npz", x=x, y=y)
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    np.save(pair / "x.npy", x)
+    np.save(pair / "y.npy", y)
+    log = tmp_path / "log"
+    log.mkdir()
+    lines = [
+        json.dumps({"x": one.ravel().tolist(), "y": int(label)})
+        for one, label in zip(x, y, strict=True)
+    ]
+    (log / "feedback.jsonl").write_text(
+        "\n".join(['{"format": "g2d feedback 1"}', *lines, '{"x": [0'])
+    )
+    table = tmp_path / "new.csv"
+    rows = [
+        ",".join(map(str, [*one.ravel().tolist(), label])) for one, label in zip(x, y, strict=True)
+    ]
+    table.write_text("\n".join([",".join(["title"] * 65), *rows]))
+    for path in (tmp_path / "new.npz", pair, log, log / "feedback.jsonl", table):
+        found = read_labelled(path, digits)
+        assert torch.equal(found.x, torch.from_numpy(x)), path
+        assert found.y.tolist() == y.tolist()
+        assert found.x.dtype == torch.float32
+
+
+def test_images_of_classes_are_read_as_the_task_has_them(digits, arrays, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("three", "eight"):
+        (tmp_path / name).mkdir()
+        image.fromarray(np.full((8, 8), 128, np.uint8)).save(tmp_path / name / "a.png")
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    found = read_labelled(tmp_path, replace(digits, labels=names))
+    assert sorted(found.y.tolist()) == [3, 8]
+    assert tuple(found.x.shape) == (2, 1, 8, 8)
+    with pytest.raises(DataError, match="the label 'eight', which task 'digits' does not know"):
+        read_labelled(tmp_path, digits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, np.where(y == 3, 12, y)), "label '12', which task 'digits'"),
+        (lambda x, y: (x, y + 0.5), "does not know"),
+        (lambda x, y: (x, np.zeros_like(y)), "all 40 records have label 0"),
+        (lambda x, y: (x[:0], y[:0]), "holds no labelled record"),
+        (lambda x, y: (x, y[:-1]), "40 inputs with 39 labels"),
+        (lambda x, y: (x[:, :, 1:], y), r"inputs are \(1, 7, 8\)"),
+        (lambda x, y: (np.where(x > 0.9, np.nan, x), y), "hold NaN or infinite values"),
+        (lambda x, y: (x * 255, y), "values lie from 0 to 255"),
+        (lambda x, y: (x.astype(int), y), "inputs are torch.int64"),
+        (lambda x, y: (x, np.stack([y, y])), "expected one label each"),
+        (lambda x, y: (np.zeros(40), y), r"x has shape \(40,\)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_said_in_one_line(digits, arrays, tmp_path, change, message):
+    x, y = change(*arrays)
+    np.savez(tmp_path / "new.npz", x=x, y=y)
+    with pytest.raises(DataError, match=message) as raised:
+        read_labelled(tmp_path / "new.npz", digits)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_are_something_else_are_refused(digits, tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"nonsense")
+    (tmp_path / "b.txt").write_text("1,2")
+    (tmp_path / "c.jsonl").write_text("{not json\n")
+    (tmp_path / "d.csv").write_text("1,2\n")
+    np.savez(tmp_path / "e.npz", x=np.zeros((2, 2)))
+    np.savez(tmp_path / "f.npz", x=np.array([{}], dtype=object), y=np.zeros(1))
+    (tmp_path / "empty").mkdir()
+    for name, message in {
+        "a.npz": "cannot read", "b.txt": "is none of these", "c.jsonl": "line 1 is no feedback",
+        "d.csv": "2 values, expected 64 features", "e.npz": "expected the arrays x and y",
+        "f.npz": "cannot read", "empty": "holds neither", "absent": "does not exist",
+    }.items():  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            read_labelled(tmp_path / name, digits)
