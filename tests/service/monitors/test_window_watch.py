@@ -84,9 +84,7 @@ def test_an_older_one_whose_time_has_ended_leaves_with_an_alarm_and_that_is_note
     live = Window(old, policy, 3, noted.append)
     fake, now = Fake(3), [4.0]
     rotation = Rotation(live, fake, fake, Triggers(), into(watched.told))
-    monitor = Monitor(
-        live, watched.copies, rotation, Metrics(rotation.status), 0.0, lambda: now[0]
-    )
+    monitor = Monitor(live, watched.copies, rotation, Metrics(rotation.status), 0.0, lambda: now[0])
     monitor.start()
     try:
         now[0] = 6.0
