@@ -234,9 +234,9 @@ class Sticky(_Policy):
             now = self._now()
             self._expire(now)
             pin, seen = self._pinned.get(client), self._seen.get(client)
-            if pin is not None and pin.number:
-                if held is None or pin.number in held or pin.number in live:
-                    return (pin.number,)
+            kept = pin is not None and pin.number in (*(held or ()), *live)
+            if pin is not None and pin.number and (held is None or kept):
+                return (pin.number,)
             least = max(pin.number if pin else 0, seen.number if seen else 0)
             newer = [number for number in live if number >= least]
             if not newer:  # a rotation came between two looks at what is live: the next look sees

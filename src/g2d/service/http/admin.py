@@ -39,8 +39,11 @@ class AlarmRequest(BaseModel):
     text: str = Field(max_length=500)
     rotate: bool = True
     level: Level = "warning"
-    client: str = Field("", max_length=_NAME, description="Whose queries it is about, as alarms and"
-                        " the log name clients; a warning or a critical alarm pins it.")  # fmt: skip
+    client: str = Field(
+        "",
+        max_length=_NAME,
+        description="Whose queries it is about, as alarms and the log name clients.",
+    )
 
 
 class ReleaseRequest(BaseModel):
