@@ -203,8 +203,8 @@ class Sticky(_Policy):
     A client moves when what it sees is live no more, or to a newer one that its hash prefers; to
     that at most once in `period` seconds. `pin` keeps it where it is for `hold` seconds from then;
     what it does meanwhile prolongs nothing, so that no retired generation is held for longer. Where
-    what it is pinned to answers nobody any more, it is kept on what answers it next, until then. Its
-    numbers never fall. Nothing here outlives the process but what the hash says: whoever was
+    what it is pinned to answers nobody any more, it is kept on what answers it next, until then.
+    Its numbers never fall. Nothing here outlives the process but what the hash says: whoever was
     pinned, or had waited for its period, is where its hash says after a restart.
 
     Args:
