@@ -91,11 +91,11 @@ def test_a_pinned_client_stays_where_it_is_for_a_bounded_time_that_nothing_prolo
         clock.now = float(second)
         live = [10 + second, 11 + second, 12 + second]
         assert policy.choose("mallory", b"", live) == (number,)
-        assert policy.held(live, 3) == (number,)
+        assert policy.held([1, 2, 3], 3) == (number,)
         assert policy.pins()[0]["generation"] == number
         policy.pin("mallory")
     clock.now = 50.0
-    assert policy.held([70, 71], 3) == ()
+    assert policy.held([1, 2, 3], 3) == ()
     assert policy.pins() == []
     assert policy.choose("mallory", b"", [70, 71])[0] >= 70
 
@@ -109,8 +109,44 @@ def test_others_move_while_one_is_pinned_and_one_that_was_never_seen_is_pinned_t
     first = policy.choose("mallory", b"", [1, 2, 3])
     assert policy.choose("mallory", b"", [7, 8, 9]) == first
     assert policy.choose("alice", b"", [7, 8, 9])[0] >= 7
-    policy.release("mallory")  # what it was pinned to is held no longer
+    assert policy.release("mallory")
+    assert not policy.release("mallory")
     assert policy.choose("mallory", b"", [7, 8, 9])[0] >= 7
+
+
+def test_a_suspect_whose_generation_is_gone_is_pinned_to_what_it_sees_next() -> None:
+    policy = made("sticky", clock := Clock(), period=0.0, hold=50.0)
+    policy.choose("mallory", b"", [1, 2, 3], ())
+    clock.now = 1.0
+    policy.pin("mallory", "late")  # a rotation was quicker than the alarm
+    (number,) = policy.choose("mallory", b"", [7, 8, 9], ())
+    assert number >= 7
+    (pin,) = policy.pins()
+    assert pin == {"client": "mallory", "why": "late", "generation": number, "seconds": 50.0}
+    clock.now = 50.0
+    assert policy.choose("mallory", b"", [17, 18, 19], (number,)) == (number,)
+    clock.now = 51.0
+    assert policy.pins() == [], "nothing prolongs it"
+
+
+def test_a_batch_that_began_before_a_rotation_ends_no_pin() -> None:
+    policy = made("sticky", Clock(), period=0.0)
+    clients = [f"c{k}" for k in range(40)]
+    for client in clients:
+        policy.choose(client, b"", [5, 6, 7], ())
+        policy.pin(client)
+    pins = policy.pins()
+    for client in clients:
+        assert policy.choose(client, b"", [3, 4], ())[0] <= 4
+    assert policy.pins() == pins
+
+
+def test_of_many_pins_the_last_are_told() -> None:
+    policy = made("sticky")
+    for k in range(9):
+        policy.pin(f"m{k}")
+    assert [pin["client"] for pin in policy.pins(2)] == ["m7", "m8"]
+    assert len(policy.pins()) == 9
 
 
 def test_a_bound_on_what_is_held_keeps_the_newest() -> None:
@@ -119,8 +155,9 @@ def test_a_bound_on_what_is_held_keeps_the_newest() -> None:
     for k, live in enumerate([[1], [2], [3], [4]]):
         policy.choose(f"m{k}", b"", live)
         policy.pin(f"m{k}")
-    assert policy.held([4, 5], 2) == (2, 3)
-    assert policy.held([4, 5], 0) == ()
+    assert policy.held([1, 2, 3], 2) == (2, 3)
+    assert policy.held([1, 2], 2) == (1, 2), "what is gone takes no place"
+    assert policy.held([1, 2, 3], 0) == ()
 
 
 def test_what_was_chosen_of_an_older_look_does_not_bring_a_client_back() -> None:

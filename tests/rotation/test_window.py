@@ -82,14 +82,68 @@ def test_no_more_are_held_than_are_live_and_whose_was_let_go_moves_upwards():
         assert live.choose(f"m{k}", b"")[0].number in numbers(live)
 
 
+def test_many_suspects_do_not_free_the_first_of_them():
+    live = window(1, live=1)
+    live.choose("mallory", b"")
+    live.pin("mallory")
+    for number in range(2, 9):  # an account for each rotation, so that hers is let go
+        live.choose(f"m{number}", b"")
+        live.pin(f"m{number}")
+        live.swap(snapshot(number))
+    moved = live.choose("mallory", b"")[0].number
+    assert moved > 1
+    assert "mallory" in {pin["client"] for pin in live.pins()}
+    live.swap(snapshot(9))
+    assert live.choose("mallory", b"")[0].number == moved
+
+
+def test_pins_to_what_is_gone_take_no_place_of_what_is_held():
+    live = window(1, live=1)
+    live.choose("mallory", b"")
+    live.pin("mallory")
+    for number in (2, 3):
+        live.swap(snapshot(number))
+        live.choose(f"m{number}", b"")
+    live.swap(snapshot(4))
+    live.pin("m3")  # when 3 was retired already
+    live.swap(snapshot(5))
+    assert live.choose("mallory", b"")[0].number == 1
+
+
+def test_the_oldest_that_is_live_is_noted_when_it_has_changed_and_once():
+    noted, failing = [], []
+
+    def note(first: int) -> None:
+        noted.append(first)
+        if failing:
+            raise OSError(failing.pop())
+
+    settings = ServeSettings(policy="vote", live=3)
+    made = policy_of(settings, bytes(32))
+    live = Window([snapshot(1), snapshot(2), snapshot(3)], made, 3, note)
+    live.remember()
+    assert noted == []
+    assert live.leave(1)
+    live.remember()
+    live.remember()
+    live.swap(snapshot(4))
+    live.swap(snapshot(5))
+    failing.append("full")
+    with pytest.raises(OSError, match="full"):
+        live.remember()
+    live.remember()
+    assert noted == [2, 3]
+
+
 def test_what_has_expired_takes_along_what_is_older_but_the_newest_stays():
     settings = ServeSettings(policy="sticky", live=4)
     made = policy_of(settings, bytes(32), lambda: 0.0)
     live = Window([snapshot(1), snapshot(2, 5.0), snapshot(3), snapshot(4, 5.0)], made, 4)
-    live.tend(4.9)
+    assert live.tend(4.9) == ()
     assert numbers(live) == [1, 2, 3, 4]
-    live.tend(5.0)
+    assert live.tend(5.0) == (2,)
     assert numbers(live) == [3, 4]
+    assert live.tend(6.0) == ()
 
 
 def test_what_nothing_can_heal_leaves_with_what_is_older_but_never_the_newest():

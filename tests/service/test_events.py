@@ -32,6 +32,7 @@ from g2d.service.http.events import (
     HeldOff,
     Hurried,
     Rejected,
+    Released,
     ReplicaJoined,
     RolledOut,
     Serving,
@@ -67,6 +68,7 @@ TOLD = [
     (Rejected(3, (GATE,)), b'{"generation":3,"gates":[' + to_json(GATE) + b"]}"),
     (Hurried("t"), b'{"text":"t"}'),
     (Admin("c", "/admin/rotate"), b'{"client":"c","call":"/admin/rotate"}'),
+    (Released("10.0.0.1", "jwt:a"), b'{"client":"10.0.0.1","who":"jwt:a"}'),
     (WrongToken("c", "/events"), b'{"client":"c","call":"/events"}'),
     (Broken("t"), b'{"text":"t"}'),
     (Stopping(1), b'{"live":1}'),
@@ -96,7 +98,7 @@ TOLD = [
 ]
 NAMES = [
     "spare", "committed", "swap", "refused", "refused", "failed", "alarm", "paused", "resumed",
-    "rejected", "hurried", "admin", "wrong_token", "broken", "stopping", "replica",
+    "rejected", "hurried", "admin", "released", "wrong_token", "broken", "stopping", "replica",
     "rolled out", "signed", "configuration", "start", "serving", "stop", "server", "accepted",
     "older copy", "denied", "access_changed", "crowded", "held_off",
 ]  # fmt: skip

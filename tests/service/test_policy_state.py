@@ -11,7 +11,7 @@ from g2d.errors import VaultError
 from g2d.service.http.startup import refuse_policy_on_ray
 from g2d.service.loader import VaultLoader
 from g2d.service.opening import open_live
-from g2d.service.policy_state import begin
+from g2d.service.policy_state import begin, retire
 from g2d.settings import ServeSettings
 
 STICKY, GLOBAL = ServeSettings(policy="sticky"), ServeSettings()
@@ -45,6 +45,19 @@ def test_what_was_retired_is_not_live_again_whatever_the_settings_become(place):
     assert begin(place, wide, [1, 2, 3, 4, 5, 6, 7])[1] == [4, 5, 6, 7]
     assert begin(place, GLOBAL, [1, 2, 3, 4, 5, 6, 7, 8]) == (b"", [8])
     assert begin(place, wide, [7, 8, 9]) == (secret, [9]), "all but the newest were retired"
+
+
+def test_what_left_while_it_was_served_is_not_live_again_after_a_restart(place):
+    begin(place, STICKY, [1])
+    begin(place, STICKY, [1, 2, 3])
+    retire(place, 3)
+    assert begin(place, STICKY, [1, 2, 3, 4])[1] == [3, 4]
+    retire(place, 2)
+    assert begin(place, STICKY, [1, 2, 3, 4])[1] == [3, 4], "nothing lowers it"
+    begin(place, GLOBAL, [4, 5])
+    retire(place, 9)
+    assert json.loads(file().read_text())["policy"] == "global"
+    retire(place.with_name("other"), 3)  # where nothing is kept, nothing is noted
 
 
 def test_where_the_newest_alone_is_live_nothing_is_kept(place):
@@ -113,3 +126,4 @@ def test_what_is_live_beside_the_newest_is_verified_and_a_damaged_one_left_out(v
         assert found.left_out == (
             f"generation {newest - 1} and what is older are live no more: its digest is another's"
         )
+    assert json.loads(file().read_text())["first"] == newest

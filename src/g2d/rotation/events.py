@@ -125,6 +125,11 @@ class Alarm(Event):
         return not own or self.kind in _OF_QUERIES
 
     @property
+    def suspect(self) -> str:
+        """The client that is under suspicion; "": nobody. A notice is no suspicion."""
+        return (self.client or "") if self.level != "notice" else ""
+
+    @property
     def bought(self) -> bool:
         """Whether queries may have caused it, so that what it may cause needs a bound."""
         return self.closed or self.kind in _FROM_OUTSIDE

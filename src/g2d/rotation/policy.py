@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,16 +31,19 @@ class Policy(Protocol):
     reads: bool
     """Whether `choose` looks at the inputs; where it does not, b"" will do."""
 
-    def choose(self, client: str, x: bytes, live: Sequence[int]) -> tuple[int, ...]:
+    def choose(
+        self, client: str, x: bytes, live: Sequence[int], held: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
         """Return whose answers are combined: one generation's, for all but `vote`.
 
         Args:
             client: who asks, as observers are told. x: the inputs, as `quantised` writes them.
-                live: numbers that may answer, oldest first, at least one.
+                live: numbers that may answer, oldest first, at least one. held: those that answer
+                who is pinned to them, besides; None: whatever anybody is pinned to.
 
         Returns:
-            Numbers in `live`, oldest first; of a pinned client the one that it is pinned to, also
-            where that is live no more: `release` it where nothing holds that any longer.
+            Numbers in `live`, oldest first; of a pinned client the one that it is pinned to. Where
+            that answers nobody any more, the client is pinned to what answers it now.
         """
         ...
 
@@ -47,20 +51,24 @@ class Policy(Protocol):
         """Keep a client under suspicion on what it sees, for a bounded time."""
         ...
 
-    def release(self, client: str) -> None:
-        """Forget a pin."""
+    def release(self, client: str) -> bool:
+        """Forget a pin; return whether there was one."""
         ...
 
-    def held(self, live: Sequence[int], most: int) -> tuple[int, ...]:
-        """Numbers that are not live, and that clients are pinned to: the newest, `most` at most."""
+    def held(self, retired: Sequence[int], most: int) -> tuple[int, ...]:
+        """Of retired numbers those that clients are pinned to: the newest, `most` at most."""
         ...
 
     def tag(self, client: str, numbers: tuple[int, ...]) -> str:
         """Return what a client is told in place of a generation's number."""
         ...
 
-    def pins(self) -> list[dict[str, Any]]:
-        """Who is pinned, why, to what, and for how many seconds more; for operators alone."""
+    def pins(self, most: int | None = None) -> list[dict[str, Any]]:
+        """Who is pinned, why, to what, and for how many seconds more; for operators alone.
+
+        Args:
+            most: of so many the last ones; None: all.
+        """
         ...
 
 
@@ -75,14 +83,15 @@ class _Policy:
     def pin(self, client: str, why: str = "") -> None:
         """Do nothing: nobody has a generation of his own."""
 
-    def release(self, client: str) -> None:
-        """Do nothing: nobody is pinned."""
+    def release(self, client: str) -> bool:
+        """Return False: nobody is pinned."""
+        return False
 
-    def held(self, live: Sequence[int], most: int) -> tuple[int, ...]:
+    def held(self, retired: Sequence[int], most: int) -> tuple[int, ...]:
         """Return (): what is not live answers nobody."""
         return ()
 
-    def pins(self) -> list[dict[str, Any]]:
+    def pins(self, most: int | None = None) -> list[dict[str, Any]]:
         """Return []: nobody is pinned."""
         return []
 
@@ -117,7 +126,9 @@ class _Policy:
 class Global(_Policy):
     """The newest generation answers everybody, and its number is told: it publishes the clock."""
 
-    def choose(self, client: str, x: bytes, live: Sequence[int]) -> tuple[int, ...]:
+    def choose(
+        self, client: str, x: bytes, live: Sequence[int], held: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
         """Return the newest."""
         return (live[-1],)
 
@@ -129,7 +140,9 @@ class Global(_Policy):
 class Vote(_Policy):
     """All live generations answer together: the mean of their scores, or the majority."""
 
-    def choose(self, client: str, x: bytes, live: Sequence[int]) -> tuple[int, ...]:
+    def choose(
+        self, client: str, x: bytes, live: Sequence[int], held: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
         """Return all that are live."""
         return tuple(live)
 
@@ -145,7 +158,9 @@ class Random(_Policy):
         super().__init__(secret)
         self._fresh, self._count, self._mutex = fresh, 0, threading.Lock()
 
-    def choose(self, client: str, x: bytes, live: Sequence[int]) -> tuple[int, ...]:
+    def choose(
+        self, client: str, x: bytes, live: Sequence[int], held: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
         """Return one of the live numbers, each as likely (but for 2^-60)."""
         with self._mutex:
             self._count += 1
@@ -162,7 +177,9 @@ class Keyed(_Policy):
 
     reads = True
 
-    def choose(self, client: str, x: bytes, live: Sequence[int]) -> tuple[int, ...]:
+    def choose(
+        self, client: str, x: bytes, live: Sequence[int], held: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
         """Return the one that the inputs' hash says."""
         return (self._highest(b"input", x, live),)
 
@@ -185,8 +202,9 @@ class Sticky(_Policy):
 
     A client moves when what it sees is live no more, or to a newer one that its hash prefers; to
     that at most once in `period` seconds. `pin` keeps it where it is for `hold` seconds from then;
-    what it does meanwhile prolongs nothing, so that no retired generation is held for longer. Its
-    numbers never fall. Nothing here outlives the process but what the hash says: whoever was
+    what it does meanwhile prolongs nothing, so that no retired generation is held for longer. Where
+    what it is pinned to answers nobody any more, it is kept on what answers it next, until then.
+    Its numbers never fall. Nothing here outlives the process but what the hash says: whoever was
     pinned, or had waited for its period, is where its hash says after a restart.
 
     Args:
@@ -207,16 +225,20 @@ class Sticky(_Policy):
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._pinned: OrderedDict[str, _Pin] = OrderedDict()  # the first to end comes first
 
-    def choose(self, client: str, x: bytes, live: Sequence[int]) -> tuple[int, ...]:
+    def choose(
+        self, client: str, x: bytes, live: Sequence[int], held: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
         """Return the client's own."""
         name = client.encode("utf-8", "surrogatepass")
         with self._mutex:
             now = self._now()
             self._expire(now)
             pin, seen = self._pinned.get(client), self._seen.get(client)
-            if pin is not None and pin.number:
+            kept = pin is not None and pin.number in (*(held or ()), *live)
+            if pin is not None and pin.number and (held is None or kept):
                 return (pin.number,)
-            newer = [number for number in live if seen is None or number >= seen.number]
+            least = max(pin.number if pin else 0, seen.number if seen else 0)
+            newer = [number for number in live if number >= least]
             if not newer:  # a rotation came between two looks at what is live: the next look sees
                 return (self._highest(b"client", name, live),)
             rests = seen is not None and newer[0] == seen.number and now - seen.since < self._period
@@ -237,28 +259,30 @@ class Sticky(_Policy):
                 if len(self._pinned) > _PINNED:
                     self._pinned.popitem(last=False)
 
-    def release(self, client: str) -> None:
-        """Forget a pin."""
-        with self._mutex:
-            self._pinned.pop(client, None)
-
-    def held(self, live: Sequence[int], most: int) -> tuple[int, ...]:
-        """Numbers that are not live, and that clients are pinned to; of many the newest."""
+    def release(self, client: str) -> bool:
+        """Forget a pin; return whether there was one."""
         with self._mutex:
             self._expire(self._now())
-            numbers = {pin.number for pin in self._pinned.values()} - {0, *live}
-        return tuple(sorted(numbers)[-most:]) if most else ()
+            return self._pinned.pop(client, None) is not None
 
-    def pins(self) -> list[dict[str, Any]]:
+    def held(self, retired: Sequence[int], most: int) -> tuple[int, ...]:
+        """Of retired numbers those that clients are pinned to; of many the newest."""
+        with self._mutex:
+            self._expire(self._now())
+            pinned = {pin.number for pin in self._pinned.values()}
+        return tuple(sorted(pinned.intersection(retired))[-most:]) if most else ()
+
+    def pins(self, most: int | None = None) -> list[dict[str, Any]]:
         """Who is pinned, why, to what, and for how many seconds more."""
         with self._mutex:
             now = self._now()
             self._expire(now)
-            return [
-                {"client": client, "why": pin.why, "generation": pin.number or None,
-                 "seconds": round(pin.since + self._hold - now, 1)}
-                for client, pin in self._pinned.items()
-            ]  # fmt: skip
+            last = list(islice(reversed(self._pinned.items()), most))
+        return [
+            {"client": client, "why": pin.why, "generation": pin.number or None,
+             "seconds": round(pin.since + self._hold - now, 1)}
+            for client, pin in reversed(last)
+        ]  # fmt: skip
 
     def tag(self, client: str, numbers: tuple[int, ...]) -> str:
         """Return a name for the client and what it sees; to nobody else it means anything.

@@ -69,8 +69,16 @@ class Live:
         """All that answer, oldest first: here one alone, see `window`."""
         return (self._snapshot,)
 
-    def tend(self, now: float) -> None:
-        """Let go what may answer no more, at `now` seconds since 1970; called twice a second."""
+    def tend(self, now: float) -> tuple[int, ...]:
+        """Let go what may answer no more, at `now` seconds since 1970; called twice a second.
+
+        Returns:
+            Numbers whose time has ended, of those beside the newest; their elders left with them.
+        """
+        return ()
+
+    def remember(self) -> None:
+        """Note outside what may be live after a restart; called after `tend`, and may raise."""
 
     def leave(self, number: int) -> bool:
         """Answer no more from a generation that nothing can heal, if a newer one is live."""

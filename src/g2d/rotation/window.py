@@ -5,12 +5,15 @@ Which of them answers whom, a `policy` says. No HTTP, no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from g2d.rotation.policy import Policy
 from g2d.rotation.snapshot import Live, Snapshot
+
+TOLD = 200
+"""Pins that a status shows: the last ones."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,21 @@ class Window(Live):
     along what is older: so numbers never fall for anybody.
 
     Args:
-        snapshots: oldest first, at least one.
+        snapshots: oldest first, at least one. note: is told the number of the oldest that is live
+            when that changes, so that a restart brings back none that is older.
     """
 
-    def __init__(self, snapshots: Sequence[Snapshot], policy: Policy, most: int) -> None:
+    def __init__(
+        self,
+        snapshots: Sequence[Snapshot],
+        policy: Policy,
+        most: int,
+        note: Callable[[int], None] = lambda _: None,
+    ) -> None:
         super().__init__(snapshots[-1])
-        self._policy, self._most = policy, most
+        self._policy, self._most, self._note = policy, most, note
         self._answering = Answering(tuple(snapshots[-most:]))
+        self._first = self._answering.live[0].number
 
     @property
     def now(self) -> Answering:
@@ -67,20 +78,22 @@ class Window(Live):
     def choose(self, client: str, x: bytes, now: Answering | None = None) -> tuple[Snapshot, ...]:
         """Return whose answers are combined for a client, oldest first: see `Policy.choose`."""
         now = now or self._answering
-        found = now.of(self._policy.choose(client, x, now.numbers))
-        if not found:  # what it was pinned to has been let go: it goes on with what is live
-            self._policy.release(client)
-            found = now.of(self._policy.choose(client, x, now.numbers))
-        assert found, "a policy chooses among what is live"
+        held = tuple(snapshot.number for snapshot in now.held)
+        found = now.of(self._policy.choose(client, x, now.numbers, held))
+        assert found, "a policy chooses among what answers"
         return found
 
     def pin(self, client: str, why: str = "") -> None:
         """Keep a client under suspicion where it is: see `Policy.pin`."""
         self._policy.pin(client, why)
 
+    def release(self, client: str) -> bool:
+        """Let a client move again; return whether it was pinned."""
+        return self._policy.release(client)
+
     def pins(self) -> list[dict[str, Any]]:
-        """Who is pinned: see `Policy.pins`; for operators alone."""
-        return self._policy.pins()
+        """Who was pinned last: see `Policy.pins`; for operators alone."""
+        return self._policy.pins(TOLD)
 
     def tag(self, client: str, numbers: tuple[int, ...]) -> str:
         """What a client is told in place of numbers."""
@@ -122,21 +135,32 @@ class Window(Live):
             self._hold(live, held)
             return True
 
-    def tend(self, now: float) -> None:
+    def tend(self, now: float) -> tuple[int, ...]:
         """Let go what no pin holds any longer, and older ones whose time has ended."""
         with self._writing:
             live, held = self._answering.live, self._answering.held
-            ended = [i for i, old in enumerate(live[:-1]) if now >= old.expires]
-            live = live[ended[-1] + 1 :] if ended else live
-            self._hold(live, tuple(old for old in held if now < old.expires))
+            ended = [old for old in (*held, *live[:-1]) if now >= old.expires]
+            last = max((old.number for old in ended if old in live), default=0)
+            self._hold(
+                tuple(old for old in live if old.number > last),
+                tuple(old for old in held if now < old.expires),
+            )
+            return tuple(old.number for old in ended)
+
+    def remember(self) -> None:
+        """Note outside what is the oldest that is live, once that has changed."""
+        first = self._answering.live[0].number
+        if first != self._first:
+            self._first = first  # one that cannot be noted is told once
+            self._note(first)
 
     def status(self) -> dict[str, Any]:
         """Say what answers, and who is pinned to what; for operators alone."""
         now = self._answering
         held = [snapshot.number for snapshot in now.held]
-        return {"live": list(now.numbers), "held": held, "pinned": self._policy.pins()}
+        return {"live": list(now.numbers), "held": held, "pinned": self.pins()}
 
     def _hold(self, live: tuple[Snapshot, ...], retired: tuple[Snapshot, ...]) -> None:
         """Answer from these, and of what is retired from what is pinned; holds the lock."""
-        kept = self._policy.held([snapshot.number for snapshot in live], self._most)
+        kept = self._policy.held([snapshot.number for snapshot in retired], self._most)
         self._answering = Answering(live, tuple(old for old in retired if old.number in kept))

@@ -217,10 +217,8 @@ def _heard(
         audit.tell(event, at)
     if watching is not None and isinstance(event, Swap):
         watching.swapped(event.generation)
-    if isinstance(event, Alarm) and event.client and isinstance(live, Window):
-        live.pin(
-            event.client, event.kind
-        )  # before it rotates: so the suspect stays, and the others move
+    if isinstance(event, Alarm) and event.suspect and isinstance(live, Window):
+        live.pin(event.suspect, event.kind)  # before it rotates: it stays, and the others move
 
 
 def _pages(results: Path | None, desk: Desk, service: Service) -> Asgi:

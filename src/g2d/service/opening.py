@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +11,7 @@ from g2d.errors import G2DError, RefusedError
 from g2d.rotation.policy import policy_of
 from g2d.rotation.snapshot import Live, Snapshot
 from g2d.rotation.window import Window
-from g2d.service.policy_state import GLOBAL, begin
+from g2d.service.policy_state import GLOBAL, begin, retire
 from g2d.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ def open_live(loader: VaultLoader, serving: ServeSettings, vault: Path) -> Opene
         except G2DError as error:
             left_out = f"generation {number} and what is older are live no more: {error}"
             break
+    retire(vault, snapshots[0].number)
     policy = policy_of(serving, secret, fresh=secrets.token_bytes(16))
-    return Opened(Window(snapshots, policy, serving.live), warning, left_out)
+    window = Window(snapshots, policy, serving.live, partial(retire, vault))
+    return Opened(window, warning, left_out)
 
 
 def _older(loader: VaultLoader, number: int) -> Snapshot:

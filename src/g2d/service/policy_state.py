@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from g2d.core.files import read_plain, replace_file
@@ -65,10 +65,28 @@ def begin(vault: Path, serving: ServeSettings, exposed: list[int]) -> tuple[byte
         _write(file, Kept(secret, serving.policy, serving.live, numbers[0]))
         return bytes.fromhex(secret), numbers
     except OSError as error:
-        raise VaultError(
-            f"what serving policies keep in the state folder cannot be read or written"
-            f" ({error.strerror or error}): set G2D_STATE to a folder of this user that is kept"
-        ) from error
+        raise _unkept(error) from error
+
+
+def retire(vault: Path, first: int) -> None:
+    """Note that what is older than `first` is live no more, so that no restart brings it back.
+
+    Raises:
+        VaultError: the file is not what was written, or the state folder cannot be written.
+    """
+    try:
+        kept = _read(file := _file(vault))
+        if kept is not None and kept.policy != GLOBAL and kept.first < first:
+            _write(file, replace(kept, first=first))
+    except OSError as error:
+        raise _unkept(error) from error
+
+
+def _unkept(error: OSError) -> VaultError:
+    return VaultError(
+        f"what serving policies keep in the state folder cannot be read or written"
+        f" ({error.strerror or error}): set G2D_STATE to a folder of this user that is kept"
+    )
 
 
 def _retire_older(vault: Path) -> None:

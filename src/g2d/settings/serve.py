@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from g2d.settings.fields import Checked, one_of, within
 
-POLICIES = ("global", "sticky", "vote", "random", "keyed")
+STICKY = "sticky"
+POLICIES = ("global", STICKY, "vote", "random", "keyed")
 ANSWERS = ("scores", "rounded", "label", "aaa")
 
 

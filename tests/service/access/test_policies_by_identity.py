@@ -53,3 +53,26 @@ def test_of_a_vote_observers_are_told_the_set(issuer, by_token):
         assert told["parameters"] == expected
 
     run(harness, work)
+
+
+def test_a_probe_of_health_is_no_client_and_leaves_no_trace(issuer, by_token):
+    harness = Harness(by_token, serving=ServeSettings(policy="sticky", period=0.0))
+    seen = []
+    plain = harness.live.choose
+    harness.live.choose = lambda client, *more: seen.append(client) or plain(client, *more)
+    ann = bearer(issuer.token("infer", sub="ann"))
+
+    async def work(client):
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert (await client.get(path)).status_code == 200
+        for path in ("/v2", "/v2/models/g2d/config", "/v2/models/g2d/ready"):
+            assert (await client.get(path, headers=ann)).status_code == 200
+        assert seen == []
+        about = (await client.get("/v2/models/g2d", headers=ann)).json()
+        told = (await client.post(INFER, json=body(), headers=ann)).json()
+        assert about["versions"] == [told["model_version"]]
+        assert set(seen) == {"jwt:ann"}
+        wrong = await client.get("/v2/models/g2d/versions/1/ready", headers=ann)
+        assert wrong.status_code == 404
+
+    run(harness, work)

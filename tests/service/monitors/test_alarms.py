@@ -43,6 +43,16 @@ def test_one_client_is_told_once_a_cooldown_and_the_others_are_counted():
     assert cooldown.suppressed == 10
 
 
+def test_a_notice_holds_no_alarm_back():
+    told = []
+    line = AlarmLine()
+    line.connect(lambda *_, **more: told.append(more["level"]), 60.0)
+    for level in ("notice", "notice", "warning", "critical", "warning", "critical"):
+        line("query_attack", "t", level=level, client="jwt:a")
+    assert told == ["notice", "warning", "critical"]
+    assert line.suppressed == 3
+
+
 def test_many_accounts_buy_no_more_alarms_than_are_tracked():
     clock = Clock()
     cooldown = Cooldown(60.0, clock, most=100)

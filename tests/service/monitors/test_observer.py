@@ -90,8 +90,9 @@ def test_answers_do_not_wait_for_an_observer(monkeypatch):
             assert answer.status_code == 200
         assert slow.entered.wait(120)
         assert not slow.seen
-        scraped = (await client.get("/metrics")).text
+        scraped = (await client.get("/metrics", headers=ADMIN)).text
         assert "g2d_observer_dropped_inputs_total 44.0" in scraped
+        assert "g2d_observer" not in (await client.get("/metrics")).text, "when nobody looks"
         slow.go.set()
         await asyncio.to_thread(wait_for, lambda: len(slow.seen) == 256)
 
@@ -134,7 +135,7 @@ def test_what_an_observer_raises_is_logged_and_counted_and_others_go_on_looking(
         for _ in range(2):
             assert (await client.post(INFER, json=body())).status_code == 200
         await asyncio.to_thread(wait_for, lambda: len(seeing.seen) == 2)
-        scraped = (await client.get("/metrics")).text
+        scraped = (await client.get("/metrics", headers=ADMIN)).text
         assert "g2d_observer_errors_total 2.0" in scraped
         # No client hears of it: neither what watches him, nor which input broke it.
         assert listener.empty()
@@ -211,7 +212,8 @@ def test_without_observers_there_is_no_thread_and_nothing_is_kept():
     async def work(client):
         assert (await client.post(INFER, json=body())).status_code == 200
         assert "observers" not in {thread.name for thread in threading.enumerate()}
-        assert "g2d_observer_dropped_inputs_total 0.0" in (await client.get("/metrics")).text
+        told = (await client.get("/metrics", headers=ADMIN)).text
+        assert "g2d_observer_dropped_inputs_total 0.0" in told
 
     run(harness, work)
 

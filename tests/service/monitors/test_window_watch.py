@@ -15,7 +15,7 @@ from g2d.service.http.metrics import Metrics
 from g2d.service.monitors.canaries import CanaryWatch
 from g2d.service.monitors.memory import Monitor
 from g2d.settings import ServeSettings
-from stand_ins import Fake, into, numbered
+from stand_ins import Fake, into, numbered, wait_for
 
 
 class Copies(Fake):
@@ -75,6 +75,26 @@ def test_an_older_one_that_nothing_heals_leaves_and_the_newest_stays():
     texts = [facts["text"] for _, facts in watched.told]
     assert texts[0].endswith("keeps no weights of it; newer ones answer in its place")
     assert texts[1].endswith("NOT healed: the vault keeps no weights of it")
+
+
+def test_an_older_one_whose_time_has_ended_leaves_with_an_alarm_and_that_is_noted():
+    watched, noted = Watched(), []
+    old = [replace(numbered(n), expires=5.0 if n == 2 else 1e12) for n in (1, 2, 3)]
+    policy = policy_of(ServeSettings(policy="sticky"), bytes(32), lambda: 0.0)
+    live = Window(old, policy, 3, noted.append)
+    fake, now = Fake(3), [4.0]
+    rotation = Rotation(live, fake, fake, Triggers(), into(watched.told))
+    monitor = Monitor(live, watched.copies, rotation, Metrics(rotation.status), 0.0, lambda: now[0])
+    monitor.start()
+    try:
+        now[0] = 6.0
+        wait_for(lambda: noted)
+    finally:
+        monitor.stop()
+    assert noted == [3]
+    text = "generation 2 has expired: it answers no more, nor does what is older"
+    assert [facts for _, facts in watched.told] == [{"kind": "expired", "text": text}]
+    assert [each.number for each in live.snapshots] == [3]
 
 
 def test_canaries_ask_all_that_answer(monkeypatch: pytest.MonkeyPatch):

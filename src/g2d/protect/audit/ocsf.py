@@ -158,6 +158,7 @@ _CLASSES: Mapping[str, _Class] = {
     "stopping": _Class(_LIFECYCLE, 4, _INFORMATIONAL, _app),
     "configuration": _Class(_LIFECYCLE, _OTHER, _INFORMATIONAL, _app, label="Configure"),
     "serving": _Class(_LIFECYCLE, _OTHER, _INFORMATIONAL, _app, label="Configure"),
+    "released": _Class(_LIFECYCLE, _OTHER, _INFORMATIONAL, _app, label="Release"),
     "access_changed": _Class(_LIFECYCLE, _OTHER, _INFORMATIONAL, _app, label="Configure"),
     "swap": _Class(_LIFECYCLE, 8, _INFORMATIONAL, _app),
     "paused": _Class(_LIFECYCLE, 7, _LOW, _app),

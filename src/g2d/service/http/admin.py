@@ -1,4 +1,4 @@
-"""Admin calls: rotate, pause, resume, and alarms from outside. All need the role `operate`.
+"""Admin calls: rotate, pause, resume, alarms from outside, the end of a pin. All need `operate`.
 
 Only this file and `status_api` know FastAPI.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
 from g2d.errors import G2DError
+from g2d.rotation.events import Level
 from g2d.service.access.identity import CALLER, OPERATE, Caller
-from g2d.service.http.events import Admin
+from g2d.service.http.events import Admin, AdminUntold, Released
+from g2d.service.http.limits import client_of
 from g2d.service.http.openapi import ERROR
 from g2d.service.http.protocol import RequestError
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from g2d.service.http.app import Service
 
 _JSON = "application/json"
+_NAME = 256  # characters of a client's name
+_UNTOLD = ("/admin/alarm", "/admin/release")  # calls that follow upon what is seen of a client
 
 
 class AlarmRequest(BaseModel):
@@ -34,6 +38,22 @@ class AlarmRequest(BaseModel):
     kind: Literal["drift", "integrity", "query_attack", "other"]
     text: str = Field(max_length=500)
     rotate: bool = True
+    level: Level = "warning"
+    client: str = Field(
+        "",
+        max_length=_NAME,
+        description="Whose queries it is about, as alarms and the log name clients.",
+    )
+
+
+class ReleaseRequest(BaseModel):
+    """Who may move again before the pin ends."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", title="Release")
+    client: str = Field(min_length=1, max_length=_NAME, description="As `/alarms` names it.")
+
+
+Asked = TypeVar("Asked", bound=BaseModel)
 
 
 def add_admin(app: FastAPI, service: Service) -> None:
@@ -46,7 +66,9 @@ def add_admin(app: FastAPI, service: Service) -> None:
         caller: Caller = request.scope[CALLER]
         if OPERATE not in caller.roles:  # the gate let him through for another address
             raise RequestError(403, f"{caller.name} has not the role {OPERATE}")
-        service.event_log.tell(Admin(caller.address, request.url.path, **caller.facts()))
+        path = request.scope["path"]
+        told = AdminUntold if path in _UNTOLD else Admin
+        service.event_log.tell(told(caller.address, path, **caller.facts()))
 
     needed = [Depends(described), Depends(admitted)]
 
@@ -70,41 +92,66 @@ def add_admin(app: FastAPI, service: Service) -> None:
         service.rotation.pause(False)
         return JSONResponse({"paused": False})
 
-    schema = AlarmRequest.model_json_schema()
-    described_alarm = {"required": True, "content": {_JSON: {"schema": schema}}}
+    _add_suspects(app, service, needed)
 
-    @app.post("/admin/alarm", tags=["admin"], dependencies=needed, openapi_extra={
-        "requestBody": described_alarm},
+
+def _add_suspects(app: FastAPI, service: Service, needed: list[Any]) -> None:
+    """Add the calls that say who is under suspicion, and who is no longer."""
+
+    # Bodies are read here, not by FastAPI: it would read them before the token.
+    @app.post("/admin/alarm", tags=["admin"], dependencies=needed,
+              openapi_extra=_body(AlarmRequest),
               responses=wrong(400, 401, 403, 415, 422, 429))  # fmt: skip
     async def alarm(request: Request) -> JSONResponse:
-        """Take an alarm from a monitor of yours, show it, and rotate away unless told not to."""
-        told = await _alarm(request)  # here, not by FastAPI: it would read it before the token
-        service.rotation.alarm(told.kind, told.text, told.rotate)
+        """Take an alarm from a monitor of yours, show it, and rotate away unless told not to.
+
+        With a client it is one of those of queries: no client hears of it. Under the policy
+        `sticky` that client is pinned, unless the level is `notice`.
+        """
+        told = await _read(request, AlarmRequest)
+        client = client_of(told.client)
+        service.rotation.alarm(told.kind, told.text, told.rotate, level=told.level, client=client)
         return JSONResponse({"live": service.rotation.live})
 
+    @app.post("/admin/release", tags=["admin"], dependencies=needed,
+              openapi_extra=_body(ReleaseRequest),
+              responses=wrong(400, 401, 403, 409, 415, 422, 429))  # fmt: skip
+    async def release(request: Request) -> JSONResponse:
+        """Let a client move again that an alarm has pinned. `released`: whether it was pinned."""
+        client = client_of((await _read(request, ReleaseRequest)).client)
+        caller: Caller = request.scope[CALLER]
+        if released := service.versions.release(client):
+            service.event_log.tell(Released(client, caller.name or None))
+        return JSONResponse({"released": released})
 
-async def _alarm(request: Request) -> AlarmRequest:
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}}}}
+
+
+async def _read(request: Request, model: type[Asked]) -> Asked:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _JSON:
         raise RequestError(415, f"the body's content-type must be {_JSON}")
     try:
-        return AlarmRequest.model_validate_json(await request.body())
+        return model.model_validate_json(await request.body())
     except ClientDisconnect:
         raise RequestError(400, "the body is too large, or did not arrive in time") from None
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise RequestError(422, _what(wrong["loc"], wrong["type"], wrong["msg"])) from None
+        raise RequestError(422, _what(model, wrong["loc"], wrong["type"], wrong["msg"])) from None
 
 
-def _what(place: tuple[int | str, ...], kind: str, text: str) -> str:
+def _what(model: type[BaseModel], place: tuple[int | str, ...], kind: str, text: str) -> str:
     """Say which field is wrong and why; nothing of what was sent, names of its members included."""
     if kind == "json_invalid":
         return "the body is not JSON"
     if not place:
         return "the body must be a JSON object"
     name = str(place[0])
-    if name not in AlarmRequest.model_fields:
-        return f"a member is unknown; they are {', '.join(AlarmRequest.model_fields)}"
+    if name not in model.model_fields:
+        return f"a member is unknown; they are {', '.join(model.model_fields)}"
     return f"{name}: {text}"
 
 

@@ -46,6 +46,7 @@ _HEALTH = tuple(
 )  # whatever Host a probe says
 _LABELLED = ("/feedback", "/feedback/")  # bodies as large as those of infer
 _FREE = (*_HEALTH, "/metrics")  # no client's rate limits these
+_VERSIONED = ("metadata", "stats", "all stats", "index")  # what names the caller's version
 _FEW = 16  # inputs whose scores are shaped at once
 _SETTLE = 0.25  # seconds between looks for swaps whose latencies are complete
 _JSON = (b"content-type", b"application/json")
@@ -185,7 +186,9 @@ class Service:
 
     def _about(self, call: Call, caller: Caller) -> tuple[int, bytes]:
         """Answer what is asked about the server or its model."""
-        number = self._right_version(call.version, self.versions.current(caller))
+        number: int | str = ""
+        if call.version is not None or call.what in _VERSIONED:  # a probe is nobody's, and pins are
+            number = self._right_version(call.version, self.versions.current(caller))
         match call.what:
             case "live":
                 return 200, b""

@@ -37,6 +37,23 @@ class Admin(Event):
 
 
 @dataclass(frozen=True)
+class AdminUntold(Admin):
+    """One that no listener hears of: it would tell an attacker when something is seen of him."""
+
+    public = False
+
+
+@dataclass(frozen=True)
+class Released(Event):
+    """An operator has let a client move again that was pinned; `who` is the operator."""
+
+    name = "released"
+    public = False
+    client: str
+    who: str | None = None
+
+
+@dataclass(frozen=True)
 class WrongToken(Event):
     """A call came with a wrong token, or with none."""
 

@@ -34,7 +34,6 @@ _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _QUERIES = frozenset(
     {
         "g2d_requests", "g2d_inputs", "g2d_request_seconds", "g2d_rate_limited",
-        "g2d_observer_dropped_inputs",
     }
 )  # fmt: skip
 """Metrics that tell how many queries there were: `--queries` rotates by that number."""
@@ -45,8 +44,10 @@ _OPEN = _QUERIES | {
 """Metrics that tell of no generation: all that there are for who may not know when it rotates."""
 
 CLOSED = frozenset({"g2d_monitor_alarms", "g2d_monitor", "g2d_alarms_suppressed",
-                    "g2d_alarms_withheld"})  # fmt: skip
-"""Metrics of what monitors of queries see: told to nobody who does not say who he is."""
+                    "g2d_alarms_withheld", "g2d_observer_dropped_inputs",
+                    "g2d_observer_errors"})  # fmt: skip
+"""Metrics of what monitors of queries see, and of when they see nothing: told to nobody who does
+not say who he is."""
 
 MONITOR, DEMAND = "monitor: ", "demand"  # how a rotation names a reason, and what clients are told
 

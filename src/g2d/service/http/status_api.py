@@ -83,9 +83,11 @@ def _add_reading(app: FastAPI, service: Service, findings: Findings) -> None:
         return _json(_whole(service, findings, request.scope[CALLER]))
 
     @app.get("/redteam", tags=["status"])
-    def redteam() -> Response:  # no coroutine: it may read a megabyte
+    def redteam(request: Request) -> Response:  # no coroutine: it may read a megabyte
         """What the last `g2d attack` on this vault found; null: nothing yet."""
         found = findings.read()
+        if found and "generations" in found and not service.versions.knows(request.scope[CALLER]):
+            found = {**found, "generations": [], "hidden": True}
         if found and "error" in found:
             found = {"error": service.event_log.plain(found["error"])}
         return _json(found)

@@ -13,7 +13,10 @@ import orjson
 from g2d.rotation.control import RotationControl
 from g2d.rotation.window import Window
 from g2d.service.access.identity import OBSERVE, OPERATE, Caller
+from g2d.service.http.protocol import RequestError
+from g2d.settings.serve import STICKY
 
+_NO_PINS = "the serving policy is {}, which pins nobody; only sticky does"
 _TOLD = frozenset({OBSERVE, OPERATE})
 _SECRET: dict[str, Any] = {
     "generation": None, "age": 0.0, "countdown": None, "every": None, "queries": None,
@@ -46,6 +49,14 @@ class Versions:
     def knows(self, caller: Caller) -> bool:
         """Whether a caller may know when it rotates."""
         return True
+
+    def release(self, client: str) -> bool:
+        """Let a client move again that is pinned; return whether it was.
+
+        Raises:
+            RequestError: 409, the policy pins nobody.
+        """
+        raise RequestError(409, _NO_PINS.format("global"))
 
     def status(self) -> dict[str, Any]:
         """What `/status` says of several that are live; {}: there is one."""
@@ -81,6 +92,12 @@ class Tags(Versions):
     def knows(self, caller: Caller) -> bool:
         """Whether the caller has said who he is, and may observe or operate."""
         return bool(caller.name) and not _TOLD.isdisjoint(caller.roles)
+
+    def release(self, client: str) -> bool:
+        """Let a client move again that is pinned."""
+        if self._policy != STICKY:
+            raise RequestError(409, _NO_PINS.format(self._policy))
+        return self._window.release(client)
 
     def status(self) -> dict[str, Any]:
         """The policy, and what it makes of the generations that answer."""

@@ -49,6 +49,8 @@ class RaiseAlarm(Protocol):
 class Cooldown:
     """Lets an alarm of a kind about a client through once in a while, and counts the others.
 
+    Each level by itself: a notice, which has no consequences, must not hold an alarm back that has.
+
     Bounded memory: where more clients alarm than it tracks, all new ones count as one. So many
     accounts do not buy many alarms, and a full table forgets no cool-down that still runs.
     """
@@ -57,16 +59,16 @@ class Cooldown:
         self, seconds: float, now: Callable[[], float] = time.monotonic, most: int = _TRACKED
     ) -> None:
         self._seconds, self._now, self._most = seconds, now, most
-        self._until: dict[tuple[str, str], tuple[float, int]] = {}
+        self._until: dict[tuple[str, str, str], tuple[float, int]] = {}
         self.suppressed = 0
 
-    def take(self, kind: str, client: str) -> int | None:
+    def take(self, kind: str, client: str, level: Level = "warning") -> int | None:
         """Return how many of these were held back since the last one; None: hold this one back."""
-        now, key = self._now(), (kind, client)
+        now, key = self._now(), (kind, client, str(level))
         if key not in self._until and len(self._until) >= self._most:
             self._until = {k: v for k, v in self._until.items() if v[0] > now}
             if len(self._until) >= self._most:
-                key = ("", "")
+                key = ("", "", "")
         until, held = self._until.get(key, (now, 0))
         if now < until:
             self._until[key] = (until, held + 1)
@@ -128,7 +130,7 @@ class AlarmLine:
 
     def _pass(self, raised: _Raised, alarm: RaiseAlarm) -> None:
         with self._mutex:
-            held = self._cooldown.take(raised.kind, raised.client)
+            held = self._cooldown.take(raised.kind, raised.client, raised.level)
         if held is None:
             return
         evidence = {**raised.evidence, **({"held_back": held} if held else {})}

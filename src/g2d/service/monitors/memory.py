@@ -95,14 +95,23 @@ class Monitor:
                 self._rotation.watch()
                 self._also()
                 self._watch_expiry()
-                self._live.tend(self._now())
+                self._let_go()
             except Exception as error:  # a watch that ends in silence is worse than none
-                text = f"the watch failed ({type(error).__name__}) and goes on"
+                why = error if isinstance(error, G2DError) else type(error).__name__
+                text = f"the watch failed ({why}) and goes on"
                 self._rotation.alarm("integrity", text, rotate=False)
 
     def _wait(self) -> float:
         """Seconds between checks: never so few that hashing costs over 1 % of a core."""
         return max(self._every, sum(snapshot.interval for snapshot in self._live.snapshots))
+
+    def _let_go(self) -> None:
+        """Have what answers beside the newest end in time, with an alarm."""
+        if ended := self._live.tend(self._now()):
+            which = ", ".join(map(str, ended))
+            text = f"generation {which} has expired: it answers no more, nor does what is older"
+            self._rotation.alarm("expired", text, rotate=False)
+        self._live.remember()
 
     def _watch_expiry(self) -> None:
         snapshot = self._live.snapshot

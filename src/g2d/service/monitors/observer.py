@@ -36,8 +36,8 @@ class Observer(Protocol):
     def observe(self, inputs: Array, logits: Array, client: str) -> None:
         """Look at one request that was answered.
 
-        What it raises is logged by its type and counted. No listener is told; the count at
-        `/metrics` names neither observer nor request.
+        What it raises is logged by its type and counted. No listener is told; the count, which
+        names neither observer nor request, is for who says who asks.
 
         Args:
             inputs: (n, ...) in the task's dtype, read-only. logits: (n, classes) float32,

@@ -65,7 +65,8 @@ function drawNow() {
 /** Which generations answer under a policy, and how many clients are kept where they are. */
 function answering({ policy, live, held, pinned }) {
   const kept = held.length ? `, ${held.join(", ")} for suspects` : "";
-  const pins = pinned.length ? `; ${counted(pinned.length, "client")} pinned` : "";
+  const most = pinned.length < KEPT ? "" : "at least ";
+  const pins = pinned.length ? `; ${most}${counted(pinned.length, "client")} pinned` : "";
   return `${policy}: ${live.join(", ")} answer${kept}${pins}`;
 }
 

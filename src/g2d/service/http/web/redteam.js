@@ -50,7 +50,7 @@ function drawRedteam(found, live) {
   const at = Date.parse(found.created) / 1000;
   const what = found.generations.length
     ? `on ${found.generations.length === 1 ? "generation" : "generations"} ${ranges(found.generations)}`
-    : `on ${found.service ?? "no generation"}`;
+    : found.hidden ? "on generations that are not told" : `on ${found.service ?? "no generation"}`;
   const about = el("p", { class: "note" }, `${found.task}, measured `, moment(at),
     ` ${what}: at most ${counted(found.n, "test example")}, ε = ${short(found.eps)}. `,
     el("strong", {}, "It says nothing about generations that came later."), " ",
