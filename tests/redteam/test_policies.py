@@ -86,6 +86,35 @@ def test_an_alarm_pins_the_account_and_rotates_the_others():
     assert others[1] > others[0] - 1e-9, "one rotation more has come"
 
 
+def test_alarms_about_many_accounts_rotate_as_often_as_a_service_would():
+    """The default of `[monitors] rotations` is one an hour; an attacker asks once a second."""
+    made, one = service([0.1, 0.2, 0.3, 0.4], "sticky", pin=2), torch.tensor([0])
+    for account, first in ((0, 1), (1, 10), (2, 20), (3, 4000)):
+        made.speak(one, torch.tensor([account]))
+        margins_of(made, [0], [first])
+        margins_of(made, [0], [first + 1])
+        newest = float(made.ask(grey(0.0), one, one + first + 1, client=f"new {account}")[0, 0])
+        assert newest == pytest.approx(0.3 if account == 3 else 0.2)
+
+
+def test_the_search_under_sticky_goes_on_where_a_tick_did_not_move_it():
+    """Pinned from its first query it meets one network, whatever the clock says."""
+    sizes, split = {}, Split(torch.full((1, 1, 12, 12), 0.5), torch.tensor([0]))
+    for policy in ("sticky", "global"):
+        made, points = service([9.0] * 8, policy, every=40, pin=1), []
+        answer = made.answer
+
+        def noted(x, lanes, numbers, points=points, answer=answer):
+            points.append(x.clone())
+            return answer(x, lanes, numbers)
+
+        made.answer = noted
+        let("clock", made, split, 80)
+        after = zip(points[41:50], points[40:49], strict=True)
+        sizes[policy] = max(int((one != before).sum()) for one, before in after)
+    assert sizes["sticky"] <= 2 < sizes["global"]
+
+
 def test_answers_are_told_in_the_form_of_the_settings():
     told = {
         form: service([0.456], answers=form).ask(grey(0.2), torch.tensor([0]), torch.tensor([1]))

@@ -179,10 +179,11 @@ class Searches:
         if self.scheme.pin:
             notes.append(
                 f"taken as given: after {self.scheme.pin} queries an alarm pins an account and "
-                "rotates once"
+                "rotates, once an hour at most"
             )
         if self._guards:
-            notes.append("an alarm of the monitor of queries pins an account and rotates once")
+            notes.append("an alarm of the monitor of queries pins an account and rotates, "
+                         "once an hour at most")  # fmt: skip
         if self.scheme.apart:
             notes.append("`g2d serve` lets a suspect's generation answer others until it retires")
         if self.scheme.every and len(self.models) < self._most:
