@@ -1,6 +1,7 @@
 """Serving policies under attack: the simulated service, several accounts, what finds are worth."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,7 +275,7 @@ class Counting:
     def look(self, x, scores, client, seconds):
         assert x.shape[0] == scores.shape[0] == 1
         self.asked[client] = self.asked.get(client, 0) + 1
-        return {client} if self.asked[client] == self.after else ()
+        return {client: True} if self.asked[client] == self.after else {}
 
     def swapped(self):
         self.swaps += 1
@@ -294,6 +295,18 @@ def test_whom_a_guard_sees_is_pinned_and_shown_no_more():
     assert guards[1].asked == {"account 0": 60}
     assert guards[1].swaps == 5
     assert guards[0].swaps == 6, "one rotation more, by the alarm"
+
+
+def test_an_alarm_about_somebody_else_has_not_seen_the_attacker():
+    told = [{"honest 3": False}, {"account 0": False}, {"honest 4": True}]
+    for alarms, seen, level in zip(told, (0, 1, 0), (0.1, 0.1, 0.2), strict=True):
+        guard = SimpleNamespace(look=lambda *_, alarms=alarms: alarms, swapped=lambda: None)
+        settings, start = ServeSettings(policy="sticky", live=1, hold=1e6), torch.tensor([0])
+        made = Service([step(0.1), step(0.2)], Scheme("it", settings), start, 1, 0, [guard])
+        margins_of(made, [0], [1])
+        assert made.seen.tolist() == [seen]
+        newest = made.ask(grey(0.0), start, start + 2, client="new")
+        assert float(newest[0, 0]) == pytest.approx(level), "who asks for a rotation gets one"
 
 
 def test_who_wins_before_an_alarm_is_unseen():

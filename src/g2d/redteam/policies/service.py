@@ -24,6 +24,7 @@ from g2d.rotation.triggers import AlarmBudget
 from g2d.settings import MonitorSettings, ServeSettings
 from g2d.tasks.inference import predict
 
+_ACCOUNT = "account "  # and its number: clients of the attacker
 PERIOD = 1000  # queries that count as a period where the service never rotates
 
 
@@ -136,7 +137,7 @@ class Service:
 
     def _asking(self, lanes: Tensor, numbers: Tensor) -> Iterator[tuple[int, int, str]]:
         """Lane, number and account of each query."""
-        accounts = [f"account {account}" for account in self.speaking[lanes].tolist()]
+        accounts = [f"{_ACCOUNT}{account}" for account in self.speaking[lanes].tolist()]
         return zip(lanes.tolist(), numbers.tolist(), accounts, strict=True)
 
     def _choose(
@@ -183,16 +184,18 @@ class Service:
             guard.swapped()
         if client in asked:  # it is pinned, and nothing that it does changes that
             return
-        for name in guard.look(x[one].numpy(), scores[one], client, float(number)):
+        alarms = guard.look(x[one].numpy(), scores[one], client, float(number))
+        for name, rotates in alarms.items():
             if name not in asked:
                 asked[name] = number
-                self._suspect(lane, name, number)
+                self._suspect(lane, name, number, rotates)
 
-    def _suspect(self, lane: int, client: str, number: int) -> None:
-        """Pin an account, and rotate the others as often as a service would."""
+    def _suspect(self, lane: int, client: str, number: int, rotates: bool = True) -> None:
+        """Pin a client, and rotate the others as often as a service would."""
         self._policies[lane].pin(client)
-        self._alarms[lane] += self._budgets[lane].take()
-        self.seen[lane] = self.seen[lane] or number
+        self._alarms[lane] += rotates and self._budgets[lane].take()
+        if client.startswith(_ACCOUNT):  # an alarm about who is honest has not seen the attacker
+            self.seen[lane] = self.seen[lane] or number
 
     def _combined(self, x: Tensor, chosen: Sequence[tuple[int, ...]]) -> Array:
         """Run every network on the inputs that it answers, and combine those that vote."""
