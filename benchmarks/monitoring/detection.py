@@ -11,9 +11,10 @@ misclassified, or an alarm where there is none. Attackers: Square, HopSkipJump, 
 are jittered (even noise of a quarter of eps), OARS that holds a copy of the monitor's detector of
 near-duplicates with another salt, and the same that sends what collides all the same. Extraction:
 Copycat and Knockoff on natural images, and Jacobian augmentation of 150 images, against other
-clients' plain use. Benign: --requests inputs from each stream of `streams`, each on a monitor of its own;
-Blacklight is asked the first --rival of each, and its flagged inputs are counted. Writes
-results/detection.json after each part; what is there is not measured again.
+clients' plain use. Benign: --requests inputs from each stream of `streams`, each on a monitor of
+its own; Blacklight is asked the first --rival of each, and its flagged inputs are counted. Writes
+results/detection.json after each part; what is there is not measured again, and what other flags
+measured is not mixed in.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ whom it sees is pinned. The vault is
 `--vault` it is another one (`{seed}` stands for the seed), which is copied if it has too few
 generations and never written to. Rows that are in
 benchmarks/results/policies-<task>-seed<seed>.json are not measured again, so a run goes on where it
-stopped (rows of other flags are refused, not mixed in); `--rows` picks some by a part of their names. An hour or two of one core a seed; for a
-trial take `--images 10 --budget 200 --every 50`.
+stopped (rows of other flags are refused, not mixed in); `--rows` picks some by a part of their
+names. An hour or two of one core a seed; for a trial take `--images 10 --budget 200 --every 50`,
+and another `--out`.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class Trial:
         return self._tracer
 
     def judged(self) -> list[dict[str, Any]]:
-        """One record a case; what other flags had judged stays in the file and out of the result."""
+        """One record a case; what other flags had judged stays in the file alone."""
         text = self.file.read_text("utf-8") if self.file.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # half a line, of a run that was killed

@@ -45,20 +45,10 @@ class _StuckError(Exception):
 
 
 def clock_square(
-    api: Api,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    budget: int,
-    generator: torch.Generator,
-    bounds: Bounds = (0.0, 1.0),
-    every: int | None = None,
-    share: float = 0.8,
-    start: Tensor | None = None,
-    beyond: bool = False,
-    sure: bool = True,
-) -> Tensor:
+    api: Api, x: Tensor, y: Tensor, *, eps: float, budget: int, generator: torch.Generator,
+    bounds: Bounds = (0.0, 1.0), every: int | None = None, share: float = 0.8,
+    start: Tensor | None = None, beyond: bool = False, sure: bool = True,
+) -> Tensor:  # fmt: skip
     """Random search over squares (Andriushchenko et al. 2020, arXiv 1912.00049) that knows a clock.
 
     With `every`, the network changes after so many queries of a lane: what the best point was worth

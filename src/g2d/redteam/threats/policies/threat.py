@@ -49,7 +49,7 @@ def _is_worth(case: Case) -> bool:
     """
     scheme = str(case.option("scheme"))
     if case.name.startswith("accounts"):
-        return scheme == "never" or str(case.option("policy")) == "sticky" and scheme != APART
+        return scheme == "never" or (case.option("policy") == "sticky" and scheme != APART)
     return scheme != APART and not (case.name == "inferred" and scheme.startswith(VOTE))
 
 
