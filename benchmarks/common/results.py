@@ -65,6 +65,19 @@ def _git(*arguments: str) -> str:
     return told.stdout.strip()
 
 
+def hold_to(result: dict[str, Any], sizes: Mapping[str, Any], path: Path) -> None:
+    """Note in a result what decides its rows; rows of anything else are not mixed with them.
+
+    Args:
+        sizes: plain values, as JSON gives them back. path: where the result is kept.
+    """
+    if result.setdefault("sizes", dict(sizes)) != sizes:
+        raise SystemExit(
+            f"{path} holds rows of {result['sizes']}, and {dict(sizes)} were asked for: give the"
+            " same flags, or another --out (and --runs, where it has one)"
+        )
+
+
 def save(path: Path, data: Mapping[str, Any]) -> None:
     """Write JSON so that a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,10 @@ misclassified, or an alarm where there is none. Attackers: Square, HopSkipJump, 
 are jittered (even noise of a quarter of eps), OARS that holds a copy of the monitor's detector of
 near-duplicates with another salt, and the same that sends what collides all the same. Extraction:
 Copycat and Knockoff on natural images, and Jacobian augmentation of 150 images, against other
-clients' plain use. Benign: --requests inputs from each stream of `streams`, all on one monitor;
-Blacklight is asked the first --rival of each, and its flagged inputs are counted. Writes
-results/detection.json after each part; what is there is not measured again.
+clients' plain use. Benign: --requests inputs from each stream of `streams`, each on a monitor of
+its own; Blacklight is asked the first --rival of each, and its flagged inputs are counted. Writes
+results/detection.json after each part; what is there is not measured again, and what other flags
+measured is not mixed in.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import command
 from benchmarks.common.places import RESULTS
-from benchmarks.common.results import record, save
+from benchmarks.common.results import hold_to, record, save
 from benchmarks.common.tables import NOTHING, shown
 from benchmarks.monitoring.blacklight import Blacklight
 from benchmarks.monitoring.streams import STREAMS
@@ -56,6 +57,8 @@ from g2d.tasks.task import Task
 
 ATTACKS = ("square", "hop-skip-jump", "square, jittered", "OARS", "OARS, insisting")
 DETECTORS = ("queries", "blacklight")
+SIZES = ("task", "images", "warm", "queries", "requests", "rival", "copied")
+"""Arguments that decide what a result says."""
 
 
 class Watch:
@@ -66,7 +69,9 @@ class Watch:
         shape = tuple(task.splits.test.x.shape[1:])
         model = Model("g2d", shape, "float32", task.classes)
         salt = seed_of(seed, "salt").to_bytes(32, "big")
-        self.monitor = Queries(Watched(model, MonitorSettings(), self._alarm), salt)
+        # No time passes, so that no evidence fades and no figure hangs on how fast this machine is.
+        watched = Watched(model, MonitorSettings(), self._alarm, now=lambda: 0.0)
+        self.monitor = Queries(watched, salt)
 
     def _alarm(self, kind: str, text: str, rotate: bool = True, **about: Any) -> None:
         self.alarms.append((kind, about.get("client", ""), about["evidence"]["rule"]))
@@ -270,8 +275,10 @@ def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
     """Measure what is not there yet."""
     out = given.out or RESULTS / "detection.json"
     result: dict[str, Any] = {"record": record(given), "task": given.task, "seeds": {}}
-    if out.exists() and (old := json.loads(out.read_text()))["task"] == given.task:
-        result["seeds"] = old["seeds"]
+    if out.exists():
+        old = json.loads(out.read_text())
+        result |= {key: old[key] for key in ("seeds", "sizes") if key in old}
+    hold_to(result, {name: getattr(given, name) for name in SIZES}, out)
     task = load_task(given.task, given.data)
     tables = {k: dict(v) for k, v in task.settings.items()}
     settings = build(Settings, tables, "the task", stored=True)

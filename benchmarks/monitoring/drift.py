@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import command
 from benchmarks.common.places import RESULTS
-from benchmarks.common.results import record, save
+from benchmarks.common.results import hold_to, record, save
 from benchmarks.ownership.canaries import trained
 from g2d.core.types import Array
 from g2d.service.http.protocol import Model
@@ -208,8 +208,9 @@ def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"record": record(given), "task": given.task, "seeds": {}}
     if out.exists():
         old = json.loads(out.read_text())
-        if old["task"] == given.task:
-            result["seeds"] = old["seeds"]
+        result |= {key: old[key] for key in ("seeds", "sizes") if key in old}
+    sizes = {name: getattr(given, name) for name in ("task", "benign", "usual", "worlds")}
+    hold_to(result, sizes, out)
     task = load_task(given.task, given.data)
     for seed in given.seeds:
         if str(seed) not in result["seeds"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from g2d.core.seeds import seed_of
@@ -22,16 +22,17 @@ class Alarms:
     """What a monitor is given in place of a service's alarm and clock.
 
     Attributes:
-        raised: the client of each alarm, "" where it names nobody. seconds: what the clock says.
+        raised: the client of each alarm, "" where it names nobody, and whether it asks for a
+            rotation. seconds: what the clock says.
     """
 
     def __init__(self) -> None:
-        self.raised: list[str] = []
+        self.raised: list[tuple[str, bool]] = []
         self.seconds = 0.0
 
     def __call__(self, kind: str, text: str, rotate: bool = True, **about: Any) -> None:
         """Note an alarm."""
-        self.raised.append(str(about.get("client", "")))
+        self.raised.append((str(about.get("client", "")), rotate))
 
     def now(self) -> float:
         """Seconds of a clock that is never set."""
@@ -44,12 +45,16 @@ class QueriesGuard:
     def __init__(self, monitor: Queries, alarms: Alarms) -> None:
         self._monitor, self._alarms, self._began = monitor, alarms, alarms.seconds
 
-    def look(self, x: Array, scores: Array, client: str, seconds: float) -> Collection[str]:
+    def look(self, x: Array, scores: Array, client: str, seconds: float) -> Mapping[str, bool]:
         """See `g2d.redteam.policies.guarding.Guard`."""
         before = len(self._alarms.raised)
         self._alarms.seconds = self._began + seconds
         self._monitor.observe(x, scores, client)
-        return {name or client for name in self._alarms.raised[before:]}
+        found: dict[str, bool] = {}
+        for name, rotates in self._alarms.raised[before:]:
+            if name:  # else nobody is pinned
+                found[name] = found.get(name, False) or rotates
+        return found
 
     def swapped(self) -> None:
         """See `g2d.redteam.policies.guarding.Guard`."""

@@ -9,8 +9,9 @@ whom it sees is pinned. The vault is
 `--vault` it is another one (`{seed}` stands for the seed), which is copied if it has too few
 generations and never written to. Rows that are in
 benchmarks/results/policies-<task>-seed<seed>.json are not measured again, so a run goes on where it
-stopped; `--rows` picks some by a part of their names. An hour or two of one core a seed; for a
-trial take `--images 10 --budget 200 --every 50`.
+stopped (rows of other flags are refused, not mixed in); `--rows` picks some by a part of their
+names. An hour or two of one core a seed; for a trial take `--images 10 --budget 200 --every 50`,
+and another `--out`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 
 from benchmarks.common.command import parser
 from benchmarks.common.places import RESULTS, RUNS
-from benchmarks.common.results import record, save
+from benchmarks.common.results import hold_to, record, save
 from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.monitoring.guards import guards_of
 from benchmarks.monitoring.policies_tables import lines
@@ -49,6 +50,10 @@ from g2d.tasks.sizes import defaults_of
 
 Row = dict[str, Any]
 
+SIZES = ("vault", "generations", "images", "watched_images", "budget", "every", "live", "steps",
+         "eps")  # fmt: skip
+"""Arguments that decide what a row says."""
+
 
 class Policies:
     """The vault of one seed, and the rows that are measured on it."""
@@ -57,9 +62,14 @@ class Policies:
         self.given, self.seed = given, seed
         self.path = given.out / f"policies-{given.task}-seed{seed}.json"
         self.record: Row = {"seed": seed, "rows": {}}
+        self._read()
+        self.context = AttackContext(self._spec())
+
+    def _read(self) -> None:
+        """Take up what is there; rows of other settings are refused."""
         if self.path.exists():
             self.record = json.loads(self.path.read_text("utf-8"))
-        self.context = AttackContext(self._spec())
+        hold_to(self.record, {name: getattr(self.given, name) for name in SIZES}, self.path)
 
     # --- networks ----------------------------------------------------------------------------
 
@@ -158,8 +168,7 @@ class Policies:
             if name in self.record["rows"] or not wanted:
                 continue
             found = row()
-            if self.path.exists():  # another process may have measured another row meanwhile
-                self.record = json.loads(self.path.read_text("utf-8"))
+            self._read()  # another process may have measured another row meanwhile
             self.record["rows"][name] = found
             self.record["measured"] = record(self.given)
             save(self.path, self.record)

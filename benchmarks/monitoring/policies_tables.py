@@ -66,34 +66,48 @@ def made() -> dict[str, str]:
     return {"policy-targets": markdown(TARGETS, lines(found))} if found else {}
 
 
-def searches(found: Sequence[Rows], attacker: str, scheme: str, told: str) -> list[dict[str, Any]]:
-    """The first row of a case, of each seed that has it."""
+def searches(
+    found: Sequence[Rows], attacker: str, scheme: str, told: str
+) -> dict[int, dict[str, Any]]:
+    """The first row of a case, of each seed that has it, by the seed's place."""
     name = f"{attacker}, {scheme}, {told}"
-    rows = [seed[name][0] for seed in found if name in seed]
-    return [row for row in rows if row["value"] is not None]
+    rows = {place: seed[name][0] for place, seed in enumerate(found) if name in seed}
+    return {place: row for place, row in rows.items() if row["value"] is not None}
 
 
 def won(found: Sequence[Rows], attacker: str, scheme: str, told: str = "scores") -> str:
-    """ASR of all seeds' images together, and how much more it is than never rotating's."""
-    ours = searches(found, attacker, scheme, told)
+    """ASR of all seeds' images together, and how much more it is than never rotating's.
+
+    Intervals count images; what single seeds reached tells how much hangs on their networks.
+    """
+    ours = _flips(found, attacker, scheme, told)
     if not ours:
         return NOTHING
-    first = torch.tensor([number for row in ours for number in row["extra"]["first"]]) > 0
+    first = torch.cat(list(ours.values()))
     text = _rate(int(first.sum()), len(first))
-    still = searches(found, attacker, "never", told)
-    other = torch.tensor([number for row in still for number in row["extra"]["first"]]) > 0
-    if scheme == WATCHED and len(other) > len(first):  # the first images of each seed alone
-        other = torch.cat([
-            torch.tensor(theirs["extra"]["first"])[: len(row["extra"]["first"])] > 0
-            for row, theirs in zip(ours, still, strict=False)
-        ])  # fmt: skip
-    if scheme == "never" or len(other) != len(first):
+    if len(ours) > 1:
+        each = [100 * float(one.double().mean()) for one in ours.values()]
+        text += f", of single seeds {min(each):.1f} to {max(each):.1f}"
+    still = _flips(found, attacker, "never", told)
+    if scheme == "never" or not ours.keys() <= still.keys():
         return text
+    if scheme == WATCHED:  # the first images of each seed alone
+        still = {place: flips[: len(ours[place])] for place, flips in still.items()
+                 if place in ours}  # fmt: skip
+    if any(len(still[place]) != len(one) for place, one in ours.items()):
+        return text
+    other = torch.cat([still[place] for place in ours])
     more = difference(first, other)
     return (
         f"{text}; never rotating {100 * float(other.double().mean()):.1f}, difference "
         f"{100 * more.value:+.1f} ({100 * more.low:+.1f} to {100 * more.high:+.1f})"
     )
+
+
+def _flips(found: Sequence[Rows], attacker: str, scheme: str, told: str) -> dict[int, torch.Tensor]:
+    """Which images of each seed were won."""
+    rows = searches(found, attacker, scheme, told)
+    return {place: torch.tensor(row["extra"]["first"]) > 0 for place, row in rows.items()}
 
 
 def worth(found: Sequence[Rows], scheme: str, what: str, key: str) -> str:
@@ -138,7 +152,7 @@ def watched(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
     """How many are seen before their first success, where the monitor of queries watches."""
     made = []
     for attacker, words in _SEARCHES.items():
-        rows = [row["extra"] for row in searches(found, attacker, WATCHED, "scores")]
+        rows = [row["extra"] for row in searches(found, attacker, WATCHED, "scores").values()]
         if not rows:
             continue
         n = sum(row["seen_before"]["n"] for row in rows)

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.common.measure import stale
 from benchmarks.common.places import RESULTS, RUNS
-from benchmarks.common.results import record, save
+from benchmarks.common.results import hold_to, record, save
 from benchmarks.common.tables import TARGETS, markdown
 from benchmarks.ownership.vaults import grow
 from g2d import Defence, Settings, load_task
@@ -67,11 +67,9 @@ class Carried:
         if self.path.exists():
             self.record = json.loads(self.path.read_text("utf-8"))
         sizes = {name: getattr(given, name) for name in SIZES}
-        if self.record.setdefault("sizes", sizes) != sizes:
-            raise SystemExit(
-                f"{self.path} holds rows of {self.record['sizes']}, and {sizes} were asked for:"
-                " give the same flags, or another --out and --runs"
-            )
+        if given.settings:
+            sizes["settings"] = given.settings.read_text("utf-8")
+        hold_to(self.record, sizes, self.path)
         self.marked, self.plain = (self._built(name) for name in ("marked", "plain"))
         found = Mark.of(self.marked.settings.watermark, self.marked.task)
         assert found is not None, "the marked vault names its key"

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.common.command import Result
 from benchmarks.common.places import RESULTS, RUNS
-from benchmarks.common.results import record, save
+from benchmarks.common.results import hold_to, record, save
 from benchmarks.common.tables import TARGETS, markdown, ranged, shown
 from benchmarks.ownership.vaults import of_seed
 from g2d import Defence
@@ -110,6 +110,14 @@ def measure(vault: Path, data: str, seed: int, quick: bool, arguments: Any) -> R
     }  # fmt: skip
 
 
+def known(path: Path, quick: bool, vault: Path) -> Result:
+    """A file that is there: of this vault, and no try where none was asked for."""
+    found: Result = json.loads(path.read_text("utf-8"))
+    sizes = {"quick": found["arguments"]["quick"], "vault": found["vault"]}
+    hold_to({"sizes": sizes}, {"quick": quick, "vault": vault.name}, path)
+    return found
+
+
 def lines(results: Sequence[Result]) -> list[tuple[str, str, str]]:
     """Rows of the table of targets: mean and range over seeds."""
 
@@ -154,7 +162,7 @@ def main() -> None:
             path = given.out / f"layout-{defence.task.name}-seed{seed}.json"
         if not path.exists():
             save(path, measure(vault, given.data, seed, given.quick, given))
-        results.append(json.loads(path.read_text("utf-8")))
+        results.append(known(path, given.quick, vault))
     print(markdown(TARGETS, lines(results)))
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.common.places import RESULTS, RUNS
-from benchmarks.common.results import record, save
+from benchmarks.common.results import hold_to, record, save
 from benchmarks.common.tables import TARGETS, markdown, ranged
 from benchmarks.ownership.dawn import Dawn, worth
 from benchmarks.ownership.entangled import measured
@@ -70,11 +70,10 @@ class Rivals:
         if self.path.exists():
             self.record = json.loads(self.path.read_text("utf-8"))
         sizes = {"share": given.share, "steps": self.steps}
-        if self.record.setdefault("sizes", sizes) != sizes:
-            raise SystemExit(
-                f"{self.path} holds rows of {self.record['sizes']}: give another --out"
-            )
-        self.record["vault"] = self.defence.vault.path.name
+        hold_to(self.record, sizes, self.path)
+        vault = self.defence.vault.path.name
+        if (known := self.record.setdefault("vault", vault)) != vault:
+            raise SystemExit(f"{self.path} holds copies from {known}: give another --out")
 
     @cached_property
     def numbers(self) -> list[int]:

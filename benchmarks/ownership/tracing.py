@@ -98,10 +98,11 @@ class Trial:
             def make(draws: torch.Generator, stranger: int = stranger, how: str = how) -> State:
                 return TREATMENTS[how](self._trained(stranger), self.task, draws)
 
-            yield Case("unrelated", f"{stranger}-{place}", (), make)
+            yield Case("unrelated", f"{stranger}-{self.given.steps}-{place}", (), make)
 
     def _trained(self, stranger: int) -> State:
-        known = self.file.with_name(f"{self.file.stem}-stranger-{stranger}.pt")
+        name = f"{self.file.stem}-stranger-{stranger}-{self.given.steps}.pt"
+        known = self.file.with_name(name)
         if not known.exists():
             fresh = self.task.model(seed_of("stranger", self.seed, stranger) % 2**31).state_dict()
             draws = torch.Generator().manual_seed(stranger)
@@ -151,19 +152,20 @@ class Trial:
         return self._tracer
 
     def judged(self) -> list[dict[str, Any]]:
-        """One record a case."""
+        """One record a case; what other flags had judged stays in the file alone."""
         text = self.file.read_text("utf-8") if self.file.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # half a line, of a run that was killed
             self.file.write_text(whole, "utf-8")
         known = {(r["kind"], r["name"]): r for r in map(json.loads, whole.splitlines())}
+        wanted = list(self.cases())
         with self.file.open("a") as kept:
-            for case in self.cases():
+            for case in wanted:
                 if (case.kind, case.name) not in known:
                     record = self._judge(case)
                     known[case.kind, case.name] = record
                     print(json.dumps(record), file=kept, flush=True)
-        return list(known.values())
+        return [known[case.kind, case.name] for case in wanted]
 
     def _judge(self, case: Case) -> dict[str, Any]:
         draws = torch.Generator().manual_seed(seed_of(self.seed, case.kind, case.name))

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("psutil")
 
-from benchmarks.ownership import carried, rivals, tables, vaults
+from benchmarks.ownership import carried, layout, rivals, tables, vaults
 from benchmarks.ownership.dawn import Dawn, worth
 from benchmarks.ownership.entangled import soft_nearest_neighbour
 from g2d.errors import GenerationError
@@ -196,3 +196,12 @@ def test_a_refused_candidate_does_not_stop_a_benchmark_for_ever():
     assert vaults.of_seed(Path("runs/ownership-{seed}-marked"), 2) == Path(
         "runs/ownership-2-marked"
     )
+
+
+def test_a_try_is_not_taken_for_the_whole_measurement(tmp_path):
+    path = tmp_path / "layout-mnist-seed1.json"
+    path.write_text(json.dumps({"arguments": {"quick": True}, "vault": "mnist-1"}))
+    assert layout.known(path, True, tmp_path / "mnist-1")["vault"] == "mnist-1"
+    for quick, vault in ((False, "mnist-1"), (True, "other")):
+        with pytest.raises(SystemExit, match="give the same flags"):
+            layout.known(path, quick, tmp_path / vault)

@@ -1,5 +1,7 @@
 """The table of traces counts leaks, false accusations and marks as its records say."""
 
+import json
+
 import pytest
 
 pytest.importorskip("psutil")
@@ -27,3 +29,15 @@ def test_a_leak_that_names_another_generation_too_is_not_attributed():
     assert made["parts of soups named"] == "2 of 3"
     assert made["marks: accuracy lost"] == "1.00 points"
     assert made["a trace over 1000 generations"] == "12.3 s"
+
+
+def test_a_smaller_run_tells_of_its_own_cases_alone(tmp_path, monkeypatch):
+    trial = object.__new__(tracing.Trial)
+    trial.file = tmp_path / "traced.jsonl"
+    lines = [json.dumps({"kind": "unrelated", "name": f"{k}"}) for k in range(3)]
+    trial.file.write_text("\n".join(lines) + "\n" + lines[0][:9])
+    asked = [tracing.Case("unrelated", name, (), dict) for name in ("1", "new")]
+    monkeypatch.setattr(trial, "cases", lambda: iter(asked))
+    monkeypatch.setattr(trial, "_judge", lambda case: {"kind": case.kind, "name": case.name})
+    assert [record["name"] for record in trial.judged()] == ["1", "new"]
+    assert len(trial.file.read_text().splitlines()) == 4

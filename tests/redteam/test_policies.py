@@ -1,6 +1,7 @@
 """Serving policies under attack: the simulated service, several accounts, what finds are worth."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,35 @@ def test_an_alarm_pins_the_account_and_rotates_the_others():
         round(float(made.ask(x, one, one + 1, client="other")[0, 0]), 3) for made in (free, pinned)
     ]
     assert others[1] > others[0] - 1e-9, "one rotation more has come"
+
+
+def test_alarms_about_many_accounts_rotate_as_often_as_a_service_would():
+    """The default of `[monitors] rotations` is one an hour; an attacker asks once a second."""
+    made, one = service([0.1, 0.2, 0.3, 0.4], "sticky", pin=2), torch.tensor([0])
+    for account, first in ((0, 1), (1, 10), (2, 20), (3, 4000)):
+        made.speak(one, torch.tensor([account]))
+        margins_of(made, [0], [first])
+        margins_of(made, [0], [first + 1])
+        newest = float(made.ask(grey(0.0), one, one + first + 1, client=f"new {account}")[0, 0])
+        assert newest == pytest.approx(0.3 if account == 3 else 0.2)
+
+
+def test_the_search_under_sticky_goes_on_where_a_tick_did_not_move_it():
+    """Pinned from its first query it meets one network, whatever the clock says."""
+    sizes, split = {}, Split(torch.full((1, 1, 12, 12), 0.5), torch.tensor([0]))
+    for policy in ("sticky", "global"):
+        made, points = service([9.0] * 8, policy, every=40, pin=1), []
+        answer = made.answer
+
+        def noted(x, lanes, numbers, points=points, answer=answer):
+            points.append(x.clone())
+            return answer(x, lanes, numbers)
+
+        made.answer = noted
+        let("clock", made, split, 80)
+        after = zip(points[41:50], points[40:49], strict=True)
+        sizes[policy] = max(int((one != before).sum()) for one, before in after)
+    assert sizes["sticky"] <= 2 < sizes["global"]
 
 
 def test_answers_are_told_in_the_form_of_the_settings():
@@ -245,7 +275,7 @@ class Counting:
     def look(self, x, scores, client, seconds):
         assert x.shape[0] == scores.shape[0] == 1
         self.asked[client] = self.asked.get(client, 0) + 1
-        return {client} if self.asked[client] == self.after else ()
+        return {client: True} if self.asked[client] == self.after else {}
 
     def swapped(self):
         self.swaps += 1
@@ -265,6 +295,18 @@ def test_whom_a_guard_sees_is_pinned_and_shown_no_more():
     assert guards[1].asked == {"account 0": 60}
     assert guards[1].swaps == 5
     assert guards[0].swaps == 6, "one rotation more, by the alarm"
+
+
+def test_an_alarm_about_somebody_else_has_not_seen_the_attacker():
+    told = [{"honest 3": False}, {"account 0": False}, {"honest 4": True}]
+    for alarms, seen, level in zip(told, (0, 1, 0), (0.1, 0.1, 0.2), strict=True):
+        guard = SimpleNamespace(look=lambda *_, alarms=alarms: alarms, swapped=lambda: None)
+        settings, start = ServeSettings(policy="sticky", live=1, hold=1e6), torch.tensor([0])
+        made = Service([step(0.1), step(0.2)], Scheme("it", settings), start, 1, 0, [guard])
+        margins_of(made, [0], [1])
+        assert made.seen.tolist() == [seen]
+        newest = made.ask(grey(0.0), start, start + 2, client="new")
+        assert float(newest[0, 0]) == pytest.approx(level), "who asks for a rotation gets one"
 
 
 def test_who_wins_before_an_alarm_is_unseen():

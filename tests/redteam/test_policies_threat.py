@@ -27,6 +27,9 @@ def test_plans_cover_every_policy_and_attacker(spec):
     full = threat("policies").plan(dataclasses.replace(spec, quick=False))
     assert 0 < len(quick) < 6 < len(full)
     assert not any("apart" in str(c.option("scheme")) for c in full), "no service does that"
+    asked = {c.option("scheme") for c in full if c.name.startswith("accounts")}
+    assert asked == {"never", "sticky", "sticky-pinned"}, "elsewhere all accounts hear the same"
+    assert {c.option("scheme") for c in full if c.name == "clock"} > asked | {"vote-3", "keyed"}
     assert threat("policies").plan(dataclasses.replace(spec, chains={})) == []
 
 
@@ -99,7 +102,7 @@ def test_the_products_monitor_guards_the_benchmarks_service(spec):
     model = context.model(context.chain("generated").networks[-1])
     case = searches_of(spec, "sticky-watched", TINY | {"images": 6})[0]
     guards = guards_of(context, model, 7)
-    assert guards[6].look(context.examples(1).x.numpy(), np.zeros((1, 10)), "x", 1.0) == set()
+    assert guards[6].look(context.examples(1).x.numpy(), np.zeros((1, 10)), "x", 1.0) == {}
     won, *_ = Searches(case, context, lambda count: guards[:count]).rows()
     assert won.status is Status.OK
     assert len(won.extra["seen"]) == won.value.n

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from g2d.attacks.pgd import check_budget, project
-from g2d.attacks.query import Api, SpentError, margins, propose, shrink, stripes
+from g2d.attacks.query import Api, SpentError, differ, margins, propose_each, shrink, stripes
 from g2d.attacks.tables import is_region
 from g2d.core.types import Bounds
-
-TOLERANCE = 1e-4  # of a margin, relative: batches of another size round otherwise
 
 
 @dataclass(frozen=True)
@@ -110,14 +108,12 @@ class _Search:
         self._probing[lanes] = probing
         point = self.best[lanes].clone()
         point[probing] = self.probe[lanes[probing]]
-        part = torch.tensor([self.share * shrink(min(1.0, p)) for p in
-                             (age / self.period[lanes]).tolist()])  # fmt: skip
-        proposing = ~probing & (age > 0)
-        for size in part[proposing].unique().tolist():
-            rows = (proposing & (part == size)).nonzero()[:, 0]
-            point[rows] = propose(
-                point[rows], self.x[lanes[rows]], self.eps, size, self.bounds, generator
-            )
+        rows = (~probing & (age > 0)).nonzero()[:, 0]
+        progress = (age / self.period[lanes])[rows].tolist()
+        parts = [self.share * shrink(min(1.0, p)) for p in progress]
+        point[rows] = propose_each(
+            point[rows], self.x[lanes[rows]], self.eps, parts, self.bounds, generator
+        )
         return point
 
     def hear(self, lanes: Tensor, point: Tensor, margin: Tensor) -> None:
@@ -129,13 +125,13 @@ class _Search:
         self.known[lanes[new]] = margin[new]
         self.age[lanes] += 1
         self._settle(lanes[doubt], margin[doubt])
-        other = probed & ~doubt & _differ(margin, self.known[lanes])
+        other = probed & ~doubt & differ(margin, self.known[lanes])
         self.doubt[lanes[other]] = True
         self.heard[lanes[other]] = margin[other]
 
     def _settle(self, lanes: Tensor, margin: Tensor) -> None:
         """Say of lanes that asked twice whether they were moved, or hear noise."""
-        noise = _differ(margin, self.heard[lanes])
+        noise = differ(margin, self.heard[lanes])
         self.noisy[lanes[noise]] = True
         moved = lanes[~noise]
         self.moves[moved] += 1
@@ -143,7 +139,3 @@ class _Search:
         self.age[moved] = 0  # the best point is asked next
         self.known[lanes] = margin
         self.doubt[lanes] = False
-
-
-def _differ(margin: Tensor, before: Tensor) -> Tensor:
-    return (margin - before).abs() > TOLERANCE * (1 + before.abs())

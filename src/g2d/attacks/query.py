@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ Api = Callable[[Tensor, Tensor], Tensor]
 # Square attack, section 5 of arXiv 1912.00049: the share of changed pixels halves at these points
 # of 10,000 queries; other budgets stretch them.
 _HALVE_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+TOLERANCE = 1e-4  # of a margin, relative: batches of another size round otherwise
 # HopSkipJump's last loop halves its step until the input is adversarial; on a network that has
 # changed it may never be. After so many failures in a row (its own start may fail 100 times) the
 # attacker begins again.
@@ -44,24 +45,17 @@ class _StuckError(Exception):
 
 
 def clock_square(
-    api: Api,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    budget: int,
-    generator: torch.Generator,
-    bounds: Bounds = (0.0, 1.0),
-    every: int | None = None,
-    share: float = 0.8,
-    start: Tensor | None = None,
-    beyond: bool = False,
-) -> Tensor:
+    api: Api, x: Tensor, y: Tensor, *, eps: float, budget: int, generator: torch.Generator,
+    bounds: Bounds = (0.0, 1.0), every: int | None = None, share: float = 0.8,
+    start: Tensor | None = None, beyond: bool = False, sure: bool = True,
+) -> Tensor:  # fmt: skip
     """Random search over squares (Andriushchenko et al. 2020, arXiv 1912.00049) that knows a clock.
 
     With `every`, the network changes after so many queries of a lane: what the best point was worth
     then says nothing now, so the first query to a new network asks for the best point again, and
     the squares begin large again. One query a proposal and one a re-evaluation; nothing else.
+    Where the clock only says when a network may change (not `sure`), a lane whose best point is
+    worth what it was goes on with small squares, and takes the next tick for its end.
 
     Args:
         x: clean images (n, channels, height, width); inputs of another shape are taken as one row
@@ -71,6 +65,7 @@ def clock_square(
         share: share of the pixels that the first square covers.
         start: points to begin at, shape of `x`, clipped to ball and range; None: random stripes.
         beyond: go on after the first flip, to the point that is misclassified by the most.
+        sure: the network does change at every tick.
 
     Returns:
         The best point of every image, shape of `x`, inside ball and range.
@@ -86,17 +81,22 @@ def clock_square(
     loss = torch.full((len(x),), math.inf, dtype=x.dtype)
     active = torch.arange(len(x))
     period = min(every or budget, budget)
+    age = torch.zeros(len(x), dtype=torch.long)  # queries of each lane since its network changed
     for query in range(budget if len(x) else 0):
         again = query % period == 0
         point = best[active]
         if not again:
-            part = share * shrink(query % period / period)
-            point = propose(point, x[active], eps, part, bounds, generator)
+            end = period * (age[active] // period + 1)
+            parts = [share * shrink(p) for p in (age[active].double() / end).tolist()]
+            point = propose_each(point, x[active], eps, parts, bounds, generator)
         try:
             scores = api(point.reshape(-1, *shape[1:]), active)
         except SpentError:
             break
         margin = margins(scores, y[active]).to(loss.dtype)
+        if again:
+            age[active[sure | differ(margin, loss[active])]] = 0
+        age[active] += 1
         better = torch.ones_like(margin, dtype=torch.bool) if again else margin < loss[active]
         best[active[better]], loss[active[better]] = point[better], margin[better]
         active = active if beyond else active[loss[active] >= 0]
@@ -154,6 +154,27 @@ def propose(
     idle = (point == best).flatten(1).all(1)
     turned = torch.where(inside, _inside(x - eps * signs, bounds), best)
     return torch.where(idle[:, None, None, None], turned, point)
+
+
+def propose_each(
+    best: Tensor,
+    x: Tensor,
+    eps: float,
+    shares: Sequence[float],
+    bounds: Bounds,
+    generator: torch.Generator,
+) -> Tensor:
+    """Propose as `propose` does, for each image by a square of its own share of pixels (m,)."""
+    point, own = best.clone(), torch.tensor(shares, dtype=torch.float64)
+    for share in own.unique().tolist():
+        rows = own == share
+        point[rows] = propose(best[rows], x[rows], eps, share, bounds, generator)
+    return point
+
+
+def differ(margin: Tensor, before: Tensor) -> Tensor:
+    """Which margins (n,) are others than before, more than rounding tells (n,) bool."""
+    return (margin - before).abs() > TOLERANCE * (1 + before.abs())
 
 
 def margins(scores: Tensor, y: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ guard for each lane.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -19,8 +19,8 @@ from g2d.redteam.scoring import share
 class Guard(Protocol):
     """Watches one lane's service."""
 
-    def look(self, x: Array, scores: Array, client: str, seconds: float) -> Collection[str]:
-        """Look at one request; return whom it has raised an alarm about.
+    def look(self, x: Array, scores: Array, client: str, seconds: float) -> Mapping[str, bool]:
+        """Look at one request; return whom alarms are about, and whether they ask for a rotation.
 
         Args:
             x: (1, ...). scores: (1, classes), before they are told in another form. client: who

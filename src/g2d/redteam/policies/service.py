@@ -20,9 +20,11 @@ from g2d.core.types import Array, Logits
 from g2d.protect.answers import LABEL, answers_of, combined
 from g2d.redteam.policies.guarding import Guard
 from g2d.rotation.policy import Policy, policy_of, quantised
-from g2d.settings import ServeSettings
+from g2d.rotation.triggers import AlarmBudget
+from g2d.settings import MonitorSettings, ServeSettings
 from g2d.tasks.inference import predict
 
+_ACCOUNT = "account "  # and its number: clients of the attacker
 PERIOD = 1000  # queries that count as a period where the service never rotates
 
 
@@ -34,8 +36,8 @@ class Scheme:
 
     Attributes:
         name: a key. every: queries of an attacker between two rotations; None: it never rotates.
-        pin: after so many queries of an account an alarm pins it, and rotates the others once;
-            0: nobody is ever under suspicion.
+        pin: after so many queries of an account an alarm pins it, and rotates the others if the
+            alarms' token bucket of a service as it comes allows; 0: nobody is ever under suspicion.
         apart: what a suspect is pinned to answers nobody else from then. `g2d serve` does not do
             that: it is what would be won.
     """
@@ -68,7 +70,7 @@ class Service:
         models: networks in the order in which they become live. start: place at which each lane's
             window begins (n,). width: places of a window, at least `scheme.live`. seed: of the
             secrets, one a lane. guards: what watches each lane; whom it sees is pinned, and the
-            others rotate once.
+            others rotate as by `Scheme.pin`.
 
     Attributes:
         speaking: the account that each lane asks as (n,). passes: forward passes so far. seen:
@@ -90,6 +92,8 @@ class Service:
         self._guards, self._turns = list(guards), [0] * n
         self._seconds = [0.0] * n
         self._alarms = [0] * n  # rotations that alarms brought
+        clocks = [partial(self._seconds.__getitem__, lane) for lane in range(n)]
+        self._budgets = [AlarmBudget(MonitorSettings().rotations, clock) for clock in clocks]
         self._asked: list[dict[str, int]] = [{} for _ in range(n)]
         self._policies = [self._policy(lane, seed) for lane in range(n)]
 
@@ -133,7 +137,7 @@ class Service:
 
     def _asking(self, lanes: Tensor, numbers: Tensor) -> Iterator[tuple[int, int, str]]:
         """Lane, number and account of each query."""
-        accounts = [f"account {account}" for account in self.speaking[lanes].tolist()]
+        accounts = [f"{_ACCOUNT}{account}" for account in self.speaking[lanes].tolist()]
         return zip(lanes.tolist(), numbers.tolist(), accounts, strict=True)
 
     def _choose(
@@ -159,7 +163,7 @@ class Service:
         """What is live without what suspects are pinned to, for whoever is none of them."""
         pins = {pin["client"]: pin["generation"] for pin in policy.pins()}
         left = [number for number in live if number not in pins.values()]
-        # The newest is left, for the alarm that pinned has rotated.
+        # The newest is left, if the alarm that pinned has rotated.
         return live if client in pins or not left else left
 
     def _count(self, lane: int, client: str, number: int) -> None:
@@ -180,16 +184,18 @@ class Service:
             guard.swapped()
         if client in asked:  # it is pinned, and nothing that it does changes that
             return
-        for name in guard.look(x[one].numpy(), scores[one], client, float(number)):
+        alarms = guard.look(x[one].numpy(), scores[one], client, float(number))
+        for name, rotates in alarms.items():
             if name not in asked:
                 asked[name] = number
-                self._suspect(lane, name, number)
+                self._suspect(lane, name, number, rotates)
 
-    def _suspect(self, lane: int, client: str, number: int) -> None:
-        """Pin an account, and rotate the others."""
+    def _suspect(self, lane: int, client: str, number: int, rotates: bool = True) -> None:
+        """Pin a client, and rotate the others as often as a service would."""
         self._policies[lane].pin(client)
-        self._alarms[lane] += 1
-        self.seen[lane] = self.seen[lane] or number
+        self._alarms[lane] += rotates and self._budgets[lane].take()
+        if client.startswith(_ACCOUNT):  # an alarm about who is honest has not seen the attacker
+            self.seen[lane] = self.seen[lane] or number
 
     def _combined(self, x: Tensor, chosen: Sequence[tuple[int, ...]]) -> Array:
         """Run every network on the inputs that it answers, and combine those that vote."""

@@ -67,9 +67,13 @@ class Searches:
             networks = networks[1:] or networks  # the first may be the base
             if "draws" in self.context.spec.chains:
                 networks += self.context.chain("draws").networks
-        # One more where alarms rotate: for each account.
+        return networks[: self._most]
+
+    @property
+    def _most(self) -> int:
+        """So many networks are met at most: one more for each account where alarms rotate."""
         more = self.attacker.accounts if self.scheme.pin or self._guards else 0
-        return networks[: self.width + self.turns + AGAIN + _STARTS + more]
+        return self.width + self.turns + AGAIN + _STARTS + more
 
     def _right(self, split: Split, start: Tensor) -> Tensor:
         """Images that every network of the window classifies correctly when the attacker comes.
@@ -175,12 +179,13 @@ class Searches:
         if self.scheme.pin:
             notes.append(
                 f"taken as given: after {self.scheme.pin} queries an alarm pins an account and "
-                "rotates once"
+                "rotates, once an hour at most"
             )
         if self._guards:
-            notes.append("an alarm of the monitor of queries pins an account and rotates once")
+            notes.append("an alarm of the monitor of queries pins an account and rotates, "
+                         "once an hour at most")  # fmt: skip
         if self.scheme.apart:
             notes.append("`g2d serve` lets a suspect's generation answer others until it retires")
-        if self.width + self.turns + AGAIN > len(self.models):
-            notes.append(f"only {len(self.models)} networks: some are met twice")
+        if self.scheme.every and len(self.models) < self._most:
+            notes.append(f"only {len(self.models)} networks: some may be met twice")
         return notes
