@@ -6,13 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from g2d.errors import SettingsError
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.drift.figures import Answers, InputFigures, Repeats, means
-from g2d.service.monitors.drift.labels import LabelShift, likelihood_ratio
+from g2d.service.monitors.drift.labels import _LOOKS, _WINDOWS, LabelShift, likelihood_ratio
 from g2d.service.monitors.listed import built_in
 from g2d.settings import MonitorSettings
 from stand_ins import MODEL, Harness
@@ -183,6 +184,19 @@ def test_the_likelihood_ratio_is_that_of_two_binomials():
         + 30 * np.log(q / r) + 70 * np.log((1 - q) / (1 - r))
     )  # fmt: skip
     assert found == pytest.approx([by_hand, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 64])
+def test_the_limits_hold_exactly_where_what_is_usual_is_well_known(classes):
+    chance, n = 1.6e-7, 1e9
+    test = LabelShift(classes, chance, 500)
+    for p in (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 0.5):
+        alarms = 0.0  # a request, of one class: each look by itself
+        for window, look, limit in zip(_WINDOWS, _LOOKS, test._limits, strict=True):
+            counts = np.arange(window + 1.0)
+            over = likelihood_ratio(p * n, n, counts, window) > limit
+            alarms += float(binom.pmf(counts, window, p)[over].sum()) / look
+        assert alarms <= chance / classes, p
 
 
 def test_settings_turn_it_on_by_name_and_say_what_is_missing(monkeypatch):

@@ -193,6 +193,20 @@ def test_inputs_made_from_each_other_fail_where_those_of_others_do_not():
         factors += [tested[1]] if tested else []
     assert np.prod(factors) > 10
     assert abnormal(np.full(100, 3.0)) is None
+    assert abnormal(np.array([3.0] * 99 + [9.0])) is None  # but for an outlier
+
+
+def test_a_client_that_asks_for_long_costs_no_more_than_one_that_has_just_come():
+    copiers, place = Copiers(), np.arange(128)
+    copiers.add("busy", np.zeros(128, np.uint8), 0)
+    copiers.add("busy", (10 * (place == 0)).astype(np.uint8), 0)
+    for first in range(8):  # sparse inputs: all are as far from the nearest
+        for second in range(first + 1, 128):
+            sparse = 200 * ((place == first) | (place == second))
+            copiers.add("busy", sparse.astype(np.uint8), 0)
+    kept = copiers._kept["busy"]
+    assert len(kept._growing[0]) == 64
+    assert len(kept._far[0]) < 64
 
 
 def test_a_test_that_others_fail_too_or_that_nobody_has_made_says_nothing():

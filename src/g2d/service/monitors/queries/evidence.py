@@ -10,6 +10,7 @@ dependent or not. Stakes are paid from a purse into which every input pays (`Pur
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 
@@ -43,7 +44,7 @@ class Ranks:
 
     def __init__(self, skip: int) -> None:
         self._skip = skip
-        self._values: list[float] = []
+        self._values = array("d")  # a quarter of a list's memory: clients can have very many
 
     def add(self, value: float, chance: float) -> float | None:
         """Return the p-value of the next value, None: it is not told.
@@ -52,18 +53,18 @@ class Ranks:
             chance: even on (0, 1].
         """
         values = self._values
+        if len(values) >= _SEGMENT:
+            del values[:]  # before the next one: none is ranked in two lists, which would depend
         below = bisect_left(values, value)
         ties = bisect_right(values, value) - below
         p = (below + chance * (ties + 1)) / (len(values) + 1)
         told = len(values) >= self._skip
-        if len(values) >= _SEGMENT:
-            values.clear()
         insort(values, value)
         return p if told else None
 
     def restart(self) -> None:
         """Forget the values: what comes is of another kind."""
-        self._values.clear()
+        del self._values[:]
 
 
 def bet(evidence: Evidence, stake: float, p: Sequence[float]) -> Evidence:
