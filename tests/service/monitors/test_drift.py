@@ -175,6 +175,24 @@ def test_what_is_made_of_inputs_depends_on_their_shape():
     assert InputFigures(Model("g2d", (7,), "int64", 3, vocabulary=50)).names == ()
 
 
+def test_large_requests_are_looked_at_a_part_at_a_time(monkeypatch):
+    draws, starts = np.random.default_rng(0), np.array([0, 3])
+    x = draws.random((7, 2, 3, 3))
+    figures = InputFigures(Model("g2d", (2, 3, 3), "float32", 3))
+    whole, sizes = figures(x, starts), []
+    monkeypatch.setattr("g2d.service.monitors.drift.figures._AT_ONCE", 40)
+    spreads = figures._spreads
+    monkeypatch.setattr(figures, "_spreads", lambda x: (sizes.append(len(x)), spreads(x))[1])
+    assert figures(x, starts) == pytest.approx(whole)
+    assert sizes == [2, 2, 2, 1]
+    world = World()
+    monkeypatch.setattr("g2d.service.monitors.drift.monitor._BYTES", 1000)
+    world.ask(12)
+    held = sum(each.nbytes for pair in world.monitor._block for each in pair)
+    assert held < 1000
+    assert world.monitor.status()["usual_answers"] > 0
+
+
 def test_the_likelihood_ratio_is_that_of_two_binomials():
     first, second = np.array([10.0, 0.0, 50.0]), np.array([30.0, 0.0, 100.0])
     found = likelihood_ratio(first, 50, second, 100)
