@@ -4,8 +4,8 @@ All tests here are of the kind of Shiryaev and Roberts: `r = (r + stake) * f`, w
 negative and of mean at most 1 whatever came before, as long as nothing is wrong. Then r less all
 stakes falls or stays in the mean. With an alarm and a fresh start wherever r reaches 1, the mean
 number of alarms is at most the sum of all stakes: of one client's tests, or of any number together,
-dependent or not. Stakes are paid from a purse into which every input pays (`Purse`). What `Accounts`
-gives to unknown clients once it has forgotten some, so that nobody begins at zero, nobody has paid.
+dependent or not. Stakes are paid from a purse into which every input pays (`Purse`). What unknown
+clients begin with once `Accounts` has forgotten some, so that nobody begins at zero, is not paid.
 """
 
 from __future__ import annotations
