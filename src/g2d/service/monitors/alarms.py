@@ -134,7 +134,7 @@ class AlarmLine:
         evidence: Evidence | None = None,
     ) -> None:
         """See `RaiseAlarm`."""
-        known = level if level in _LEVELS else "warning"  # others' code: no alarm is lost for it
+        known: Level = level if level in _LEVELS else "warning"  # others' code: no alarm is lost for it
         raised = _Raised(kind, text, rotate, known, client, _short(evidence or {}))
         with self._mutex:
             alarm = self._alarm
