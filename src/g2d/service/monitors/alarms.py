@@ -134,7 +134,8 @@ class AlarmLine:
         evidence: Evidence | None = None,
     ) -> None:
         """See `RaiseAlarm`."""
-        known: Level = level if level in _LEVELS else "warning"  # others' code: no alarm is lost for it
+        # Observers are others' code: no alarm is lost for its level.
+        known: Level = level if level in _LEVELS else "warning"
         raised = _Raised(kind, text, rotate, known, client, _short(evidence or {}))
         with self._mutex:
             alarm = self._alarm
