@@ -170,7 +170,7 @@ class Rotation:
         if rotate:
             with self._wake:
                 # What is due already is one rotation with this, which costs no token.
-                if not alarm.bought or self._due or self._budget.take():
+                if not alarm.bought or self._due or self._budget.take(client):
                     self._demand(f"{'monitor' if alarm.closed else 'alarm'}: {kind}")
 
     def count(self, inputs: int) -> None:

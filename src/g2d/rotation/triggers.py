@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+
+_SPENT = 1024  # clients that have had a rotation by alarm, and may go on
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,40 @@ class AlarmBudget:
 
     An attacker can cause alarms as often as he likes. Without a bound he would buy rotations, each
     a fresh model to try and a candidate's cost. It holds one token at most, so that the first
-    alarm rotates at once, and refills by monotonic time: who sets the clock buys nothing.
+    alarm rotates at once, and refills by monotonic time: who sets the clock buys nothing. Whoever
+    has had a token gets no other until he was quiet for as long as one takes to come: an attack by
+    one client is one rotation, however long it lasts; one by many is a token at a time.
 
     Args:
         an_hour: tokens that come in an hour; 0: such alarms rotate never.
     """
 
     def __init__(self, an_hour: float = 1.0, now: Callable[[], float] = time.monotonic) -> None:
-        self._rate, self._now = an_hour / 3600.0, now
+        self._period, self._now = 3600.0 / an_hour if an_hour else math.inf, now
         self._full_at = -math.inf  # when there is a whole token again
+        self._spent: OrderedDict[str, float] = OrderedDict()  # who had one: the last alarm
         self.withheld = 0
 
-    def take(self) -> bool:
-        """Take a token; False: there is none, which is counted in `withheld`."""
+    def take(self, client: str = "") -> bool:
+        """Take a token; False: there is none for this client, which is counted in `withheld`.
+
+        Args:
+            client: whose queries have caused the alarm; "": nobody's.
+        """
         now = self._now()
-        if not self._rate or now < self._full_at:
+        goes_on = client in self._spent and now < self._spent[client] + self._period
+        if client in self._spent:
+            self._note(client, now)
+        if math.isinf(self._period) or goes_on or now < self._full_at:
             self.withheld += 1
             return False
-        self._full_at = now + 1.0 / self._rate
+        self._full_at = now + self._period
+        if client:
+            self._note(client, now)
         return True
+
+    def _note(self, client: str, now: float) -> None:
+        self._spent[client] = now
+        self._spent.move_to_end(client)
+        if len(self._spent) > _SPENT:
+            self._spent.popitem(last=False)

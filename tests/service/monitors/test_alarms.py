@@ -58,10 +58,45 @@ def test_many_accounts_buy_no_more_alarms_than_are_tracked():
     cooldown = Cooldown(60.0, clock, most=100)
     told = [n for n in range(10_000) if cooldown.take("query_attack", f"jwt:{n}") is not None]
     assert len(told) == 101  # those that are tracked, and all others as one
+    # They silence neither another kind nor what is about nobody.
+    assert cooldown.take("extraction", "jwt:new") == 0
+    assert cooldown.take("query_attack", "") == 0
+    assert cooldown.take("drift", "") == 0
+    assert cooldown.take("drift", "") is None
     assert cooldown.take("query_attack", "jwt:0") is None  # nothing was forgotten for them
     clock.at += 61.0
     assert cooldown.take("query_attack", "jwt:new") == 0
-    assert len(cooldown._until) == 1
+    assert len(cooldown._told) == 1
+
+
+def test_what_is_worse_is_told_at_once_and_what_is_not_waits():
+    told: list[tuple[str, bool]] = []
+    line = AlarmLine()
+    line.connect(lambda kind, text, rotate, **more: told.append((more["level"], rotate)), 600.0)
+    for level, rotate in (
+        ("notice", False), ("notice", False), ("warning", False), ("warning", True),
+        ("critical", True), ("warning", True), ("critical", False), ("critical", True),
+    ):  # fmt: skip
+        line(*ATTACK, rotate, level=level, client="jwt:a")
+    assert told == [("notice", False), ("warning", False), ("warning", True), ("critical", True)]
+    assert line.suppressed == 4
+    line("of_mine", "a level that there is not", level="error", client="jwt:a")
+    assert told[-1] == ("warning", True)
+
+
+def test_a_flood_of_new_accounts_costs_no_walk_through_the_table_each():
+    looked = [0]
+
+    class Counted(dict):
+        def items(self):
+            looked[0] += len(self)
+            return super().items()
+
+    cooldown = Cooldown(60.0, Clock(), most=100)
+    cooldown.__dict__ |= {k: Counted(v) for k, v in vars(cooldown).items() if isinstance(v, dict)}
+    for n in range(1000):
+        cooldown.take("query_attack", f"jwt:{n}")
+    assert looked[0] < 1000
 
 
 def test_what_an_observer_raises_is_about_queries_and_short():
@@ -93,12 +128,33 @@ def test_ten_thousand_alarms_a_minute_buy_one_rotation():
 
     assert attack(10_000) == ["monitor: query_attack"]
     assert [due for _ in range(58) if (due := attack(10_000))] == []
-    assert attack(20_000) == ["monitor: query_attack"]  # an hour later
+    assert attack(10_000 * 60 * 2) == []  # nor for hours: it is the same attack
+    assert attack(1) == []
+    made.alarm(*ATTACK, client="jwt:b")  # another one's
+    assert made._due == ["monitor: query_attack"]
+    made._due = []
     # Whoever spends the budget does not hold up what must not stay live.
     assert attack(1) == []
     made.alarm("integrity", "generation 1 changed in memory")
     made.alarm(*ATTACK, client="jwt:a")  # one rotation with what is due: no token is spent
     assert made._due == ["alarm: integrity", "monitor: query_attack"]
+
+
+def test_whoever_was_quiet_for_as_long_as_a_token_takes_may_have_another():
+    clock = Clock()
+    budget = AlarmBudget(2.0, clock)  # one in half an hour
+    assert [budget.take("jwt:a"), budget.take("jwt:b"), budget.take()] == [True, False, False]
+    clock.at += 1799.0
+    assert not budget.take("jwt:a")  # not quiet: it begins anew
+    clock.at += 1.0
+    assert not budget.take("jwt:a")
+    assert budget.take("jwt:b")
+    clock.at += 1800.0
+    assert budget.take("jwt:a")
+    clock.at += 1800.0
+    assert [budget.take(), budget.take()] == [True, False]  # nobody's: by the hour alone
+    clock.at += 1800.0
+    assert budget.take()
 
 
 def test_a_budget_of_none_lets_alarms_be_told_alone():

@@ -6,13 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from g2d.errors import SettingsError
 from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.drift.figures import Answers, InputFigures, Repeats, means
-from g2d.service.monitors.drift.labels import LabelShift, likelihood_ratio
+from g2d.service.monitors.drift.labels import _LOOKS, _WINDOWS, LabelShift, likelihood_ratio
 from g2d.service.monitors.listed import built_in
 from g2d.settings import MonitorSettings
 from stand_ins import MODEL, Harness
@@ -174,6 +175,24 @@ def test_what_is_made_of_inputs_depends_on_their_shape():
     assert InputFigures(Model("g2d", (7,), "int64", 3, vocabulary=50)).names == ()
 
 
+def test_large_requests_are_looked_at_a_part_at_a_time(monkeypatch):
+    draws, starts = np.random.default_rng(0), np.array([0, 3])
+    x = draws.random((7, 2, 3, 3))
+    figures = InputFigures(Model("g2d", (2, 3, 3), "float32", 3))
+    whole, sizes = figures(x, starts), []
+    monkeypatch.setattr("g2d.service.monitors.drift.figures._AT_ONCE", 40)
+    spreads = figures._spreads
+    monkeypatch.setattr(figures, "_spreads", lambda x: (sizes.append(len(x)), spreads(x))[1])
+    assert figures(x, starts) == pytest.approx(whole)
+    assert sizes == [2, 2, 2, 1]
+    world = World()
+    monkeypatch.setattr("g2d.service.monitors.drift.monitor._BYTES", 1000)
+    world.ask(12)
+    held = sum(each.nbytes for pair in world.monitor._block for each in pair)
+    assert held < 1000
+    assert world.monitor.status()["usual_answers"] > 0
+
+
 def test_the_likelihood_ratio_is_that_of_two_binomials():
     first, second = np.array([10.0, 0.0, 50.0]), np.array([30.0, 0.0, 100.0])
     found = likelihood_ratio(first, 50, second, 100)
@@ -183,6 +202,19 @@ def test_the_likelihood_ratio_is_that_of_two_binomials():
         + 30 * np.log(q / r) + 70 * np.log((1 - q) / (1 - r))
     )  # fmt: skip
     assert found == pytest.approx([by_hand, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 64])
+def test_the_limits_hold_exactly_where_what_is_usual_is_well_known(classes):
+    chance, n = 1.6e-7, 1e9
+    test = LabelShift(classes, chance, 500)
+    for p in (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 0.5):
+        alarms = 0.0  # a request, of one class: each look by itself
+        for window, look, limit in zip(_WINDOWS, _LOOKS, test._limits, strict=True):
+            counts = np.arange(window + 1.0)
+            over = likelihood_ratio(p * n, n, counts, window) > limit
+            alarms += float(binom.pmf(counts, window, p)[over].sum()) / look
+        assert alarms <= chance / classes, p
 
 
 def test_settings_turn_it_on_by_name_and_say_what_is_missing(monkeypatch):

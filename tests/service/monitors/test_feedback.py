@@ -110,6 +110,52 @@ def test_a_restart_in_the_middle_of_a_line_goes_on(tmp_path):
     assert len(lines(tmp_path)) == 4
 
 
+def test_a_full_disk_leaves_no_half_line_for_the_next_to_join(tmp_path, monkeypatch):
+    made, write = log(tmp_path), os.write
+    made.add(inputs(1), np.array([0]))
+    before = (tmp_path / "log.jsonl").read_bytes()
+
+    def half(descriptor: int, data: bytes) -> int:
+        return write(descriptor, data[: len(data) // 2])
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", half)
+    monkeypatch.setattr("g2d.service.monitors.feedback.log.replace_file", full)
+    with pytest.raises(G2DError, match="cannot be kept"):
+        made.add(inputs(2, first=2), np.array([0, 1]))
+    monkeypatch.undo()
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+    assert len(made) == 1
+    assert made.add(inputs(2, first=2), np.array([0, 1])) == [0, 1]
+    assert [row["y"] for row in lines(tmp_path)[1:]] == [0, 0, 1]
+
+
+def test_rows_grow_old_without_the_whole_log_being_written_for_each(tmp_path, monkeypatch):
+    clock, written = [0.0], []
+    made = log(tmp_path, rows=1000, days=1.0, now=lambda: clock[0])
+    rewrite = made._rewrite
+    monkeypatch.setattr(made, "_rewrite", lambda *a: (written.append(a), rewrite(*a)))
+    for n in range(400):
+        clock[0] = 864.0 * n  # a hundred a day
+        made.add(inputs(1, first=2 * n), np.array([0]))
+        oldest = min(row["at"] for row in lines(tmp_path)[1:])
+        assert oldest >= clock[0] - 86_401
+    assert len(written) < 60
+    assert len(made) > 80  # what is young enough is there
+
+
+def test_a_log_that_somebody_deletes_is_begun_anew_and_one_is_never_longer_than_allowed(tmp_path):
+    made = log(tmp_path, rows=3)
+    made.add(inputs(1), np.array([0]))
+    (tmp_path / "log.jsonl").unlink()
+    assert made.add(inputs(1), np.array([0])) == [0]
+    assert len(lines(tmp_path)) == 2
+    assert made.add(inputs(7, first=10), np.zeros(7, int)) == list(range(7))  # all are judged
+    assert len(made) == len(lines(tmp_path)) - 1 == 3
+
+
 def test_what_is_no_such_log_and_what_another_keeps_is_refused_in_a_line(tmp_path):
     made = log(tmp_path)
     with pytest.raises(G2DError, match="another service keeps"):
@@ -164,6 +210,38 @@ def test_without_a_figure_of_the_gate_split_labels_are_kept_and_judge_nothing(tm
     made, told = judge(tmp_path, right=False, promised=None)
     assert made.take(inputs(100), np.zeros(100, int)) == {"kept": 100, "repeated": 0}
     assert told == []
+    assert made.status()["judged"] == 0
+
+
+def test_what_the_model_cannot_answer_is_not_kept_and_can_be_sent_again(tmp_path):
+    made, _ = judge(tmp_path)
+    good = made._live.snapshot.predict
+
+    def fails(x):
+        raise ValueError("a value of theirs")
+
+    made._live = Live(Snapshot(3, fails))
+    with pytest.raises(ValueError, match="theirs"):
+        made.take(inputs(2), np.zeros(2, int))
+    assert lines(tmp_path)[1:] == []
+    made._live = Live(Snapshot(3, good))
+    assert made.take(inputs(2), np.zeros(2, int)) == {"kept": 2, "repeated": 0}
+    assert made.status()["judged"] == 2
+
+
+def test_numbers_are_told_of_one_moment_while_labels_come(tmp_path, monkeypatch):
+    made, told = judge(tmp_path, right=False)
+    made.take(inputs(2), np.zeros(2, int))
+
+    def meanwhile(right: int, n: int, alpha: float) -> float:
+        monkeypatch.setattr("g2d.service.monitors.feedback.judge.upper_bound", upper_bound)
+        made.take(inputs(40, first=10), np.zeros(40, int))  # an alarm: all is counted anew
+        return upper_bound(right, n, alpha)
+
+    monkeypatch.setattr("g2d.service.monitors.feedback.judge.upper_bound", meanwhile)
+    shown = made.status()
+    assert len(told) == 1
+    assert (shown["judged"], shown["accuracy"]) == (2, 0.0)
     assert made.status()["judged"] == 0
 
 

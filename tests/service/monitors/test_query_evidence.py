@@ -31,6 +31,14 @@ def test_ranks_of_values_in_no_order_are_even_ties_or_none():
         assert np.abs(shares - 0.2).max() < 0.04
 
 
+def test_no_value_is_ranked_in_two_lists(monkeypatch):
+    monkeypatch.setattr("g2d.service.monitors.queries.evidence._SEGMENT", 4)
+    ranks = Ranks(skip=1)
+    told = [ranks.add(value, 1.0) for value in (5.0, 6.0, 7.0, 8.0, 1.0, 2.0)]
+    # The fifth begins a list: ranked among the first four as well, it would make the sixth high.
+    assert told == [None, 1.0, 1.0, 1.0, None, 1.0]
+
+
 def test_alarms_without_cause_are_at_most_as_many_as_inputs_paid_for():
     draws = np.random.default_rng(1)
     rate, alarms, inputs = 0.01, 0, 20_000

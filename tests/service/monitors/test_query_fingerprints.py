@@ -32,6 +32,18 @@ def found(by: Fingerprints, seen: np.ndarray, asked: np.ndarray) -> list[tuple[i
     return [(trail.number if trail else None, same) for trail, same in each]
 
 
+def test_large_requests_are_hashed_a_part_at_a_time(monkeypatch):
+    x = images(7)
+    by = Fingerprints(IMAGES, images(40, seed=1), 0.4, SALT)
+    whole, sizes, hashes = by(x), [], by._hashes
+    monkeypatch.setattr("g2d.service.monitors.queries.fingerprints._AT_ONCE", 2 * 144)
+    monkeypatch.setattr(by, "_hashes", lambda flat: (sizes.append(len(flat)), hashes(flat))[1])
+    parts = by(x)
+    assert sizes == [2, 2, 2, 1]
+    for name in ("hashes", "kept", "values", "digests"):
+        assert (getattr(parts, name) == getattr(whole, name)).all()
+
+
 def test_a_part_that_changed_a_little_everywhere_and_the_same_are_told_apart_from_others():
     x = images(40)
     by = Fingerprints(IMAGES, x, 0.4, SALT)

@@ -18,6 +18,8 @@ Evidence = Mapping[str, float | str]
 _TRACKED = 4096  # kinds and clients whose cool-down is remembered
 _EARLY = 64  # alarms that may wait until there is a rotation
 _FACTS, _CHARACTERS = 16, 80  # of an evidence, and of a text in it
+_OTHERS = "\0others"  # who is not tracked: no client's name
+_LEVELS: tuple[Level, ...] = ("notice", "warning", "critical")
 
 
 class RaiseAlarm(Protocol):
@@ -46,36 +48,48 @@ class RaiseAlarm(Protocol):
         ...
 
 
+class _Told(NamedTuple):
+    until: float
+    weight: int
+    held: int
+
+
 class Cooldown:
     """Lets an alarm of a kind about a client through once in a while, and counts the others.
 
-    Each level by itself: a notice, which has no consequences, must not hold an alarm back that has.
-
-    Bounded memory: where more clients alarm than it tracks, all new ones count as one. So many
-    accounts do not buy many alarms, and a full table forgets no cool-down that still runs.
+    One that weighs more than what was told is told at once: a notice holds no search back.
+    Bounded memory: where more clients alarm than it tracks, all new ones of a kind count as one. So
+    many accounts do not buy many alarms, a full table forgets no cool-down that still runs, and
+    alarms about nobody, such as of drift, have a place of their own.
     """
 
     def __init__(
         self, seconds: float, now: Callable[[], float] = time.monotonic, most: int = _TRACKED
     ) -> None:
         self._seconds, self._now, self._most = seconds, now, most
-        self._until: dict[tuple[str, str, str], tuple[float, int]] = {}
+        self._told: dict[tuple[str, str], _Told] = {}  # the first to end comes first
         self.suppressed = 0
 
-    def take(self, kind: str, client: str, level: Level = "warning") -> int | None:
+    def take(self, kind: str, client: str, weight: int = 0) -> int | None:
         """Return how many of these were held back since the last one; None: hold this one back."""
-        now, key = self._now(), (kind, client, str(level))
-        if key not in self._until and len(self._until) >= self._most:
-            self._until = {k: v for k, v in self._until.items() if v[0] > now}
-            if len(self._until) >= self._most:
-                key = ("", "", "")
-        until, held = self._until.get(key, (now, 0))
-        if now < until:
-            self._until[key] = (until, held + 1)
+        now, key = self._now(), (kind, client)
+        if client and key not in self._told and len(self._told) >= self._most:
+            self._expire(now)
+            if len(self._told) >= self._most:
+                key = (kind, _OTHERS)
+        told = self._told.get(key)
+        if told and now < told.until and weight <= told.weight:
+            self._told[key] = told._replace(held=told.held + 1)
             self.suppressed += 1
             return None
-        self._until[key] = (now + self._seconds, 0)
-        return held
+        self._told.pop(key, None)  # so that it is the last again
+        self._told[key] = _Told(now + self._seconds, weight, 0)
+        return told.held if told else 0
+
+    def _expire(self, now: float) -> None:
+        """Forget what has ended: no more work than what was told, however many are held back."""
+        while self._told and self._told[key := next(iter(self._told))].until <= now:
+            del self._told[key]
 
 
 class _Raised(NamedTuple):
@@ -120,7 +134,9 @@ class AlarmLine:
         evidence: Evidence | None = None,
     ) -> None:
         """See `RaiseAlarm`."""
-        raised = _Raised(kind, text, rotate, level, client, _short(evidence or {}))
+        # Observers are others' code: no alarm is lost for its level.
+        known: Level = level if level in _LEVELS else "warning"
+        raised = _Raised(kind, text, rotate, known, client, _short(evidence or {}))
         with self._mutex:
             alarm = self._alarm
             if alarm is None and len(self._early) < _EARLY:
@@ -130,7 +146,8 @@ class AlarmLine:
 
     def _pass(self, raised: _Raised, alarm: RaiseAlarm) -> None:
         with self._mutex:
-            held = self._cooldown.take(raised.kind, raised.client, raised.level)
+            weight = 2 * _LEVELS.index(raised.level) + raised.rotate
+            held = self._cooldown.take(raised.kind, raised.client, weight)
         if held is None:
             return
         evidence = {**raised.evidence, **({"held_back": held} if held else {})}

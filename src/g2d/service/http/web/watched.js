@@ -2,11 +2,11 @@
 // clients may read. Drawn anew every few seconds while there is a token.
 const LEVELS = ["critical", "warning", "notice"];
 const AGAIN = 4000; // ms between looks
-let watched = null, opened = new Set();
+let watched = null, toggled = new Map(); // which levels somebody has opened or closed himself
 
 function takeWatched(fresh) {
   watched = fresh;
-  if (!watched) opened = new Set();
+  if (!watched) toggled = new Map();
   drawWatchedNote();
   $("watch").hidden = Boolean(watched);
   $("watched-body").replaceChildren(...(watched ? drawWatched().filter(Boolean) : []));
@@ -39,14 +39,14 @@ function drawWatched() {
 /** One level's alarms, newest first, with what was measured. */
 function drawLevel(level, alarms) {
   if (!alarms.length) return null;
-  const details = el("details", opened.has(level) || level !== "notice" ? { open: "" } : {},
+  const details = el("details", toggled.get(level) ?? level !== "notice" ? { open: "" } : {},
     el("summary", {}, `${level}: ${counted(alarms.length, "alarm")}`),
     el("ol", { class: "list" }, ...alarms.slice(0, 50).map((alarm) => el("li",
       { class: level === "notice" ? "" : "strong" }, moment(alarm.time),
       el("span", { class: "kind" }, title(alarm)),
       alarm.client ? el("code", {}, String(alarm.client)) : null,
       ` ${alarm.text ?? ""} `, drawEvidence(alarm.evidence)))));
-  details.addEventListener("toggle", () => (details.open ? opened.add(level) : opened.delete(level)));
+  details.addEventListener("toggle", () => toggled.set(level, details.open));
   return details;
 }
 

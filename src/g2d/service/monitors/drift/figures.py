@@ -17,6 +17,7 @@ _STREAMS = 64  # of classes, and of columns; more share streams
 _CHANNELS = 8
 _PLACES = 1024  # values of an input that tell whether it is repeated
 _REMEMBERED = 8192  # inputs
+_AT_ONCE = 1 << 18  # values that are computed with at once: each takes 8 bytes, several times
 
 
 def folded(values: Array, most: int = _STREAMS) -> Array:
@@ -88,10 +89,15 @@ class InputFigures:
         if self._columns:
             whole = inputs.astype(np.float64, copy=False)
             return means(folded(whole) / folded(np.ones((1, whole.shape[1]))), starts)
+        step = max(1, _AT_ONCE // max(1, inputs[0].size))
+        parts = [self._spreads(inputs[n : n + step]) for n in range(0, len(inputs), step)]
+        return means(np.concatenate(parts), starts)
+
+    def _spreads(self, inputs: Array) -> Array:
         parts = inputs.reshape(len(inputs), self._channels, -1)
         mean = parts.mean(2, dtype=np.float64)
         spread = np.sqrt(np.square(parts - mean[..., None]).mean(2))
-        return means(np.concatenate([mean, spread], axis=1), starts)
+        return np.concatenate([mean, spread], axis=1)
 
 
 class Repeats:

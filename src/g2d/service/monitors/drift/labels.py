@@ -36,6 +36,8 @@ class LabelShift:
     The statistic is the likelihood ratio of one share against two. Its chance limits are those of
     chi-square with one degree of freedom, shared out among windows, classes and looks (Bonferroni),
     so that in a steady stream of independent requests alarms are rarer than `chance` a request.
+    Counts move in steps, and are above a limit of chi-square up to twice as often as it says: so
+    half of the chance is shared out.
 
     Args:
         least: requests before the window, at least.
@@ -43,7 +45,7 @@ class LabelShift:
 
     def __init__(self, classes: int, chance: float, least: int) -> None:
         self._classes, self._least = classes, least
-        shares = [chance / len(_WINDOWS) * look / max(classes, 1) for look in _LOOKS]
+        shares = [0.5 * chance / len(_WINDOWS) * look / max(classes, 1) for look in _LOOKS]
         self._limits = np.array([float(chdtri(1, share)) for share in shares])
         self.reset()
 

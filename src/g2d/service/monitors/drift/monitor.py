@@ -15,7 +15,7 @@ from g2d.service.monitors.drift.streams import Ranks, Streams
 
 KIND = "drift"
 _STREAMS = 64
-_BLOCK, _INPUTS = 16, 1024  # requests that are looked at together, and inputs at most, about
+_BLOCK, _BYTES = 16, 1 << 22  # requests that are looked at together, and bytes at most, about
 
 
 class DriftMonitor(BuiltIn):
@@ -40,7 +40,7 @@ class DriftMonitor(BuiltIn):
         scores = [f"score of class {k}" for k in range(classes)]
         self._scores = Streams([*scores, "confidence"], 0.1 * chance)
         self._inputs = Streams(self._figures.names, 0.1 * chance)
-        self._first = np.zeros((0, len(self._figures.names)))
+        self._first: list[Array] = []
         self._ranks: Ranks | None = None
         self._named = model.labels if model.classes <= _STREAMS else ()
         self._block: list[tuple[Array, Array]] = []
@@ -57,8 +57,8 @@ class DriftMonitor(BuiltIn):
         if not (taken := fresh & finite).any():
             return
         self._block.append((inputs[taken], logits[taken]))
-        self._waiting += len(inputs)
-        if len(self._block) >= _BLOCK or self._waiting >= _INPUTS:
+        self._waiting += inputs.nbytes + logits.nbytes
+        if len(self._block) >= _BLOCK or self._waiting >= _BYTES:
             self._look()
 
     def swapped(self, number: int) -> None:
@@ -97,11 +97,11 @@ class DriftMonitor(BuiltIn):
         self._counts["not_finite"] += len(finite) - int(finite.sum())
         figures = figures[finite]
         if self._ranks is None:
-            self._first = np.concatenate([self._first, figures])
-            if len(self._first) < self._least:
+            self._first.append(figures)
+            if sum(map(len, self._first)) < self._least:
                 return None
-            self._ranks, figures = Ranks(self._first), self._first
-            self._first = self._first[:0]
+            figures, self._first = np.concatenate(self._first), []
+            self._ranks = Ranks(figures)
         moved = self._inputs.add(self._ranks(figures))
         if moved is not None and self._inputs.requests > self._least:
             self._ranks = None  # what is usual is asked for anew

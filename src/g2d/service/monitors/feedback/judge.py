@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from g2d.core.types import Array
 from g2d.rotation.snapshot import Live
@@ -15,6 +15,14 @@ from g2d.service.monitors.feedback.log import FeedbackLog
 from g2d.settings import MonitorSettings
 
 KIND = "accuracy"
+
+
+class _Tally(NamedTuple):
+    """Labels that are judged together, and the least accuracy that was promised for them."""
+
+    right: int = 0
+    n: int = 0
+    least: float = 1.0
 
 
 class FeedbackJudge:
@@ -45,7 +53,7 @@ class FeedbackJudge:
         self._settings, self._alarm, self._log = settings, alarm, log
         self._mutex = threading.Lock()
         self._labels = self._repeated = self._alarms = 0
-        self._forget()
+        self._tally = _Tally()
 
     def take(self, x: Array, y: Array) -> Mapping[str, int]:
         """Take inputs (n, ...) with their classes y (n,); an input that came before is not counted.
@@ -54,53 +62,53 @@ class FeedbackJudge:
             How many were kept and how many had come before; nothing of what was right.
 
         Raises:
-            G2DError: they cannot be kept, and nothing is counted.
+            G2DError: they cannot be kept, and nothing is counted. What the model raises on these
+                inputs: nothing of them is kept.
         """
         with self._mutex:  # one after another: bounded work, whoever sends
+            snapshot = self._live.snapshot
+            promised = self._accuracy(snapshot.number)
+            # Asked before they are kept: what no model answers is nothing to learn from either.
+            right = None if promised is None else snapshot.predict(x).argmax(1) == y
             new = self._log.add(x, y)
             self._labels += len(new)
             self._repeated += len(x) - len(new)
-            if new:
-                self._judge(x[new], y[new])
+            if new and right is not None and promised is not None:
+                self._judge(right[new], promised, snapshot.number)
         return {"kept": len(new), "repeated": len(x) - len(new)}
 
     def status(self) -> Mapping[str, Any]:
         """Labels, and of those that are judged together how many were right, with the bound."""
+        tally = self._tally  # once: labels may come meanwhile, and nobody waits for them here
         known = {"labels": self._labels, "repeated": self._repeated, "alarms": self._alarms,
-                 "rows": len(self._log), "judged": self._n}  # fmt: skip
-        if not self._n:
+                 "rows": len(self._log), "judged": tally.n}  # fmt: skip
+        if not tally.n:
             return known
-        bound = upper_bound(self._right, self._n, self._settings.accuracy_alarms)
-        return {**known, "accuracy": self._right / self._n, "upper": bound, "least": self._least}
+        bound = upper_bound(tally.right, tally.n, self._settings.accuracy_alarms)
+        return {**known, "accuracy": tally.right / tally.n, "upper": bound, "least": tally.least}
 
     def close(self) -> None:
         """Let go of the log."""
         self._log.close()
 
-    def _forget(self) -> None:
-        self._right = self._n = 0
-        self._least = 1.0
-
-    def _judge(self, x: Array, y: Array) -> None:
-        snapshot = self._live.snapshot
-        promised = self._accuracy(snapshot.number)
-        if promised is None:
-            return
-        self._least = min(self._least, promised - self._settings.accuracy_drop)
-        self._right += int((snapshot.predict(x).argmax(1) == y).sum())
-        self._n += len(y)
-        bound = upper_bound(self._right, self._n, self._settings.accuracy_alarms)
-        if bound >= self._least:
+    def _judge(self, found: Array, promised: float, number: int) -> None:
+        """Count answers, whether each was right (n,), and test all that are judged together."""
+        right, n, least = self._tally
+        least = min(least, promised - self._settings.accuracy_drop)
+        right += int(found.sum())
+        n += len(found)
+        self._tally = _Tally(right, n, least)
+        bound = upper_bound(right, n, self._settings.accuracy_alarms)
+        if bound >= least:
             return
         self._alarms += 1
-        found = self._right / self._n
         text = (
-            f"{found:.2%} of {self._n} labels that came are answered rightly, {bound:.2%} at most"
-            f" in truth, and {self._least:.2%} was promised at least (gate split, less"
+            f"{right / n:.2%} of {n} labels that came are answered rightly, {bound:.2%} at most"
+            f" in truth, and {least:.2%} was promised at least (gate split, less"
             f" {self._settings.accuracy_drop:.2%}). Rotation does not cure it: look at the labels,"
             f" then `g2d refresh`; they are in {self._log.path}"
         )
-        evidence = {"right": self._right, "labels": self._n, "upper": round(bound, 6),
-                    "least": round(self._least, 6), "generation": snapshot.number}  # fmt: skip
+        evidence = {"right": right, "labels": n, "upper": round(bound, 6),
+                    "least": round(least, 6), "generation": number}  # fmt: skip
         self._alarm(KIND, text, False, level="critical", evidence=evidence)
-        self._forget()
+        self._tally = _Tally()

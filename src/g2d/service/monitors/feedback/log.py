@@ -13,6 +13,7 @@ was cut short, and counts for nothing. `g2d refresh --data FILE` reads it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -34,6 +35,7 @@ from g2d.service.http.protocol import Model
 FORMAT = "g2d feedback 1"
 MOST = 1 << 28
 """Bytes of a log, whatever the number of its rows."""
+_EARLIER = 15 / 16  # of its days: rows go a little early, many together
 
 
 def log_path(vault: Path) -> Path:
@@ -88,6 +90,8 @@ class FeedbackLog:
         """
         at, lines, new = int(self._now()), [], dict[bytes, int]()
         with self._mutex:
+            if not self.path.exists():  # somebody has deleted it, as he may: a new one is begun
+                self._rewrite(self._rows)
             for n, row in enumerate(x):
                 key = _digest(row)
                 if key in self._known or key in new:
@@ -95,10 +99,12 @@ class FeedbackLog:
                 new[key] = n
                 said = {"x": row.ravel(), "y": int(y[n]), "at": at}
                 lines.append(orjson.dumps(said, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
-            if lines:
-                self._append(b"".join(lines))
-                self._known.update(dict.fromkeys(new, at))
-            self._bound(at)
+            kept = lines[-self._rows :]
+            # Room is made first: what fails before a row is written has kept and counted none.
+            self._make_room(at, len(kept), sum(map(len, kept)))
+            if kept:
+                self._append(b"".join(kept))
+                self._known.update(dict.fromkeys(list(new)[-self._rows :], at))
         return list(new.values())
 
     def close(self) -> None:
@@ -128,32 +134,44 @@ class FeedbackLog:
         try:
             descriptor = os.open(self.path, flags)
             try:
-                written = os.write(descriptor, data)
-                os.fsync(descriptor)
+                before = os.fstat(descriptor).st_size
+                try:
+                    written = os.write(descriptor, data)
+                    if written < len(data):
+                        raise OSError(errno.ENOSPC, "the disk is full")
+                    os.fsync(descriptor)
+                except OSError:
+                    # What is cut short must not join the next line: taking away needs no room.
+                    os.ftruncate(descriptor, before)
+                    raise
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise _unkept(self.path, error) from error
-        if written < len(data):  # a full disk: what is cut short counts for nothing
-            self._rewrite(self._rows)
-            raise G2DError(f"feedback cannot be kept in {self.path}: the disk is full")
         self._size += written
 
-    def _bound(self, at: int) -> None:
-        oldest = next(iter(self._known.values()), at)
-        if len(self._known) > self._rows or self._size > MOST or oldest < at - 86_400 * self._days:
-            # A quarter at once: not every row is to write the whole log anew.
-            most = self._rows if self._size <= MOST else len(self._known)
-            self._rewrite(max(1, most * 3 // 4))
+    def _make_room(self, at: int, rows: int, size: int) -> None:
+        """Forget so much that so many rows, of so many bytes, have room; and what is too old."""
+        # More than must be at once: not every row is to write the whole log anew.
+        if len(self._known) + rows > self._rows or self._size + size > MOST:
+            most = self._rows if self._size + size <= MOST else len(self._known)
+            self._rewrite(min(most * 3 // 4, self._rows - rows))
+        elif next(iter(self._known.values()), at) < at - 86_400 * self._days:
+            self._rewrite(self._rows, _EARLIER)
 
-    def _rewrite(self, rows: int) -> None:
-        """Keep the newest rows that are young enough, and learn what is there."""
-        since, kept = int(self._now() - 86_400 * self._days), dict[bytes, tuple[int, bytes]]()
+    def _rewrite(self, rows: int, days: float = 1.0) -> None:
+        """Keep the newest rows that are young enough, and learn what is there.
+
+        Args:
+            days: the share of all days that is young enough.
+        """
+        since = int(self._now() - 86_400 * self._days * days)
+        kept = dict[bytes, tuple[int, bytes]]()
         for line in self._read():
             said = _row(line, self._model)
             if said is not None and said[1] >= since:
                 kept.setdefault(said[0], (said[1], line))
-        last = list(kept.items())[-rows:]
+        last = list(kept.items())[-rows:] if rows else []
         data = self._head + b"".join(line + b"\n" for _, (_, line) in last)
         try:
             replace_file(self.path, data, self.path.with_suffix(".new"))

@@ -57,8 +57,8 @@ class Copying:
             return None
         distance = float(np.sqrt(np.square(growing - value).sum(1).min()))
         self._distances.append(distance)
-        if distance > self._floor.get(label, 0.0):
-            self._join(label, value)
+        # Only of those that join, which are few: a list of all would grow with every query.
+        if distance > self._floor.get(label, 0.0) and self._join(label, value):
             far = self._far.setdefault(label, [])
             far.append(distance)
             # T_c = max(T_c, mean - std) of the distances in the growing set (the paper, 4.2).
@@ -73,11 +73,14 @@ class Copying:
             self.failed += failed
         return failed
 
-    def _join(self, label: int, value: Array) -> None:
+    def _join(self, label: int, value: Array) -> bool:
+        """Take a value into its class, if there is room."""
         growing = self._growing.get(label, np.zeros((0, len(value)), np.float32))
-        if len(growing) < _CLASS and self._held < _MOST:
-            self._growing[label] = np.concatenate([growing, value[None]])
-            self._held += 1
+        if len(growing) >= _CLASS or self._held >= _MOST:
+            return False
+        self._growing[label] = np.concatenate([growing, value[None]])
+        self._held += 1
+        return True
 
 
 def abnormal(distances: Array) -> bool | None:
@@ -87,11 +90,14 @@ def abnormal(distances: Array) -> bool | None:
     """
     from scipy.stats import shapiro  # takes a second to import
 
-    spread = distances.std()
-    if not spread > 1e-9 * max(1.0, float(distances.mean())):
+    if _alike(distances):
         return None
-    kept = distances[np.abs(distances - distances.mean()) <= 3 * spread]
-    return bool(shapiro(kept).statistic < NORMAL)
+    kept = distances[np.abs(distances - distances.mean()) <= 3 * distances.std()]
+    return None if _alike(kept) else bool(shapiro(kept).statistic < NORMAL)
+
+
+def _alike(distances: Array) -> bool:
+    return not distances.std() > 1e-9 * max(1.0, float(distances.mean()))
 
 
 class Copiers:

@@ -4,12 +4,14 @@ All tests here are of the kind of Shiryaev and Roberts: `r = (r + stake) * f`, w
 negative and of mean at most 1 whatever came before, as long as nothing is wrong. Then r less all
 stakes falls or stays in the mean. With an alarm and a fresh start wherever r reaches 1, the mean
 number of alarms is at most the sum of all stakes: of one client's tests, or of any number together,
-dependent or not. Stakes are paid from a purse into which every input pays (`Purse`).
+dependent or not. Stakes are paid from a purse into which every input pays (`Purse`). What unknown
+clients begin with once `Accounts` has forgotten some, so that nobody begins at zero, is not paid.
 """
 
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 
@@ -43,7 +45,7 @@ class Ranks:
 
     def __init__(self, skip: int) -> None:
         self._skip = skip
-        self._values: list[float] = []
+        self._values = array("d")  # a quarter of a list's memory: clients can have very many
 
     def add(self, value: float, chance: float) -> float | None:
         """Return the p-value of the next value, None: it is not told.
@@ -52,18 +54,18 @@ class Ranks:
             chance: even on (0, 1].
         """
         values = self._values
+        if len(values) >= _SEGMENT:
+            del values[:]  # before the next one: none is ranked in two lists, which would depend
         below = bisect_left(values, value)
         ties = bisect_right(values, value) - below
         p = (below + chance * (ties + 1)) / (len(values) + 1)
         told = len(values) >= self._skip
-        if len(values) >= _SEGMENT:
-            values.clear()
         insort(values, value)
         return p if told else None
 
     def restart(self) -> None:
         """Forget the values: what comes is of another kind."""
-        self._values.clear()
+        del self._values[:]
 
 
 def bet(evidence: Evidence, stake: float, p: Sequence[float]) -> Evidence:

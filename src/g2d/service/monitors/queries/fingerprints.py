@@ -30,6 +30,7 @@ _VALUES = 128  # values of a sketch, at secret places
 _GLANCE = 24  # of them are looked at first
 _FAR = 0.02  # share of them that may be far apart in inputs that are near each other
 _TYPICAL = 0.05  # pairs of the first inputs that may be near each other
+_AT_ONCE = 1 << 18  # values that are hashed at once: each takes 8 bytes, several times
 _LEAST = 0.05  # to which the tolerance shrinks where more are
 
 
@@ -91,7 +92,9 @@ class Fingerprints:
     def __call__(self, x: Array) -> Prints:
         """Take the fingerprints of inputs (n, *shape)."""
         flat = x.reshape(len(x), -1)
-        hashes, kept = self._hashes(flat)
+        step = max(1, _AT_ONCE // flat.shape[1])
+        each = [self._hashes(flat[n : n + step]) for n in range(0, len(flat), step)]
+        hashes, kept = (np.concatenate(part) for part in zip(*each, strict=True))
         digests = [
             hashlib.blake2b(row.tobytes(), key=self._key, digest_size=8).digest() for row in flat
         ]

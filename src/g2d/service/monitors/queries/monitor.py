@@ -162,7 +162,7 @@ class Queries(BuiltIn):
             trail = self._own(answer, trail)
             window.add(prints, i, trail)
             if not again:
-                self._together(answer)
+                self._together(answer, trail)
             # Variants that anybody may send are no sign that inputs are made from each other.
             if not 0 < trail.variants <= self.watched.settings.query_variants:
                 self._copying(answer)
@@ -228,7 +228,7 @@ class Queries(BuiltIn):
         low = self._margins.low(answer.margin)
         return trail.add(answer.logits, values, low, self._even(), answer.epoch)
 
-    def _together(self, answer: _Answer) -> None:
+    def _together(self, answer: _Answer, own: Trail) -> None:
         """Take an answer into the trail that several clients share, and judge that."""
         hashes, kept = answer.prints.hashes[answer.place], int(answer.prints.kept[answer.place])
         if not kept:
@@ -240,27 +240,32 @@ class Queries(BuiltIn):
             if len(self._shared) >= _SHARED:
                 self._shared.popitem(last=False)
             self._shared[trail.number] = trail
-        elif self._shared_step(trail, answer):
-            self._tell(
-                "together", trail, sorted({answer.client, *trail.clients}), trail.descent.staked
-            )
+        elif self._shared_step(trail, answer, own):
+            clients = sorted({answer.client, *trail.clients})
+            rule = "together" if len(clients) > 1 else "descent"
+            self._tell(rule, trail, clients, trail.descent.staked)
         self._shared.move_to_end(trail.number)
         if answer.client not in trail.clients and len(trail.clients) < _CLIENTS:
             trail.clients += (answer.client,)
         self._everybody.add(hashes, trail.number)
 
-    def _shared_step(self, trail: Trail, answer: _Answer) -> bool:
-        """Take in an answer of a trail of everybody's; whether several clients go downhill."""
+    def _shared_step(self, trail: Trail, answer: _Answer, own: Trail) -> bool:
+        """Take in an answer of a trail of everybody's; whether its clients go downhill."""
         step = self._step(trail, answer, _NONE)
-        if trail.clients == (answer.client,):  # that is judged as its own trail
+        alone = trail.clients == (answer.client,)
+        if alone and own.variants >= trail.variants:  # that is judged as its own trail
             return False
-        self._counts["near_others"] += 1
+        # Else others, or much else, have driven its own one out: it would be judged nowhere.
+        self._counts["near_others"] += not alone
         return step.descent is not None and trail.descent.add(
             step.descent, self._purses["together"]
         )
 
     def _tell(self, rule: str, trail: Trail, clients: list[str], chance: float) -> None:
-        """Raise an alarm about each client; the first one rotates."""
+        """Raise an alarm about each client; all ask for one rotation.
+
+        Not the first alone: that may be held back for its cool-down, and he would see to it.
+        """
         self._alarms[rule] += 1
         text = {
             "descent": "variants of one input are answered less surely one after the other, as in a"
@@ -275,10 +280,8 @@ class Queries(BuiltIn):
             "chance": float(f"{chance:.1e}"), "clients": len(clients),
         }  # fmt: skip
         level: Any = "critical" if trail.flips and rule != "boundary" else "warning"
-        for place, client in enumerate(clients):
-            self.watched.alarm(
-                "query_attack", text, place == 0, level=level, client=client, evidence=facts
-            )
+        for client in clients:
+            self.watched.alarm("query_attack", text, level=level, client=client, evidence=facts)
 
     def _budget(self, client: str, account: Account) -> None:
         budget = self.watched.settings.query_budget
