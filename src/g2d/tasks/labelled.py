@@ -41,7 +41,6 @@ class Number(int):
     """A label that is the number of a class, whatever the classes are called."""
 
 
-
 def read_labelled(path: Path | str, task: Task) -> Split:
     """Read new labelled data and check them against the task.
 
@@ -107,10 +106,12 @@ def _check_values(x: Tensor, task: Task, where: str) -> None:
         task.budget.check(x, where)
     if task.tokens is not None:
         least, largest = (int(end) for end in x.aminmax())
-        if least < 0 or largest >= task.tokens.vocabulary:
+        known = (task.splits.train, task.splits.gate)  # where it is not said, as a mark has it
+        most = task.tokens.vocabulary or 1 + max(int(split.x.max()) for split in known)
+        if least < 0 or largest >= most:
             raise DataError(
                 f"{where}: ids lie from {least} to {largest}, the vocabulary of task "
-                f"{task.name!r} from 0 to {task.tokens.vocabulary - 1}"
+                f"{task.name!r} from 0 to {most - 1}"
             )
 
 
