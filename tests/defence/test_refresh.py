@@ -15,8 +15,9 @@ import g2d
 from g2d.core.engine import SerialEngine
 from g2d.defence.refresh import Refresh, follow, judging, refresh, take_up
 from g2d.defence.refresh.checks import Check
-from g2d.defence.tracing import MEMBER, Tracer
+from g2d.defence.tracing import Tracer
 from g2d.errors import DataError, VaultError
+from g2d.protect.trace.judgement import MEMBER
 from g2d.service.worker import Worker
 from g2d.settings import Settings
 from g2d.tasks.splits import Split
