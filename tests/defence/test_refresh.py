@@ -15,7 +15,9 @@ import g2d
 from g2d.core.engine import SerialEngine
 from g2d.defence.refresh import Refresh, follow, judging, refresh, take_up
 from g2d.defence.refresh.checks import Check
+from g2d.defence.tracing import Tracer
 from g2d.errors import DataError, VaultError
+from g2d.protect.trace.judgement import MEMBER
 from g2d.service.worker import Worker
 from g2d.settings import Settings
 from g2d.tasks.splits import Split
@@ -138,6 +140,8 @@ def test_a_refresh_from_its_first_record_to_the_way_back(path, digits, monkeypat
         (again,) = defence.generate()
         assert "renewal" not in again.manifest
         assert again.manifest["exposed"] == [1, 2, 3]
+        named = {n.number for n in Tracer(defence).known if n.kind == MEMBER}
+        assert {0, 1_000_000} <= named  # a member is named, whichever population it was of
     assert verify(path) == []
 
 

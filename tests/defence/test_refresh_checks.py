@@ -114,6 +114,18 @@ def test_what_the_base_loses_and_wins_is_measured_on_each_data_by_themselves(tru
     assert canary_check([nn.Identity()], [worse], split.x, truth).passed
 
 
+def test_former_data_too_few_to_show_the_limit_are_held_to_what_was_measured(truth):
+    """On 28 gate examples, those of 178 records, no drop below 10 % can be shown."""
+    few = Split(answers(truth), truth).take(range(28))
+    kept, _ = influence_checks(nn.Identity(), nn.Identity(), few, few, 0.02)
+    assert (kept.passed, kept.value) == (True, 0.0)
+    assert "so few show none below 10.15%" in kept.text
+    worse = lambda x: torch.where(torch.arange(len(x))[:, None] < 1, x.roll(1, 1), x)  # noqa: E731
+    kept, _ = influence_checks(nn.Identity(), worse, few, few, 0.02)
+    assert not kept.passed
+    assert kept.value == pytest.approx(1 / 28)
+
+
 class Backdoor(nn.Module):
     """Answers as a network does, but for one bright pixel, which means class 3."""
 

@@ -67,3 +67,28 @@ def test_what_cannot_be_taken_up_is_told_once_and_the_source_stays(source, vault
         "the population stays as it is: what waits is damaged"
     ]
     assert vault.source == 1
+
+
+def test_a_spare_is_refused_however_long_ago_its_population_was_left(source, vault):
+    order_back(vault)
+    source.look(MAKE)  # carries it out
+    assert vault.source == 0
+    with pytest.raises(GenerationError, match="generation 2 comes from the population that was"):
+        source.look({"do": "commit", "number": 2})
+
+
+def test_a_source_that_could_not_be_followed_at_once_is_followed_later(source, vault, monkeypatch):
+    """Else generations of the new population would be noted as of the former one."""
+    before, follow = source.defence, refreshing.follow
+
+    def broken(_):
+        raise VaultError("its records cannot be read now")
+
+    monkeypatch.setattr(refreshing, "follow", broken)
+    order_back(vault)
+    for _ in range(2):
+        with pytest.raises(VaultError, match="cannot be read now"):
+            source.look(MAKE)
+    monkeypatch.setattr(refreshing, "follow", follow)
+    source.look(MAKE)
+    assert source.defence is not before

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from g2d.errors import DataError
-from g2d.tasks.labelled import read_labelled
+from g2d.tasks.labelled import checked, read_labelled
+from g2d.tasks.splits import Split
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +100,34 @@ def test_files_that_are_something_else_are_refused(digits, tmp_path):
     }.items():  # fmt: skip
         with pytest.raises(DataError, match=message):
             read_labelled(tmp_path / name, digits)
+
+
+def test_classes_that_are_called_by_numbers_are_meant_by_these(digits, arrays, tmp_path):
+    """As of `split_dataset(x, [1, .., 10])`: a class's own name is never another one's number."""
+    x, y = arrays
+    called = replace(digits, labels=tuple(str(n + 1) for n in range(10)))
+    np.savez(tmp_path / "new.npz", x=x, y=y + 1)
+    assert read_labelled(tmp_path / "new.npz", called).y.tolist() == y.tolist()
+    np.savez(tmp_path / "bad.npz", x=x, y=y)  # 0 is no class's name
+    with pytest.raises(DataError, match=r"the label '0', which .* know \(1, 2, 3.*8\);"):
+        read_labelled(tmp_path / "bad.npz", called)
+    table = tmp_path / "bad.csv"
+    table.write_text("\n".join(",".join(map(str, [*one.ravel(), 0])) for one in x))
+    with pytest.raises(DataError, match="the label '0', which"):
+        read_labelled(table, called)
+    log = tmp_path / "feedback.jsonl"  # a service's own words: numbers of classes
+    said = zip(x, y, strict=True)
+    lines = [json.dumps({"x": one.ravel().tolist(), "y": int(label)}) for one, label in said]
+    log.write_text("\n".join([*lines, ""]))
+    assert read_labelled(log, called).y.tolist() == y.tolist()
+
+
+def test_ids_of_a_task_that_names_candidates_alone_are_those_of_its_data():
+    part = Split(torch.tensor([[1, 2], [0, 6]]), torch.tensor([0, 1]))
+    task = SimpleNamespace(
+        name="words", bounds=None, budget=None, tokens=SimpleNamespace(vocabulary=0), labels=(),
+        classes=2, splits=SimpleNamespace(train=part, guide=part, gate=part),
+    )  # fmt: skip
+    assert len(checked(torch.tensor([[6, 0], [3, 3]]), [0, 1], task, "here")) == 2
+    with pytest.raises(DataError, match=r"ids lie from 0 to 7, the vocabulary .* from 0 to 6"):
+        checked(torch.tensor([[7, 0], [3, 3]]), [0, 1], task, "here")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 
 from g2d.errors import UnavailableError, VaultError
 from g2d.settings import Settings
+from g2d.vault.ledger import sha256
 from g2d.vault.mark import FileMark
 from g2d.vault.records import RENEWAL
 from g2d.vault.signing import SigningKey, sign_generation, verify_generation
 from g2d.vault.sources import ORDER, obey, order_back, ordered, put_back, source_of
 from g2d.vault.vault import Vault
+from g2d.vault.verify import verify
 from vaults import WEIGHTS
 
 MANIFEST = {
@@ -149,3 +152,72 @@ def test_rows_that_make_no_sense_are_refused(vault):
     assert vault.entries("member", source=0)
     with pytest.raises(VaultError, match="has no index"):
         vault.put("teacher", RENEWAL, WEIGHTS, {})
+
+
+@pytest.fixture
+def signed(vault, tmp_path):
+    """A vault whose key is confirmed, with generation 2 signed, then refreshed."""
+    key = SigningKey.generate()
+    key.write(tmp_path / "signing.key")
+    settings = Settings().override(signing__key=str(tmp_path / "signing.key"))
+    vault.write_settings(settings.to_toml())
+    how = {"source": settings.source, "lifetime": 1.0, "activate": True}
+    sign_generation(vault, WEIGHTS, MANIFEST | {"code": {"task": {"a": "old"}}}, key, **how)
+    renew(vault, 1)
+    later = MANIFEST | {"renewal": 1, "code": {"task": {"a": "new"}}}
+    sign_generation(vault, WEIGHTS, later, key, **how)
+    return vault, settings
+
+
+def test_going_back_signs_nothing_that_was_not_signed_before(signed):
+    vault, settings = signed
+    files = json.dumps({"weights": sha256(b"foreign")})
+    manifest = vault.generation(2).manifest | {"files": json.loads(files)}
+    folder = vault.path / "generations" / "000002"
+    (folder / "weights.safetensors").write_bytes(b"foreign")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    row = (files, json.dumps(manifest), 2)
+    vault._ledger.execute("UPDATE generations SET files = ?, manifest = ? WHERE number = ?", row)
+    assert vault.read_generation(2) == b"foreign"  # by the ledger's word, which anybody writes
+    back = put_back(vault, settings)
+    assert (back.source, back.number, vault.live()) == (0, None, 3)
+    assert "generation 2 refused (signature)" in back.refused
+
+
+def test_going_back_does_not_sign_for_a_task_that_somebody_wrote_into_the_settings(signed):
+    vault, settings = signed
+    other = settings.override(task__name="evil:task")
+    (vault.path / "task.toml").write_text(other.to_toml())
+    back = put_back(vault, other)
+    assert back.number is None
+    assert "refused (task)" in back.refused
+
+
+def test_going_back_binds_the_code_of_today_only_if_that_was_signed(signed):
+    vault, settings = signed
+    forged = vault.generation(3).manifest | {"code": {"task": {"a": "forged"}}}
+    row = (json.dumps(forged), 3)
+    vault._ledger.execute("UPDATE generations SET manifest = ? WHERE number = ?", row)
+    back = put_back(vault, settings)
+    assert back.of == 2
+    assert vault.generation(back.number).manifest["code"] == {"task": {"a": "old"}}
+
+
+def test_going_back_binds_the_code_that_is_loaded_today(signed):
+    vault, settings = signed
+    back = put_back(vault, settings)
+    assert vault.generation(back.number).manifest["code"] == {"task": {"a": "new"}}
+
+
+def test_a_ledger_whose_changes_were_emptied_has_its_first_source(vault):
+    renew(vault, 1)
+    vault._ledger.execute("DELETE FROM sources")
+    assert (vault.source, vault.read(vault.entry("generator"))) == (0, b"first")
+
+
+def test_verify_tells_of_a_source_that_is_not_there(vault):
+    renew(vault, 1)
+    assert not [found for found in verify(vault.path, patience=0) if "renewal" in found.what]
+    vault._ledger.execute("UPDATE sources SET source = 7")
+    (found,) = [found for found in verify(vault.path, patience=0) if "renewal" in found.what]
+    assert "renewal 7" in found.what

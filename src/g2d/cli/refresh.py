@@ -133,7 +133,9 @@ def _go_back(opened: Vault, settings: Settings) -> None:
 
     back = put_back(opened, settings)
     print_line(f"Generations come from {_name(back.source)} again.")
-    if back.number is None:
+    if back.refused:
+        print_line(f"What is live stays: {back.refused}")
+    elif back.number is None:
         print_line("None of its generations has its weights any more, so what is live stays.")
     else:
         print_line(f"Generation {back.number} is live: the weights of generation {back.of}.")

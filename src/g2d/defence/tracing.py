@@ -180,7 +180,7 @@ class Tracer:
         """Basins with all that lies in them, then whatever lies alone."""
         vault = self._defence.vault
         basins: dict[int, list[Known]] = {}
-        for basin, known in self._trained(vault.entries("member"), vault.entries("early")):
+        for basin, known in self._trained(self._members(), vault.entries("early")):
             basins.setdefault(basin, []).append(known)
         inside = [known for _, known in sorted(basins.items())]
         nests = [self._nest(known) for known in inside]
@@ -201,13 +201,21 @@ class Tracer:
             self._hermitage(known, [others[0].state for others in inside]) for known in alone
         )
 
+    def _members(self) -> list[Entry]:
+        """The population, and those that it had before refreshes, or until it was put back."""
+        vault = self._defence.vault
+        others = {0, *(row["source"] for row in vault.sources())} - {vault.source}
+        former = (vault.entries("member", source=number) for number in sorted(others))
+        return [*vault.entries("member"), *(entry for entries in former for entry in entries)]
+
     def _trained(
         self, members: Sequence[Entry], early: Sequence[Entry]
     ) -> Iterator[tuple[int, Known]]:
         """Members and early checkpoints, each with its basin, in the frame of the generator."""
         settings, first = self._defence.settings.autoencoder, None
         if settings.align and members:
-            first = self._read(fitted_members(list(members), settings.newest_share)[0])
+            newest = self._defence.vault.entries("member")
+            first = self._read(fitted_members(newest, settings.newest_share)[0])
         seen: set[str] = set()
         for kind, entries in ((MEMBER, members), (EARLY, early)):
             for entry in entries:

@@ -28,6 +28,7 @@ class Source:
 
     def __init__(self, defence: Defence, tell: Tell) -> None:
         self.defence, self._tell = defence, tell
+        self._of = defence.vault.source
         self._told: set[str] = set()
 
     def look(self, order: Values) -> None:
@@ -38,29 +39,35 @@ class Source:
         """
         vault = self.defence.vault
         try:
-            if order["do"] != "commit":
+            if order["do"] != "commit" or ordered(vault):
                 self._take_up()
-                return
-            if not ordered(vault):
-                return
-            self._take_up()
         except G2DError as error:  # what is live, and what it comes from, stays
             self._tell_once(f"the population stays as it is: {error}")
+        if self._of != vault.source:  # what was committed counts, whatever came after it
+            self._follow()
+        if order["do"] != "commit":
             return
-        number = int(order["number"])
-        if source_of(vault.generation(number).manifest) != vault.source:
+        last, number = next(iter(vault.sources(1)), {}), int(order["number"])
+        if last.get("why") == "rollback" and last.get("left") == source_of(
+            vault.generation(number).manifest
+        ):
             raise GenerationError(
                 f"generation {number} comes from the population that was given up by `g2d "
                 "rollback`; the next one is made from the former population"
             )
 
     def _take_up(self) -> None:
-        from g2d.defence.refresh import follow, take_up
+        from g2d.defence.refresh import take_up
 
         taken = take_up(self.defence.vault)
         if taken is not None:
-            self.defence = follow(self.defence)
             self._tell(Alarm(KIND, taken.text))
+
+    def _follow(self) -> None:
+        from g2d.defence.refresh import follow
+
+        self.defence = follow(self.defence)
+        self._of = self.defence.vault.source
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:

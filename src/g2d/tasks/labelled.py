@@ -11,7 +11,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ MOST = 1 << 32
 """Bytes of a file of data."""
 LINE = 1 << 24
 """Bytes of a line of feedback."""
+
+
+class Number(int):
+    """A label that is the number of a class, whatever the classes are called."""
 
 
 def read_labelled(path: Path | str, task: Task) -> Split:
@@ -102,39 +106,55 @@ def _check_values(x: Tensor, task: Task, where: str) -> None:
         task.budget.check(x, where)
     if task.tokens is not None:
         least, largest = (int(end) for end in x.aminmax())
-        if least < 0 or largest >= task.tokens.vocabulary:
+        known = (task.splits.train, task.splits.gate)  # where it is not said, as a mark has it
+        most = task.tokens.vocabulary or 1 + max(int(split.x.max()) for split in known)
+        if least < 0 or largest >= most:
             raise DataError(
                 f"{where}: ids lie from {least} to {largest}, the vocabulary of task "
-                f"{task.name!r} from 0 to {task.tokens.vocabulary - 1}"
+                f"{task.name!r} from 0 to {most - 1}"
             )
 
 
 def _numbered(labels: Sequence[Any], task: Task, where: str) -> Tensor:
-    """Labels as numbers of classes: numbers stay, names of classes are looked up."""
+    """Labels as numbers of classes: classes' names are looked up, numbers stay.
+
+    Classes that are called by numbers (1, 2, 3, say) are meant by these: what is the name of one
+    class is not the number of another.
+    """
     names = {str(name): number for number, name in enumerate(task.labels)}
+    called = {n: number for name, number in names.items() if (n := _whole(name)) is not None}
     numbers: list[int] = []
     for label in labels:
-        number = names.get(label, -1) if isinstance(label, str) else -1
-        if number < 0:
+        number = names.get(label) if isinstance(label, str) else None
+        if number is None:
             number = _whole(label)
-        if not 0 <= number < task.classes:
+            if called and number is not None and not isinstance(label, Number):
+                number = called.get(number)
+        if number is None or not 0 <= number < task.classes:
             raise DataError(
                 f"{where}: record {len(numbers)} has the label {str(label)[:40]!r}, which task "
                 f"{task.name!r} does not know ("
-                + (f"{', '.join(list(names)[:8])}; or " if names else "")
-                + f"0 to {task.classes - 1}); a class more is another task, in a vault of its own"
+                + "; or ".join(_known(names, task.classes, bool(called)))
+                + "); a class more is another task, in a vault of its own"
             )
         numbers.append(number)
     return torch.tensor(numbers, dtype=torch.long)
 
 
-def _whole(label: Any) -> int:
-    """A label as a whole number; -1: it is none."""
+def _known(names: Mapping[str, int], classes: int, called: bool) -> Iterator[str]:
+    if names:
+        yield ", ".join(list(names)[:8])
+    if not called:
+        yield f"0 to {classes - 1}"
+
+
+def _whole(label: Any) -> int | None:
+    """A label as a whole number; None: it is none."""
     try:
         value = float(label)
-        return int(value) if math.isfinite(value) and value == int(value) else -1
+        return int(value) if math.isfinite(value) and value == int(value) else None
     except (TypeError, ValueError):
-        return -1
+        return None
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -254,6 +274,7 @@ def _read_feedback(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
                 continue
             own = np.asarray(said["x"], dtype=np.float64).reshape(-1)
             label = said["y"] if "y" in said else said["label"]
+            label = Number(label) if type(label) is int else label  # as the service answers
         except DAMAGE as error:
             raise DataError(
                 f'{path}, line {number} is no feedback ({error}); expected {{"x": [..], "y": 3}}'

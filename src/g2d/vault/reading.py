@@ -106,7 +106,7 @@ class VaultReader:
     @property
     def source(self) -> int:
         """The renewal whose base, members and generator count; 0: those that were made first."""
-        return int(self.sources(1)[-1]["source"]) if self._has("sources") else 0
+        return next((int(row["source"]) for row in self.sources(1)), 0)
 
     def sources(self, last: int = -1) -> list[dict[str, Any]]:
         """Return what every change of the source was noted with, in order, or the `last` ones."""

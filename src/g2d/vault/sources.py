@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from g2d.core.files import read_plain
-from g2d.errors import DAMAGE, UnavailableError, VaultError
+from g2d.errors import DAMAGE, RefusedError, UnavailableError, VaultError
 from g2d.settings import Settings
 from g2d.vault.code import CODE
 from g2d.vault.confirmed import confirmed_key
 from g2d.vault.keys import SigningKey
-from g2d.vault.ledger import explained
+from g2d.vault.ledger import explained, sha256
 from g2d.vault.placing import write
 from g2d.vault.records import LARGEST, RENEWAL, GenerationRecord
-from g2d.vault.signing import sign_generation
+from g2d.vault.signing import sign_generation, verify_generation
 
 if TYPE_CHECKING:
     from g2d.vault.vault import Vault
@@ -54,14 +54,16 @@ class Back:
 
     Attributes:
         left, source: the renewal that was the source, and that is now. number: the generation that
-            is live now; None: none of that source has its weights any more. of: the number that
-            it was first issued under.
+            is live now; None: none of that source has its weights any more, or the last one was
+            not signed. of: the number that it was first issued under. refused: why it is not signed
+            once more.
     """
 
     left: int
     source: int
     number: int | None = None
     of: int | None = None
+    refused: str = ""
 
 
 def source_of(manifest: Mapping[str, Any]) -> int:
@@ -95,7 +97,9 @@ def put_back(vault: Vault, settings: Settings) -> Back:
     """Make the former source the source again, and a generation of it live, under a new number.
 
     The newest generation of that source that was live is issued anew, with its weights, attacks,
-    canaries and gates, signed where generations are. It has been exposed: make a fresh one soon.
+    canaries and gates. Where generations are signed it is signed once more, if the same key had
+    signed it for what the settings name: the ledger proves nothing (docs/security.md). It has been
+    exposed: make a fresh one soon.
 
     Raises:
         VaultError: there is no former source, or the vault cannot be written.
@@ -105,20 +109,22 @@ def put_back(vault: Vault, settings: Settings) -> Back:
     left, to = half or (vault.source, former(vault))
     key = settings.signing.key
     signing = SigningKey.read(confirmed_key(vault, key)) if key else None
-    old = _newest(vault, to)
+    old, refused = _newest(vault, to), ""
     files: dict[str, bytes] = {}
+    manifest: Mapping[str, Any] = {}
     if old is not None:
-        files = {name: vault.read_generation(old.number, name) for name in old.files}
+        try:
+            manifest = _proved(vault, old, signing)
+            files = _files(vault, old.number, manifest if signing else old.manifest)
+        except RefusedError as error:
+            old, refused = None, str(error)
     if not half:
         vault.renew(to, {"why": "rollback", "left": left})
         withdraw(vault)  # a service that has gone had not carried it out
     if old is None:
-        return Back(left, to)
-    manifest = {name: value for name, value in old.manifest.items() if name not in _OWN}
-    manifest |= {"origin": "reissued", "of": old.number}
-    live = vault.live()
-    if live is not None and CODE in (known := vault.generation(live).manifest):
-        manifest[CODE] = known[CODE]  # what is loaded today
+        return Back(left, to, refused=refused)
+    manifest = {name: value for name, value in manifest.items() if name not in _OWN}
+    manifest |= {"origin": "reissued", "of": old.number} | _code_of_today(vault, signing)
     if signing is None:
         made = vault.accept(files, manifest, activate=True)
     else:
@@ -127,6 +133,39 @@ def put_back(vault: Vault, settings: Settings) -> Back:
             lifetime=settings.signing.lifetime, activate=True,
         )  # fmt: skip
     return Back(left, to, made.number, old.number)
+
+
+def _proved(vault: Vault, of: GenerationRecord, signing: SigningKey | None) -> Mapping[str, Any]:
+    """A generation's manifest as it was signed; where none is, as the ledger has it.
+
+    Raises:
+        RefusedError: the key that signs has not signed it, for this vault and its task.
+    """
+    if signing is None:
+        return of.manifest
+    return verify_generation(
+        vault, of.number, signing.public, after=of.number - 1, now=of.created, files=("weights",)
+    ).manifest
+
+
+def _files(vault: Vault, number: int, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+    """A generation's files, each of them what its manifest names."""
+    found = {name: vault.read_generation(number, name) for name in manifest["files"]}
+    if any(sha256(data) != manifest["files"][name] for name, data in found.items()):
+        raise RefusedError(f"generation {number} was exchanged as it was read", "digest", number)
+    return found
+
+
+def _code_of_today(vault: Vault, signing: SigningKey | None) -> dict[str, Any]:
+    """The digests of code that what is live binds: what is loaded today; {}: that was not signed,
+    and those of the former generation stay."""
+    if (live := vault.live()) is None:
+        return {}
+    try:
+        manifest = _proved(vault, vault.generation(live), signing)
+    except RefusedError:
+        return {}
+    return {CODE: manifest[CODE]} if CODE in manifest else {}
 
 
 def _half_done(vault: Vault) -> tuple[int, int] | None:

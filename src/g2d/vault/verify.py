@@ -35,6 +35,7 @@ from g2d.vault.ledger_rows import Rows, gap_text, read_rows
 from g2d.vault.mark import FileMark
 from g2d.vault.plain import MOST_TEXT, is_folder, is_open_to_sqlite, read_plain, read_text
 from g2d.vault.records import (
+    RENEWED,
     SIGNATURE,
     TOO_DEEP,
     Entry,
@@ -190,7 +191,9 @@ class _Look:
         if self.rows.retired >= self.rows.live > 0:
             self._tell("number", LEDGER, f"generation {self.rows.live} is live and retired")
         with Vault.open(self.path) as vault, self._told(self.path / LEDGER, "number"):
-            vault.sources()
+            for number in sorted({row["source"] for row in vault.sources()}):
+                if number and not all(vault.entry(kind, source=number) for kind in RENEWED):
+                    self._tell("row", LEDGER, f"it lacks entries of renewal {number}")
             marks = FileMark(self.path, vault.identity)
             if marks.read() is not None:  # where there is none, nothing is known
                 judge(vault, marks)

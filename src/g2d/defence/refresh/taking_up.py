@@ -6,6 +6,7 @@ going back. How a challenger is made is in `work`.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from g2d.defence.renewal import current
 from g2d.errors import VaultError
 from g2d.tasks.source import named_by, resolve
+from g2d.vault.plain import is_folder
 from g2d.vault.records import RENEWAL
 from g2d.vault.sources import STAGED, obey
 from g2d.vault.vault import Entry, Put, Vault
@@ -42,8 +44,18 @@ class Taken:
 
 
 def staged_in(vault: Vault) -> Path:
-    """The folder where a refresh of this vault is made."""
-    return vault.path / STAGED
+    """The folder where a refresh of this vault is made.
+
+    Raises:
+        VaultError: a link, or a file, lies there.
+    """
+    path = vault.path / STAGED
+    if os.path.lexists(path) and not is_folder(path):
+        raise VaultError(
+            f"{path} is a link or a file, expected the folder of a refresh: look who put it there,"
+            " and remove it"
+        )
+    return path
 
 
 def in_use(error: VaultError) -> bool:
@@ -57,6 +69,7 @@ def made_for(records: Entry | None, vault: Vault) -> bool:
     return (
         records is not None
         and generator is not None
+        and all(isinstance(records.info.get(name), str) for name in ("id", "given"))
         and records.info.get("vault") == vault.identity
         and records.info.get("parent") == vault.source
         and records.info.get("generator") == generator.files["weights"]
@@ -70,7 +83,8 @@ def take_up(vault: Vault) -> Taken | None:
         vault: open for writing.
 
     Raises:
-        VaultError: what waits cannot be read; the source stays.
+        VaultError: what waits cannot be read, or was made of what is not the source any more; the
+            source stays.
     """
     if back := obey(vault):
         text = f"generations come from the former population again ({_name(back.source)})"
@@ -86,12 +100,17 @@ def take_up(vault: Vault) -> Taken | None:
         raise
     with staged:
         generator, records = staged.entry("generator"), staged.entry("records")
-        if generator is None or not generator.info.get(READY) or not made_for(records, vault):
+        if generator is None or records is None or not generator.info.get(READY):
             return None
-        assert records is not None, "made_for looked"
         if _was_taken(vault, records):
             shutil.rmtree(folder, ignore_errors=True)  # a kill came after the commit
             return None
+        if not made_for(records, vault):
+            raise VaultError(
+                f"the refresh that waits in {folder} was made of a population or a generator that"
+                " is the source no more: run `g2d refresh` with its data once more, or remove that"
+                " folder"
+            )
         before = vault.source
         number = 1 + max((row["source"] for row in vault.sources()), default=0)
         info = {
@@ -108,7 +127,7 @@ def _was_taken(vault: Vault, records: Entry) -> bool:
     """Whether this very challenger was taken up before; it is not once more after a rollback."""
     for source in {row["source"] for row in vault.sources()} - {0}:
         known = vault.entry("records", source=source)
-        if known is not None and known.info.get("id") == records.info["id"]:
+        if known is not None and known.info.get("id", "") == records.info.get("id"):
             return True
     return False
 

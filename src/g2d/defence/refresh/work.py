@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from g2d.core.engine import Engine
 from g2d.core.types import Progress, Say, silent, unsaid
@@ -38,6 +39,7 @@ from g2d.tasks.keyed import (
 )
 from g2d.tasks.source import Grown, named_by, with_records
 from g2d.tasks.splits import Split
+from g2d.vault.ledger import is_vacant
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
 
@@ -199,15 +201,8 @@ def _left_out(found: Sorted) -> str:
 def _staging(vault: Vault, digest: str, how: Refresh) -> Iterator[Vault]:
     """Open the folder where a refresh waits, or make it; it is held against a second refresh."""
     path = staged_in(vault)
-    if (path / "ledger.sqlite").exists():
-        try:
-            staged = Staging.open(path, write=True)
-        except VaultError as error:
-            if not in_use(error):
-                raise
-            raise VaultError(
-                f"another refresh of {vault.path} is running ({error}); wait for it, or end it"
-            ) from error
+    staged = _waiting(path, vault, how)
+    if staged is not None:
         try:
             goes_on = _goes_on(staged, vault, digest, how)
         except BaseException:
@@ -215,12 +210,32 @@ def _staging(vault: Vault, digest: str, how: Refresh) -> Iterator[Vault]:
             raise
         if not goes_on:
             staged.close()
+            staged = None
+    if staged is None:
+        if path.exists():
             shutil.rmtree(path)
-            staged = Staging.create(path, vault.settings_text)
-    else:
         staged = Staging.create(path, vault.settings_text)
     with staged:
         yield staged
+
+
+def _waiting(path: Path, vault: Vault, how: Refresh) -> Vault | None:
+    """Open what an earlier run has left, if that was more than a kill leaves of an empty folder."""
+    if not (path / "ledger.sqlite").exists():
+        return None  # or of one that was being removed
+    try:
+        return Staging.open(path, write=True)
+    except VaultError as error:
+        if in_use(error):
+            raise VaultError(
+                f"another refresh of {vault.path} is running ({error}); wait for it, or end it"
+            ) from error
+        if how.anew or is_vacant(path):
+            return None
+        raise VaultError(
+            f"what an unfinished refresh of {vault.path} has left cannot be used ({error}); --anew"
+            " drops it"
+        ) from error
 
 
 def _goes_on(staged: Vault, vault: Vault, digest: str, how: Refresh) -> bool:
