@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import math
 
-from scipy.special import betaln
-
 _STEPS = 60  # halvings: below 1e-17
 
 
@@ -28,7 +26,8 @@ def log_evidence(right: int, n: int, m: float) -> float:
     likelihood = (right * math.log(m) if right else 0.0) + (
         wrong * math.log1p(-m) if wrong else 0.0
     )
-    return float(betaln(right + 1, wrong + 1)) - likelihood
+    beta = math.lgamma(right + 1) + math.lgamma(wrong + 1) - math.lgamma(right + wrong + 2)
+    return beta - likelihood
 
 
 def upper_bound(right: int, n: int, alpha: float) -> float:
