@@ -69,6 +69,14 @@ class Connection(HttpToolsProtocol):
         if self._link is not None and self.access is not None:
             self.access.unlink(self._link)
 
+    def abandoned(self) -> None:
+        """Forget it, if the loop ended it before its door had it and told nobody, as uvloop does.
+
+        A service that drains would wait for it until `--drain` is over.
+        """
+        if self in self.connections:
+            self.connection_lost(None)
+
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what completes no head and is of no body is held against the client."""
         self._moved = False

@@ -103,9 +103,12 @@ class Door:
         wire.close()
 
     async def _connect(self, wire: socket.socket, place: Place) -> None:
+        known: list[Connection] = []
+
         def made() -> Connection:
             protocol = self._make()
             protocol.place = place
+            known.append(protocol)
             return protocol
 
         times: dict[str, Any] = {}
@@ -117,4 +120,8 @@ class Door:
             await self._loop.connect_accepted_socket(made, wire, ssl=context, **times)
         except OSError:  # no handshake, or none in time
             self._places.failed("handshake")
+            raise
+        except asyncio.CancelledError:  # perhaps in the moment that it was made
+            for protocol in known:
+                self._loop.call_soon(protocol.abandoned)
             raise
