@@ -41,6 +41,7 @@ def test_who_may_not_know_sees_that_it_answers_and_no_generation():
             shown.wait_for_function(ticked, timeout=WAIT)
             for place in ("#generation", "#countdown", "#spare"):
                 assert shown.locator(place).inner_text() == "not told"
+            assert not shown.get_by_text("live for").is_visible()
             for place in ("#alarms", "#rotations", "#rejected"):
                 assert shown.locator(place).is_hidden()
             assert shown.title() == "G2D g2d"

@@ -20,7 +20,7 @@ function drawHidden() {
   for (const id of ["countdown", "spare"]) $(id).classList.add("words");
   write("schedule", "a policy says whom which generation answers; who may observe is told which");
   write("spare-more", "");
-  $("bar").hidden = true;
+  for (const id of ["bar", "live-for"]) $(id).hidden = true;
 }
 
 function drawClocks() {
