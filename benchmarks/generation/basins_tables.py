@@ -126,8 +126,35 @@ def renewal() -> str:
     return markdown(header, lines)
 
 
+def curve() -> str:
+    """The strongest stale attacker after few rotations and after many."""
+    runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("curve-mnist-seed*.json"))]
+    points = [point for run in runs for point in run["points"].values()]
+    names = list(dict.fromkeys(point["row"] for point in points))
+    lines = []
+    for name in names:
+        for read in sorted({point["read"] for point in points if point["row"] == name}):
+            rows = [p for p in points if p["row"] == name and p["read"] == read]
+            clean = [accuracy for row in rows for accuracy in row["clean"]]
+            basins = ", ".join(str(row["submissions"] // 4) for row in rows)
+            lines.append([
+                name, f"{read:,}", basins, len(rows),
+                f"{100 * mean(clean):.2f} / {100 * min(clean):.2f}",
+                *(cell(rows, key) for key in ("white_box", "worst_16", "joint_16")),
+                *(cell(rows, key) for key in ("picked", "basins", "tries")),
+            ])  # fmt: skip
+    header = [
+        "next parameters", "networks read", "basins among them", "seeds", "clean, mean / worst",
+        "white-box", "worst of the last 16", "joint, last 16", "one submission, its basin told",
+        "one for each basin", "all tries",
+    ]  # fmt: skip
+    return markdown(header, lines)
+
+
 def made() -> dict[str, str]:
     """Every table by the name of its mark."""
     runs = [run for run in decided() if "product" in run["rows"]]
     found = {"decides": decides(runs)} if runs else {}
+    if list(RESULTS.glob("curve-mnist-seed*.json")):
+        found["curve"] = curve()
     return found | ({"renewal": renewal()} if (RESULTS / "renewal").is_dir() else {})
