@@ -21,6 +21,12 @@ from g2d.core.types import Array
 
 MARKS = ("patch", "halving")
 
+NO, UNSURE, YES = range(3)
+"""Whether an input carries a mark."""
+
+Found = tuple[int, ...]
+"""For each of `MARKS`: `NO`, `UNSURE` or `YES`."""
+
 _RECENT = 32  # inputs of a client that the next is compared with
 _SAME = 1e-6  # values that are the same but for rounding; all are shares of the data's range
 _ALIKE = 5e-3  # values that are the same but for rounding to 8 bits
@@ -28,12 +34,14 @@ _LEAST, _MOST = 0.015, 0.45  # eps of a patch: more than coding changes, less th
 _FEWEST, _STAY = 6, 0.2  # places that change, at least; share of all places that stay
 _PATCHED, _EXACT = 0.9, 0.4  # shares of those that change: as `_cut` says, and to the point
 _THIRD = 0.1  # of those that change may take a third value
-_ONE = 0.97  # where so many have one colour before or after, something was covered
+_ONE = 0.97  # where so many have one colour before or after, something was covered ...
+_EVEN = 0.3  # ... unless that colour and the other fill the image about alike, as stripes do
 _GRID, _ON = 2e-3, 0.98  # where so many lie on a grid of eps, the image has few levels
 _APART, _WIDE = 0.03, 0.25  # halving: its ends are so far apart at so many places
-_GLANCE = 8  # places that are looked at first
+_NEAR, _FAR = 0.5, 0.02  # variants differ by more than that at few places: so many
+_GLANCE, _SOME = 8, 24  # places that are looked at first
 
-_HOLDS = 0.5  # share of a search's queries that carry no mark
+_SEARCH = (0.3, 0.3, 0.4)  # shares of a search's queries: `NO`, `UNSURE`, `YES`
 _QUIET, _EACH = 8, 64  # variants after which one counts as usual; of one client, at most
 _MADE = 4  # variants that each way makes of each of the first inputs
 
@@ -59,33 +67,47 @@ class Recent:
         self._values[place], self._labels[place] = value, label
         self._seen += 1
 
-    def marks(self, value: Array) -> tuple[bool, ...]:
+    def marks(self, value: Array) -> Found:
         """Return whether an input, by its values (v,), carries each of `MARKS`."""
         if not self._seen:
-            return (False,) * len(MARKS)
+            return (NO,) * len(MARKS)
         kept = min(self._seen, _RECENT)
         known, last = self._values[:kept], (self._seen - 1) % _RECENT
-        return patched(value, known, self._bounds), halved(value, known, self._labels[:kept], last)
+        half = halved(value, known, self._labels[:kept], last)
+        return patched(value, known, self._bounds), YES if half else NO
+
+    def near(self, value: Array) -> bool:
+        """Whether an input, by its values (v,), may be a variant of one of them."""
+        if not self._seen:
+            return False
+        known = self._values[: self._seen]
+        glance = (np.abs(known[:, :_SOME] - value[:_SOME]) > _NEAR).sum(1) <= 2
+        apart = np.abs(known[glance] - value) > _NEAR
+        return bool((apart.mean(1) <= _FAR).any())
 
 
-def patched(value: Array, known: Array, bounds: tuple[float, float]) -> bool:
+def patched(value: Array, known: Array, bounds: tuple[float, float]) -> int:
     """Whether values (v,) are some of `known` (k, v) but for a part, changed as a search does."""
     apart = np.abs(known - value)
     same = apart <= _SAME
     stay = same.sum(1)
     nearest = int(stay.argmax())
     size = len(value)
-    if stay[nearest] < _STAY * size or size - stay[nearest] < _FEWEST:
-        return False
+    if stay[nearest] < _STAY * size:
+        return NO
+    if size - stay[nearest] < _FEWEST:
+        return UNSURE
     changed = ~same[nearest]
     old, new = known[nearest, changed], value[changed]
     eps = _cut(old, new, bounds)
-    if eps is None or _covered(old, new) or _few_levels(value - bounds[0], eps):
-        return False
+    if eps is None or _few_levels(value - bounds[0], eps):
+        return NO
+    if _covered(old, new, value):
+        return UNSURE
     related = known[(apart > 2 * _MOST).mean(1) <= _THIRD][:, changed]
     two = np.ptp(related, axis=0) > _SAME
     third = two & ~(np.abs(related - new) <= _SAME).any(0)
-    return bool(third.mean() <= _THIRD)
+    return YES if third.mean() <= _THIRD else NO
 
 
 def _cut(old: Array, new: Array, bounds: tuple[float, float]) -> float | None:
@@ -106,12 +128,15 @@ def _cut(old: Array, new: Array, bounds: tuple[float, float]) -> float | None:
     return None
 
 
-def _covered(old: Array, new: Array) -> bool:
+def _covered(old: Array, new: Array, value: Array) -> bool:
     """Whether something of one colour came, went or moved, as in an occlusion map."""
-    return any(
-        bool((np.minimum(np.abs(old - one), np.abs(new - one)) <= _SAME).mean() >= _ONE)
-        for one in (old[0], new[0])
-    )
+    for one, other in ((old[0], new[0]), (new[0], old[0])):
+        was, comes = np.abs(old - one) <= _SAME, np.abs(new - one) <= _SAME
+        if (was | comes).mean() >= _ONE:
+            two = (was | (np.abs(old - other) <= _SAME)) & (comes | (np.abs(new - other) <= _SAME))
+            fill = [float((np.abs(value - each) <= _SAME).mean()) for each in (one, other)]
+            return bool(two.mean() < _ONE) or min(fill) < _EVEN * sum(fill)
+    return False
 
 
 def _few_levels(value: Array, eps: float) -> bool:
@@ -136,41 +161,51 @@ def halved(value: Array, known: Array, labels: Array, last: int) -> bool:
 class Usual:
     """How usual each mark is among variants that nobody was blamed for.
 
-    If those of benign clients come in no particular order (exchangeably), and n of them with f
-    marks were seen, then `(n + 1) / (f + 1)` if the next is marked, 0 if not, is at most 1 in the
-    mean: of n + 1 variants with f + 1 marks each is as likely to be the last.
+    If those of benign clients come in no particular order (exchangeably), and f of n were of a
+    kind, then `(n + 1) / (f + 1)` if the next is of that kind, 0 if not, is at most 1 in the mean:
+    of n + 1 variants, f + 1 of that kind, each is as likely to be the last. Shares of such values,
+    one share for each kind, are so together.
 
     Attributes:
-        seen: variants. marked: how many of them carried each mark.
+        seen: variants. of: for each mark, how many of them were `NO`, `UNSURE` and `YES`.
     """
 
     def __init__(self) -> None:
-        self.seen, self.marked = 0, (0,) * len(MARKS)
+        self.seen, self.of = 0, [[0, 0, 0] for _ in MARKS]
 
-    def add(self, found: tuple[bool, ...]) -> None:
+    @property
+    def marked(self) -> int:
+        """Marks that they carried."""
+        return sum(kinds[YES] for kinds in self.of)
+
+    def add(self, found: Found) -> None:
         """Take in a variant."""
         self.seen += 1
-        self.marked = tuple(old + new for old, new in zip(self.marked, found, strict=True))
+        for kinds, kind in zip(self.of, found, strict=True):
+            kinds[kind] += 1
 
-    def factors(self, found: tuple[bool, ...]) -> tuple[float, ...]:
+    def factors(self, found: Found) -> tuple[float, ...]:
         """By what each mark of a variant, or its absence, changes the evidence for a search."""
         return tuple(
-            _HOLDS + (1 - _HOLDS) * (self.seen + 1) / (often + 1) if one else _HOLDS
-            for one, often in zip(found, self.marked, strict=True)
+            share if kind == YES else min(1.0, share)  # only a mark speaks for one
+            for kind, share in (
+                (kind, _SEARCH[kind] * (self.seen + 1) / (kinds[kind] + 1))
+                for kinds, kind in zip(self.of, found, strict=True)
+            )
         )
 
 
 class Marked(NamedTuple):
     """A variant's marks, and by what each changes the evidence against its client."""
 
-    found: tuple[bool, ...]
+    found: Found
     factors: tuple[float, ...]
 
 
 class _Client:
     def __init__(self, low: float, high: float) -> None:
         self.recent = Recent(low, high)
-        self.waiting = deque[tuple[bool, ...]]()  # variants that may become usual
+        self.waiting = deque[Found]()  # variants that may become usual
         self.counted = 0
 
 
@@ -196,14 +231,18 @@ class Marks:
                     recent.add(made, place % 2)  # as if half of the answers were others
 
     def add(self, client: str, value: Array, label: int, near: bool) -> Marked | None:
-        """Take in an input, by its values (v,); None: it is near none, and is not judged."""
+        """Take in an input, by its values (v,); None: it is no variant, and is not judged.
+
+        Args:
+            near: it is one for other reasons.
+        """
         one = self._kept.get(client)
         if one is None:
             if len(self._kept) >= self._most:
                 self._kept.popitem(last=False)
             one = self._kept[client] = _Client(*self._bounds)
         self._kept.move_to_end(client)
-        marked = self._judge(one, value) if near else None
+        marked = self._judge(one, value) if near or one.recent.near(value) else None
         one.recent.add(value, label)
         return marked
 

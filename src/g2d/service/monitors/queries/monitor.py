@@ -142,7 +142,7 @@ class Queries(BuiltIn):
             "near_tolerance": prints.near if prints else 0.0,
             "share_of_windows_hashed": prints.sampled if prints else 0.0,
             "variants_known": usual.seen if usual else 0,
-            "variants_marked": sum(usual.marked) if usual else 0,
+            "variants_marked": usual.marked if usual else 0,
             "copying_tests": self._copiers.tests,
             "copying_tests_failed": self._copiers.failed,
         }
@@ -223,7 +223,7 @@ class Queries(BuiltIn):
             return
         test = self._accounts.of(answer.client).marks
         if test.weigh(marked.factors, self._purses["marks"]):
-            mark = MARKS[int(np.argmax(marked.factors))]
+            mark = MARKS[int(np.argmax(marked.found))]
             self._marks.blame(answer.client)
             self._tell("marks", trail, [answer.client], test.staked, mark=mark)
 
