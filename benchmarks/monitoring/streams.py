@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-
 from scipy.fft import dctn, idctn
 
 Requests = Iterator[tuple[np.ndarray, str]]

@@ -35,10 +35,11 @@ def square(image: np.ndarray, eps: float, draws: np.random.Generator):
         yield best
 
 
-def marks(queries, answers=itertools.repeat(0), count: int = 30) -> np.ndarray:
+def marks(queries, answers=None, count: int = 30) -> np.ndarray:
     """Which marks each query carries (n, 2), the first excepted."""
     recent, found = Recent(0.0, 1.0), []
-    for query, answer in itertools.islice(zip(queries, answers), count):
+    answers = itertools.repeat(0) if answers is None else answers
+    for query, answer in itertools.islice(zip(queries, answers, strict=False), count):
         value = np.asarray(query, np.float32).ravel()
         found.append(recent.marks(value))
         recent.add(value, answer)
@@ -93,7 +94,8 @@ def covered(image: np.ndarray):
 def resubmitted(image: np.ndarray, levels: int, draws: np.random.Generator):
     """An image with noise, in so many levels."""
     while True:
-        yield np.clip(np.rint(levels * (image + 0.04 * draws.normal(size=image.shape))), 0, levels) / levels  # fmt: skip
+        noisy = image + 0.04 * draws.normal(size=image.shape)
+        yield np.clip(np.rint(levels * noisy) / levels, 0, 1)
 
 
 def exposed(image: np.ndarray, draws: np.random.Generator):
@@ -105,7 +107,7 @@ def exposed(image: np.ndarray, draws: np.random.Generator):
 def test_what_looks_like_a_search_and_is_none_carries_no_mark():
     draws = np.random.default_rng(3)
     for image in images(8, 3):
-        for levels in (3, 15, 255, 10**6):
+        for levels in (3, 15, 31, 63, 255, 10**6):
             assert not (marks(resubmitted(image, levels, draws))[:, 0] == YES).any()
         assert (marks(covered(image))[:, 0] != YES).all()
         assert not (marks(exposed(np.rint(image), draws))[:, 0] == YES).any()  # black and white
@@ -160,8 +162,6 @@ class World:
         )
         for n, image in enumerate(images(80, 7)):
             self.ask(image, f"plain-{n % 5}")
-        for purse in self.monitor._purses.values():
-            purse.earn(100_000)  # quiet traffic
 
     def _alarm(self, kind, text, rotate=True, **about) -> None:
         told = about["evidence"]

@@ -124,11 +124,12 @@ class Purse:
     like a search, a fiftieth at a time: an attacker can spend it, and then pays as he goes.
 
     Args:
-        rate: alarms an input.
+        rate: alarms an input. held: alarms that it may raise before any input has paid: the bound
+            is that much higher, once.
     """
 
-    def __init__(self, rate: float) -> None:
-        self._rate, self.held = rate, 0.0
+    def __init__(self, rate: float, held: float = 0.0) -> None:
+        self._rate, self.held = rate, held
 
     def earn(self, inputs: int) -> None:
         """Take in what inputs pay; one alarm at most is held."""

@@ -41,8 +41,8 @@ class Prints:
 
     Attributes:
         hashes: (n, 50) uint64, 0 where there are fewer. kept: (n,) how many there are. values:
-            (n, v) uint8. digests: (n,) uint64, of all bytes. exact: (n, e) float32, other values, as
-        shares of the range, of images alone: else e is 0.
+            (n, v) uint8. digests: (n,) uint64, of all bytes. exact: (n, e) float32, values
+            as shares of the range, at other places; e is 0 where it is no image.
     """
 
     hashes: Array

@@ -36,7 +36,8 @@ _PATCHED, _EXACT = 0.9, 0.4  # shares of those that change: as `_cut` says, and 
 _THIRD = 0.1  # of those that change may take a third value
 _ONE = 0.97  # where so many have one colour before or after, something was covered ...
 _EVEN = 0.3  # ... unless that colour and the other fill the image about alike, as stripes do
-_GRID, _ON = 2e-3, 0.98  # where so many lie on a grid of eps, the image has few levels
+_GRID, _ON = 2e-3, 0.98  # where so many lie on a grid, the image has few levels ...
+_LEVEL = 0.012  # ... of at least so much
 _APART, _WIDE = 0.03, 0.25  # halving: its ends are so far apart at so many places
 _NEAR, _FAR = 0.5, 0.02  # variants differ by more than that at few places: so many
 _GLANCE, _SOME = 8, 24  # places that are looked at first
@@ -140,8 +141,12 @@ def _covered(old: Array, new: Array, value: Array) -> bool:
 
 
 def _few_levels(value: Array, eps: float) -> bool:
-    """Whether nearly all values are multiples of eps: then any change at all looks like one."""
-    return bool((np.abs(value - eps * np.rint(value / eps)) <= _GRID).mean() >= _ON)
+    """Whether nearly all values are multiples of eps, or of its half: then noise of a level or
+    two looks like a search."""
+    for step in eps / np.arange(1, 3):
+        if step >= _LEVEL and (np.abs(value - step * np.rint(value / step)) <= _GRID).mean() >= _ON:
+            return True
+    return False
 
 
 def halved(value: Array, known: Array, labels: Array, last: int) -> bool:

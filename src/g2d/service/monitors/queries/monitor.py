@@ -40,6 +40,7 @@ _ACCOUNTS, _SHARED, _CLIENTS = 65_536, 8192, 8
 _SHARES = {
     "descent": 3 / 8, "together": 1 / 4, "boundary": 1 / 8, "copying": 1 / 8, "marks": 1 / 8
 }  # fmt: skip
+_AT_FIRST = 0.01  # alarms that marks may raise before any input has paid: a search may come first
 
 
 class _Request(NamedTuple):
@@ -85,7 +86,10 @@ class Queries(BuiltIn):
         self._everybody, self._shared = Everybody(), OrderedDict[int, Trail]()
         self._accounts = Accounts(_ACCOUNTS, watched.now)
         rate = watched.settings.query_alarms
-        self._purses = {rule: Purse(share * rate) for rule, share in _SHARES.items()}
+        self._purses = {
+            rule: Purse(share * rate, _AT_FIRST if rule == "marks" else 0.0)
+            for rule, share in _SHARES.items()
+        }
         self._margins, self._copiers = Margins(), Copiers()
         self._marks: Marks | None = None
         self._epoch = self._numbers = 0
