@@ -183,7 +183,7 @@ def detection(
     log = QueryLog(answer, split, eps=task.eps, budget=given.queries, bounds=task.bounds)
     search(name, task, log, seed)
     early = (log.first > 0) & (log.first <= EARLY)
-    found = {
+    found: dict[str, Any] = {
         "lanes": len(split), "won": int((log.first > 0).sum()), "early": int(early.sum()),
     }  # fmt: skip
     for detector, at in seen.items():
