@@ -1,9 +1,9 @@
 """The monitor of queries: who searches for adversarial inputs, and who copies the model.
 
 Not from how alike a client's queries are does it conclude anything: retries, bursts, augmentations
-and cameras are, too. Near-duplicates are what is *looked at*; what raises an alarm is that their
-answers go downhill, or stay at a boundary (`trails`), by tests whose errors are bounded
-(`evidence`).
+and cameras are, too. Near-duplicates are what is *looked at*; what raises an alarm is that they
+differ as others' do not (`marks`), or that their answers go downhill, or stay at a boundary
+(`trails`), by tests whose errors are bounded (`evidence`).
 """
 
 from __future__ import annotations
