@@ -175,7 +175,7 @@ class Accounts:
     accounts.
 
     Args:
-        most: accounts that are kept, of some 300 bytes. now: monotonic seconds. fade: seconds in
+        most: accounts that are kept, of some 400 bytes. now: monotonic seconds. fade: seconds in
             which near-duplicates fall to 1/e.
     """
 
