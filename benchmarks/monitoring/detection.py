@@ -7,7 +7,9 @@
 For each seed the task's base is trained. Detection: every test image is attacked from an account of
 its own, all on one monitor that has seen benign use before, beside Blacklight as published. "Before
 success" is a first alarm about the account before the first input in the ball that is
-misclassified, or an alarm where there is none. Attackers: Square, HopSkipJump, Square whose queries
+misclassified, or an alarm where there is none. Nothing can be seen in a first query, and what tells
+a search from an edit only in two that follow: accounts that win within so few are counted, too, and
+the others by themselves. Attackers: Square, HopSkipJump, Square whose queries
 are jittered (even noise of a quarter of eps), OARS that holds a copy of the monitor's detector of
 near-duplicates with another salt, and the same that sends what collides all the same. Extraction:
 Copycat and Knockoff on natural images, and Jacobian augmentation of 150 images, against other
@@ -57,6 +59,9 @@ from g2d.tasks.task import Task
 
 ATTACKS = ("square", "hop-skip-jump", "square, jittered", "OARS", "OARS, insisting")
 DETECTORS = ("queries", "blacklight")
+EARLY = 3
+"""Queries of an account within which no two differences can have been seen before the last."""
+
 SIZES = ("task", "images", "warm", "queries", "requests", "rival", "copied")
 """Arguments that decide what a result says."""
 
@@ -177,11 +182,15 @@ def detection(
 
     log = QueryLog(answer, split, eps=task.eps, budget=given.queries, bounds=task.bounds)
     search(name, task, log, seed)
-    found = {"lanes": len(split), "won": int((log.first > 0).sum())}
+    early = (log.first > 0) & (log.first <= EARLY)
+    found: dict[str, Any] = {
+        "lanes": len(split), "won": int((log.first > 0).sum()), "early": int(early.sum()),
+    }  # fmt: skip
     for detector, at in seen.items():
         before = (at > 0) & ((log.first == 0) | (at < log.first))
         found[detector] = {
             "before": int(before.sum()),
+            "before_later": int((before & ~early).sum()),
             "undetected_wins": int(((log.first > 0) & ~before).sum()),
             "median": float(at[at > 0].double().median()) if bool((at > 0).any()) else None,
         }
@@ -311,6 +320,20 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
             return shown([one[detector][key] / one["lanes"] for one in each])
 
         wanted = "≥ 95" if name in ATTACKS[:2] else ""
+        table.append([
+            f"{name}: won within {EARLY} queries, %", "",
+            shown([one["early"] / one["lanes"] for one in each]),
+        ])  # fmt: skip
+        later = {
+            detector: shown([
+                one[detector]["before_later"] / max(1, one["lanes"] - one["early"]) for one in each
+            ])
+            for detector in DETECTORS
+        }  # fmt: skip
+        table.append([
+            f"{name}: of the others seen before success, %", wanted,
+            f"{later['queries']}; Blacklight {later['blacklight']}",
+        ])  # fmt: skip
         won = shown([one["won"] / one["lanes"] for one in each])
         table.append([
             f"{name}: seen before success, %", wanted,

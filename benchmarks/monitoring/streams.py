@@ -1,5 +1,7 @@
 """Benign streams for monitors: plain use, retries, bursts, augmentations, many users, a camera.
 
+Some look like a search: images that are encoded anew, exposures, parts that are covered in turn.
+
 Each is a function of images (n, channels, height, width) in [0, 1] and a NumPy generator that
 yields requests: inputs (m, ...) float32 and the client's name. They never end.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.fft import dctn, idctn
 
 Requests = Iterator[tuple[np.ndarray, str]]
 BURST = 64  # variants of one image, at most, whoever sends them
@@ -80,6 +83,54 @@ def camera(x: np.ndarray, draws: np.random.Generator) -> Requests:
             yield _noisy(image, 0.02, draws), "camera"
 
 
+def in_order(x: np.ndarray, draws: np.random.Generator) -> Requests:
+    """One client that sends a data set, an image after the other, again and again."""
+    while True:
+        for image in x:
+            yield image[None], "in-order"
+
+
+def recoded(x: np.ndarray, draws: np.random.Generator) -> Requests:
+    """Retries that are encoded anew, as JPEG does it: cosines of blocks of 8 in steps, 8 bits."""
+    steps = (1 + np.add.outer(np.arange(8), np.arange(8))) / 255
+    while True:
+        image = _one(x, draws)
+        for _ in range(draws.integers(1, BURST + 1)):
+            yield _coded(image, float(draws.choice([1, 2, 4, 8, 16])) * steps), "recodes"
+
+
+def _coded(image: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Blocks that fit; the rest stays as it is."""
+    made = image.copy()
+    rows, columns = (side - side % 8 for side in image.shape[2:])
+    part = made[..., :rows, :columns]
+    blocks = part.reshape(-1, rows // 8, 8, columns // 8, 8).transpose(0, 1, 3, 2, 4)
+    waves = np.rint(dctn(blocks, axes=(-2, -1), norm="ortho") / steps) * steps
+    blocks = idctn(waves, axes=(-2, -1), norm="ortho")
+    made[..., :rows, :columns] = blocks.transpose(0, 1, 3, 2, 4).reshape(part.shape)
+    return np.clip(np.rint(255 * made) / 255, 0, 1).astype(np.float32)
+
+
+def exposures(x: np.ndarray, draws: np.random.Generator) -> Requests:
+    """An image in ten exposures of even steps, in any order."""
+    while True:
+        image = _one(x, draws)
+        for step in draws.permutation(10):
+            yield (image * (1 - 0.05 * step)).astype(np.float32), "exposures"
+
+
+def covers(x: np.ndarray, draws: np.random.Generator) -> Requests:
+    """Occlusion maps: a square of one grey at one place after the other."""
+    while True:
+        image, grey = _one(x, draws), float(draws.uniform(0, 0.6))
+        side = image.shape[-1] // 4
+        for place in np.ndindex(*(length // side for length in image.shape[2:])):
+            covered = image.copy()
+            row, column = (side * at for at in place)
+            covered[..., row : row + side, column : column + side] = grey
+            yield covered, "covers"
+
+
 def constant(x: np.ndarray, draws: np.random.Generator) -> Requests:
     """The same bytes for ever."""
     image = _one(x, draws)
@@ -90,6 +141,7 @@ def constant(x: np.ndarray, draws: np.random.Generator) -> Requests:
 STREAMS: dict[str, Callable[[np.ndarray, np.random.Generator], Requests]] = {
     stream.__name__: stream
     for stream in (
-        plain, shared_address, retries, resubmits, augmentations, sweeps, camera, constant
+        plain, shared_address, in_order, retries, resubmits, recoded, augmentations, sweeps,
+        exposures, covers, camera, constant,
     )
 }  # fmt: skip

@@ -206,6 +206,8 @@ def test_what_monitors_see_is_shown_to_whoever_has_the_token(made):
     expect(shown, "#watched-body", "notice: 1 alarm")  # without a click
     shown.click("#forget")
     expect(shown, "#watched-body", "^$")
+    assert shown.locator("#alarm-line").is_hidden()
+    assert shown.locator("#alarm-plot *").count() == 0
     assert shown.title() != "owned"
     assert made.said == []
 

@@ -26,9 +26,10 @@ def add_alarms(app: FastAPI, service: Service, desk: Desk) -> None:
     @app.get("/alarms", tags=["status"], dependencies=[Depends(described)],
              responses=wrong(401, 403, 429))  # fmt: skip
     async def alarms() -> Response:
-        """Every alarm with its level and evidence, monitors' numbers, and who is pinned."""
+        """Every alarm with its level and evidence, rotations, numbers, and who is pinned."""
         told = {
             "alarms": service.event_log.alarms(),
+            "rotations": service.event_log.rotations(),
             "withheld": service.rotation.status().get("withheld", 0),
             **desk.status(),
         }

@@ -97,6 +97,13 @@ class EventLog:
             every = [*self._alarms, *self._closed_alarms]
         return sorted(every, key=lambda alarm: float(alarm["time"]))
 
+    def rotations(self) -> list[dict[str, Any]]:
+        """Return which generation went live when and why, since this start, newest last."""
+        with self._mutex:
+            swaps = [record for record in self._history if "time" in record]
+        told = ("time", "generation", "reasons")
+        return [{key: swap[key] for key in told if key in swap} for swap in swaps]
+
     def settle(self) -> None:
         """Keep latency quantiles around swaps of which a second has passed, while they are known.
 

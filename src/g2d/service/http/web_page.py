@@ -18,7 +18,15 @@ _LOOK = Path(__file__).parents[2] / "report" / "templates" / "style.html"
 _PAGES = {
     "/": (
         "page.html",
-        ("dom.js", "rotations.js", "redteam.js", "page.js", "admin.js", "watched.js"),
+        (
+            "dom.js",
+            "rotations.js",
+            "redteam.js",
+            "page.js",
+            "admin.js",
+            "watched.js",
+            "alarmline.js",
+        ),
     ),
     "/docs": ("docs.html", ("dom.js", "docs.js")),
 }

@@ -9,6 +9,7 @@ function takeWatched(fresh) {
   if (!watched) toggled = new Map();
   drawWatchedNote();
   $("watch").hidden = Boolean(watched);
+  drawAlarmLine(watched);
   $("watched-body").replaceChildren(...(watched ? drawWatched().filter(Boolean) : []));
   if (watched && !$("ask").open && $("said").textContent === CALLS.watch.doing) say("");
 }

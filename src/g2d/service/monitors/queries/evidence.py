@@ -70,7 +70,15 @@ class Ranks:
 
 def bet(evidence: Evidence, stake: float, p: Sequence[float]) -> Evidence:
     """Add p-values to evidence: one Shiryaev-Roberts step for each, and each of `BETS`."""
-    factors = [k * max(one, _TINY) ** (k - 1) for one in p for k in BETS]
+    return step(evidence, stake, _bets(p))
+
+
+def _bets(p: Sequence[float]) -> list[float]:
+    return [k * max(one, _TINY) ** (k - 1) for one in p for k in BETS]
+
+
+def step(evidence: Evidence, stake: float, factors: Sequence[float]) -> Evidence:
+    """Do one Shiryaev-Roberts step of each of several tests, of which evidence is the mean."""
     before = evidence or (0.0,) * len(factors)
     return tuple((r + stake) * factor for r, factor in zip(before, factors, strict=True))
 
@@ -95,9 +103,13 @@ class Test:
 
     def add(self, p: Sequence[float], purse: Purse, enough: float = ENOUGH) -> bool:
         """Add p-values; whether the evidence is enough, which spends it."""
+        return self.weigh(_bets(p), purse, enough)
+
+    def weigh(self, factors: Sequence[float], purse: Purse, enough: float = ENOUGH) -> bool:
+        """Change the evidence by factors of mean 1 at most; whether it is enough, likewise."""
         stake = purse.next() if self.staked else purse.first()
         self.staked += stake
-        self.evidence = bet(self.evidence, stake, p)
+        self.evidence = step(self.evidence, stake, factors)
         if worth(self.evidence) < enough:
             return False
         self.evidence = NOTHING
@@ -112,11 +124,12 @@ class Purse:
     like a search, a fiftieth at a time: an attacker can spend it, and then pays as he goes.
 
     Args:
-        rate: alarms an input.
+        rate: alarms an input. held: alarms that it may raise before any input has paid: the bound
+            is that much higher, once.
     """
 
-    def __init__(self, rate: float) -> None:
-        self._rate, self.held = rate, 0.0
+    def __init__(self, rate: float, held: float = 0.0) -> None:
+        self._rate, self.held = rate, held
 
     def earn(self, inputs: int) -> None:
         """Take in what inputs pay; one alarm at most is held."""
@@ -142,14 +155,15 @@ class Account:
     Attributes:
         evidence: of a descent, of windows that were given up. copying: of extraction. near:
             near-duplicates; they fade. series: inputs with many variants. boundaries: how many of
-            those lay at a boundary.
+            those lay at a boundary. marks: the test of marks that its variants carry.
     """
 
-    __slots__ = ("boundaries", "copying", "evidence", "near", "series", "since")
+    __slots__ = ("boundaries", "copying", "evidence", "marks", "near", "series", "since")
 
     def __init__(self, evidence: Evidence, copying: float, near: float, since: float) -> None:
         self.evidence, self.copying, self.near, self.since = evidence, copying, near, since
         self.series = self.boundaries = 0
+        self.marks = Test()
 
 
 class Accounts:
@@ -161,7 +175,7 @@ class Accounts:
     accounts.
 
     Args:
-        most: accounts that are kept, of some 300 bytes. now: monotonic seconds. fade: seconds in
+        most: accounts that are kept, of some 400 bytes. now: monotonic seconds. fade: seconds in
             which near-duplicates fall to 1/e.
     """
 
@@ -183,6 +197,7 @@ class Accounts:
             self._let_fade(self._gone, now)
             gone = self._gone
             found = Account(gone.evidence, gone.copying, gone.near, now)
+            found.marks.evidence = gone.marks.evidence
             self._kept[client] = found
         self._let_fade(found, now)
         return found
@@ -196,7 +211,7 @@ class Accounts:
         for account in self._kept.values():
             self._let_fade(account, now)
         weights = sorted(
-            (max(worth(a.evidence), a.copying), a.boundaries, a.near, name)
+            (max(worth(a.evidence), a.copying, worth(a.marks.evidence)), a.boundaries, a.near, name)
             for name, a in self._kept.items()
         )
         for *_, name in weights[: max(1, self._most // 8)]:
@@ -205,6 +220,7 @@ class Accounts:
                 max(lost.evidence, gone.evidence, key=worth),
                 max(lost.copying, gone.copying), max(lost.near, gone.near), now,
             )  # fmt: skip
+            self._gone.marks.evidence = max(lost.marks.evidence, gone.marks.evidence, key=worth)
 
     def _let_fade(self, account: Account, now: float) -> None:
         if account.near:

@@ -27,6 +27,7 @@ _WINDOW, _TOKENS = 20, 4  # values of a window, the paper's for small images; to
 _STARTS = 2048  # windows of an input at most: of larger ones they are sampled, at secret places
 _PERMUTED = 200  # windows of a table's row, over secret orders of its columns
 _VALUES = 128  # values of a sketch, at secret places
+_EXACT = 256  # values that are kept as they are, likewise
 _GLANCE = 24  # of them are looked at first
 _FAR = 0.02  # share of them that may be far apart in inputs that are near each other
 _TYPICAL = 0.05  # pairs of the first inputs that may be near each other
@@ -40,13 +41,15 @@ class Prints:
 
     Attributes:
         hashes: (n, 50) uint64, 0 where there are fewer. kept: (n,) how many there are. values:
-            (n, v) uint8. digests: (n,) uint64, of all bytes.
+            (n, v) uint8. digests: (n,) uint64, of all bytes. exact: (n, e) float32, values
+            as shares of the range, at other places; e is 0 where it is no image.
     """
 
     hashes: Array
     kept: Array
     values: Array
     digests: Array
+    exact: Array
 
 
 class Fingerprints:
@@ -87,6 +90,8 @@ class Fingerprints:
         self._down = _powers(pow(base, -1, 2**64), length)
         self._up = _powers(base, length)
         self._places = draws.choice(size, min(_VALUES, size), replace=False)
+        exact = 0 if self._tokens or self._table else min(_EXACT, size)
+        self._exact_places = draws.choice(size, exact, replace=False)
         self.near = 0.0 if self._tokens else self._settle(first, near)
 
     def __call__(self, x: Array) -> Prints:
@@ -98,7 +103,11 @@ class Fingerprints:
         digests = [
             hashlib.blake2b(row.tobytes(), key=self._key, digest_size=8).digest() for row in flat
         ]
-        return Prints(hashes, kept, self._values(flat), np.frombuffer(b"".join(digests), np.uint64))
+        exact = (flat[:, self._exact_places] - self._low[0]) / self._range[0]
+        return Prints(
+            hashes, kept, self._values(flat), np.frombuffer(b"".join(digests), np.uint64),
+            exact.astype(np.float32),
+        )  # fmt: skip
 
     def close(self, value: Array, values: Array) -> Array:
         """Which of the sketches `values` (m, v) are near one (v,): their places (k,)."""

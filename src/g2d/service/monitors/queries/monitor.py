@@ -1,9 +1,9 @@
 """The monitor of queries: who searches for adversarial inputs, and who copies the model.
 
 Not from how alike a client's queries are does it conclude anything: retries, bursts, augmentations
-and cameras are, too. Near-duplicates are what is *looked at*; what raises an alarm is that their
-answers go downhill, or stay at a boundary (`trails`), by tests whose errors are bounded
-(`evidence`).
+and cameras are, too. Near-duplicates are what is *looked at*; what raises an alarm is that they
+differ as others' do not (`marks`), or that their answers go downhill, or stay at a boundary
+(`trails`), by tests whose errors are bounded (`evidence`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from g2d.service.monitors.queries.evidence import (
     worth,
 )
 from g2d.service.monitors.queries.fingerprints import Fingerprints, Prints
+from g2d.service.monitors.queries.marks import MARKS, Marks
 from g2d.service.monitors.queries.trails import LAST, MOVES, Margins, Step, Trail
 from g2d.service.monitors.queries.windows import Everybody, Window, scratch
 
@@ -36,7 +37,10 @@ FIRST = 64
 _NONE = np.zeros(0, np.uint8)
 _ACCOUNTS, _SHARED, _CLIENTS = 65_536, 8192, 8
 # What each test may err, as shares of [monitors] query_alarms.
-_DESCENT, _TOGETHER, _BOUNDARY, _COPYING = 1 / 2, 1 / 4, 1 / 8, 1 / 8
+_SHARES = {
+    "descent": 3 / 8, "together": 1 / 4, "boundary": 1 / 8, "copying": 1 / 8, "marks": 1 / 8
+}  # fmt: skip
+_AT_FIRST = 0.01  # alarms that marks may raise before any input has paid: a search may come first
 
 
 class _Request(NamedTuple):
@@ -82,19 +86,17 @@ class Queries(BuiltIn):
         self._everybody, self._shared = Everybody(), OrderedDict[int, Trail]()
         self._accounts = Accounts(_ACCOUNTS, watched.now)
         rate = watched.settings.query_alarms
-        shares = (_DESCENT, _TOGETHER, _BOUNDARY, _COPYING)
         self._purses = {
-            share_of: Purse(share * rate)
-            for share_of, share in zip(
-                ("descent", "together", "boundary", "copying"), shares, strict=True
-            )
+            rule: Purse(share * rate, _AT_FIRST if rule == "marks" else 0.0)
+            for rule, share in _SHARES.items()
         }
         self._margins, self._copiers = Margins(), Copiers()
+        self._marks: Marks | None = None
         self._epoch = self._numbers = 0
         self._counts = dict.fromkeys(
             ("judged", "repeated", "near", "near_others", "not_judged", "exempt"), 0
         )
-        self._alarms = dict.fromkeys(("descent", "together", "boundary", "budget", "copying"), 0)
+        self._alarms = dict.fromkeys((*_SHARES, "budget"), 0)
 
     def observe(self, inputs: Array, logits: Array, client: str) -> None:
         """Judge one request's inputs, in their order."""
@@ -118,6 +120,9 @@ class Queries(BuiltIn):
             first = np.concatenate([one.inputs for one in self._waiting])[: 4 * FIRST]
             near = self.watched.settings.query_near
             self._prints = Fingerprints(self.watched.model, first, near, self._salt)
+            exact = self._prints(first[:FIRST]).exact
+            if exact.shape[1]:
+                self._marks = Marks(self.watched.settings.query_clients, exact, self._chance)
             waiting, self._waiting = self._waiting, []
             for one in waiting:
                 self._judge(one, self._prints)
@@ -129,7 +134,7 @@ class Queries(BuiltIn):
 
     def status(self) -> Mapping[str, Any]:
         """Return what was judged, and what was not."""
-        prints = self._prints
+        prints, usual = self._prints, self._marks.usual if self._marks else None
         return {
             **self._counts,
             **{f"alarms_{rule}": count for rule, count in self._alarms.items()},
@@ -140,6 +145,8 @@ class Queries(BuiltIn):
             "alarms_in_hand": self._purses["descent"].held,
             "near_tolerance": prints.near if prints else 0.0,
             "share_of_windows_hashed": prints.sampled if prints else 0.0,
+            "variants_known": usual.seen if usual else 0,
+            "variants_marked": usual.marked if usual else 0,
             "copying_tests": self._copiers.tests,
             "copying_tests_failed": self._copiers.failed,
         }
@@ -159,7 +166,9 @@ class Queries(BuiltIn):
             if same:
                 self._counts["repeated"] += 1
                 continue
+            near = trail is not None
             trail = self._own(answer, trail)
+            self._marked(answer, trail, near)
             window.add(prints, i, trail)
             if not again:
                 self._together(answer, trail)
@@ -207,6 +216,20 @@ class Queries(BuiltIn):
         if self._boundary(trail, account):
             self._tell("boundary", trail, [answer.client], trail.drift.staked)
         return trail
+
+    def _marked(self, answer: _Answer, trail: Trail, near: bool) -> None:
+        """Judge the marks that an input carries, if it is near an earlier one."""
+        if self._marks is None:
+            return
+        label, value = int(answer.logits.argmax()), answer.prints.exact[answer.place]
+        marked = self._marks.add(answer.client, value, label, near)
+        if marked is None:
+            return
+        test = self._accounts.of(answer.client).marks
+        if test.weigh(marked.factors, self._purses["marks"]):
+            mark = MARKS[int(np.argmax(marked.found))]
+            self._marks.blame(answer.client)
+            self._tell("marks", trail, [answer.client], test.staked, mark=mark)
 
     @staticmethod
     def _boundary(trail: Trail, account: Account) -> bool:
@@ -261,7 +284,8 @@ class Queries(BuiltIn):
             step.descent, self._purses["together"]
         )
 
-    def _tell(self, rule: str, trail: Trail, clients: list[str], chance: float) -> None:
+    def _tell(self, rule: str, trail: Trail, clients: list[str], chance: float,
+              **more: str) -> None:  # fmt: skip
         """Raise an alarm about each client; all ask for one rotation.
 
         Not the first alone: that may be held back for its cool-down, and he would see to it.
@@ -274,10 +298,11 @@ class Queries(BuiltIn):
             " after the other, as in a search for an adversarial input",
             "boundary": "variants of one input are answered at a decision boundary again and again,"
             " and move along it or on to another one",
+            "marks": "variants of one input differ as in a search, and not as others' variants do",
         }[rule]
         facts: dict[str, float | str] = {
             "rule": rule, "variants": trail.variants, "flips": trail.flips,
-            "chance": float(f"{chance:.1e}"), "clients": len(clients),
+            "chance": float(f"{chance:.1e}"), "clients": len(clients), **more,
         }  # fmt: skip
         level: Any = "critical" if trail.flips and rule != "boundary" else "warning"
         for client in clients:
