@@ -44,10 +44,7 @@ class Keeper:
     """Keeps outside what a restart must know of suspects; this one keeps nothing."""
 
     def leaving(self, left: Sequence[int]) -> None:
-        """Numbers that others leave now: called before they do, and never raises."""
-
-    def look(self, window: Window) -> None:
-        """Keep what has changed, and take up what another service has; called twice a second."""
+        """Keep which numbers others leave now; called before they do, and never raises."""
 
 
 def left_at(policy: Policy, live: Sequence[int], left: Sequence[int]) -> tuple[int, ...]:
@@ -120,9 +117,9 @@ class Window(Live):
         """Let a client move again; return whether it was pinned."""
         return self._policy.release(client)
 
-    def pins(self) -> list[dict[str, Any]]:
+    def pins(self, most: int = TOLD) -> list[dict[str, Any]]:
         """Who was pinned last: see `Policy.pins`; for operators alone."""
-        return self._policy.pins(TOLD)
+        return self._policy.pins(most)
 
     def restore(self, pins: Iterable[Mapping[str, Any]]) -> None:
         """Pin clients again, as `pins` told it: see `Policy.restore`."""
@@ -209,7 +206,6 @@ class Window(Live):
         if first != self._first:
             self._first = first  # one that cannot be noted is told once
             self._note(first)
-        self._keeper.look(self)
 
     def status(self) -> dict[str, Any]:
         """Say what answers, and who is pinned to what; for operators alone."""
