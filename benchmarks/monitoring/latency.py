@@ -67,7 +67,10 @@ def compared(turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     pairs, rows = len(turns["on"]), {}
     for kind, each in turns.items():
         took = np.concatenate([one["took"] for one in each])
-        rows[kind] = {"answers": len(took), "cpu_us": 1e6 * float(np.mean([o["cpu"] for o in each]))}
+        rows[kind] = {
+            "answers": len(took),
+            "cpu_us": 1e6 * float(np.mean([o["cpu"] for o in each])),
+        }
         rows[kind] |= {f"p{q}_ms": 1e3 * float(np.percentile(took, q)) for q in (50, 90, 99, 99.9)}
         rows[kind]["p99_ms_of_turns"] = [
             1e3 * float(np.percentile(one["took"], 99)) for one in each

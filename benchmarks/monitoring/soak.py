@@ -1,7 +1,7 @@
-"""A day of a service in a quarter of an hour: drift, attacks, refresh, kills; nothing lost or wrong.
+"""A day of a service in a quarter of an hour: drift, attacks, refresh, kills; is anything lost?
 
-    python -m benchmarks.monitoring.soak                              # 24 hours at 96 times the pace
-    python -m benchmarks.monitoring.soak --hours 3 --seconds 20 --out /tmp/day.json   # a try
+    python -m benchmarks.monitoring.soak                 # 24 hours at 96 times the pace
+    python -m benchmarks.monitoring.soak --hours 2 --seconds 40 --out day.json   # a try
 
 A real `g2d serve --policy sticky --monitor all` of a vault of digits (`serving.process.QUICK`: the
 gates are open, as only serving is judged), whose times all run at --pace: a rotation every ten
@@ -301,15 +301,15 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     kills = [kill for hour in hours for kill in hour["kills"]]
     restarts = sorted(kill["seconds"] for kill in kills if kill["victim"] != "worker")
     alarms = sum((Counter(hour["alarms"]) for hour in hours), Counter())
+    told = ", ".join(f"{kind} {n}" for kind, n in sorted(alarms.items()))
     wanted = "no lost or wrong answer"
     table = [
-        [f"{len(hours)} simulated hours, {total('answers'):,} answers: lost / failed / wrong / of an"
-         " older generation than was seen", wanted,
+        [f"{len(hours)} simulated hours, {total('answers'):,} answers: lost / failed / wrong / of"
+         " an older generation than was seen", wanted,
          f"{total('lost')} / {failed} / {total('wrong')} / {total('fell')}"],
         [f"kills {len(kills)}: asked again until answered; slowest restart", "",
          f"{total('retried')}; {restarts[-1]:.1f} s" if restarts else f"{total('retried')}"],
-        ["rotations; alarms by kind", "",
-         f"{total('rotations')}; " + ", ".join(f"{kind} {n}" for kind, n in sorted(alarms.items()))],
+        ["rotations; alarms by kind", "", f"{total('rotations')}; {told}"],
     ]  # fmt: skip
     for hour in hours:
         table += [["renewal beside the service", "", told] for told in hour["renewed"]]

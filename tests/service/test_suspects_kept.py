@@ -256,7 +256,7 @@ def test_a_file_that_cannot_be_written_is_told_once_and_stops_no_swap(place):
     served.seen()
     served.window.pin(CLIENTS[0])
     (place.parent / "state").write_text("a file")
-    with pytest.raises(VaultError, match="who is pinned cannot be kept in .* will not know"):
+    with pytest.raises(VaultError, match=r"who is pinned cannot be kept in .* will not know"):
         served.suspects.look()
     served.suspects.look()
     served.window.swap(numbered(4))

@@ -135,7 +135,7 @@ def test_ids_of_a_task_that_names_candidates_alone_are_those_of_its_data():
 
 
 def log_of(x, y, path):
-    """A log of feedback as a service writes it; NaN is what no JSON should hold, and Python reads."""
+    """A log of feedback as a service writes it."""
     said = zip(x, y, strict=True)
     lines = [json.dumps({"x": one.ravel().tolist(), "y": int(label)}) for one, label in said]
     path.write_text("\n".join(['{"format": "g2d feedback 1"}', *lines, ""]))

@@ -156,9 +156,7 @@ class Sticky(KeyedPolicy):
         """
         return self._tag(client, *numbers)
 
-    def _first(
-        self, name: bytes, live: Sequence[int], left: Sequence[int], least: int = 0
-    ) -> int:
+    def _first(self, name: bytes, live: Sequence[int], left: Sequence[int], least: int = 0) -> int:
         """The number that answers whom nobody suspects, `least` or above, if any is.
 
         The hash counts all that are live or were left, and where it says one that was left, again

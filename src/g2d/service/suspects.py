@@ -188,13 +188,7 @@ class Suspects(Keeper):
         left, pins, token, spent, told = kept.left, kept.pins, kept.token, kept.spent, kept.told
         if self._window is not None:
             left = tuple(sorted({*self._window.left, *self._leaving}))
-            pins = tuple(
-                Pin(
-                    one["client"], one["generation"] or 0, one["why"][:_LONGEST],
-                    now + one["seconds"],
-                )  # fmt: skip
-                for one in self._window.pins(MOST)
-            )
+            pins = tuple(_pin(one, now) for one in self._window.pins(MOST))
         if self._budget is not None:
             wait, quiet = self._budget.kept()
             token = now + wait if math.isfinite(wait) else 0.0
@@ -225,6 +219,12 @@ class Suspects(Keeper):
         except OSError:
             return ()
         return about.st_ino, about.st_mtime_ns, about.st_size
+
+
+def _pin(told: Mapping[str, Any], now: float) -> Pin:
+    """A pin as `Policy.pins` tells it."""
+    why = str(told["why"])[:_LONGEST]
+    return Pin(told["client"], told["generation"] or 0, why, now + told["seconds"])
 
 
 def _places(kept: Kept) -> set[tuple[str, int]]:

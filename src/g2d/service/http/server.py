@@ -233,9 +233,7 @@ def _assemble(
     parts = assemble(
         loader,
         live,
-        lambda tell: rotate_vault(
-            vault, loader, live, options, tell, data, suspects=suspects
-        ),
+        lambda tell: rotate_vault(vault, loader, live, options, tell, data, suspects=suspects),
         options,
         AdminToken(token),
         log,

@@ -97,7 +97,7 @@ class Cooldown:
         """Go on where `kept` was told: nothing is held back for longer than a cool-down."""
         now = self._now()
         for kind, client, seconds, weight in sorted(kept, key=lambda one: one[2])[-self._most :]:
-            if 0 < seconds:
+            if seconds > 0:
                 until = now + min(seconds, self._seconds)
                 self._told.setdefault((kind, client), _Told(until, weight, 0))
 

@@ -39,7 +39,7 @@ class Monitor:
 
     Args:
         every: seconds between checks; longer for a model so large that hashing costs over 1 %. now:
-            seconds since 1970, by which generations expire. also: other watches, each called as often.
+            seconds since 1970, by which generations expire. also: other watches, called as often.
     """
 
     def __init__(

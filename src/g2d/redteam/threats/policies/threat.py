@@ -16,7 +16,15 @@ import torch
 from g2d.attacks.tables import is_region
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.policies.attackers import ATTACKERS
-from g2d.redteam.policies.schemes import EVERY, LIVE, NAMES, TOGETHER, options_of, scheme_of, words_of
+from g2d.redteam.policies.schemes import (
+    EVERY,
+    LIVE,
+    NAMES,
+    TOGETHER,
+    options_of,
+    scheme_of,
+    words_of,
+)
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import difference
 from g2d.redteam.threat import CurveStyle, Threat
