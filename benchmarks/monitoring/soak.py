@@ -95,6 +95,7 @@ class Day:
             self.result = json.loads(a.out.read_text("utf-8"))
         hold_to(self.result, {name: getattr(a, name) for name in SIZES}, a.out)
         self._starts = itertools.count()
+        self._read: dict[Path, int] = {}  # bytes of each log that were looked through
         self._renewal: threading.Thread | None = None
         self._renewed: list[str] = []
 
@@ -185,9 +186,13 @@ class Day:
         )
         alarms: Counter[str] = Counter()
         for log in logs:
-            for line in log.read_text().splitlines():
-                if line.startswith("{") and '"event":"alarm"' in line.replace(" ", ""):
-                    alarms[json.loads(line)["kind"]] += 1
+            whole = log.read_bytes()
+            end = whole.rfind(b"\n") + 1  # half a line may be being written
+            for line in whole[self._read.get(log, 0) : end].splitlines():
+                told = json.loads(line) if line.startswith(b"{") else {}
+                if told.get("event") == "alarm":
+                    alarms[told["kind"]] += 1
+            self._read[log] = end
         pinned = [pin["client"] for pin in self.server.ask("/alarms")["pinned"]]
         return counts | dict(tally.counts) | {
             "rotations": len(set(live) - set(before)), "alarms": dict(alarms), "pinned": pinned,
