@@ -170,6 +170,15 @@ def test_a_standby_leaves_what_the_first_has_left_and_not_its_own_newest():
     assert not {3, 4} & set(seen(live).values())
 
 
+def test_what_another_service_left_that_is_not_here_yet_takes_no_place():
+    live = window(1, live=1)
+    live.learn([4, 5])
+    for number in (2, 3, 4, 6):
+        live.swap(snapshot(number))
+        assert live.now.numbers == (number,)
+        assert seen(live, ["alice"]) == {"alice": number}
+
+
 def test_a_generation_that_was_missed_sends_nobody_to_an_older_one():
     first, standby = window(1, 2, 3), window(1, 2, 3)
     for number in (4, 5):

@@ -137,7 +137,8 @@ class Window(Live):
             now = self._answering
             live = (*now.live, fresh)
             # What was missed here has its place, too: elsewhere it has retired another.
-            oldest = sorted({*self._left, *(each.number for each in live)})[-self._most :][0]
+            known = {*self._left, *(each.number for each in live)}
+            oldest = sorted(n for n in known if n <= fresh.number)[-self._most :][0]
             retired = (*now.held, *(each for each in live if each.number < oldest))
             live = tuple(each for each in live if each.number >= oldest)
             left = left_at(self._policy, [each.number for each in live], tuple(self._left))

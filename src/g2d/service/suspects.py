@@ -109,7 +109,8 @@ class Suspects(Keeper):
                 f"{self._file} is not what `g2d serve` wrote ({error}): who was pinned and what"
                 " cools down is forgotten, and the newest generation alone is live; look why"
             )
-            self._write(self.kept)
+            with suppress(OSError):  # the next start tells it again
+                self._write(self.kept)
 
     @property
     def pins(self) -> list[dict[str, Any]]:
