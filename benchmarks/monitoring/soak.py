@@ -21,6 +21,7 @@ the hour that it stopped in, from the vault as it lies (runs/day-SEED). Writes r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -49,6 +50,7 @@ from g2d.core.types import Array
 
 HOUR = 3600.0
 SIZES = ("hours", "seconds", "clients", "rate", "seed")
+ATTACKERS = "127.0.2."
 LABELLED = 60  # inputs of a POST /feedback, and five times as many for a refresh
 
 
@@ -116,12 +118,22 @@ class Day:
             half = self.folder / f"half-{os.getpid()}"
             make_vault(half, tables(self.pace))
             half.rename(self.vault)
+        note = self.folder / "pid"
+        if (
+            note.exists()
+        ):  # a run that was killed left its service, beside which ours would stand by
+            with contextlib.suppress(psutil.Error):
+                left = psutil.Process(int(note.read_text()))
+                if str(self.vault) in left.cmdline():
+                    left.kill()
+                    left.wait(30)
         self.server = self.started()
 
     def started(self) -> Server:
         """The same command again, on the same port, once it answers."""
         log = self.folder / f"{os.getpid()}-{next(self._starts)}.log"
         server = Server(self.vault, log, "--every", f"{600 / self.pace:.3f}s", port=self.port)
+        (self.folder / "pid").write_text(str(server.process.pid))
         server.ready()
         return server
 
@@ -210,7 +222,7 @@ class Day:
         for k in range(hour.attacks):
             made.append(
                 threading.Thread(
-                    target=self._attack, args=(f"127.0.2.{1 + k}", number, tally, over)
+                    target=self._attack, args=(f"{ATTACKERS}{1 + k}", number, tally, over)
                 )
             )
         return made
@@ -242,7 +254,7 @@ class Day:
     # --- labels and renewal --------------------------------------------------------------------
 
     def label(self, number: int) -> int:
-        """Say what some inputs were; return how many were taken."""
+        """Say what some inputs were; return how many were taken, 0: they were refused."""
         x, y = self.world.draw(np.random.default_rng((self.a.seed, number, 7)), LABELLED)
         tensor = {"name": "input", "shape": list(x.shape), "datatype": "FP32",
                   "data": x.ravel().tolist()}  # fmt: skip
@@ -251,8 +263,12 @@ class Day:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/feedback", body, head, method="POST"
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return LABELLED if answer.status == 200 else 0
+        try:
+            with urllib.request.urlopen(request, timeout=60):
+                return LABELLED
+        except OSError as error:
+            print(f"hour {number}: labels were not taken: {error}", flush=True)
+            return 0
 
     def renew(self, what: str, number: int) -> None:
         """Refresh beside the service, killed once; or go back. It runs on into later hours."""
@@ -316,6 +332,10 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
          f"{total('retried')}; {restarts[-1]:.1f} s" if restarts else f"{total('retried')}"],
         ["rotations; alarms by kind", "", f"{total('rotations')}; {told}"],
     ]  # fmt: skip
+    pinned = {client for hour in hours for client in hour.get("pinned", ())}
+    seen = sum(client.startswith(ATTACKERS) for client in pinned)
+    table.append(["accounts that searched, and others, pinned at the end of an hour", "",
+                  f"{seen}; {len(pinned) - seen}"])  # fmt: skip
     for hour in hours:
         table += [["renewal beside the service", "", told] for told in hour["renewed"]]
     return table
