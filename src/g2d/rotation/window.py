@@ -135,7 +135,7 @@ class Window(Live):
             if fresh.number <= self._snapshot.number:
                 raise AssertionError("generation numbers only rise")
             now = self._answering
-            live = (*now.live, fresh)
+            live: tuple[Snapshot, ...] = (*now.live, fresh)
             # What was missed here has its place, too: elsewhere it has retired another.
             known = {*self._left, *(each.number for each in live)}
             oldest = sorted(n for n in known if n <= fresh.number)[-self._most :][0]
