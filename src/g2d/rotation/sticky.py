@@ -80,8 +80,9 @@ class Sticky(KeyedPolicy):
             least = max(pin.number if pin else 0, seen.number if seen else 0)
             if live[-1] < least:  # a rotation came between two looks at what is live: the next sees
                 return (self._first(name, live, left),)
-            stays = seen is not None and seen.number == least and least in live
-            rests = stays and least not in left and now - seen.since < self._period
+            stays = least in live and least not in left
+            own = seen is not None and seen.number == least and now - seen.since < self._period
+            rests = stays and own
             number = least if rests else self._first(name, live, left, least)
             if pin is not None:
                 self._pinned[client] = _Pin(number, pin.since, pin.why)

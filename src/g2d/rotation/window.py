@@ -81,8 +81,8 @@ class Window(Live):
         super().__init__(snapshots[-1])
         self._policy, self._most, self._note = policy, most, note
         self._keeper = keeper or Keeper()
-        self._left = frozenset(left)
-        self._hold(tuple(snapshots[-most:]), tuple(held))
+        self._left, self._answering = frozenset(left), Answering(tuple(snapshots[-most:]))
+        self._hold(self._answering.live, tuple(held))
         self._first = self._answering.live[0].number
 
     @property
