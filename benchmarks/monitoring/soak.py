@@ -330,7 +330,8 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
          f"{total('lost')} / {failed} / {total('wrong')} / {total('fell')}"],
         [f"kills {len(kills)}: asked again until answered; slowest restart", "",
          f"{total('retried')}; {restarts[-1]:.1f} s" if restarts else f"{total('retried')}"],
-        ["rotations; alarms by kind", "", f"{total('rotations')}; {told}"],
+        ["rotations; alarms by kind", "",
+         f"{total('rotations')} of {6 * len(hours)} due by the schedule; {told}"],
     ]  # fmt: skip
     pinned = {client for hour in hours for client in hour.get("pinned", ())}
     seen = sum(client.startswith(ATTACKERS) for client in pinned)

@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_with_the_hour_that_it_stopped_in(tmp_path, monkey
         " seen", "no lost or wrong answer", "0 / 3 / 0 / 0",
     ]  # fmt: skip
     assert table[1][2] == "6; 3.0 s"
-    assert table[2][2] == "18; drift 3"
+    assert table[2][2] == "18 of 18 due by the schedule; drift 3"
     other = flags().parse_args(["--hours", "4", "--out", str(tmp_path / "day.json")])
     with pytest.raises(SystemExit, match="give the same flags"):
         Day(other)
