@@ -114,16 +114,18 @@ def test_what_the_base_loses_and_wins_is_measured_on_each_data_by_themselves(tru
     assert canary_check([nn.Identity()], [worse], split.x, truth).passed
 
 
-def test_former_data_too_few_to_show_the_limit_are_held_to_what_was_measured(truth):
+def test_former_data_too_few_to_show_the_limit_are_held_to_what_they_can_show(truth):
     """On 28 gate examples, those of 178 records, no drop below 10 % can be shown."""
     few = Split(answers(truth), truth).take(range(28))
-    kept, _ = influence_checks(nn.Identity(), nn.Identity(), few, few, 0.02)
-    assert (kept.passed, kept.value) == (True, 0.0)
-    assert "so few show none below 10.15%" in kept.text
+    kept, won = influence_checks(nn.Identity(), nn.Identity(), few, few, 0.02)
+    assert kept.passed
+    assert kept.value == kept.limit == pytest.approx(0.1015, abs=1e-4)
+    assert "so few show none below 10.15%, which counts as 2.00%); 10.15% is allowed" in kept.text
+    assert "(a drop of 10.15% at most; so many show none below 10.15%)" in won.text
     worse = lambda x: torch.where(torch.arange(len(x))[:, None] < 1, x.roll(1, 1), x)  # noqa: E731
     kept, _ = influence_checks(nn.Identity(), worse, few, few, 0.02)
     assert not kept.passed
-    assert kept.value == pytest.approx(1 / 28)
+    assert kept.value == pytest.approx(0.1589, abs=1e-3)
 
 
 class Backdoor(nn.Module):

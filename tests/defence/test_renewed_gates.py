@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from g2d.defence.gates import CandidateView, Reference
@@ -34,16 +35,27 @@ def test_each_part_of_the_gate_data_is_judged_by_itself():
     assert new.share
 
 
-def test_few_new_examples_are_judged_by_what_was_measured():
+def test_few_new_examples_are_held_to_what_they_can_show():
     wrong = torch.zeros(1020, dtype=torch.bool)
     passed = new_data_gate(view(wrong, 20))  # 20 that agree could not show a drop of 5 %
     assert passed is not None
-    assert (passed.passed, passed.value) == (True, 0.0)
-    wrong[1018:] = True
+    assert passed.passed
+    assert passed.value == passed.limit == pytest.approx(0.1391, abs=1e-4)
+    wrong[1019:] = True
     failed = new_data_gate(view(wrong, 20))
     assert failed is not None
     assert not failed.passed
-    assert "is 10.00% below the base's on 20 gate examples; 5.00% is allowed" in failed.reason
+    assert failed.reason == (
+        "accuracy, new data: may be 21.61% below the base's (95% bound; measured 5.00% on 20 gate"
+        " examples); 13.91% is allowed; 20 show none below that"
+    )
+
+
+def test_where_none_of_the_new_examples_is_a_gate_example_nothing_is_shown():
+    part = view(torch.zeros(50, dtype=torch.bool), 50)
+    former = former_data_gate(part)
+    assert former is not None
+    assert (former.passed, former.value, former.limit, former.n) == (True, 1.0, 1.0, 0)
 
 
 def test_a_vault_that_was_never_refreshed_has_no_such_gates():

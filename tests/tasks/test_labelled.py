@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from g2d.errors import DataError
-from g2d.tasks.labelled import checked, read_labelled
+from g2d.tasks.budget import Budget
+from g2d.tasks.labelled import checked, read_labelled, usable
 from g2d.tasks.splits import Split
 
 
@@ -131,3 +132,59 @@ def test_ids_of_a_task_that_names_candidates_alone_are_those_of_its_data():
     assert len(checked(torch.tensor([[6, 0], [3, 3]]), [0, 1], task, "here")) == 2
     with pytest.raises(DataError, match=r"ids lie from 0 to 7, the vocabulary .* from 0 to 6"):
         checked(torch.tensor([[7, 0], [3, 3]]), [0, 1], task, "here")
+
+
+def log_of(x, y, path):
+    """A log of feedback as a service writes it."""
+    said = zip(x, y, strict=True)
+    lines = [json.dumps({"x": one.ravel().tolist(), "y": int(label)}) for one, label in said]
+    path.write_text("\n".join(['{"format": "g2d feedback 1"}', *lines, ""]))
+    return path
+
+
+def test_of_a_log_records_that_the_task_could_not_have_are_left_out_and_told(
+    digits, arrays, tmp_path
+):
+    x, y = (part.copy() for part in arrays)
+    x[3] *= 255.0
+    x[5, 0, 0, 0] = np.nan
+    x[7, 0, 0, 0] = -1.0
+    log, told = log_of(x, y, tmp_path / "feedback.jsonl"), []
+    sound = np.delete(np.arange(40), [3, 5, 7])
+    for path in (log, tmp_path):
+        found = read_labelled(path, digits, told.append)
+        assert torch.equal(found.x, torch.from_numpy(x[sound]))
+        assert found.y.tolist() == y[sound].tolist()
+    assert told[0] == (
+        f"{log}: 3 of 40 records are left out: 1 hold NaN or infinite values (the first is record "
+        "5); 2 hold values outside 0 to 1 (the first is record 3)"
+    )
+    np.savez(tmp_path / "prepared.npz", x=x, y=y)
+    with pytest.raises(DataError, match="1 of 40 records hold NaN"):
+        read_labelled(tmp_path / "prepared.npz", digits, told.append)
+    assert len(told) == 2
+
+
+def test_a_log_whose_half_is_wrong_is_refused_as_it_is(digits, arrays, tmp_path):
+    x, y = (part.copy() for part in arrays)
+    x[:20] *= 255.0
+    with pytest.raises(DataError, match=r"values lie from 0 to 255, .* scale the new data"):
+        read_labelled(log_of(x, y, tmp_path / "feedback.jsonl"), digits)
+
+
+def test_ids_and_rows_that_no_budget_allows_are_found_one_by_one():
+    part = Split(torch.tensor([[1, 2], [0, 6]]), torch.tensor([0, 1]))
+    words = SimpleNamespace(
+        bounds=None, budget=None, tokens=SimpleNamespace(vocabulary=0),
+        splits=SimpleNamespace(train=part, gate=part),
+    )  # fmt: skip
+    told = []
+    ids = torch.tensor([[6, 0], [7, 0], [3, 3]])
+    kept, labels = usable(ids, [0, 1, 1], words, "here", told.append)
+    assert (kept.tolist(), labels) == ([[6, 0], [3, 3]], [0, 1])
+    assert told == ["here: 1 of 3 records are left out: 1 hold ids outside 0 to 6 (the first is"
+                    " record 1)"]  # fmt: skip
+    budget = Budget([0.1, 1, 0, 0], integer=[1], one_hot=[[2, 3]], least=[0, 0, 0, 0])
+    rows = torch.tensor([[0.5, 1, 0, 1], [0.5, 1.5, 0, 1], [0.5, 1, 1, 1], [-1, 1, 1, 0]])
+    assert budget.wrong(rows).tolist() == [False, True, True, True]
+    budget.check(rows[:1], "here")

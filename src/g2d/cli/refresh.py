@@ -70,7 +70,7 @@ def refresh(
 
     where = "" if task_data is None else str(task_data.absolute())
     with Defence.open(vault, write=False, data=where, code=bound) as defence:
-        given = read_labelled(data, defence.task)
+        given = read_labelled(data, defence.task, print_line)
         count = defence.settings.population.workers if workers is None else workers
         with make_engine(engine, ray_address, count) as jobs, show_progress() as progress:
             told = make(defence, given, Refresh(jobs, progress, print_line, accept_data, anew))

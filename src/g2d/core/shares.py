@@ -63,6 +63,15 @@ def largest_drop(worse: int, better: int, n: int, confidence: float = 0.95) -> f
     return min(1.0, max(normal, highest_share(max(0, worse - better), n, confidence)))
 
 
+def shown_drop(n: int, limit: float, confidence: float = 0.95) -> float:
+    """The drop to hold `largest_drop` of `n` pairs against where `limit` is allowed.
+
+    That is `limit`, or what so few pairs can show at best, where that is more: then as much is
+    asked of them as of the fewest that could show `limit`, which is that hardly a pair is lost.
+    """
+    return max(limit, largest_drop(0, 0, n, confidence))
+
+
 def least_examples(drop: float, confidence: float = 0.95) -> int | None:
     """How many pairs bound a drop by `drop` where none differs; None: no number of them does."""
     if drop <= 0:

@@ -10,7 +10,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -82,7 +82,8 @@ class Rotation:
     Args:
         tell: called with each of `events`, from any thread. chance: draws jitter; the default is
             secret. unready: why what is live should not be, although it is served; "": it should.
-            budget: of rotations that alarms of queries may cause.
+            budget: of rotations that alarms of queries may cause. missed: loads what somebody else
+            committed before a number and after what is live; may raise as `loader` does.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class Rotation:
         backoff: Backoff | None = None,
         unready: Callable[[], str] = str,
         budget: AlarmBudget | None = None,
+        missed: Callable[[int], Iterable[Snapshot]] = lambda _: (),
     ) -> None:
-        self._budget = budget or AlarmBudget()
+        self._budget, self._missed = budget or AlarmBudget(), missed
         self._ledger = Following(live, loader, unready, tell)
         self._live, self._maker, self._loader = live, maker, loader
         self._triggers, self._tell = triggers, tell
@@ -299,7 +301,10 @@ class Rotation:
         """
         began, live = time.monotonic(), self._live.number
         try:
-            fresh = self._loader.load(number, live)
+            for earlier in self._missed(number):
+                self._tell(Committed(earlier.number))
+                self._swap(earlier, began, ("ledger",))
+            fresh = self._loader.load(number, self._live.number)
         except UnavailableError:
             return  # the next look tries again
         except VaultError as error:

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _SPENT = 1024  # clients that have had a rotation by alarm, and may go on
@@ -76,6 +76,19 @@ class AlarmBudget:
         if client:
             self._note(client, now)
         return True
+
+    def kept(self) -> tuple[float, dict[str, float]]:
+        """What a restart must know: seconds until a token comes; and since when who had one is
+        quiet, in seconds."""
+        now = self._now()
+        return max(0.0, self._full_at - now), {c: now - at for c, at in list(self._spent.items())}
+
+    def restore(self, wait: float, quiet: Mapping[str, float]) -> None:
+        """Go on where `kept` was told; nobody waits longer than a token takes to come."""
+        now = self._now()
+        self._full_at = max(self._full_at, now + min(self._period, wait))
+        for client, seconds in quiet.items():
+            self._note(client, now - max(0.0, seconds))
 
     def _note(self, client: str, now: float) -> None:
         self._spent[client] = now

@@ -5,7 +5,7 @@ Which of them answers whom, a `policy` says. No HTTP, no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,15 @@ TOLD = 200
 
 @dataclass(frozen=True)
 class Answering:
-    """What answers at one moment, oldest first: what is live, and what is held for suspects."""
+    """What answers at one moment, oldest first: what is live, and what is held for suspects.
+
+    Attributes:
+        left: see `Policy.choose`; those above the oldest and below the newest that is live.
+    """
 
     live: tuple[Snapshot, ...]
     held: tuple[Snapshot, ...] = ()
+    left: tuple[int, ...] = ()
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -35,16 +40,31 @@ class Answering:
         return found if len(found) == len(numbers) else ()
 
 
+class Keeper:
+    """Keeps outside what a restart must know of suspects; this one keeps nothing."""
+
+    def leaving(self, left: Sequence[int]) -> None:
+        """Keep which numbers others leave now; called before they do, and never raises."""
+
+
+def left_at(policy: Policy, live: Sequence[int], left: Sequence[int]) -> tuple[int, ...]:
+    """What nobody but suspects sees after a rotation to `live`, where `left` was before it."""
+    left = (*left, *policy.apart(live, left))
+    return tuple(sorted({number for number in left if number >= live[0]}))
+
+
 class Window(Live):
     """The last `most` generations that were live answer; a swap retires the oldest of them.
 
     What is retired answers only clients that the policy has pinned to it, at most `most` such
     generations and as long as their pins last. What leaves early (its time has ended, say) takes
-    along what is older: so numbers never fall for anybody.
+    along what is older: so numbers never fall for anybody. What suspects are pinned to is left by
+    all others at the next swap (`Policy.apart`), stays in its place, and is left for good.
 
     Args:
         snapshots: oldest first, at least one. note: is told the number of the oldest that is live
-            when that changes, so that a restart brings back none that is older.
+            when that changes, so that a restart brings back none that is older. held: retired ones
+            that clients are pinned to. left: what was left. keeper: keeps that.
     """
 
     def __init__(
@@ -53,10 +73,16 @@ class Window(Live):
         policy: Policy,
         most: int,
         note: Callable[[int], None] = lambda _: None,
+        *,
+        held: Sequence[Snapshot] = (),
+        left: Sequence[int] = (),
+        keeper: Keeper | None = None,
     ) -> None:
         super().__init__(snapshots[-1])
         self._policy, self._most, self._note = policy, most, note
-        self._answering = Answering(tuple(snapshots[-most:]))
+        self._keeper = keeper or Keeper()
+        self._left, self._answering = frozenset(left), Answering(tuple(snapshots[-most:]))
+        self._hold(self._answering.live, tuple(held))
         self._first = self._answering.live[0].number
 
     @property
@@ -79,7 +105,7 @@ class Window(Live):
         """Return whose answers are combined for a client, oldest first: see `Policy.choose`."""
         now = now or self._answering
         held = tuple(snapshot.number for snapshot in now.held)
-        found = now.of(self._policy.choose(client, x, now.numbers, held))
+        found = now.of(self._policy.choose(client, x, now.numbers, held, now.left))
         assert found, "a policy chooses among what answers"
         return found
 
@@ -91,9 +117,13 @@ class Window(Live):
         """Let a client move again; return whether it was pinned."""
         return self._policy.release(client)
 
-    def pins(self) -> list[dict[str, Any]]:
+    def pins(self, most: int = TOLD) -> list[dict[str, Any]]:
         """Who was pinned last: see `Policy.pins`; for operators alone."""
-        return self._policy.pins(TOLD)
+        return self._policy.pins(most)
+
+    def restore(self, pins: Iterable[Mapping[str, Any]]) -> None:
+        """Pin clients again, as `pins` told it: see `Policy.restore`."""
+        self._policy.restore(pins)
 
     def tag(self, client: str, numbers: tuple[int, ...]) -> str:
         """What a client is told in place of numbers."""
@@ -105,10 +135,34 @@ class Window(Live):
             if fresh.number <= self._snapshot.number:
                 raise AssertionError("generation numbers only rise")
             now = self._answering
-            live = (*now.live, fresh)
-            self._hold(live[-self._most :], (*now.held, *live[: -self._most]))
+            live: tuple[Snapshot, ...] = (*now.live, fresh)
+            # What was missed here has its place, too: elsewhere it has retired another.
+            known = {*self._left, *(each.number for each in live)}
+            oldest = sorted(n for n in known if n <= fresh.number)[-self._most :][0]
+            retired = (*now.held, *(each for each in live if each.number < oldest))
+            live = tuple(each for each in live if each.number >= oldest)
+            left = left_at(self._policy, [each.number for each in live], tuple(self._left))
+            if not self._left.issuperset(left):
+                self._keeper.leaving(left)
+            self._left = frozenset(left)
+            self._hold(live, retired)
             self._snapshot = fresh
             return fresh.number
+
+    def miss(self, number: int) -> None:
+        """Say of a generation that it is live elsewhere and never here: nobody goes below it."""
+        self.learn((number,))
+
+    def learn(self, left: Iterable[int]) -> None:
+        """Leave, but for suspects, what another service of the same clients has left."""
+        with self._writing:
+            self._left |= frozenset(left)
+            self._hold(self._answering.live, self._answering.held)
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """What nobody but suspects sees, of numbers from the oldest that is live."""
+        return tuple(sorted(self._left))
 
     def heal(self, fresh: Snapshot) -> bool:
         """Replace what answers by a sound copy of the same generation, if it still answers."""
@@ -120,7 +174,7 @@ class Window(Live):
                 tuple(fresh if old.number == fresh.number else old for old in part)
                 for part in (now.live, now.held)
             )
-            self._answering, self._snapshot = Answering(live, held), live[-1]
+            self._answering, self._snapshot = Answering(live, held, now.left), live[-1]
             return True
 
     def leave(self, number: int) -> bool:
@@ -158,9 +212,13 @@ class Window(Live):
         """Say what answers, and who is pinned to what; for operators alone."""
         now = self._answering
         held = [snapshot.number for snapshot in now.held]
-        return {"live": list(now.numbers), "held": held, "pinned": self.pins()}
+        apart = [number for number in now.left if number in now.numbers]
+        return {"live": list(now.numbers), "held": held, "apart": apart, "pinned": self.pins()}
 
     def _hold(self, live: tuple[Snapshot, ...], retired: tuple[Snapshot, ...]) -> None:
         """Answer from these, and of what is retired from what is pinned; holds the lock."""
         kept = self._policy.held([snapshot.number for snapshot in retired], self._most)
-        self._answering = Answering(live, tuple(old for old in retired if old.number in kept))
+        held = tuple(old for old in retired if old.number in kept)
+        self._left = frozenset(n for n in self._left if n >= live[0].number)
+        left = tuple(sorted(n for n in self._left if n < live[-1].number))  # a newer one: see later
+        self._answering = Answering(live, held, left)

@@ -44,7 +44,9 @@ from g2d.service.monitors.feedback.log import FeedbackLog, log_path
 from g2d.service.monitors.listed import built_in
 from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
+from g2d.service.opening import missed
 from g2d.service.policy_state import GLOBAL
+from g2d.service.suspects import Suspects
 from g2d.service.worker import Worker
 from g2d.settings import MonitorSettings, ServeSettings
 
@@ -102,6 +104,7 @@ def assemble(
     now: Callable[[], float] = time.time,
     audit: AuditLog | None = None,
     tls: ServerTls | None = None,
+    suspects: Suspects | None = None,
 ) -> Parts:
     """Make the side that answers: metrics, events, batches, HTTP, and the watch over memory.
 
@@ -109,7 +112,8 @@ def assemble(
         lead: makes what controls rotation, given what takes its events. observers: made once
             the code is checked. vault: its folder, which only the log may name. results:
             what `g2d attack` wrote or will write, for the page. now: seconds since 1970, by which
-            generations expire. audit: hears every event. tls: where it is agreed here.
+            generations expire. audit: hears every event. tls: where it is agreed here. suspects:
+            keeps who is pinned and what cools down, over a restart.
 
     Raises:
         SettingsError: a file that says who may ask is not what it should be, a monitor that
@@ -128,27 +132,35 @@ def assemble(
     event_log = EventLog(metrics, log, loader.describe, vault, heard)
     connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
     rotation = lead(event_log.tell)
-    observers.connect(rotation.alarm, loader.monitors.cooldown)
+    keeping = _connected(observers, rotation, loader.monitors, suspects)
     serving = options.serving(loader.serving)
     batcher, versions = _answering(live, serving, options, rotation)
     access = Access(
-        options,
-        admin_token,
-        event_log.tell,
-        lambda why: metrics.denied.labels(why).inc(),
-        metrics.limited.inc,
-        tls,
-        ("/status",) if versions.hidden else (),
-    )
+        options, admin_token, event_log.tell, lambda why: metrics.denied.labels(why).inc(),
+        metrics.limited.inc, tls, ("/status",) if versions.hidden else (),
+    )  # fmt: skip
     service = Service(
         _told(loader.model, serving), options, rotation, batcher, metrics, event_log, access,
         partial(_pages, results, desk), watching, versions, answers_of(serving),
     )  # fmt: skip
     canaries = CanaryWatch(live, loader, rotation, metrics)
-    monitor = Monitor(
-        live, loader, rotation, metrics, options.check_every, now, also=canaries.watch
-    )
+    also, every = (canaries.watch, *keeping), options.check_every
+    monitor = Monitor(live, loader, rotation, metrics, every, now, also)
     return Parts(live, rotation, metrics, event_log, service, monitor, desk)
+
+
+def _connected(
+    observers: Observers,
+    rotation: RotationControl,
+    settings: MonitorSettings,
+    suspects: Suspects | None,
+) -> tuple[Callable[[], None], ...]:
+    """Have alarms of observers told; return what keeps over a restart who is suspect."""
+    observers.connect(rotation.alarm, settings.cooldown, suspects.told if suspects else ())
+    if suspects is None:
+        return ()
+    suspects.watch(line=observers.line)
+    return (suspects.look,)
 
 
 def _desk(
@@ -235,11 +247,13 @@ def rotate_vault(
     tell: Tell,
     data: str = "",
     through: GenerationLoader | None = None,
+    suspects: Suspects | None = None,
 ) -> Rotation:
     """Make the side that owns a vault's rotation: its worker, its triggers, its memory.
 
     Args:
         through: loads and verifies spares in the place of `loader`, which a cluster's rollout does.
+        suspects: keeps the budget of alarms over a restart.
     """
     loader.hear(tell)
     tell = _remembering(loader, tell)
@@ -249,7 +263,12 @@ def rotate_vault(
     triggers = Triggers(options.every, options.jitter, options.queries)
     unready = partial(_unready, loader, live)
     budget = AlarmBudget(loader.monitors.rotations)
-    return Rotation(live, worker, through or loader, triggers, tell, unready=unready, budget=budget)
+    if suspects is not None:
+        suspects.watch(budget=budget)
+    return Rotation(
+        live, worker, through or loader, triggers, tell, unready=unready, budget=budget,
+        missed=partial(missed, loader, live),
+    )  # fmt: skip
 
 
 def _unready(loader: VaultLoader, live: Live) -> str:

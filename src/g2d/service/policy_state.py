@@ -55,7 +55,7 @@ def begin(vault: Path, serving: ServeSettings, exposed: list[int]) -> tuple[byte
         if serving.policy == GLOBAL:
             _retire_older(vault)
             return b"", exposed[-1:]
-        file = _file(vault)
+        file = state_file(vault)
         kept = _read(file)
         numbers = exposed[-1:]
         if kept is not None and kept.policy != GLOBAL:
@@ -75,7 +75,7 @@ def retire(vault: Path, first: int) -> None:
         VaultError: the file is not what was written, or the state folder cannot be written.
     """
     try:
-        kept = _read(file := _file(vault))
+        kept = _read(file := state_file(vault))
         if kept is not None and kept.policy != GLOBAL and kept.first < first:
             _write(file, replace(kept, first=first))
     except OSError as error:
@@ -96,12 +96,13 @@ def _retire_older(vault: Path) -> None:
     """
     kept = None
     with suppress(OSError, VaultError):
-        kept = _read(file := _file(vault))
+        kept = _read(file := state_file(vault))
     if kept is not None and kept.policy != GLOBAL:
         _write(file, Kept(kept.secret, GLOBAL, 1, 0))
 
 
-def _file(vault: Path) -> Path:
+def state_file(vault: Path) -> Path:
+    """Where what policies keep of a vault lies: a name that its path says."""
     name = hashlib.sha256(os.fsencode(os.path.abspath(vault))).hexdigest()[:32]
     return state_folder() / "serving" / f"{name}.json"
 

@@ -161,6 +161,23 @@ class Budget:
                         "correct the budget"
                     )
 
+    def wrong(self, x: Tensor) -> Tensor:
+        """Which examples (n,) of x (n, features) are what `check` refuses, of this many features.
+
+        One by one, for data that somebody else has written: of these some may be left out.
+        """
+        found = torch.zeros(len(x), dtype=torch.bool)
+        for column in self.integer:
+            found |= x[:, column] != x[:, column].round()
+        for group in self.one_hot:
+            part = x[:, list(group)]
+            found |= ((part != 0) & (part != 1)).any(1) | (part.sum(1) != 1)
+        for side, sign in ((self.least, 1), (self.most, -1)):
+            if side:
+                limit = torch.tensor(side, dtype=x.dtype)
+                found |= (sign * (x - limit) < -1e-6 * limit.abs().clamp_min(1)).any(1)
+        return found
+
     # --- what the columns are, as tensors ---
 
     @cached_property

@@ -11,7 +11,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,16 @@ class Number(int):
     """A label that is the number of a class, whatever the classes are called."""
 
 
-def read_labelled(path: Path | str, task: Task) -> Split:
+def read_labelled(
+    path: Path | str, task: Task, tell: Callable[[str], None] = lambda _: None
+) -> Split:
     """Read new labelled data and check them against the task.
+
+    A log of feedback grows by what clients have sent: records of it that the task could not have
+    are left out, unless they are half of it or more. Prepared data are refused for one.
+
+    Args:
+        tell: hears in one line how many records were left out, and why.
 
     Returns:
         x (N, ...) in the task's dtype and range, y (N,) int64.
@@ -55,7 +63,54 @@ def read_labelled(path: Path | str, task: Task) -> Split:
     if not path.exists():
         raise DataError(f"{path} does not exist; expected {KINDS}")
     x, labels = _read(path, task)
+    if path.suffix == ".jsonl" or (path.is_dir() and any(path.glob("*.jsonl"))):
+        x, labels = usable(x, labels, task, str(path), tell)
     return checked(x, labels, task, str(path))
+
+
+def usable(
+    x: Tensor, labels: Sequence[Any], task: Task, where: str, tell: Callable[[str], None]
+) -> tuple[Tensor, Sequence[Any]]:
+    """Leave out of a log the records whose values the task could not have; see `read_labelled`.
+
+    Where they are half of it or more, all stay: it is the whole that is wrong, and is refused.
+    """
+    bad = torch.zeros(len(x), dtype=torch.bool)
+    why: list[str] = []
+    for words, found in _wrong(x, task).items():
+        fresh = found & ~bad
+        bad |= found
+        if count := int(fresh.sum()):
+            why.append(f"{count} {words} (the first is record {int(fresh.nonzero()[0, 0])})")
+    if not why or 2 * int(bad.sum()) >= len(x):
+        return x, labels
+    tell(f"{where}: {int(bad.sum())} of {len(x)} records are left out: {'; '.join(why)}")
+    kept = (~bad).nonzero()[:, 0]
+    return x[kept], [labels[row] for row in kept.tolist()]
+
+
+def _wrong(x: Tensor, task: Task) -> Mapping[str, Tensor]:
+    """Which records (n,) have values that the task could not have, in words of each reason."""
+    flat = x.flatten(1)
+    found = {"hold NaN or infinite values": (~torch.isfinite(flat)).any(1)}
+    if task.bounds is not None:
+        low, high = task.bounds
+        slack = 1e-6 * (high - low)
+        out = ((flat < low - slack) | (flat > high + slack)).any(1)
+        found[f"hold values outside {low:g} to {high:g}"] = out
+    if task.budget is not None:
+        found["are none that the budget allows"] = task.budget.wrong(flat)
+    if task.tokens is not None:
+        most = _vocabulary(task)
+        found[f"hold ids outside 0 to {most - 1}"] = ((flat < 0) | (flat >= most)).any(1)
+    return found
+
+
+def _vocabulary(task: Task) -> int:
+    """How many ids a task of tokens knows; where it does not say, as its data have it."""
+    assert task.tokens is not None
+    known = (task.splits.train, task.splits.gate)  # as a mark has it
+    return task.tokens.vocabulary or 1 + max(int(split.x.max()) for split in known)
 
 
 def checked(x: Tensor, labels: Sequence[Any], task: Task, where: str) -> Split:
@@ -106,8 +161,7 @@ def _check_values(x: Tensor, task: Task, where: str) -> None:
         task.budget.check(x, where)
     if task.tokens is not None:
         least, largest = (int(end) for end in x.aminmax())
-        known = (task.splits.train, task.splits.gate)  # where it is not said, as a mark has it
-        most = task.tokens.vocabulary or 1 + max(int(split.x.max()) for split in known)
+        most = _vocabulary(task)
         if least < 0 or largest >= most:
             raise DataError(
                 f"{where}: ids lie from {least} to {largest}, the vocabulary of task "

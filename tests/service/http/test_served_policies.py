@@ -332,3 +332,27 @@ def test_what_cannot_be_served_is_refused_in_one_line():
     with pytest.raises(SettingsError, match=r"only the newest generation is live: .*--policy"):
         Harness(Options(policy="sticky"))  # as a replica of a cluster has it
     assert Live(numbered(1)).snapshots[0].number == 1
+
+
+def test_others_leave_a_suspects_generation_at_the_next_swap_and_their_tags_tell_no_other_moment():
+    harness = served("sticky", live=3)
+    for number in (2, 3):
+        harness.live.swap(numbered(number))
+
+    async def work(client):
+        before = {who: await seen(harness, who) for who in PEOPLE}
+        newest = [who for who in PEOPLE if before[who][0] == 3.0]
+        suspect, *others = newest
+        assert others, "somebody shares its generation"
+        harness.rotation.alarm("query_attack", "t", rotate=False, client=suspect)
+        assert {who: await seen(harness, who) for who in PEOPLE} == before
+        harness.live.swap(numbered(4))
+        after = {who: await seen(harness, who) for who in PEOPLE}
+        assert after[suspect] == before[suspect]
+        assert {after[who][0] for who in others} == {4.0}
+        assert 3.0 not in {after[who][0] for who in PEOPLE if who != suspect}
+        told = (await client.get("/status", headers=ADMIN)).json()["serving"]
+        assert (told["live"], told["apart"]) == ([2, 3, 4], [3])
+        assert "serving" not in (await client.get("/status")).json()
+
+    run(harness, work)

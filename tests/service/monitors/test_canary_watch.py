@@ -62,7 +62,7 @@ def test_the_service_asks_by_itself_without_the_watch_over_memory(loader):
     loader.canary_every = 0.01
     watched = Watched(loader)
     parts = watched.live, loader, watched.rotation, watched.metrics
-    monitor = Monitor(*parts, every=0, also=watched.watch.watch)
+    monitor = Monitor(*parts, every=0, also=[watched.watch.watch])
     watched.damage()
     monitor.start()
     try:

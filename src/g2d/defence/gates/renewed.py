@@ -5,7 +5,7 @@ Together the larger part could hide what the smaller one loses.
 
 from __future__ import annotations
 
-from g2d.core.shares import largest_drop
+from g2d.core.shares import largest_drop, shown_drop
 from g2d.defence.gates.view import CandidateView, GateResult
 
 
@@ -22,21 +22,25 @@ def new_data_gate(view: CandidateView) -> GateResult | None:
 
 
 def _part(view: CandidateView, part: slice, name: str, title: str) -> GateResult | None:
-    """Upper confidence bound of the drop on a part; where `accuracy_drop` cannot be shown on so few
-    examples even if none differs, what was measured is held against it."""
+    """Upper confidence bound of the paired drop on a part, as of the accuracy gate.
+
+    Where `accuracy_drop` cannot be shown on so few examples even if none differs, the bound is
+    held against what they could show at best (`shown_drop`); the reason says so.
+    """
     if not view.reference.added:
         return None
     settings = view.settings
     base, own = view.reference.base_correct[part], view.correct[part]
     worse, better, n = int((base & ~own).sum()), int((~base & own).sum()), len(base)
-    limit, measured = settings.accuracy_drop, (worse - better) / max(1, n)
-    shown = largest_drop(0, 0, n, settings.confidence) <= limit
-    value = largest_drop(worse, better, n, settings.confidence) if shown else measured
-    passed = value <= limit
-    how = f"may be {value:.2%}" if shown else f"is {value:.2%}"
+    limit = shown_drop(n, settings.accuracy_drop, settings.confidence)
+    bound = largest_drop(worse, better, n, settings.confidence)
+    passed = bound <= limit
+    few = f"; {n} show none below that" if limit > settings.accuracy_drop else ""
     reason = (
         ""
         if passed
-        else f"{title}: {how} below the base's on {n} gate examples; {limit:.2%} is allowed"
+        else f"{title}: may be {bound:.2%} below the base's ({settings.confidence:.0%} bound; "
+        f"measured {(worse - better) / max(1, n):.2%} on {n} gate examples); {limit:.2%} is "
+        f"allowed{few}"
     )
-    return GateResult(name, passed, value, limit, reason, title=title, share=True, n=n)
+    return GateResult(name, passed, bound, limit, reason, title=title, share=True, n=n)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from g2d.core.shares import highest_share, largest_drop, wilson
+from g2d.core.shares import highest_share, largest_drop, shown_drop, wilson
 from g2d.core.types import Logits
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
@@ -198,33 +198,38 @@ def influence_checks(
 ) -> list[Check]:
     """What the new data did to the base: on former gate data, and on the new gate data.
 
-    Where `limit` cannot be shown on so few former examples even if none differs, what was measured
-    is held against it, as by the gates of a vault that was refreshed.
+    Both are held by the exact bound of the gates; where `limit` cannot be shown on so few examples
+    even if none differs, against what they could show at best. On new data nothing may be lost.
 
     Args:
         before, after: the base, and the same network refreshed. former, new: gate examples.
     """
-    old, own = (predict(m, former.x).argmax(1) == former.y for m in (before, after))
-    worse, better, n = int((old & ~own).sum()), int((~old & own).sum()), len(former)
-    bound, least = (largest_drop(*counts, n, CONFIDENCE) for counts in ((worse, better), (0, 0)))
-    drop = bound if least <= limit else (worse - better) / n
+    least = shown_drop(len(former), limit, CONFIDENCE)
+    was, now, drop = _paired(before, after, former)
     kept = Check(
-        "former_data", drop <= limit, drop, limit,
-        f"former gate data: {float(old.double().mean()):.2%} right before, "
-        f"{float(own.double().mean()):.2%} after, of {n} (a drop of {bound:.2%} at most"
-        + ("" if least <= limit else f"; so few show none below {least:.2%}, and what was measured"
-           f" counts, {drop:.2%}")
-        + f"); {limit:.2%} is allowed",
+        "former_data", drop <= least, drop, least,
+        f"former gate data: {was:.2%} right before, {now:.2%} after, of {len(former)} (a drop of "
+        f"{drop:.2%} at most"
+        + (f"; so few show none below {least:.2%}, which counts as {limit:.2%}" if least > limit
+           else "")
+        + f"); {least:.2%} is allowed",
     )  # fmt: skip
-    was, now = (
-        float((predict(m, new.x).argmax(1) == new.y).double().mean()) for m in (before, after)
-    )
+    was, now, drop = _paired(before, after, new)
+    none = largest_drop(0, 0, len(new), CONFIDENCE)
     won = Check(
         "new_data", now >= was, now - was, 0.0,
-        f"new gate data: {was:.2%} right before, {now:.2%} after, of {len(new)}; no less is asked "
-        "for",
+        f"new gate data: {was:.2%} right before, {now:.2%} after, of {len(new)} (a drop of "
+        f"{drop:.2%} at most; so many show none below {none:.2%}); no less is asked for",
     )  # fmt: skip
     return [kept, won]
+
+
+def _paired(before: Logits, after: Logits, split: Split) -> tuple[float, float, float]:
+    """Accuracy before and after, and the upper bound of the paired drop."""
+    old, own = (predict(m, split.x).argmax(1) == split.y for m in (before, after))
+    worse, better = int((old & ~own).sum()), int((~old & own).sum())
+    bound = largest_drop(worse, better, len(split), CONFIDENCE)
+    return float(old.double().mean()), float(own.double().mean()), bound
 
 
 def canary_check(

@@ -19,7 +19,7 @@ _POLICIES: dict[str, tuple[str, int, bool, int]] = {
     "global": ("global", 1, True, 0),
     "sticky": ("sticky", LIVE, True, 0),
     "sticky-pinned": ("sticky", LIVE, True, PINNED_AFTER),
-    "sticky-apart": ("sticky", LIVE, True, PINNED_AFTER),
+    "sticky-together": ("sticky", LIVE, True, PINNED_AFTER),
     "sticky-watched": ("sticky", LIVE, True, 0),
     "vote-3": ("vote", 3, True, 0),
     "vote-5": ("vote", 5, True, 0),
@@ -28,13 +28,13 @@ _POLICIES: dict[str, tuple[str, int, bool, int]] = {
 }
 WATCHED = "sticky-watched"  # needs guards: see `guarding`
 NAMES = tuple(name for name in _POLICIES if name != WATCHED)
-APART = "sticky-apart"  # what would be won; `g2d serve` does not do it
+TOGETHER = "sticky-together"  # what was served before others left a suspect's generation
 _WORDS = {
     "never": "never rotating",
     "global": "global: the newest answers all",
     "sticky": "sticky, nobody suspected",
     "sticky-pinned": "sticky, the attacker pinned",
-    "sticky-apart": "sticky, the attacker pinned to what answers nobody else",
+    "sticky-together": "sticky, the attacker pinned among others",
     "sticky-watched": "sticky, the attacker pinned when it is seen",
     "vote-3": "vote of 3",
     "vote-5": "vote of 5",
@@ -70,7 +70,7 @@ def scheme_of(case: Case) -> Scheme:
         answers=str(case.option("answers")),
     )
     name = str(case.option("scheme"))
-    return Scheme(name, settings, every or None, case.number("pin"), name == APART)
+    return Scheme(name, settings, every or None, case.number("pin"), name != TOGETHER)
 
 
 def words_of(scheme: Scheme) -> str:

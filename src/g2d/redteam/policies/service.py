@@ -21,6 +21,7 @@ from g2d.protect.answers import LABEL, answers_of, combined
 from g2d.redteam.policies.guarding import Guard
 from g2d.rotation.policy import Policy, policy_of, quantised
 from g2d.rotation.triggers import AlarmBudget
+from g2d.rotation.window import left_at
 from g2d.settings import MonitorSettings, ServeSettings
 from g2d.tasks.inference import predict
 
@@ -38,15 +39,15 @@ class Scheme:
         name: a key. every: queries of an attacker between two rotations; None: it never rotates.
         pin: after so many queries of an account an alarm pins it, and rotates the others if the
             alarms' token bucket of a service as it comes allows; 0: nobody is ever under suspicion.
-        apart: what a suspect is pinned to answers nobody else from then. `g2d serve` does not do
-            that: it is what would be won.
+        apart: at the next rotation all others leave what a suspect is pinned to, as of `g2d serve`;
+            False: they stay until it retires, to see what that would cost.
     """
 
     name: str
     settings: ServeSettings = field(default_factory=ServeSettings)
     every: int | None = None
     pin: int = 0
-    apart: bool = False
+    apart: bool = True
 
     @property
     def live(self) -> int:
@@ -92,6 +93,8 @@ class Service:
         self._guards, self._turns = list(guards), [0] * n
         self._seconds = [0.0] * n
         self._alarms = [0] * n  # rotations that alarms brought
+        self._rotated = [0] * n  # so many times so far
+        self._left: list[tuple[int, ...]] = [()] * n  # what nobody but suspects sees
         clocks = [partial(self._seconds.__getitem__, lane) for lane in range(n)]
         self._budgets = [AlarmBudget(MonitorSettings().rotations, clock) for clock in clocks]
         self._asked: list[dict[str, int]] = [{} for _ in range(n)]
@@ -150,21 +153,21 @@ class Service:
         if every:
             turn += (number - 1) // every + rotations
         first = self._first[lane] + turn
-        policy = self._policies[lane]
-        live: Sequence[int] = range(first, first + self.scheme.live)
-        if self.scheme.apart and self._alarms[lane]:
-            live = self._others(policy, client, live)
+        policy, live = self._policies[lane], range(first, first + self.scheme.live)
+        left = self._left_by(lane, turn)
         text = b""
         if policy.reads:
             text = quantised(x[row : row + 1].numpy(), self.scheme.settings.quantum)
-        return policy.choose(client, text, live)
+        return policy.choose(client, text, live, None, left)
 
-    def _others(self, policy: Policy, client: str, live: Sequence[int]) -> Sequence[int]:
-        """What is live without what suspects are pinned to, for whoever is none of them."""
-        pins = {pin["client"]: pin["generation"] for pin in policy.pins()}
-        left = [number for number in live if number not in pins.values()]
-        # The newest is left, if the alarm that pinned has rotated.
-        return live if client in pins or not left else left
+    def _left_by(self, lane: int, turn: int) -> Sequence[int]:
+        """What nobody but suspects sees after so many rotations, each as a window makes it."""
+        while self.scheme.apart and self._rotated[lane] < turn:
+            self._rotated[lane] += 1
+            first = self._first[lane] + self._rotated[lane]
+            live = range(first, first + self.scheme.live)
+            self._left[lane] = left_at(self._policies[lane], live, self._left[lane])
+        return self._left[lane]
 
     def _count(self, lane: int, client: str, number: int) -> None:
         """Count a query; an account that has asked too often comes under suspicion."""

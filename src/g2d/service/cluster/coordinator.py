@@ -101,7 +101,7 @@ class Coordinator:
         )
         serving = options.serving(loader.serving)
         refuse_policy_on_ray(serving)
-        self._live, warning, _ = open_live(loader, serving, plan.vault)
+        self._live, warning, *_ = open_live(loader, serving, plan.vault)
         self._reader = Vault.open(plan.vault)
         self._identity = identify(self._reader)
         rollout = RolloutLoader(loader, self._roster, self._announce, lambda: self._stopping)

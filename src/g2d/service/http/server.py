@@ -228,11 +228,12 @@ def _assemble(
     loader: VaultLoader, vault: Path, data: str, options: Options, token: bytes | None, log: Log,
     observers: Observers, audit: AuditLog | None = None,
 ) -> Parts:  # fmt: skip
-    live, warning, left_out = open_live(loader, options.serving(loader.serving), vault)
+    opened = open_live(loader, options.serving(loader.serving), vault)
+    live, warning, left_out, suspects = opened
     parts = assemble(
         loader,
         live,
-        lambda tell: rotate_vault(vault, loader, live, options, tell, data),
+        lambda tell: rotate_vault(vault, loader, live, options, tell, data, suspects=suspects),
         options,
         AdminToken(token),
         log,
@@ -242,6 +243,7 @@ def _assemble(
         loader.now,
         audit,
         ServerTls(options, token is not None) if options.tls_cert else None,
+        suspects,
     )
     parts.event_log.remember(loader.exposures())
     if warning:

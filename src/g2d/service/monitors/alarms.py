@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from g2d.rotation.events import Level
@@ -86,6 +87,20 @@ class Cooldown:
         self._told[key] = _Told(now + self._seconds, weight, 0)
         return told.held if told else 0
 
+    def kept(self, most: int) -> list[tuple[str, str, float, int]]:
+        """What a restart must know, the last `most`: kind, client, seconds more, and weight."""
+        now = self._now()
+        last = list(islice(reversed(self._told.items()), most))[::-1]
+        return [(*key, told.until - now, told.weight) for key, told in last if told.until > now]
+
+    def restore(self, kept: Iterable[tuple[str, str, float, int]]) -> None:
+        """Go on where `kept` was told: nothing is held back for longer than a cool-down."""
+        now = self._now()
+        for kind, client, seconds, weight in sorted(kept, key=lambda one: one[2])[-self._most :]:
+            if seconds > 0:
+                until = now + min(seconds, self._seconds)
+                self._told.setdefault((kind, client), _Told(until, weight, 0))
+
     def _expire(self, now: float) -> None:
         """Forget what has ended: no more work than what was told, however many are held back."""
         while self._told and self._told[key := next(iter(self._told))].until <= now:
@@ -115,13 +130,28 @@ class AlarmLine:
         """Alarms that were held back for their cool-down."""
         return self._cooldown.suppressed
 
-    def connect(self, alarm: RaiseAlarm, cooldown: float = 0.0) -> None:
-        """Pass alarms on from now, those of a kind about a client once in `cooldown` seconds."""
+    def connect(
+        self,
+        alarm: RaiseAlarm,
+        cooldown: float = 0.0,
+        kept: Iterable[tuple[str, str, float, int]] = (),
+    ) -> None:
+        """Pass alarms on from now, those of a kind about a client once in `cooldown` seconds.
+
+        Args:
+            kept: what was told before a restart, as `kept` says it.
+        """
         with self._mutex:
             self._cooldown, self._alarm = Cooldown(cooldown), alarm
+            self._cooldown.restore(kept)
             early, self._early = self._early, []
         for raised in early:
             self._pass(raised, alarm)
+
+    def kept(self, most: int) -> list[tuple[str, str, float, int]]:
+        """What was told and cools down: see `Cooldown.kept`."""
+        with self._mutex:
+            return self._cooldown.kept(most)
 
     def __call__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from g2d.errors import G2DError
@@ -39,7 +39,7 @@ class Monitor:
 
     Args:
         every: seconds between checks; longer for a model so large that hashing costs over 1 %. now:
-            seconds since 1970, by which generations expire. also: another watch, called as often.
+            seconds since 1970, by which generations expire. also: other watches, called as often.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Monitor:
         metrics: Metrics,
         every: float,
         now: Callable[[], float] = time.time,
-        also: Callable[[], None] = lambda: None,
+        also: Iterable[Callable[[], None]] = (),
     ) -> None:
-        self._now, self._also = now, also
+        self._now, self._also = now, tuple(also)
         self._live, self._loader, self._rotation = live, loader, rotation
         self._metrics, self._every = metrics, every
         self._ending, self._expired = threading.Event(), 0
@@ -93,9 +93,10 @@ class Monitor:
                     due = time.monotonic() + self._wait()
                     self.check()
                 self._rotation.watch()
-                self._also()
                 self._watch_expiry()
                 self._let_go()
+                for watch in self._also:
+                    watch()
             except Exception as error:  # a watch that ends in silence is worse than none
                 why = error if isinstance(error, G2DError) else type(error).__name__
                 text = f"the watch failed ({why}) and goes on"

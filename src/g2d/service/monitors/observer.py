@@ -96,9 +96,14 @@ class Observers:
         self.line = AlarmLine()
         self.made = load_observers(names, self.line)
 
-    def connect(self, alarm: RaiseAlarm, cooldown: float = 0.0) -> None:
+    def connect(
+        self,
+        alarm: RaiseAlarm,
+        cooldown: float = 0.0,
+        kept: Iterable[tuple[str, str, float, int]] = (),
+    ) -> None:
         """Pass alarms on from now, and those that waited: see `AlarmLine`."""
-        self.line.connect(alarm, cooldown)
+        self.line.connect(alarm, cooldown, kept)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

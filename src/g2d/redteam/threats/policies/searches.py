@@ -184,8 +184,9 @@ class Searches:
         if self._guards:
             notes.append("an alarm of the monitor of queries pins an account and rotates, "
                          "once an hour at most")  # fmt: skip
-        if self.scheme.apart:
-            notes.append("`g2d serve` lets a suspect's generation answer others until it retires")
+        if self.scheme.pin and not self.scheme.apart:
+            notes.append("others stay on a suspect's generation until it retires: `g2d serve` has "
+                         "them leave it at the next rotation")  # fmt: skip
         if self.scheme.every and len(self.models) < self._most:
             notes.append(f"only {len(self.models)} networks: some may be met twice")
         return notes

@@ -16,7 +16,15 @@ import torch
 from g2d.attacks.tables import is_region
 from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.policies.attackers import ATTACKERS
-from g2d.redteam.policies.schemes import APART, EVERY, LIVE, NAMES, options_of, scheme_of, words_of
+from g2d.redteam.policies.schemes import (
+    EVERY,
+    LIVE,
+    NAMES,
+    TOGETHER,
+    options_of,
+    scheme_of,
+    words_of,
+)
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.scoring import difference
 from g2d.redteam.threat import CurveStyle, Threat
@@ -43,14 +51,14 @@ def plan(spec: RunSpec) -> list[Case]:
 def _is_worth(case: Case) -> bool:
     """Whether `g2d attack` takes the time; the benchmark takes it for all.
 
-    No service has `APART`. Accounts are asked where the account decides who answers, and where
+    No service has `TOGETHER`. Accounts are asked where the account decides who answers, and where
     nothing rotates, beside that; elsewhere they hear what one account hears, and pay for it. Who
     infers the clock of a vote hears what all who ask hear, as of `global`.
     """
     scheme = str(case.option("scheme"))
     if case.name.startswith("accounts"):
-        return scheme == "never" or (case.option("policy") == "sticky" and scheme != APART)
-    return scheme != APART and not (case.name == "inferred" and scheme.startswith(VOTE))
+        return scheme == "never" or (case.option("policy") == "sticky" and scheme != TOGETHER)
+    return scheme != TOGETHER and not (case.name == "inferred" and scheme.startswith(VOTE))
 
 
 def cases_of(spec: RunSpec, size: dict[str, int]) -> list[Case]:
