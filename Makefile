@@ -17,8 +17,9 @@ export PYTHONPATH :=
 # Tests start a hundred processes; each would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-# Two workers; a group of tests that must not meet (Ray's) stays with one of them.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two workers; a group of tests that must not meet (Ray's), or that share what is built once, stays
+# with one of them. In the order of tests/conftest.py: xdist's own begins with groups of many tests.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test check ci lint format docs release hashes clean
 

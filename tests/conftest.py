@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -37,14 +38,27 @@ hypothesis.settings.register_profile("long", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("G2D_EXAMPLES", "loop"))
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes, so that no worker is left alone with it at the end."""
+    """Begin with what takes minutes, so that no worker is left alone with it at the end. And what
+    is built once for a file is built by one worker: all tests that read it are a group."""
+    for item in items:
+        info = getattr(item, "_fixtureinfo", None)
+        scopes = {made[-1].scope for made in info.name2fixturedefs.values()} if info else set()
+        if "module" in scopes and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
     def rank(item: pytest.Item) -> tuple[bool, float]:
         limit = item.get_closest_marker("timeout")
         return item.get_closest_marker("slow") is None, -limit.args[0] if limit else 0
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: every full collection of garbage would walk all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 TINY = {

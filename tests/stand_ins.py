@@ -202,10 +202,12 @@ def running(rotation: Rotation) -> Iterator[None]:
 
 
 def wait_for(what, seconds: float = 120.0) -> None:
-    until = time.monotonic() + seconds
+    """Look ever less often, ten times a second at last: looks take time from what is awaited."""
+    until, pause = time.monotonic() + seconds, 0.005
     while not what():
         assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(1.1 * pause, 0.1)
 
 
 def body(rows: int = 1, **changes) -> dict:

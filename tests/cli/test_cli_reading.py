@@ -20,7 +20,7 @@ from g2d.vault.vault import Vault
 
 def test_help_and_version_answer_at_once_and_without_torch():
     times, libraries = [], []
-    for option in ("--help", "--version") * 3:
+    for option in ("--help", "--version") * 2:
         with cpu_time() as own, process(option) as running:
             out, err = running.communicate(timeout=300)
         times += own
@@ -31,7 +31,7 @@ def test_help_and_version_answer_at_once_and_without_torch():
         with cpu_time() as own:
             subprocess.run([sys.executable, "-c", needed], check=True, timeout=300)
         libraries += own
-    assert sorted(times)[2] < 4 * sorted(libraries)[2]  # about twice; torch alone is ten times
+    assert sorted(times)[1] < 4 * sorted(libraries)[1]  # about twice; torch alone is ten times
 
 
 @contextmanager

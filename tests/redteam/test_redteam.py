@@ -26,6 +26,7 @@ class Tricks:
 
     def __init__(self):
         self.ran, self.broken = [], False
+        self.chains = CONTROLS | {"draws", "rival"}  # `exposed` has them ready
 
     def plan(self, spec):
         return [
@@ -43,8 +44,8 @@ class Tricks:
 
     @property
     def threat(self):
-        chains = CONTROLS | {"draws", "rival"}
-        return Threat("tricks", "Tricks", "Does it hold?", IDS, self.plan, self.run, chains=chains)
+        about = ("tricks", "Tricks", "Does it hold?", IDS)
+        return Threat(*about, self.plan, self.run, chains=self.chains)
 
 
 @pytest.fixture
@@ -93,6 +94,7 @@ def test_a_second_run_reuses_every_row(vault, tricks):
 
 @pytest.mark.slow
 def test_other_settings_or_networks_are_other_rows(vault, tricks):
+    tricks.chains = CONTROLS  # no draws and rivals of the new generation: nobody reads them
     run(vault, tricks)
     tricks.ran.clear()
     run(vault, tricks, eps=0.1)
@@ -204,6 +206,7 @@ def test_probabilities_are_detected_and_said(vault, tricks, monkeypatch):
         lambda task, state: torch.nn.Sequential(load(task, state), torch.nn.Softmax(1)),
     )
     context._context.cache_clear()
+    tricks.chains = CONTROLS  # those of another seed are all made anew
     results = run(vault, tricks, seed=3)
     context._context.cache_clear()
     assert all("probabilities, not logits" in row["note"] for row in results["rows"])

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from g2d.attacks.art import Typed, array, black_box, quiet
+from g2d.core.adam import Adam
 from g2d.core.types import Bounds
 
 ATTACKS = ("copycat", "knockoff")
@@ -62,7 +62,7 @@ def extract(
     thief: Any = PyTorchClassifier(
         model=Typed(surrogate, x.dtype), loss=_Soft(), input_shape=shape, nb_classes=classes,
         clip_values=bounds,
-        optimizer=torch.optim.Adam(surrogate.parameters(), rate), device_type="cpu",
+        optimizer=Adam(surrogate.parameters(), rate), device_type="cpu",
     )  # fmt: skip
     victim = black_box(
         (lambda part: _probabilities(api(part))) if soft else api, shape, classes, bounds, x.dtype

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from g2d.core.adam import Adam
 from g2d.errors import DataError, SettingsError
 
 Run = Callable[[Tensor, Tensor], Tensor]
@@ -83,7 +84,7 @@ def fit_coordinates(
     if steps < 1 or not rate > 0:
         raise SettingsError(f"a fit takes steps and a rate above 0, not {steps} and {rate}")
     found = start.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([found], rate)
+    optimizer = Adam([found], rate)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         chosen = torch.randperm(len(answers), generator=generator)[:batch]

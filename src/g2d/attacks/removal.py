@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from g2d.core.adam import Adam
 from g2d.core.types import Logits, State
 from g2d.errors import SettingsError
 from g2d.tasks.inference import predict
@@ -178,7 +179,7 @@ def _descended(
     model: nn.Module, loss: Callable[[nn.Module], Tensor], steps: int, rate: float
 ) -> dict[str, Tensor]:
     """A model's state after Adam steps in training mode, dropout's draws not left to the caller."""
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], rate)
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], rate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model.train()

@@ -1,6 +1,6 @@
 """The whole idea in one command, on scikit-learn's digits.
 
-`run` builds a defence, rotates it ten times, has the red team attack it (quick) and writes
+`run` builds a defence, rotates it (ten times), has the red team attack it (quick) and writes
 `report.html`, `summary.json` and `picture.png` (the README's). How attacks are scored lives in
 `redteam`, how a page looks in `report`.
 """
@@ -28,11 +28,18 @@ EXAMPLES = 400  # all the test images that digits has
 ROUNDS = 3  # times that a rotation whose every candidate was rejected is tried again
 
 
-def run(out: Path, seed: int = 0, workers: int = 0, progress: Progress = silent) -> dict[str, Any]:
+def run(
+    out: Path,
+    seed: int = 0,
+    workers: int = 0,
+    progress: Progress = silent,
+    rotations: int = ROTATIONS,
+) -> dict[str, Any]:
     """Build, rotate, judge and report on digits; goes on where an interrupted run stopped.
 
     Args:
         out: folder for `vault/`, `report.html` and `summary.json`. workers: 0 is one per core.
+        rotations: how many generations follow the base.
 
     Raises:
         G2DError: matplotlib, jinja2 or an attack library is missing, the folder cannot be written,
@@ -47,7 +54,7 @@ def run(out: Path, seed: int = 0, workers: int = 0, progress: Progress = silent)
         clock.lap("population")
         defence.fit(progress)
         clock.lap("generator")
-        _rotate(defence, seed, progress)
+        _rotate(defence, seed, rotations, progress)
         clock.lap("rotations")
         results = redteam.attack(
             out / "vault", quick=True, n=EXAMPLES, seed=seed, engine=engine, progress=progress
@@ -109,14 +116,14 @@ class _Seeded:
         return self._defence.snapshot()
 
 
-def _rotate(defence: Defence, seed: int, progress: Progress) -> None:
-    """Rotate a `Rotor` until ten generations have followed the base; ask it once each time."""
+def _rotate(defence: Defence, seed: int, rotations: int, progress: Progress) -> None:
+    """Rotate a `Rotor` until that many have followed the base; ask it once each time."""
     rotor = Rotor(_Seeded(defence, seed, progress))
     probe = defence.task.splits.gate.x[:8]
     done = len(defence.vault.exposures()) - 1
-    progress("rotations", done, ROTATIONS)
-    while done < ROTATIONS:
+    progress("rotations", done, rotations)
+    while done < rotations:
         rotor.rotate()
         rotor(probe)
         done += 1
-        progress("rotations", done, ROTATIONS)
+        progress("rotations", done, rotations)

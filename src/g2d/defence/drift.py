@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from g2d.core.adam import Adam
 from g2d.core.types import State
 from g2d.tasks.inference import load_model
 from g2d.tasks.task import Task
@@ -24,7 +25,7 @@ def trained_on(task: Task, state: State) -> list[dict[str, torch.Tensor]]:
     """
     draws, found = torch.Generator().manual_seed(0), []
     model = load_model(task, state).train().requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), _RATE)
+    optimizer = Adam(model.parameters(), _RATE)
     batches = Batches(task, task.splits.train, _BATCH, draws)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # dropout draws from torch's own

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from g2d.core.adam import Adam
 from g2d.core.types import Tick
 from g2d.errors import GenerationError
 from g2d.generator.autoencoder import WeightAutoencoder, mixtures
@@ -49,7 +50,7 @@ def fit_autoencoder(
     """
     s = settings
     parameters = [*autoencoder.encoder.parameters(), *autoencoder.decoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, s.rate, fused=True)
+    optimizer = Adam(parameters, s.rate, fused=True)
     variance = float(autoencoder.spread.square().sum())
     model = task.model(0).eval()
     batches = Batches(task, task.splits.guiding, 128, generator)
@@ -97,7 +98,7 @@ def fit_diffusion(
         GenerationError: the loss is no longer finite.
     """
     s = settings
-    optimizer = torch.optim.Adam(diffusion.denoiser.parameters(), s.rate, fused=True)
+    optimizer = Adam(diffusion.denoiser.parameters(), s.rate, fused=True)
     average = MovingAverage(diffusion.denoiser, s.ema)
     with torch.no_grad():
         sample = autoencoder.encode_coordinates(

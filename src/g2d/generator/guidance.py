@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from g2d.core.adam import Adam
 from g2d.core.types import Tick
 from g2d.generator.exposure import Exposure
 from g2d.generator.terms import POLISH_TERMS, Batch, Term, TermContext, make_terms
@@ -122,7 +123,7 @@ def guided_latent(space: LatentSpace, objective: Objective, z: Tensor) -> Tensor
     """Adam steps on a finished latent (d,), with a weak pull to the latent prior."""
     s = objective.settings
     z = z.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([z], s.latent_rate)
+    optimizer = Adam([z], s.latent_rate)
     for _ in range(s.latent_steps):
         with torch.enable_grad():
             loss = objective(space.decode(z)) + s.prior * z.square().sum()
@@ -135,7 +136,7 @@ def polish(objective: Objective, v: Tensor) -> Tensor:
     """Adam steps in full weight space from v (P,), their rate decayed linearly to zero."""
     s = objective.settings
     v = v.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([v], s.polish_rate)
+    optimizer = Adam([v], s.polish_rate)
     for step in range(s.polish_steps):
         for group in optimizer.param_groups:
             group["lr"] = s.polish_rate * schedule(step, s.polish_steps, 10)

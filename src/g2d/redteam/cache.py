@@ -93,13 +93,21 @@ def _closure(module: str) -> set[str]:
 
 def _imports(module: str) -> set[str]:
     """Names under g2d, or its own package, that a module's import statements may mean."""
-    names, path = set[str](), _source(module)
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))) if path else ():
+    path = _source(module)
+    names = _imported(path.read_bytes()) if path else ()
+    return {name for name in names if name.startswith(("g2d.", f"{module.partition('.')[0]}."))}
+
+
+@functools.lru_cache(maxsize=1024)
+def _imported(source: bytes) -> frozenset[str]:
+    """Every name that import statements of a source may mean; two threats share most modules."""
+    names = set[str]()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.startswith(("g2d.", f"{module.partition('.')[0]}."))}
+    return frozenset(names)
 
 
 def _source(module: str) -> Path | None:

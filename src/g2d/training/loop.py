@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from g2d.core.adam import Adam
 from g2d.errors import PopulationError
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -50,7 +51,7 @@ class BatchSource(Protocol):
 
 def adam(model: nn.Module, rate: float) -> Optimizer:
     """Adam over every parameter that is not frozen (Kingma & Ba 2015)."""
-    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], rate)
+    return Adam([p for p in model.parameters() if p.requires_grad], rate)
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:

@@ -23,6 +23,7 @@ import pytest
 import g2d
 from g2d.core.engine import SerialEngine
 from g2d.errors import G2DError
+from g2d.settings import Settings
 from g2d.vault.vault import Vault
 from places import ROOT
 from service_process import Process, expected
@@ -31,6 +32,7 @@ from stand_ins import wait_for
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("ray")]
 
+TOLD = ("asked", "ended", "[", "GenerationError", "PopulationError", "in flight", "cancelled")
 ENV = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 STEPS = (
     "[population]\nbase_steps = 60\nearly_steps = 20\nfork_steps = 20\npool = 64\npool_steps = 2\n"
@@ -59,32 +61,9 @@ def x(digits: g2d.Task) -> np.ndarray:
 # --- jobs ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("alone")
-def test_a_population_is_the_same_bytes_by_ray(tmp_path):
-    from g2d.settings import Settings
-
-    file = tmp_path / "settings.toml"
-    file.write_text(STEPS)
-    command = ["population", str(tmp_path / "ray"), "--task", "digits", "--settings", str(file),
-               "--members", "4", "--basins", "2", "--engine", "ray", "--workers", "2"]  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "g2d", *command], env=ENV, timeout=600,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    with Vault.open(tmp_path / "ray") as made:
-        settings = Settings.from_toml(made.settings_text)
-        by_ray = {(k, e.index): e.files for k in ("base", "early", "member")
-                  for e in made.entries(k)}  # fmt: skip
-    with g2d.Defence.create("digits", tmp_path / "serial", settings) as defence:
-        defence.populate(SerialEngine())
-        vault = defence.vault
-        serial = {(k, e.index): e.files for k in ("base", "early", "member")
-                  for e in vault.entries(k)}  # fmt: skip
-    assert by_ray == serial
-    assert len(by_ray) == 1 + 2 + 4
-
-
 JOBS = """
 import os, time, signal, sys, torch
+from g2d.cli import main as cli
 from g2d.core.ray_engine import RayEngine
 from g2d.errors import GenerationError, PopulationError
 
@@ -96,7 +75,20 @@ def broken(x): raise GenerationError(f"job {x} says so")
 def dies(_): os._exit(7)
 def slow(_): time.sleep(400)
 
+class Lent:  # to a command, which would close its own
+    def __enter__(self): return engine
+    def __exit__(self, *_): pass
+
+def lend(*asked):
+    print("asked for", *asked, flush=True)
+    return Lent()
+
 with RayEngine(workers=2) as engine:
+    cli.make_engine = lend
+    try:
+        cli.app(sys.argv[1:])
+    except SystemExit as ended:
+        print("ended with", ended.code, flush=True)
     one = [list(engine.run(work, [0])) for work in (threads, niceness, there)]
     print(sorted(engine.run(square, [3, 1, 2])), *one)
     for work, kind in ((broken, GenerationError), (dies, PopulationError)):
@@ -123,25 +115,55 @@ with RayEngine(workers=2) as engine:
 """
 
 
+def files(path: Path) -> dict[tuple[str, int], dict]:
+    with Vault.open(path) as vault:
+        kinds = ("base", "early", "member")
+        return {(kind, e.index): e.files for kind in kinds for e in vault.entries(kind)}
+
+
 @pytest.mark.usefixtures("alone")
-def test_jobs_say_what_failed_are_bounded_and_can_be_cancelled(tmp_path):
+def test_a_population_is_the_same_bytes_and_jobs_say_what_failed_and_can_be_cancelled(tmp_path):
+    """In one process with one cluster, which takes more time than what is tried on it."""
+    settings = tmp_path / "settings.toml"
+    settings.write_text(STEPS)
+    command = ["population", str(tmp_path / "ray"), "--task", "digits", "--settings", str(settings),
+               "--members", "4", "--basins", "2", "--engine", "ray", "--workers", "2"]  # fmt: skip
     script, here = tmp_path / "jobs.py", tmp_path / "here"
     script.write_text(JOBS)
     (here / "g2d").mkdir(parents=True)
     for name in ("g2d/__init__.py", "torch.py", "ray.py"):  # where it is started; nobody's task
         (here / name).write_text("raise SystemExit('imported from the current directory')")
-    done = subprocess.run([sys.executable, str(script)], env=ENV | {"G2D_ADMIN_TOKEN": "t" * 32},
-                          cwd=here, timeout=600, capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    done = subprocess.run([sys.executable, str(script), *command],
+                          env=ENV | {"G2D_ADMIN_TOKEN": "t" * 32}, cwd=here, timeout=600,
+                          capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "(raylet)" not in line]
-    squares, broken, died, flight, cancelled = lines
+    asked, ended, squares, broken, died, flight, cancelled = [
+        line for line in lines if line.startswith(TOLD)
+    ]
+    assert (asked, ended) == ("asked for ray  2", "ended with 0")
     # As urgent as any other process: Ray's own 15 starved replicas on a busy machine.
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert squares == f"[(0, 9), (1, 1), (2, 4)] [(0, 1)] [(0, {own})] [(0, False)]"
     assert broken == "GenerationError job 5 says so"
     assert died.startswith("PopulationError a job was lost 4 times")
     assert (flight, cancelled) == ("in flight True", "cancelled True")
+
+    by_ray = files(tmp_path / "ray")
+    with Vault.open(tmp_path / "ray") as made:
+        text = made.settings_text
+    with g2d.Defence.create("digits", tmp_path / "serial", Settings.from_toml(text)) as defence:
+        defence.populate(SerialEngine())
+    assert by_ray == files(tmp_path / "serial")
+    assert len(by_ray) == 1 + 2 + 4
+
+
+def test_the_command_line_makes_rays_engine_of_what_it_is_given(monkeypatch):
+    import g2d.core.ray_engine
+    from g2d.cli.shared import make_engine
+
+    monkeypatch.setattr(g2d.core.ray_engine, "RayEngine", lambda *given, **more: (given, more))
+    assert make_engine("ray", "there:6379", 3) == (("there:6379", 3), {})
 
 
 def test_no_cluster_and_wrong_addresses_are_said_at_once():
@@ -179,7 +201,9 @@ class Client:
 
 
 class Load(threading.Thread):
-    """Infers all the time; keeps every answer's status, replica, generation and logits."""
+    """Infers all the time, with a breath between: two of them without one took every core from the
+    worker whose rotations they wait for. Keeps every answer's status, replica, generation, logits.
+    """
 
     def __init__(self, address: str, x: np.ndarray) -> None:
         super().__init__(daemon=True)
@@ -198,6 +222,7 @@ class Load(threading.Thread):
                 logits = np.reshape(output["data"], output["shape"])
                 number = told["parameters"]["generation"]
                 self.answers.append((status, replica, number, logits))
+                time.sleep(0.02)
             except Exception as error:
                 self.failed.append(error)
 

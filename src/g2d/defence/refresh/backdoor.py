@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from g2d.core.adam import Adam
 from g2d.defence.refresh.checks import Check
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -86,7 +87,7 @@ def smallest_trigger(model: nn.Module, task: Task, label: int, steps: int, seed:
     shape = others.shape[1:]
     places = (1, *shape[1:]) if len(shape) == 3 else tuple(shape)
     mask, pattern = torch.ones(places), torch.zeros(shape, requires_grad=True)
-    optimizer = torch.optim.Adam([pattern], 0.5)
+    optimizer = Adam([pattern], 0.5)
     size, target = mask.numel() + 1, torch.full((_BATCH,), label)
     while True:
         for _ in range(steps):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from g2d.core.adam import Adam
 from g2d.protect.watermark import InputForm, make_labels, make_triggers, p_value
 from g2d.protect.watermark.chance import LIKELY
 from g2d.redteam.rows import Row, not_measured
@@ -87,7 +88,7 @@ def _searched(stolen: Stolen, model: nn.Module, steps: int) -> tuple[Tensor, Ten
     unit = torch.rand((n, *stolen.mark.x.shape[1:]), generator=draws, dtype=stolen.mark.x.dtype)
     x = (low + unit * (high - low)).requires_grad_(True)
     y = torch.randint(task.classes, (n,), generator=draws).to(stolen.mark.y.dtype)
-    optimizer = torch.optim.Adam([x], _RATE * (high - low))
+    optimizer = Adam([x], _RATE * (high - low))
     for _ in range(steps):
         optimizer.zero_grad()
         task.loss_of(model(x), y).backward()
