@@ -1,0 +1,1 @@
+"""Differential privacy: what is spent, and what an audit can show of it."""
