@@ -1,4 +1,4 @@
-"""Settings of private members: `[privacy]`, what anybody may learn of one record. Knows no torch."""
+"""Settings of `[privacy]`: what anybody may learn of one record. Knows no torch."""
 
 from __future__ import annotations
 
