@@ -1,1 +1,1 @@
-"""Differential privacy: what is spent, and what an audit can show of it."""
+"""Differential privacy of what a vault releases: what was spent, and what that proves."""
