@@ -36,6 +36,7 @@ from g2d.vault.code import CODE, code_of
 from g2d.vault.committed import COMMITTED
 from g2d.vault.confirmed import confirmed_key
 from g2d.vault.ledger import sha256
+from g2d.vault.records import PLANTED
 from g2d.vault.signing import SigningKey, require_source, sign_generation
 from g2d.vault.sources import RENEWED_BY, ordered, source_of
 from g2d.vault.vault import Vault
@@ -204,6 +205,8 @@ class GenerationStore:
         }
         if self._source:
             full |= {RENEWED_BY: self._source} | self._renewal()
+        if (planted := self.vault.entry(PLANTED)) is not None:
+            full[PLANTED] = planted.info["canaries"]
         if self.code:
             full[CODE] = self.code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))

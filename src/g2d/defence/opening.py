@@ -17,7 +17,7 @@ from g2d.core.imports import words
 from g2d.core.sources import Digests, digests
 from g2d.core.workers import pack_job
 from g2d.defence.kinds import WORDS
-from g2d.defence.renewal import current
+from g2d.defence.renewal import current, planted
 from g2d.defence.survey import check_all
 from g2d.errors import DataError, PopulationError, SettingsError, VaultError
 from g2d.settings import Settings, TaskSettings, build
@@ -67,6 +67,7 @@ def create(
                 f"{path} was made with other task or population settings ({said}); use "
                 "a new folder, or leave the settings out to go on with the vault's own"
             )
+        loaded, source = planted(loaded, source, vault)
         _check_data(loaded, vault)
         vault.write_settings(full.to_toml())
     except BaseException:
@@ -95,7 +96,7 @@ def reopen(
             )
         read = code_of(settings) if code is None else load_only(code, vault.path, settings)
         source: TaskSource = task or by_name(s, data)
-        loaded = task or find(s, data)
+        loaded, source = planted(task or find(s, data), source, vault)
         _check_data(loaded, vault)
     except BaseException:
         vault.close()

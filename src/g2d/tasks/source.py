@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,20 @@ from g2d.errors import TaskError
 from g2d.settings import TaskSettings
 from g2d.tasks.builtin import BUILTIN, Blueprint, blueprint, load_task
 from g2d.tasks.keyed import unpack_records
+from g2d.tasks.planted import plant
 from g2d.tasks.task import Task
 
 Named = tuple[str, str, int, float]
+
+
+class Planted(NamedTuple):
+    """A task with the canaries of a privacy audit, as it travels to other processes."""
+
+    name: str
+    data: str
+    seed: int
+    eps: float
+    canaries: bytes
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Grown:
         return tuple(hashlib.sha256(data).hexdigest() for data in self.records)
 
 
-TaskSource = Task | Named | Grown
+TaskSource = Task | Named | Planted | Grown
 
 
 def resolve(source: TaskSource) -> Task:
@@ -51,13 +62,28 @@ def resolve(source: TaskSource) -> Task:
         return _GROWN[known]
     if source not in _LOADED:
         _LOADED.clear()
-        name, data, seed, eps = source
-        _LOADED[source] = load_task(name, data, seed, eps)
+        task = load_task(*source[:4])
+        _LOADED[source] = plant(task, source.canaries) if isinstance(source, Planted) else task
     return _LOADED[source]
 
 
-_LOADED: dict[Named, Task] = {}
+_LOADED: dict[Named | Planted, Task] = {}
 _GROWN: dict[Any, Task] = {}
+
+
+def with_canaries(task: Task, source: TaskSource, data: bytes) -> tuple[Task, TaskSource]:
+    """A task with planted canaries (`planted`), and how other processes get at it.
+
+    Raises:
+        DataError: they are of another task.
+    """
+    made = plant(task, data)
+    if not isinstance(source, tuple):
+        return made, made
+    found = Planted(*source[:4], data)
+    _LOADED.clear()
+    _LOADED[found] = made
+    return made, found
 
 
 def with_records(task: Task, records: Sequence[bytes]) -> Task:

@@ -19,10 +19,6 @@ from g2d.errors import DAMAGE, KeyFileError
 from g2d.tasks.planted import KINDS, MISLABELLED
 from g2d.vault.keys import outside_vaults, write_secret
 
-PLANTED = "planted"
-"""The kind of a vault's entry that holds planted canaries, and the key that its manifests say it
-under: a vault that has it is for an audit, and is not served."""
-
 _HEAD = "g2d canary key 1"
 _MOST = 1 << 16  # bytes of a key file
 _SECRET = 32
