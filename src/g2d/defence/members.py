@@ -147,7 +147,7 @@ def bank_of(task: Task, vault: Vault, settings: Settings, entries: list[Entry]) 
         return None
     each = math.ceil(settings.generator.bank / len(entries))
     source = torch.Generator().manual_seed(seed_of(settings.population.seed, "bank"))
-    pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.train) for entry in entries]
+    pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.pooled) for entry in entries]
     taken = [pool.sample(each, source) for pool in pools]
     if not sum(map(len, taken)):
         return None  # nothing attacks this task
@@ -159,7 +159,7 @@ def _resistance(
     task: Task, vault: Vault, entries: list[Entry], states: list[dict[str, Tensor]]
 ) -> Tensor | None:
     """Error of member j on attacks crafted on member i, (K, K), on the train split; None: none."""
-    pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.train) for entry in entries]
+    pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.pooled) for entry in entries]
     each = min(128, *(len(pool) for pool in pools))
     if not each:
         return None

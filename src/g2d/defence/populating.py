@@ -18,6 +18,7 @@ from g2d.defence.candidates import Judge
 from g2d.defence.gates.accuracy import accuracy_gate, class_gate
 from g2d.defence.gates.view import CandidateView, GateResult
 from g2d.defence.opening import default_engine
+from g2d.defence.privacy.charging import Charger
 from g2d.errors import PopulationError
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
@@ -26,6 +27,7 @@ from g2d.tasks.inference import load_model
 from g2d.tasks.source import TaskSource, data_digest
 from g2d.tasks.task import Task
 from g2d.training.adopt import GIVEN
+from g2d.training.charging import free
 from g2d.training.population import build_population
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import unpack
@@ -61,6 +63,9 @@ def populate(
         return
     mark = Mark.of(settings.watermark, task, vault.path)
     watch = BesideBase(task, vault, settings, tell)
+    charge = Charger.of(vault, settings)
+    if charge is not None:
+        charge.check_all_due()
     with _engine(engine, source, settings) as jobs:
         build_population(
             source,
@@ -73,6 +78,7 @@ def populate(
             settings.harden,
             watch.see,
             mark,
+            charge or free,
         )
     watch.end()
 

@@ -37,7 +37,7 @@ from g2d.tasks.keyed import (
     sort_records,
     unpack_records,
 )
-from g2d.tasks.source import Grown, named_by, with_records
+from g2d.tasks.source import Grown, travels, unrenewed, with_records
 from g2d.tasks.splits import Split
 from g2d.vault.ledger import is_vacant
 from g2d.vault.vault import Vault
@@ -123,10 +123,10 @@ def _challenge(defence: Defence, staged: Vault, found: Sorted, how: Refresh) -> 
     records = staged.entry("records")
     assert records is not None, "records are kept first"
     data = staged.read(records)
-    named, grown = named_by(defence.source), with_records(defence.task, [data])
+    named, grown = unrenewed(defence.source), with_records(defence.task, [data])
     source = (
         Grown(named, (*records_of(vault, vault.source), data))
-        if isinstance(named, tuple)
+        if travels(named)
         else grown
     )
     judged = Judged(defence, found, grown)
