@@ -15,6 +15,7 @@ from torch import Tensor
 from g2d.attacks.pools import compact, unpack_pool
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress
+from g2d.defence.privacy.stamps import stamp
 from g2d.errors import PopulationError, VaultError
 from g2d.generator import FORMAT, Generator
 from g2d.generator.latent_space import DEFAULT
@@ -105,7 +106,8 @@ def fit_if_needed(
     if kept is not None and not again and kept.info.get("identity") == identity:
         return None
     generator = fit_generator(task, vault, settings, entries, read_base(vault), progress)
-    vault.put("generator", 0, {"weights": generator.to_bytes()}, {"identity": identity})
+    info = {"identity": identity} | stamp(vault, settings)
+    vault.put("generator", 0, {"weights": generator.to_bytes()}, info)
     return generator
 
 

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from g2d.vault.keys import SigningKey, VerifyKey
     from g2d.vault.reading import VaultReader
 
-__all__ = ["SPENDINGS", "Line", "Spent", "add", "note", "read"]
+__all__ = ["SPENDINGS", "THRESHOLD", "Line", "Spent", "add", "note", "read"]
 
 SPENDINGS = "privacy.jsonl"
 """The file in a vault that holds its spendings, a line of JSON for each."""
+
+THRESHOLD = "privacy-gate.json"
+"""The file in a vault that holds the noisy limit of its sparse vector: secret, and never given."""
 
 _CONTEXT = b"g2d privacy ledger 1\0"
 _MOST = 1 << 28  # bytes of the file: some half a million spendings

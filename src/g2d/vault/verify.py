@@ -50,7 +50,7 @@ from g2d.vault.records import (
 from g2d.vault.rollback import judge
 from g2d.vault.signing import verify_generation
 from g2d.vault.sources import ORDER, STAGED
-from g2d.vault.spendings import SPENDINGS
+from g2d.vault.spendings import SPENDINGS, THRESHOLD
 from g2d.vault.spendings import read as read_spendings
 from g2d.vault.vault import Vault
 
@@ -63,7 +63,7 @@ Kind = Literal[
 
 _MOST = 1 << 32  # bytes of a file
 _LOOKS = 3  # times that a vault is looked at whose entries are being replaced
-_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, ORDER, SPENDINGS, *LEDGERS}
+_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, ORDER, SPENDINGS, THRESHOLD, *LEDGERS}
 _COMPANIONS = {"redteam", STAGED}  # what commands keep beside, with digests of their own
 _SIGNATURE_SIZE = 64
 

@@ -1,1 +1,1 @@
-"""Differential privacy of what a vault releases: what is spent, what it costs, what it covers."""
+"""Differential privacy of what a vault releases: what was spent, and what that proves."""
