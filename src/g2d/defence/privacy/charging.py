@@ -15,10 +15,15 @@ from g2d.protect.privacy.releases import STAMP
 from g2d.settings import Settings
 from g2d.training.charging import RECORDS, cost_of
 from g2d.training.jobs import TrainingJob
-from g2d.vault.vault import Vault
+from g2d.vault.vault import Entry, Vault
 
 HELD = "held"
 """The block of people's records that gates count on, and nothing is trained on."""
+
+
+def blocks_of(records: Sequence[Entry]) -> tuple[str, ...]:
+    """The blocks of a task that refreshes have grown: of its first records, and of each refresh."""
+    return (RECORDS, *(f"refresh {str(entry.info['id'])[:8]}" for entry in records))
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,14 @@ class Charger:
             for index in sorted(set(range(count)) - have):
                 due += self._cost(kind, index)
         self.ledger.check(due)
+
+    def check_due(self, kind: str, indices: Sequence[int]) -> None:
+        """Refuse trainings of a kind that the budget does not cover before the first of them.
+
+        Raises:
+            PrivacyError: it would be used up on the way.
+        """
+        self.ledger.check([one for index in indices for one in self._cost(kind, index)])
 
     def _cost(self, kind: str, index: int) -> list[Spending]:
         s = self.settings
