@@ -17,6 +17,7 @@ from g2d.core.imports import words
 from g2d.core.sources import Digests, digests
 from g2d.core.workers import pack_job
 from g2d.defence.kinds import WORDS
+from g2d.defence.privacy.mode import check_mode, check_private, shield_of
 from g2d.defence.renewal import current
 from g2d.defence.survey import check_all
 from g2d.errors import DataError, PopulationError, SettingsError, VaultError
@@ -24,7 +25,15 @@ from g2d.settings import Settings, TaskSettings, build
 from g2d.tasks.attack import BALL, note_of
 from g2d.tasks.origin import settled
 from g2d.tasks.sizes import defaults_of
-from g2d.tasks.source import TaskSource, by_name, data_digest, find, is_named, resolve
+from g2d.tasks.source import (
+    TaskSource,
+    by_name,
+    data_digest,
+    find,
+    is_named,
+    resolve,
+    shielded,
+)
 from g2d.tasks.task import Task
 from g2d.vault.code import code_of, load_only
 from g2d.vault.vault import Vault
@@ -52,6 +61,7 @@ def create(
         )
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
+        check_private(loaded, full)
         check_all(loaded, full)  # what cannot work leaves no folder behind
     vault = _open_or_create(Path(path), full.to_toml())
     try:
@@ -67,6 +77,7 @@ def create(
                 f"{path} was made with other task or population settings ({said}); use "
                 "a new folder, or leave the settings out to go on with the vault's own"
             )
+        loaded, source = _kept_apart(loaded, source, full, vault)
         _check_data(loaded, vault)
         vault.write_settings(full.to_toml())
     except BaseException:
@@ -95,12 +106,21 @@ def reopen(
             )
         read = code_of(settings) if code is None else load_only(code, vault.path, settings)
         source: TaskSource = task or by_name(s, data)
-        loaded = task or find(s, data)
+        loaded, source = _kept_apart(task or find(s, data), source, settings, vault)
         _check_data(loaded, vault)
     except BaseException:
         vault.close()
         raise
     return *current(loaded, source, vault), vault, settings, digests(read)
+
+
+def _kept_apart(
+    task: Task, source: TaskSource, settings: Settings, vault: Vault
+) -> tuple[Task, TaskSource]:
+    """The task as a private vault has it, people's records apart; as it is where none is."""
+    check_mode(settings, vault)
+    shield = shield_of(settings, vault)
+    return (task, source) if shield is None else shielded(task, source, shield)
 
 
 def _kept(known: Path) -> Settings:

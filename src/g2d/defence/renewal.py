@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from g2d.errors import VaultError
 from g2d.tasks.keyed import unpack_records
-from g2d.tasks.source import Grown, TaskSource, with_records
+from g2d.tasks.source import Grown, TaskSource, travels, with_records
 from g2d.tasks.splits import Splits
 from g2d.tasks.task import Task
 from g2d.vault.vault import Entry, Vault
@@ -43,7 +43,7 @@ def current(task: Task, source: TaskSource, vault: Vault) -> tuple[Task, TaskSou
     if not records:
         return task, source
     grown = with_records(task, records)
-    return grown, Grown(source, records) if isinstance(source, tuple) else grown
+    return grown, Grown(source, records) if travels(source) else grown
 
 
 def splits_of(task: Task, vault: Vault, source: int) -> Splits:

@@ -48,3 +48,14 @@ class PrivacySettings(Checked):
         ("public", "noisy", "sparse"), "public",
         "what gates judge on: public data, noisy counts, or a sparse vector", since="0.2",
     )  # fmt: skip
+    gate_drop: float = within(
+        0.0, 1.0, 0.03, "noisy, sparse: share of people's held records that may be lost",
+        since="0.2",
+    )  # fmt: skip
+    gate_noise: float = within(
+        1e-3, 1e9, 50.0, "noisy: standard deviation of a count, in records", since="0.2"
+    )
+    gate_scale: float = within(
+        1e-3, 1e9, 10.0, "sparse: Laplace scale on the limit, in records; a rejection costs 2 by it",
+        since="0.2",
+    )  # fmt: skip

@@ -86,7 +86,7 @@ def run_job(job: TrainingJob) -> Trained:
         task, job.harden,
         _batches(job, task, torch.Generator().manual_seed(seed)), steps,
         seed=seed, begun=job.start is not None, extra=extra_recipes(job, task),
-        pools=[unpack_pool(pool, task.splits.train) for pool in job.pools],
+        pools=[unpack_pool(pool, task.splits.pooled) for pool in job.pools],
         teacher=job.teacher.load(task) if job.teacher else None, mark=job.mark,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -119,11 +119,11 @@ def _attacks(
     job: TrainingJob, task: Task, model: torch.nn.Module, seed: int
 ) -> tuple[Split, bytes]:
     """The attacks that are kept with a checkpoint, and their file."""
-    train, s = task.splits.train, job.settings
+    split, s = task.splits.pooled, job.settings
     if job.attacks is not None:
-        return unpack_pool(job.attacks, train), job.attacks
-    attacks, index = craft_pool(task, model, train, s.pool, s.pool_steps, seed)
-    return Split(attacks, train.y[index]), pack_pool(attacks, index, task)
+        return unpack_pool(job.attacks, split), job.attacks
+    attacks, index = craft_pool(task, model, split, s.pool, s.pool_steps, seed)
+    return Split(attacks, split.y[index]), pack_pool(attacks, index, task)
 
 
 def _batches(job: TrainingJob, task: Task, generator: torch.Generator) -> Batches:

@@ -26,6 +26,7 @@ from g2d.protect.watermark.mark import Mark
 from g2d.settings import HardenSettings, PopulationSettings, stored
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.task import Task
+from g2d.training.charging import Charge, Charged, free
 from g2d.training.jobs import Trained, TrainingJob, extra_recipes, freeze, run_job
 from g2d.training.layouts import layout_of
 from g2d.training.recipes import Teacher, check, check_mark, try_out
@@ -65,12 +66,14 @@ def build_population(
     harden: HardenSettings | None = None,
     made: Callable[[Entry], None] = lambda _: None,
     mark: Mark | None = None,
+    charge: Charge = free,
 ) -> list[Entry]:
     """Make, or finish, the population of a vault; members that are complete are kept.
 
     With a `scope` (name patterns), everything outside it stays as it is in the base, and basins
     begin at the base too. `note` is kept with the base. `harden` applies to all that is trained.
     `made` is called with each checkpoint that has been kept. What is trained carries the `mark`.
+    `charge` is called with each job before it is handed to the engine; what it returns is kept.
 
     A base that was given (`adopt_base`) is where basins begin, one after the other: each early
     checkpoint is trained on the attacks of the base and of the basins before it.
@@ -78,6 +81,7 @@ def build_population(
     Raises:
         SettingsError: a recipe of `harden` is unknown, or its budget does not fit the data.
         PopulationError: training diverged or a worker died.
+        PrivacyError: the budget does not cover the next training; those before it are kept.
         VaultError: the vault holds members that other settings made, or cannot be written.
     """
     harden = harden or HardenSettings()
@@ -88,7 +92,7 @@ def build_population(
     try_out(resolve(source), harden, teacher, mark)
     builder = _Builder(
         source, vault, settings, engine, progress, scope, note or {}, harden, teacher, made,
-        mark,
+        mark, charge,
     )  # fmt: skip
     builder.check_settings()
     builder.base_and_basins()
@@ -112,6 +116,7 @@ class _Builder:
     teacher: Teacher | None
     made: Callable[[Entry], None]
     mark: Mark | None = None
+    charge: Charge = free
 
     @property
     def wave(self) -> int:
@@ -224,15 +229,17 @@ class _Builder:
         done = len(self.vault.entries(kind))
         self.progress(stage, done, total)
         # Made one by one as workers get free: a job carries megabytes of attacks.
-        jobs = (self._job(kind, k, k % self.settings.basins) for k in indices)
+        made = (self._job(kind, k, k % self.settings.basins) for k in indices)
+        jobs = Charged(made, self.charge)
         for position, trained in self.engine.run(run_job, jobs):
             files = {"weights": trained.weights, "attacks": trained.attacks}
-            info = dict(trained.info) | {"settings": self.fingerprint}
+            info = dict(trained.info) | {"settings": self.fingerprint} | jobs.notes[position]
             if kind == "base":
                 info |= self.note
             self.made(self.vault.put(kind, indices[position], files, info))
             done += 1
             self.progress(stage, done, total)
+        jobs.check()
 
 
 def wave_of(settings: PopulationSettings) -> int:

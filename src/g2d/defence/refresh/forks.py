@@ -17,10 +17,12 @@ from g2d.core.engine import Engine
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress
 from g2d.defence.members import fitted_members
+from g2d.defence.privacy.charging import Charger
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
 from g2d.tasks.source import TaskSource
 from g2d.tasks.task import Task
+from g2d.training.charging import Charge, Charged, free
 from g2d.training.jobs import REFRESHING, Trained, TrainingJob, run_job
 from g2d.training.recipes.distil import teacher_of
 from g2d.vault.vault import Entry, Vault
@@ -35,7 +37,8 @@ class Forks:
 
     Attributes:
         source: the task with its new records. vault: what is forked. staged: where forks wait.
-        former: the task as the vault's source knows it.
+        former: the task as the vault's source knows it. charge: hears of each fork before it is
+            handed out; what it says is kept with the fork.
     """
 
     source: TaskSource
@@ -43,6 +46,7 @@ class Forks:
     staged: Vault
     settings: Settings
     former: Task
+    charge: Charge = free
 
     @cached_property
     def starts(self) -> list[Entry]:
@@ -60,15 +64,23 @@ class Forks:
         return max(1, round(self.settings.refresh.effort * total / count))
 
     def train(self, engine: Engine, progress: Progress) -> float:
-        """Train the forks that do not wait there yet; return the CPU seconds of all."""
+        """Train the forks that do not wait there yet; return the CPU seconds of all.
+
+        Raises:
+            PrivacyError: the budget does not cover the next fork; those before it wait.
+        """
         due = [k for k, entry in enumerate(self.starts) if not self._waits(k, entry)]
+        if isinstance(self.charge, Charger):
+            self.charge.check_due(REFRESHING, [self.starts[k].index for k in due])
         done, total = len(self.starts) - len(due), len(self.starts)
         progress("refreshing", done, total)
-        for position, trained in engine.run(run_job, (self._job(k) for k in due)):
+        jobs = Charged((self._job(k) for k in due), self.charge)
+        for position, trained in engine.run(run_job, jobs):
             place = due[position]
-            self._keep(place, trained)
+            self._keep(place, trained, jobs.notes[position])
             done += 1
             progress("refreshing", done, total)
+        jobs.check()
         made = [self.staged.entry("base"), *self.staged.entries("member")]
         return sum(float(entry.info["cpu_seconds"]) for entry in made if entry is not None)
 
@@ -107,13 +119,13 @@ class Forks:
         chosen = [others[int(k)] for k in order[: self.settings.population.sources - 1]]
         return tuple(self.vault.read(self.starts[k], "attacks") for k in [0, *chosen])
 
-    def _keep(self, place: int, trained: Trained) -> None:
+    def _keep(self, place: int, trained: Trained, notes: Mapping[str, Any]) -> None:
         start = self.starts[place]
         files = {"weights": trained.weights, "attacks": trained.attacks}
         own: Mapping[str, Any] = {
             **trained.info, **self._made_from(start), "basin": int(start.info["basin"]),
             "recipe": REFRESHED, "how": start.info.get("how", start.info.get("recipe")),
-            "settings": REFRESHED,
+            "settings": REFRESHED, **notes,
         }  # fmt: skip
         if place == 0:  # what ties the vault to its data, and how it is attacked, stays
             self.staged.put("base", 0, files, {**start.info, **own, "index": 0})
