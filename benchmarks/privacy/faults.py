@@ -6,6 +6,7 @@ for as long as a population is trained here, in one process.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -107,9 +108,16 @@ class Repeated:
         key = id(sample.split)
         if key not in self._ids:
             rows = sample.split.x.flatten(1).numpy()
-            found = [hash(row.tobytes()) ^ int(y) for row, y in zip(rows, sample.split.y, strict=True)]
-            self._ids = {key: np.array(found, dtype=np.int64).view(np.uint64)}
+            labels = sample.split.y.tolist()
+            found = [_id_of(row.tobytes(), y) for row, y in zip(rows, labels, strict=True)]
+            self._ids = {key: np.array(found, dtype=np.uint64)}
         return self._ids[key]
+
+
+def _id_of(row: bytes, label: int) -> int:
+    """64 bits of a record, the same in every process."""
+    own = hashlib.blake2b(row, digest_size=8, salt=str(label).encode()[:16])
+    return int.from_bytes(own.digest(), "little")
 
 
 @contextmanager
