@@ -7,15 +7,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from g2d.cli import privacy_audit
+from g2d.cli import privacy, privacy_audit
 
 
 class ShowByDefault(TyperGroup):
     """A group whose command `show` need not be named: what names no command is a vault."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `show` before whatever begins with the path of a vault."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
+        """Put `show` before whatever names no command: a vault, or an option of `show`."""
+        if args and args[0] not in {"-h", "--help", *self.commands}:
             args = ["show", *args]
         return super().parse_args(ctx, args)
 
@@ -27,4 +27,5 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+privacy.add_to(app)
 privacy_audit.add_to(app)

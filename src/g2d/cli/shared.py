@@ -166,6 +166,8 @@ def prepare(
     full = _layered(base, file).override(**flags)
     if full.task.data:
         full = full.override(task__data=str(Path(full.task.data).absolute()))
+    if full.privacy.public:
+        full = full.override(privacy__public=str(Path(full.privacy.public).absolute()))
     workers = full.population.workers
     if there is None:
         return Defence.create(full.task.name, path, full), workers
