@@ -257,6 +257,17 @@ def _claim(vault: Vault, settings: Settings, known: Sequence[Release]) -> Claim:
     return claim_of(PrivacyLedger(vault, settings).spendings(), delta)
 
 
+def claim_of_vault(path: Path) -> Claim:
+    """What a vault claims of itself, by its ledger.
+
+    Raises:
+        PrivacyError: the ledger was changed. VaultError: the vault cannot be read.
+    """
+    with Vault.open(path) as vault:
+        settings = Settings.from_vault(vault.settings_text, str(vault.path / "task.toml"))
+        return _claim(vault, settings, releases(vault))
+
+
 def claim_of(spendings: Sequence[Spending], delta: float) -> Claim:
     """The epsilon of spendings at delta, and the curve that they have together.
 
