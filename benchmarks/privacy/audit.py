@@ -116,7 +116,7 @@ class Audits:
     def planted(self, defence: Defence, key: Path) -> None:
         """Plant the seed's canaries."""
         g = self.given
-        plant_canaries(defence, key, g.canaries, g.guesses, g.kind)
+        plant_canaries(defence, key, g.canaries, g.guesses, g.kind, self.people.task)
 
     def folder(self, case: str) -> Path:
         """Where a case's vault lies."""

@@ -11,18 +11,21 @@ from g2d.defence.defence import Defence
 from g2d.errors import PrivacyError
 from g2d.protect.privacy.canary_key import CanaryKey
 from g2d.tasks.planted import draw
+from g2d.tasks.source import find
+from g2d.tasks.task import Task
 from g2d.vault.records import PLANTED
 
 
 def plant_canaries(
-    defence: Defence, file: Path, count: int, guesses: int, kind: str
+    defence: Defence, file: Path, count: int, guesses: int, kind: str, task: Task | None = None
 ) -> CanaryKey:
     """Draw canaries, keep their secret in `file`, and plant those whose coin says so.
 
     The defence itself knows nothing of them: open the vault anew.
 
     Args:
-        guesses: how many coins the audit will guess: to be settled now.
+        guesses: how many coins the audit will guess: to be settled now. task: as it is before a
+            vault keeps people's records apart; needed only where it has no name.
 
     Raises:
         PrivacyError: the vault has begun, has canaries, or its unit of privacy is no record.
@@ -47,7 +50,7 @@ def plant_canaries(
     if not 0 < guesses <= count:
         raise PrivacyError(f"{guesses} guesses about {count} canaries; expected 1 to {count}")
     key = CanaryKey.generate(vault.identity, count, guesses, kind)
-    planting = draw(defence.task, key.secret, count, kind)
+    planting = draw(task or find(defence.settings.task), key.secret, count, kind)
     key.write(file)  # first: what is planted without a key proves nothing
     about = {"canaries": count, "kind": kind, "key": key.commitment}
     vault.put(PLANTED, 0, {"weights": planting.pack()}, about)
