@@ -36,19 +36,22 @@ from benchmarks.common.tables import NOTHING, TARGETS, markdown, ranged
 from benchmarks.privacy.faults import FAULTS
 from benchmarks.privacy.vaults import SIZES, People, calibrated, flags, made, settings_of
 from g2d import Defence, Settings
-from g2d.attacks.inference import logit_confidence
-from g2d.core.types import Array
+from g2d.core.seeds import seed_of
+from g2d.core.types import Array, State
 from g2d.defence.planting import plant_canaries
 from g2d.protect.privacy.canary_key import CanaryKey
 from g2d.redteam.privacy_audit import Audit, audit, claim_of_vault, judged
-from g2d.tasks.inference import load_model, predict
+from g2d.tasks.inference import load_model
 from g2d.tasks.planted import KINDS, MISLABELLED, Planting, draw
+from g2d.tasks.task import Task
+from g2d.training.recipes.private_gradients import by_vmap
 from g2d.vault.records import PLANTED
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
 
 SOUND, SEED, MEMBERS, CONTROL = "sound", "a seed that is known", "members claimed as one", "plain"
 CASES = (*FAULTS, CONTROL)
+RIDGE = 0.03
 NEEDED = 4  # of 5 seeds: planted faults that are to be refuted
 
 
@@ -61,7 +64,15 @@ class Audits:
         self.record: Result = {"seed": seed, "cases": {}}
         if self.path.exists():
             self.record = json.loads(self.path.read_text("utf-8"))
-        own = ("epsilon", "canaries", "guesses", "kind", "generations", "member_steps", "references")
+        own = (
+            "epsilon",
+            "canaries",
+            "guesses",
+            "kind",
+            "generations",
+            "member_steps",
+            "references",
+        )
         sizes = {name: getattr(given, name) for name in (*SIZES, *own)}
         hold_to(self.record, sizes, self.path)
         self.people = People.of(given)
@@ -94,16 +105,16 @@ class Audits:
         """Plant, train under the fault, guess."""
         path, key = self.folder(case), self.given.runs / f"{self.folder(case).name}.key"
         fault = FAULTS.get(case, FAULTS[SOUND])
-        with fault():
-            if not path.exists():
+        if not path.exists():
+            with fault():
                 settings = self.settings(case)
-                with Defence.create(self.people.task, path, settings) as defence:
-                    key.unlink(missing_ok=True)
-                    self.planted(defence, key)
-            with Defence.open(path, self.people.task) as defence:
-                settings = defence.settings
-            with made(self.people, path, settings, self.count(case), self.seed):
-                pass
+            with Defence.create(self.people.task, path, settings) as defence:
+                key.unlink(missing_ok=True)
+                self.planted(defence, key)
+        with Defence.open(path, self.people.task) as defence:
+            settings = defence.settings
+        with fault(), made(self.people, path, settings, self.count(case), self.seed):
+            pass
         known = CanaryKey.read(key)
         if case == SEED:
             found = self.made_again(path, known)
@@ -140,21 +151,44 @@ class Audits:
             settings = defence.settings
         with FAULTS[SEED](), made(self.people, twin, settings, 0, self.seed):
             pass
-        own, other = (self.base(where, planting) for where in (path, twin))
+        begun = task.model(seed_of(settings.population.seed, "base", 0)).state_dict()
+        found = unmixed(task, planting, begun, base_of(path), base_of(twin))
         return judged(
-            planting, {"trained": (own - other)[None]}, None, key.guesses, claim_of_vault(path),
+            planting, {"trained": found[None]}, None, key.guesses, claim_of_vault(path),
             task.classes, self.given.alpha,
         )  # fmt: skip
 
-    def base(self, path: Path, planting: Planting) -> Array:
-        """A base's confidences in the canaries' labels, (m,)."""
-        with Vault.open(path) as vault:
-            entry = vault.entry("base")
-            assert entry is not None, "it is trained"
-            model = load_model(self.people.task, unpack(vault.read(entry)))
-        x, y = planting.canaries.x, planting.canaries.y
-        found: Array = logit_confidence(predict(model, x), y).numpy()
-        return found
+
+def base_of(path: Path) -> State:
+    """The state of a vault's base."""
+    with Vault.open(path) as vault:
+        entry = vault.entry("base")
+        assert entry is not None, "it is trained"
+        return unpack(vault.read(entry))
+
+
+def unmixed(task: Task, planting: Planting, begun: State, own: State, again: State) -> Array:
+    """How much of each canary's gradient is in what parts two trainings of the same noise, (m,).
+
+    Ridge regression of the difference of the weights on the canaries' unit gradients, which are the
+    means at the start, half way and at the end of the training without canaries.
+    """
+    x, y = planting.canaries.x[:, None], planting.canaries.y
+    G = torch.zeros(())
+    for share in (0.0, 0.5, 1.0):
+        state = {name: begun[name] + share * (again[name] - begun[name]) for name in again}
+        model = load_model(task, state).requires_grad_(True)
+        rows = [
+            by_vmap(task)(model, *part) for part in zip(x.split(100), y.split(100), strict=True)
+        ]
+        flat = [torch.cat([r.flatten(1) for r in row], 1).double() for row in rows]
+        each = torch.cat(flat)
+        G = G + each / each.norm(dim=1, keepdim=True).clamp_min(1e-12) / 3
+    names = [name for name, _ in task.model(0).named_parameters()]
+    apart = torch.cat([(own[name] - again[name]).flatten() for name in names]).double()
+    gram = G @ G.T + RIDGE * torch.eye(len(G), dtype=torch.float64)
+    found: Array = -torch.linalg.solve(gram, G @ apart).numpy()
+    return found
 
 
 def _line(found: Mapping[str, Any]) -> str:

@@ -69,7 +69,9 @@ class Whole:
     def settings(self) -> Settings:
         """The vault's settings."""
         given = self.given
-        return calibrated(settings_of(self.people, given, self.seed, self.target), given.noise_ratio)
+        return calibrated(
+            settings_of(self.people, given, self.seed, self.target), given.noise_ratio
+        )
 
     @property
     def defence(self) -> Defence:
@@ -153,8 +155,10 @@ class Whole:
         """Snapshots of the base's own training, the last forty, one every few steps."""
         s, task = self.settings(), self.people.task
         p, model, taken, states = s.privacy, task.model(self.seed), 0, []
-        plan = PrivatePlan(p, p.noise, light_eps=s.population.light_eps * task.eps)
-        batches = Batches(task, task.splits.train, p.batch, torch.Generator().manual_seed(self.seed))
+        plan = PrivatePlan(p, p.noise)
+        batches = Batches(
+            task, task.splits.train, p.batch, torch.Generator().manual_seed(self.seed)
+        )
         training = HardenedTraining(
             task, HardenSettings(), batches, p.steps, seed=self.seed, private=Private(plan)
         )
@@ -209,7 +213,9 @@ def rows(results: Sequence[Result]) -> list[tuple[str, str, str]]:
         lines += _rows_of(target, [r["epsilons"].get(target, {}) for r in results])
     steps = [result[STEP] for result in results if STEP in result]
     if steps:
-        lines.append(("CPU time of a private step by a plain one's", "<= 3", _ratio(steps, "private")))
+        lines.append(
+            ("CPU time of a private step by a plain one's", "<= 3", _ratio(steps, "private"))
+        )
         lines.append(("the same of Opacus' own engine", "", _ratio(steps, "opacus")))
     return lines
 

@@ -94,7 +94,9 @@ def audit(
     ] = 0.95,
     references: Annotated[
         int,
-        typer.Option(min=0, help="Networks trained without canaries, to know how hard each is."),
+        typer.Option(
+            min=0, help="Networks trained as the base is, without canaries: how hard is each?"
+        ),
     ] = 2,
     as_json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what was found as JSON.")
@@ -143,7 +145,9 @@ def _print_audit(found: Audit) -> None:
         print_line(f"             not covered: {line}")
     if found.p is not None:
         verdict = "less than it allows for" if found.p < found.alpha else "it allows for that"
-        print_line(f"             by its whole curve, guesses as good: p = {found.p:.3g} ({verdict})")
+        print_line(
+            f"             by its whole curve, guesses as good: p = {found.p:.3g} ({verdict})"
+        )
     _print_power(told.canaries, told.made, found.delta, found.alpha)
     if not found.refuted and math.isfinite(found.claim):
         print_line("The claim is not refuted: an attack that is not tried here may do better.")
@@ -152,7 +156,10 @@ def _print_audit(found: Audit) -> None:
 def _print_power(canaries: int, guesses: int, delta: float, alpha: float) -> None:
     from g2d.protect.privacy.audit_bounds import power
 
-    most, all_of_them = power(canaries, guesses, delta, alpha), power(canaries, canaries, delta, alpha)
+    most, all_of_them = (
+        power(canaries, guesses, delta, alpha),
+        power(canaries, canaries, delta, alpha),
+    )
     print_line(
         f"power        {guesses} guesses can certify no more than {most:.1f}, were all of them"
         f" right; {canaries} canaries no more than {all_of_them:.1f}"

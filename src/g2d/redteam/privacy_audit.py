@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from g2d.attacks.inference import logit_confidence
-from g2d.core.seeds import seed_of
 from g2d.core.types import Array, Progress, silent
+from g2d.defence.privacy import shield_of
 from g2d.errors import KeyFileError, PrivacyError
 from g2d.protect.privacy import accounting
 from g2d.protect.privacy.accounting import Spending
@@ -26,12 +26,12 @@ from g2d.protect.privacy.audit_curves import gaussian_lower_bound, of_pairs, tai
 from g2d.protect.privacy.canary_key import CanaryKey
 from g2d.protect.privacy.ledger import PrivacyLedger
 from g2d.protect.privacy.releases import Release, releases
-from g2d.settings import PopulationSettings, Settings
+from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
-from g2d.tasks.planted import Planting, draw, without
+from g2d.tasks.planted import Planting, draw, plant
 from g2d.tasks.source import find
 from g2d.tasks.task import Task
-from g2d.training.loop import Batches, clean_step, train
+from g2d.training.jobs import TrainingJob, run_job
 from g2d.vault.ledger import sha256
 from g2d.vault.records import PLANTED
 from g2d.vault.vault import Vault
@@ -39,7 +39,6 @@ from g2d.weights.checkpoints import unpack
 
 _TRAINED = ("base", "early", "member")
 _PROFILE = 24  # pairs of epsilon and delta that a claim's curve is read at
-_REFERENCE_STEPS = 600
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ def audit(
 
     Args:
         task: needed only if the vault was made from a `Task` object that has no name. data: where
-            the data lies now. references: networks that are trained without any canary, to know how
-            hard each one is; 0: none, and the audit is weaker.
+            the data lies now. references: networks that are trained as the base is, without any
+            canary, to know how hard each one is; 0: none, and the audit is weaker.
 
     Raises:
         KeyFileError: the key is another vault's. PrivacyError: there are no canaries, or nothing
@@ -107,7 +106,7 @@ def audit(
         planting = _planting(vault, raw, key)
         known = releases(vault)
         logs = dict(_confidences(vault, raw, planting, known, progress))
-        reference = _reference(raw, planting, settings.population, references, progress)
+        reference = _reference(vault, raw, planting, settings, references, progress)
         claim = _claim(vault, settings, known)
     return judged(planting, logs, reference, key.guesses, claim, raw.classes, alpha)
 
@@ -228,21 +227,27 @@ def _weights(vault: Vault, release: Release) -> bytes:
 
 
 def _reference(
-    task: Task, planting: Planting, s: PopulationSettings, count: int, progress: Progress
+    vault: Vault, raw: Task, planting: Planting, settings: Settings, count: int, progress: Progress
 ) -> Array | None:
-    """Mean phi of networks that have seen no canary, trained plainly on what is left, (m,)."""
+    """Mean phi of networks that have seen no canary, trained as the vault's base is, (m,).
+
+    Private ones begin where the base did, for the seed of that is public; their noise is their own.
+    """
     if not count:
         return None
-    steps, found = min(s.base_steps, _REFERENCE_STEPS), []
-    rest = without(task, planting)
+    nobody = replace(planting, coins=torch.zeros_like(planting.coins))
+    task, shield = plant(raw, nobody.pack()), shield_of(settings, vault)
+    task = task if shield is None else shield.over(task)
+    s, found = replace(settings.population, pool=1), []
+    privacy = settings.privacy if settings.privacy.enabled else None
     for index in range(count):
         progress("references", index, count)
-        seed = seed_of("audit reference", index) % 2**31
-        model = task.model(seed)
-        batches = Batches(task, rest, s.batch, torch.Generator().manual_seed(seed))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            train(model, clean_step(task, batches), steps=steps, rate=s.rate)
+        seed = s.seed if privacy else (s.seed + index) % 2**31
+        job = TrainingJob(
+            task, "base", 0, 0, "base", replace(s, seed=seed), None, (), harden=settings.harden,
+            privacy=privacy,
+        )  # fmt: skip
+        model = load_model(task, unpack(run_job(job).weights))
         phi = logit_confidence(predict(model, planting.canaries.x), planting.canaries.y)
         found.append(phi.numpy())
     return np.mean(found, axis=0)

@@ -49,9 +49,7 @@ class Planting:
     def pack(self) -> bytes:
         """What a vault keeps: places that are vacated, and planted records; no other canary."""
         inside = self.inside
-        return save(
-            {"taken": self.taken, "x": inside.x.contiguous(), "y": inside.y.contiguous()}
-        )
+        return save({"taken": self.taken, "x": inside.x.contiguous(), "y": inside.y.contiguous()})
 
 
 def draw(task: Task, secret: bytes, count: int, kind: str = MISLABELLED) -> Planting:
@@ -99,13 +97,6 @@ def plant(task: Task, data: bytes) -> Task:
         ) from error
     object.__setattr__(made, "_origin", task.origin)
     return made
-
-
-def without(task: Task, planting: Planting) -> Split:
-    """What is left of the train split beside all canaries: what a reference may learn from."""
-    keep = torch.ones(len(task.splits.train), dtype=torch.bool)
-    keep[planting.taken] = False
-    return task.splits.train.take(keep.nonzero()[:, 0])
 
 
 def _check(task: Task, count: int, kind: str, each: int) -> None:

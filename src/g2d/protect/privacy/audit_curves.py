@@ -130,5 +130,7 @@ def epsilon_of(mu: float, delta: float) -> float:
         SettingsError: delta is not above 0.
     """
     if not 0 < delta <= 1:
-        raise SettingsError(f"delta is {delta}, expected a probability above 0: a Gaussian has none")
+        raise SettingsError(
+            f"delta is {delta}, expected a probability above 0: a Gaussian has none"
+        )
     return largest(lambda epsilon: delta_of(mu, epsilon) > delta)
