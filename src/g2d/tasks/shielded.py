@@ -84,9 +84,7 @@ class ShieldedSplits(Splits):
         digests = keyed_digests(public.x, shield.key)
         gate = torch.tensor([digest[8] < 128 for digest in digests])  # not what `side_of` reads
         names = people.labels
-        guide, gates = (
-            Split(public.x[of], public.y[of], names) for of in (~gate, gate)
-        )
+        guide, gates = (Split(public.x[of], public.y[of], names) for of in (~gate, gate))
         if min(len(guide), len(gates)) < ENOUGH // 2:
             raise PrivacyError(
                 f"[privacy] public has {len(public)} records, half of which guide and half judge:"
@@ -152,9 +150,7 @@ class ShieldedSplits(Splits):
         return self._made(train, self.guide, self.gate, self.test, held, self.shield, counts)
 
 
-def _parts(
-    people: Split, shield: Shield, known: Sequence[Split]
-) -> tuple[Split, Split | None]:
+def _parts(people: Split, shield: Shield, known: Sequence[Split]) -> tuple[Split, Split | None]:
     """One record of each unit that is not known: those that train, and those that are held."""
     content = keyed_digests(people.x, shield.key)
     units = content
@@ -173,7 +169,9 @@ def _parts(
     if not shield.held:
         return people.take(places), None
     gate = [side_of(units[place]) == "gate" for place in places]
-    sides = [[p for p, held in zip(places, gate, strict=True) if held is of] for of in (False, True)]
+    sides = [
+        [p for p, held in zip(places, gate, strict=True) if held is of] for of in (False, True)
+    ]
     return people.take(sides[0]), people.take(sides[1])
 
 

@@ -192,7 +192,9 @@ def _opened(folder: Path) -> Iterator[FileIO]:
             held.close()
 
 
-def _made(vault: VaultReader, spent: Spent, spending: Mapping[str, Any], key: SigningKey | None) -> Line:
+def _made(
+    vault: VaultReader, spent: Spent, spending: Mapping[str, Any], key: SigningKey | None
+) -> Line:
     number, at = len(spent.lines) + 1, time.time()
     about = {"n": number, "before": spent.head, "vault": vault.identity, "at": at}
     body = _canonical({**about, "spending": dict(spending)})

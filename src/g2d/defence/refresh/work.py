@@ -134,11 +134,7 @@ def _challenge(defence: Defence, staged: Vault, found: Sorted, how: Refresh) -> 
     assert records is not None, "records are kept first"
     data = staged.read(records)
     named, grown = unrenewed(defence.source), with_records(defence.task, [data])
-    source = (
-        Grown(named, (*records_of(vault, vault.source), data))
-        if travels(named)
-        else grown
-    )
+    source = Grown(named, (*records_of(vault, vault.source), data)) if travels(named) else grown
     judged = Judged(defence, found, grown)
     private = settings.privacy.enabled
     if private:

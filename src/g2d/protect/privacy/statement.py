@@ -100,11 +100,18 @@ class Guarantee:
 
     def plain(self) -> Iterator[tuple[str, str]]:
         """What it means, in words: a name and a line each."""
-        unit = "record, with all its exact copies" if self.unit == "record" else f"value of {self.unit}"
+        unit = (
+            "record, with all its exact copies"
+            if self.unit == "record"
+            else f"value of {self.unit}"
+        )
         if not self.lines and not self.enabled:
             yield "guarantee", "none: [privacy] is off, people's records were used as they are"
         elif math.isinf(self.epsilon):
-            yield "guarantee", "none for all together (epsilon is infinite): see the rows that say why"
+            yield (
+                "guarantee",
+                "none for all together (epsilon is infinite): see the rows that say why",
+            )
         elif not self.releases:
             yield "guarantee", "nothing is released yet"
         else:
@@ -129,14 +136,15 @@ class Guarantee:
                 " they are made of releases and public data (post-processing)",
             )
         if self.torn:
-            yield "ledger", "the end of a line that a kill has torn is left out: nothing began for it"
+            yield (
+                "ledger",
+                "the end of a line that a kill has torn is left out: nothing began for it",
+            )
         if self.unsigned:
             yield "ledger", f"{len(self.unsigned)} of {self.lines} lines are not signed by the key"
 
 
-def state(
-    vault: VaultReader, settings: Settings, key: VerifyKey | None = None
-) -> Guarantee:
+def state(vault: VaultReader, settings: Settings, key: VerifyKey | None = None) -> Guarantee:
     """State what a vault guarantees.
 
     Args:
@@ -205,4 +213,3 @@ def _finite(value: float) -> float | None:
 
 def _times(eps: float) -> str:
     return f"{math.exp(eps):.3g}-fold" if eps < 50 else "without a useful bound"
-

@@ -64,7 +64,9 @@ class PrivatePlan:
         return self.settings.batch / self.settings.records
 
 
-def spending(what: str, settings: PrivacySettings, noise: float, steps: int, block: str) -> Spending:
+def spending(
+    what: str, settings: PrivacySettings, noise: float, steps: int, block: str
+) -> Spending:
     """What a whole private training spends of the block whose records it learns."""
     rate = settings.batch / settings.records
     note = {"clip": settings.clip, "batch": settings.batch, "records": settings.records}
