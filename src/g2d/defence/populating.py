@@ -78,6 +78,7 @@ def populate(
             watch.see,
             mark,
             charge or free,
+            settings.privacy if settings.privacy.enabled else None,
         )
     watch.end()
 

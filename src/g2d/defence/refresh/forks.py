@@ -58,7 +58,9 @@ class Forks:
 
     @cached_property
     def steps(self) -> int:
-        """Optimiser steps of each fork."""
+        """Optimiser steps of each fork; of private ones as many as are charged."""
+        if self.settings.privacy.enabled:
+            return self.settings.privacy.fork_steps
         p, count = self.settings.population, len(self.starts)
         total = p.base_steps + p.basins * p.early_steps + p.members * p.fork_steps
         return max(1, round(self.settings.refresh.effort * total / count))
@@ -97,27 +99,32 @@ class Forks:
     def _job(self, place: int) -> TrainingJob:
         start, s = self.starts[place], self.settings
         how = str(start.info.get("how", start.info.get("recipe")))
-        repelled = how == "repelled"
+        repelled, private = how == "repelled", s.privacy.enabled
         population = replace(
             s.population, fork_steps=self.steps, pool=min(s.population.pool, s.refresh.pool)
         )
         return TrainingJob(
             self.source, REFRESHING, start.index, int(start.info["basin"]),
             "repelled" if repelled else "forks", population, self.vault.read(start),
-            self._attacks(place) if repelled else (), s.autoencoder.scope, s.harden,
+            self._attacks(place) if repelled and not private else (), s.autoencoder.scope, s.harden,
             teacher_of(self.vault, s.harden),
             mark=Mark.of(s.watermark, self.former, self.vault.path),
+            privacy=s.privacy if private else None,
+            released=self._attacks(place, "weights") if repelled and private else (),
         )  # fmt: skip
 
-    def _attacks(self, place: int) -> tuple[bytes, ...]:
-        """Attacks that a fork is repelled from: the base's, and those of random other starts."""
+    def _attacks(self, place: int, file: str = "attacks") -> tuple[bytes, ...]:
+        """Attacks that a fork is repelled from: the base's, and those of random other starts.
+
+        A private fork is given the networks themselves (`file`: "weights").
+        """
         others = [k for k in range(1, len(self.starts)) if k != place]
         source = torch.Generator().manual_seed(
             seed_of(self.settings.population.seed, REFRESHING, self.starts[place].index)
         )
         order = torch.randperm(len(others), generator=source)
         chosen = [others[int(k)] for k in order[: self.settings.population.sources - 1]]
-        return tuple(self.vault.read(self.starts[k], "attacks") for k in [0, *chosen])
+        return tuple(self.vault.read(self.starts[k], file) for k in [0, *chosen])
 
     def _keep(self, place: int, trained: Trained, notes: Mapping[str, Any]) -> None:
         start = self.starts[place]

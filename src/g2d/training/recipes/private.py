@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from g2d.attacks import fgsm
 from g2d.attacks.crafting import craft
 from g2d.errors import SettingsError
-from g2d.protect.privacy.accounting import Spending
 from g2d.settings import PrivacySettings
 from g2d.tasks.attack import BALL, NONE, OWN
 from g2d.training.loop import Batches, NewAndOld
@@ -62,15 +61,6 @@ class PrivatePlan:
     def rate(self) -> float:
         """The chance of each record to be in a step: a public number by a public number."""
         return self.settings.batch / self.settings.records
-
-
-def spending(
-    what: str, settings: PrivacySettings, noise: float, steps: int, block: str
-) -> Spending:
-    """What a whole private training spends of the block whose records it learns."""
-    rate = settings.batch / settings.records
-    note = {"clip": settings.clip, "batch": settings.batch, "records": settings.records}
-    return Spending(what, block, "sampled_gaussian", noise, rate, steps, note)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ How it is trained is in `private`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,15 +16,15 @@ from g2d.errors import SettingsError
 from g2d.protect.privacy.accounting import require
 from g2d.settings import HardenSettings, PopulationSettings, PrivacySettings
 from g2d.tasks.task import Task
-from g2d.training.recipes.hardened import find
-from g2d.training.recipes.private import require_opacus
+from g2d.training.recipes.hardened import find, try_out
+from g2d.training.recipes.private import Private, PrivatePlan, require_opacus
 from g2d.training.recipes.private_gradients import pick
 from g2d.weights.layout import same_bits
 
 _BUILT_IN = {"l2", "clamp", "adversarial"}  # of parameters alone, or of each record by itself
 
 
-def check_private(
+def check_private_training(
     task: Task,
     privacy: PrivacySettings,
     population: PopulationSettings,
@@ -44,6 +46,8 @@ def check_private(
     _check_population(population)
     _check_recipes(harden, marked)
     check_model(task)
+    few = PrivatePlan(replace(privacy, batch=min(4, privacy.batch)), privacy.noise)
+    try_out(task, harden, private=Private(few))
 
 
 def check_numbers(p: PrivacySettings) -> None:
@@ -74,21 +78,10 @@ def check_numbers(p: PrivacySettings) -> None:
                 f"[privacy] {name} = 0 hides nothing, so that no epsilon can be given; set it "
                 "above 0 (1 to 4 is usual), or enabled = false"
             )
-    if p.unit != "record":
-        raise SettingsError(
-            f"[privacy] unit = {p.unit!r}: only 'record' is protected so far, and whoever stands "
-            "in several records is protected less; keep one record of each person and set "
-            "unit = 'record'"
-        )
 
 
 def _check_population(s: PopulationSettings) -> None:
-    if s.recipe == "seeds":
-        raise SettingsError(
-            "[population] recipe = 'seeds' trains each member from the beginning, and all of that "
-            "is paid for; private members are forks of one base: use 'repelled' or 'forks'"
-        )
-    if s.basins != 1 or s.early_steps != 0:
+    if s.recipe != "seeds" and (s.basins != 1 or s.early_steps != 0):
         raise SettingsError(
             f"[population] basins = {s.basins} and early_steps = {s.early_steps} would train early "
             "checkpoints, which are paid for as a base is; private members begin at the base: set "
