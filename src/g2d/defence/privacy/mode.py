@@ -33,17 +33,16 @@ def shield_of(settings: Settings, vault: VaultReader | None) -> Shield | None:
     return Shield(p.public, key, p.gating != "public", p.unit)
 
 
-def check_private(task: Task, settings: Settings) -> None:
-    """Refuse public data that are missing or do not fit, before there is a vault.
+def apart(task: Task, settings: Settings) -> Task:
+    """The task with people's records apart, as a vault that is not there yet will have it.
 
-    What cannot be trained privately is refused where trainings are checked.
+    Another vault sorts them otherwise. What cannot be trained privately is refused elsewhere.
 
     Raises:
         PrivacyError, DataError: as `Shield.over`.
     """
     shield = shield_of(settings, None)
-    if shield is not None:
-        shield.over(task)
+    return task if shield is None else shield.over(task)
 
 
 def check_adopting(settings: Settings, what: str) -> None:
