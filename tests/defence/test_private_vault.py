@@ -9,6 +9,7 @@ import torch
 import g2d
 from conftest import TINY
 from g2d.core.engine import SerialEngine
+from g2d.defence.privacy import check_mode
 from g2d.defence.refresh import Refresh, follow, refresh, take_up
 from g2d.errors import PrivacyError
 from g2d.protect.privacy.accounting import by_block, epsilon, total
@@ -17,6 +18,7 @@ from g2d.protect.privacy.releases import STAMP, releases
 from g2d.settings import build
 from g2d.tasks.splits import Split
 from g2d.vault.spendings import read
+from g2d.vault.vault import Vault
 from g2d.vault.verify import verify
 from g2d.weights.checkpoints import unpack
 
@@ -138,17 +140,15 @@ def test_networks_of_unknown_making_are_refused(private, tmp_path):
         private.adopt_base({})
 
 
-@pytest.mark.parametrize("name", ["private_vault", "tiny_vault"])
-def test_private_mode_is_not_turned_on_or_off_later(name, request, tmp_path):
-    shutil.copytree(request.getfixturevalue(name), tmp_path / "vault")
-    text = (tmp_path / "vault" / "task.toml").read_text()
-    old, new = ("true", "false") if name == "private_vault" else ("false", "true")
-    head, _, rest = text.partition("[privacy]")
-    (tmp_path / "vault" / "task.toml").write_text(
-        head + "[privacy]" + rest.replace(f"enabled = {old}", f"enabled = {new}")
-    )
-    with pytest.raises(PrivacyError, match=r"\[privacy\] enabled ="):
-        g2d.Defence.open(tmp_path / "vault")
+def test_private_mode_is_not_turned_on_or_off_later(private, private_settings, tmp_path):
+    off = private_settings.override(privacy__enabled=False)
+    with pytest.raises(PrivacyError, match="set it to true again"):
+        check_mode(off, private.vault)
+    with Vault.create(tmp_path / "plain", off.to_toml()) as vault:
+        vault.put("base", 0, {"weights": b"w"}, {})
+        check_mode(off, vault)
+        with pytest.raises(PrivacyError, match="was begun without privacy"):
+            check_mode(private_settings, vault)
 
 
 def test_a_refresh_is_charged_to_old_and_new_records(private, digits):
