@@ -56,6 +56,6 @@ class PrivacySettings(Checked):
         1e-3, 1e9, 50.0, "noisy: standard deviation of a count, in records", since="0.2"
     )
     gate_scale: float = within(
-        1e-3, 1e9, 10.0, "sparse: Laplace scale of the limit, in records; a rejection costs 2 by it",
+        1e-3, 1e9, 10.0, "sparse: Laplace scale of the limit, in records; a rejection costs 2 / it",
         since="0.2",
     )  # fmt: skip
