@@ -34,7 +34,7 @@ SHORT = {
     "autoencoder": {"steps": 5, "width": 16},
     "diffusion": {"steps": 20, "width": 16, "depth": 1, "sampler_steps": 3},
     "guidance": {"pool": 32, "pool_steps": 1, "latent_steps": 1, "polish_steps": 2, "particles": 1},
-    "gates": {"accuracy_drop": 1.0, "class_drop": 1.0, "stale_asr": 1.0, "distance": 0.0, "pool": 16},
+    "gates": {"accuracy_drop": 1.0, "class_drop": 1.0, "stale_asr": 1.0, "distance": 0.0},
     "canaries": {"count": 0},
 }  # fmt: skip
 
@@ -97,7 +97,10 @@ def test_every_training_is_charged_and_every_release_is_covered(private):
 
 def test_what_is_kept_of_attacks_is_made_of_public_data(private, digits):
     vault = private.vault
-    pools = [unpack(vault.read(e, "attacks"))["x"] for e in (vault.entry("base"), *vault.entries("member"))]
+    pools = [
+        unpack(vault.read(e, "attacks"))["x"]
+        for e in (vault.entry("base"), *vault.entries("member"))
+    ]
     kept = unpack(vault.read_generation(2, "attacks"))
     assert all(near_public(pool, digits) for pool in (*pools, kept["guide"], kept["gate"]))
     assert not near_public(digits.splits.train.x[:50], digits)
@@ -120,7 +123,7 @@ def test_rotating_on_costs_nothing_more(private):
 def test_a_member_that_is_trained_again_is_charged_again(private):
     private.vault.delete("member")
     private.populate(SerialEngine())
-    assert [what for what in whats(private)[5:]] == ["member 0", "member 1", "member 2"]
+    assert whats(private)[5:] == ["member 0", "member 1", "member 2"]
 
 
 def test_what_the_budget_does_not_cover_is_not_begun(private):
@@ -154,7 +157,9 @@ def test_private_mode_is_not_turned_on_or_off_later(private, private_settings, t
 def test_a_refresh_is_charged_to_old_and_new_records(private, digits):
     draws = torch.Generator().manual_seed(0)
     x = digits.splits.test.x[:200]
-    new = Split((x + 0.1 * torch.rand(x.shape, generator=draws)).clamp(0, 1), digits.splits.test.y[:200])
+    new = Split(
+        (x + 0.1 * torch.rand(x.shape, generator=draws)).clamp(0, 1), digits.splits.test.y[:200]
+    )
     said = []
     told = refresh(private, new, Refresh(SerialEngine(), say=said.append))
     assert told.steps == 3

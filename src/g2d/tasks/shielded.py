@@ -110,7 +110,7 @@ class ShieldedSplits(Splits):
         return self.guide
 
     @property
-    def guiding(self) -> Split:  # type: ignore[override]
+    def guiding(self) -> Split:
         """Public, however few they are."""
         return self.guide
 
