@@ -1,4 +1,4 @@
-"""The gate on people's held records: charged before it looks, and passing costs nothing if sparse."""
+"""The gate on people's held records: charged before it looks; passing a sparse vector is free."""
 
 import math
 from dataclasses import dataclass

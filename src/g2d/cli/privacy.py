@@ -55,7 +55,7 @@ def show(
                     "release": row.name,
                     "epsilon": _shown(row.epsilon),
                     "spendings": str(row.spendings) if not row.why else "-",
-                    "covered": (row.why and f"no: {row.why}") or "yes",
+                    "covered": f"no: {row.why}" if row.why else "yes",
                 }
                 for row in found.rows
             ]

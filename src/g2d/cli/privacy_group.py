@@ -13,10 +13,12 @@ from g2d.cli import privacy, privacy_audit
 class ShowByDefault(TyperGroup):
     """A group whose command `show` need not be named: what names no command is a vault."""
 
+    default = "show"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `show` before whatever names no command: a vault, or an option of `show`."""
         if args and args[0] not in {"-h", "--help", *self.commands}:
-            args = ["show", *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 

@@ -17,7 +17,7 @@ from g2d.core.imports import words
 from g2d.core.sources import Digests, digests
 from g2d.core.workers import pack_job
 from g2d.defence.kinds import WORDS
-from g2d.defence.privacy.mode import check_mode, check_private, shield_of
+from g2d.defence.privacy.mode import apart, check_mode, shield_of
 from g2d.defence.renewal import current, planted
 from g2d.defence.survey import check_all
 from g2d.errors import DataError, PopulationError, SettingsError, VaultError
@@ -61,8 +61,7 @@ def create(
         )
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
-        check_private(loaded, full)
-        check_all(loaded, full)  # what cannot work leaves no folder behind
+        check_all(apart(loaded, full), full)  # what cannot work leaves no folder behind
     vault = _open_or_create(Path(path), full.to_toml())
     try:
         kept = Settings.from_vault(vault.settings_text, str(known))

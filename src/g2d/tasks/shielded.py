@@ -50,6 +50,8 @@ class Shield:
             PrivacyError: there are no public data, or too few; the unit is no column of the task.
             DataError: the public data cannot be read, or do not fit the task.
         """
+        if isinstance(task.splits, ShieldedSplits):
+            return task  # it was given as an object that is a private vault's already
         if not self.public:
             raise PrivacyError(
                 "[privacy] public names no folder: guidance, attack pools, the autoencoder and the"
@@ -108,7 +110,7 @@ class ShieldedSplits(Splits):
         return self.guide
 
     @property
-    def guiding(self) -> Split:  # type: ignore[override]
+    def guiding(self) -> Split:
         """Public, however few they are."""
         return self.guide
 

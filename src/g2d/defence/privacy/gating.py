@@ -23,7 +23,7 @@ from g2d.defence.candidates import Candidate
 from g2d.defence.gates.view import GateResult
 from g2d.defence.members import read_base
 from g2d.defence.privacy.charging import HELD
-from g2d.errors import DAMAGE
+from g2d.errors import DAMAGE, PrivacyError
 from g2d.protect.privacy.accounting import Spending
 from g2d.protect.privacy.ledger import PrivacyLedger
 from g2d.settings import Settings
@@ -53,10 +53,19 @@ class PeopleGate:
 
     @classmethod
     def of(cls, task: Task, vault: Vault, settings: Settings) -> PeopleGate | None:
-        """The gate of a private vault; None: its gates judge on public data alone."""
-        held = getattr(task.splits, "held", None)
-        if not settings.privacy.enabled or settings.privacy.gating == "public" or held is None:
+        """The gate of a private vault; None: its gates judge on public data alone.
+
+        Raises:
+            PrivacyError: it is asked for, and the task was given without held records.
+        """
+        if not settings.privacy.enabled or settings.privacy.gating == "public":
             return None
+        held = getattr(task.splits, "held", None)
+        if held is None:
+            raise PrivacyError(
+                f"[privacy] gating is {settings.privacy.gating!r}, and no records of the task are"
+                " held for it: name the task, or give the object that the vault was made with"
+            )
         return cls(task, vault, settings, held)
 
     def judged(self, candidates: Iterator[Candidate]) -> Iterator[Candidate]:

@@ -6,7 +6,6 @@ With `[privacy] enabled = false` nothing here does anything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
 from g2d.errors import PrivacyError
 from g2d.settings import Settings
@@ -34,33 +33,16 @@ def shield_of(settings: Settings, vault: VaultReader | None) -> Shield | None:
     return Shield(p.public, key, p.gating != "public", p.unit)
 
 
-def check_private(task: Task, settings: Settings) -> None:
-    """Refuse what has no guarantee, before there is a vault; nothing to say of one without.
+def apart(task: Task, settings: Settings) -> Task:
+    """The task with people's records apart, as a vault that is not there yet will have it.
+
+    Another vault sorts them otherwise. What cannot be trained privately is refused elsewhere.
 
     Raises:
-        PrivacyError: a setting conflicts with private mode, or public data are missing; the first
-            line says which. DataError: the public data do not fit the task.
+        PrivacyError, DataError: as `Shield.over`.
     """
     shield = shield_of(settings, None)
-    if shield is None:
-        return
-    for line in conflicts(settings):
-        raise PrivacyError(line)
-    shield.over(task)
-
-
-def conflicts(settings: Settings) -> Iterator[str]:
-    """Lines about settings under which something would read people's records as they are."""
-    if settings.harden.teacher or "distil" in settings.harden.recipe:
-        yield (
-            "[harden] distil learns from a teacher whose own training is in no ledger, so nothing"
-            " could be guaranteed: leave 'distil' and teacher out in private mode"
-        )
-    if not settings.privacy.records:
-        yield (
-            "[privacy] records is 0: give about how many records there are, as a number that may"
-            " be known to anybody; it is never counted, for the count itself would tell of one"
-        )
+    return task if shield is None else shield.over(task)
 
 
 def check_adopting(settings: Settings, what: str) -> None:

@@ -58,7 +58,9 @@ class Forks:
 
     @cached_property
     def steps(self) -> int:
-        """Optimiser steps of each fork."""
+        """Optimiser steps of each fork; of private ones as many as are charged."""
+        if self.settings.privacy.enabled:
+            return self.settings.privacy.fork_steps
         p, count = self.settings.population, len(self.starts)
         total = p.base_steps + p.basins * p.early_steps + p.members * p.fork_steps
         return max(1, round(self.settings.refresh.effort * total / count))

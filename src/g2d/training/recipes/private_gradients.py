@@ -103,11 +103,11 @@ def pieces(model: nn.Module, views: Tensor, y: Tensor) -> Iterator[tuple[Tensor,
 
 
 def sound(gradients: list[Tensor]) -> list[Tensor]:
-    """Set to zero the gradient of every record in which a number is not finite.
+    """Set to zero the gradient of every record in which a number, or a sum, is not finite.
 
     Clipping cannot shorten it, and one such record would show in every parameter.
     """
-    fine = torch.stack([g.flatten(1).isfinite().all(1) for g in gradients]).all(0)
+    fine = torch.stack([g.flatten(1).sum(1) for g in gradients]).isfinite().all(0)
     if bool(fine.all()):
         return gradients
     return [torch.where(fine.view(-1, *[1] * (g.dim() - 1)), g, 0) for g in gradients]
