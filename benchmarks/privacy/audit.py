@@ -1,16 +1,16 @@
-"""An audit of private vaults, sound and with planted faults: is what is true let stand, and what is not
-refuted?
+"""An audit of private vaults, sound and with planted faults: which claims does it refute?
 
     python -m benchmarks.privacy.audit --data FOLDER --seeds 0 1 2 3 4        # MNIST, hours
     python -m benchmarks.privacy.audit --data FOLDER --seeds 0 --cases sound "no clipping"
 
 For each seed and each case (`faults`) canaries are planted in a vault of its own
-(runs/privacy-audit-SEED-CASE), the population is trained under the fault, and the sound vault makes
---generations generations; then `redteam.privacy_audit` guesses from everything that was released.
-Cases are kept one by one in benchmarks/results/privacy-audit-TASK-seedN.json: an interrupted run goes
-on where it stopped. Two cases are made otherwise: where members are claimed as one, each is a whole
-training of --member-steps, for short forks of one base cost little beside it; and where the seed is
-known, the auditor makes the base again without any canary, for he knows all its noise, and compares.
+(runs/privacy-audit-TASK-SEED-CASE), the population is trained under the fault, and the sound vault
+makes --generations generations; then `redteam.privacy_audit` guesses from everything that was
+released. Cases are kept one by one in benchmarks/results/privacy-audit-TASK-seedN.json: an
+interrupted run goes on where it stopped. Two cases are made otherwise: where members are claimed as
+one, each is a whole training of --member-steps, for short forks of one base cost little beside it;
+and where the seed is known, the auditor makes the base again without any canary, for he knows all
+its noise, and compares weights.
 The non-private population is the control: it claims nothing, and its lower bound stands beside.
 """
 
@@ -52,6 +52,16 @@ from g2d.weights.checkpoints import unpack
 SOUND, SEED, MEMBERS, CONTROL = "sound", "a seed that is known", "members claimed as one", "plain"
 CASES = (*FAULTS, CONTROL)
 RIDGE = 0.03
+OWN = (
+    "epsilon",
+    "canaries",
+    "guesses",
+    "kind",
+    "generations",
+    "member_steps",
+    "references",
+    "alpha",
+)
 NEEDED = 4  # of 5 seeds: planted faults that are to be refuted
 
 
@@ -64,16 +74,7 @@ class Audits:
         self.record: Result = {"seed": seed, "cases": {}}
         if self.path.exists():
             self.record = json.loads(self.path.read_text("utf-8"))
-        own = (
-            "epsilon",
-            "canaries",
-            "guesses",
-            "kind",
-            "generations",
-            "member_steps",
-            "references",
-        )
-        sizes = {name: getattr(given, name) for name in (*SIZES, *own)}
+        sizes = {name: getattr(given, name) for name in (*SIZES, *OWN)}
         hold_to(self.record, sizes, self.path)
         self.people = People.of(given)
 

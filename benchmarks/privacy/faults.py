@@ -1,7 +1,7 @@
 """Faults that people make, planted into this process alone: what an audit has to find.
 
-Nothing of the product has a switch for any of them: each is a patch of the functions that it breaks,
-for as long as a population is trained here, in one process.
+Nothing of the product has a switch for any of them: each is a patch of the functions that it
+breaks, for as long as a population is trained here, in one process.
 """
 
 from __future__ import annotations
@@ -123,11 +123,15 @@ def _id_of(row: bytes, label: int) -> int:
 def reused_seed() -> Iterator[None]:
     """All that should be the operating system's comes of a seed that whoever audits knows."""
     repeated = Repeated(20)
+
+    def draw(sample: PoissonSample) -> tuple[Tensor, Tensor]:
+        return repeated.draw(sample)
+
     with (
         np.errstate(over="ignore"),
         mock.patch.object(private_optimizer, "gaussians", repeated.noise),
         mock.patch.object(private, "secret_generator", repeated.begin),
-        mock.patch.object(PoissonSample, "draw", lambda self: repeated.draw(self)),
+        mock.patch.object(PoissonSample, "draw", draw),
     ):
         yield
 

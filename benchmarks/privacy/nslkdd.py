@@ -2,10 +2,10 @@
 
     python -m benchmarks.privacy.nslkdd --data ../shared/data/nslkdd --seeds 0 1 2
 
-For each seed two vaults are made (runs/privacy-nsl-kdd-SEED-...): a private one whose population keeps
-within --epsilon, and the task's own without privacy; each makes --count generations. Accuracy and
-detection are those of the official test flows, which nothing is trained on. Kept seed by seed, vault
-by vault, in benchmarks/results/privacy-nsl-kdd-seedN.json: an interrupted run goes on.
+For each seed two vaults are made (runs/privacy-nsl-kdd-SEED-...): a private one whose population
+keeps within --epsilon, and the task's own without privacy; each makes --count generations. Accuracy
+and detection are those of the official test flows, which nothing is trained on. Kept seed by seed,
+vault by vault, in benchmarks/results/privacy-nsl-kdd-seedN.json: an interrupted run goes on.
 """
 
 from __future__ import annotations

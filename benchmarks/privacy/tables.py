@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.places import RESULTS
+from benchmarks.common.tables import NOTHING, TARGETS, markdown
 from benchmarks.ownership.tables import Table
-from benchmarks.privacy import audit, nslkdd, whole
+from benchmarks.privacy import audit, cost, nslkdd, whole
 
 Result = dict[str, Any]
 
@@ -37,4 +39,14 @@ TABLES = {
 
 def made(folder: Path = RESULTS) -> dict[str, str]:
     """Every table by the name of its mark."""
-    return {name: table.text(folder) for name, table in TABLES.items()}
+    found = {name: table.text(folder) for name, table in TABLES.items()}
+    return found | {"privacy-cost": _cost(folder / "privacy-cost.json")}
+
+
+def _cost(path: Path) -> str:
+    """What a private step takes, of the one run that there is."""
+    if not path.exists():
+        return markdown(TARGETS, [(f"`{path.name}`", NOTHING, "not measured yet")])
+    result = json.loads(path.read_text("utf-8"))
+    commit = result.get("commit") or "unknown"
+    return f"{markdown(TARGETS, cost.rows(result))}\n\nTask {result['arguments']['task']}; commit {commit}."

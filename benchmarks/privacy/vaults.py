@@ -36,11 +36,9 @@ def flags(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1024, help="records a step, in expectation")
     parser.add_argument("--steps", type=int, default=700, help="private steps of the base")
     parser.add_argument("--fork-steps", type=int, default=30)
-    parser.add_argument(
-        "--noise-ratio", type=float, default=2.0, help="a fork's noise by the base's"
-    )
+    parser.add_argument("--noise-ratio", type=float, default=2.0, help="fork's by base's")
     parser.add_argument("--light-eps", type=float, default=0.5, help="[population] light_eps")
-    parser.add_argument("--public", type=int, default=6000, help="records that are declared public")
+    parser.add_argument("--public", type=int, default=6000, help="records declared public")
     parser.add_argument("--way", choices=WAYS, default=HELD, help="which records are public")
     parser.add_argument("--examples", type=int, default=500, help="test examples that are attacked")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the vaults")

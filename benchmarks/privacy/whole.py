@@ -3,14 +3,14 @@
     python -m benchmarks.privacy.whole --data FOLDER --seeds 0 1 2            # MNIST, hours
     python -m benchmarks.privacy.whole --data FOLDER --seeds 0 --rows cost clean
 
-For each seed and each --epsilons a vault of --members members is made (runs/privacy-TASK-SEED-eps...),
-its noise the least that keeps the population within that budget, and --count generations. Rows are
-kept one by one in benchmarks/results/privacy-whole-TASK-seedN.json: an interrupted run goes on where
-it stopped. `cost`: what the ledger says of everything, and naive composition. `clean`: the test split,
-all generations. `alone`: one private network that has the whole budget for itself. `stale`: attacks
-crafted jointly on the last twenty generations, on the next one, and on one of the twenty ("had it
-stayed"). `iterates`: the same of snapshots of one training, which cost nothing more. `step`: CPU time
-of a private step beside a plain one and Opacus' own engine, in turns.
+For each seed and each of --epsilons a vault of --members members is made
+(runs/privacy-TASK-SEED-eps...), its noise the least that keeps the population within that budget,
+and --count generations. Rows are kept one by one in privacy-whole-TASK-seedN.json among the results:
+an interrupted run goes on where it stopped. `cost`: what the ledger says of everything, and naive
+composition. `clean`: the test split, all generations. `alone`: one private network that has the
+whole budget for itself. `stale`: attacks crafted jointly on the last twenty generations, on the next
+one, and on one of the twenty ("had it stayed"). `iterates`: the same of snapshots of one training,
+which cost nothing more. What a step costs is measured by `cost`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from torch import nn
 from benchmarks.common.command import Result
 from benchmarks.common.places import RESULTS
 from benchmarks.common.results import hold_to, record, save
-from benchmarks.common.tables import NOTHING, TARGETS, markdown, ranged, shown
-from benchmarks.privacy.steps import times
+from benchmarks.common.tables import TARGETS, markdown, ranged, shown
 from benchmarks.privacy.vaults import SIZES, People, calibrated, flags, made, settings_of
 from g2d import Defence, Settings
 from g2d.core.types import Logits
@@ -54,7 +53,6 @@ EXPOSED, TARGETS_LEFT = 20, 20
 EVERY = 5  # steps between the snapshots of one training
 FAR = 1e4  # noise of forks that are there only because a population has two members
 ROWS = ("cost", "clean", "alone", "stale", "iterates")
-STEP = "step"
 
 
 class Whole:
@@ -137,7 +135,7 @@ class Whole:
             }
 
     def stale(self) -> Result:
-        """Joint attacks on the twenty generations before, on the next one and on the newest read."""
+        """Joint attacks on the twenty generations before: on the next, and on the newest of them."""
         return self._joint(self.models())
 
     def _joint(self, networks: Sequence[Logits]) -> Result:
@@ -200,8 +198,6 @@ def measure(given: Namespace, seed: int) -> Result:
         one = Whole(given, seed, people, found["epsilons"], target)
         for name in ROWS:
             once(one.rows, name, getattr(one, name), target)
-    base = settings_of(people, given, seed, given.epsilons[0])
-    once(found, STEP, lambda: times(people.task, base, given.turns))
     return found
 
 
@@ -211,12 +207,6 @@ def rows(results: Sequence[Result]) -> list[tuple[str, str, str]]:
     lines: list[tuple[str, str, str]] = []
     for target in reversed(targets):
         lines += _rows_of(target, [r["epsilons"].get(target, {}) for r in results])
-    steps = [result[STEP] for result in results if STEP in result]
-    if steps:
-        lines.append(
-            ("CPU time of a private step by a plain one's", "<= 3", _ratio(steps, "private"))
-        )
-        lines.append(("the same of Opacus' own engine", "", _ratio(steps, "opacus")))
     return lines
 
 
@@ -263,23 +253,13 @@ def _stale(what: str, found: Sequence[Mapping[str, Any]], wanted: bool) -> tuple
     return what, "<= 1/3 of had it stayed" if wanted else "", text
 
 
-def _ratio(steps: Sequence[Mapping[str, Any]], name: str) -> str:
-    known = [one for one in steps if one["milliseconds"].get(name)]
-    if not known:
-        return NOTHING
-    each = [one["milliseconds"][name] / one["milliseconds"]["plain"] for one in known]
-    spent = [one["milliseconds"][name] for one in known]
-    return f"{shown(each, 2, 1.0)} ({shown(spent, 0, 1.0)} ms)"
-
-
 def parser() -> ArgumentParser:
     """The flags."""
     made = ArgumentParser(description=(__doc__ or "").split("\n")[0])
     flags(made)
     made.add_argument("--epsilons", type=float, nargs="+", default=[3.0, 1.0])
     made.add_argument("--count", type=int, default=120, help="generations")
-    made.add_argument("--turns", type=int, default=5, help="of the clock of steps")
-    made.add_argument("--rows", nargs="+", choices=(*ROWS, STEP), default=[*ROWS, STEP])
+    made.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return made
 

@@ -64,7 +64,7 @@ def plant(
     task_path: TaskPath = None,
     accept_code: AcceptCode = False,
 ) -> None:
-    """Make a vault whose population will learn canaries, half of them: to be audited, not served."""
+    """Make a vault whose population will learn half of its canaries: to be audited, not served."""
     flags = merged(given, read_changes(changes or ()))
     there = (vault / "ledger.sqlite").exists()
     if not there and settings is None and "task__name" not in flags:
@@ -94,9 +94,7 @@ def audit(
     ] = 0.95,
     references: Annotated[
         int,
-        typer.Option(
-            min=0, help="Networks trained as the base is, without canaries: how hard is each?"
-        ),
+        typer.Option(min=0, help="Networks trained as the base is, but without canaries."),
     ] = 2,
     as_json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what was found as JSON.")

@@ -92,8 +92,8 @@ def plant(task: Task, data: bytes) -> Task:
         made = replace(task, splits=splits)
     except (SafetensorError, RuntimeError, *DAMAGE) as error:
         raise DataError(
-            f"the planted canaries do not fit task {task.name!r} ({error}): point --data at the data"
-            " that they were drawn from, or make the vault anew"
+            f"the planted canaries do not fit task {task.name!r} ({error}): point --data at the"
+            " data that they were drawn from, or make the vault anew"
         ) from error
     object.__setattr__(made, "_origin", task.origin)
     return made

@@ -6,17 +6,18 @@ many are right. Write p_j = P[N = j], and
 
     R_i = sum_{j >= i} (j / m) p_j,          H_i = sum_{j >= i} ((r - j) / m) p_j.
 
-R_{i+1} is the chance that a coin drawn at random is guessed, rightly, and N >= i + 1. Were that coin
-alone turned, the same output would be a wrong guess of it and leave N >= i: averaged over coins, that
-event has the chance H_i. A mechanism of trade-off function f gives neighbours' chances a and b of one
-event a <= F(b) = 1 - f(b), F concave, so that by Jensen's inequality
+R_{i+1} is the chance that a coin drawn at random is guessed, rightly, and N >= i + 1. Were that
+coin alone turned, the same output would be a wrong guess of it and leave N >= i: averaged over coins,
+that event has the chance H_i. A mechanism of trade-off function f gives neighbours' chances a and b
+of one event a <= F(b) = 1 - f(b), F concave, so that by Jensen's inequality
 
     R_{i+1} <= F(H_i),  that is  H_i >= G(R_{i+1}) with G the inverse of F,     for every i < r.
 
 Given P[N >= v] = tau, these are met with the least total chance where all of tau lies on v and each
 p_i is as small as the next constraint allows (a shift by mass on j >= i lies in the cone 0 <= dR,
 (r - i) dR >= i dH, which every step maps into the next one's, and dR >= 0 with dH >= 0 wherever a
-constraint binds). If even that exceeds 1, no mechanism of trade-off f guesses so well with chance tau.
+constraint binds). If even that exceeds 1, no mechanism of trade-off f guesses so well with chance
+tau. The tests hold the recursion against a linear program over all distributions.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def tail(told: Guesses, inverse: Inverse) -> float:
 
 
 def gaussian_lower_bound(told: Guesses, delta: float, alpha: float = 0.05) -> float:
-    """The epsilon at `delta` of the largest mu-GDP that is refuted: a bound where curves are Gaussian.
+    """The epsilon at `delta` of the largest mu-GDP that is refuted: a bound for Gaussian curves.
 
     Stronger than `audit_bounds.lower_bound`, and true of mechanisms whose trade-off is that of a
     Gaussian alone; DP-SGD of many steps comes close to one.

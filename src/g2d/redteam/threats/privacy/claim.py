@@ -14,7 +14,7 @@ from g2d.redteam.rows import Row, Status
 from g2d.redteam.threats.privacy.networks import MEMBERS, RATES, SECOND, metric_of
 
 _COVERED = ("generated", "frozen", "draws")
-"""Chains of what the vault releases itself; the others are controls that the ledger says nothing of."""
+"""Chains of what the vault releases; the others are controls that its ledger says nothing of."""
 
 
 @dataclass(frozen=True)
