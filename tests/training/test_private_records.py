@@ -20,7 +20,7 @@ from g2d.training.recipes import private_gradients as per_record
 
 pytest.importorskip("opacus")
 
-PRIVACY = PrivacySettings(enabled=True, records=800, batch=32, clip=0.1)
+PRIVACY = PrivacySettings(enabled=True, records=800, batch=32, clip=0.1, against=2, against_steps=2)
 
 
 class Plainly(Recipe):
@@ -38,7 +38,7 @@ def released(digits):
 
 
 def plan_of(noise=0.0, released=(), **more):
-    return PrivatePlan(PRIVACY, noise, released=released, pool_steps=2, **more)
+    return PrivatePlan(PRIVACY, noise, released=released, **more)
 
 
 def training_of(task, plan, steps=1, harden=None):

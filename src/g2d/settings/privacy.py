@@ -33,8 +33,9 @@ class PrivacySettings(Checked):
     steps: int = within(1, 10**7, 700, "private steps of the base", since="0.2")
     fork_steps: int = within(1, 10**7, 30, "private steps of each fork", since="0.2")
     against: int = within(
-        0, 1000, 2, "released networks that a fork learns attacks on, in each step", since="0.2"
+        0, 1000, 1, "released networks that a fork learns attacks on, in each step", since="0.2"
     )
+    against_steps: int = within(1, 1000, 3, "PGD steps of those attacks", since="0.2")
     unit: str = free(
         "record", "what is protected: 'record', or a column whose equal values are one person",
         since="0.2",

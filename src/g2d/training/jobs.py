@@ -181,7 +181,6 @@ def _private(job: TrainingJob, task: Task) -> Private | None:
             adversarial,
             job.settings.light_eps * task.eps if repelled else 0.0,
             [load_model(task, unpack(weights)) for weights in job.released],
-            job.settings.pool_steps,
         )
     )
 

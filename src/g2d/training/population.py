@@ -53,7 +53,8 @@ __all__ = [
 ]
 
 _OF_TRAINING = (
-    "records", "batch", "noise", "fork_noise", "clip", "steps", "fork_steps", "against", "unit",
+    "records", "batch", "noise", "fork_noise", "clip", "steps", "fork_steps", "against",
+    "against_steps", "unit",
 )  # fmt: skip
 
 _WAVE = 6  # members a wave where there are fewer basins: enough to keep several workers busy
@@ -258,7 +259,7 @@ class _Builder:
         jobs = Charged(made, self.charge)
         for position, trained in self.engine.run(run_job, jobs):
             files = {"weights": trained.weights, "attacks": trained.attacks}
-            info = dict(trained.info) | {"settings": self.fingerprint} | jobs.notes[position]
+            info = {**trained.info, "settings": self.fingerprint, **jobs.notes[position]}
             if kind == "base":
                 info |= self.note
             self.made(self.vault.put(kind, indices[position], files, info))

@@ -47,7 +47,6 @@ class PrivatePlan:
         adversarial: whether it learns attacks on itself as `[harden]` says.
         light_eps: budget of a light FGSM on itself; 0: none.
         released: networks that were paid for before, in evaluation mode and frozen.
-        pool_steps: PGD steps of attacks on these.
     """
 
     settings: PrivacySettings
@@ -55,7 +54,6 @@ class PrivatePlan:
     adversarial: bool = False
     light_eps: float = 0.0
     released: Sequence[nn.Module] = ()
-    pool_steps: int = 7
 
     @property
     def rate(self) -> float:
@@ -167,7 +165,7 @@ class Private(Recipe):
     def _attack(self, model: nn.Module, step: Step) -> Tensor:
         ball: dict[str, Any] = {}
         if step.task.attack_kind == BALL:
-            ball = {"steps": self.plan.pool_steps}
+            ball = {"steps": self.plan.settings.against_steps}
         return craft(step.task, model, step.x, step.y, generator=self._secret, **ball)
 
     def _between(self, model: nn.Module, optimizer: Optimizer) -> None:

@@ -11,7 +11,7 @@ from opacus.optimizers import DPOptimizer
 from g2d.training.recipes.private_entropy import gaussians
 
 
-class SecretNoise(DPOptimizer):
+class SecretNoise(DPOptimizer):  # type: ignore[misc]
     """Clips and sums as `DPOptimizer` does; its noise comes from no generator."""
 
     def add_noise(self) -> None:
