@@ -49,4 +49,5 @@ def _cost(path: Path) -> str:
         return markdown(TARGETS, [(f"`{path.name}`", NOTHING, "not measured yet")])
     result = json.loads(path.read_text("utf-8"))
     commit = result.get("commit") or "unknown"
-    return f"{markdown(TARGETS, cost.rows(result))}\n\nTask {result['arguments']['task']}; commit {commit}."
+    told = f"Task {result['arguments']['task']}; commit {commit}."
+    return f"{markdown(TARGETS, cost.rows(result))}\n\n{told}"

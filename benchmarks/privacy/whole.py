@@ -5,12 +5,12 @@
 
 For each seed and each of --epsilons a vault of --members members is made
 (runs/privacy-TASK-SEED-eps...), its noise the least that keeps the population within that budget,
-and --count generations. Rows are kept one by one in privacy-whole-TASK-seedN.json among the results:
-an interrupted run goes on where it stopped. `cost`: what the ledger says of everything, and naive
+and --count generations. Rows are kept one by one in results/privacy-whole-TASK-seedN.json: an
+interrupted run goes on where it stopped. `cost`: what the ledger says of everything, and naive
 composition. `clean`: the test split, all generations. `alone`: one private network that has the
-whole budget for itself. `stale`: attacks crafted jointly on the last twenty generations, on the next
-one, and on one of the twenty ("had it stayed"). `iterates`: the same of snapshots of one training,
-which cost nothing more. What a step costs is measured by `cost`.
+whole budget for itself. `stale`: attacks crafted jointly on the last twenty generations, on the
+next one, and on one of the twenty ("had it stayed"). `iterates`: the same of snapshots of one
+training, which cost nothing more. What a step costs is measured by `benchmarks.privacy.cost`.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Whole:
             }
 
     def stale(self) -> Result:
-        """Joint attacks on the twenty generations before: on the next, and on the newest of them."""
+        """Joint attacks on the twenty generations before: on the next, and on the newest read."""
         return self._joint(self.models())
 
     def _joint(self, networks: Sequence[Logits]) -> Result:
