@@ -75,8 +75,8 @@ def test_the_whole_system_is_told_by_budget(tmp_path):
         "alone": {"accuracy": 0.985, "epsilon": 3.0},
         "stale": {"next": [0.2], "stayed": [0.9]},
     }  # fmt: skip
-    write(tmp_path, "privacy-whole-mnist-seed0.json",
-          {"seed": 0, "epsilons": {"3": rows, "1": {}}, "sizes": SIZES, "run": {"commit": "d"}})  # fmt: skip
+    result = {"seed": 0, "epsilons": {"3": rows, "1": {}}, "sizes": SIZES, "run": {"commit": "d"}}
+    write(tmp_path, "privacy-whole-mnist-seed0.json", result)
     made = cells(tables.made(tmp_path)["privacy-whole"])
     spent = made["epsilon 3: spent by everything, delta 1e-5"]
     assert spent == "2.98; 24 members, 121 generations"

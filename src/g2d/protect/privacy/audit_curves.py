@@ -8,8 +8,8 @@ many are right. Write p_j = P[N = j], and
 
 R_{i+1} is the chance that a coin drawn at random is guessed, rightly, and N >= i + 1. Were that
 coin alone turned, the same output would be a wrong guess of it and leave N >= i: averaged over
-coins, that event has the chance H_i. A mechanism of trade-off function f gives neighbours' chances a and b
-of one event a <= F(b) = 1 - f(b), F concave, so that by Jensen's inequality
+coins, that event has the chance H_i. A mechanism of trade-off function f gives neighbours' chances
+a and b of one event a <= F(b) = 1 - f(b), F concave, so that by Jensen's inequality
 
     R_{i+1} <= F(H_i),  that is  H_i >= G(R_{i+1}) with G the inverse of F,     for every i < r.
 
