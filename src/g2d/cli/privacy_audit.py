@@ -142,7 +142,7 @@ def _print_audit(found: Audit) -> None:
     for line in found.uncovered[:5]:
         print_line(f"             not covered: {line}")
     if found.p is not None:
-        verdict = "less than it allows for" if found.p < found.alpha else "it allows for that"
+        verdict = "it allows for less" if found.p < found.alpha else "it allows for that"
         print_line(
             f"             by its whole curve, guesses as good: p = {found.p:.3g} ({verdict})"
         )
