@@ -217,8 +217,11 @@ def _task_defaults(asked: Settings) -> dict[str, Any]:
     from g2d.tasks.sizes import defaults_of
     from g2d.tasks.source import by_name, resolve
 
+    from g2d.defence.privacy import apart
+
     task = asked.task
-    own = defaults_of(resolve(by_name(task)))
+    # Of a private task by its public data: how many people there are is in no setting.
+    own = defaults_of(apart(resolve(by_name(task)), asked))
     # Under today's names: what a file or a flag says is laid over them.
     return dataclasses.asdict(build(Settings, own, f"task {task.name!r}", stored=True))
 

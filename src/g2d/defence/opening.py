@@ -56,9 +56,9 @@ def create(
     lost = isinstance(source, tuple) and (named.origin or named.made_in)
     loaded = find(named) if lost else resolve(source)
     if settings is None and not goes_on:
-        there = build(
-            Settings, defaults_of(loaded), f"settings of task {loaded.name!r}", stored=True
-        )
+        there = _defaults(loaded)
+        if there.privacy.enabled:
+            there = _defaults(apart(loaded, there))
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
         check_all(apart(loaded, full), full)  # what cannot work leaves no folder behind
@@ -111,6 +111,10 @@ def reopen(
         vault.close()
         raise
     return *current(loaded, source, vault), vault, settings, digests(read)
+
+
+def _defaults(task: Task) -> Settings:
+    return build(Settings, defaults_of(task), f"settings of task {task.name!r}", stored=True)
 
 
 def _kept_apart(

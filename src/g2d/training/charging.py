@@ -47,7 +47,7 @@ def cost_of(
     p = privacy
     if kind == "early" and population.early_steps == 0:
         return []  # it is the base
-    whole = kind in ("base", "early") or (kind == "member" and population.recipe == "seeds")
+    whole = kind == "base" or (kind == "member" and population.recipe == "seeds")
     noise, steps = (p.noise, p.steps) if whole else (p.fork_noise, p.fork_steps)
     what = kind if kind == "base" else f"{kind} {index}"
     rate = min(1.0, p.batch / max(1, p.records))

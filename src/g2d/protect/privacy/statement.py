@@ -27,8 +27,8 @@ NOT_COVERED = (
     "the choice of settings by trying several on the same records: only runs of this vault are in"
     " its ledger",
     "inputs that clients send to a service, and feedback that it keeps: they are no training data",
-    "that a run was refused, how long it took, and other side channels; noise is drawn as floating"
-    " point numbers",
+    "that a run was refused or died, how long it took, and other side channels; noise is drawn as"
+    " floating-point numbers",
     "code of your own (a task, gates, terms): it is trusted to read `train` in no other way",
 )
 """What no epsilon here speaks of, a line each."""
