@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common.places import RESULTS
-from benchmarks.common.tables import NOTHING, markdown, mean, shown
+from benchmarks.common.tables import NOTHING, TARGETS, markdown, mean, shown
 from benchmarks.generation.judge import from_hex
+from benchmarks.generation.tables import rows_of
+from benchmarks.generation.tables import runs as generations
 
 Runs = Sequence[dict[str, Any]]
 _NAMES = {
@@ -110,6 +112,54 @@ def decides(runs: Runs) -> str:
     return markdown(header, lines)
 
 
+def targets(runs: Runs) -> str:
+    """What was asked of this table, beside the figure; the worst seed in brackets."""
+    rows = [run["rows"]["product"] for run in runs]
+
+    def of(key: str, found: Sequence[dict[str, Any]] = rows) -> list[float]:
+        return [100 * mean(row[key]) for row in found]
+
+    def told(values: Sequence[float]) -> str:
+        return f"{mean(values):.1f} % ({max(values):.1f})"
+
+    stayed = [a / b for a, b in zip(of("picked"), of("picked_stayed"), strict=True)]
+    owner = [100 * row["owner"] for row in rows]
+    cost = shares(runs, "product")
+    lines = [
+        ("one submission, its basin told", "≤ 8 %, a third of had it stayed",
+         f"{told(of('picked'))}; of had it stayed {mean(stayed):.2f} ({max(stayed):.2f})"),
+        ("one for each basin, counted as one try", "–", told(of("basins"))),
+        ("union of all tries", "≤ 10 %", told(of("tries"))),
+        ("worst of 16", "≤ 8 %", told(of("worst_16"))),
+        ("owner of generator and exposures, EOT", "≤ 13 %", told(owner)),
+        *((f"{title(label)}, less the product: all tries", wanted, apart(runs, label, "tries"))
+          for label, wanted in (
+              ("soup", "≥ 8 points"), ("soup, resting", "≥ 2 points"),
+              ("gaussian, resting", "≥ 2 points"), ("defaults", "–"),
+              ("soup, resting, polished", "≥ 2 points, or soups are the sampler"))),
+        ("clean accuracy less the base's, mean / worst", "−0.08 / −0.31 points", drop(runs)),
+        ("CPU time of one rotation, of a retraining on the attacks", "≤ 1/50", cost),
+    ]  # fmt: skip
+    return markdown(TARGETS, lines)
+
+
+def drop(runs: Runs) -> str:
+    """Clean accuracy of the product's networks against each seed's base, in points."""
+    found = [
+        100 * (accuracy - run["rows"]["frozen"]["clean"][0])
+        for run in runs
+        for accuracy in run["rows"]["product"]["clean"]
+    ]
+    return f"{mean(found):+.2f} / {min(found):+.2f} points".replace("-", "−")
+
+
+def shares(runs: Runs, label: str) -> str:
+    """A row's CPU time as a share of a fresh retraining's in benchmarks.generation, other runs."""
+    whole = mean([row["cpu_seconds"] for row in rows_of(generations(), "retrained")])
+    found = [run["rows"][label]["cpu_seconds"] / whole for run in runs]
+    return f"1/{1 / mean(found):.2g} (1/{1 / max(found):.2g}), on busier machines than that one"
+
+
 def renewal() -> str:
     """What networks grown from a basin's soup reach, way by way."""
     paths = sorted((RESULTS / "renewal").glob("mnist-seed*.json"))
@@ -126,8 +176,37 @@ def renewal() -> str:
     return markdown(header, lines)
 
 
+def curve() -> str:
+    """The strongest stale attacker after few rotations and after many."""
+    runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("curve-mnist-seed*.json"))]
+    points = [point for run in runs for point in run["points"].values()]
+    if not points:
+        return markdown(TARGETS, [("`curve-mnist-seed*.json`", NOTHING, "not measured yet")])
+    names = list(dict.fromkeys(point["row"] for point in points))
+    lines = []
+    for name in names:
+        for read in sorted({point["read"] for point in points if point["row"] == name}):
+            rows = [p for p in points if p["row"] == name and p["read"] == read]
+            clean = [accuracy for row in rows for accuracy in row["clean"]]
+            basins = ", ".join(str(row["submissions"] // 4) for row in rows)
+            lines.append([
+                name, f"{read:,}", basins, len(rows),
+                f"{100 * mean(clean):.2f} / {100 * min(clean):.2f}",
+                *(cell(rows, key) for key in ("white_box", "worst_16", "joint_16")),
+                *(cell(rows, key) for key in ("picked", "basins", "tries")),
+            ])  # fmt: skip
+    header = [
+        "next parameters", "networks read", "basins among them", "seeds", "clean, mean / worst",
+        "white-box", "worst of the last 16", "joint, last 16", "one submission, its basin told",
+        "one for each basin", "all tries",
+    ]  # fmt: skip
+    return markdown(header, lines)
+
+
 def made() -> dict[str, str]:
     """Every table by the name of its mark."""
     runs = [run for run in decided() if "product" in run["rows"]]
-    found = {"decides": decides(runs)} if runs else {}
+    found = {"decides": decides(runs), "basin-targets": targets(runs)} if runs else {}
+    if decided():
+        found["curve"] = curve()
     return found | ({"renewal": renewal()} if (RESULTS / "renewal").is_dir() else {})

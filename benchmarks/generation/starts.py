@@ -125,12 +125,13 @@ class Starts:
         place = number if resting else int(torch.randint(len(self.known), (), generator=g))
         v = start(self.known[place % len(self.known)], g)
         if settings:
-            v = self._polished(v, exposures, settings, g)
+            v = self.polished(v, exposures, settings, g)
         return self.maker.generator.to_state(v)
 
-    def _polished(
+    def polished(
         self, v: Tensor, exposures: list[Exposure], settings: GuidanceSettings, g: torch.Generator
     ) -> Tensor:
+        """A vector (P,) after the product's polish against what it is to be unlike."""
         generator = self.maker.generator
         asked = Objective(
             self.maker.task, generator.codec, exposures, settings, g, generator.bank

@@ -69,10 +69,10 @@ def _works(task: Task, privacy: PrivacySettings, steps: int) -> dict[str, Work]:
 
     return {
         "plain": ours(),
-        "private": lambda: ours(private=Private(base))(),
+        "private": ours(private=Private(base)),
         "opacus": lambda: _opacus(task, privacy, steps),
         "plain fork": ours(extra=(stale, light), pools=pools),
-        "private fork": lambda: ours(private=Private(fork))(),
+        "private fork": ours(private=Private(fork)),
     }
 
 

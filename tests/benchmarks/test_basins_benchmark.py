@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
+from types import SimpleNamespace
+
+import pytest
 import torch
 
-from benchmarks.generation import basins_tables
+from benchmarks.common.places import ROOT
+from benchmarks.generation import basins, basins_tables, curve
 from benchmarks.generation.judge import Budget, Judge, from_hex, to_hex
 from benchmarks.generation.starts import Starts
 from benchmarks.generation.ways import Maker
-from g2d.settings import GuidanceSettings
+from g2d.settings import GuidanceSettings, Settings, build
 from g2d.weights.checkpoints import unpack
 
 
@@ -49,6 +54,45 @@ def test_a_chain_rests_basins_and_the_owner_draws_what_the_next_network_is_drawn
     s = GuidanceSettings(polish_steps=2, pool=20, pool_steps=1, joint_weight=1.0, joint_pool=20)
     polished = starts.chain("polished", 2, starts.soup, True, settings=s)
     assert len(polished.states) == 3
+
+
+def test_the_example_is_what_was_measured():
+    text = (ROOT / "examples" / "basin.toml").read_text()
+    given = build(Settings, tomllib.loads(text), "examples/basin.toml")
+    assert given.guidance == basins.POLISHED
+    assert given.generator.bank == basins.BANK
+
+
+def test_a_curve_goes_on_where_it_stopped(defence, tmp_path, monkeypatch):
+    monkeypatch.setattr(curve, "RUNS", tmp_path)
+    monkeypatch.setattr(curve, "RESULTS", tmp_path)
+    s = GuidanceSettings(polish_steps=2, pool=20, pool_steps=1, memory=2)
+    monkeypatch.setitem(curve.ROWS, "short", curve.Row((2,), s))
+    table = SimpleNamespace(
+        seed=0, starts=(starts := Starts(Maker(defence, 0))), maker=starts.maker
+    )
+    whole, cpu = curve.Curve(table).chain("short", curve.ROWS["short"], 4)
+    again, same = curve.Curve(table).chain("short", curve.ROWS["short"], 4)
+    assert cpu == pytest.approx(same, abs=1e-3)
+    assert all(torch.equal(a[n], b[n]) for a, b in zip(whole, again, strict=True) for n in a)
+    (tmp_path / "curve-0" / "short" / "0002").unlink()
+    last = curve.Curve(table).chain("short", curve.ROWS["short"], 4)[0][-1]
+    assert all(torch.equal(last[n], whole[-1][n]) for n in last)
+
+
+def test_judged_networks_of_an_unseen_basin_share_none_with_those_that_were_read(
+    defence, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(curve, "RESULTS", tmp_path)
+    monkeypatch.setattr(curve, "TARGETS", 2)
+    table = SimpleNamespace(
+        seed=0, starts=(starts := Starts(Maker(defence, 0))), maker=starts.maker
+    )
+    states, _ = curve.Curve(table).chain("unseen", curve.Row((4,), unseen=True), 6)
+    vectors = [starts.maker.generator.codec.encode(state) for state in states[1:]]
+    *read, late, last = vectors
+    assert starts.space.mates(late, [last]) == [0]
+    assert not starts.space.mates(late, read)
 
 
 def test_a_row_differs_from_itself_by_nothing():

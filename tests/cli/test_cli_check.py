@@ -142,6 +142,7 @@ def test_estimates_are_a_step_times_the_settings(digits, monkeypatch):
     assert seeds.cpu == 9 * 100 * 10 * 2
     own = costs.estimate(digits, s.override(generator__space="my:Space"), 5530)[1]
     assert own.cpu is None
+    assert costs.estimate(digits, s.override(generator__space="soup"), 5530)[1].cpu == 0
 
 
 def test_the_estimate_of_disk_is_what_a_vault_takes(tiny_vault, tiny_settings, digits):

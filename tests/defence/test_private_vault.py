@@ -1,5 +1,6 @@
 """A tiny private vault from end to end: what is charged, what is covered, what reads nobody."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -16,6 +17,7 @@ from g2d.protect.privacy.accounting import by_block, epsilon, total
 from g2d.protect.privacy.ledger import PrivacyLedger
 from g2d.protect.privacy.releases import STAMP, releases
 from g2d.settings import build
+from g2d.tasks.source import named_by, resolve
 from g2d.tasks.splits import Split
 from g2d.vault.spendings import read
 from g2d.vault.vault import Vault
@@ -140,6 +142,14 @@ def test_networks_of_unknown_making_are_refused(private, tmp_path):
         private.adopt(tmp_path)
     with pytest.raises(PrivacyError, match="epsilon is infinite"):
         private.adopt_base({})
+
+
+def test_a_task_is_found_by_its_name_in_workers_and_kept_apart_once(private):
+    found = resolve(pickle.loads(pickle.dumps(private.source)))
+    assert torch.equal(found.splits.train.x, private.task.splits.train.x)
+    assert torch.equal(found.splits.gate.x, private.task.splits.gate.x)
+    assert private.task.splits.shield.over(found) is found
+    assert named_by(private.source)[0] == "digits"
 
 
 def test_private_mode_is_not_turned_on_or_off_later(private, private_settings, tmp_path):

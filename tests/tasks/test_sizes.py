@@ -8,6 +8,7 @@ from torch import nn
 
 import g2d
 from g2d.core.shares import largest_drop
+from g2d.errors import SettingsError
 from g2d.settings import Settings
 from g2d.tasks.networks import mnist_cnn
 from g2d.tasks.sizes import PARAMETERS, defaults_of, shown_by, sized
@@ -50,6 +51,22 @@ def test_a_task_of_ones_own_keeps_what_it_says_itself(tmp_path):
         assert s.guidance.adapt
     with g2d.Defence.create(own, tmp_path / "other", Settings()) as defence:
         assert defence.settings.diffusion.steps == 12_000  # settings that are given are taken
+
+
+def test_new_tasks_begin_with_soups_unless_they_tune_the_diffusion_model(digits):
+    assert defaults_of(task_of(200))["generator"] == {"space": "soup"}
+    tuned = task_of(200, settings={"diffusion": {"steps": 77}})
+    assert "generator" not in defaults_of(tuned)
+    chosen = task_of(200, settings={"generator": {"space": "diffusion"}})
+    assert defaults_of(chosen)["generator"] == {"space": "diffusion"}
+    assert Settings().generator.space == "diffusion", "what an older vault's silence means"
+
+
+def test_what_soups_cannot_do_is_refused(tmp_path):
+    settings = Settings().override(generator__space="soup", diffusion__distance_weight=0.5)
+    with pytest.raises(SettingsError, match=r"distance_weight .* set space to 'diffusion'"):
+        g2d.Defence.create(task_of(200), tmp_path / "vault", settings)
+    assert not (tmp_path / "vault").exists()
 
 
 def test_gates_allow_what_a_small_gate_split_can_show_and_no_less():

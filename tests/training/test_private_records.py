@@ -224,3 +224,21 @@ def test_hooks_find_what_vmap_cannot_and_leave_no_trace(digits):
         torch.testing.assert_close(one, same)
     assert not any(hasattr(p, "grad_sample") or p.grad is not None for p in model.parameters())
     assert not model[1]._forward_hooks
+
+
+def test_an_attack_of_the_users_own_is_given_one_record_at_a_time(digits, released, monkeypatch):
+    sizes = []
+
+    def attack(models, x, y, generator):
+        sizes.append(len(x))
+        return x + 0.01 * x.mean()  # of a batch it would mix records
+
+    task = replace(digits, attack=attack)
+    sizes.clear()
+    split = task.splits.train.take(range(5))
+    _, views = one_step(task, plan_of(released=released), split, monkeypatch)
+    assert sizes == [1] * 10
+    torch.testing.assert_close(views[:, 1], split.x + 0.01 * split.x.mean((1, 2, 3), True))
+    nothing = replace(digits, attack="none")
+    _, views = one_step(nothing, plan_of(released=released, light_eps=0.1), split, monkeypatch)
+    assert views.shape[1] == 1

@@ -213,11 +213,10 @@ def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngin
 
 
 def _task_defaults(asked: Settings) -> dict[str, Any]:
+    from g2d.defence.privacy import apart
     from g2d.settings import Settings, build
     from g2d.tasks.sizes import defaults_of
     from g2d.tasks.source import by_name, resolve
-
-    from g2d.defence.privacy import apart
 
     task = asked.task
     # Of a private task by its public data: how many people there are is in no setting.

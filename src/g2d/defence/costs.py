@@ -179,6 +179,8 @@ def _fit(task: Task, settings: Settings, steps: Steps, size: int, memory: int | 
     a, d = settings.autoencoder, settings.diffusion
     disk = (rank + 2) * size * _FLOAT
     room = None if memory is None else memory + 3 * fitted * size * _FLOAT
+    if settings.generator.space == "soup":
+        return Cost("fit", 0.0, 0.0, room, disk)  # nothing is trained
     if settings.generator.space != DEFAULT:
         return Cost("fit", None, None, room, disk)
     lift = _seconds(lambda: _lift(rank, size)) * size / min(size, _LIFTED)

@@ -73,7 +73,7 @@ def check_all(task: Task, settings: Settings) -> None:
     Raises:
         TaskError: the task cannot be trained with this batch, or its state cannot be kept.
         SettingsError: the scope holds nothing that moves, or a recipe or a budget of [harden] or
-            [guidance] does not fit.
+            [guidance] does not fit, or the sampler and what it is asked for.
         CheckpointError, VaultError: the teacher does not.
         KeyFileError: the watermark's key cannot be read.
     """
@@ -91,6 +91,11 @@ def check_all(task: Task, settings: Settings) -> None:
         )
     else:
         try_out(task, settings.harden, find_teacher(settings.harden), mark)
+    if settings.generator.space == "soup" and settings.diffusion.distance_weight > 0:
+        raise SettingsError(
+            "[diffusion] distance_weight trains the diffusion model, and [generator] space is "
+            "'soup', which trains nothing; set space to 'diffusion', or the weight to 0"
+        )
     try:
         check_budget(settings.guidance.robust_eps, 1, task.reach)
     except SettingsError as error:

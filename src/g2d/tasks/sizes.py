@@ -18,6 +18,8 @@ from g2d.tasks.builtin import BUILTIN
 from g2d.tasks.task import Task
 
 PARAMETERS = 28_210  # of `mnist_cnn`, on which the defaults were found
+SOUPS = {"generator": {"space": "soup"}}
+"""Where candidates begin: as good as the diffusion model, and free (docs/benchmarks/basins.md)."""
 # Digits: 5,530 parameters, for which 2,000 diffusion steps changed no figure against 1,500.
 LEAST_DIFFUSION, LEAST_AUTOENCODER = 1500, 600
 
@@ -28,7 +30,9 @@ def defaults_of(task: Task) -> dict[str, dict[str, Any]]:
     if task.name in BUILTIN:
         return own
     parameters = sum(p.numel() for p in task.model(0).parameters())
-    return _over(sized(parameters) | shown_by(task.splits.gate.y), own)
+    # Who tunes the diffusion model means to have it.
+    sampler = {} if "diffusion" in own else SOUPS
+    return _over(sized(parameters) | shown_by(task.splits.gate.y) | sampler, own)
 
 
 def sized(parameters: int) -> dict[str, dict[str, Any]]:

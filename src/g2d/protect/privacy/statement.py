@@ -129,7 +129,7 @@ class Guarantee:
         if self.lines:
             if math.isfinite(self.naive):
                 yield "naive", f"epsilon {self.naive:.3f}, were single ones added up"
-            yield "budget", f"epsilon {self.budget:g} for each block; blocks share no {unit}"
+            yield "budget", f"epsilon {self.budget:g} for each block of records; nobody is in two"
             yield (
                 "answers",
                 "a service's answers, and generations drawn from the generator, cost nothing more:"

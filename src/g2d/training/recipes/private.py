@@ -129,12 +129,21 @@ class Private(Recipe):
         return _PrivateStep(**{item.name: getattr(step, item.name) for item in fields(Step)})
 
     def _views(self, step: Step) -> Tensor:
-        """What each record is learned from, (n, k, ...): itself, then its attacks."""
-        views = [step.x]
-        if len(step.x):
-            views += self._attacks_on_itself(step)
-            views += [self._attack(model, step) for model in self._targets()]
-        return torch.stack(views, 1)
+        """What each record is learned from, (n, k, ...): itself, then its attacks.
+
+        Ours craft each row by itself; one of the user's own is given records one at a time.
+        """
+        if not len(step.x):
+            return step.x[:, None]
+        targets = self._targets() if step.task.attack_kind != NONE else []
+        alone = step.task.attack_kind == OWN
+        each = zip(step.x.split(1), step.y.split(1), strict=True)
+        steps = [step.replace(x=x, y=y, targets=y) for x, y in each] if alone else [step]
+        return torch.cat([torch.stack(self._learned(own, targets), 1) for own in steps])
+
+    def _learned(self, step: Step, targets: Sequence[nn.Module]) -> list[Tensor]:
+        attacked = [self._attack(model, step) for model in targets]
+        return [step.x, *self._attacks_on_itself(step), *attacked]
 
     def _attacks_on_itself(self, step: Step) -> list[Tensor]:
         """Its attacks on the network as it is."""

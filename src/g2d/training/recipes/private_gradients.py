@@ -86,7 +86,7 @@ def by_hooks(task: Task) -> RecordGradients:
                 logits = watched(views.flatten(0, 1)).view(n, k, -1)
                 each = [task.loss_of(z, y[i].expand(k)) for i, z in enumerate(logits)]
                 torch.stack(each).sum().backward()
-            rows = [p.grad_sample for p in trainable(model).values()]
+            rows: list[Tensor] = [vars(p)["grad_sample"] for p in trainable(model).values()]
             return [row.view(n, k, *row.shape[1:]).sum(1) for row in rows]
         finally:
             watched.to_standard_module()
