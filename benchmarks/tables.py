@@ -15,6 +15,7 @@ from benchmarks.hostile import audit
 from benchmarks.hostile import tables as hostile
 from benchmarks.monitoring import policies_tables
 from benchmarks.ownership import tables as ownership
+from benchmarks.privacy import tables as privacy
 from benchmarks.redteam import headline
 from benchmarks.redteam import tables as redteam
 from benchmarks.robust import tables as robust
@@ -29,7 +30,7 @@ def blocks() -> dict[str, str]:
     made: dict[str, str] = {}
     sources = (
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
-        headline, audit, hostile, policies_tables, ownership,
+        headline, audit, hostile, policies_tables, ownership, privacy,
     )  # fmt: skip
     for source in sources:
         own = source.made()

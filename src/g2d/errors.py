@@ -78,6 +78,10 @@ class ClaimError(G2DError):
     """A claim of ownership, or the commitment that it rests on, is not what it says it is."""
 
 
+class PrivacyError(G2DError):
+    """What was asked for has no guarantee, is not in the budget, or is not what was recorded."""
+
+
 class SuspectError(G2DError):
     """A suspect cannot be asked, or is not of the form that was committed to."""
 

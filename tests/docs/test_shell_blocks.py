@@ -56,7 +56,8 @@ def test_every_command_of_a_page_is_one(page):
         command, rest = _g2d(), list(words)
         context = command.make_context("g2d", list(rest))
         while hasattr(command, "commands"):
-            command = command.commands[rest.pop(0)]
+            named = rest.pop(0) if rest[0] in command.commands else command.default
+            command = command.commands[named]
         with command.make_context(command.name, rest, parent=context) as read:
             assert read.command is command  # an unknown flag, or value, would have raised
 

@@ -18,6 +18,7 @@ from g2d.cli import audit as cli_audit
 from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
 from g2d.cli import keys as cli_keys
+from g2d.cli import privacy_group as cli_privacy
 from g2d.cli import refresh as cli_refresh
 from g2d.cli import serve as cli_serve
 from g2d.cli import trace as cli_trace
@@ -76,6 +77,7 @@ app.add_typer(cli_keys.app)
 app.add_typer(cli_audit.app)
 app.add_typer(cli_watermark.app)
 app.add_typer(cli_canary.app)
+app.add_typer(cli_privacy.app)
 
 
 def main() -> None:

@@ -166,6 +166,8 @@ def prepare(
     full = _layered(base, file).override(**flags)
     if full.task.data:
         full = full.override(task__data=str(Path(full.task.data).absolute()))
+    if full.privacy.public:
+        full = full.override(privacy__public=str(Path(full.privacy.public).absolute()))
     workers = full.population.workers
     if there is None:
         return Defence.create(full.task.name, path, full), workers
@@ -211,12 +213,14 @@ def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngin
 
 
 def _task_defaults(asked: Settings) -> dict[str, Any]:
+    from g2d.defence.privacy import apart
     from g2d.settings import Settings, build
     from g2d.tasks.sizes import defaults_of
     from g2d.tasks.source import by_name, resolve
 
     task = asked.task
-    own = defaults_of(resolve(by_name(task)))
+    # Of a private task by its public data: how many people there are is in no setting.
+    own = defaults_of(apart(resolve(by_name(task)), asked))
     # Under today's names: what a file or a flag says is laid over them.
     return dataclasses.asdict(build(Settings, own, f"task {task.name!r}", stored=True))
 

@@ -58,6 +58,7 @@ def show(
     last: Annotated[int, typer.Option(min=1, help="How many generations to list.")] = 20,
 ) -> None:
     """Show a vault at a glance; it may be read-only or in use."""
+    from g2d.vault.serving import about_canaries
     from g2d.vault.vault import Vault
 
     with Vault.open(vault) as opened:
@@ -70,6 +71,8 @@ def show(
         if attack == "none":
             print_line(UNATTACKED)
         print_line(f"vault        {opened.path}")
+        if told := about_canaries(opened):
+            print_line(f"canaries     it {told}: it is never served")
         print_line(f"task         {task.name}, {budget}" + (f", {task.data}" if task.data else ""))
         print_population(opened, settings)
         generator = opened.entry("generator")

@@ -22,16 +22,16 @@ from g2d.defence.candidates import Candidate, CandidateJob, Draw, Judge, draws_o
 from g2d.defence.gates import GateResult, Reference, find_gates
 from g2d.defence.generations import Generation, GenerationStore
 from g2d.defence.members import fit_if_needed, read_base, read_generator
-from g2d.defence.populating import note_of, populate
+from g2d.defence.populating import populate, take_base, take_zoo
+from g2d.defence.privacy.gating import PeopleGate
 from g2d.defence.refusal import adapting, check_gate_split, give_up
-from g2d.errors import GenerationError, VaultError
+from g2d.errors import GenerationError
 from g2d.generator import Exposure, Generator
 from g2d.generator.terms import find_terms
 from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.source import TaskSource
 from g2d.tasks.task import Task
-from g2d.training.adopt import adopt_base, adopt_checkpoints
 from g2d.vault.vault import Vault
 
 
@@ -161,17 +161,14 @@ class Defence:
         Raises:
             CheckpointError: it does not fit the task's model. VaultError: there is another base.
         """
-        adopt_base(self.task, self.vault, self.settings, state, note_of(self.task), say)
+        take_base(self.task, self.vault, self.settings, state, say)
 
     def adopt(self, folder: Path | str, progress: Progress = silent, say: Say = unsaid) -> None:
         """Take a folder of checkpoints that the user has as the population.
 
         Members that an interrupted run has adopted already are adopted again, to the same bytes.
         """
-        if any(e.info.get("recipe") != "adopted" for e in self.vault.entries("member")):
-            raise VaultError(f"{self.vault.path} has a population already; use a new folder")
-        note, s = note_of(self.task), self.settings.population
-        adopt_checkpoints(self.task, self.vault, s, Path(folder), progress, note, say)
+        take_zoo(self.task, self.vault, self.settings, Path(folder), progress, say)
 
     def fit(self, progress: Progress = silent, again: bool = False) -> Generator:
         """Fit the generator on the population, unless the vault holds it; expose the base.
@@ -274,8 +271,11 @@ class Defence:
         draws = draws_of(number, seed, self.settings.gates.attempts, known)
         rejected: list[Candidate] = []
 
+        people = PeopleGate.of(self.task, self.vault, self.settings)
+
         def ahead(draws: list[Draw], settings: Settings) -> Iterator[Candidate]:
-            return self._candidates(draws, settings, recent, exposed, tick, engine)
+            made = self._candidates(draws, settings, recent, exposed, tick, engine)
+            return made if people is None else people.judged(made)
 
         for candidate in adapting(draws, self.settings, ahead):
             if candidate.passed:

@@ -26,7 +26,7 @@ def trained_on(task: Task, state: State) -> list[dict[str, torch.Tensor]]:
     draws, found = torch.Generator().manual_seed(0), []
     model = load_model(task, state).train().requires_grad_(True)
     optimizer = Adam(model.parameters(), _RATE)
-    batches = Batches(task, task.splits.train, _BATCH, draws)
+    batches = Batches(task, task.splits.pooled, _BATCH, draws)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # dropout draws from torch's own
         for step in range(1, max(_STEPS) + 1):

@@ -18,6 +18,7 @@ from g2d.core.seeds import seed_of
 from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
 from g2d.defence.marking import fit_mark
+from g2d.defence.privacy.stamps import stamp
 from g2d.defence.renewal import lineage, splits_of
 from g2d.errors import CheckpointError, DataWarning, UnavailableError, VaultError
 from g2d.generator import Exposure
@@ -36,6 +37,7 @@ from g2d.vault.code import CODE, code_of
 from g2d.vault.committed import COMMITTED
 from g2d.vault.confirmed import confirmed_key
 from g2d.vault.ledger import sha256
+from g2d.vault.records import PLANTED
 from g2d.vault.signing import SigningKey, require_source, sign_generation
 from g2d.vault.sources import RENEWED_BY, ordered, source_of
 from g2d.vault.vault import Vault
@@ -204,6 +206,9 @@ class GenerationStore:
         }
         if self._source:
             full |= {RENEWED_BY: self._source} | self._renewal()
+        if (planted := self.vault.entry(PLANTED)) is not None:
+            full[PLANTED] = planted.info["canaries"]
+        full |= stamp(self.vault, s)
         if self.code:
             full[CODE] = self.code
         full["figures"] = self._figures(model, gate, gate_index, full.get("gates", ()))
@@ -232,6 +237,8 @@ class GenerationStore:
         """What a manifest says of the data that refreshes have added, and what was accepted."""
         entries = lineage(self.vault, self._source)
         accepted = sorted({name for e in entries for name in e.info.get("accepted", ())})
+        if self.settings.privacy.enabled:  # a digest of records would tell who is among them
+            return {"records": [entry.info["id"] for entry in entries]}
         records = {"records": [entry.files["weights"] for entry in entries]}
         return records | ({"accepted": accepted} if accepted else {})
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from g2d.attacks.pools import compact, unpack_pool
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress
+from g2d.defence.privacy.stamps import stamp
 from g2d.errors import PopulationError, VaultError
 from g2d.generator import FORMAT, Generator
 from g2d.generator.latent_space import DEFAULT
@@ -105,7 +106,8 @@ def fit_if_needed(
     if kept is not None and not again and kept.info.get("identity") == identity:
         return None
     generator = fit_generator(task, vault, settings, entries, read_base(vault), progress)
-    vault.put("generator", 0, {"weights": generator.to_bytes()}, {"identity": identity})
+    info = {"identity": identity} | stamp(vault, settings)
+    vault.put("generator", 0, {"weights": generator.to_bytes()}, info)
     return generator
 
 
@@ -147,7 +149,7 @@ def bank_of(task: Task, vault: Vault, settings: Settings, entries: list[Entry]) 
         return None
     each = math.ceil(settings.generator.bank / len(entries))
     source = torch.Generator().manual_seed(seed_of(settings.population.seed, "bank"))
-    pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.train) for entry in entries]
+    pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.pooled) for entry in entries]
     taken = [pool.sample(each, source) for pool in pools]
     if not sum(map(len, taken)):
         return None  # nothing attacks this task
@@ -159,7 +161,7 @@ def _resistance(
     task: Task, vault: Vault, entries: list[Entry], states: list[dict[str, Tensor]]
 ) -> Tensor | None:
     """Error of member j on attacks crafted on member i, (K, K), on the train split; None: none."""
-    pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.train) for entry in entries]
+    pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.pooled) for entry in entries]
     each = min(128, *(len(pool) for pool in pools))
     if not each:
         return None

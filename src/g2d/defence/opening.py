@@ -17,14 +17,23 @@ from g2d.core.imports import words
 from g2d.core.sources import Digests, digests
 from g2d.core.workers import pack_job
 from g2d.defence.kinds import WORDS
-from g2d.defence.renewal import current
+from g2d.defence.privacy.mode import apart, check_mode, shield_of
+from g2d.defence.renewal import current, planted
 from g2d.defence.survey import check_all
 from g2d.errors import DataError, PopulationError, SettingsError, VaultError
 from g2d.settings import Settings, TaskSettings, build
 from g2d.tasks.attack import BALL, note_of
 from g2d.tasks.origin import settled
 from g2d.tasks.sizes import defaults_of
-from g2d.tasks.source import TaskSource, by_name, data_digest, find, is_named, resolve
+from g2d.tasks.source import (
+    TaskSource,
+    by_name,
+    data_digest,
+    find,
+    is_named,
+    resolve,
+    shielded,
+)
 from g2d.tasks.task import Task
 from g2d.vault.code import code_of, load_only
 from g2d.vault.vault import Vault
@@ -47,12 +56,12 @@ def create(
     lost = isinstance(source, tuple) and (named.origin or named.made_in)
     loaded = find(named) if lost else resolve(source)
     if settings is None and not goes_on:
-        there = build(
-            Settings, defaults_of(loaded), f"settings of task {loaded.name!r}", stored=True
-        )
+        there = _defaults(loaded)
+        if there.privacy.enabled:
+            there = _defaults(apart(loaded, there))
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
-        check_all(loaded, full)  # what cannot work leaves no folder behind
+        check_all(apart(loaded, full), full)  # what cannot work leaves no folder behind
     vault = _open_or_create(Path(path), full.to_toml())
     try:
         kept = Settings.from_vault(vault.settings_text, str(known))
@@ -67,6 +76,7 @@ def create(
                 f"{path} was made with other task or population settings ({said}); use "
                 "a new folder, or leave the settings out to go on with the vault's own"
             )
+        loaded, source = _kept_apart(*planted(loaded, source, vault), full, vault)
         _check_data(loaded, vault)
         vault.write_settings(full.to_toml())
     except BaseException:
@@ -95,12 +105,26 @@ def reopen(
             )
         read = code_of(settings) if code is None else load_only(code, vault.path, settings)
         source: TaskSource = task or by_name(s, data)
-        loaded = task or find(s, data)
+        loaded, source = planted(task or find(s, data), source, vault)
+        loaded, source = _kept_apart(loaded, source, settings, vault)
         _check_data(loaded, vault)
     except BaseException:
         vault.close()
         raise
     return *current(loaded, source, vault), vault, settings, digests(read)
+
+
+def _defaults(task: Task) -> Settings:
+    return build(Settings, defaults_of(task), f"settings of task {task.name!r}", stored=True)
+
+
+def _kept_apart(
+    task: Task, source: TaskSource, settings: Settings, vault: Vault
+) -> tuple[Task, TaskSource]:
+    """The task as a private vault has it, people's records apart; as it is where none is."""
+    check_mode(settings, vault)
+    shield = shield_of(settings, vault)
+    return (task, source) if shield is None else shielded(task, source, shield)
 
 
 def _kept(known: Path) -> Settings:

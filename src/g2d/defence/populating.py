@@ -6,31 +6,32 @@ How members are trained is in `training.population`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from g2d.core.engine import Engine
-from g2d.core.types import Progress
+from g2d.core.types import Progress, Say, State
 from g2d.defence.candidates import Judge
 from g2d.defence.gates.accuracy import accuracy_gate, class_gate
 from g2d.defence.gates.view import CandidateView, GateResult
 from g2d.defence.opening import default_engine
-from g2d.errors import PopulationError
+from g2d.defence.privacy.charging import Charger
+from g2d.defence.privacy.mode import check_adopting
+from g2d.errors import PopulationError, VaultError
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
 from g2d.tasks.attack import note_of as attack_note
 from g2d.tasks.inference import load_model
 from g2d.tasks.source import TaskSource, data_digest
 from g2d.tasks.task import Task
-from g2d.training.adopt import GIVEN
+from g2d.training.adopt import GIVEN, adopt_base, adopt_checkpoints
+from g2d.training.charging import free
 from g2d.training.population import build_population
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import unpack
-
-Say = Callable[[str], None]
 
 _FAR = 0.05, 5.0
 """How far below the base a member is worth a word: points, and times [gates] accuracy_drop.
@@ -61,6 +62,9 @@ def populate(
         return
     mark = Mark.of(settings.watermark, task, vault.path)
     watch = BesideBase(task, vault, settings, tell)
+    charge = Charger.of(vault, settings)
+    if charge is not None:
+        charge.check_all_due()
     with _engine(engine, source, settings) as jobs:
         build_population(
             source,
@@ -73,8 +77,26 @@ def populate(
             settings.harden,
             watch.see,
             mark,
+            charge or free,
+            settings.privacy if settings.privacy.enabled else None,
         )
     watch.end()
+
+
+def take_base(task: Task, vault: Vault, settings: Settings, state: State, say: Say) -> None:
+    """Take a deployed model as the base; see `Defence.adopt_base`."""
+    check_adopting(settings, "a base that is adopted")
+    adopt_base(task, vault, settings, state, note_of(task), say)
+
+
+def take_zoo(
+    task: Task, vault: Vault, settings: Settings, folder: Path, progress: Progress, say: Say
+) -> None:
+    """Take a folder of checkpoints as the population; see `Defence.adopt`."""
+    check_adopting(settings, f"the zoo {folder}")
+    if any(e.info.get("recipe") != "adopted" for e in vault.entries("member")):
+        raise VaultError(f"{vault.path} has a population already; use a new folder")
+    adopt_checkpoints(task, vault, settings.population, folder, progress, note_of(task), say)
 
 
 def note_of(task: Task) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def _hint(gate: str, settings: Settings) -> str:
         "stale_asr": stale,
         "stale_share": stale,
         "watermark": _unmarked(settings),
+        "people": "raise gate_drop in [privacy]: noise alone rejects some",
         "former_data": clean,
         "new_data": clean,
         "robust": f"raise robust_weight in [guidance] (it is {g.robust_weight:g})"

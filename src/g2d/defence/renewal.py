@@ -1,4 +1,5 @@
-"""A task as the source of generations knows it: with the records of the renewals that led to it.
+"""A task as a vault knows it: with an audit's canaries, and with the records of the renewals that
+led to what is the source of generations now.
 
 What a renewal is, and how one is made or put back, is in `refresh` and `vault.sources`.
 """
@@ -7,9 +8,10 @@ from __future__ import annotations
 
 from g2d.errors import VaultError
 from g2d.tasks.keyed import unpack_records
-from g2d.tasks.source import Grown, TaskSource, with_records
+from g2d.tasks.source import Grown, TaskSource, travels, with_canaries, with_records
 from g2d.tasks.splits import Splits
 from g2d.tasks.task import Task
+from g2d.vault.records import PLANTED
 from g2d.vault.vault import Entry, Vault
 
 
@@ -37,13 +39,23 @@ def records_of(vault: Vault, source: int) -> tuple[bytes, ...]:
     return tuple(vault.read(entry) for entry in lineage(vault, source))
 
 
+def planted(task: Task, source: TaskSource, vault: Vault) -> tuple[Task, TaskSource]:
+    """A task and how workers get at it, with the canaries that were planted in a vault, if any.
+
+    Raises:
+        DataError: they are of another task, or of other data.
+    """
+    entry = vault.entry(PLANTED)
+    return (task, source) if entry is None else with_canaries(task, source, vault.read(entry))
+
+
 def current(task: Task, source: TaskSource, vault: Vault) -> tuple[Task, TaskSource]:
     """A vault's own task and how workers get at it, with what the vault's source knows."""
     records = records_of(vault, vault.source)
     if not records:
         return task, source
     grown = with_records(task, records)
-    return grown, Grown(source, records) if isinstance(source, tuple) else grown
+    return grown, Grown(source, records) if travels(source) else grown
 
 
 def splits_of(task: Task, vault: Vault, source: int) -> Splits:

@@ -21,7 +21,13 @@ from g2d.settings import Settings
 from g2d.tasks.probe import check_training
 from g2d.tasks.task import Task
 from g2d.training.layouts import check_scope, layout_of
-from g2d.training.recipes import check, check_mark, find_teacher, try_out
+from g2d.training.recipes import (
+    check,
+    check_mark,
+    check_private_training,
+    find_teacher,
+    try_out,
+)
 from g2d.weights.checkpoints import pack, unpack
 from g2d.weights.codec import Codec
 
@@ -79,7 +85,12 @@ def check_all(task: Task, settings: Settings) -> None:
     check(task, settings.harden)
     mark = Mark.of(settings.watermark, task)
     check_mark(settings.harden, mark)
-    try_out(task, settings.harden, find_teacher(settings.harden), mark)
+    if settings.privacy.enabled:
+        check_private_training(
+            task, settings.privacy, settings.population, settings.harden, mark is not None
+        )
+    else:
+        try_out(task, settings.harden, find_teacher(settings.harden), mark)
     if settings.generator.space == "soup" and settings.diffusion.distance_weight > 0:
         raise SettingsError(
             "[diffusion] distance_weight trains the diffusion model, and [generator] space is "

@@ -17,7 +17,7 @@ from typing import Any
 from g2d.core.engine import Engine
 from g2d.core.types import Progress, silent
 from g2d.defence.members import fit_generator, fitted_members, identity_of, read_base
-from g2d.errors import PopulationError, SettingsError, VaultError
+from g2d.errors import PopulationError, PrivacyError, SettingsError, VaultError
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
 from g2d.tasks.source import TaskSource
@@ -82,6 +82,11 @@ def mark_vault(
     if mark is None:
         raise SettingsError(
             f"{vault.path} has no watermark: `g2d watermark new` makes its key, then add it"
+        )
+    if settings.privacy.enabled:
+        raise PrivacyError(
+            f"{vault.path} is private, and a mark is added to members by training that is not:"
+            " make the key before the population (`g2d watermark new`), in a new vault"
         )
     if vault.source:
         raise VaultError(

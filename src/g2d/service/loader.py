@@ -44,7 +44,7 @@ from g2d.vault.ledger import LEDGER
 from g2d.vault.mark import FileMark, HighWaterMark, Mark, SteadyClock
 from g2d.vault.placing import check_private
 from g2d.vault.rollback import judge, reached, unmarked
-from g2d.vault.vault import Vault
+from g2d.vault.serving import open_to_serve
 from g2d.weights.checkpoints import unpack
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class VaultLoader:
     ) -> None:
         if self.remembers:
             check_private(vault.absolute())
-        self._vault, self._key, self._served = Vault.open(vault), key, served
+        self._vault, self._key, self._served = open_to_serve(vault), key, served
         self._building = threading.Lock()  # a factory draws from torch's one global generator
         self._layout, self._warned = layout, False
         self._marks, self.events, self._clock = marks, list[Event](), SteadyClock()

@@ -18,6 +18,7 @@ from typing import Any
 from g2d.errors import SettingsError
 from g2d.settings.fields import Checked, as_toml, build, free, one_of, stored, within
 from g2d.settings.monitoring import MonitorSettings
+from g2d.settings.privacy import PrivacySettings
 from g2d.settings.refreshing import RefreshSettings
 from g2d.settings.serve import ServeSettings
 
@@ -293,6 +294,7 @@ class Settings(Checked):
     serve: ServeSettings = field(default_factory=ServeSettings)
     monitors: MonitorSettings = field(default_factory=MonitorSettings)
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
 
     @property
     def source(self) -> str:
@@ -383,6 +385,7 @@ __all__ = [
     "HardenSettings",
     "MonitorSettings",
     "PopulationSettings",
+    "PrivacySettings",
     "RefreshSettings",
     "ServeSettings",
     "Settings",

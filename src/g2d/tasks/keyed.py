@@ -57,14 +57,14 @@ def sort_records(given: Split, key: bytes, splits: Splits) -> Sorted:
         digest: int(label)
         for item in fields(splits)
         for digest, label in zip(
-            _digests(getattr(splits, item.name).x, key),
+            keyed_digests(getattr(splits, item.name).x, key),
             getattr(splits, item.name).y.tolist(),
             strict=True,
         )
     }
     x = given.x.to(splits.train.x.dtype)
     labels: dict[bytes, set[int]] = {}
-    digests = _digests(x, key)
+    digests = keyed_digests(x, key)
     for digest, label in zip(digests, given.y.tolist(), strict=True):
         labels.setdefault(digest, set()).add(label)
     chosen: dict[str, list[int]] = {name: [] for name in SIDES}
@@ -92,7 +92,7 @@ def side_of(digest: bytes) -> str:
     return "train" if at < train else "guide" if at < train + guide else "gate"
 
 
-def _digests(x: Tensor, key: bytes) -> list[bytes]:
+def keyed_digests(x: Tensor, key: bytes) -> list[bytes]:
     """HMAC-SHA-256 of each input (n, ...), as bytes in the machine's order of float or id."""
     rows = np.ascontiguousarray(x.detach().cpu().flatten(1).numpy())
     rows = rows + 0 if rows.dtype.kind == "f" else rows  # -0.0 is 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -13,9 +13,29 @@ from g2d.errors import TaskError
 from g2d.settings import TaskSettings
 from g2d.tasks.builtin import BUILTIN, Blueprint, blueprint, load_task
 from g2d.tasks.keyed import unpack_records
+from g2d.tasks.planted import plant
+from g2d.tasks.shielded import Shield
 from g2d.tasks.task import Task
 
 Named = tuple[str, str, int, float]
+
+
+class Planted(NamedTuple):
+    """A task with the canaries of a privacy audit, as it travels to other processes."""
+
+    name: str
+    data: str
+    seed: int
+    eps: float
+    canaries: bytes
+
+
+@dataclass(frozen=True)
+class Shielded:
+    """A task whose people are kept apart from public data, as it travels to other processes."""
+
+    of: Named | Planted
+    shield: Shield
 
 
 @dataclass(frozen=True)
@@ -26,7 +46,7 @@ class Grown:
         of: how the task itself is found. records: files of records, oldest first (`keyed`).
     """
 
-    of: Named
+    of: Named | Planted | Shielded
     records: tuple[bytes, ...] = field(repr=False)
 
     @property
@@ -35,7 +55,7 @@ class Grown:
         return tuple(hashlib.sha256(data).hexdigest() for data in self.records)
 
 
-TaskSource = Task | Named | Grown
+TaskSource = Task | Named | Planted | Shielded | Grown
 
 
 def resolve(source: TaskSource) -> Task:
@@ -49,15 +69,37 @@ def resolve(source: TaskSource) -> Task:
             _GROWN.clear()
             _GROWN[known] = made
         return _GROWN[known]
+    if isinstance(source, Shielded):
+        if source not in _SHIELDED:
+            made = source.shield.over(resolve(source.of))
+            _SHIELDED.clear()
+            _SHIELDED[source] = made
+        return _SHIELDED[source]
     if source not in _LOADED:
         _LOADED.clear()
-        name, data, seed, eps = source
-        _LOADED[source] = load_task(name, data, seed, eps)
+        task = load_task(*source[:4])
+        _LOADED[source] = plant(task, source.canaries) if isinstance(source, Planted) else task
     return _LOADED[source]
 
 
-_LOADED: dict[Named, Task] = {}
+_LOADED: dict[Named | Planted, Task] = {}
 _GROWN: dict[Any, Task] = {}
+_SHIELDED: dict[Shielded, Task] = {}
+
+
+def with_canaries(task: Task, source: TaskSource, data: bytes) -> tuple[Task, TaskSource]:
+    """A task with planted canaries (`planted`), and how other processes get at it.
+
+    Raises:
+        DataError: they are of another task.
+    """
+    made = plant(task, data)
+    if not isinstance(source, tuple):
+        return made, made
+    found = Planted(*source[:4], data)
+    _LOADED.clear()
+    _LOADED[found] = made
+    return made, found
 
 
 def with_records(task: Task, records: Sequence[bytes]) -> Task:
@@ -76,9 +118,33 @@ def with_records(task: Task, records: Sequence[bytes]) -> Task:
     return grown
 
 
-def named_by(source: TaskSource) -> Task | Named:
-    """How the task itself is found, without what refreshes have added to one that has a name."""
+def unrenewed(source: TaskSource) -> Task | Named | Planted | Shielded:
+    """How the task is found, without what refreshes have added to one that has a name."""
     return source.of if isinstance(source, Grown) else source
+
+
+def named_by(source: TaskSource) -> Task | Named | Planted:
+    """How the task itself is found, as nobody has changed it, where it has a name."""
+    found = unrenewed(source)
+    return found.of if isinstance(found, Shielded) else found
+
+
+def travels(source: TaskSource) -> TypeGuard[Named | Planted | Shielded]:
+    """Whether another process finds the task by a name; else the object itself has to go there."""
+    return isinstance(source, tuple | Shielded)
+
+
+def shielded(task: Task, source: TaskSource, shield: Shield) -> tuple[Task, TaskSource]:
+    """A task with people's records kept apart, and how other processes get at it.
+
+    Raises:
+        PrivacyError, DataError: as `Shield.over`.
+    """
+    if isinstance(source, tuple):
+        found = Shielded(source, shield)
+        return resolve(found), found
+    made = shield.over(task)
+    return made, made
 
 
 def by_name(task: TaskSettings, data: str = "") -> Named:

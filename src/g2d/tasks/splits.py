@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import multiprocessing
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,8 @@ class Split:
     """Labelled examples: `x` (N, ...) finite floats, or int32 or int64 ids; `y` (N,) int64.
 
     `names` are those of the classes, where labels were no numbers from 0; see `split_dataset`.
+    `keys` are columns that no network sees, by name: in each (N,) int64, what is equal belongs to
+    one unit of privacy, such as a person (`[privacy] unit`).
 
     Raises:
         DataError: lengths differ, labels are not integers or `x` is neither finite floats nor ids.
@@ -34,6 +37,7 @@ class Split:
     x: Tensor
     y: Tensor
     names: tuple[str, ...] = ()
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         x, y = self.x, self.y
@@ -74,6 +78,12 @@ class Split:
         if x.numel() and not all(bool(torch.isfinite(end)) for end in x.aminmax()):
             raise DataError("x holds NaN or infinite values; clean the data first")
         object.__setattr__(self, "y", y.long())
+        for name, key in self.keys.items():
+            if key.dtype != torch.int64 or key.shape != y.shape:
+                raise DataError(
+                    f"the key column {name!r} is {key.dtype} of shape {tuple(key.shape)}; expected"
+                    f" int64 of shape {tuple(y.shape)}, one for each example"
+                )
 
     def __len__(self) -> int:
         return len(self.y)
@@ -81,7 +91,8 @@ class Split:
     def take(self, indices: Tensor | Sequence[int]) -> Split:
         """Return the examples at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.long)
-        return Split(self.x[index], self.y[index], self.names)
+        keys = {name: key[index] for name, key in self.keys.items()}
+        return Split(self.x[index], self.y[index], self.names, keys)
 
     def sample(self, n: int, generator: torch.Generator) -> Split:
         """Return `n` random examples without replacement, or all (shuffled) if there are fewer."""
@@ -145,6 +156,11 @@ class Splits:
         object.__setattr__(grown, "_added", vars(self).get("_added", {}) | counts)
         return grown
 
+    @property
+    def pooled(self) -> Split:
+        """What the attacks that are kept with members are crafted on."""
+        return self.train
+
     @cached_property
     def guiding(self) -> Split:
         """What guidance and its attacks use: the guide split, and training data where it is small.
@@ -180,6 +196,7 @@ def split_dataset(
     test: Split | None = None,
     fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
+    keys: Mapping[str, Sequence[Any]] | None = None,
 ) -> Splits:
     """Shuffle by `seed` and divide into train, guide and gate, and test where none is given.
 
@@ -194,24 +211,40 @@ def split_dataset(
             in sorted order, and `Splits.labels` keeps their names.
         test: of the same shape and type as `x`; labels numbered alike. uint8 pixels beside floats
             are refused.
+        keys: columns of N values of any type beside `x`, by name, which no network sees: what is
+            equal there belongs to one person, say, and `[privacy] unit` may name one of them.
 
     Raises:
         DataError: the fractions are not positive or exceed 1, the data is malformed, labels are
             missing, or a split would have fewer than 2 examples.
     """
     x, (y, names) = as_examples(x), as_labels(y)
+    columns = {name: hashed(column) for name, column in (keys or {}).items()}
     if x.dim() < 1 or y.dim() != 1 or len(x) != len(y):
         Split(x, y)  # raises, and says how they differ
     cuts = _cuts(len(y), None if test is None else len(test), fractions)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     parts = [order[start:end] for start, end in itertools.pairwise(cuts)]
-    train, guide, gate = (Split(unit_scaled(x[part]), y[part], names) for part in parts)
+    whole = Split(unit_scaled(x), y, names, columns) if columns else None
+
+    def at(part: Tensor) -> Split:
+        return whole.take(part) if whole else Split(unit_scaled(x[part]), y[part], names)
+
+    train, guide, gate = map(at, parts)
     if test is None:
-        held_out = order[: cuts[0]]
-        test = Split(unit_scaled(x[held_out]), y[held_out], names)
+        test = at(order[: cuts[0]])
     splits = Splits(train, guide, gate, test)
     warn_of_duplicates(splits)
     return splits
+
+
+def hashed(column: Sequence[Any]) -> Tensor:
+    """Numbers (N,) int64 for values of any type, equal where these are: 64 bits of SHA-256.
+
+    A number depends on its own value alone, not on what other values there are.
+    """
+    found = [hashlib.sha256(str(value).encode()).digest()[:8] for value in column]
+    return torch.tensor([int.from_bytes(one, "big", signed=True) for one in found])
 
 
 def warn_of_duplicates(splits: Splits) -> None:

@@ -59,7 +59,7 @@ def adopt_base(
     model, s = load_model(task, fitting), settings.population
     mark = Mark.of(settings.watermark, task, vault.path)
     seed = seed_of(s.seed, "base", 0)
-    pool = craft_pool(task, model, task.splits.train, s.pool, s.pool_steps, seed)
+    pool = craft_pool(task, model, task.splits.pooled, s.pool, s.pool_steps, seed)
     harden = settings.harden
     info = {
         "index": 0,
@@ -113,7 +113,7 @@ def adopt_checkpoints(
         kind = "base" if index == best and vault.entry("base") is None else "member"
         model.load_state_dict(states[index])
         seed = seed_of(settings.seed, "adopt", index)
-        pool = craft_pool(task, model, task.splits.train, settings.pool, settings.pool_steps, seed)
+        pool = craft_pool(task, model, task.splits.pooled, settings.pool, settings.pool_steps, seed)
         info = {
             "index": index,
             "basin": basins[index],

@@ -18,15 +18,25 @@ from g2d.attacks.pools import craft_pool, pack_pool, unpack_pool
 from g2d.core.seeds import seed_of
 from g2d.core.types import State
 from g2d.protect.watermark.mark import Mark
-from g2d.settings import HardenSettings, PopulationSettings
+from g2d.settings import HardenSettings, PopulationSettings, PrivacySettings
 from g2d.tasks.attack import NONE, OWN
-from g2d.tasks.inference import accuracy, predict
+from g2d.tasks.inference import accuracy, load_model, predict
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.layouts import layout_of
 from g2d.training.loop import Batches, NewAndOld
-from g2d.training.recipes import HardenedTraining, Teacher, fgsm_light, find, stale, watermark
+from g2d.training.recipes import (
+    HardenedTraining,
+    Private,
+    PrivatePlan,
+    Teacher,
+    fgsm_light,
+    find,
+    stale,
+    watermark,
+)
+from g2d.training.recipes.private_entropy import secret_generator
 from g2d.training.recipes.recipe import ChangeStep
 from g2d.training.recipes.watermark import NAME as MARK
 from g2d.weights.checkpoints import pack, unpack
@@ -57,6 +67,8 @@ class TrainingJob:
     stays: bytes | None = None  # what a training from fresh weights takes from the base as it is
     mark: Mark | None = None
     attacks: bytes | None = None  # a pool to keep as it is; None: one is crafted
+    privacy: PrivacySettings | None = None  # whether records are learned privately, and how
+    released: tuple[bytes, ...] = ()  # private networks that are paid for, for attacks of records
 
 
 @dataclass(frozen=True)
@@ -86,11 +98,14 @@ def run_job(job: TrainingJob) -> Trained:
         task, job.harden,
         _batches(job, task, torch.Generator().manual_seed(seed)), steps,
         seed=seed, begun=job.start is not None, extra=extra_recipes(job, task),
-        pools=[unpack_pool(pool, task.splits.train) for pool in job.pools],
+        pools=[unpack_pool(pool, task.splits.pooled) for pool in job.pools],
         teacher=job.teacher.load(task) if job.teacher else None, mark=job.mark,
+        private=_private(job, task),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
+        if job.privacy is not None:  # and must not fall as anybody could tell
+            torch.set_rng_state(secret_generator().get_state())
         training.run(model, rate)
     model.load_state_dict(outside, strict=False)  # batch norm's statistics move without a gradient
     model.requires_grad_(False)
@@ -119,11 +134,11 @@ def _attacks(
     job: TrainingJob, task: Task, model: torch.nn.Module, seed: int
 ) -> tuple[Split, bytes]:
     """The attacks that are kept with a checkpoint, and their file."""
-    train, s = task.splits.train, job.settings
+    split, s = task.splits.pooled, job.settings
     if job.attacks is not None:
-        return unpack_pool(job.attacks, train), job.attacks
-    attacks, index = craft_pool(task, model, train, s.pool, s.pool_steps, seed)
-    return Split(attacks, train.y[index]), pack_pool(attacks, index, task)
+        return unpack_pool(job.attacks, split), job.attacks
+    attacks, index = craft_pool(task, model, split, s.pool, s.pool_steps, seed)
+    return Split(attacks, split.y[index]), pack_pool(attacks, index, task)
 
 
 def _batches(job: TrainingJob, task: Task, generator: torch.Generator) -> Batches:
@@ -136,12 +151,38 @@ def _batches(job: TrainingJob, task: Task, generator: torch.Generator) -> Batche
 
 def _length(job: TrainingJob) -> tuple[int, float]:
     """How many steps a training takes, and its peak rate."""
-    s = job.settings
+    s, p = job.settings, job.privacy
+    if p is not None and not (job.kind == "early" and s.early_steps == 0):
+        whole = _is_whole(job)
+        return (p.steps, s.rate) if whole else (p.fork_steps, s.fork_rate)
     if job.kind in (MARKING, REFRESHING):
         return s.fork_steps, s.fork_rate
     if job.kind == "base" or job.recipe == "seeds":
         return s.base_steps, s.rate
     return (s.early_steps, s.rate) if job.kind == "early" else (s.fork_steps, s.fork_rate)
+
+
+def _is_whole(job: TrainingJob) -> bool:
+    """Whether a training begins at fresh weights; else it is a fork's."""
+    return job.kind == "base" or (job.kind != REFRESHING and job.recipe == "seeds")
+
+
+def _private(job: TrainingJob, task: Task) -> Private | None:
+    """What makes a training private; None: nothing does."""
+    p = job.privacy
+    if p is None:
+        return None
+    adversarial = any(find(name).adversarial for name in job.harden.recipe)
+    repelled = job.recipe == "repelled"
+    return Private(
+        PrivatePlan(
+            p,
+            p.noise if _is_whole(job) else p.fork_noise,
+            adversarial,
+            job.settings.light_eps * task.eps if repelled else 0.0,
+            [load_model(task, unpack(weights)) for weights in job.released],
+        )
+    )
 
 
 def extra_recipes(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
@@ -156,8 +197,8 @@ def _repelled(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
     The light FGSM would only repeat adversarial training at a smaller budget; an attack of the
     task's own has no lighter form.
     """
-    if job.recipe != "repelled" or task.attack_kind == NONE:
-        return ()
+    if job.recipe != "repelled" or task.attack_kind == NONE or job.privacy is not None:
+        return ()  # of a private one each record brings its own attacks
     eps = job.settings.light_eps * task.eps
     if (
         eps == 0

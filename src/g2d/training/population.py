@@ -23,12 +23,19 @@ from g2d.core.seeds import seed_of
 from g2d.core.types import Progress
 from g2d.errors import SettingsError, VaultError
 from g2d.protect.watermark.mark import Mark
-from g2d.settings import HardenSettings, PopulationSettings, stored
+from g2d.settings import HardenSettings, PopulationSettings, PrivacySettings, stored
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.task import Task
+from g2d.training.charging import Charge, Charged, free
 from g2d.training.jobs import Trained, TrainingJob, extra_recipes, freeze, run_job
 from g2d.training.layouts import layout_of
-from g2d.training.recipes import Teacher, check, check_mark, try_out
+from g2d.training.recipes import (
+    Teacher,
+    check,
+    check_mark,
+    check_private_training,
+    try_out,
+)
 from g2d.training.recipes.distil import keep_teacher
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import pack, unpack
@@ -44,6 +51,11 @@ __all__ = [
     "run_job",
     "stays_of",
 ]
+
+_OF_TRAINING = (
+    "records", "batch", "noise", "fork_noise", "clip", "steps", "fork_steps", "against",
+    "against_steps", "unit",
+)  # fmt: skip
 
 _WAVE = 6  # members a wave where there are fewer basins: enough to keep several workers busy
 
@@ -65,19 +77,26 @@ def build_population(
     harden: HardenSettings | None = None,
     made: Callable[[Entry], None] = lambda _: None,
     mark: Mark | None = None,
+    charge: Charge = free,
+    privacy: PrivacySettings | None = None,
 ) -> list[Entry]:
     """Make, or finish, the population of a vault; members that are complete are kept.
 
     With a `scope` (name patterns), everything outside it stays as it is in the base, and basins
     begin at the base too. `note` is kept with the base. `harden` applies to all that is trained.
     `made` is called with each checkpoint that has been kept. What is trained carries the `mark`.
+    `charge` is called with each job before it is handed to the engine; what it returns is kept.
+    With `privacy` all is trained privately, and charged: one base, and short forks of it whose
+    records learn attacks on networks that are there already.
 
     A base that was given (`adopt_base`) is where basins begin, one after the other: each early
     checkpoint is trained on the attacks of the base and of the basins before it.
 
     Raises:
-        SettingsError: a recipe of `harden` is unknown, or its budget does not fit the data.
+        SettingsError: a recipe of `harden` is unknown, its budget does not fit the data, or they
+            cannot be trained privately.
         PopulationError: training diverged or a worker died.
+        PrivacyError: the budget does not cover the next training; those before it are kept.
         VaultError: the vault holds members that other settings made, or cannot be written.
     """
     harden = harden or HardenSettings()
@@ -85,10 +104,15 @@ def build_population(
     check(resolve(source), harden)
     check_mark(harden, mark)
     teacher = keep_teacher(vault, harden)
-    try_out(resolve(source), harden, teacher, mark)
+    if privacy is None:
+        try_out(resolve(source), harden, teacher, mark)
+    else:
+        assert charge is not free, "private training is paid for"
+        marked = mark is not None
+        check_private_training(resolve(source), privacy, settings, harden, marked)
     builder = _Builder(
         source, vault, settings, engine, progress, scope, note or {}, harden, teacher, made,
-        mark,
+        mark, charge, privacy,
     )  # fmt: skip
     builder.check_settings()
     builder.base_and_basins()
@@ -112,6 +136,8 @@ class _Builder:
     teacher: Teacher | None
     made: Callable[[Entry], None]
     mark: Mark | None = None
+    charge: Charge = free
+    privacy: PrivacySettings | None = None
 
     @property
     def wave(self) -> int:
@@ -121,7 +147,7 @@ class _Builder:
     @cached_property
     def fingerprint(self) -> str:
         """Kept with every checkpoint: another run goes on only where it is the same."""
-        return fingerprint(self.settings, self.harden, self.teacher, self.mark)
+        return fingerprint(self.settings, self.harden, self.teacher, self.mark, self.privacy)
 
     @cached_property
     def stays(self) -> bytes | None:
@@ -169,7 +195,11 @@ class _Builder:
     def _job(self, kind: str, index: int, basin: int) -> TrainingJob:
         recipe = "base" if kind == "base" else self.settings.recipe
         pools: tuple[bytes, ...] = ()
-        if kind == "early" and self.given:
+        released: tuple[bytes, ...] = ()
+        if self.privacy is not None:  # pools are of other inputs: no record may learn those
+            if kind == "member" and recipe == "repelled":
+                released = attack_sources(self.vault, self.settings, index, "weights")
+        elif kind == "early" and self.given:
             recipe, pools = "repelled", self._earlier_basins(index)
         elif recipe == "repelled":
             pools = (
@@ -181,6 +211,7 @@ class _Builder:
             self.source, kind, index, basin, recipe, self.settings,
             self._start(kind, index, basin), pools, self.scope, self.harden, self.teacher,
             None if kind == "base" else self.stays, self.mark,
+            privacy=self.privacy, released=released,
         )  # fmt: skip
 
     def _start(self, kind: str, index: int, basin: int) -> bytes | None:
@@ -224,15 +255,17 @@ class _Builder:
         done = len(self.vault.entries(kind))
         self.progress(stage, done, total)
         # Made one by one as workers get free: a job carries megabytes of attacks.
-        jobs = (self._job(kind, k, k % self.settings.basins) for k in indices)
+        made = (self._job(kind, k, k % self.settings.basins) for k in indices)
+        jobs = Charged(made, self.charge)
         for position, trained in self.engine.run(run_job, jobs):
             files = {"weights": trained.weights, "attacks": trained.attacks}
-            info = dict(trained.info) | {"settings": self.fingerprint}
+            info = {**trained.info, "settings": self.fingerprint, **jobs.notes[position]}
             if kind == "base":
                 info |= self.note
             self.made(self.vault.put(kind, indices[position], files, info))
             done += 1
             self.progress(stage, done, total)
+        jobs.check()
 
 
 def wave_of(settings: PopulationSettings) -> int:
@@ -240,8 +273,14 @@ def wave_of(settings: PopulationSettings) -> int:
     return max(settings.basins, _WAVE)
 
 
-def attack_sources(vault: Vault, settings: PopulationSettings, index: int) -> tuple[bytes, ...]:
-    """Attacks of random members of the last three waves; the base's always among them."""
+def attack_sources(
+    vault: Vault, settings: PopulationSettings, index: int, file: str = "attacks"
+) -> tuple[bytes, ...]:
+    """Attacks of random members of the last three waves; the base's always among them.
+
+    Args:
+        file: what of these members is meant: their "attacks", or their "weights".
+    """
     wave = wave_of(settings)
     earlier = index - index % wave
     recent = [
@@ -251,7 +290,7 @@ def attack_sources(vault: Vault, settings: PopulationSettings, index: int) -> tu
     generator = torch.Generator().manual_seed(seed_of(settings.seed, "sources", index))
     chosen = torch.randperm(len(recent), generator=generator)[: settings.sources - 1]
     entries = [vault.entry("base"), *(recent[int(i)] for i in chosen)]
-    return tuple(vault.read(entry, "attacks") for entry in entries if entry is not None)
+    return tuple(vault.read(entry, file) for entry in entries if entry is not None)
 
 
 def fingerprint(
@@ -259,6 +298,7 @@ def fingerprint(
     harden: HardenSettings,
     teacher: Teacher | None,
     mark: Mark | None = None,
+    privacy: PrivacySettings | None = None,
 ) -> str:
     """What members depend on; the number of members and of workers may change later."""
     fields = {k: v for k, v in stored(settings).items() if k not in ("members", "workers")}
@@ -270,4 +310,6 @@ def fingerprint(
         fields["teacher"] = hashlib.sha256(teacher.weights).hexdigest()
     if mark is not None:
         fields["watermark"] = mark.digest
+    if privacy is not None:  # a budget may be raised later, and what is judged on may change
+        fields["privacy"] = {name: getattr(privacy, name) for name in _OF_TRAINING}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

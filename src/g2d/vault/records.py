@@ -16,8 +16,12 @@ from g2d.vault.ledger import sha256
 SIGNATURE = "manifest.sig"
 """File beside manifest.json that holds its signature, if the generation was signed."""
 
+PLANTED = "planted"
+"""The kind of the entry that holds an audit's canaries, and the key that manifests say it under:
+what has either is for an audit of privacy, and is not served."""
+
 FOLDERS = {"base": "", "generator": "", "teacher": "", "early": "early", "member": "population",
-           "records": ""}  # fmt: skip
+           "records": "", PLANTED: ""}  # fmt: skip
 """The folder of each kind of entry; a kind without one has a single entry, of index 0."""
 
 RENEWAL = 1_000_000

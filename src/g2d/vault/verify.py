@@ -50,18 +50,20 @@ from g2d.vault.records import (
 from g2d.vault.rollback import judge
 from g2d.vault.signing import verify_generation
 from g2d.vault.sources import ORDER, STAGED
+from g2d.vault.spendings import SPENDINGS, THRESHOLD
+from g2d.vault.spendings import read as read_spendings
 from g2d.vault.vault import Vault
 
 __all__ = ["Problem", "verify"]
 
 Kind = Literal[
     "ledger", "settings", "row", "number", "exposure", "absent", "unreadable", "digest", "tensors",
-    "architecture", "manifest", "signature", "commitment", "unknown",
+    "architecture", "manifest", "signature", "commitment", "privacy", "unknown",
 ]  # fmt: skip
 
 _MOST = 1 << 32  # bytes of a file
 _LOOKS = 3  # times that a vault is looked at whose entries are being replaced
-_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, ORDER, *LEDGERS}
+_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, ORDER, SPENDINGS, THRESHOLD, *LEDGERS}
 _COMPANIONS = {"redteam", STAGED}  # what commands keep beside, with digests of their own
 _SIGNATURE_SIZE = 64
 
@@ -191,6 +193,8 @@ class _Look:
         if self.rows.retired >= self.rows.live > 0:
             self._tell("number", LEDGER, f"generation {self.rows.live} is live and retired")
         with Vault.open(self.path) as vault, self._told(self.path / LEDGER, "number"):
+            with self._told(self.path / SPENDINGS, "privacy"):
+                read_spendings(vault)
             for number in sorted({row["source"] for row in vault.sources()}):
                 if number and not all(vault.entry(kind, source=number) for kind in RENEWED):
                     self._tell("row", LEDGER, f"it lacks entries of renewal {number}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from g2d.defence.renewal import current
 from g2d.errors import VaultError
-from g2d.tasks.source import named_by, resolve
+from g2d.tasks.source import resolve, travels, unrenewed
 from g2d.vault.plain import is_folder
 from g2d.vault.records import RENEWAL
 from g2d.vault.sources import STAGED, obey
@@ -151,9 +151,9 @@ def follow(defence: Defence) -> Defence:
     """The same defence by the vault's source as it is now; the vault stays open."""
     from g2d.defence.defence import Defence
 
-    named = named_by(defence.source)
-    former = resolve(named) if isinstance(named, tuple) else _former(defence)
-    task, source = current(former, named if isinstance(named, tuple) else former, defence.vault)
+    named = unrenewed(defence.source)
+    former = resolve(named) if travels(named) else _former(defence)
+    task, source = current(former, named if travels(named) else former, defence.vault)
     made = Defence(task, source, defence.vault, defence.settings, defence.code)
     made.on_damage = defence.on_damage
     return made

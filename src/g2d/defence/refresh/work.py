@@ -18,6 +18,8 @@ from g2d.core.engine import Engine
 from g2d.core.types import Progress, Say, silent, unsaid
 from g2d.defence.defence import Defence
 from g2d.defence.members import fit_generator, fitted_members, identity_of
+from g2d.defence.privacy.charging import Charger, blocks_of
+from g2d.defence.privacy.stamps import stamp
 from g2d.defence.refresh.forks import Forks
 from g2d.defence.refresh.judging import Judged, refuse, trial
 from g2d.defence.refresh.taking_up import (
@@ -27,7 +29,7 @@ from g2d.defence.refresh.taking_up import (
     made_for,
     staged_in,
 )
-from g2d.defence.renewal import records_of
+from g2d.defence.renewal import lineage, records_of
 from g2d.errors import DataError, PopulationError, VaultError
 from g2d.tasks.keyed import (
     KEY_BYTES,
@@ -37,14 +39,21 @@ from g2d.tasks.keyed import (
     sort_records,
     unpack_records,
 )
-from g2d.tasks.source import Grown, named_by, with_records
+from g2d.tasks.source import Grown, travels, unrenewed, with_records
 from g2d.tasks.splits import Split
+from g2d.training.charging import free
 from g2d.vault.ledger import is_vacant
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
 
 LEAST = 16
 """Records that each side needs: fewer show neither what was learned nor what is wrong with them."""
+
+UNCHECKED = (
+    "the new records are not looked at for poison: in private mode the checks would tell of single"
+    " ones. What one record can do is bounded by its clipped and noisy gradient; what many can do,"
+    " only by gates on public data"
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ def refresh(defence: Defence, given: Split, how: Refresh) -> Told:
         DataError: too few records are new, or a check refuses them (`accept` overrides).
         GenerationError: no candidate of the new generator passes the gates on old and new data.
         PopulationError, VaultError: there is nothing to fork from, or the folder cannot be used.
+        PrivacyError: the budget of old or new records does not cover the forks.
     """
     vault, digest = defence.vault, digest_of(given)
     _check_there(defence)
@@ -123,18 +133,18 @@ def _challenge(defence: Defence, staged: Vault, found: Sorted, how: Refresh) -> 
     records = staged.entry("records")
     assert records is not None, "records are kept first"
     data = staged.read(records)
-    named, grown = named_by(defence.source), with_records(defence.task, [data])
-    source = (
-        Grown(named, (*records_of(vault, vault.source), data))
-        if isinstance(named, tuple)
-        else grown
-    )
+    named, grown = unrenewed(defence.source), with_records(defence.task, [data])
+    source = Grown(named, (*records_of(vault, vault.source), data)) if travels(named) else grown
     judged = Judged(defence, found, grown)
-    failed = refuse(judged.before(), how)
-    forks = Forks(source, vault, staged, settings, defence.task)
+    private = settings.privacy.enabled
+    if private:
+        how.tell(UNCHECKED)
+    failed = [] if private else refuse(judged.before(), how)
+    charge = Charger.of(vault, settings, blocks_of([*lineage(vault, vault.source), records]))
+    forks = Forks(source, vault, staged, settings, defence.task, charge or free)
     cpu = forks.train(how.engine, how.progress)
     members = staged.entries("member")
-    failed += refuse(judged.after(staged, how.progress), how)
+    failed += [] if private else refuse(judged.after(staged, how.progress), how)
     base = staged.entry("base")
     assert base is not None, "the base is forked first"
     generator = fit_generator(
@@ -145,7 +155,7 @@ def _challenge(defence: Defence, staged: Vault, found: Sorted, how: Refresh) -> 
     info = {
         "identity": identity_of(fitted, settings),
         READY: True, "accepted": failed, "checks": [check.entry() for check in judged.found],
-        "finished": time.time(),
+        "finished": time.time(), **stamp(vault, settings),
     }  # fmt: skip
     staged.put("generator", 0, {"weights": generator.to_bytes()}, info)
     return Told(False, tuple(how.lines), len(members) + 1, forks.steps, cpu, tuple(failed))

@@ -49,7 +49,7 @@ class InputForm:
         shape = tuple(task.splits.train.x.shape[1:])
         if task.attack_kind == TOKENS and task.tokens is not None:
             vocabulary = task.tokens.vocabulary or int(
-                max(part.x.max() for part in (task.splits.train, task.splits.gate)) + 1
+                max(part.x.max() for part in (task.splits.pooled, task.splits.gate)) + 1
             )
             return cls(SEQUENCE, shape, task.classes, vocabulary=vocabulary,
                        special=tuple(sorted(task.tokens.special)))  # fmt: skip

@@ -15,6 +15,8 @@ from g2d.training.recipes.hardened import (
     find,
     try_out,
 )
+from g2d.training.recipes.private import Private, PrivatePlan
+from g2d.training.recipes.private_check import check_private_training
 from g2d.training.recipes.recipe import Recipe, Setup
 from g2d.training.recipes.regularise import clamp, l2
 from g2d.training.recipes.step import Part, Step, divergence, frozen
@@ -29,6 +31,8 @@ __all__ = [
     "Course",
     "HardenedTraining",
     "Part",
+    "Private",
+    "PrivatePlan",
     "Recipe",
     "Setup",
     "Step",
@@ -37,6 +41,7 @@ __all__ = [
     "budget",
     "check",
     "check_mark",
+    "check_private_training",
     "clamp",
     "distil",
     "divergence",

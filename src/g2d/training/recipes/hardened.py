@@ -29,6 +29,7 @@ from g2d.training.loop import Batches, NextStep, train
 from g2d.training.recipes.adversarial import adversarial
 from g2d.training.recipes.distil import Teacher, distil
 from g2d.training.recipes.monitor import Check, TrainingMonitor
+from g2d.training.recipes.private import Private
 from g2d.training.recipes.recipe import ChangeStep, Recipe, Setup, as_recipe
 from g2d.training.recipes.regularise import clamp, l2
 from g2d.training.recipes.step import Step
@@ -52,6 +53,10 @@ def find(name: str) -> Recipe:
     """
     if name in RECIPES:
         return as_recipe(RECIPES[name])
+    if name == "private":
+        raise SettingsError(
+            "'private' is no recipe of the list: [privacy] enabled = true makes all training so"
+        )
     if ":" not in name:
         raise SettingsError(
             f"there is no recipe {name!r}.{nearest(name, RECIPES)} Built in are "
@@ -131,6 +136,8 @@ class HardenedTraining:
         extra: recipes that the population adds, before those of the settings.
         begun: whether the model has been trained before. Where it resists attacks already, it meets
             the full budget at once; eps rises from zero for all others.
+        private: makes it private. Then there is no look at the guide split, an adversarial recipe
+            only says which attacks records bring, and what was begun meets the full budget at once.
     """
 
     def __init__(
@@ -146,9 +153,13 @@ class HardenedTraining:
         pools: Sequence[Split] = (),
         teacher: Logits | None = None,
         mark: Mark | None = None,
+        private: Private | None = None,
     ) -> None:
         self.task, self.settings, self.steps = task, settings, steps
+        self.private = private
         named = [(name, find(name)) for name in settings.recipe]
+        if private is not None:
+            named = [(name, recipe) for name, recipe in named if not recipe.adversarial]
         self.recipes = [*((str(r), as_recipe(r)) for r in extra), *named]
         self.pools, self.teacher, self.mark = pools, teacher, mark
         self._taken = 0
@@ -160,7 +171,7 @@ class HardenedTraining:
         self.looks = {round((i + 1) * steps / count) for i in range(count)}
         self._guarded = settings.method == "fgsm" and settings.guard != "off"
         self.switched: float | None = None
-        self._ramp = settings.ramp
+        self._ramp = 0.0 if private is not None and begun else settings.ramp
         self._unsure = begun and self.monitor is not None and self._ramp > 0
         self._last: Step | None = None
 
@@ -178,7 +189,7 @@ class HardenedTraining:
                     f"recipe {name!r} prepared {type(setup).__name__}; it has to return the setup "
                     "that it was given, changed by setup.replace"
                 )
-        return setup
+        return setup if self.private is None else self.private.prepare(setup)
 
     def run(self, model: nn.Module, rate: float) -> nn.Module:
         """Train the model in place from first step to last, and return it in evaluation mode.
@@ -225,6 +236,7 @@ class HardenedTraining:
             self.pools, self.teacher, x, y, y, partial(self._loss, y),
             mark=self.mark,
         )  # fmt: skip
+        given = step
         for name, recipe in self.recipes:
             with self._blamed(f"recipe {name!r}"):
                 step = recipe(step)
@@ -233,6 +245,9 @@ class HardenedTraining:
                     f"recipe {name!r} gave {type(step).__name__}; it has to return the step that "
                     "it was given, changed by step.add or step.replace"
                 )
+        if self.private is not None:
+            with self._blamed("private training"):
+                step = self.private.close(given, step)
         self._last = step
         with self._blamed(f"the loss of recipe {self._names()}"):
             return step.loss()
@@ -344,6 +359,7 @@ def try_out(
     settings: HardenSettings,
     teacher: Teacher | None = None,
     mark: Mark | None = None,
+    private: Private | None = None,
 ) -> None:
     """Take one step on a few examples, so that what cannot work fails before the work.
 
@@ -354,7 +370,9 @@ def try_out(
         return
     known = teacher.load(task) if teacher is not None else None
     batches = Batches(task, task.splits.train, 4, torch.Generator().manual_seed(0))
-    training = HardenedTraining(task, settings, batches, 1, seed=0, teacher=known, mark=mark)
+    training = HardenedTraining(
+        task, settings, batches, 1, seed=0, teacher=known, mark=mark, private=private
+    )
 
     def finite(model: nn.Module) -> Tensor:
         loss = training(model)

@@ -56,9 +56,12 @@ class Recipe:
     Attributes:
         adversarial: whether it trains on attacks on the model as it is. Such a training is looked
             at now and then, and keeps the most robust weights that were seen.
+        per_record: whether what it makes of one record's input depends on no other record, and all
+            else that it does on none at all: what private training (`[privacy]`) may go on with.
     """
 
     adversarial: ClassVar[bool] = False
+    per_record: ClassVar[bool] = False
 
     def check(self, task: Task, settings: HardenSettings) -> None:
         """Refuse settings under which this recipe would do nothing, before anything is trained.

@@ -270,6 +270,7 @@ def _own_generator(context: AttackContext) -> tuple[Generator, str]:
         population__fork_steps=max(1, p.fork_steps // (4 if quick else 2)),
         autoencoder__steps=settings.autoencoder.steps // reduce,
         diffusion__steps=max(1, settings.diffusion.steps // reduce),
+        privacy__enabled=False,  # an attacker keeps nobody's secret
     )
     source = named_by(context.spec.source)
     task = settings.task.name if isinstance(source, tuple) else source

@@ -18,6 +18,7 @@ from g2d.attacks.inference import (
 from g2d.redteam.context import AttackContext, Case
 from g2d.redteam.rows import Row, not_measured
 from g2d.redteam.scoring import Rate, share
+from g2d.redteam.threats.privacy.claim import beside, promised
 from g2d.redteam.threats.privacy.networks import (
     COMPARED,
     CONTROL,
@@ -189,8 +190,8 @@ def membership_rows(case: Case, context: AttackContext) -> list[Row]:
             own = _window(scores, context, name, used)
             rows += lira.rows(MEMBERS, own.mean(0), points.members, RATES, threat, attack,
                               chain=name, read=count, scored=used, queries=used)  # fmt: skip
-    rows += _held_out(lira, attack)
-    return rows + _second_opinion(lira, logits)
+    rows += _held_out(lira, attack) + _second_opinion(lira, logits)
+    return beside(rows, promised(context))
 
 
 def _window(scores: Tensor, context: AttackContext, name: str, count: int) -> Tensor:

@@ -1,0 +1,141 @@
+"""Private members on a table: NSL-KDD at epsilon 1, beside the same vault without privacy.
+
+    python -m benchmarks.privacy.nslkdd --data ../shared/data/nslkdd --seeds 0 1 2
+
+For each seed two vaults are made (runs/privacy-nsl-kdd-SEED-...): a private one whose population
+keeps within --epsilon, and the task's own without privacy; each makes --count generations. Accuracy
+and detection are those of the official test flows, which nothing is trained on. Kept seed by seed,
+vault by vault, in benchmarks/results/privacy-nsl-kdd-seedN.json: an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from benchmarks.common.command import Result
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import hold_to, record, save
+from benchmarks.common.tables import TARGETS, markdown, ranged, shown
+from benchmarks.privacy.vaults import SIZES, People, calibrated, flags, made, settings_of
+from g2d import Settings
+from g2d.protect.privacy import accounting
+from g2d.protect.privacy.ledger import PrivacyLedger
+from g2d.redteam.scoring import accuracy_rate
+from g2d.settings import build
+from g2d.tasks.inference import load_model, predict
+from g2d.tasks.sizes import defaults_of
+from g2d.tasks.task import Task
+
+PRIVATE, PLAIN = "private", "plain"
+
+
+def settings(people: People, given: Namespace, seed: int, kind: str) -> Settings:
+    """Of the private vault, or the task's own."""
+    task = people.task
+    if kind == PRIVATE:
+        return calibrated(settings_of(people, given, seed, given.epsilon), given.noise_ratio)
+    own = build(Settings, defaults_of(task), task.name, stored=True)
+    return own.override(
+        task__name=task.name, task__eps=task.eps, population__seed=seed, canaries__count=0
+    )
+
+
+def judged(task: Task, states: Sequence[Any]) -> Result:
+    """Accuracy and the task's metrics on the test flows, of each network."""
+    test, found = task.splits.test, []
+    for state in states:
+        model = load_model(task, state)
+        logits = predict(model, test.x)
+        told = {name: float(metric(logits, test.y)) for name, metric in task.metrics.items()}
+        found.append({"accuracy": accuracy_rate(model, test).value, **told})
+    return {name: [one[name] for one in found] for name in found[0]}
+
+
+def measured(people: People, given: Namespace, seed: int, kind: str) -> Result:
+    """One vault: its generations on the test flows, and what was spent."""
+    path = Path(given.runs, f"privacy-nsl-kdd-{seed}-{kind}")
+    wanted = Settings() if path.exists() else settings(people, given, seed, kind)
+    with made(people, path, wanted, given.count, seed) as defence:
+        numbers = defence.vault.numbers()
+        states = [defence.generation(number).state for number in numbers]
+        found = {"base": judged(people.task, states[:1]),
+                 "generations": judged(people.task, states[1:])}  # fmt: skip
+        if kind == PRIVATE:
+            p = defence.settings.privacy
+            spent = PrivacyLedger(defence.vault, defence.settings).spendings()
+            found |= {"epsilon": accounting.total(spent, p.delta), "noise": p.noise}
+        return found
+
+
+def measure(given: Namespace, seed: int) -> Result:
+    """One seed: what is missing."""
+    path = given.out / f"privacy-nsl-kdd-seed{seed}.json"
+    found: Result = {"seed": seed, "vaults": {}}
+    if path.exists():
+        found = json.loads(path.read_text("utf-8"))
+    hold_to(found, {name: getattr(given, name) for name in (*SIZES, "count", "epsilon")}, path)
+    people = People.of(given)
+    for kind in (PRIVATE, PLAIN):
+        if kind in found["vaults"]:
+            continue
+        began = time.process_time()
+        found["vaults"][kind] = measured(people, given, seed, kind)
+        found["vaults"][kind]["cpu_seconds"] = round(time.process_time() - began, 1)
+        found["run"] = record(given)
+        save(path, found)
+        print(f"seed {seed}, {kind}: measured", flush=True)
+    return found
+
+
+def rows(results: Sequence[Result]) -> list[tuple[str, str, str]]:
+    """The table, over seeds that have both vaults."""
+    both = [r["vaults"] for r in results if {PRIVATE, PLAIN} <= r["vaults"].keys()]
+    if not both:
+        return []
+
+    def mean(kind: str, name: str) -> list[float]:
+        return [statistics.mean(one[kind]["generations"][name]) for one in both]
+
+    spent = ranged([one[PRIVATE]["epsilon"] for one in both], 2, 1.0)
+    lines = [("epsilon of everything, delta 1e-5", "<= 1", spent)]
+    for name in both[0][PLAIN]["generations"]:
+        ours, other = mean(PRIVATE, name), mean(PLAIN, name)
+        less = shown([b - a for a, b in zip(ours, other, strict=True)], 2)
+        wanted = "<= 1" if name == "accuracy" else ""
+        lines.append((f"{name}, private generations, %", "", shown(ours, 2)))
+        lines.append((f"{name}, without privacy, %", "", shown(other, 2)))
+        lines.append((f"{name} below that without privacy, points", wanted, less))
+    return lines
+
+
+def parser() -> ArgumentParser:
+    """The flags."""
+    made = ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    flags(made)
+    made.set_defaults(task="nsl-kdd", batch=512, steps=600, public=2000, members=24)
+    made.add_argument("--epsilon", type=float, default=1.0)
+    made.add_argument("--count", type=int, default=20, help="generations of each vault")
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    return made
+
+
+def main() -> None:
+    """Measure what is missing, and print the table."""
+    given = parser().parse_args()
+    torch.set_num_threads(1)
+    print(markdown(TARGETS, rows([measure(given, seed) for seed in given.seeds])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""What private members of a whole rotating system cost: epsilon, accuracy, stale attacks, CPU time.
+
+    python -m benchmarks.privacy.whole --data FOLDER --seeds 0 1 2            # MNIST, hours
+    python -m benchmarks.privacy.whole --data FOLDER --seeds 0 --rows cost clean
+
+For each seed and each of --epsilons a vault of --members members is made
+(runs/privacy-TASK-SEED-eps...), its noise the least that keeps the population within that budget,
+and --count generations. Rows are kept one by one in results/privacy-whole-TASK-seedN.json: an
+interrupted run goes on where it stopped. `cost`: what the ledger says of everything, and naive
+composition. `clean`: the test split, all generations. `alone`: one private network that has the
+whole budget for itself. `stale`: attacks crafted jointly on the last twenty generations, on the
+next one, and on one of the twenty ("had it stayed"). `iterates`: the same of snapshots of one
+training, which cost nothing more. What a step costs is measured by `benchmarks.privacy.cost`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import nn
+
+from benchmarks.common.command import Result
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import hold_to, record, save
+from benchmarks.common.tables import TARGETS, markdown, ranged, shown
+from benchmarks.privacy.vaults import SIZES, People, calibrated, flags, made, settings_of
+from g2d import Defence, Settings
+from g2d.core.types import Logits
+from g2d.protect.privacy import accounting
+from g2d.protect.privacy.ledger import PrivacyLedger
+from g2d.protect.privacy.releases import releases
+from g2d.redteam.scoring import Trial, accuracy_rate
+from g2d.settings import HardenSettings
+from g2d.tasks.inference import load_model
+from g2d.training.loop import Batches, NextStep
+from g2d.training.recipes import HardenedTraining
+from g2d.training.recipes.private import Private, PrivatePlan
+from g2d.weights.checkpoints import unpack
+
+EXPOSED, TARGETS_LEFT = 20, 20
+"""Networks that the attacker has read, and how many next ones are scored."""
+
+EVERY = 5  # steps between the snapshots of one training
+FAR = 1e4  # noise of forks that are there only because a population has two members
+ROWS = ("cost", "clean", "alone", "stale", "iterates")
+
+
+class Whole:
+    """The rows of one seed and one budget."""
+
+    def __init__(self, given: Namespace, seed: int, people: People, kept: Result, target: float):
+        self.given, self.seed, self.people = given, seed, people
+        self.rows: dict[str, Any] = kept.setdefault(f"{target:g}", {})
+        self.target = target
+        self._vault: Defence | None = None
+
+    def settings(self) -> Settings:
+        """The vault's settings."""
+        given = self.given
+        return calibrated(
+            settings_of(self.people, given, self.seed, self.target), given.noise_ratio
+        )
+
+    @property
+    def defence(self) -> Defence:
+        """The vault, whole."""
+        if self._vault is None:
+            path = self._path("")
+            settings = None if path.exists() else self.settings()
+            self._vault = made(
+                self.people, path, settings or Settings(), self.given.count, self.seed
+            )
+        return self._vault
+
+    def _path(self, after: str) -> Path:
+        name = f"privacy-{self.given.task}-{self.seed}-eps{self.target:g}{after}"
+        return Path(self.given.runs, name)
+
+    def cost(self) -> Result:
+        """What was spent, and by whom it is covered."""
+        defence, p = self.defence, self.defence.settings.privacy
+        spent = PrivacyLedger(defence.vault, defence.settings).spendings()
+        known = releases(defence.vault)
+        return {
+            "epsilon": accounting.total(spent, p.delta), "naive": accounting.naive(spent, p.delta),
+            "delta": p.delta, "members": len(defence.vault.entries("member")),
+            "generations": len(defence.vault.numbers()), "spendings": len(spent),
+            "uncovered": [one.name for one in known if not one.covered],
+            "noise": p.noise, "fork_noise": p.fork_noise,
+            "rejected": len(defence.vault.rejections()),
+        }  # fmt: skip
+
+    def models(self) -> list[nn.Module]:
+        """All generations, the base left out."""
+        defence = self.defence
+        numbers = defence.vault.numbers(1)
+        return [load_model(self.people.task, defence.generation(n).state) for n in numbers]
+
+    def clean(self) -> Result:
+        """Accuracy on the test split."""
+        test, vault = self.people.task.splits.test, self.defence.vault
+        members = [unpack(vault.read(entry)) for entry in vault.entries("member")]
+        networks = [load_model(self.people.task, state) for state in members]
+        return {
+            "generations": [accuracy_rate(model, test).value for model in self.models()],
+            "members": [accuracy_rate(model, test).value for model in networks],
+        }
+
+    def alone(self) -> Result:
+        """One network with the whole budget: a base whose two forks cost next to nothing."""
+        path, s = self._path("-alone"), None
+        if not path.exists():
+            s = settings_of(self.people, self.given, self.seed, self.target).override(
+                population__recipe="forks", population__members=2, privacy__fork_steps=1
+            )
+            s = calibrated(s, 50.0).override(privacy__fork_noise=FAR)
+        with made(self.people, path, s or Settings(), 0, self.seed) as defence:
+            base = defence.vault.entry("base")
+            assert base is not None, "it is trained"
+            model = load_model(self.people.task, unpack(defence.vault.read(base)))
+            spent = PrivacyLedger(defence.vault, defence.settings).spendings()
+            return {
+                "accuracy": accuracy_rate(model, self.people.task.splits.test).value,
+                "epsilon": accounting.total(spent, defence.settings.privacy.delta),
+            }
+
+    def stale(self) -> Result:
+        """Joint attacks on the twenty generations before: on the next, and on the newest read."""
+        return self._joint(self.models())
+
+    def _joint(self, networks: Sequence[Logits]) -> Result:
+        exposed = min(EXPOSED, max(1, len(networks) // 2))
+        trial = Trial.of(self.people.task, self.given.examples, seed=self.seed)
+        found: Result = {"exposed": exposed, "next": [], "stayed": []}
+        first = max(exposed, len(networks) - TARGETS_LEFT)
+        for place in range(first, len(networks)):
+            crafted = trial.craft(networks[place - exposed : place], "joint", exposed, place)
+            found["next"].append(trial.score(networks[place], crafted).value)
+            found["stayed"].append(trial.score(networks[place - 1], crafted).value)
+        return found
+
+    def iterates(self) -> Result:
+        """Snapshots of the base's own training, the last forty, one every few steps."""
+        s, task = self.settings(), self.people.task
+        p, model, taken, states = s.privacy, task.model(self.seed), 0, []
+        plan = PrivatePlan(p, p.noise)
+        batches = Batches(
+            task, task.splits.train, p.batch, torch.Generator().manual_seed(self.seed)
+        )
+        training = HardenedTraining(
+            task, HardenSettings(), batches, p.steps, seed=self.seed, private=Private(plan)
+        )
+        before = training.after
+
+        def keep(network: nn.Module, rate: float) -> NextStep:
+            nonlocal taken
+            taken += 1
+            if taken % EVERY == 0:
+                states.append({n: t.clone() for n, t in network.state_dict().items()})
+                del states[: -EXPOSED - TARGETS_LEFT]
+            return before(network, rate)
+
+        training.after = keep  # type: ignore[method-assign]
+        training.run(model, s.population.rate)
+        return self._joint([load_model(task, state) for state in states])
+
+
+def measure(given: Namespace, seed: int) -> Result:
+    """One seed: what is missing of its rows."""
+    path = given.out / f"privacy-whole-{given.task}-seed{seed}.json"
+    found: Result = {"seed": seed, "epsilons": {}}
+    if path.exists():
+        found = json.loads(path.read_text("utf-8"))
+    hold_to(found, {name: getattr(given, name) for name in (*SIZES, "count")}, path)
+    people = People.of(given)
+
+    def once(rows: dict[str, Any], name: str, work: Callable[[], Any], target: float = 0.0) -> None:
+        if name in rows or name not in given.rows:
+            return
+        began = time.process_time()
+        rows[name] = work()
+        rows[name]["cpu_seconds"] = round(time.process_time() - began, 1)
+        found["run"] = record(given)
+        save(path, found)
+        print(f"seed {seed}, epsilon {target:g}, {name}: measured", flush=True)
+
+    for target in given.epsilons:
+        one = Whole(given, seed, people, found["epsilons"], target)
+        for name in ROWS:
+            once(one.rows, name, getattr(one, name), target)
+    return found
+
+
+def rows(results: Sequence[Result]) -> list[tuple[str, str, str]]:
+    """The table, mean and range over seeds."""
+    targets = sorted({target for result in results for target in result["epsilons"]}, key=float)
+    lines: list[tuple[str, str, str]] = []
+    for target in reversed(targets):
+        lines += _rows_of(target, [r["epsilons"].get(target, {}) for r in results])
+    return lines
+
+
+WANTED = {"3": "97.5", "1": "96"}
+
+
+def _rows_of(target: str, results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    def of(row: str) -> list[Any]:
+        return [result[row] for result in results if row in result]
+
+    at, lines = f"epsilon {target}", []
+    if cost := of("cost"):
+        told = ranged([one["epsilon"] for one in cost], 2, 1.0)
+        sizes = {(one["members"], one["generations"]) for one in cost}
+        told += "".join(f"; {m} members, {g} generations" for m, g in sorted(sizes))
+        naive = ranged([one["naive"] for one in cost], 1, 1.0)
+        lines.append((f"{at}: spent by everything, delta 1e-5", f"<= {float(target):.1f}", told))
+        lines.append((f"{at}: naive composition", "", naive))
+        missed = sum(len(one["uncovered"]) for one in cost)
+        lines.append((f"{at}: releases that are not covered", "0", str(missed)))
+    if clean := of("clean"):
+        means = [statistics.mean(one["generations"]) for one in clean]
+        worst = [min(one["generations"]) for one in clean]
+        wanted = f">= {WANTED[target]}" if target in WANTED else ""
+        lines.append((f"{at}: clean, mean of generations, %", wanted, shown(means, 2)))
+        lines.append((f"{at}: clean, worst generation, %", wanted, shown(worst, 2)))
+        both = [(r["alone"], statistics.mean(r["clean"]["generations"])) for r in results
+                if "alone" in r and "clean" in r]  # fmt: skip
+        if both:
+            alone = shown([one["accuracy"] for one, _ in both], 2)
+            less = shown([one["accuracy"] - mean for one, mean in both], 2)
+            lines.append((f"{at}: one private network, %", "", alone))
+            lines.append((f"{at}: generations below it, points", "<= 1", less))
+    for row, what in (("stale", "generations"), ("iterates", "iterates of the base")):
+        if made := [one for one in of(row) if one["next"]]:
+            lines.append(_stale(f"{at}: stale ASR joint-20, {what}, %", made, row == "stale"))
+    return lines
+
+
+def _stale(what: str, found: Sequence[Mapping[str, Any]], wanted: bool) -> tuple[str, str, str]:
+    after = [statistics.mean(one["next"]) for one in found]
+    stayed = [statistics.mean(one["stayed"]) for one in found]
+    text = f"{shown(after)}; had it stayed {shown(stayed)}"
+    return what, "<= 1/3 of had it stayed" if wanted else "", text
+
+
+def parser() -> ArgumentParser:
+    """The flags."""
+    made = ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    flags(made)
+    made.add_argument("--epsilons", type=float, nargs="+", default=[3.0, 1.0])
+    made.add_argument("--count", type=int, default=120, help="generations")
+    made.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    return made
+
+
+def main() -> None:
+    """Measure what is missing, and print the table."""
+    given = parser().parse_args()
+    torch.set_num_threads(1)
+    results = [measure(given, seed) for seed in given.seeds]
+    print(markdown(TARGETS, rows(results)))
+
+
+if __name__ == "__main__":
+    main()
