@@ -9,7 +9,7 @@ import pytest
 
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.builtin import Watched
-from g2d.service.monitors.queries.marks import NO, UNSURE, YES, Marks, Recent, Usual
+from g2d.service.monitors.queries.marks import NO, UNSURE, YES, Recent, Usual
 from g2d.service.monitors.queries.monitor import Queries
 from g2d.settings import MonitorSettings
 

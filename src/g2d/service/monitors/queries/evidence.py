@@ -155,8 +155,8 @@ class Account:
     Attributes:
         evidence: of a descent, of windows that were given up. copying: of extraction. near:
             near-duplicates; they fade. series: inputs with many variants. boundaries: how many of
-            those lay at a boundary. marks: the test of marks that its variants carry. usual: variants
-        of it that count as usual.
+            those lay at a boundary. marks: the test of marks that its variants carry. usual:
+        of those, how many count as usual.
     """
 
     __slots__ = ("boundaries", "copying", "evidence", "marks", "near", "series", "since", "usual")

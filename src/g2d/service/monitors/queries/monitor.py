@@ -32,7 +32,7 @@ from g2d.service.monitors.queries.trails import LAST, MOVES, Margins, Step, Trai
 from g2d.service.monitors.queries.windows import Everybody, Window, scratch
 
 FIRST = 64
-"""Inputs, all different, whose values say what the scale is; they wait until then, and are judged."""
+"""Different inputs whose values say what the scale is; they wait until then, and are judged."""
 
 _NONE = np.zeros(0, np.uint8)
 _ACCOUNTS, _SHARED, _CLIENTS = 65_536, 8192, 8
