@@ -1,6 +1,7 @@
 """Benign streams for monitors: plain use, retries, bursts, augmentations, many users, a camera.
 
-Some look like a search: images that are encoded anew, exposures, parts that are covered in turn.
+Some look like a search: images that are encoded anew, exposures, sliders of brightness, parts that
+are covered in turn.
 
 Each is a function of images (n, channels, height, width) in [0, 1] and a NumPy generator that
 yields requests: inputs (m, ...) float32 and the client's name. They never end.
@@ -119,6 +120,14 @@ def exposures(x: np.ndarray, draws: np.random.Generator) -> Requests:
             yield (image * (1 - 0.05 * step)).astype(np.float32), "exposures"
 
 
+def sliders(x: np.ndarray, draws: np.random.Generator) -> Requests:
+    """A viewer whose brightness is moved: all values by one amount, cut off at the ends."""
+    while True:
+        image, client = _one(x, draws), f"viewer-{draws.integers(5)}"
+        for by in (0.0, *draws.uniform(-0.4, 0.4, int(draws.integers(1, 6)))):
+            yield np.clip(image + by, 0, 1).astype(np.float32), client
+
+
 def covers(x: np.ndarray, draws: np.random.Generator) -> Requests:
     """Occlusion maps: a square of one grey at one place after the other."""
     while True:
@@ -142,6 +151,6 @@ STREAMS: dict[str, Callable[[np.ndarray, np.random.Generator], Requests]] = {
     stream.__name__: stream
     for stream in (
         plain, shared_address, in_order, retries, resubmits, recoded, augmentations, sweeps,
-        exposures, covers, camera, constant,
+        exposures, sliders, covers, camera, constant,
     )
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from test_web_page import (
     CONTRAST,
     HOSTILE,
@@ -49,4 +51,39 @@ def test_alarms_and_rotations_are_on_one_axis_of_time_for_whoever_has_the_token(
     assert shown.locator("#alarm-ranges [aria-pressed=true]").inner_text() == "15 min"
     assert shown.evaluate(CONTRAST)[1] >= 4.5
     assert shown.title() != "owned"
+    assert made.said == []
+
+
+DRAWN = """([offsets, button]) => {
+  // In one go: every few seconds the page draws anew what the service tells.
+  document.querySelectorAll("#alarm-ranges button")[button].click();
+  const now = state.now + since();
+  const alarms = offsets.map((by) => ({ time: now + by, kind: "drift", level: "warning" }));
+  drawAlarmLine({ alarms, rotations: [{ time: now + 7200, generation: 9 }] });
+  const all = (found) => [...document.querySelectorAll(`#alarm-plot ${found}`)];
+  const drawn = { about: $("alarm-about").textContent, wide: $("alarm-line").clientWidth,
+    ticks: all(".grid").map((one) => one.x1.baseVal.value),
+    marks: all(".at circle").map((one) => one.cx.baseVal.value) };
+  drawAlarmLine(null);
+  return { ...drawn, left: $("alarm-about").textContent };
+}"""
+
+
+@needs_chromium
+def test_a_clock_that_jumped_neither_hides_the_present_nor_crowds_the_axis(made):
+    shown = made.open(viewport={"width": 800, "height": 740})
+    shown.click("#watch")
+    enter(shown, TOKEN)
+    expect(shown, "#watched-note", "held back")
+    buttons = shown.locator("#alarm-ranges button").count()
+    for offsets in ([-10, 3600], [-10, -1.7e9], [-10, 4e9], [-10] * 500, [0]):
+        for button in (0, buttons - 1):
+            drawn = shown.evaluate(DRAWN, [offsets, button])
+            assert len(drawn["ticks"]) <= 12
+            assert all(b - a >= 70 for a, b in itertools.pairwise(drawn["ticks"]))
+            assert drawn["marks"]
+            assert all(0 < mark < drawn["wide"] for mark in drawn["marks"])
+            in_range = sum(by > -900 for by in offsets) if button == 0 else len(offsets)
+            assert drawn["about"].startswith(f"{in_range} alarm")
+            assert drawn["left"] == ""
     assert made.said == []

@@ -258,7 +258,7 @@ def test_a_service_shows_it_requests_and_tells_what_it_counts_to_operators_alone
     observers = harness.service._observers
     assert observers is not None
     observers.start()
-    inputs = np.ones((2, 1, 2, 2), np.float32)
+    inputs = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
     observers.offer(inputs, np.ones((2, 3), np.float32), "client")
     harness.tell("swap", {"generation": 2, "before": 1, "reasons": [], "seconds": 0.1})
     observers.stop(60)

@@ -9,7 +9,7 @@ import pytest
 
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.builtin import Watched
-from g2d.service.monitors.queries.marks import NO, UNSURE, YES, Marks, Recent, Usual
+from g2d.service.monitors.queries.marks import NO, UNSURE, YES, Recent, Usual
 from g2d.service.monitors.queries.monitor import Queries
 from g2d.settings import MonitorSettings
 
@@ -137,30 +137,48 @@ def test_what_a_mark_weighs_is_at_most_one_in_the_mean_however_usual_it_is():
     assert usual.factors((YES, UNSURE)) == pytest.approx((400.0, 0.3))
 
 
-def test_an_attackers_own_queries_become_usual_only_where_nobody_blames_him():
-    made = Marks(4, images(40, 5).reshape(40, -1), np.random.default_rng(5))
-    before = made.usual.marked
-    assert made.usual.seen == 4 * 4 * 40
-    queries = square(images(1, 6)[0], EPS, np.random.default_rng(6))
-    for _ in range(8):
-        made.add("attacker", next(queries).astype(np.float32).ravel(), 0, near=True)
-    made.blame("attacker")
-    assert made.usual.marked == before
-    for n in range(300):
-        made.add("quiet", next(queries).astype(np.float32).ravel(), n % 2, near=True)
-    assert made.usual.seen == 4 * 4 * 40 + 64  # of one client no more
+def darker(image: np.ndarray, by: float) -> np.ndarray:
+    return np.clip(image - by, 0, 1)
+
+
+def test_a_slider_of_brightness_or_levels_carries_no_mark():
+    draws = np.random.default_rng(5)
+    for image in images(8, 11):
+        steps = draws.permutation([0.0, 0.06, 0.11, 0.2, 0.35])
+        wide = np.clip(draws.normal(0.5, 0.6, image.shape), -1, 2)  # a window cuts both ends off
+        for slid in (
+            [darker(image, step) for step in steps],
+            [1 - darker(image, step) for step in steps],
+            [darker(wide, step) for step in steps],
+        ):
+            assert not (marks(slid)[:, 0] == YES).any()
+
+
+def test_levels_may_begin_anywhere():
+    draws = np.random.default_rng(6)
+    for image in images(8, 12):
+        noisy = (0.013 + 0.97 * one for one in resubmitted(image, 15, draws))
+        assert not (marks(noisy, count=8)[:, 0] == YES).any()
+
+
+def test_a_search_is_marked_though_its_client_has_asked_about_other_images():
+    draws = np.random.default_rng(7)
+    others = 0.2 + 0.5 * draws.random((12, SIDE, SIDE))  # far apart nowhere, as photographs
+    queries = itertools.islice(square(others[0], 0.03, draws), 6)
+    found = marks([*others[1:], *queries], count=17)[11:, 0]
+    assert (found == YES).mean() > 0.6
 
 
 class World:
     """A monitor that has seen plain use, on which nothing depends; alarms are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: np.ndarray | None = None, **settings: int) -> None:
         self.alarms: list[tuple[str, str, str]] = []
         model = Model("g2d", (1, SIDE, SIDE), "float32", 2)
         self.monitor = Queries(
-            Watched(model, MonitorSettings(), self._alarm, lambda: 0.0), bytes(32)
+            Watched(model, MonitorSettings(**settings), self._alarm, lambda: 0.0), bytes(32)
         )
-        for n, image in enumerate(images(80, 7)):
+        for n, image in enumerate(images(80, 7) if first is None else first):
             self.ask(image, f"plain-{n % 5}")
 
     def _alarm(self, kind, text, rotate=True, **about) -> None:
@@ -210,3 +228,61 @@ def test_rows_and_tokens_have_no_such_marks(shape, dtype):
     monitor.observe(x, np.zeros((70, 2), np.float32), "client")
     assert monitor.status()["judged"] == 70
     assert monitor.status()["variants_known"] == 0
+
+
+def test_a_probe_that_asks_the_same_for_ever_does_not_say_what_the_scale_is():
+    world = World(np.zeros((200, SIDE, SIDE)))
+    told = world.monitor.status()
+    assert (told["waiting"], told["repeated"], told["judged"]) == (1, 199, 0)
+    for image in images(63, 13):
+        world.ask(image, "client")
+    told = world.monitor.status()
+    assert (told["waiting"], told["judged"]) == (0, 64)
+    for n, query in enumerate(square(images(1, 8)[0], EPS, np.random.default_rng(8))):  # noqa: B007
+        world.ask(query, "search")
+        if world.alarms:
+            break
+    assert n < 8
+
+
+def test_odd_values_of_a_stranger_neither_blind_nor_break_it():
+    first = images(80, 7)
+    first[3] *= 1e5
+    first[4, 0] = 3e38
+    world = World(first)
+    draws = np.random.default_rng(8)
+    for scale in (3e38, -3e38, 1.0):
+        image = images(1, 14)[0]
+        image[2:9] = scale
+        world.ask(image, "stranger")
+    for n, query in enumerate(square(images(1, 8)[0], EPS, draws)):  # noqa: B007
+        world.ask(query, "search")
+        if world.alarms:
+            break
+    assert n < 8
+    assert world.monitor.status()["not_judged"] == 0
+
+
+def usual(world: World) -> tuple[int, int]:
+    told = world.monitor.status()
+    return told["variants_known"], told["variants_marked"]
+
+
+def test_an_attackers_own_queries_become_usual_only_where_nobody_blames_him():
+    world, draws = World(), np.random.default_rng(6)
+    before = usual(world)
+    for query in square(images(1, 6)[0], EPS, draws):
+        world.ask(query, "search")
+        if world.alarms:
+            break
+    assert usual(world) == before
+
+
+def test_a_client_that_comes_again_and_again_counts_for_no_more():
+    world, draws = World(query_clients=1), np.random.default_rng(10)
+    known = usual(world)[0]
+    for image in images(10, 15):
+        for one in itertools.islice(resubmitted(image, 10**6, draws), 25):
+            world.ask(one, "quiet")
+        world.ask(image, "another")  # whose inputs take the place of the first client's
+    assert usual(world)[0] == known + 64

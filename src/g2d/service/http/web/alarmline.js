@@ -28,13 +28,16 @@ function tickText(at, step) {
   const date = new Date(1000 * at);
   const [day, time] = [date.toLocaleDateString("en-GB", { day: "numeric", month: "short" }),
     date.toLocaleTimeString("en-GB")];
+  if (step > STEPS.at(-1)) return date.toLocaleDateString("en-GB", { month: "short", year: "numeric" });
   if (step >= 86400) return day;
   if (step < 60) return time;
   return time === "00:00:00" ? day : time.slice(0, 5);
 }
 
 function drawTicks(from, to, x, height) {
-  const step = STEPS.find((each) => x(from + each) - x(from) >= 76) ?? STEPS.at(-1);
+  const fits = (each) => x(from + each) - x(from) >= 76;
+  let step = STEPS.find(fits) ?? 2 * STEPS.at(-1);
+  while (!fits(step)) step *= 2; // a clock that began in 1970 leaves decades between alarms
   const zone = 60 * new Date(1000 * to).getTimezoneOffset();
   const ticks = [];
   for (let at = Math.ceil((from - zone) / step) * step + zone; at <= to; at += step) {
@@ -92,14 +95,18 @@ function drawLane({ kind, client, alarms }, y, x, wide) {
 function drawAlarmLine(told) {
   const alarms = list(told?.alarms).filter((one) => isNumber(one.time));
   $("alarm-line").hidden = !alarms.length;
-  if (!alarms.length) return $("alarm-plot").replaceChildren();
+  if (!alarms.length) {
+    write("alarm-about", "");
+    return $("alarm-plot").replaceChildren();
+  }
   const swaps = list(told.rotations).filter((one) => isNumber(one.time));
-  const now = Math.max(state.now + since(), ...alarms.map((one) => one.time));
+  const now = state.now + since();
   const first = Math.min(now - 60, ...[...alarms, ...swaps].map((one) => one.time));
   const from = Math.max(now - range, first - 0.02 * (now - first));
   const seen = (one) => one.time >= from;
   const wide = Math.max(200, $("alarm-line").clientWidth - 32);
-  const x = (time) => 8 + (wide - 16) * (time - from) / (now - from);
+  // What a clock that was set back has left in the future lies at the end: the present stays seen.
+  const x = (time) => 8 + (wide - 16) * (Math.min(time, now) - from) / (now - from);
   const [shown, rotations] = [alarms.filter(seen), swaps.filter(seen)];
   const lanes = lanesOf(shown), height = 48 + 36 * lanes.length + 20;
   const about = `${counted(shown.length, "alarm")} and ${counted(rotations.length, "rotation")} in ${clock(now - from)}; the lists below have the alarms.`;

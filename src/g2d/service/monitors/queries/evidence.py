@@ -155,14 +155,15 @@ class Account:
     Attributes:
         evidence: of a descent, of windows that were given up. copying: of extraction. near:
             near-duplicates; they fade. series: inputs with many variants. boundaries: how many of
-            those lay at a boundary. marks: the test of marks that its variants carry.
+            those lay at a boundary. marks: the test of marks that its variants carry. usual:
+        of those, how many count as usual.
     """
 
-    __slots__ = ("boundaries", "copying", "evidence", "marks", "near", "series", "since")
+    __slots__ = ("boundaries", "copying", "evidence", "marks", "near", "series", "since", "usual")
 
     def __init__(self, evidence: Evidence, copying: float, near: float, since: float) -> None:
         self.evidence, self.copying, self.near, self.since = evidence, copying, near, since
-        self.series = self.boundaries = 0
+        self.series = self.boundaries = self.usual = 0
         self.marks = Test()
 
 

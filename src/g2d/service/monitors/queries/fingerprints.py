@@ -29,6 +29,7 @@ _PERMUTED = 200  # windows of a table's row, over secret orders of its columns
 _VALUES = 128  # values of a sketch, at secret places
 _EXACT = 256  # values that are kept as they are, likewise
 _GLANCE = 24  # of them are looked at first
+_HUGE = 1e6  # shares of the range that values are cut to: any float may come
 _FAR = 0.02  # share of them that may be far apart in inputs that are near each other
 _TYPICAL = 0.05  # pairs of the first inputs that may be near each other
 _AT_ONCE = 1 << 18  # values that are hashed at once: each takes 8 bytes, several times
@@ -104,6 +105,7 @@ class Fingerprints:
             hashlib.blake2b(row.tobytes(), key=self._key, digest_size=8).digest() for row in flat
         ]
         exact = (flat[:, self._exact_places] - self._low[0]) / self._range[0]
+        exact = np.clip(exact, -_HUGE, _HUGE)  # what is compared is doubled, in half the bits
         return Prints(
             hashes, kept, self._values(flat), np.frombuffer(b"".join(digests), np.uint64),
             exact.astype(np.float32),
@@ -163,7 +165,7 @@ class Fingerprints:
         if self._tokens:
             return flat.astype(np.int64)
         steps = (flat - self._low) * (_LEVELS / self._range)
-        return np.rint(np.clip(steps, -1e6, 1e6)).astype(np.int64)
+        return np.rint(np.clip(steps, -_HUGE, _HUGE)).astype(np.int64)
 
     def _values(self, flat: Array) -> Array:
         if self._tokens:

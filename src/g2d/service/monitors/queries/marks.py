@@ -43,7 +43,9 @@ _NEAR, _FAR = 0.5, 0.02  # variants differ by more than that at few places: so m
 _GLANCE, _SOME = 8, 24  # places that are looked at first
 
 _SEARCH = (0.3, 0.3, 0.4)  # shares of a search's queries: `NO`, `UNSURE`, `YES`
-_QUIET, _EACH = 8, 64  # variants after which one counts as usual; of one client, at most
+_QUIET = 8  # variants after which one counts as usual
+EACH = 64
+"""Variants of one client that count as usual, at most."""
 _MADE = 4  # variants that each way makes of each of the first inputs
 
 
@@ -101,11 +103,14 @@ def patched(value: Array, known: Array, bounds: tuple[float, float]) -> int:
     changed = ~same[nearest]
     old, new = known[nearest, changed], value[changed]
     eps = _cut(old, new, bounds)
-    if eps is None or _few_levels(value - bounds[0], eps):
+    # Levels need not begin at the least value: what has changed to lies on one.
+    if eps is None or any(_few_levels(value - level, eps) for level in (bounds[0], new[0])):
         return NO
-    if _covered(old, new, value):
+    if _covered(old, new, value) or _shifted(old, new, value[~changed], bounds):
         return UNSURE
-    related = known[(apart > 2 * _MOST).mean(1) <= _THIRD][:, changed]
+    # Those of the same image: what else its client has asked about says nothing of it.
+    wide = min(2 * _MOST, 4 * eps + _ALIKE)
+    related = known[(apart > wide).mean(1) <= _THIRD][:, changed]
     two = np.ptp(related, axis=0) > _SAME
     third = two & ~(np.abs(related - new) <= _SAME).any(0)
     return YES if third.mean() <= _THIRD else NO
@@ -138,6 +143,14 @@ def _covered(old: Array, new: Array, value: Array) -> bool:
             fill = [float((np.abs(value - each) <= _SAME).mean()) for each in (one, other)]
             return bool(two.mean() < _ONE) or min(fill) < _EVEN * sum(fill)
     return False
+
+
+def _shifted(old: Array, new: Array, stay: Array, bounds: tuple[float, float]) -> bool:
+    """Whether all may have become darker, or lighter, but for what the bounds hold back: as by a
+    slider of brightness, or of a window of levels."""
+    held = (stay <= bounds[0] + _ALIKE) | (stay >= bounds[1] - _ALIKE)
+    rises = float((new > old).mean())
+    return bool(held.mean() >= _ON) and max(rises, 1 - rises) >= _ON
 
 
 def _few_levels(value: Array, eps: float) -> bool:
@@ -201,17 +214,23 @@ class Usual:
 
 
 class Marked(NamedTuple):
-    """A variant's marks, and by what each changes the evidence against its client."""
+    """A variant's marks, by what each changes the evidence against its client, and those of an
+    earlier one of the same client, which nobody was blamed for since: it may count as usual."""
 
     found: Found
     factors: tuple[float, ...]
+    oldest: Found | None
+
+    @property
+    def strongest(self) -> int:
+        """Which of `MARKS` speaks loudest for a search."""
+        return int(np.argmax(self.factors))
 
 
 class _Client:
     def __init__(self, low: float, high: float) -> None:
         self.recent = Recent(low, high)
         self.waiting = deque[Found]()  # variants that may become usual
-        self.counted = 0
 
 
 class Marks:
@@ -224,7 +243,9 @@ class Marks:
 
     def __init__(self, most: int, first: Array, draws: np.random.Generator) -> None:
         self._most, self._kept = most, OrderedDict[str, _Client]()
-        self._bounds = float(first.min()), float(first.max())
+        # Robust: one stranger's odd values would else say for ever where values are cut.
+        low, high = np.quantile(first.min(1), 0.05), np.quantile(first.max(1), 0.95)
+        self._bounds = float(low), float(high)
         self.usual = Usual()
         for way in (_noisy, _levels, _brighter, _coded):
             for value in first:
@@ -253,15 +274,10 @@ class Marks:
 
     def _judge(self, one: _Client, value: Array) -> Marked:
         found = one.recent.marks(value)
-        marked = Marked(found, self.usual.factors(found))
         one.waiting.append(found)
         # Later: what an attacker sends must not be usual before he is blamed for it.
-        if len(one.waiting) > _QUIET:
-            oldest = one.waiting.popleft()
-            if one.counted < _EACH:
-                one.counted += 1
-                self.usual.add(oldest)
-        return marked
+        oldest = one.waiting.popleft() if len(one.waiting) > _QUIET else None
+        return Marked(found, self.usual.factors(found), oldest)
 
     def blame(self, client: str) -> None:
         """There was an alarm about a client: its last variants are nothing usual."""

@@ -27,12 +27,12 @@ from g2d.service.monitors.queries.evidence import (
     worth,
 )
 from g2d.service.monitors.queries.fingerprints import Fingerprints, Prints
-from g2d.service.monitors.queries.marks import MARKS, Marks
+from g2d.service.monitors.queries.marks import EACH, MARKS, Marks
 from g2d.service.monitors.queries.trails import LAST, MOVES, Margins, Step, Trail
 from g2d.service.monitors.queries.windows import Everybody, Window, scratch
 
 FIRST = 64
-"""Inputs whose values say what the scale is; they wait until then, and are judged."""
+"""Different inputs whose values say what the scale is; they wait until then, and are judged."""
 
 _NONE = np.zeros(0, np.uint8)
 _ACCOUNTS, _SHARED, _CLIENTS = 65_536, 8192, 8
@@ -81,6 +81,7 @@ class Queries(BuiltIn):
         self._exempt = frozenset(watched.settings.query_exempt)
         self._prints: Fingerprints | None = None
         self._waiting: list[_Request] = []
+        self._met_first: set[int] = set()
         self._windows: OrderedDict[str, Window] = OrderedDict()
         self._met = scratch()
         self._everybody, self._shared = Everybody(), OrderedDict[int, Trail]()
@@ -111,21 +112,32 @@ class Queries(BuiltIn):
             inputs, logits = inputs[finite], logits[finite]
         if not len(inputs):
             return
-        request = _Request(inputs, logits, client, self._epoch)
         if self._prints is not None:
-            self._judge(request, self._prints)
+            self._judge(_Request(inputs, logits, client, self._epoch), self._prints)
             return
+        # A probe that asks the same for ever says nothing of the scale.
+        fresh = [n for n, one in enumerate(inputs) if self._is_first(one)]
+        self._counts["repeated"] += len(inputs) - len(fresh)
+        if not fresh:
+            return
+        request = _Request(inputs[fresh], logits[fresh], client, self._epoch)
         self._waiting.append(request)
         if sum(len(one.inputs) for one in self._waiting) >= FIRST:
             first = np.concatenate([one.inputs for one in self._waiting])[: 4 * FIRST]
             near = self.watched.settings.query_near
             self._prints = Fingerprints(self.watched.model, first, near, self._salt)
             exact = self._prints(first[:FIRST]).exact
-            if exact.shape[1]:
+            if exact.shape[1] and np.ptp(exact) > 0:
                 self._marks = Marks(self.watched.settings.query_clients, exact, self._chance)
             waiting, self._waiting = self._waiting, []
+            self._met_first.clear()
             for one in waiting:
                 self._judge(one, self._prints)
+
+    def _is_first(self, one: Array) -> bool:
+        before, seen = len(self._met_first), hash(one.tobytes())
+        self._met_first.add(seen)
+        return len(self._met_first) > before
 
     def swapped(self, number: int) -> None:
         """Margins of another network do not compare with those before; evidence stays."""
@@ -225,9 +237,13 @@ class Queries(BuiltIn):
         marked = self._marks.add(answer.client, value, label, near)
         if marked is None:
             return
-        test = self._accounts.of(answer.client).marks
+        account = self._accounts.of(answer.client)
+        test = account.marks
+        if marked.oldest is not None and account.usual < EACH:
+            account.usual += 1
+            self._marks.usual.add(marked.oldest)
         if test.weigh(marked.factors, self._purses["marks"]):
-            mark = MARKS[int(np.argmax(marked.found))]
+            mark = MARKS[marked.strongest]
             self._marks.blame(answer.client)
             self._tell("marks", trail, [answer.client], test.staked, mark=mark)
 
