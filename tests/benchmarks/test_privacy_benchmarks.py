@@ -150,4 +150,6 @@ def test_public_records_are_no_ones_else(tmp_path):
     people = {row.numpy().tobytes() for row in task.splits.train.x}
     assert not people & {row.tobytes() for row in x}
     assert task.name == "digits-people"
+    with pytest.raises(SystemExit, match="nobody to train on"):
+        people_and_public("digits", "", tmp_path / "all", 5000)
     assert enlarged((1, 28, 28)).x.shape == (1797, 1, 28, 28)

@@ -81,7 +81,7 @@ def test_no_canary_has_a_copy_that_would_stay_when_its_coin_takes_it_away(digits
     )
     found = planted.draw(copied, SECRET, 20)
     assert set(found.taken.tolist()) <= {*range(10, 40), *range(50, 60)}
-    with pytest.raises(DataError, match="among 40 records .30 more have exact copies.*1 to 20"):
+    with pytest.raises(DataError, match=r"among 40 records .30 more have exact copies.*1 to 20"):
         planted.draw(copied, SECRET, 21)
 
 
@@ -217,7 +217,25 @@ def test_a_vault_with_canaries_says_so_and_is_not_served(audited, tmp_path):
         privacy_audit.audit(path, key, alpha=0.0)
     with g2d.Defence.open(path) as defence, pytest.raises(PrivacyError, match="already"):
         plant_canaries(defence, tmp_path / "second.key", 10, 2, planted.MISLABELLED)
+    with g2d.Defence.open(path, defence.task, write=False) as again:  # as attacks open it
+        assert len(again.task.splits.train) == len(defence.task.splits.train)
     assert not (tmp_path / "second.key").exists()
+
+
+def test_references_are_trained_as_the_base_is_but_on_no_canary(audited, digits, monkeypatch):
+    path, file = audited
+    jobs, teacher = [], object()
+
+    def seen(job):
+        jobs.append(job)
+        raise PrivacyError("enough")
+
+    monkeypatch.setattr(privacy_audit, "teacher_of", lambda vault, harden: teacher)
+    monkeypatch.setattr(privacy_audit, "run_job", seen)
+    with pytest.raises(PrivacyError, match="enough"):
+        privacy_audit.audit(path, CanaryKey.read(file))
+    assert jobs[0].teacher is teacher
+    assert len(jobs[0].task.splits.train) == len(digits.splits.train) - 100
 
 
 def test_canaries_are_of_their_own_data_and_have_to_be_learned(digits, tiny_settings, tmp_path):

@@ -385,11 +385,7 @@ class Defence:
     # --- rotation.Source -------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """The live generation as an immutable snapshot, read from the vault anew: it may heal.
-
-        Raises:
-            VaultError: it cannot be read; or the vault is for an audit alone, and never served.
-        """
+        """The live generation as an immutable snapshot, read from the vault anew: it may heal."""
         refuse_planted(self.vault)
         with self._sourcing:
             return self._generations.read_anew().snapshot()

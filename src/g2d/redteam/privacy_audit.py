@@ -32,6 +32,7 @@ from g2d.tasks.planted import Planting, draw, plant
 from g2d.tasks.source import data_digest, find
 from g2d.tasks.task import Task
 from g2d.training.jobs import TrainingJob, run_job
+from g2d.training.recipes.distil import teacher_of
 from g2d.vault.ledger import sha256
 from g2d.vault.records import PLANTED
 from g2d.vault.vault import Vault
@@ -54,8 +55,9 @@ class Audit:
     Attributes:
         guesses: of the combined score, which is what is judged. by_kind: right guesses by the
             networks of one kind alone; for the reader, not a test. networks: how many of each kind
-            were scored. delta: of all epsilons. alpha: how often a sound claim is refuted, at most: both tests count
-            the same right guesses, so that together they are the one that asks for fewer.
+            were scored. delta: of all epsilons. alpha: how often a sound claim is refuted, at most:
+            both tests count the same right guesses, so that together they are the one that asks for
+            fewer.
         bound: epsilon is above it, whatever the mechanism. gaussian: it is, if the trade-off is a
             Gaussian's. most: what so many guesses could certify; most_canaries: if all were made.
         claim: epsilon by the ledger; inf where something is not covered (`uncovered` says what).
@@ -275,7 +277,7 @@ def _reference(
         seed = s.seed if privacy else (s.seed + index) % 2**31
         job = TrainingJob(
             task, "base", 0, 0, "base", replace(s, seed=seed), None, (), harden=settings.harden,
-            privacy=privacy,
+            teacher=teacher_of(vault, settings.harden), privacy=privacy,
         )  # fmt: skip
         model = load_model(task, unpack(run_job(job).weights))
         phi = logit_confidence(predict(model, planting.canaries.x), planting.canaries.y)
