@@ -43,8 +43,10 @@ from g2d.protect.privacy.canary_key import CanaryKey
 from g2d.redteam.privacy_audit import Audit, audit, claim_of_vault, judged
 from g2d.tasks.inference import load_model
 from g2d.tasks.planted import KINDS, MISLABELLED, Planting, draw
+from g2d.tasks.source import data_digest
 from g2d.tasks.task import Task
 from g2d.training.recipes.private_gradients import by_vmap
+from g2d.vault.ledger import LEDGER
 from g2d.vault.records import PLANTED
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
@@ -106,7 +108,7 @@ class Audits:
         """Plant, train under the fault, guess."""
         path, key = self.folder(case), self.given.runs / f"{self.folder(case).name}.key"
         fault = FAULTS.get(case, FAULTS[SOUND])
-        if not path.exists():
+        if not has_canaries(path):  # or a kill came between: nothing was trained then
             with fault():
                 settings = self.settings(case)
             with Defence.create(self.people.task, path, settings) as defence:
@@ -145,9 +147,10 @@ class Audits:
         planting = draw(task, key.secret, key.canaries, key.kind)
         nobody = replace(planting, coins=torch.zeros_like(planting.coins))
         twin = path.with_name(f"{path.name}-again")
-        if not twin.exists():
+        if not has_canaries(twin):
             with Defence.create(task, twin, self.settings(SEED)) as defence:
-                defence.vault.put(PLANTED, 0, {"weights": nobody.pack()}, {"canaries": 0})
+                about = {"canaries": 0, "data": data_digest(task)}
+                defence.vault.put(PLANTED, 0, {"weights": nobody.pack()}, about)
         with Defence.open(twin, task) as defence:
             settings = defence.settings
         with FAULTS[SEED](), made(self.people, twin, settings, 0, self.seed):
@@ -158,6 +161,14 @@ class Audits:
             planting, {"trained": found[None]}, None, key.guesses, claim_of_vault(path),
             task.classes, self.given.alpha,
         )  # fmt: skip
+
+
+def has_canaries(path: Path) -> bool:
+    """Whether a vault is there, and canaries in it."""
+    if not (path / LEDGER).exists():
+        return False
+    with Vault.open(path) as vault:
+        return vault.entry(PLANTED) is not None
 
 
 def base_of(path: Path) -> State:

@@ -31,6 +31,11 @@ def people_and_public(
     """
     task = load_task(name, data, split_seed)
     train, splits = task.splits.train, task.splits
+    if way == HELD and count >= len(train):
+        raise SystemExit(
+            f"--public {count} of {len(train)} records of task {name!r} leaves nobody to train on:"
+            " declare fewer public"
+        )
     if way == HELD:
         source = torch.Generator().manual_seed(seed_of("public records"))
         order = torch.randperm(len(train), generator=source)

@@ -19,6 +19,8 @@ from g2d.settings import PopulationSettings, PrivacySettings
 from g2d.training.recipes import private_optimizer
 from g2d.training.recipes.private_entropy import PoissonSample
 from g2d.training.recipes.private_optimizer import SecretNoise
+from g2d.vault.records import PLANTED
+from g2d.vault.vault import Vault
 
 
 def cells(text: str) -> dict[str, str]:
@@ -143,6 +145,14 @@ def test_a_known_seed_draws_the_same_whoever_else_is_there(digits):
     assert one == other
 
 
+def test_a_kill_between_vault_and_canaries_is_made_good(tmp_path):
+    assert not audit.has_canaries(tmp_path / "vault")
+    with Vault.create(tmp_path / "vault", "") as vault:
+        assert not audit.has_canaries(vault.path)
+        vault.put(PLANTED, 0, {"weights": b""}, {"canaries": 0})
+        assert audit.has_canaries(vault.path)
+
+
 def test_public_records_are_no_ones_else(tmp_path):
     task, folder = people_and_public("digits", "", tmp_path / "public", 290)
     x, y = np.load(folder / "x.npy"), np.load(folder / "y.npy")
@@ -150,4 +160,6 @@ def test_public_records_are_no_ones_else(tmp_path):
     people = {row.numpy().tobytes() for row in task.splits.train.x}
     assert not people & {row.tobytes() for row in x}
     assert task.name == "digits-people"
+    with pytest.raises(SystemExit, match="nobody to train on"):
+        people_and_public("digits", "", tmp_path / "all", 5000)
     assert enlarged((1, 28, 28)).x.shape == (1797, 1, 28, 28)

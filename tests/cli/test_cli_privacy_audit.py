@@ -41,13 +41,15 @@ def test_an_audit_says_what_it_found(capsys):
     command._print_audit(FOUND)
     told = words(capsys.readouterr().out)
     for part in (
-        "190 of 200", "185 of 200", "epsilon 2.345 at delta 1e-05 (95% sure)", "3.456 if",
+        "190 of 200", "185 of 200", "epsilon 2.345 at delta 1e-05 (95 % sure)", "3.456 if",
         "claim epsilon 1.250", "p = 0.001 (it allows for less)",
         "200 guesses can certify no more than 4.2", "1000 canaries no more than 5.8",
     ):  # fmt: skip
         assert part in told, part
     assert "not refuted" not in told
     assert FOUND.refuted
+    command._print_audit(dataclasses.replace(FOUND, alpha=1 - 0.999))
+    assert "(99.9 % sure)" in words(capsys.readouterr().out)
     mild = dataclasses.replace(FOUND, bound=0.5, p=0.6)
     command._print_audit(mild)
     assert "The claim is not refuted: an attack that is not tried here" in words(

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import g2d
+from commands import fail
 from g2d.core.engine import SerialEngine
 from g2d.defence.planting import plant_canaries
-from g2d.errors import DataError, KeyFileError, PrivacyError, VaultError
+from g2d.errors import DataError, KeyFileError, PrivacyError, SettingsError, VaultError
 from g2d.protect.privacy.canary_key import CanaryKey
 from g2d.redteam import privacy_audit
 from g2d.redteam.context import AttackContext
@@ -22,12 +23,14 @@ from g2d.redteam.privacy_audit import Audit, Claim, judged, surplus
 from g2d.redteam.rows import Row
 from g2d.redteam.scoring import share
 from g2d.redteam.threats.privacy.claim import Promise, beside
-from g2d.settings import build
+from g2d.settings import HardenSettings, build
 from g2d.tasks import planted
-from g2d.tasks.source import with_canaries
+from g2d.tasks.source import data_digest, with_canaries
+from g2d.training.recipes.distil import find_teacher
 from g2d.vault.records import PLANTED
 from g2d.vault.serving import about_canaries, open_to_serve
 from g2d.vault.vault import Vault
+from g2d.weights.checkpoints import pack
 
 SECRET = bytes(range(32))
 
@@ -65,6 +68,21 @@ def test_all_of_it_comes_of_the_secret(digits):
     blended = planted.draw(digits, SECRET, 50, planted.BLENDED)
     assert len(blended.taken) == 100
     assert blended.canaries.x.shape == one.canaries.x.shape
+
+
+def test_no_canary_has_a_copy_that_would_stay_when_its_coin_takes_it_away(digits):
+    """A unit is a record with all its copies: of such a one a coin would only change the label."""
+    splits, few = digits.splits, range(40)
+    train = splits.train.take([*few, *range(10), *range(40, 60)])
+    guide = splits.guide.take(range(20))
+    guide = type(guide)(torch.cat([guide.x, train.x[60:70]]), torch.cat([guide.y, train.y[60:70]]))
+    copied = dataclasses.replace(
+        digits, splits=type(splits)(train, guide, splits.gate, splits.test)
+    )
+    found = planted.draw(copied, SECRET, 20)
+    assert set(found.taken.tolist()) <= {*range(10, 40), *range(50, 60)}
+    with pytest.raises(DataError, match=r"among 40 records .30 more have exact copies.*1 to 20"):
+        planted.draw(copied, SECRET, 21)
 
 
 def test_what_cannot_be_planted_is_refused(digits):
@@ -181,15 +199,71 @@ def test_a_vault_with_canaries_says_so_and_is_not_served(audited, tmp_path):
     with Vault.open(path) as vault:
         assert "100 planted canaries" in about_canaries(vault)
         kept = vault.entry(PLANTED)
-    assert kept.info == {"canaries": 100, "kind": "mislabelled", "key": key.commitment}
+    data = data_digest(g2d.load_task("digits"))
+    about = {"canaries": 100, "kind": "mislabelled", "key": key.commitment, "data": data}
+    assert kept.info == about
     with pytest.raises(VaultError, match="audit of privacy alone"):
         open_to_serve(path)
+    with pytest.raises(VaultError, match="audit of privacy alone"):
+        find_teacher(HardenSettings(recipe=("distil",), teacher=str(path)))
+    with g2d.Defence.open(path) as opened, pytest.raises(VaultError, match="wrong labels"):
+        g2d.Rotor(opened)
+    told = fail("export", path, tmp_path / "out.safetensors")
+    assert "audit of privacy alone" in " ".join(told.split())
     other = dataclasses.replace(key, guesses=50)
     with pytest.raises(KeyFileError, match="not the key"):
         privacy_audit.audit(path, other)
+    with pytest.raises(SettingsError, match="between 0 and 1"):
+        privacy_audit.audit(path, key, alpha=0.0)
     with g2d.Defence.open(path) as defence, pytest.raises(PrivacyError, match="already"):
         plant_canaries(defence, tmp_path / "second.key", 10, 2, planted.MISLABELLED)
+    with g2d.Defence.open(path, defence.task, write=False) as again:  # as attacks open it
+        assert len(again.task.splits.train) == len(defence.task.splits.train)
     assert not (tmp_path / "second.key").exists()
+
+
+def test_references_are_trained_as_the_base_is_but_on_no_canary(audited, digits, monkeypatch):
+    path, file = audited
+    jobs, teacher = [], object()
+
+    def seen(job):
+        jobs.append(job)
+        raise PrivacyError("enough")
+
+    monkeypatch.setattr(privacy_audit, "teacher_of", lambda vault, harden: teacher)
+    monkeypatch.setattr(privacy_audit, "run_job", seen)
+    with pytest.raises(PrivacyError, match="enough"):
+        privacy_audit.audit(path, CanaryKey.read(file))
+    assert jobs[0].teacher is teacher
+    assert len(jobs[0].task.splits.train) == len(digits.splits.train) - 100
+
+
+def test_canaries_are_of_their_own_data_and_have_to_be_learned(digits, tiny_settings, tmp_path):
+    """Places in other data are other records; what was never learned would seem to be safe."""
+    path, key = tmp_path / "vault", tmp_path / "canaries.key"
+    with g2d.Defence.create("digits", path, tiny_settings) as defence:
+        plant_canaries(defence, key, 20, 10, planted.MISLABELLED)
+        with pytest.raises(PrivacyError, match="no network yet"):
+            privacy_audit.audit(path, CanaryKey.read(key))
+        state = digits.model(0).state_dict()
+        defence.vault.put("base", 0, {"weights": pack(state)}, {"data": data_digest(digits)})
+    with pytest.raises(PrivacyError, match="not trained on the records"):
+        privacy_audit.audit(path, CanaryKey.read(key))
+    splits = digits.splits
+    other = dataclasses.replace(digits, splits=type(splits)(
+        splits.train.take(range(len(splits.train) - 1, -1, -1)), splits.guide, splits.gate,
+        splits.test,
+    ))  # fmt: skip
+    with pytest.raises(DataError, match="not those that the canaries"):
+        g2d.Defence.open(path, other)
+
+
+def test_a_key_of_what_could_not_be_planted_does_not_stay(digits, tiny_settings, tmp_path):
+    path, key = tmp_path / "vault", tmp_path / "canaries.key"
+    g2d.Defence.create("digits", path, tiny_settings).close()
+    with g2d.Defence.open(path, write=False) as defence, pytest.raises(VaultError, match="writing"):
+        plant_canaries(defence, key, 20, 10, planted.MISLABELLED)
+    assert not key.exists()
 
 
 def test_planting_comes_before_training(tiny_vault, defence, tmp_path):
@@ -216,6 +290,7 @@ def test_the_promise_stands_beside_membership_rows():
     assert control.note == "AUC 0.5; a control: the ledger promises nothing of it"
     assert other == row("generated", "x")
     assert Promise(20.0, 0.0).most(0.01) == pytest.approx(1.0)
+    assert Promise(1000.0, 1e-5).most(0.01) == 1.0
     (unbounded,) = beside([row("generated")], Promise(math.inf, 1e-5))
     assert "infinite" in unbounded.note
     assert beside([row("generated")], None) == [row("generated")]

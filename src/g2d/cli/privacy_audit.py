@@ -90,7 +90,7 @@ def audit(
     vault: VaultPath,
     key: KeyFile,
     confidence: Annotated[
-        float, typer.Option(min=0.5, max=0.9999, help="Of each of the two tests.")
+        float, typer.Option(min=0.5, max=0.9999, help="That no sound guarantee is refuted.")
     ] = 0.95,
     references: Annotated[
         int,
@@ -134,8 +134,8 @@ def _print_audit(found: Audit) -> None:
     ]
     both = {"by": "all together", "networks": str(sum(found.networks.values()))}
     print_table([*rows, {**both, "right": f"{told.right} of {told.made}"}])
-    sure = f"{1 - found.alpha:.0%}"
-    print_line(f"lower bound  epsilon {found.bound:.3f} at delta {found.delta:g} ({sure} sure)")
+    sure = f"{100 * (1 - found.alpha):.6g} % sure"
+    print_line(f"lower bound  epsilon {found.bound:.3f} at delta {found.delta:g} ({sure})")
     print_line(f"             {found.gaussian:.3f} if its trade-off curve is a Gaussian's")
     claim = f"epsilon {found.claim:.3f}" if math.isfinite(found.claim) else "none"
     print_line(f"claim        {claim}")

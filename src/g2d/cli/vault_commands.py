@@ -143,14 +143,14 @@ def export(
 ) -> None:
     """Verify a generation and write it as a plain safetensors state dict."""
     from g2d.core.files import write_bytes
-    from g2d.vault.vault import Vault
+    from g2d.vault.serving import open_to_serve
 
     signature = out.with_name(f"{out.name}.sig")
     for path in (out, signature) if sign else (out,):
         if path.exists() and not force:
             raise G2DError(f"{path} exists; name another file, or overwrite it with --force")
     signing = _export_key(sign)
-    with Vault.open(vault) as opened:
+    with open_to_serve(vault) as opened:
         number = opened.live() if number is None else number
         if number is None:
             raise G2DError(f"{opened.path} has no generation yet; run `g2d fit` first")

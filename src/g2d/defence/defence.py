@@ -32,6 +32,7 @@ from g2d.rotation.snapshot import Snapshot
 from g2d.settings import Settings
 from g2d.tasks.source import TaskSource
 from g2d.tasks.task import Task
+from g2d.vault.serving import refuse_planted
 from g2d.vault.vault import Vault
 
 
@@ -385,6 +386,7 @@ class Defence:
 
     def snapshot(self) -> Snapshot:
         """The live generation as an immutable snapshot, read from the vault anew: it may heal."""
+        refuse_planted(self.vault)
         with self._sourcing:
             return self._generations.read_anew().snapshot()
 

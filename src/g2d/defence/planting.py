@@ -11,7 +11,7 @@ from g2d.defence.defence import Defence
 from g2d.errors import PrivacyError
 from g2d.protect.privacy.canary_key import CanaryKey
 from g2d.tasks.planted import draw
-from g2d.tasks.source import find
+from g2d.tasks.source import data_digest, find
 from g2d.tasks.task import Task
 from g2d.vault.records import PLANTED
 
@@ -50,8 +50,13 @@ def plant_canaries(
     if not 0 < guesses <= count:
         raise PrivacyError(f"{guesses} guesses about {count} canaries; expected 1 to {count}")
     key = CanaryKey.generate(vault.identity, count, guesses, kind)
-    planting = draw(task or find(defence.settings.task), key.secret, count, kind)
+    raw = task or find(defence.settings.task)
+    planting = draw(raw, key.secret, count, kind)
     key.write(file)  # first: what is planted without a key proves nothing
-    about = {"canaries": count, "kind": kind, "key": key.commitment}
-    vault.put(PLANTED, 0, {"weights": planting.pack()}, about)
+    about = {"canaries": count, "kind": kind, "key": key.commitment, "data": data_digest(raw)}
+    try:
+        vault.put(PLANTED, 0, {"weights": planting.pack()}, about)
+    except BaseException:
+        file.unlink(missing_ok=True)  # a key of nothing would only be in the way
+        raise
     return key

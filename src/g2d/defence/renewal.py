@@ -6,9 +6,16 @@ What a renewal is, and how one is made or put back, is in `refresh` and `vault.s
 
 from __future__ import annotations
 
-from g2d.errors import VaultError
+from g2d.errors import DataError, VaultError
 from g2d.tasks.keyed import unpack_records
-from g2d.tasks.source import Grown, TaskSource, travels, with_canaries, with_records
+from g2d.tasks.source import (
+    Grown,
+    TaskSource,
+    data_digest,
+    travels,
+    with_canaries,
+    with_records,
+)
 from g2d.tasks.splits import Splits
 from g2d.tasks.task import Task
 from g2d.vault.records import PLANTED
@@ -46,7 +53,19 @@ def planted(task: Task, source: TaskSource, vault: Vault) -> tuple[Task, TaskSou
         DataError: they are of another task, or of other data.
     """
     entry = vault.entry(PLANTED)
-    return (task, source) if entry is None else with_canaries(task, source, vault.read(entry))
+    if entry is None:
+        return task, source
+    found = data_digest(task)
+    if entry.info.get("data") != found:  # places in other data are other records
+        base = vault.entry("base", source=0)
+        if base is not None and base.info.get("data") == found:
+            return task, source  # it was given as an object that is this vault's already
+        raise DataError(
+            f"the data of task {task.name!r} are not those that the canaries of {vault.path} were"
+            " planted in (other files, order or split seed): point --data at the original, or plant"
+            " others in a new vault"
+        )
+    return with_canaries(task, source, vault.read(entry))
 
 
 def current(task: Task, source: TaskSource, vault: Vault) -> tuple[Task, TaskSource]:

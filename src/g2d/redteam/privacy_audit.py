@@ -18,7 +18,7 @@ import torch
 from g2d.attacks.inference import logit_confidence
 from g2d.core.types import Array, Progress, silent
 from g2d.defence.privacy import shield_of
-from g2d.errors import KeyFileError, PrivacyError
+from g2d.errors import KeyFileError, PrivacyError, SettingsError
 from g2d.protect.privacy import accounting
 from g2d.protect.privacy.accounting import Spending
 from g2d.protect.privacy.audit_bounds import Guesses, guess, judge, lower_bound, power
@@ -29,9 +29,10 @@ from g2d.protect.privacy.releases import Release, releases
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.planted import Planting, draw, plant
-from g2d.tasks.source import find
+from g2d.tasks.source import data_digest, find
 from g2d.tasks.task import Task
 from g2d.training.jobs import TrainingJob, run_job
+from g2d.training.recipes.distil import teacher_of
 from g2d.vault.ledger import sha256
 from g2d.vault.records import PLANTED
 from g2d.vault.vault import Vault
@@ -41,6 +42,12 @@ _TRAINED = ("base", "early", "member")
 _PROFILE = 24  # pairs of epsilon and delta that a claim's curve is read at
 
 
+_NOTHING = (
+    "the vault has released no network yet: run `g2d population`, `g2d fit` and `g2d generate`"
+    " first"
+)
+
+
 @dataclass(frozen=True)
 class Audit:
     """What an audit found.
@@ -48,7 +55,9 @@ class Audit:
     Attributes:
         guesses: of the combined score, which is what is judged. by_kind: right guesses by the
             networks of one kind alone; for the reader, not a test. networks: how many of each kind
-            were scored. delta: of all epsilons. alpha: how often each test is wrong, at most.
+            were scored. delta: of all epsilons. alpha: how often a sound claim is refuted, at most:
+            both tests count the same right guesses, so that together they are the one that asks for
+            fewer.
         bound: epsilon is above it, whatever the mechanism. gaussian: it is, if the trade-off is a
             Gaussian's. most: what so many guesses could certify; most_canaries: if all were made.
         claim: epsilon by the ledger; inf where something is not covered (`uncovered` says what).
@@ -98,13 +107,17 @@ def audit(
 
     Raises:
         KeyFileError: the key is another vault's. PrivacyError: there are no canaries, or nothing
-            was trained, or the ledger was changed. DataError: the data are not those of the vault.
+            was trained, or not with them, or the ledger was changed. DataError: the data are not
+            those of the vault. SettingsError: alpha is no share.
     """
+    if not 0 < alpha < 1:
+        raise SettingsError(f"alpha is {alpha}, expected a share of wrong alarms between 0 and 1")
     with Vault.open(path) as vault:
         settings = Settings.from_vault(vault.settings_text, str(vault.path / "task.toml"))
         raw = task or find(settings.task, data)
         planting = _planting(vault, raw, key)
         known = releases(vault)
+        _check_learned(vault, raw, planting, settings)
         logs = dict(_confidences(vault, raw, planting, known, progress))
         reference = _reference(vault, raw, planting, settings, references, progress)
         claim = _claim(vault, settings, known)
@@ -136,10 +149,7 @@ def judged(
         PrivacyError: there is no network.
     """
     if not logs:
-        raise PrivacyError(
-            "the vault has released no network yet: run `g2d population`, `g2d fit` and `g2d"
-            " generate` first"
-        )
+        raise PrivacyError(_NOTHING)
     coins, y = planting.coins.numpy(), planting.canaries.y.numpy()
     scores = {kind: surplus(phi, reference, y, classes) for kind, phi in logs.items()}
     told = judge(guess(combined(scores), made), coins)
@@ -195,6 +205,29 @@ def _planting(vault: Vault, task: Task, key: CanaryKey) -> Planting:
     return planting
 
 
+def _check_learned(vault: Vault, raw: Task, planting: Planting, settings: Settings) -> None:
+    """Refuse a vault that was trained without its canaries, which would seem to remember nothing.
+
+    Raises:
+        PrivacyError: that is so, or nothing was trained at all.
+    """
+    base = vault.entry("base", source=0)
+    if base is None:
+        raise PrivacyError(_NOTHING)
+    if base.info.get("data") != data_digest(_as_trained(vault, raw, planting, settings)):
+        raise PrivacyError(
+            f"the base of {vault.path} was not trained on the records that its canaries were"
+            " planted in, so guesses prove nothing: plant in a new vault, and open it anew before"
+            " anything is trained"
+        )
+
+
+def _as_trained(vault: Vault, raw: Task, planting: Planting, settings: Settings) -> Task:
+    """The task as a vault has it whose canaries are these."""
+    task, shield = plant(raw, planting.pack()), shield_of(settings, vault)
+    return task if shield is None else shield.over(task)
+
+
 def _confidences(
     vault: Vault, task: Task, planting: Planting, known: Sequence[Release], progress: Progress
 ) -> Iterator[tuple[str, Array]]:
@@ -233,11 +266,10 @@ def _reference(
 
     Private ones begin where the base did, for the seed of that is public; their noise is their own.
     """
-    if not count:
+    if count < 1:
         return None
     nobody = replace(planting, coins=torch.zeros_like(planting.coins))
-    task, shield = plant(raw, nobody.pack()), shield_of(settings, vault)
-    task = task if shield is None else shield.over(task)
+    task = _as_trained(vault, raw, nobody, settings)
     s, found = replace(settings.population, pool=1), []
     privacy = settings.privacy if settings.privacy.enabled else None
     for index in range(count):
@@ -245,7 +277,7 @@ def _reference(
         seed = s.seed if privacy else (s.seed + index) % 2**31
         job = TrainingJob(
             task, "base", 0, 0, "base", replace(s, seed=seed), None, (), harden=settings.harden,
-            privacy=privacy,
+            teacher=teacher_of(vault, settings.harden), privacy=privacy,
         )  # fmt: skip
         model = load_model(task, unpack(run_job(job).weights))
         phi = logit_confidence(predict(model, planting.canaries.x), planting.canaries.y)

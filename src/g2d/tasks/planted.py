@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from g2d.errors import DAMAGE, DataError
+from g2d.tasks.keyed import keyed_digests
 from g2d.tasks.splits import Split, Splits
 from g2d.tasks.task import Task
 
@@ -25,7 +28,7 @@ MISLABELLED, BLENDED = "mislabelled", "blended"
 KINDS = (MISLABELLED, BLENDED)
 
 _MOST = 0.5
-"""Share of the train split that canaries may take the place of."""
+"""Share of the train split's records without a copy that canaries may take the place of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +59,18 @@ def draw(task: Task, secret: bytes, count: int, kind: str = MISLABELLED) -> Plan
     """Draw canaries from a task as it is without any.
 
     Coins are bits of HMAC-SHA-256 of each canary's number: fair to whoever lacks the secret, and
-    independent of the canaries themselves, which come of another use of it.
+    independent of the canaries themselves, which come of another use of it. A record that has an
+    exact copy is none: the copy would stay where the coin takes the canary away, and what differs
+    then is no unit that is there or not, which is all that a guarantee speaks of.
 
     Raises:
         DataError: `kind` is unknown or does not go with the task's inputs; too many canaries are
             wanted; the task has one class.
     """
-    train, each = task.splits.train, 2 if kind == BLENDED else 1
-    _check(task, count, kind, each)
+    train, each, alone = task.splits.train, 2 if kind == BLENDED else 1, _alone(task.splits)
+    _check(task, count, kind, each, len(alone))
     source = torch.Generator().manual_seed(int.from_bytes(_keyed(secret, "canaries")[:7], "big"))
-    taken = torch.randperm(len(train), generator=source)[: count * each]
+    taken = alone[torch.randperm(len(alone), generator=source)[: count * each]]
     x, own = train.x[taken[:count]], train.y[taken[:count]]
     if kind == BLENDED:
         x = (x + train.x[taken[count:]]) / 2
@@ -99,7 +104,16 @@ def plant(task: Task, data: bytes) -> Task:
     return made
 
 
-def _check(task: Task, count: int, kind: str, each: int) -> None:
+def _alone(splits: Splits) -> Tensor:
+    """Places in the train split of records whose input nobody else has, (n,)."""
+    own, *others = (
+        keyed_digests(split.x, b"copies") for split in (splits.train, splits.guide, splits.gate)
+    )
+    seen = Counter(chain(own, *others))
+    return torch.tensor([at for at, one in enumerate(own) if seen[one] == 1], dtype=torch.long)
+
+
+def _check(task: Task, count: int, kind: str, each: int, alone: int) -> None:
     train = task.splits.train
     if kind not in KINDS:
         raise DataError(f"there are no {kind!r} canaries; expected {' or '.join(KINDS)}")
@@ -110,11 +124,12 @@ def _check(task: Task, count: int, kind: str, each: int) -> None:
         )
     if task.classes < 2:
         raise DataError("a canary needs another label than its own, and the task has one class")
-    most = int(_MOST * len(train)) // each
+    most = int(_MOST * alone) // each
     if not 1 <= count <= most:
+        copied = f" ({len(train) - alone} more have exact copies)" if alone < len(train) else ""
         raise DataError(
-            f"{count} {kind} canaries cannot be planted among {len(train)} records, whose places"
-            f" they take: expected 1 to {most}"
+            f"{count} {kind} canaries cannot be planted among {alone} records{copied}, whose"
+            f" places they take: expected 1 to {most}"
         )
 
 

@@ -18,6 +18,7 @@ from g2d.tasks.one_logit import as_pairs, is_one_logit
 from g2d.tasks.source import is_named
 from g2d.tasks.task import Task
 from g2d.training.recipes.step import Step, divergence
+from g2d.vault.serving import open_to_serve
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import load_checkpoint, pack, unpack
 from g2d.weights.foreign import fit_state
@@ -126,7 +127,7 @@ def find_teacher(settings: HardenSettings) -> Teacher | None:
 
 
 def _of_vault(path: Path, given: str) -> Teacher:
-    with Vault.open(path, write=False) as vault:
+    with open_to_serve(path) as vault:
         live = vault.live()
         if live is None:
             raise SettingsError(f"the teacher's vault {path} has no generation yet; run `g2d fit`")

@@ -28,7 +28,7 @@ class Promise:
         """The largest share of true positives at a rate of false ones (Kairouz et al. 2015)."""
         if not math.isfinite(self.epsilon):
             return 1.0
-        grown = math.exp(self.epsilon) * rate + self.delta
+        grown = math.exp(min(self.epsilon, 700.0)) * rate + self.delta  # beyond, a float ends
         return min(1.0, grown, 1 - math.exp(-self.epsilon) * (1 - self.delta - rate))
 
 
