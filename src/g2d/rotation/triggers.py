@@ -92,8 +92,11 @@ class AlarmBudget:
     def restore(self, wait: float, quiet: Mapping[str, float]) -> None:
         """Go on where `kept` was told; nobody waits longer than a token takes to come.
 
-        What is known here already stays, where it is the later.
+        What is known here already stays, where it is the later. Where no token comes ever, nobody
+        is remembered.
         """
+        if math.isinf(self._period):
+            return
         with self._mutex:
             now = self._now()
             self._full_at = max(self._full_at, now + min(self._period, wait))
