@@ -340,11 +340,19 @@ def _budget(kept: Kept, now: float) -> tuple[float, dict[str, float]]:
 
 def _moved(known: Kept, kept: Kept, now: float) -> bool:
     """Whether who has had a rotation, or what cools down, is another, or has another time."""
-    ones, others = ({one[:2]: one[2] for one in each.told} for each in (known, kept))
-    for new, old in ((known.spent, kept.spent), (ones, others)):
-        if new.keys() != old.keys() or any(abs(at - old[key]) > _CLOSE for key, at in new.items()):
-            return True
-    return abs(max(known.token, now) - max(kept.token, now)) > _CLOSE
+    new, old = _moments(known), _moments(kept)
+    return (
+        new.keys() != old.keys()
+        or any(abs(at - old[key]) > _CLOSE for key, at in new.items())
+        or abs(max(known.token, now) - max(kept.token, now)) > _CLOSE
+    )
+
+
+def _moments(kept: Kept) -> dict[tuple[str, ...], float]:
+    """Of who has had a rotation, and of what cools down, the moment that counts."""
+    return {(client,): at for client, at in kept.spent.items()} | {
+        (kind, client): at for kind, client, at, _ in kept.told
+    }
 
 
 def _text(value: Any) -> str:
