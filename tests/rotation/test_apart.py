@@ -190,6 +190,20 @@ def test_a_generation_that_was_missed_sends_nobody_to_an_older_one():
     assert all(ours[client] >= theirs[client] for client in CLIENTS)
 
 
+def test_a_pin_of_another_service_sends_nobody_lower_and_nor_does_its_end():
+    now = [0.0]
+    policy = sticky(lambda: now[0], period=1e6)
+    pin = {"why": "query_attack", "seconds": 50.0}
+    (own,) = policy.choose("mallory", b"", [1, 2, 3, 4])
+    for number in (own - 1, own + 1):  # elsewhere its period had not passed, or had
+        policy.restore([{"client": "mallory", "generation": number, **pin}])
+        told = policy.choose("mallory", b"", [1, 2, 3, 4, own + 1], (own - 1,))
+        assert told == (max(own, number),)
+        assert policy.release("mallory")
+        assert policy.choose("mallory", b"", [1, 2, 3, 4, own + 1], ()) == told
+        assert policy.choose("mallory", b"", [1, 2, 3, 4, own + 1], ()) == told
+
+
 @pytest.mark.parametrize("seconds", [1e9, math.nan, 30.0])
 def test_a_pin_that_is_restored_lasts_no_longer_than_a_pin_may(seconds):
     now = [0.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -172,11 +173,11 @@ def test_a_log_whose_half_is_wrong_is_refused_as_it_is(digits, arrays, tmp_path)
         read_labelled(log_of(x, y, tmp_path / "feedback.jsonl"), digits)
 
 
-def test_ids_and_rows_that_no_budget_allows_are_found_one_by_one():
+def test_ids_and_rows_that_no_budget_allows_are_found_one_by_one(tmp_path):
     part = Split(torch.tensor([[1, 2], [0, 6]]), torch.tensor([0, 1]))
     words = SimpleNamespace(
-        bounds=None, budget=None, tokens=SimpleNamespace(vocabulary=0),
-        splits=SimpleNamespace(train=part, gate=part),
+        bounds=None, budget=None, tokens=SimpleNamespace(vocabulary=0), name="words",
+        splits=SimpleNamespace(train=part, gate=part, guide=part), classes=2, labels=(),
     )  # fmt: skip
     told = []
     ids = torch.tensor([[6, 0], [7, 0], [3, 3]])
@@ -184,6 +185,11 @@ def test_ids_and_rows_that_no_budget_allows_are_found_one_by_one():
     assert (kept.tolist(), labels) == ([[6, 0], [3, 3]], [0, 1])
     assert told == ["here: 1 of 3 records are left out: 1 hold ids outside 0 to 6 (the first is"
                     " record 1)"]  # fmt: skip
+    for values, wrong in (([3.0, 2.7], True), ([3.0, None], True), ([3.0, 2.0], False)):
+        log = tmp_path / "feedback.jsonl"
+        log.write_text("".join(json.dumps({"x": values, "y": y}) + "\n" for y in (0, 1)))
+        with pytest.raises(DataError, match="not whole numbers") if wrong else nullcontext():
+            assert read_labelled(log, words).x.tolist() == [[3, 2], [3, 2]]
     budget = Budget([0.1, 1, 0, 0], integer=[1], one_hot=[[2, 3]], least=[0, 0, 0, 0])
     rows = torch.tensor([[0.5, 1, 0, 1], [0.5, 1.5, 0, 1], [0.5, 1, 1, 1], [-1, 1, 1, 0]])
     assert budget.wrong(rows).tolist() == [False, True, True, True]

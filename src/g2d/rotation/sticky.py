@@ -76,7 +76,7 @@ class Sticky(KeyedPolicy):
             pin, seen = self._pinned.get(client), self._seen.get(client)
             kept = pin is not None and pin.number in (*(held or ()), *live)
             if pin is not None and pin.number and (held is None or kept):
-                return (pin.number,)
+                return (self._see(client, pin.number, seen, now),)
             least = max(pin.number if pin else 0, seen.number if seen else 0)
             if live[-1] < least:  # a rotation came between two looks at what is live: the next sees
                 return (self._first(name, live, left),)
@@ -86,8 +86,7 @@ class Sticky(KeyedPolicy):
             number = least if rests else self._first(name, live, left, least)
             if pin is not None:
                 self._pinned[client] = _Pin(number, pin.since, pin.why)
-            moved = seen is None or seen.number != number
-            return (self._see(client, number, now if moved or seen is None else seen.since),)
+            return (self._see(client, number, seen, now),)
 
     def pin(self, client: str, why: str = "") -> None:
         """Keep a client on what it sees, or will see first; one that is pinned stays as it is."""
@@ -126,12 +125,17 @@ class Sticky(KeyedPolicy):
         return tuple(n for n in pinned if n in live[:-1] and n not in left)[: max(0, room)]
 
     def restore(self, pins: Iterable[Mapping[str, Any]]) -> None:
-        """Pin clients again for what is left of their time, which is never more than `hold`."""
+        """Pin clients again for what is left of their time, which is never more than `hold`.
+
+        One that has seen a newer generation here is kept on that.
+        """
         with self._mutex:
             now = self._now()
             for pin in pins:
                 since = now - self._hold + min(self._hold, float(pin["seconds"]))
                 number, client = int(pin["generation"] or 0), str(pin["client"])
+                if client in self._seen:
+                    number = max(number, self._seen[client].number)
                 self._pinned.setdefault(client, _Pin(number, since, str(pin["why"])))
             ordered = sorted(self._pinned.items(), key=lambda one: one[1].since)
             self._pinned = OrderedDict(ordered[-_PINNED:])
@@ -169,9 +173,10 @@ class Sticky(KeyedPolicy):
             ring = [other for other in ring if other > number]
         return number
 
-    def _see(self, client: str, number: int, since: float) -> int:
+    def _see(self, client: str, number: int, seen: _Seen | None, now: float) -> int:
         """Note what a client sees, and since when; the caller holds the lock."""
-        self._seen[client] = _Seen(number, since)
+        if seen is None or seen.number != number:
+            self._seen[client] = _Seen(number, now)
         self._seen.move_to_end(client)
         if len(self._seen) > _SEEN:
             self._seen.popitem(last=False)

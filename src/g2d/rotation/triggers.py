@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -57,6 +58,7 @@ class AlarmBudget:
         self._period, self._now = 3600.0 / an_hour if an_hour else math.inf, now
         self._full_at = -math.inf  # when there is a whole token again
         self._spent: OrderedDict[str, float] = OrderedDict()  # who had one: the last alarm
+        self._mutex = threading.Lock()
         self.withheld = 0
 
     def take(self, client: str = "") -> bool:
@@ -65,30 +67,43 @@ class AlarmBudget:
         Args:
             client: whose queries have caused the alarm; "": nobody's.
         """
-        now = self._now()
-        goes_on = client in self._spent and now < self._spent[client] + self._period
-        if client in self._spent:
-            self._note(client, now)
-        if math.isinf(self._period) or goes_on or now < self._full_at:
-            self.withheld += 1
-            return False
-        self._full_at = now + self._period
-        if client:
-            self._note(client, now)
-        return True
+        with self._mutex:
+            now = self._now()
+            goes_on = client in self._spent and now < self._spent[client] + self._period
+            if client in self._spent:
+                self._note(client, now)
+            if math.isinf(self._period) or goes_on or now < self._full_at:
+                self.withheld += 1
+                return False
+            self._full_at = now + self._period
+            if client:
+                self._note(client, now)
+            return True
 
     def kept(self) -> tuple[float, dict[str, float]]:
         """What a restart must know: seconds until a token comes; and since when who had one is
         quiet, in seconds."""
-        now = self._now()
-        return max(0.0, self._full_at - now), {c: now - at for c, at in list(self._spent.items())}
+        with self._mutex:
+            now = self._now()
+            quiet = {client: now - at for client, at in self._spent.items()}
+            wait = max(0.0, self._full_at - now)
+        return wait, {client: since for client, since in quiet.items() if since < self._period}
 
     def restore(self, wait: float, quiet: Mapping[str, float]) -> None:
-        """Go on where `kept` was told; nobody waits longer than a token takes to come."""
-        now = self._now()
-        self._full_at = max(self._full_at, now + min(self._period, wait))
-        for client, seconds in quiet.items():
-            self._note(client, now - max(0.0, seconds))
+        """Go on where `kept` was told; nobody waits longer than a token takes to come.
+
+        What is known here already stays, where it is the later. Where no token comes ever, nobody
+        is remembered.
+        """
+        if math.isinf(self._period):
+            return
+        with self._mutex:
+            now = self._now()
+            self._full_at = max(self._full_at, now + min(self._period, wait))
+            for client, seconds in quiet.items():
+                at = now - max(0.0, seconds)
+                if seconds < self._period and at > self._spent.get(client, -math.inf):
+                    self._note(client, at)
 
     def _note(self, client: str, now: float) -> None:
         self._spent[client] = now

@@ -144,7 +144,8 @@ def assemble(
         partial(_pages, results, desk), watching, versions, answers_of(serving),
     )  # fmt: skip
     canaries = CanaryWatch(live, loader, rotation, metrics)
-    also, every = (canaries.watch, *keeping), options.check_every
+    # Suspects first: canaries that cannot be asked must not keep pins from being kept.
+    also, every = (*keeping, canaries.watch), options.check_every
     monitor = Monitor(live, loader, rotation, metrics, every, now, also)
     return Parts(live, rotation, metrics, event_log, service, monitor, desk)
 

@@ -2,8 +2,8 @@
 
 A file of mode 600 in this user's state folder, by the vault's path, as the vault's mark. Without
 the secret a restart would send clients elsewhere, to older generations too; without the number it
-would answer from generations that were retired while the newest alone was live. Pins are not kept:
-after a restart, a suspect is where its hash says.
+would answer from generations that were retired while the newest alone was live. Who is pinned lies
+beside it (`suspects`).
 """
 
 from __future__ import annotations

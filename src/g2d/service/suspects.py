@@ -2,7 +2,8 @@
 
 A file of mode 600 beside what serving policies keep, and like it by the vault's path. It names
 clients, so it holds the last thousand of each at most, and none for longer than its time. Two
-services of one vault on a machine, one of them a standby, take up what the other has written.
+services of one vault on a machine, one of them a standby, take up what the other has written, and
+never write over what they have not read: whoever writes holds a lock, and writes both.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from g2d.core.files import read_plain, replace_file
-from g2d.core.platforms import private_state
+from g2d.core.platforms import FileLock, open_flags, private_state
 from g2d.errors import DAMAGE, VaultError
 from g2d.rotation.triggers import AlarmBudget
 from g2d.rotation.window import Keeper, Window
@@ -30,6 +31,8 @@ MOST = 1000
 """Clients of each kind that are kept: the last ones."""
 _BYTES, _LONGEST, _NUMBERS = 1 << 24, 256, 64
 _SELDOM = 5.0  # seconds between two writings of cool-downs alone: anybody may cause those
+_CLOSE = 5.0  # seconds by which moments may differ from what is kept
+_WAIT = 1.0  # seconds for the other service to have written
 
 
 class Pin(NamedTuple):
@@ -73,14 +76,44 @@ class Kept:
 
     def written(self) -> bytes:
         """As JSON that `of` reads, of each kind the last that fit."""
-        pins = [pin for pin in self.pins if len(pin.client) <= _LONGEST][-MOST:]
-        told = [one for one in self.told if max(map(len, one[:2])) <= _LONGEST][-MOST:]
-        spent = {c: at for c, at in self.spent.items() if len(c) <= _LONGEST}
+        few = self.fitting()
         said = {
-            "left": self.left[-_NUMBERS:], "pins": pins, "token": self.token,
-            "spent": dict(list(spent.items())[-MOST:]), "told": told,
+            "left": few.left, "pins": few.pins, "token": few.token, "spent": dict(few.spent),
+            "told": few.told,
         }  # fmt: skip
         return json.dumps(said).encode()
+
+    def fitting(self) -> Kept:
+        """Of each kind the last that fit."""
+        spent = [(c, at) for c, at in self.spent.items() if len(c) <= _LONGEST]
+        return Kept(
+            self.left[-_NUMBERS:],
+            tuple(pin for pin in self.pins if len(pin.client) <= _LONGEST)[-MOST:],
+            self.token,
+            dict(spent[-MOST:]),
+            tuple(one for one in self.told if max(map(len, one[:2])) <= _LONGEST)[-MOST:],
+        )
+
+    def without_ended(self, now: float) -> Kept:
+        """What still counts; when who had a rotation is quiet for long enough, a budget says."""
+        pins = tuple(pin for pin in self.pins if pin.until > now)
+        told = tuple(one for one in self.told if one[2] > now)
+        return replace(self, pins=pins, told=told)
+
+    def merged(self, base: Kept, other: Kept) -> Kept:
+        """This with what another has added to, or taken away from, what both had before."""
+        gone = _gone(base, other)
+        pins = {pin.client: pin for pin in self.pins if (pin.client, pin.number) not in gone}
+        added = {
+            pin.client: pin for pin in other.pins if (pin.client, pin.number) in _added(base, other)
+        }
+        spent = dict(self.spent)
+        for client, at in other.spent.items():
+            spent[client] = max(at, spent.get(client, at))
+        told = {one[:2]: one for one in sorted((*self.told, *other.told), key=lambda one: one[2])}
+        left = tuple(sorted({*self.left, *other.left}))
+        token = max(self.token, other.token)
+        return Kept(left, tuple((added | pins).values()), token, spent, tuple(told.values()))
 
 
 class Suspects(Keeper):
@@ -99,7 +132,7 @@ class Suspects(Keeper):
         self._window: Window | None = None
         self._budget: AlarmBudget | None = None
         self._line: AlarmLine | None = None
-        self._mutex, self._leaving = threading.Lock(), tuple[int, ...]()
+        self._mutex, self._leaving, self._failed = threading.Lock(), set[int](), False
         self.damage, self.kept = "", Kept()
         self._stamp, self._since = self._stamped(), -math.inf
         try:
@@ -132,71 +165,89 @@ class Suspects(Keeper):
         """Keep what these know from now; a budget goes on where it was."""
         self._window, self._line = window or self._window, line or self._line
         if budget is not None:
-            self._budget, now = budget, self._now()
-            quiet = {client: now - at for client, at in self.kept.spent.items()}
-            budget.restore(self.kept.token - now, quiet)
+            self._budget = budget
+            budget.restore(*_budget(self.kept, self._now()))
 
     def leaving(self, left: Sequence[int]) -> None:
         """Keep what others leave, before they do: after a kill they must not come back."""
         with self._mutex, suppress(OSError):  # `look` tries again, and says so
-            self._leaving = tuple(left)
+            self._leaving = {*self._leaving, *left}
             self._write(self._known())
 
     def look(self) -> None:
         """Keep what has changed, and take up what another service has written.
 
         Raises:
-            VaultError: it cannot be kept; tried again when there is something new.
+            VaultError: it cannot be kept; told once until it can be, and tried again.
         """
-        if self._stamped() != self._stamp:
-            with suppress(OSError, *DAMAGE):  # a start says so
-                self._take_up(self._read())
-            self._stamp = self._stamped()
         try:
+            if self._stamped() != self._stamp:
+                self._meet()
             with self._mutex:
                 self._keep(time.monotonic())
         except OSError as error:
-            raise VaultError(
-                f"who is pinned cannot be kept in {self._file} ({error.strerror or error}):"
-                " a restart will not know"
-            ) from error
+            failed, self._failed = self._failed, True
+            if not failed:
+                raise VaultError(
+                    f"who is pinned cannot be kept in {self._file} ({error.strerror or error}):"
+                    " a restart will not know"
+                ) from error
+
+    def _meet(self) -> None:
+        """Take up what another has written; what is gone, or is no such file, is written anew."""
+        with self._mutex:
+            stamp, other = self._stamped(), self._found()
+            if other is not None:
+                self._take_up(other)
+            self._stamp, self.kept = stamp, other or Kept()
+        if other is not None and self._window is not None:
+            self._window.learn(other.left)  # it waits for a swap, and a swap for `leaving`
 
     def _keep(self, now: float) -> None:
-        """Write what has changed; the caller holds the lock."""
-        known = self._known()
-        urgent = _places(known) != _places(self.kept) or set(known.left) != set(self.kept.left)
-        seldom = now >= self._since + _SELDOM and _clients(known) != _clients(self.kept)
-        if urgent or seldom:
-            self._since, self.kept = now, known  # what cannot be kept is told once
+        """Write what has changed, if that is not tried too often; the caller holds the lock."""
+        known, kept = self._known(), self.kept
+        # What is left no more may stay: another service may still have it live.
+        urgent = _places(known) != _places(kept) or not set(known.left) <= set(kept.left)
+        if not urgent and not _moved(known, kept, self._now()):
+            self._failed = False
+        elif (urgent and not self._failed) or now >= self._since + _SELDOM:
+            self._since = now
             self._write(known)
+            self._failed = False
 
     def _take_up(self, other: Kept) -> None:
-        """Three ways: what the other has added or taken away since both knew the same."""
+        """What the other has added or taken away since both knew the same; holds the lock."""
+        now = self._now()
         if self._window is not None:
-            base, theirs = _places(self.kept), _places(other)
-            if len(theirs) < MOST:  # else the list was full, and who lacks in it may be pinned
-                here = _places(self._known())
-                for client, _ in (base - theirs) & here:
-                    self._window.release(client)
-            added = [pin for pin in other.pins if (pin.client, pin.number) in theirs - base]
-            self._window.restore(self._restored(pin) for pin in added)
-            self._window.learn(other.left)
-        self.kept = other
+            for client, _ in _gone(self.kept, other) & _places(self._known()):
+                self._window.release(client)
+            added = _added(self.kept, other)
+            self._window.restore(
+                self._restored(pin) for pin in other.pins if (pin.client, pin.number) in added
+            )
+            self._leaving = {*self._leaving, *other.left}
+        if self._budget is not None:
+            self._budget.restore(*_budget(other, now))
+        if self._line is not None:
+            self._line.restore((kind, c, at - now, w) for kind, c, at, w in other.told)
 
     def _known(self) -> Kept:
         """What is to be kept now; of what nobody here knows, what was kept."""
-        now, kept = self._now(), self.kept
+        now = self._now()
+        kept = self.kept.without_ended(now)
         left, pins, token, spent, told = kept.left, kept.pins, kept.token, kept.spent, kept.told
         if self._window is not None:
+            first = self._window.now.live[0].number
+            self._leaving = {number for number in self._leaving if number >= first}
             left = tuple(sorted({*self._window.left, *self._leaving}))
             pins = tuple(_pin(one, now) for one in self._window.pins(MOST))
         if self._budget is not None:
             wait, quiet = self._budget.kept()
-            token = now + wait if math.isfinite(wait) else 0.0
+            token = now + wait if 0 < wait < math.inf else 0.0
             spent = {client: now - seconds for client, seconds in quiet.items()}
         if self._line is not None:
             told = tuple((kind, c, now + s, w) for kind, c, s, w in self._line.kept(MOST))
-        return Kept(left, pins, token, spent, told)
+        return Kept(left, pins, token, spent, told).fitting()
 
     def _restored(self, pin: Pin) -> dict[str, Any]:
         seconds = pin.until - self._now()
@@ -205,13 +256,52 @@ class Suspects(Keeper):
     def _read(self) -> Kept:
         try:
             return Kept.of(json.loads(read_plain(self._file, _BYTES)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Kept()
 
-    def _write(self, kept: Kept) -> None:
+    def _found(self) -> Kept | None:
+        """What lies there; None: nothing, or what no service has written; may raise an OSError."""
+        try:
+            return self._read() if self._stamped() else None
+        except DAMAGE:
+            return None
+
+    def _write(self, known: Kept) -> None:
+        """Write what is known, and with it what another has written since `look`, which sees it.
+
+        Raises:
+            OSError: it cannot be written, or another service holds the lock for too long.
+        """
         private_state(self._file.parent.name)
-        replace_file(self._file, kept.written(), self._file.with_suffix(f".{os.getpid()}"))
-        self._stamp, self.kept = self._stamped(), kept
+        with self._locked():
+            ours = self._stamped() == self._stamp
+            other = None if ours else self._found()
+            whole = known if other is None else known.merged(self.kept, other)
+            replace_file(self._file, whole.written(), self._file.with_suffix(".suspects.new"))
+            if other is None:
+                self._stamp, self.kept = self._stamped(), known
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of all services of this vault."""
+        path, until = self._file.with_suffix(".suspects.lock"), time.monotonic() + _WAIT
+        flags = os.O_RDWR | os.O_CREAT | open_flags("O_NOFOLLOW", "O_CLOEXEC")
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            lock: FileLock | None = None
+            while lock is None:
+                try:
+                    lock = FileLock(descriptor, path)
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        raise
+                    time.sleep(0.01)
+            try:
+                yield
+            finally:
+                lock.close()
+        finally:
+            os.close(descriptor)
 
     def _stamped(self) -> tuple[int, ...]:
         """What changes when the file does; (): there is none."""
@@ -233,9 +323,36 @@ def _places(kept: Kept) -> set[tuple[str, int]]:
     return {(pin.client, pin.number) for pin in kept.pins}
 
 
-def _clients(kept: Kept) -> tuple[set[str], set[tuple[str, str]]]:
-    """Who has had a rotation, and what cools down about whom."""
-    return set(kept.spent), {(kind, client) for kind, client, _, _ in kept.told}
+def _gone(base: Kept, other: Kept) -> set[tuple[str, int]]:
+    """Pins that another has ended; where its list is full, who lacks in it may be pinned."""
+    return _places(base) - _places(other) if len(other.pins) < MOST else set()
+
+
+def _added(base: Kept, other: Kept) -> set[tuple[str, int]]:
+    """Pins that another has made, or moved."""
+    return _places(other) - _places(base)
+
+
+def _budget(kept: Kept, now: float) -> tuple[float, dict[str, float]]:
+    """What was kept of a budget, as `AlarmBudget.restore` takes it."""
+    return kept.token - now, {client: now - at for client, at in kept.spent.items()}
+
+
+def _moved(known: Kept, kept: Kept, now: float) -> bool:
+    """Whether who has had a rotation, or what cools down, is another, or has another time."""
+    new, old = _moments(known), _moments(kept)
+    return (
+        new.keys() != old.keys()
+        or any(abs(at - old[key]) > _CLOSE for key, at in new.items())
+        or abs(max(known.token, now) - max(kept.token, now)) > _CLOSE
+    )
+
+
+def _moments(kept: Kept) -> dict[tuple[str, ...], float]:
+    """Of who has had a rotation, and of what cools down, the moment that counts."""
+    return {(client,): at for client, at in kept.spent.items()} | {
+        (kind, client): at for kind, client, at, _ in kept.told
+    }
 
 
 def _text(value: Any) -> str:

@@ -308,7 +308,7 @@ def _read_csv(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
                 continue
             raise DataError(f"{path}, line {number}: {error}; expected numbers") from error
         labels.append(row[-1].strip())
-    return _shaped(rows, task), labels
+    return _shaped(rows, task, path), labels
 
 
 def _read_feedback(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
@@ -339,7 +339,7 @@ def _read_feedback(path: Path, task: Task) -> tuple[Tensor, Sequence[Any]]:
             )
         rows.append(own.tolist())
         labels.append(label)
-    return _shaped(rows, task), labels
+    return _shaped(rows, task, path), labels
 
 
 def _lines(path: Path, ended: bool = False) -> Iterator[str]:
@@ -356,6 +356,12 @@ def _lines(path: Path, ended: bool = False) -> Iterator[str]:
         yield line
 
 
-def _shaped(rows: Sequence[Sequence[float]], task: Task) -> Tensor:
+def _shaped(rows: Sequence[Sequence[float]], task: Task, path: Path) -> Tensor:
     like = task.splits.guide.x
-    return torch.tensor(rows, dtype=torch.float64).to(like.dtype).reshape(-1, *like.shape[1:])
+    x = torch.tensor(rows, dtype=torch.float64).reshape(-1, *like.shape[1:])
+    if not like.is_floating_point() and (broken := (x != x.round()).flatten(1).any(1)).any():
+        raise DataError(
+            f"{path}: record {int(broken.nonzero()[0, 0])} holds values that are not whole numbers;"
+            f" inputs of task {task.name!r} are {like.dtype}: prepare the new data as the old were"
+        )
+    return x.to(like.dtype)

@@ -97,9 +97,10 @@ class Cooldown:
         """Go on where `kept` was told: nothing is held back for longer than a cool-down."""
         now = self._now()
         for kind, client, seconds, weight in sorted(kept, key=lambda one: one[2])[-self._most :]:
-            if seconds > 0:
-                until = now + min(seconds, self._seconds)
-                self._told.setdefault((kind, client), _Told(until, weight, 0))
+            key = (kind, client)
+            if seconds > 0 and key not in self._told and len(self._told) < self._most:
+                self._told[key] = _Told(now + min(seconds, self._seconds), weight, 0)
+        self._told = dict(sorted(self._told.items(), key=lambda one: one[1].until))
 
     def _expire(self, now: float) -> None:
         """Forget what has ended: no more work than what was told, however many are held back."""
@@ -152,6 +153,11 @@ class AlarmLine:
         """What was told and cools down: see `Cooldown.kept`."""
         with self._mutex:
             return self._cooldown.kept(most)
+
+    def restore(self, kept: Iterable[tuple[str, str, float, int]]) -> None:
+        """Hold back what another service has told: see `Cooldown.restore`."""
+        with self._mutex:
+            self._cooldown.restore(kept)
 
     def __call__(
         self,
