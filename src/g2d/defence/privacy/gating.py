@@ -24,7 +24,7 @@ from g2d.defence.gates.view import GateResult
 from g2d.defence.members import read_base
 from g2d.defence.privacy.charging import HELD
 from g2d.errors import DAMAGE, PrivacyError
-from g2d.protect.privacy.accounting import Spending
+from g2d.protect.privacy.accounting import BUDGET, UNIT, Spending
 from g2d.protect.privacy.ledger import PrivacyLedger
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
@@ -107,7 +107,9 @@ class PeopleGate:
         return predict(load_model(self.task, state), self.held.x).argmax(1) == self.held.y
 
     def _spend(self, what: str, mechanism: str, noise: float) -> int:
-        spending = Spending(what, HELD, mechanism, noise)  # type: ignore[arg-type]
+        s = self.settings.privacy
+        note = {UNIT: s.unit, BUDGET: s.epsilon}  # answers decide how often this comes
+        spending = Spending(what, HELD, mechanism, noise, note=note)  # type: ignore[arg-type]
         return PrivacyLedger(self.vault, self.settings).spend(spending).number
 
     # --- noisy counts ----------------------------------------------------------------------------
