@@ -122,7 +122,9 @@ def test_one_record_less_draws_no_other_test_split(given, fractions):
 
     def parts(keep):
         test = public(10) if given else None
-        found = ShieldedSplits.of(split_dataset(x[keep], y[keep], test, fractions), public(), shield)
+        found = ShieldedSplits.of(
+            split_dataset(x[keep], y[keep], test, fractions), public(), shield
+        )
         return [rows(part) for part in (found.train, found.held, found.test)]
 
     whole = parts(torch.arange(300))

@@ -274,11 +274,11 @@ def hashed(column: Sequence[Any]) -> Tensor:
     Raises:
         DataError: a value is missing: all of these would be one person.
     """
-    missing = sum(value is None or value != value for value in column)
+    missing = sum(str(value) in ("None", "nan", "NaT", "<NA>") for value in column)
     if missing:
         raise DataError(
-            f"{missing} values of a key column are missing (None or NaN), so that nobody knows"
-            " whose these records are: leave them out, or give each a value of its own"
+            f"{missing} values of a key column are missing (None, nan, NaT or <NA>), so that nobody"
+            " knows whose these records are: leave them out, or give each a value of its own"
         )
     found = [hashlib.sha256(str(value).encode()).digest()[:8] for value in column]
     return torch.tensor([int.from_bytes(one, "big", signed=True) for one in found])

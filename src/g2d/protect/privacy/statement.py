@@ -22,11 +22,11 @@ from g2d.vault.spendings import read
 __all__ = ["NOT_COVERED", "Block", "Guarantee", "Row", "state"]
 
 NOT_COVERED = (
-    "the test split, and what `g2d attack`, `report` and `trace` tell the owner of it: these are"
-    " not released",
+    "the test split, and what `g2d attack`, `report` and `trace` tell the owner of people's"
+    " records: these are not released",
     "the folder of the vault, and the machine that trains: whoever reads them has the records",
-    "the choice of settings by trying several on the same records: only runs of this vault are in"
-    " its ledger",
+    "the choice of settings by trying several on the same records, here by hand after a look, or in"
+    " other vaults: only runs of this vault are in its ledger, and their noise is taken as planned",
     "inputs that clients send to a service, and feedback that it keeps: they are no training data",
     "that a run was refused or died, how long it took, and other side channels; noise is drawn as"
     " floating-point numbers",
@@ -102,11 +102,7 @@ class Guarantee:
 
     def plain(self) -> Iterator[tuple[str, str]]:
         """What it means, in words: a name and a line each."""
-        unit = (
-            "input, with all records of it"
-            if self.unit == "record"
-            else f"value of {self.unit}"
-        )
+        unit = "input, with all records of it" if self.unit == "record" else f"value of {self.unit}"
         if not self.lines and not self.enabled:
             yield "guarantee", "none: [privacy] is off, people's records were used as they are"
         elif math.isinf(self.epsilon):
