@@ -76,6 +76,16 @@ def test_a_limit_that_was_edited_away_is_charged_anew(gate):
     assert len(spent(gate)) == 2
 
 
+def test_a_limit_that_was_used_up_is_not_put_back(gate):
+    gate({"lost": 0})
+    kept = (gate.vault.path / THRESHOLD).read_bytes()
+    assert not gate({"lost": 1000}).passed
+    gate({"lost": 0})
+    (gate.vault.path / THRESHOLD).write_bytes(kept)
+    gate({"lost": 0})
+    assert len(spent(gate)) == 3
+
+
 @pytest.mark.parametrize("gate", ["noisy"], indirect=True)
 def test_each_noisy_count_is_charged_before_and_its_noise_is_fresh(gate):
     found = [gate({"lost": 0}).value for _ in range(8)]

@@ -147,12 +147,15 @@ class PeopleGate:
         return GateResult(GATE, not above, float(above), 0.0, reason, title)
 
     def _limit(self) -> float:
-        """The noisy limit that is in use, or a fresh one, which is charged first."""
+        """The noisy limit that is in use, or a fresh one, which is charged first.
+
+        One that is not of the ledger's last line for it was used up: a copy of it was put back.
+        """
         path, s = self.vault.path / THRESHOLD, self.settings.privacy
         about = {"vault": self.vault.identity, "allowed": self.allowed, "scale": s.gate_scale}
         with suppress(OSError, *DAMAGE):
             kept = json.loads(read_plain(path, MOST_TEXT))
-            if about.items() <= kept.items():
+            if about.items() <= kept.items() and kept["line"] == self._last_limit():
                 return float(kept["limit"])
         line = self._spend("gate: a sparse vector up to a rejection", "sparse_vector", s.gate_scale)
         limit = self.allowed + laplace(s.gate_scale)
@@ -160,6 +163,12 @@ class PeopleGate:
         with explained(self.vault.path, "written"):
             replace_file(path, text.encode(), path.with_name(f".tmp-{THRESHOLD}"))
         return limit
+
+    def _last_limit(self) -> int:
+        """The ledger's line of the last limit that was paid for; 0: there is none."""
+        spent = PrivacyLedger(self.vault, self.settings).spendings()
+        paid = (line for line, one in enumerate(spent, 1) if one.mechanism == "sparse_vector")
+        return max(paid, default=0)
 
     def _forget(self) -> None:
         path = self.vault.path / THRESHOLD
