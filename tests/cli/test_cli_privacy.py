@@ -43,7 +43,7 @@ def vault(tmp_path):
 
 def test_it_says_the_guarantee_in_words_and_as_a_table(vault):
     said = " ".join(succeed("privacy", vault).stdout.split())
-    assert "at delta 1e-05 for each record, with all its exact copies" in said
+    assert "at delta 1e-05 for each input, with all records of it" in said
     assert "generations 1 to 3" in said
     assert "post-processing" in said
     assert "not covered:" in said
@@ -101,3 +101,13 @@ def test_a_ledger_that_was_edited_is_one_line(vault):
 def test_numbers_are_finite_json(vault):
     found = json.loads(succeed("privacy", vault, "--json").stdout, parse_constant=pytest.fail)
     assert math.isfinite(found["epsilon"])
+
+
+def test_nothing_is_claimed_of_another_unit(vault):
+    with Vault.open(vault, write=True) as opened:
+        spending = Spending("member 2", "records", "gaussian", 50.0, note={"unit": "record"})
+        PrivacyLedger(opened).spend(spending)
+    succeed("privacy", vault)
+    path = vault / "task.toml"
+    path.write_text(path.read_text().replace('unit = "record"', 'unit = "person"'))
+    assert "what was spent was of record" in fail("privacy", vault)

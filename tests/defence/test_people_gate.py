@@ -2,15 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 from g2d.defence.candidates import Candidate, Draw
 from g2d.defence.gates.view import GateResult
 from g2d.defence.privacy import gating
+from g2d.defence.privacy.charging import blocks_due
 from g2d.defence.privacy.gating import PeopleGate
 from g2d.errors import PrivacyError
-from g2d.protect.privacy.accounting import epsilon
+from g2d.protect.privacy.accounting import epsilon, total
 from g2d.protect.privacy.ledger import PrivacyLedger
 from g2d.settings import Settings
 from g2d.vault.spendings import THRESHOLD
@@ -74,6 +76,16 @@ def test_a_limit_that_was_edited_away_is_charged_anew(gate):
     assert len(spent(gate)) == 2
 
 
+def test_a_limit_that_was_used_up_is_not_put_back(gate):
+    gate({"lost": 0})
+    kept = (gate.vault.path / THRESHOLD).read_bytes()
+    assert not gate({"lost": 1000}).passed
+    gate({"lost": 0})
+    (gate.vault.path / THRESHOLD).write_bytes(kept)
+    gate({"lost": 0})
+    assert len(spent(gate)) == 3
+
+
 @pytest.mark.parametrize("gate", ["noisy"], indirect=True)
 def test_each_noisy_count_is_charged_before_and_its_noise_is_fresh(gate):
     found = [gate({"lost": 0}).value for _ in range(8)]
@@ -110,3 +122,22 @@ def test_only_candidates_that_public_gates_passed_are_looked_at(gate):
 def test_laplace_noise_has_its_scale():
     drawn = [abs(gating.laplace(3.0)) for _ in range(20_000)]
     assert sum(drawn) / len(drawn) == pytest.approx(3.0, rel=0.05)  # 7 standard errors
+
+
+def test_a_number_of_looks_that_records_decide_claims_the_budget(gate):
+    gate({"lost": 0})
+    (one,) = spent(gate)
+    assert dict(one.note) == {"unit": "record", "budget": 3.0}
+    assert epsilon([one], 1e-5) == pytest.approx(0.5, rel=0.02)
+    assert total([one], 1e-5) == 3.0
+
+
+def test_a_refresh_is_charged_to_blocks_that_were_put_back_too():
+    ids = {1: "a" * 32, 2: "b" * 32}
+    vault = SimpleNamespace(
+        sources=lambda: [{"source": n} for n in (1, 0, 2, 1)],
+        entry=lambda kind, source: SimpleNamespace(info={"id": ids[source]}),
+    )
+    new = SimpleNamespace(info={"id": "c" * 32})
+    found = blocks_due(vault, new)
+    assert found == ("records", *(f"refresh {letter * 8}" for letter in "abc"))

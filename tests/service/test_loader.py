@@ -187,3 +187,24 @@ def test_facts_of_a_manifest_that_somebody_wrote_are_shown_as_far_as_they_make_s
     assert loader.describe(1)["gates"] == [{"gate": "x"}]
     assert loader.describe(1)["accuracy"] is None
     loader.close()
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_a_red_team_counted_on_people_is_not_shown(private, vault, monkeypatch):
+    from g2d.service.http import server
+    from g2d.service.loader import VaultLoader
+    from g2d.service.monitors.observer import Observers
+
+    loader, given = VaultLoader(vault, "g2d"), []
+    assert loader.private is False
+    loader.private = private
+
+    def assemble(*parts):
+        given.extend(parts)
+        raise InterruptedError
+
+    monkeypatch.setattr(server, "assemble", assemble)
+    with pytest.raises(InterruptedError):
+        server._assemble(loader, vault, "", Options(), None, Log(io.StringIO()), Observers())
+    assert (vault / "redteam" / "results.json" in given) is not private
+    loader.close()

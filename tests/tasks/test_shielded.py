@@ -38,11 +38,10 @@ def test_what_guides_judges_and_attacks_is_public(held):
     parts = [found.guide, found.gate, found.guiding, found.pooled]
     assert all(rows(part) <= rows(known) for part in parts)
     assert not rows(found.guide) & rows(found.gate)
-    theirs = rows(people.train) | rows(people.guide) | rows(people.gate)
-    own = [found.train] if not held else [found.train, found.held]
-    assert set().union(*map(rows, own)) == theirs
-    assert sum(map(len, own)) == len(theirs)
-    assert rows(found.test) == rows(people.test)
+    theirs = [people.train, people.guide, people.gate, people.test]
+    own = [found.train, found.test] if not held else [found.train, found.held, found.test]
+    assert set().union(*map(rows, own)) == set().union(*map(rows, theirs))
+    assert sum(map(len, own)) == sum(map(len, theirs))
 
 
 def test_one_record_less_changes_one_part_by_one_record():
@@ -105,7 +104,7 @@ def test_later_records_come_to_the_ends_and_go_again():
 
 def test_public_data_are_needed_and_need_to_be_enough():
     with pytest.raises(PrivacyError, match=r"\[privacy\] public names no folder"):
-        Shield("", KEY).over(SimpleNamespace())
+        Shield("", KEY).over(SimpleNamespace(splits=splits()))
     with pytest.raises(PrivacyError, match="expected some 512"):
         ShieldedSplits.of(splits(), public(100), Shield("there", KEY))
 
@@ -113,3 +112,39 @@ def test_public_data_are_needed_and_need_to_be_enough():
 def test_a_key_column_is_one_value_for_each_record():
     with pytest.raises(DataError, match="one for each example"):
         Split(*records(10), keys={"person": torch.arange(9)})
+
+
+@pytest.mark.parametrize("fractions", [(0.6, 0.2, 0.2), (0.5, 0.2, 0.1)])
+@pytest.mark.parametrize("given", [False, True])
+def test_one_record_less_draws_no_other_test_split(given, fractions):
+    x, y = records(300)
+    shield = Shield("there", KEY, held=True)
+
+    def parts(keep):
+        test = public(10) if given else None
+        found = ShieldedSplits.of(
+            split_dataset(x[keep], y[keep], test, fractions), public(), shield
+        )
+        return [rows(part) for part in (found.train, found.held, found.test)]
+
+    whole = parts(torch.arange(300))
+    for place in range(0, 300, 60):
+        less = parts(torch.tensor([k for k in range(300) if k != place]))
+        assert sum(len(a ^ b) for a, b in zip(whole, less, strict=True)) <= 1
+    used, all_of_them = sum(map(len, whole)) - 10 * given, 300 * min(1, sum(fractions))
+    assert used == pytest.approx(all_of_them, abs=60 if sum(fractions) < 0.99 else 0)
+
+
+def test_an_object_of_another_private_vault_is_refused_where_it_says_less():
+    found = ShieldedSplits.of(splits(), public(), Shield("there", KEY))
+    task = SimpleNamespace(splits=found, name="theirs")
+    assert Shield("here", b"x" * 32).over(task) is task
+    for asked in (Shield("there", KEY, held=True), Shield("there", KEY, unit="person")):
+        with pytest.raises(PrivacyError, match="'theirs' was given with people's records apart"):
+            asked.over(task)
+
+
+@pytest.mark.parametrize("nobody", [None, float("nan")])
+def test_a_record_of_nobody_knows_whom_is_refused(nobody):
+    with pytest.raises(DataError, match="1 values of a key column are missing"):
+        splits(keys={"person": [nobody, *range(399)]})

@@ -1,5 +1,7 @@
 """What private trainings are charged, and that each one is charged before it is handed out."""
 
+from dataclasses import replace
+
 import pytest
 
 from g2d.core.engine import SerialEngine
@@ -41,3 +43,8 @@ def test_a_budget_that_is_used_up_on_the_way_keeps_what_is_paid_for():
     assert events == ["charged 0", "run 0", "charged 1", "run 1"]
     with pytest.raises(PrivacyError, match="nothing is left"):
         jobs.check()
+
+
+def test_what_is_spent_says_whose_records_count_as_one():
+    (base,) = cost_of("base", 0, replace(PRIVACY, unit="person"), FORKS)
+    assert base.note == {"unit": "person"}

@@ -242,3 +242,10 @@ def test_an_attack_of_the_users_own_is_given_one_record_at_a_time(digits, releas
     nothing = replace(digits, attack="none")
     _, views = one_step(nothing, plan_of(released=released, light_eps=0.1), split, monkeypatch)
     assert views.shape[1] == 1
+
+
+def test_recipes_draw_from_what_nobody_can_follow(digits):
+    """Else how many numbers they took, which is how many records there were, is in what follows."""
+    run = training_of(digits, plan_of())
+    assert run.setup.generator is run.private._secret
+    assert run.private._public is not run.private._secret

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +75,8 @@ def check(
 def _print_task(task: Task) -> None:
     splits = task.splits
     x = splits.train.x
-    sizes = ", ".join(f"{name} {len(split)}" for name, split in vars(splits).items())
+    names = [item.name for item in dataclasses.fields(splits)]  # they remember more than those
+    sizes = ", ".join(f"{name} {len(getattr(splits, name))}" for name in names)
     bounds = "no bounds" if task.bounds is None else "bounds {:g} to {:g}".format(*task.bounds)
     shape, dtype = tuple(x.shape[1:]), str(x.dtype).removeprefix("torch.")
     print_line(f"task         {task.name}, {task.classes} classes")

@@ -114,7 +114,7 @@ class VaultLoader:
             settings = Settings.from_vault(self._vault.settings_text, str(vault / "task.toml"))
             s, self.task = settings.task, settings.source
             self.canary_every, self.monitors = settings.canaries.every, settings.monitors
-            self.serving = settings.serve
+            self.serving, self.private = settings.serve, settings.privacy.enabled
             # Before the task is loaded, for that imports code: what was signed must name it.
             verified, _ = self._verify_live(self._not_put_back(self.live()))
             self._read_code(settings, verified)

@@ -25,7 +25,7 @@ from g2d.tasks.splits import ENOUGH, Split, Splits
 from g2d.tasks.task import Task
 
 RECORD = "record"
-"""The unit of privacy that every task has: a record, with all its exact copies."""
+"""The unit of privacy that every task has: all records of one input, whatever their labels."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,15 @@ class Shield:
             DataError: the public data cannot be read, or do not fit the task.
         """
         if isinstance(task.splits, ShieldedSplits):
-            return task  # it was given as an object that is a private vault's already
+            own = task.splits.shield  # it was given as an object that is a private vault's already
+            if (own.unit, own.held) != (self.unit, self.held):
+                raise PrivacyError(
+                    f"task {task.name!r} was given with people's records apart for unit"
+                    f" {own.unit!r} and {'some' if own.held else 'none'} held for gates, and"
+                    f" [privacy] asks for unit {self.unit!r} and {'some' if self.held else 'none'}:"
+                    " give the task as it was before, or its name"
+                )
+            return task
         if not self.public:
             raise PrivacyError(
                 "[privacy] public names no folder: guidance, attack pools, the autoencoder and the"
@@ -77,9 +85,13 @@ class ShieldedSplits(Splits):
 
     @classmethod
     def of(cls, people: Splits, public: Split, shield: Shield) -> ShieldedSplits:
-        """Sort a task's own records and public ones; its test split stays what it is."""
+        """Sort a task's own records and public ones.
+
+        A test split that was given stays what it is; one that a permutation of all records has
+        drawn is drawn anew, by keyed digests, for with one record less it would be another.
+        """
         _check_unit(people, shield.unit)
-        whole = _joined([people.train, people.guide, people.gate], people.labels)
+        whole, test = _undrawn(people, shield)
         train, held = _parts(whole, shield, ())
         if not len(train) or (held is not None and not len(held)):
             raise DataError(f"{len(whole)} records are too few to be sorted into private parts")
@@ -92,7 +104,7 @@ class ShieldedSplits(Splits):
                 f"[privacy] public has {len(public)} records, half of which guide and half judge:"
                 f" expected some {2 * ENOUGH} or more"
             )
-        return cls._made(train, guide, gates, people.test, held, shield, {})
+        return cls._made(train, guide, gates, test, held, shield, {})
 
     @classmethod
     def _made(
@@ -152,12 +164,36 @@ class ShieldedSplits(Splits):
         return self._made(train, self.guide, self.gate, self.test, held, self.shield, counts)
 
 
+def _undrawn(people: Splits, shield: Shield) -> tuple[Split, Split]:
+    """All records but those of the test split, and the test split; what `Drawn` says, by digests.
+
+    Each record's place hangs on its own unit alone, and on shares that are the same for any n.
+    """
+    own, drawn = [people.train, people.guide, people.gate], people.drawn
+    if drawn is None:
+        return _joined(own, people.labels), people.test
+    whole = _joined([*own, *drawn.parts], people.labels)
+    kept = 1.0 if drawn.kept >= 1.0 else drawn.test + (1.0 - drawn.test) * drawn.kept
+    at = [
+        int.from_bytes(hmac.digest(shield.key, b"drawn" + unit, "sha256")[:8], "big") / 2**64
+        for unit in _units(whole, shield)
+    ]
+    test = [place for place, share in enumerate(at) if share < drawn.test]
+    rest = [place for place, share in enumerate(at) if drawn.test <= share <= kept]
+    return whole.take(rest), whole.take(test) if drawn.test else people.test
+
+
+def _units(people: Split, shield: Shield) -> list[bytes]:
+    """A keyed digest of each record's unit."""
+    if shield.unit == RECORD:
+        return keyed_digests(people.x, shield.key)
+    return [_keyed(shield.key, int(one)) for one in people.keys[shield.unit]]
+
+
 def _parts(people: Split, shield: Shield, known: Sequence[Split]) -> tuple[Split, Split | None]:
     """One record of each unit that is not known: those that train, and those that are held."""
     content = keyed_digests(people.x, shield.key)
-    units = content
-    if shield.unit != RECORD:
-        units = [_keyed(shield.key, int(one)) for one in people.keys[shield.unit]]
+    units = content if shield.unit == RECORD else _units(people, shield)
     met = {digest for split in known for digest in keyed_digests(split.x, shield.key)}
     chosen: dict[bytes, int] = {}
     labels = people.y.tolist()

@@ -100,6 +100,23 @@ class Split:
         return self.take(order[:n].to(self.y.device))
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a permutation of all records put elsewhere than into train, guide and gate.
+
+    A permutation of n changes with n, and which records it draws with it. Who wants a record to
+    change nothing but its own place has to draw anew, record by record (`shielded`).
+
+    Attributes:
+        parts: those records: of the test split, and what no split holds. test: the share of all
+            that was to be the test split; 0: it was given. kept: of the rest, what splits hold.
+    """
+
+    parts: tuple[Split, ...]
+    test: float
+    kept: float
+
+
 @dataclass(frozen=True, eq=False)
 class Splits:
     """The four disjoint splits; the test split is touched by reports alone.
@@ -155,6 +172,12 @@ class Splits:
         counts = {name: self.added(name) + len(split) for name, split in more.items()}
         object.__setattr__(grown, "_added", vars(self).get("_added", {}) | counts)
         return grown
+
+    @property
+    def drawn(self) -> Drawn | None:
+        """What a permutation put elsewhere; None: nothing, or whoever made the splits knows."""
+        found: Drawn | None = vars(self).get("_drawn")
+        return found
 
     @property
     def pooled(self) -> Split:
@@ -231,9 +254,14 @@ def split_dataset(
         return whole.take(part) if whole else Split(unit_scaled(x[part]), y[part], names)
 
     train, guide, gate = map(at, parts)
+    elsewhere = [order[cuts[-1] :]] if cuts[-1] < len(order) else []
+    drawn, share = tuple(map(at, elsewhere)), 0.0
     if test is None:
-        test = at(order[: cuts[0]])
+        test, share = at(order[: cuts[0]]), TEST_FRACTION
+        drawn = (test, *drawn)
     splits = Splits(train, guide, gate, test)
+    if drawn:
+        object.__setattr__(splits, "_drawn", Drawn(drawn, share, min(1.0, sum(fractions))))
     warn_of_duplicates(splits)
     return splits
 
@@ -242,7 +270,16 @@ def hashed(column: Sequence[Any]) -> Tensor:
     """Numbers (N,) int64 for values of any type, equal where these are: 64 bits of SHA-256.
 
     A number depends on its own value alone, not on what other values there are.
+
+    Raises:
+        DataError: a value is missing: all of these would be one person.
     """
+    missing = sum(str(value) in ("None", "nan", "NaT", "<NA>") for value in column)
+    if missing:
+        raise DataError(
+            f"{missing} values of a key column are missing (None, nan, NaT or <NA>), so that nobody"
+            " knows whose these records are: leave them out, or give each a value of its own"
+        )
     found = [hashlib.sha256(str(value).encode()).digest()[:8] for value in column]
     return torch.tensor([int.from_bytes(one, "big", signed=True) for one in found])
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from g2d.errors import PrivacyError
-from g2d.protect.privacy.accounting import Spending
+from g2d.protect.privacy.accounting import UNIT, Spending
 from g2d.settings import PopulationSettings
 from g2d.settings.privacy import PrivacySettings
 
@@ -51,7 +51,8 @@ def cost_of(
     noise, steps = (p.noise, p.steps) if whole else (p.fork_noise, p.fork_steps)
     what = kind if kind == "base" else f"{kind} {index}"
     rate = min(1.0, p.batch / max(1, p.records))
-    return [Spending(what, block, "sampled_gaussian", noise, rate, steps) for block in blocks]
+    note = {UNIT: p.unit}
+    return [Spending(what, block, "sampled_gaussian", noise, rate, steps, note) for block in blocks]
 
 
 @dataclass

@@ -26,6 +26,18 @@ def blocks_of(records: Sequence[Entry]) -> tuple[str, ...]:
     return (RECORDS, *(f"refresh {str(entry.info['id'])[:8]}" for entry in records))
 
 
+def blocks_due(vault: Vault, records: Entry) -> tuple[str, ...]:
+    """The blocks that a refresh on new records is charged to: every one that ever was, and its own.
+
+    Those that were put back, too. Their records are not known to the vault's source any more, so
+    that a record of one of them may be given again: it is in two blocks then, and as all that the
+    second costs is charged to the first, the first one's epsilon bounds what is told of it.
+    """
+    sources = sorted({int(row["source"]) for row in vault.sources()} - {0})
+    ever = [vault.entry("records", source=number) for number in sources]
+    return blocks_of([*(entry for entry in ever if entry is not None), records])
+
+
 @dataclass(frozen=True)
 class Charger:
     """Charges jobs of a vault's population, or of a refresh.

@@ -24,7 +24,7 @@ from g2d.defence.gates.view import GateResult
 from g2d.defence.members import read_base
 from g2d.defence.privacy.charging import HELD
 from g2d.errors import DAMAGE, PrivacyError
-from g2d.protect.privacy.accounting import Spending
+from g2d.protect.privacy.accounting import BUDGET, UNIT, Spending
 from g2d.protect.privacy.ledger import PrivacyLedger
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
@@ -107,7 +107,9 @@ class PeopleGate:
         return predict(load_model(self.task, state), self.held.x).argmax(1) == self.held.y
 
     def _spend(self, what: str, mechanism: str, noise: float) -> int:
-        spending = Spending(what, HELD, mechanism, noise)  # type: ignore[arg-type]
+        s = self.settings.privacy
+        note = {UNIT: s.unit, BUDGET: s.epsilon}  # answers decide how often this comes
+        spending = Spending(what, HELD, mechanism, noise, note=note)  # type: ignore[arg-type]
         return PrivacyLedger(self.vault, self.settings).spend(spending).number
 
     # --- noisy counts ----------------------------------------------------------------------------
@@ -145,12 +147,15 @@ class PeopleGate:
         return GateResult(GATE, not above, float(above), 0.0, reason, title)
 
     def _limit(self) -> float:
-        """The noisy limit that is in use, or a fresh one, which is charged first."""
+        """The noisy limit that is in use, or a fresh one, which is charged first.
+
+        One that is not of the ledger's last line for it was used up: a copy of it was put back.
+        """
         path, s = self.vault.path / THRESHOLD, self.settings.privacy
         about = {"vault": self.vault.identity, "allowed": self.allowed, "scale": s.gate_scale}
         with suppress(OSError, *DAMAGE):
             kept = json.loads(read_plain(path, MOST_TEXT))
-            if about.items() <= kept.items():
+            if about.items() <= kept.items() and kept["line"] == self._last_limit():
                 return float(kept["limit"])
         line = self._spend("gate: a sparse vector up to a rejection", "sparse_vector", s.gate_scale)
         limit = self.allowed + laplace(s.gate_scale)
@@ -158,6 +163,12 @@ class PeopleGate:
         with explained(self.vault.path, "written"):
             replace_file(path, text.encode(), path.with_name(f".tmp-{THRESHOLD}"))
         return limit
+
+    def _last_limit(self) -> int:
+        """The ledger's line of the last limit that was paid for; 0: there is none."""
+        spent = PrivacyLedger(self.vault, self.settings).spendings()
+        paid = (line for line, one in enumerate(spent, 1) if one.mechanism == "sparse_vector")
+        return max(paid, default=0)
 
     def _forget(self) -> None:
         path = self.vault.path / THRESHOLD

@@ -18,7 +18,7 @@ from g2d.core.engine import Engine
 from g2d.core.types import Progress, Say, silent, unsaid
 from g2d.defence.defence import Defence
 from g2d.defence.members import fit_generator, fitted_members, identity_of
-from g2d.defence.privacy.charging import Charger, blocks_of
+from g2d.defence.privacy.charging import Charger, blocks_due
 from g2d.defence.privacy.stamps import stamp
 from g2d.defence.refresh.forks import Forks
 from g2d.defence.refresh.judging import Judged, refuse, trial
@@ -29,7 +29,7 @@ from g2d.defence.refresh.taking_up import (
     made_for,
     staged_in,
 )
-from g2d.defence.renewal import lineage, records_of
+from g2d.defence.renewal import records_of
 from g2d.errors import DataError, PopulationError, VaultError
 from g2d.tasks.keyed import (
     KEY_BYTES,
@@ -140,7 +140,7 @@ def _challenge(defence: Defence, staged: Vault, found: Sorted, how: Refresh) -> 
     if private:
         how.tell(UNCHECKED)
     failed = [] if private else refuse(judged.before(), how)
-    charge = Charger.of(vault, settings, blocks_of([*lineage(vault, vault.source), records]))
+    charge = Charger.of(vault, settings, blocks_due(vault, records))
     forks = Forks(source, vault, staged, settings, defence.task, charge or free)
     cpu = forks.train(how.engine, how.progress)
     members = staged.entries("member")

@@ -20,6 +20,9 @@ from g2d.errors import G2DError
 Mechanism = Literal["sampled_gaussian", "gaussian", "laplace", "sparse_vector", "unbounded"]
 MECHANISMS: tuple[str, ...] = get_args(Mechanism)
 
+UNIT, BUDGET = "unit", "budget"
+"""Keys of a spending's note."""
+
 _GRID = 1e-3
 """Distance of the losses that are told apart; rounding adds less than 0.002 to usual epsilons."""
 
@@ -43,7 +46,8 @@ class Spending:
             how far one unit moves the result, in the Euclidean or in the L1 norm.
         rate: chance of each record to be in a sample; of `sampled_gaussian` alone.
         count: how many times.
-        note: what else is kept; it changes nothing here.
+        note: what else is kept. `UNIT`: whose records count as one. `BUDGET`: how many such
+            spendings there are hangs on records, and stops at this epsilon; see `guaranteed`.
 
     Raises:
         ValueError: a field is of another type, or out of its range.
@@ -140,8 +144,25 @@ def by_block(spendings: Iterable[Spending]) -> dict[str, list[Spending]]:
     return blocks
 
 
+def guaranteed(spendings: Iterable[Spending], delta: float) -> float:
+    """Return the epsilon that may be claimed of one block.
+
+    Composition is of a number of mechanisms that is fixed beforehand. Where answers about records
+    decide how many there are, and so when somebody looks at the sum, the sum so far is no
+    guarantee (an odometer: Rogers et al. 2016, arXiv 1605.08294); that of the longest run which the
+    budget allows is, as whoever stops early sees less of it.
+
+    Raises:
+        As `epsilon`.
+    """
+    own = list(spendings)
+    return max(epsilon(own, delta), _stopped_at(own))
+
+
 def total(spendings: Iterable[Spending], delta: float) -> float:
-    """Return the epsilon of all blocks together: the greatest, as no unit is in two of them.
+    """Return the epsilon of all blocks together: the greatest, unless a unit is in two of them.
+
+    What is done with the second block of such a unit has to be charged to its first one, too.
 
     Parallel composition (McSherry 2009, theorem 4): the block of a unit depends on this unit alone,
     as that of a keyed hash does.
@@ -149,7 +170,7 @@ def total(spendings: Iterable[Spending], delta: float) -> float:
     Raises:
         As `epsilon`.
     """
-    return max((epsilon(own, delta) for own in by_block(spendings).values()), default=0.0)
+    return max((guaranteed(own, delta) for own in by_block(spendings).values()), default=0.0)
 
 
 def naive(spendings: Iterable[Spending], delta: float) -> float:
@@ -162,9 +183,16 @@ def naive(spendings: Iterable[Spending], delta: float) -> float:
         As `epsilon`.
     """
     sums = [
-        sum(epsilon([one], delta / len(own)) for one in own) for own in by_block(spendings).values()
+        max(_stopped_at(own), sum(epsilon([one], delta / len(own)) for one in own))
+        for own in by_block(spendings).values()
     ]
     return float(max(sums, default=0.0))
+
+
+def _stopped_at(own: Iterable[Spending]) -> float:
+    """The greatest budget under which answers decided how many spendings there are; 0: none."""
+    found = (one.note.get(BUDGET, 0.0) for one in own if one.count)
+    return max((float(b) for b in found if isinstance(b, int | float)), default=0.0)
 
 
 Group = tuple[str, float, float, int]  # mechanism, noise, rate, count

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from g2d.protect.privacy.accounting import by_block, epsilon, naive, total
+from g2d.errors import PrivacyError
+from g2d.protect.privacy.accounting import UNIT, Spending, by_block, guaranteed, naive, total
 from g2d.protect.privacy.ledger import spendings_of
 from g2d.protect.privacy.releases import Release, releases
 from g2d.settings import Settings
@@ -21,11 +22,11 @@ from g2d.vault.spendings import read
 __all__ = ["NOT_COVERED", "Block", "Guarantee", "Row", "state"]
 
 NOT_COVERED = (
-    "the test split, and what `g2d attack`, `report` and `trace` tell the owner of it: these are"
-    " not released",
+    "the test split, and what `g2d attack`, `report` and `trace` tell the owner of people's"
+    " records: these are not released",
     "the folder of the vault, and the machine that trains: whoever reads them has the records",
-    "the choice of settings by trying several on the same records: only runs of this vault are in"
-    " its ledger",
+    "the choice of settings by trying several on the same records, here by hand after a look, or in"
+    " other vaults: only runs of this vault are in its ledger, and their noise is taken as planned",
     "inputs that clients send to a service, and feedback that it keeps: they are no training data",
     "that a run was refused or died, how long it took, and other side channels; noise is drawn as"
     " floating-point numbers",
@@ -39,7 +40,8 @@ class Block:
     """Records of one block, and what everything that used them adds up to.
 
     Attributes:
-        epsilon: composed by privacy loss distributions. naive: single epsilons, added up.
+        epsilon: composed by privacy loss distributions; where records decide how much is spent,
+            the budget at which it stops. naive: single epsilons, added up.
     """
 
     name: str
@@ -100,11 +102,7 @@ class Guarantee:
 
     def plain(self) -> Iterator[tuple[str, str]]:
         """What it means, in words: a name and a line each."""
-        unit = (
-            "record, with all its exact copies"
-            if self.unit == "record"
-            else f"value of {self.unit}"
-        )
+        unit = "input, with all records of it" if self.unit == "record" else f"value of {self.unit}"
         if not self.lines and not self.enabled:
             yield "guarantee", "none: [privacy] is off, people's records were used as they are"
         elif math.isinf(self.epsilon):
@@ -129,7 +127,11 @@ class Guarantee:
         if self.lines:
             if math.isfinite(self.naive):
                 yield "naive", f"epsilon {self.naive:.3f}, were single ones added up"
-            yield "budget", f"epsilon {self.budget:g} for each block of records; nobody is in two"
+            yield (
+                "budget",
+                f"epsilon {self.budget:g} for each block of records: it holds, too, where releases"
+                " decided how many more there were; lower figures are of a plan that was fixed",
+            )
             yield (
                 "answers",
                 "a service's answers, and generations drawn from the generator, cost nothing more:"
@@ -151,11 +153,13 @@ def state(vault: VaultReader, settings: Settings, key: VerifyKey | None = None) 
         key: every line of the ledger has to be signed by it; None: signatures are counted alone.
 
     Raises:
-        PrivacyError: the ledger is not what was recorded. VaultError: the vault cannot be read.
+        PrivacyError: the ledger is not what was recorded, or is of another unit than settings say.
+        VaultError: the vault cannot be read.
         G2DError: the accountant's package is not installed, and something was spent.
     """
     spent = read(vault)
     spendings, delta = spendings_of(spent), settings.privacy.delta
+    _check_unit(spendings, settings.privacy.unit)
     known: dict[int, float] = {}
 
     def of(release: Release) -> float:
@@ -170,7 +174,7 @@ def state(vault: VaultReader, settings: Settings, key: VerifyKey | None = None) 
     whole = total(spendings, delta)
     bounded = all(one.covered for one in made)
     blocks = tuple(
-        Block(name, len(own), epsilon(own, delta), naive(own, delta))
+        Block(name, len(own), guaranteed(own, delta), naive(own, delta))
         for name, own in by_block(spendings).items()
     )
     return Guarantee(
@@ -181,6 +185,16 @@ def state(vault: VaultReader, settings: Settings, key: VerifyKey | None = None) 
         sum(bool(line.signature) for line in spent.lines), spent.torn,
         tuple(line.number for line in spent.lines if key and not line.signed_by(key)),
     )  # fmt: skip
+
+
+def _check_unit(spendings: Sequence[Spending], unit: str) -> None:
+    """Refuse to speak of another unit than the one whose records were kept apart."""
+    known = {str(one.note[UNIT]) for one in spendings if UNIT in one.note}
+    if known - {unit}:
+        raise PrivacyError(
+            f"[privacy] unit is {unit!r}, and what was spent was of {' and '.join(sorted(known))}:"
+            " nothing can be claimed of another unit. Set it back in task.toml"
+        )
 
 
 def _rows(made: Sequence[Release], of: Callable[[Release], float]) -> Iterator[Row]:

@@ -239,7 +239,8 @@ def _assemble(
         log,
         observers,
         vault,
-        results_path(vault),
+        # A red team's rows are counts of people's own records, without noise: for the owner alone.
+        None if loader.private else results_path(vault),
         loader.now,
         audit,
         ServerTls(options, token is not None) if options.tls_cert else None,

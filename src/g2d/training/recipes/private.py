@@ -105,7 +105,11 @@ class Private(Recipe):
             )
 
         sample = PoissonSample(setup.task, setup.split, self.plan.rate, self._secret)
-        return setup.replace(batches=sample, optimizer=optimizer, between=(self._between,))
+        # Recipes draw as many numbers as there are records: from the public generator the next
+        # choice of an attacked network would tell how many these were.
+        return setup.replace(
+            batches=sample, optimizer=optimizer, between=(self._between,), generator=self._secret
+        )
 
     def close(self, given: Step, step: Step) -> Step:
         """Take over a step: what recipes made of `given` may differ in its inputs alone.
