@@ -26,7 +26,10 @@ from typing import Any
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-DEPLOYED = ("report", "images", "attacks", "signing", "serve", "ray")
+DEPLOYED = (
+    "report", "images", "attacks", "signing", "timestamp", "serve", "auth", "monitor", "privacy",
+    "ray",
+)  # fmt: skip
 ROOT_REF = "root-component"
 _PLACE = re.compile(r"(?<![\w.:/-])/(?:home|root|tmp|opt|work|usr|var|srv|Users|mnt)/|file:|\\\\")
 
