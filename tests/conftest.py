@@ -25,6 +25,7 @@ from g2d.vault.vault import Vault
 from hardening import trained
 from marks import few_committed, mark_key, with_mark
 from places import SHARED
+from tiny_tables import TINY
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts a job in the background has it ignore Ctrl-C, and so would every child.
@@ -59,24 +60,6 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: every full collection of garbage would walk all of it."""
     gc.collect()
     gc.freeze()
-
-
-TINY = {
-    "population": {
-        "members": 4,
-        "basins": 2,
-        "base_steps": 200,
-        "early_steps": 60,
-        "fork_steps": 60,
-        "batch": 64,
-        "pool": 128,
-        "pool_steps": 3,
-    },
-    "autoencoder": {"steps": 40, "width": 32},
-    "diffusion": {"steps": 200, "width": 32, "depth": 1, "sampler_steps": 10},
-    "guidance": {"pool": 128, "pool_steps": 3, "latent_steps": 5, "polish_steps": 40},
-    "gates": {"accuracy_drop": 0.2, "class_drop": 0.5, "stale_asr": 1.0, "pool": 64},
-}
 
 
 @pytest.fixture(scope="session", autouse=True)

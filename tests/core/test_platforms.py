@@ -29,7 +29,7 @@ LACKING = (
 BARE = f"""
 import asyncio, json, multiprocessing, os, pathlib, select, signal, socket, sqlite3, sys, tempfile
 import numpy, safetensors.torch, scipy.optimize, torch, typer  # these have ports of their own
-import concurrent.futures.process, subprocess, uvicorn
+import concurrent.futures.process, opacus.optimizers, subprocess, uvicorn
 for name in {LACKING}:
     if hasattr(os, name):
         delattr(os, name)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import g2d
-from conftest import TINY
 from g2d.core.engine import SerialEngine
 from g2d.defence.privacy import check_mode
 from g2d.defence.refresh import Refresh, follow, refresh, take_up
@@ -23,6 +22,7 @@ from g2d.vault.spendings import read
 from g2d.vault.vault import Vault
 from g2d.vault.verify import verify
 from g2d.weights.checkpoints import unpack
+from tiny_tables import TINY
 
 pytest.importorskip("opacus")
 pytest.importorskip("dp_accounting")

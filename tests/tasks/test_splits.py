@@ -1,5 +1,7 @@
 """Splits are disjoint and seeded, and refuse what is no data."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from itertools import chain
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import g2d
 from g2d.errors import DataError
 from g2d.tasks import readers
 from g2d.tasks import splits as splits_module
@@ -165,3 +168,14 @@ def test_a_light_import_stays_light():
     code = "import sys, g2d.data; print([m for m in ('sklearn', 'PIL') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_what_is_known_of_a_draw_goes_with_copies_and_is_no_split():
+    x = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    made = g2d.split_dataset(x, torch.arange(60) % 2)
+    assert vars(made).keys() == {"train", "guide", "gate", "test"}
+    for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert made.drawn is not None
+        assert again.drawn is not None
+        assert len(again.drawn.parts[0]) == len(made.drawn.parts[0]) == len(made.test)
+        assert vars(again).keys() == vars(made).keys()

@@ -117,8 +117,21 @@ class Drawn:
     kept: float
 
 
+class _Known:
+    """Keeps what `split_dataset` knows out of `vars`, which hold the splits."""
+
+    __slots__ = ("_drawn",)
+    _drawn: Drawn | None
+
+    def __setstate__(self, state: Any) -> None:
+        """Take over a copy's attributes, which a frozen class lets nobody set."""
+        plain, kept = state if isinstance(state, tuple) else (state, {})
+        for name, value in {**(plain or {}), **kept}.items():
+            object.__setattr__(self, name, value)
+
+
 @dataclass(frozen=True, eq=False)
-class Splits:
+class Splits(_Known):
     """The four disjoint splits; the test split is touched by reports alone.
 
     Raises:
@@ -176,8 +189,7 @@ class Splits:
     @property
     def drawn(self) -> Drawn | None:
         """What a permutation put elsewhere; None: nothing, or whoever made the splits knows."""
-        found: Drawn | None = vars(self).get("_drawn")
-        return found
+        return getattr(self, "_drawn", None)
 
     @property
     def pooled(self) -> Split:
