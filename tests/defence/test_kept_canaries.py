@@ -75,7 +75,10 @@ def test_a_network_that_takes_no_moved_inputs_gets_none_and_the_manifest_says_so
         assert read_canaries(defence.vault, number) is None
 
 
-def test_what_they_cost_is_estimated(digits):
+def test_what_they_cost_is_estimated(digits, monkeypatch):
+    # Two measurements of a busy machine differ by more than canaries cost.
+    steps = costs.Steps(plain=1e-4, base=1e-4, member=1e-4, forward=1e-5, gradient=1e-4)
+    monkeypatch.setattr(costs, "measure", lambda *_: (steps, 10_000))
     few, many = (
         costs.estimate(digits, Settings().override(canaries__count=count), 10_000)[-1]
         for count in (0, 1024)
