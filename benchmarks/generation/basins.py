@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -173,14 +173,31 @@ def brief(row: dict[str, Any]) -> str:
     )
 
 
+def parser(about: str) -> argparse.ArgumentParser:
+    """Flags of whatever measures rows on these vaults."""
+    made = argparse.ArgumentParser(description=about.splitlines()[0])
+    made.add_argument("--data", default="", help="folder of MNIST's idx files")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0])
+    made.add_argument("--rows", nargs="+", default=None, help="some rows alone, by name")
+    made.add_argument("--workers", type=int, default=0)
+    return made
+
+
+def picked(asked: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """The rows that are asked for, or all.
+
+    Raises:
+        SystemExit: one of them is not known.
+    """
+    names = list(known)
+    if unknown := set(asked or ()) - set(names):
+        raise SystemExit(f"unknown rows: {', '.join(sorted(unknown))}; there are {names}")
+    return list(asked or names)
+
+
 def main() -> None:
     """Measure each seed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="", help="folder of MNIST's idx files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", nargs="+", default=None, help="some rows alone, by name")
-    parser.add_argument("--workers", type=int, default=0)
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     torch.set_num_threads(1)
     for seed in args.seeds:
         table = Table(seed, args.data, args.workers)
@@ -189,7 +206,7 @@ def main() -> None:
             "retrained on attacks": partial(table.retrained, "retrained on attacks", False),
             "retrained, hardened": partial(table.retrained, "retrained, hardened", True),
         }
-        for name in args.rows or rows:
+        for name in picked(args.rows, rows):
             rows[name]()
 
 

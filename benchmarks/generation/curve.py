@@ -12,7 +12,6 @@ it stopped. A point takes three to five minutes of one core.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -25,7 +24,7 @@ import torch
 
 from benchmarks.common.places import RESULTS, RUNS
 from benchmarks.common.results import commit, hardware, hold_to, save
-from benchmarks.generation.basins import POLISHED, TARGETS, Table, brief
+from benchmarks.generation.basins import POLISHED, TARGETS, Table, brief, parser, picked
 from benchmarks.generation.judge import Budget
 from g2d.core.files import write_bytes
 from g2d.core.types import State
@@ -129,18 +128,12 @@ class Curve:
 
 def main() -> None:
     """Measure each seed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="", help="folder of MNIST's idx files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", nargs="+", default=None, help="some rows alone, by name")
-    parser.add_argument("--workers", type=int, default=0)
-    args = parser.parse_args()
-    if unknown := set(args.rows or ()) - ROWS.keys():
-        raise SystemExit(f"unknown rows: {', '.join(sorted(unknown))}; there are {list(ROWS)}")
+    args = parser(__doc__).parse_args()
+    wanted = picked(args.rows, ROWS)
     torch.set_num_threads(1)
     for seed in args.seeds:
         curve = Curve(Table(seed, args.data, args.workers))
-        for name in args.rows or ROWS:
+        for name in wanted:
             curve.measure(name)
 
 

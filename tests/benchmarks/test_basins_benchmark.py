@@ -95,6 +95,13 @@ def test_judged_networks_of_an_unseen_basin_share_none_with_those_that_were_read
     assert not starts.space.mates(late, read)
 
 
+def test_rows_that_nobody_knows_are_refused_before_anything_is_made():
+    assert basins.picked(None, ["a", "b"]) == ["a", "b"]
+    assert basins.picked(["b"], ["a", "b"]) == ["b"]
+    with pytest.raises(SystemExit, match="unknown rows: c; there are"):
+        basins.picked(["b", "c"], ["a", "b"])
+
+
 def test_a_row_differs_from_itself_by_nothing():
     row = {"tries_flips": ["f0", "0f"]}
     runs = [{"rows": {"soup": row, "product": row}}]
