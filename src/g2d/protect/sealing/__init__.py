@@ -17,6 +17,7 @@ __all__ = ["CUSTODIANS", "custodian"]
 
 CUSTODIANS: dict[str, str] = {
     "file": "g2d.protect.sealing.file:from_url",
+    "tpm": "g2d.protect.sealing.tpm:from_url",
 }
 """For each kind, the function that makes one of what follows "KIND:"; imported when it is named."""
 
