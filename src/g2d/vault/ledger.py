@@ -301,8 +301,8 @@ def check_ledger(path: Path, ledger: sqlite3.Connection) -> None:
         )
     if version > SEALED_FORMAT:
         raise NewerFormatError(
-            f"{path} has vault format {version}, and this g2d reads format {SEALED_FORMAT}:"
-            " upgrade g2d (pip install --upgrade g2d)."
+            f"{path} has vault format {version}, and this g2d reads format {FORMAT}, and"
+            f" {SEALED_FORMAT} where it is sealed: upgrade g2d (pip install --upgrade g2d)."
         )
     verdict = ledger.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":

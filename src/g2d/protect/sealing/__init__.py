@@ -6,6 +6,7 @@ Their protocol is `g2d.vault.sealing.custodian.Custodian`. Knows no torch.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2d.errors import SealingError, nearest
@@ -13,7 +14,7 @@ from g2d.errors import SealingError, nearest
 if TYPE_CHECKING:
     from g2d.vault.sealing.custodian import Custodian
 
-__all__ = ["CUSTODIANS", "MAKERS", "custodian", "make_custodian"]
+__all__ = ["CUSTODIANS", "MAKERS", "absolute", "custodian", "make_custodian"]
 
 CUSTODIANS: dict[str, str] = {
     "file": "g2d.protect.sealing.file:from_url",
@@ -48,6 +49,14 @@ def make_custodian(url: str) -> tuple[Custodian, bool]:
     _function(CUSTODIANS, url)
     made = _function(MAKERS, url)(_rest(url)) if _kind(url) in MAKERS else None
     return (custodian(url), False) if made is None else (made, True)
+
+
+def absolute(url: str) -> str:
+    """A custodian's name as it is remembered: the path of a file from the root on."""
+    kind, rest = _kind(url), _rest(url)
+    if kind != "file" or not rest:
+        return url
+    return f"file:{Path(rest).expanduser().absolute()}"
 
 
 def _kind(url: str) -> str:

@@ -1,8 +1,8 @@
 """A custodian on paper: a key that is printed once and typed in again, for the day of recovery.
 
-256 random bits and 24 of their SHA-256, in base32, are 56 characters: 14 groups of four. Letters and
-the digits 2 to 7 alone are used; 0, 1 and 8 are read as the letters that they look like. Knows no
-torch.
+256 random bits and 24 of their SHA-256, in base32, are 56 characters: 14 groups of four. Letters
+and the digits 2 to 7 alone are used; 0, 1 and 8 are read as the letters that they look like. Knows
+no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What of sealed files can be verified: with a custodian all of it, without one that they are whole.
+"""What of sealed files is verified: with a custodian all of it, without one that they are whole.
 
 Nothing is changed. Knows no torch.
 """

@@ -125,7 +125,8 @@ class Sealer:
                 if record is not None and record.state == "sealed":
                     raise BrokenSealError(
                         f"{path} is not sealed, in a vault that is: it was put there. Restore it"
-                        f" from a backup; or if it is yours, run `g2d vault seal {self._vault.path}`"
+                        " from a backup; or if it is yours, run"
+                        f" `g2d vault seal {self._vault.path}`"
                     )
                 return None
             file.seek(0)
