@@ -75,7 +75,9 @@ class Record:
     def with_held(self, kind: str, name: str, blob: bytes, now: float) -> Record:
         """The record with one custodian more."""
         number = self.last + 1
-        return replace(self, held=(*self.held, Held(number, kind, name, blob, now)), last=number)
+        name = name.partition("?")[0]  # without what is this machine's alone
+        one = Held(number, kind, name, blob, now)
+        return replace(self, held=(*self.held, one), last=number)
 
 
 def read_record(rows: list[Any]) -> Record | None:
