@@ -13,24 +13,15 @@ from g2d.protect.sealing.file import FileCustodian
 from g2d.protect.sealing.paper import PaperCustodian, _asked
 from g2d.vault.sealing.envelope import new_key
 
-SOFTHSM = next(
-    (
-        path
-        for folder in (
-            "/usr/lib/softhsm",
-            "/usr/lib/x86_64-linux-gnu/softhsm",
-            "/usr/lib64/softhsm",
-        )
-        if (path := Path(folder, "libsofthsm2.so")).exists()
-    ),
-    None,
-)
+FOLDERS = ("/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/lib64/softhsm")
+PATHS = (Path(folder, "libsofthsm2.so") for folder in FOLDERS)
+SOFTHSM = next((path for path in PATHS if path.exists()), None)
 CONTEXT = b"g2d vault key 1\0of these tests"
 
 
 @pytest.fixture(scope="module")
 def token(tmp_path_factory):
-    """A SoftHSM token of its own, and the file of its PIN: as the name of a key, without the key."""
+    """A SoftHSM token of its own: what names a key in it."""
     pytest.importorskip("pkcs11", reason="needs python-pkcs11")
     if SOFTHSM is None or not shutil.which("softhsm2-util"):
         pytest.skip("needs SoftHSM (Debian: softhsm2)")
@@ -43,17 +34,9 @@ def token(tmp_path_factory):
     pin.chmod(0o600)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOFTHSM2_CONF", str(folder / "softhsm2.conf"))
-        made = [
-            "--init-token",
-            "--free",
-            "--label",
-            "of tests",
-            "--pin",
-            "1234",
-            "--so-pin",
-            "5678",
-        ]
-        subprocess.run(["softhsm2-util", *made], check=True, capture_output=True)
+        pins = ["--pin", "1234", "--so-pin", "5678"]
+        made = ["softhsm2-util", "--init-token", "--free", "--label", "of tests", *pins]
+        subprocess.run(made, check=True, capture_output=True)
         yield (
             lambda key, pin=pin, label="of tests": (
                 f"pkcs11:token={label.replace(' ', '%20')};object={key}"

@@ -1,10 +1,10 @@
 """A custodian that is a hardware security module, or a smart card: a key that never leaves it.
 
 Named as RFC 7512 has it: `pkcs11:token=LABEL;object=LABEL?module-path=FILE&pin-source=FILE`. The
-key is AES of 256 bits, sensitive and not extractable; it wraps by AES-GCM inside the token, the context
-as associated data (PKCS#11 v2.40, CKM_AES_GCM). A PIN is never an argument: it stands in a file of
-mode 600 or in $G2D_PKCS11_PIN. The library that `module-path` names is loaded into this process, so
-it is never taken from a vault. Knows no torch.
+key is AES of 256 bits, sensitive and not extractable; it wraps by AES-GCM inside the token, the
+context as associated data (PKCS#11 v2.40, CKM_AES_GCM). A PIN is never an argument: it stands in a
+file of mode 600 or in $G2D_PKCS11_PIN. The library that `module-path` names is loaded into this
+process, so it is never taken from a vault. Knows no torch.
 """
 
 from __future__ import annotations
