@@ -1,4 +1,4 @@
-"""A sealed vault: nothing of it lies in plaintext, and it is used as any other by who has its key."""
+"""A sealed vault: nothing of it lies in plaintext, and who has its key uses it as any other."""
 
 import shutil
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from benchmarks.sealing.scan import blocks_of, found_in, tensors_of
 from commands import edit_ledger
 from g2d.errors import BrokenSealError, RefusedError, SealingError, VaultError
 from g2d.protect import sealing
@@ -19,7 +20,6 @@ from g2d.vault.verify import verify
 
 pytest.importorskip("cryptography")
 
-BLOCK = 64
 DIGESTS = {"task": "t", "population": "p", "generator": "g", "gates": [], "exposed": []}
 
 
@@ -28,20 +28,9 @@ def network(seed: int) -> bytes:
     return save({"weight": draw.normal(size=(40, 30)).astype("f4"), "bias": np.ones(9, "f4")})
 
 
-def blocks(contents) -> set[bytes]:
-    """Every aligned block of plaintexts, but those that are all one byte."""
-    cut = {data[i : i + BLOCK] for data in contents for i in range(0, len(data) - BLOCK, BLOCK)}
-    return {block for block in cut if len(set(block)) > 8}
-
-
 def scan(folder, wanted: set[bytes]) -> list[str]:
-    """Files below a folder in which a block lies, at any place."""
-    found = []
-    for path in folder.rglob("*"):
-        data = path.read_bytes() if path.is_file() else b""
-        if any(block in data for block in wanted):
-            found.append(str(path.relative_to(folder)))
-    return found
+    """Files below a folder in which a block lies."""
+    return list(found_in(folder, wanted))
 
 
 @pytest.fixture
@@ -72,7 +61,8 @@ def sealed(filled, custodian, url):
     return filled
 
 
-PLAIN = blocks(network(seed) for seed in (0, 1, 10, 11, 12, 20, 30, 31, 40, 41, 50, 51, 60))
+SEEDS = (0, 1, 10, 11, 12, 20, 30, 31, 40, 41, 50, 51, 60)
+PLAIN = blocks_of(tensors_of(network(seed) for seed in SEEDS))
 
 
 def test_nothing_of_a_sealed_vault_lies_in_plaintext(filled, custodian, url):
@@ -266,7 +256,7 @@ def test_networks_of_the_red_team_and_secret_limits_are_sealed_too(filled, custo
     limit = b'{"limit": 17.25, "a secret that is longer than one block of sixty-four bytes": 1}'
     (filled.path / "privacy-gate.json").write_bytes(limit)
     assert changing.seal(filled, custodian, url).files == 14
-    assert scan(filled.path, PLAIN | {limit[:BLOCK]}) == []
+    assert scan(filled.path, PLAIN | {limit[:64]}) == []
     assert filled.sealing.content(folder / "soup-1.safetensors") == network(41)
     changing.unseal(filled, None)
     assert (filled.path / "privacy-gate.json").read_bytes() == limit

@@ -58,10 +58,8 @@ def seal(vault: VaultPath, custodian: ByCustodian = "") -> None:
         with show_progress() as progress:
             done = changing.seal(opened, by, url, progress)
     print_line(f"{vault} is sealed: {_counted(done.files, done.before)}.")
-    print_line(
-        "What was plain is gone from the folder. The disk may still hold its old blocks, and"
-    )
-    print_line("backups their copies: trim or wipe them (docs/sealing.md).")
+    print_line("What was plain is gone from the folder. The disk may still hold its old blocks,")
+    print_line("and backups their copies: trim or wipe them (docs/sealing.md).")
     if record is None:
         print_line(f"Next, a second way in: g2d vault custodians {vault} --add paper")
 
