@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from g2d.cli import attest as cli_attest
 from g2d.cli import audit as cli_audit
 from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
@@ -78,6 +79,7 @@ app = typer.Typer(
 app.add_typer(cli_keys.app)
 app.add_typer(vault_group.app)
 app.add_typer(cli_audit.app)
+app.add_typer(cli_attest.app)
 app.add_typer(cli_watermark.app)
 app.add_typer(cli_canary.app)
 app.add_typer(cli_privacy.app)
