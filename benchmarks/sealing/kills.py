@@ -6,8 +6,8 @@
 A vault of random networks is sealed, written to and unsealed over and over by a process that is
 killed. After each kill the vault is opened as the next process would: every file has to hold what
 it held, a generation that was acknowledged has to be there, and nothing may be wrong but that
-sealing or unsealing was begun. At last it is sealed to the end, and its folder is searched for every
-block of 64 bytes of every network.
+sealing or unsealing was begun. At last it is sealed to the end, and its folder is searched for
+every block of 64 bytes of every network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether plaintext of tensors lies in a folder: every block of 64 bytes, at any place of a file."""
+"""Whether plaintext of tensors lies in a folder: each block of 64 bytes, at any place of a file."""
 
 from __future__ import annotations
 

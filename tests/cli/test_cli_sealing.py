@@ -7,6 +7,7 @@ from safetensors import safe_open
 
 from benchmarks.sealing.scan import blocks_of, found_in, tensors_of
 from commands import fail, invoke, succeed
+from g2d.cli.shared import seal_from_now
 from g2d.protect.sealing.paper import _asked
 from g2d.service.loader import VaultLoader
 from g2d.vault.keys import SigningKey
@@ -88,6 +89,17 @@ def test_a_paper_key_is_shown_once_and_brings_a_lost_vault_back(vault, url, tmp_
     succeed("export", vault, tmp_path / "out.safetensors")
     with Vault.open(vault) as opened:
         assert [one.number for one in opened.sealing.record.held] == [2, 3]
+
+
+def test_a_new_vault_is_sealed_from_its_first_file_on(url, tmp_path):
+    with Vault.create(tmp_path / "new", "[task]\n") as made:
+        seal_from_now(made, "")
+        assert made.sealing.record is None
+        seal_from_now(made, url)
+        made.accept({"weights": bytes(range(256))}, {}, activate=True)
+        assert bytes(range(64)) not in made.generation_file(1).read_bytes()
+        seal_from_now(made, url)  # the same command again
+        assert made.sealing.record.state == "sealed"
 
 
 def test_two_changes_at_a_time_are_none(vault):

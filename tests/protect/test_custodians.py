@@ -12,6 +12,7 @@ from g2d.protect import sealing
 from g2d.protect.sealing.file import FileCustodian
 from g2d.protect.sealing.paper import PaperCustodian, _asked
 from g2d.vault.sealing.envelope import new_key
+from places import example
 
 FOLDERS = ("/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/lib64/softhsm")
 PATHS = (Path(folder, "libsofthsm2.so") for folder in FOLDERS)
@@ -105,6 +106,21 @@ class TestEveryCustodian:
         blob = pair[0].wrap(bytes(32), CONTEXT)
         assert sealing.custodian(names[0]).unwrap(blob, CONTEXT) == bytes(32)
         assert sealing.make_custodian(names[0])[1] is False  # nothing is made twice
+
+
+def test_one_of_ones_own_is_as_docs_extending_shows_it(monkeypatch):
+    space: dict = {}
+    exec(compile(example("A custodian"), "docs/extending.md", "exec"), space)
+    monkeypatch.setenv("OWN", "correct horse battery staple")
+    own = space["Passphrase"]("OWN")
+    blob = own.wrap(bytes(32), CONTEXT)
+    assert own.unwrap(blob, CONTEXT) == bytes(32)
+    for wrong, context in ((blob, b"other"), (blob[:-1], CONTEXT), (b"", CONTEXT)):
+        with pytest.raises(SealingError):
+            own.unwrap(wrong, context)
+    monkeypatch.setenv("OWN", "short")
+    with pytest.raises(SealingError, match="no passphrase"):
+        space["Passphrase"]("OWN")
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def demo(
     print_table(summary["table"])
     print_line(f"Report:  {out / 'report.html'}")
     print_line(f"Numbers: {out / 'summary.json'}")
-    print_line(f"Next:    g2d serve {out / 'vault'} --every 60s")
+    print_line(f"Next:    g2d serve {out / 'vault'} --key {out / 'keys/signing.pub'} --every 60s")
     print_line(f"Done in {duration(time.monotonic() - began)}.")
 
 

@@ -201,5 +201,7 @@ def name_custodian(context: typer.Context, url: str) -> None:
             os.environ[VARIABLE] = former
 
     if url:
-        os.environ[VARIABLE] = url  # worker processes inherit it
+        from g2d.protect.sealing import absolute
+
+        os.environ[VARIABLE] = absolute(url)  # worker processes inherit it
         context.call_on_close(put_back)

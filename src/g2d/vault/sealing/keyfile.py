@@ -1,7 +1,7 @@
 """Private keys in files that a custodian opens: whoever steals the file has no key.
 
-Such a file is sealed as a vault's are, under a key that the custodian wraps. It names its custodian:
-it is its owner's, lies outside of vaults and is closed to others. Knows no torch.
+Such a file is sealed as a vault's are, under a key that the custodian wraps. It names that one: it
+is its owner's, lies outside of vaults and is closed to others. Knows no torch.
 """
 
 from __future__ import annotations

@@ -29,8 +29,11 @@ VARIABLE = "G2D_CUSTODIAN"
 _FOLDER = "custodians"
 
 
-def remember(vault: VaultReader, url: str) -> None:
+def remember(vault: VaultReader, url: str, sealed: bool = True) -> None:
     """Remember that this user opens a vault, where it lies now, by a custodian.
+
+    Args:
+        sealed: it is sealed for good; False: that is being begun, or undone.
 
     Raises:
         SealingError: it cannot be remembered.
@@ -38,7 +41,8 @@ def remember(vault: VaultReader, url: str) -> None:
     try:
         path = state_file(vault, _FOLDER)
         private_state(_FOLDER)
-        replace_file(path, json.dumps({"custodian": url}).encode(), path.with_suffix(".tmp"))
+        text = json.dumps({"custodian": url, "sealed": sealed})
+        replace_file(path, text.encode(), path.with_suffix(".tmp"))
     except OSError as error:
         raise SealingError(
             f"that {url} opens {vault.path} cannot be remembered ({error.strerror}): set G2D_STATE"
@@ -46,19 +50,20 @@ def remember(vault: VaultReader, url: str) -> None:
         ) from error
 
 
-def remembered(vault: VaultReader) -> str | None:
-    """The custodian that was remembered; "": one that cannot be read; None: the vault is not known.
+def remembered(vault: VaultReader) -> tuple[str, bool]:
+    """The custodian that was remembered ("": none), and whether the vault was sealed here for good.
 
-    In any case but None the vault was sealed here.
+    What is there and cannot be read counts as such.
     """
     try:
-        return str(json.loads(read_plain(state_file(vault, _FOLDER), MOST_TEXT))["custodian"])
+        found = json.loads(read_plain(state_file(vault, _FOLDER), MOST_TEXT))
+        return str(found["custodian"]), bool(found["sealed"])
     except FileNotFoundError:
-        return None
+        return "", False
     except OSError as error:
-        return None if error.errno == 0 else ""  # it has no identity
+        return "", error.errno != 0  # 0: it has no identity
     except DAMAGE:
-        return ""
+        return "", True
 
 
 def forget(vault: VaultReader) -> None:
@@ -81,7 +86,7 @@ def named_here(vault: VaultReader) -> str:
     Raises:
         SealingError: nobody has named one.
     """
-    named = os.environ.get(VARIABLE) or remembered(vault)
+    named = os.environ.get(VARIABLE) or remembered(vault)[0]
     if not named:
         raise SealingError(
             f"{vault.path} is sealed, and nobody here has said which custodian opens it: run"

@@ -100,7 +100,7 @@ class Sealer:
         Raises:
             SealingError: the ledger does not say any more that it is sealed.
         """
-        if remembered(self._vault) is not None and self.record is None:
+        if remembered(self._vault)[1] and self.record is None:
             raise SealingError(
                 f"{self._vault.path} was sealed here, and its ledger says so no more: nothing is"
                 " written to it. Restore it from a backup; or if it is an older copy that you mean,"
