@@ -1,8 +1,8 @@
-"""The commands `g2d attest enroll|ask|quote|verify|release|approve`: files in, files out.
+"""The commands of `g2d attest`: files in, files out; the two sides need no network.
 
 Thin, like `main`, and as lazy. What is attested and released is in `protect.attestation`. On the
-host that serves run `enroll` and `quote`, which ask its TPM; the rest runs where generations are
-made. The two sides need no network between them.
+host that serves run `enroll`, `quote` and `open`, which ask its TPM; the rest runs where
+generations are made.
 """
 
 from __future__ import annotations
@@ -251,17 +251,17 @@ def release(
     host: HostFile,
     quote: Quote,
     number: Annotated[
-        int | None,
-        typer.Option(min=1, help="Generation that the release is for; else the newest."),
+        int | None, typer.Option(min=1, help="Generation to release; else the newest.")
     ] = None,
     key: Key = None,
     age: Age = _AGE,
 ) -> None:
-    """Release a sealed vault's key to a host, in the state that it has just proved."""
+    """Release a generation of a sealed vault to a host, in the state that it has just proved."""
     from g2d.protect.attestation import release as releasing
     from g2d.protect.tpm import documents
+    from g2d.vault.sealing import released
     from g2d.vault.sealing.changing import require
-    from g2d.vault.sealing.holding import hold
+    from g2d.vault.sealing.envelope import new_key
     from g2d.vault.vault import Vault
 
     approver = releasing.PolicyKey.read(key or releasing.default_policy_key())
@@ -269,12 +269,13 @@ def release(
         record = require(opened)
         wanted = opened.last_number() or 0 if number is None else number
         _, heard, proven = _hear(quote, host, age)
-        secret = opened.sealing.key(record)
-        made, after = releasing.release(heard, proven, secret, record.context, wanted, approver)
+        fresh, context = new_key(), released.context_of(opened, wanted)
+        made, after = releasing.release(heard, proven, fresh, context, wanted, approver)
+        bundle = released.make_bundle(opened, record, wanted, fresh, documents.encode(made))
         documents.store(host, after)  # before the vault: what was released is known in any case
-        hold(opened, record, "tpm", _name(host), documents.encode(made))
-    print_line(f"{vault} is released to {host}, up to generation {wanted}.")
-    print_line("Next, on the host, with the vault: g2d vault custodians VAULT --use tpm:")
+        released.hold(opened, host.stem, wanted, bundle, after.oldest(wanted))
+    print_line(f"Generation {wanted} of {vault} is released to {host}.")
+    print_line("Next, on the host, where the vault's folder lies or arrives: g2d attest open VAULT")
 
 
 @app.command()
@@ -292,22 +293,55 @@ def approve(
     from g2d.protect.attestation import release as releasing
     from g2d.protect.attestation.enrolment import Host
     from g2d.protect.tpm import documents
+    from g2d.vault.sealing import released
     from g2d.vault.sealing.changing import require
-    from g2d.vault.sealing.holding import held_by, hold
     from g2d.vault.vault import Vault
 
     known = documents.load(Host, host)
     values = dict(known.pcrs) | _values(pcr)
     approver = releasing.PolicyKey.read(key or releasing.default_policy_key())
     with Vault.open(vault, write=True) as opened:
-        record = require(opened)
-        blob = held_by(record, "tpm", _name(host)).blob
-        released = documents.decode(releasing.Released, blob, f"the release to {host}")
-        made = releasing.approve_again(released, values, approver)
+        found = released.releases(require(opened), host.stem)
+        if not found:
+            raise SealingError(f"nothing of {vault} was released to {host} yet")
+        for number, held in sorted(found.items()):
+            bundle = released.Bundle.decode(held[-1].blob)
+            old = documents.decode(releasing.Released, bundle.key, f"release {number}")
+            again = documents.encode(releasing.approve_again(old, values, approver))
+            released.hold(opened, host.stem, number, replace(bundle, key=again))
         documents.store(host, replace(known, pcrs=values))
-        hold(opened, record, "tpm", _name(host), documents.encode(made))
     _show(values)
-    print_line(f"{host} opens {vault} in this state, and in no other.")
+    print_line(f"{host} opens what was released to it in this state, and in no other.")
+
+
+@app.command("open")
+def open_released(
+    vault: VaultArgument,
+    number: Annotated[
+        int | None, typer.Option(min=1, help="Generation to open; else the newest released.")
+    ] = None,
+    tpm: Tpm = "",
+) -> None:
+    """Open a generation that was released to this host, and from now on the vault by its TPM."""
+    from g2d.protect.sealing import custodian
+    from g2d.vault.sealing import released
+    from g2d.vault.sealing.changing import require
+    from g2d.vault.sealing.remembered import remember
+    from g2d.vault.vault import Vault
+
+    url = f"tpm:{tpm}"
+    with Vault.open(vault) as opened:
+        record = require(opened)
+        found = released.releases(record)
+        wanted = max(found, default=0) if number is None else number
+        about = opened.sealing.generation(wanted, "weights", "")
+        if wanted in found:  # else `released_key` says what to do
+            about = opened.sealing.generation(
+                wanted, "weights", opened.generation(wanted).files["weights"]
+            )
+        released.released_key(opened, record, about, custodian(url).unwrap)
+        remember(opened, url)
+    print_line(f"Generation {wanted} of {vault} opens here. Next: g2d serve {vault}")
 
 
 def _hear(quote: Path, host: Path, age: int) -> tuple[Host, Host, Proven]:
@@ -319,11 +353,6 @@ def _hear(quote: Path, host: Path, age: int) -> tuple[Host, Host, Proven]:
     known = documents.load(enrolment.Host, host)
     heard, proven = enrolment.hear(known, documents.load(Evidence, quote), time.time(), age)
     return known, heard, proven
-
-
-def _name(host: Path) -> str:
-    """By which name a vault's record knows a host."""
-    return f"tpm of {host.stem}"
 
 
 def _values(given: list[str]) -> Mapping[int, bytes]:

@@ -179,6 +179,11 @@ class Host:
             )
         return self.base + (number - self.first) // self.every
 
+    def oldest(self, number: int) -> int:
+        """The oldest generation that still opens once one of this number was opened."""
+        counts = (number - self.first) // self.every - self.keep
+        return self.first + max(0, counts) * self.every
+
 
 def begin(
     request: Request, terms: Terms, roots: Sequence[Certificate], insecure: bool, now: float

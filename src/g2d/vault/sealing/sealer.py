@@ -29,6 +29,7 @@ from g2d.vault.sealing.envelope import (
     unwrap_key,
 )
 from g2d.vault.sealing.record import Record, read_record
+from g2d.vault.sealing.released import released_key, releases
 from g2d.vault.sealing.remembered import named_here, new_custodian, remembered
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Sealer:
     def __init__(self, vault: VaultReader) -> None:
         self._vault = vault
         self._keys: dict[str, bytes] = {}  # by name
+        self._released: dict[tuple[bytes, bytes], bytes] = {}  # keys of releases
 
     def __repr__(self) -> str:
         return f"Sealer({self._vault.path})"
@@ -153,10 +155,29 @@ class Sealer:
         """
         if head.key != record.key or head.about.vault != self._vault.identity:
             raise BrokenSealError("it is another vault's, or was sealed under another key")
+        if self._is_released(record, head.about):
+            return self._released_key(record, head.about)
         try:
             return unwrap_key(head.wrapped, self.key(record), head.about.context)
         except ValueError as error:
             raise BrokenSealError(f"its data key cannot be unwrapped: {error}") from error
+
+    def _is_released(self, record: Record, about: About) -> bool:
+        """Whether this host opens generations by their releases: it holds no key of the vault."""
+        if about.kind != GENERATION or record.key in self._keys or not releases(record):
+            return False
+        kind = named_here(self._vault).partition(":")[0]
+        return all(one.kind != kind for one in record.held)
+
+    def _released_key(self, record: Record, about: About) -> bytes:
+        by = new_custodian(named_here(self._vault))
+
+        def unwrap(blob: bytes, context: bytes) -> bytes:
+            if (blob, context) not in self._released:
+                self._released[blob, context] = by.unwrap(blob, context)
+            return self._released[blob, context]
+
+        return released_key(self._vault, record, about, unwrap)
 
     # --- the vault's key -------------------------------------------------------------------------
 
