@@ -98,7 +98,7 @@ def seal(vault: Vault, custodian: Custodian, url: str, progress: Progress = sile
     files, done, before = list(_files(vault)), 0, 0
     for file in files:
         progress("sealing", done, len(files))
-        if _is_sealed(vault, file):
+        if _content(vault, file) is not None:  # it is sealed as what it should be, and opens
             before += 1
         else:
             data = _plain(vault, file)
@@ -132,8 +132,7 @@ def unseal(vault: Vault, custodian: Custodian | None, progress: Progress = silen
         files = list(_files(vault))
         for file in files:
             progress("unsealing", done, len(files))
-            content = vault.sealing.content(file.path, file.about)
-            if content is None:
+            if (content := _content(vault, file)) is None:
                 before += 1
             elif file.about is not None and sha256(content) != file.about.digest:
                 raise BrokenSealError(f"{file.path} does not hold what the ledger says")
@@ -175,11 +174,11 @@ def _kind(path: Path) -> str:
     return TEXTS.get(path.name, "network")
 
 
-def _is_sealed(vault: Vault, file: _File) -> bool:
-    """Whether a file is sealed, as what it should be; that it opens is seen, too."""
+def _content(vault: Vault, file: _File) -> bytes | None:
+    """What a sealed file of a vault holds; None: it is plain."""
     with explained(vault.path, "read"):
         check_folders(vault.path, file.path)
-        return vault.sealing.content(file.path, file.about) is not None
+        return vault.sealing.content(file.path, file.about)
 
 
 def _plain(vault: Vault, file: _File) -> bytes:
