@@ -70,6 +70,14 @@ class UnavailableError(VaultError):
     """A file cannot be read at this moment (no free descriptor or memory); it may be sound."""
 
 
+class SealingError(VaultError):
+    """Something sealed cannot be opened, or a custodian cannot be used; nothing was changed."""
+
+
+class BrokenSealError(SealingError):
+    """A sealed file is not what was written there: cut off, changed, swapped, or of another key."""
+
+
 class KeyFileError(G2DError):
     """A key file is absent, of another kind, or open to others."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from g2d import redteam
 from g2d.attacks import art
+from g2d.cli.shared import seal_from_now
 from g2d.core.engine import LocalEngine
 from g2d.core.types import Progress, silent
 from g2d.defence.defence import Defence
@@ -22,6 +23,7 @@ from g2d.report import page as report
 from g2d.rotation.snapshot import Rotor, Snapshot
 from g2d.settings import Settings, build
 from g2d.tasks.builtin import load_task
+from g2d.vault.keys import SigningKey
 
 ROTATIONS = 10
 EXAMPLES = 400  # all the test images that digits has
@@ -42,8 +44,8 @@ def run(
         rotations: how many generations follow the base.
 
     Raises:
-        G2DError: matplotlib, jinja2 or an attack library is missing, the folder cannot be written,
-            or it holds a vault of other settings.
+        G2DError: matplotlib, jinja2, cryptography or an attack library is missing, the folder
+            cannot be written, or it holds a vault of other settings.
     """
     report.require()
     art.require()
@@ -86,11 +88,27 @@ class _Clock:
 
 
 def _create(path: Path, seed: int) -> Defence:
-    """Open the demo's vault with the product's own settings for digits, and the run's seed."""
+    """Open the demo's vault with the product's own settings for digits, and the run's seed.
+
+    It is signed and sealed from the start. Its keys lie in `keys/` beside it, for a demo's sake:
+    elsewhere they belong on another disk.
+    """
     tables = {key: dict(table) for key, table in load_task("digits").settings.items()}
     settings = build(Settings, tables, "settings of task 'digits'")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Defence.create("digits", path, settings.override(population__seed=seed))
+    keys = path.parent.absolute() / "keys"
+    private = keys / "signing.key"
+    if not private.exists():
+        made = SigningKey.generate()
+        made.write(private)
+        made.public.write(keys / "signing.pub")
+    own = settings.override(population__seed=seed, signing__key=str(private))
+    defence = Defence.create("digits", path, own)
+    try:
+        seal_from_now(defence.vault, f"file:{keys / 'custodian.key'}")
+    except BaseException:
+        defence.close()
+        raise
+    return defence
 
 
 class _Seeded:

@@ -35,6 +35,12 @@ def new(
     export: Annotated[
         bool, typer.Option("--export", help="For `g2d export --sign`: ECDSA, as others verify it.")
     ] = False,
+    custodian: Annotated[
+        str,
+        typer.Option(
+            metavar="CUSTODIAN", help="What opens the private key's file: file:PATH, pkcs11:..."
+        ),
+    ] = "",
 ) -> None:
     """Make a key pair: the private file for generating, the public one for serving."""
     from g2d.vault.keys import SigningKey, default_key
@@ -44,23 +50,29 @@ def new(
     if public == private:
         raise KeyFileError(f"both keys would be {private}: name another file with --public")
     _refuse_existing(private, public)
+    if custodian:
+        from g2d.protect.sealing import absolute, make_custodian
+
+        make_custodian(custodian := absolute(custodian))
     if export:
-        _new_export(private, public)
+        _new_export(private, public, custodian)
         return
     made = SigningKey.generate()
-    made.write(private)
+    made.write(private, custodian)
     made.public.write(public)
     print_line(f"private key  {private} (mode 600; keep it where generations are made)")
     print_line(f"public key   {public} (what serving needs)")
     print_line(f"fingerprint  {made.fingerprint}")
+    if custodian:
+        print_line(f"opened by    {custodian}")
     print_line(f"Next: g2d keys use VAULT --key {private}")
 
 
-def _new_export(private: Path, public: Path) -> None:
+def _new_export(private: Path, public: Path, custodian: str) -> None:
     from g2d.vault.model_signing import ExportKey
 
     made = ExportKey.generate()
-    made.write(private)
+    made.write(private, custodian)
     made.write_public(public)
     print_line(f"private key  {private} (mode 600; it signs exports, nothing that is served)")
     print_line(f"public key   {public} (for `model_signing verify key --public_key`)")

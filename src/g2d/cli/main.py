@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from g2d.cli import attest as cli_attest
 from g2d.cli import audit as cli_audit
 from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
@@ -22,7 +23,7 @@ from g2d.cli import privacy_group as cli_privacy
 from g2d.cli import refresh as cli_refresh
 from g2d.cli import serve as cli_serve
 from g2d.cli import trace as cli_trace
-from g2d.cli import vault_commands
+from g2d.cli import vault_commands, vault_group
 from g2d.cli import watermark as cli_watermark
 from g2d.cli.console import (
     duration,
@@ -42,6 +43,7 @@ from g2d.cli.shared import (
     DataFolder,
     EngineName,
     RayAddress,
+    Seal,
     TaskPath,
     VaultPath,
     Workers,
@@ -50,6 +52,7 @@ from g2d.cli.shared import (
     make_engine,
     open_defence,
     prepare,
+    seal_from_now,
     task_path_again,
     vault_settings,
 )
@@ -74,7 +77,9 @@ app = typer.Typer(
 
 
 app.add_typer(cli_keys.app)
+app.add_typer(vault_group.app)
 app.add_typer(cli_audit.app)
+app.add_typer(cli_attest.app)
 app.add_typer(cli_watermark.app)
 app.add_typer(cli_canary.app)
 app.add_typer(cli_privacy.app)
@@ -102,14 +107,20 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _globals(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     traceback: Annotated[
         bool, typer.Option(envvar="G2D_TRACEBACK", help="Show the full trace of an error.")
     ] = False,
+    custodian: Annotated[
+        str,
+        typer.Option(metavar="CUSTODIAN", help="Open sealed vaults by it; else $G2D_CUSTODIAN."),
+    ] = "",
 ) -> None:
     """Take the options that precede every command."""
+    vault_group.name_custodian(context, custodian)
     refuse_vaults()
 
 
@@ -134,7 +145,7 @@ def demo(
     print_table(summary["table"])
     print_line(f"Report:  {out / 'report.html'}")
     print_line(f"Numbers: {out / 'summary.json'}")
-    print_line(f"Next:    g2d serve {out / 'vault'} --every 60s")
+    print_line(f"Next:    g2d serve {out / 'vault'} --key {out / 'keys/signing.pub'} --every 60s")
     print_line(f"Done in {duration(time.monotonic() - began)}.")
 
 
@@ -170,6 +181,7 @@ def population(
     from_checkpoints: Zoo = None,
     task_path: TaskPath = None,
     accept_code: AcceptCode = False,
+    seal: Seal = "",
 ) -> None:
     """Make a vault and train its population, or go on where an earlier run stopped."""
     flags = merged(given, read_changes(changes or ()))
@@ -180,6 +192,7 @@ def population(
         )
     defence, count = prepare(vault, settings, flags, accept_code)
     with defence:
+        seal_from_now(defence.vault, seal)
         _note_few_gate_examples(defence)
         with show_progress() as progress:
             if from_checkpoints:
@@ -189,7 +202,7 @@ def population(
                     from g2d.weights.checkpoints import load_checkpoint
 
                     defence.adopt_base(load_checkpoint(base), print_line)
-                with make_engine(engine, ray_address, count) as jobs:
+                with make_engine(engine, ray_address, count, vault) as jobs:
                     defence.populate(jobs, progress, tell=say)
         print_population(defence.vault, defence.settings)
     print_line(f"Next: g2d fit {vault}{task_path_again(task_path)}")
@@ -254,7 +267,7 @@ def generate(
         defence = stack.enter_context(open_defence(vault, data, accept_code))
         jobs: LocalEngine | RayEngine | None = None
         if engine != "local":
-            jobs = make_engine(engine, ray_address, 0)
+            jobs = make_engine(engine, ray_address, 0, vault)
             stack.enter_context(jobs)
         progress = stack.enter_context(show_progress())
         for index in range(count):
@@ -319,7 +332,7 @@ def attack(
     from g2d import redteam
 
     live = redteam.ServiceAddress(service, model) if service else None
-    with make_engine(engine, ray_address, workers or 0) as jobs, show_progress() as progress:
+    with make_engine(engine, ray_address, workers or 0, vault) as jobs, show_progress() as progress:
         results = redteam.attack(
             vault, threats=threat or (), quick=quick, eps=eps, n=n, seed=seed, out=out,
             data="" if data is None else str(data.absolute()), service=live,

@@ -72,7 +72,7 @@ def refresh(
     with Defence.open(vault, write=False, data=where, code=bound) as defence:
         given = read_labelled(data, defence.task, print_line)
         count = defence.settings.population.workers if workers is None else workers
-        with make_engine(engine, ray_address, count) as jobs, show_progress() as progress:
+        with make_engine(engine, ray_address, count, vault) as jobs, show_progress() as progress:
             told = make(defence, given, Refresh(jobs, progress, print_line, accept_data, anew))
     if told.known:
         print_line(f"{vault} knows these data already.")

@@ -19,6 +19,7 @@ from g2d.cli.shared import (
     TaskPath,
     VaultPath,
     configure_torch,
+    refuse_ray,
     vault_settings,
 )
 from g2d.service.http.options import Options, read_token, require, seconds
@@ -77,6 +78,7 @@ def serve(
     settings = vault_settings(vault)
     require()
     if engine == "ray":
+        refuse_ray(vault)
         refuse_policy_on_ray(options.serving(settings.serve))
     parts: dict[str, Any] = {
         "token": token, "key": key, "served": served, "audit": audit, "say": say,

@@ -16,7 +16,7 @@ import typer
 
 from g2d.cli.flags import leaves
 from g2d.core.search_path import add_task_path, drop_task_path
-from g2d.errors import SettingsError
+from g2d.errors import SealingError, SettingsError
 from g2d.settings import PopulationSettings
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from g2d.core.sources import Digests
     from g2d.defence.defence import Defence
     from g2d.settings import Settings
+    from g2d.vault.vault import Vault
 
 VaultPath = Annotated[Path, typer.Argument(metavar="VAULT", help="Folder of the vault.")]
 DataFolder = Annotated[
@@ -72,6 +73,14 @@ EngineName = Annotated[
 RayAddress = Annotated[
     str,
     typer.Option(metavar="ADDRESS", help="HOST:PORT or auto; else $RAY_ADDRESS, or a local one."),
+]
+Seal = Annotated[
+    str,
+    typer.Option(
+        "--seal",
+        metavar="CUSTODIAN",
+        help="Encrypt the vault from its first file on: file:PATH, or pkcs11:...",
+    ),
 ]
 TokenFile = Annotated[
     Path | None,
@@ -201,9 +210,37 @@ def _to_go_on(path: Path, asked: Settings, flags: Mapping[str, Any]) -> Settings
         return there if asked.task.name == there.task.name or vault.begun() else None
 
 
-def make_engine(name: str, address: str, workers: int) -> LocalEngine | RayEngine:
-    """Make the engine that `--engine` names; 0 workers: one per core."""
+def seal_from_now(vault: Vault, url: str) -> None:
+    """Seal a vault that is open for writing, and what lies in it, if a custodian is named."""
+    from g2d.protect.sealing import absolute, make_custodian
+    from g2d.vault.sealing.changing import seal
+
+    if url:
+        seal(vault, make_custodian(absolute(url))[0], absolute(url))
+
+
+def refuse_ray(vault: Path) -> None:
+    """Refuse a Ray cluster for a sealed vault: networks would lie in its stores in plaintext.
+
+    Raises:
+        SealingError: the vault is sealed.
+    """
+    from g2d.vault.vault import Vault
+
+    if not (vault / "ledger.sqlite").exists():
+        return
+    with Vault.open(vault) as opened:
+        if opened.sealing.record is not None:
+            raise SealingError(
+                f"{vault} is sealed, and a Ray cluster keeps networks in plaintext, in its object"
+                " store and in replicas' folders: use --engine local"
+            )
+
+
+def make_engine(name: str, address: str, workers: int, vault: Path) -> LocalEngine | RayEngine:
+    """Make the engine that `--engine` names, for work on a vault; 0 workers: one per core."""
     if name == "ray":
+        refuse_ray(vault)
         from g2d.core.ray_engine import RayEngine
 
         return RayEngine(address, workers)

@@ -35,6 +35,8 @@ _ADVICE = {
     "settings": "correct task.toml",
     "signature": "check the key, and serve no generation that it did not sign",
     "unknown": "move what is unknown out of the vault",
+    "sealing": "restore what was changed from a backup, or go on with what was begun",
+    "custodian": "verify again where its custodian is",
 }
 """What to do about a kind of problem; about any other: `_RESTORE`."""
 
@@ -75,6 +77,9 @@ def show(
             print_line(f"canaries     it {told}: it is never served")
         print_line(f"task         {task.name}, {budget}" + (f", {task.data}" if task.data else ""))
         print_population(opened, settings)
+        if (record := opened.sealing.record) is not None:
+            kinds = ", ".join(one.kind for one in record.held)
+            print_line(f"sealing      {record.state}, key {record.key}, opened by: {kinds}")
         generator = opened.entry("generator")
         print_line(
             f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"
@@ -151,6 +156,7 @@ def export(
             raise G2DError(f"{path} exists; name another file, or overwrite it with --force")
     signing = _export_key(sign)
     with open_to_serve(vault) as opened:
+        _refuse_inside(out, opened)
         number = opened.live() if number is None else number
         if number is None:
             raise G2DError(f"{opened.path} has no generation yet; run `g2d fit` first")
@@ -163,6 +169,13 @@ def export(
     print_line(
         f"generation {number} is in {out}: model.load_state_dict(safetensors.torch.load_file(..))"
     )
+
+
+def _refuse_inside(out: Path, vault: Vault) -> None:
+    """Write no plaintext into the folder of a sealed vault."""
+    inside = out.absolute().resolve().is_relative_to(vault.path.resolve())
+    if inside and vault.sealing.record is not None:
+        raise G2DError(f"{out} lies in a sealed vault, and an export is plain: name a file outside")
 
 
 def _export_key(file: Path | None) -> ExportKey | None:

@@ -43,7 +43,7 @@ def add(
         from g2d.defence.watermarking import STEPS, mark_vault
 
         count = defence.settings.population.workers if workers is None else workers
-        with make_engine(engine, ray_address, count) as jobs, show_progress() as progress:
+        with make_engine(engine, ray_address, count, vault) as jobs, show_progress() as progress:
             made = mark_vault(
                 defence.task, defence.source, defence.vault, defence.settings, jobs, progress,
                 steps or STEPS,

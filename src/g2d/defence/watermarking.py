@@ -26,6 +26,7 @@ from g2d.training.jobs import MARKING, Trained, TrainingJob, run_job
 from g2d.training.population import attack_sources, fingerprint
 from g2d.training.recipes import Teacher
 from g2d.training.recipes.distil import keep_teacher
+from g2d.vault.sealing.changing import share
 from g2d.vault.vault import Entry, Put, Vault
 
 STEPS = 1000
@@ -109,6 +110,7 @@ def mark_vault(
         shutil.rmtree(beside, ignore_errors=True)  # a kill came between the commit and this
         return Marked(0, steps)
     with _beside(beside, vault.settings_text) as staged:
+        share(vault, staged)
         work.train(staged, members, engine, progress)
         made = staged.entries("member")
         work.check(made)

@@ -11,20 +11,21 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from g2d.core.engine import Engine
-from g2d.core.files import MOST_WEIGHTS, make_folder, read_plain, read_text, write_bytes
+from g2d.core.files import make_folder, read_text, write_bytes
 from g2d.core.folders import PRIVATE
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
 from g2d.defence.defence import Defence
 from g2d.protect.watermark.mark import Mark
 from g2d.redteam.cache import code_version, key_of, own_code
-from g2d.redteam.context import AttackContext, Chain, Network, RunSpec, enter
+from g2d.redteam.context import AttackContext, Chain, Network, RunSpec, enter, read_network
 from g2d.redteam.controls import FittedMembers, hardened, noised, permuted, retraining, soups
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.source import data_digest
@@ -34,6 +35,7 @@ from g2d.training.loop import Batches
 from g2d.training.population import run_job, stays_of
 from g2d.training.recipes import HardenedTraining, stale
 from g2d.training.recipes.distil import teacher_of
+from g2d.vault.sealing.sealer import Sealer
 from g2d.weights.checkpoints import digest, pack, unpack
 
 _DRAWS = 4  # proposals a job: some seconds each
@@ -71,7 +73,7 @@ def build_chains(
         chains by name; "draws" and "attacker" are left out where the vault has no generator, and
         soup, noise and "permuted" where its members or architecture have none.
     """
-    sizes, store = Sizes.of(spec.quick), NetworkStore(folder)
+    sizes, store = Sizes.of(spec.quick), NetworkStore(folder, defence.vault.sealing)
     chains = {"generated": _generated(defence), "frozen": _frozen(defence, store)}
     made: dict[str, tuple[Callable[[], list[State]], bool, str]] = {
         "soup": (
@@ -338,10 +340,13 @@ def _draw(context: AttackContext, name: str, index: int) -> State | None:
 
 
 class NetworkStore:
-    """Files of networks, each named after its chain, what decides it, and its place."""
+    """Files of networks, each named after its chain, what decides it, and its place.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = make_folder(folder, PRIVATE)
+    Beside a sealed vault they are sealed, too, wherever the folder is: they are made of its own.
+    """
+
+    def __init__(self, folder: Path, sealing: Sealer) -> None:
+        self._folder, self._sealing = make_folder(folder, PRIVATE), sealing
 
     def find_or_make(
         self, name: str, key: str, produce: Callable[[], Sequence[State]]
@@ -355,7 +360,7 @@ class NetworkStore:
         path = self._path(name, key, index)
         if not path.exists():
             return None
-        return Network(str(path), digest(read_plain(path, MOST_WEIGHTS)), f"{name} {index + 1}")
+        return Network(str(path), digest(read_network(path, self._sealing)), f"{name} {index + 1}")
 
     def known(self, name: str, key: str, index: int) -> bool:
         """Whether one network has been made, or was refused by its gates."""
@@ -369,8 +374,9 @@ class NetworkStore:
     def keep(self, name: str, key: str, index: int, data: bytes, seconds: float = 0.0) -> Network:
         """Write one network, whole or not at all; empty data only notes that there is none."""
         path = self._path(name, key, index)
-        if data and (not path.exists() or read_plain(path, MOST_WEIGHTS) != data):
-            write_bytes(path, data, 0o600)
+        if data and (not path.exists() or read_network(path, self._sealing) != data):
+            about = partial(self._sealing.other, "network", path.name, data)
+            write_bytes(path, self._sealing.shut(data, about), 0o600)
         note = json.dumps({"cpu_seconds": round(seconds, 3)})
         if not path.with_suffix(".json").exists():
             write_bytes(path.with_suffix(".json"), note.encode(), 0o600)

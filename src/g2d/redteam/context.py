@@ -30,6 +30,9 @@ from g2d.tasks.source import TaskSource, named_by, resolve
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.vault.code import load_only
+from g2d.vault.sealing.envelope import is_sealed
+from g2d.vault.sealing.sealer import Sealer
+from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import digest, unpack
 
 
@@ -193,6 +196,8 @@ class AttackContext:
         """
         try:
             data = read_plain(Path(network.path), MOST_WEIGHTS)
+            if is_sealed(data):
+                data = read_network(Path(network.path), self._sealing)
         except OSError as error:
             raise CheckpointError(
                 f"cannot read {network.path}: {error}; run the same command again"
@@ -202,6 +207,11 @@ class AttackContext:
                 f"{network.path} has changed since the attack was planned; run `g2d attack` again"
             )
         return unpack(data, network.path)
+
+    @functools.cached_property
+    def _sealing(self) -> Sealer:
+        """What opens the networks of a sealed vault: the task need not be loaded for it."""
+        return Vault.open(self.spec.vault).sealing
 
     def model(self, network: Network) -> nn.Module:
         """A network's model, frozen, in evaluation mode; built once per process."""
@@ -269,6 +279,16 @@ class _Hidden:
 
     def __hash__(self) -> int:
         return 0
+
+
+def read_network(path: Path, sealing: Sealer) -> bytes:
+    """Read a network's file: one of the vault's own, or one that was made for an attack.
+
+    Raises:
+        OSError: it cannot be read. SealingError: it is sealed, and cannot be opened.
+    """
+    found = sealing.content(path)
+    return read_plain(path, MOST_WEIGHTS) if found is None else found
 
 
 def enter(spec: RunSpec, key: str) -> AttackContext:

@@ -22,7 +22,7 @@ from g2d.errors import DAMAGE, KeyFileError
 if TYPE_CHECKING:
     from g2d.vault.reading import VaultReader
 
-__all__ = ["confirm_key", "confirmed_key", "key_named", "key_there"]
+__all__ = ["confirm_key", "confirmed_key", "key_named", "key_there", "state_file"]
 
 VARIABLE = "G2D_SIGNING_KEY"
 """The variable that names the key in place of what was confirmed, for a container, say."""
@@ -54,7 +54,7 @@ def confirm_key(vault: VaultReader, key: str) -> None:
         KeyFileError: it cannot be remembered.
     """
     try:
-        path = _file(vault)
+        path = state_file(vault, "keys")
         private_state(path.parent.name)
         replace_file(path, json.dumps({"key": _absolute(key)}).encode(), path.with_suffix(".tmp"))
     except OSError as error:
@@ -73,7 +73,7 @@ def confirmed_key(vault: VaultReader, key: str) -> Path:
     if named := os.environ.get(VARIABLE):
         return Path(named).expanduser().absolute()
     try:
-        known = json.loads(read_plain(_file(vault), MOST_TEXT))["key"]
+        known = json.loads(read_plain(state_file(vault, "keys"), MOST_TEXT))["key"]
     except (OSError, *DAMAGE):
         known = None
     if known != _absolute(key):
@@ -88,8 +88,13 @@ def _absolute(key: str) -> str:
     return str(Path(key).expanduser().absolute())
 
 
-def _file(vault: VaultReader) -> Path:
+def state_file(vault: VaultReader, folder: str) -> Path:
+    """Where, in a folder of the state folder, something is kept about a vault at its place.
+
+    Raises:
+        OSError: the vault has no identity, or this user no state folder.
+    """
     if not _IDENTITY.fullmatch(vault.identity):
         raise OSError(0, "the vault has no identity")
     place = hashlib.sha256(os.fsencode(os.path.abspath(vault.path))).hexdigest()[:32]
-    return state_folder() / "keys" / f"{vault.identity}-{place}.json"
+    return state_folder() / folder / f"{vault.identity}-{place}.json"

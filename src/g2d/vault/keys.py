@@ -74,13 +74,17 @@ class SigningKey:
             )
         return cls(key)
 
-    def write(self, path: Path | str) -> None:
+    def write(self, path: Path | str, custodian: str = "") -> None:
         """Write the key into a new file, mode 600; its folder is made, mode 700.
+
+        Args:
+            custodian: opens the file, as `g2d.protect.sealing` names it; "": it is in plaintext.
 
         Raises:
             KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
+            SealingError: the custodian is not there, or refuses.
         """
-        store_private(path, self._key)
+        store_private(path, self._key, custodian)
 
     @property
     def public(self) -> VerifyKey:
@@ -223,21 +227,32 @@ def load_private(path: Path | str) -> Any:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+        from g2d.vault.sealing.keyfile import is_sealed_key, open_key
+
+        plain = open_key(path, data) if is_sealed_key(data) else data
         try:
-            return load_pem_private_key(data, password=None)
+            return load_pem_private_key(plain, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             return None  # the library's own words may quote the file
 
 
-def store_private(path: Path | str, key: Any) -> None:
+def store_private(path: Path | str, key: Any, custodian: str = "") -> None:
     """Write a private key into a new file (PEM, PKCS 8), mode 600; its folder is made, mode 700.
+
+    Args:
+        custodian: opens the file; "": it is in plaintext.
 
     Raises:
         KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
+        SealingError: the custodian is not there, or refuses.
     """
     from cryptography.hazmat.primitives import serialization as s
 
     data = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    if custodian:
+        from g2d.vault.sealing.keyfile import shut_key
+
+        data = shut_key(data, custodian)
     write_secret(path, data)
 
 

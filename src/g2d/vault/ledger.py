@@ -15,7 +15,7 @@ import sqlite3
 import stat
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -27,8 +27,9 @@ from g2d.core.platforms import LOCK_FALLBACK, FileLock, open_flags, open_plain, 
 from g2d.errors import UnavailableError, VaultError
 from g2d.vault.plain import is_folder, is_open_to_sqlite
 
-FORMAT = 1
-"""Version of the folder layout and the ledger's tables (`PRAGMA user_version`)."""
+FORMAT, SEALED_FORMAT = 1, 2
+"""Version of the folder layout and the ledger's tables (`PRAGMA user_version`), and of a vault that
+is sealed, or is being."""
 
 _APPLICATION = 0x67326400  # "g2d\0": tells a ledger from any other SQLite file
 LEDGER, SETTINGS, TEMP = "ledger.sqlite", "task.toml", ".tmp-"
@@ -83,9 +84,17 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_file(path: Path, digest: str, advice: str) -> bytes:
-    """Return a file's bytes once their SHA-256 equals `digest`; `advice` is what else to do."""
+def read_file(
+    path: Path, digest: str, advice: str, opened: Callable[[Path], bytes | None] | None = None
+) -> bytes:
+    """Return a file's bytes once their SHA-256 equals `digest`; `advice` is what else to do.
+
+    Args:
+        opened: gives the content of one that is sealed, None of one that is not.
+    """
     try:
+        if opened is not None and (content := opened(path)) is not None:
+            return _checked(path, content, digest, advice)
         # A file that somebody made large is hashed in parts before there is room for it.
         data = read_plain(path, _MOST) if path.lstat().st_size <= _AT_ONCE else b""
         if not data and hash_of(path, _MOST) == digest:
@@ -95,6 +104,10 @@ def read_file(path: Path, digest: str, advice: str) -> bytes:
     except OSError as error:
         kind = UnavailableError if error.errno in PASSING else VaultError
         raise kind(_explain(path, "read", error)) from error
+    return _checked(path, data, digest, advice)
+
+
+def _checked(path: Path, data: bytes, digest: str, advice: str) -> bytes:
     if sha256(data) != digest:
         raise VaultError(
             f"{path} is corrupt (its SHA-256 differs from the ledger's): restore it from a backup,"
@@ -286,10 +299,10 @@ def check_ledger(path: Path, ledger: sqlite3.Connection) -> None:
             f"{path} is not a vault: its {LEDGER} is empty or another program's. If creating it"
             " was interrupted, create it again; otherwise check the path or restore a backup."
         )
-    if version > FORMAT:
+    if version > SEALED_FORMAT:
         raise NewerFormatError(
-            f"{path} has vault format {version}, and this g2d reads format {FORMAT}:"
-            " upgrade g2d (pip install --upgrade g2d)."
+            f"{path} has vault format {version}, and this g2d reads format {FORMAT}, and"
+            f" {SEALED_FORMAT} where it is sealed: upgrade g2d (pip install --upgrade g2d)."
         )
     verdict = ledger.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":

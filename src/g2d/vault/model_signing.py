@@ -59,13 +59,14 @@ class ExportKey:
             )
         return cls(key)
 
-    def write(self, path: Path | str) -> None:
-        """Write the key into a new file, mode 600.
+    def write(self, path: Path | str, custodian: str = "") -> None:
+        """Write the key into a new file, mode 600; see `SigningKey.write`.
 
         Raises:
             KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
+            SealingError: the custodian is not there, or refuses.
         """
-        store_private(path, self._key)
+        store_private(path, self._key, custodian)
 
     @property
     def public(self) -> bytes:

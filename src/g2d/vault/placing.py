@@ -9,6 +9,7 @@ import re
 import shlex
 import stat
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from g2d.core.folders import Folder
@@ -44,12 +45,11 @@ def check_private(root: Path) -> None:
 
 def write(root: Path, path: Path, data: bytes) -> None:
     """Write a file of the vault so that it is there whole, and on the medium, or not at all."""
-    with Folder(root) as top:
-        if path.parent == root:
-            _replace(top, path.name, data)
-        else:
-            with Folder(path.parent, top) as folder:
-                _replace(folder, path.name, data)
+    with ExitStack() as stack:
+        folder = stack.enter_context(Folder(root))
+        for name in path.relative_to(root).parts[:-1]:
+            folder = stack.enter_context(Folder(folder.path / name, folder))
+        _replace(folder, path.name, data)
 
 
 def _replace(folder: Folder, name: str, data: bytes) -> None:

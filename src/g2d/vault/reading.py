@@ -13,6 +13,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ from g2d.vault.records import (
     generation_folder,
     sound_rows,
 )
+from g2d.vault.sealing.envelope import About
+from g2d.vault.sealing.sealer import Sealer
 
 Damaged = Callable[[str], None]
 """Told of each row that cannot be read, which is left out then."""
@@ -65,6 +68,11 @@ class VaultReader:
     _file: os.stat_result | None = None  # the ledger's, as it was opened
 
     # --- the vault itself ------------------------------------------------------------------------
+
+    @cached_property
+    def sealing(self) -> Sealer:
+        """What opens the files of a sealed vault, and seals those that are written."""
+        return Sealer(self)
 
     @property
     def settings_text(self) -> str:
@@ -170,7 +178,8 @@ class VaultReader:
         digest = digest_of(entry.files, name, what)
         path = entry_file(self.path, entry, name)
         try:
-            return self._read_file(path, digest, "run `g2d fit` to make it again")
+            about = self.sealing.entry(entry, name)
+            return self._read_file(path, digest, "run `g2d fit` to make it again", about)
         except VaultError:
             if self.entry(entry.kind, entry.index) != entry:
                 raise VaultError(
@@ -224,7 +233,8 @@ class VaultReader:
                 f"generation {number} is retired: its weights and attacks were given up ([vault]"
                 " keep says how many generations have theirs), and its manifest is all that is left"
             )
-        return self._read_file(folder / f"{name}.safetensors", digest, _OTHERWISE)
+        about = self.sealing.generation(number, name, digest)
+        return self._read_file(folder / f"{name}.safetensors", digest, _OTHERWISE, about)
 
     def generation_file(self, number: int, name: str = "weights") -> Path:
         """Return where a generation's file lies; what is read from there must be verified."""
@@ -256,10 +266,12 @@ class VaultReader:
             " `g2d generate`."
         )
 
-    def _read_file(self, path: Path, digest: str, advice: str) -> bytes:
+    def _read_file(self, path: Path, digest: str, advice: str, about: About | None = None) -> bytes:
+        """Read a file by its digest; `about`: what it is if it is sealed, None: it never is."""
         with explained(self.path, "read"):
             check_folders(self.path, path)
-        return read_file(path, digest, advice)
+        opened = None if about is None else lambda path: self.sealing.content(path, about)
+        return read_file(path, digest, advice, opened)
 
     def _has(self, table: str) -> bool:
         return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = ?", table))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from g2d.errors import G2DError, RefusedError, UnavailableError, VaultError
+from g2d.errors import BrokenSealError, G2DError, RefusedError, UnavailableError, VaultError
 from g2d.settings import Settings
 from g2d.vault.code import CODE
 from g2d.vault.keys import SigningKey, VerifyKey, default_key, open_plain
@@ -177,7 +177,9 @@ def verify_generation(
     for name, digest in signed["files"].items():
         if files and name not in files:
             continue
-        data = _read_signed(folder, name, number, signed["sizes"][name], digest)
+        data = _opened(vault, folder, name, number, digest)
+        if data is None:
+            data = _read_signed(folder, name, number, signed["sizes"][name], digest)
         weights = data if name == "weights" else weights
     return Verified(number, signed, weights, signer, float(signed["expires"]))
 
@@ -244,6 +246,20 @@ def _check_ledger(vault: Vault, number: int, signed: Mapping[str, Any]) -> None:
         raise _refused(number, "ledger" if damaged else "absent", str(error)) from error
     if row.manifest != signed or row.files != signed["files"] or row.created != signed["created"]:
         raise _refused(number, "ledger", "its row in the ledger says something else")
+
+
+def _opened(vault: Vault, folder: Path, name: str, number: int, digest: str) -> bytes | None:
+    """The content of a sealed file of a generation, if it is what was signed; None: it is plain."""
+    path = folder / f"{name}.safetensors"
+    try:
+        data = vault.sealing.content(path, vault.sealing.generation(number, name, digest))
+    except BrokenSealError as error:
+        raise _refused(number, "digest", str(error)) from error
+    except OSError as error:
+        raise _unread(path, number, "digest", error) from error
+    if data is not None and hashlib.sha256(data).hexdigest() != digest:
+        raise _refused(number, "digest", f"{path} does not hold what was signed")
+    return data
 
 
 def _read_signed(folder: Path, name: str, number: int, size: int, digest: str) -> bytes:

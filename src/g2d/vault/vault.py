@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -127,6 +128,7 @@ class Vault(VaultReader):
                 if write:
                     if cls.remembered:
                         vault._mark.take_up(vault, ledger)
+                        vault.sealing.check_not_lost()
                     give_identity(ledger)
                     vault._tidy()
                 undo.pop_all()
@@ -223,7 +225,8 @@ class Vault(VaultReader):
         version = old.version + 1 if old else 1
         entry = Entry(kind, index, digests, json.loads(notes), time.time(), version)
         for name, data in files.items():
-            write(self.path, entry_file(self.path, entry, name), data)
+            sealed = self.sealing.shut(data, partial(self.sealing.entry, entry, name))
+            write(self.path, entry_file(self.path, entry, name), sealed)
         row = (kind, index, version, to_json(digests, "files"), notes, entry.created)
         self._ledger.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
         return entry
@@ -262,7 +265,8 @@ class Vault(VaultReader):
             created = time.time()
             full = {**manifest, "number": number, "files": digests, "created": created}
             text = to_json(full, "manifest", allow_nan=False, indent=2)
-            contents = {f"{name}.safetensors": data for name, data in files.items()}
+            sealed = self.sealing.shut_generation(number, files, digests)
+            contents = {f"{name}.safetensors": data for name, data in sealed.items()}
             contents["manifest.json"] = text.encode()
             if sign:
                 contents[SIGNATURE] = sign(contents["manifest.json"])

@@ -12,11 +12,9 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from g2d.core.platforms import LOCK_FALLBACK
 from g2d.errors import G2DError, VaultError
 from g2d.settings import Settings
 from g2d.vault import committed, tensors
@@ -25,7 +23,6 @@ from g2d.vault.ledger import (
     COMMITMENT,
     LEDGER,
     LEDGERS,
-    LOCK,
     SETTINGS,
     SUBFOLDERS,
     NewerFormatError,
@@ -34,6 +31,7 @@ from g2d.vault.ledger import (
 from g2d.vault.ledger_rows import Rows, gap_text, read_rows
 from g2d.vault.mark import FileMark
 from g2d.vault.plain import MOST_TEXT, is_folder, is_open_to_sqlite, read_plain, read_text
+from g2d.vault.problems import Kind, Problem
 from g2d.vault.records import (
     RENEWED,
     SIGNATURE,
@@ -48,36 +46,20 @@ from g2d.vault.records import (
     generation_folder,
 )
 from g2d.vault.rollback import judge
+from g2d.vault.sealing.checking import SealCheck
+from g2d.vault.sealing.envelope import About
+from g2d.vault.sealing.others import COMPANIONS, SIDES
+from g2d.vault.sealing.sealer import GENERATION
 from g2d.vault.signing import verify_generation
-from g2d.vault.sources import ORDER, STAGED
-from g2d.vault.spendings import SPENDINGS, THRESHOLD
+from g2d.vault.spendings import SPENDINGS
 from g2d.vault.spendings import read as read_spendings
 from g2d.vault.vault import Vault
 
 __all__ = ["Problem", "verify"]
 
-Kind = Literal[
-    "ledger", "settings", "row", "number", "exposure", "absent", "unreadable", "digest", "tensors",
-    "architecture", "manifest", "signature", "commitment", "privacy", "unknown",
-]  # fmt: skip
-
 _MOST = 1 << 32  # bytes of a file
 _LOOKS = 3  # times that a vault is looked at whose entries are being replaced
-_SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, ORDER, SPENDINGS, THRESHOLD, *LEDGERS}
-_COMPANIONS = {"redteam", STAGED}  # what commands keep beside, with digests of their own
 _SIGNATURE_SIZE = 64
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong. `where` is a path in the vault, `what` says it in words."""
-
-    kind: Kind
-    where: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
 
 
 def verify(
@@ -103,9 +85,11 @@ def verify(
     found: list[Problem] = []
     for _ in range(_LOOKS):
         try:
-            look = _Look(path, read_rows(path), trusted)
-            before, found = look.files(), look.all(patience)
-            gone = before - _Look(path, read_rows(path), None).files() if found else None
+            with Vault.open(path) as vault:
+                look = _Look(path, read_rows(path), trusted, SealCheck(vault))
+                before, found = look.files(), look.all(patience)
+                after = _Look(path, read_rows(path), None, look.seals)
+                gone = before - after.files() if found else None
         except NewerFormatError:
             raise
         except VaultError as error:
@@ -119,8 +103,8 @@ def verify(
 class _Look:
     """One pass over a vault, by the rows that the ledger had when it began."""
 
-    def __init__(self, path: Path, rows: Rows, key: VerifyKey | None) -> None:
-        self.path, self.rows, self.key = path, rows, key
+    def __init__(self, path: Path, rows: Rows, key: VerifyKey | None, seals: SealCheck) -> None:
+        self.path, self.rows, self.key, self.seals = path, rows, key, seals
         self.texts: dict[Any, str] = {row[0]: row[2] for row in rows.generations}
         self.found: list[Problem] = []
         self.known: set[Path] = set()
@@ -135,7 +119,8 @@ class _Look:
         self._settings()
         for entry in sorted(self._entries(), key=lambda entry: entry.kind != "base"):
             for name, digest in entry.files.items():
-                self._file(entry_file(self.path, entry, name), digest, self._compared(entry, name))
+                about = About(self.seals.identity, entry.kind, entry.index, name, digest)
+                self._file(entry_file(self.path, entry, name), about, self._compared(entry, name))
         generations = list(self._generations())
         sound = [made for made in generations if self._generation(made)]
         self._numbers({made.number for made in generations})
@@ -144,6 +129,7 @@ class _Look:
         if self.key:
             self._signatures(sound, self.key)
         self._strangers(patience)
+        self._seals()
         return list(dict.fromkeys(self.found))
 
     def files(self) -> set[str]:
@@ -212,17 +198,31 @@ class _Look:
             for said in committed.faults(data, vault.identity, manifests):
                 self._tell("commitment", path, said)
 
+    def _seals(self) -> None:
+        """Say what of a sealed vault was not looked at, and why."""
+        seals = self.seals
+        for said in filter(None, (seals.damage, seals.unfinished)):
+            self._tell("sealing", LEDGER, said)
+        if seals.unread:
+            self._tell(
+                "custodian", LEDGER,
+                f"{seals.unread} sealed files are whole and in their places, and what they hold was"
+                f" not looked at: {seals.why}",
+            )  # fmt: skip
+
     # --- files -----------------------------------------------------------------------------------
 
     def _compared(self, entry: Entry, name: str) -> bool:
         return name == "weights" and entry.kind in ("base", "early", "member")
 
-    def _file(self, path: Path, digest: str, compared: bool) -> None:
+    def _file(self, path: Path, about: About, compared: bool) -> None:
         """Check one file of tensors. `compared`: it is a network of the base's architecture."""
-        data = self._bytes(path, _MOST)
+        kept, data = self._bytes(path, _MOST), None
+        with self._told(path, "sealing"):
+            data = None if kept is None else self.seals.content(kept, about)
         if data is None:
             return
-        if sha256(data) != digest:
+        if sha256(data) != about.digest:
             self._tell("digest", path, "it is corrupt: its SHA-256 differs from the ledger's")
             return
         try:
@@ -252,7 +252,8 @@ class _Look:
             self.known.add(path)
             if made.number <= self.rows.retired and not os.path.lexists(path):
                 continue  # its weights and attacks were given up
-            self._file(folder / f"{name}.safetensors", digest, name == "weights")
+            about = About(self.seals.identity, GENERATION, made.number, name, digest)
+            self._file(path, about, name == "weights")
         self._manifest(folder / "manifest.json", made)
         signature = folder / SIGNATURE
         if os.path.lexists(signature):
@@ -268,7 +269,7 @@ class _Look:
         The past was signed for the settings of its own time, which may have changed since.
         """
         live = self.rows.live
-        told = any(problem.where == SETTINGS for problem in self.found)
+        told, gone = any(one.where == SETTINGS for one in self.found), bool(self.seals.unread)
         with Vault.open(self.path) as vault:
             for made in generations:
                 folder = generation_folder(self.path, made.number)
@@ -279,7 +280,7 @@ class _Look:
                         key,
                         after=made.number - 1,
                         now=made.created,  # one that has expired is no damage
-                        files=() if made.number > self.rows.retired else ("none",),
+                        files=("none",) if gone or made.number <= self.rows.retired else (),
                         settings=made.number >= live and not told,
                     )
 
@@ -330,7 +331,7 @@ class _Look:
         folders = {self.path / name for name in SUBFOLDERS} - self.closed
         made = {path for path in self.known if path.parent.name == "generations"}
         inside = [self.path, *(path for path in folders | made if is_folder(path))]
-        names = _SIDES | set(SUBFOLDERS) | _COMPANIONS
+        names = SIDES | set(SUBFOLDERS) | COMPANIONS
         known = self.known | {self.path / name for name in names}
         found: set[Path] = set()
         for folder in inside:

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import FRACTIONS, Split
 from g2d.tasks.task import Task
 from g2d.vault.ledger import explained
+from g2d.vault.sealing.others import TEXTS
 from g2d.vault.spendings import THRESHOLD
 from g2d.vault.vault import Vault
 
@@ -154,14 +155,17 @@ class PeopleGate:
         path, s = self.vault.path / THRESHOLD, self.settings.privacy
         about = {"vault": self.vault.identity, "allowed": self.allowed, "scale": s.gate_scale}
         with suppress(OSError, *DAMAGE):
-            kept = json.loads(read_plain(path, MOST_TEXT))
+            text = self.vault.sealing.content(path) or read_plain(path, MOST_TEXT)
+            kept = json.loads(text)
             if about.items() <= kept.items() and kept["line"] == self._last_limit():
                 return float(kept["limit"])
         line = self._spend("gate: a sparse vector up to a rejection", "sparse_vector", s.gate_scale)
         limit = self.allowed + laplace(s.gate_scale)
-        text = json.dumps({**about, "line": line, "limit": limit})
+        sealing = self.vault.sealing
+        data = json.dumps({**about, "line": line, "limit": limit}).encode()
+        data = sealing.shut(data, partial(sealing.other, TEXTS[THRESHOLD], THRESHOLD, data))
         with explained(self.vault.path, "written"):
-            replace_file(path, text.encode(), path.with_name(f".tmp-{THRESHOLD}"))
+            replace_file(path, data, path.with_name(f".tmp-{THRESHOLD}"))
         return limit
 
     def _last_limit(self) -> int:

@@ -18,6 +18,7 @@ from g2d.errors import VaultError
 from g2d.tasks.source import resolve, travels, unrenewed
 from g2d.vault.plain import is_folder
 from g2d.vault.records import RENEWAL
+from g2d.vault.sealing.changing import share
 from g2d.vault.sources import STAGED, obey
 from g2d.vault.vault import Entry, Put, Vault
 
@@ -111,6 +112,7 @@ def take_up(vault: Vault) -> Taken | None:
                 " is the source no more: run `g2d refresh` with its data once more, or remove that"
                 " folder"
             )
+        share(vault, staged)
         before = vault.source
         number = 1 + max((row["source"] for row in vault.sources()), default=0)
         info = {

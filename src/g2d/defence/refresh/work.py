@@ -43,6 +43,7 @@ from g2d.tasks.source import Grown, travels, unrenewed, with_records
 from g2d.tasks.splits import Split
 from g2d.training.charging import free
 from g2d.vault.ledger import is_vacant
+from g2d.vault.sealing.changing import share
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
 
@@ -226,6 +227,7 @@ def _staging(vault: Vault, digest: str, how: Refresh) -> Iterator[Vault]:
             shutil.rmtree(path)
         staged = Staging.create(path, vault.settings_text)
     with staged:
+        share(vault, staged)
         yield staged
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from g2d.core.files import MOST_TEXT, read_plain
 from g2d.core.platforms import user
 from g2d.core.types import State
-from g2d.errors import RefusedError, VaultError
+from g2d.errors import RefusedError, SealingError, VaultError
 from g2d.protect.canaries.kept import CANARIES, Canaries
 from g2d.protect.fingerprint import marked, strength_of
 from g2d.service.loader import VaultLoader
@@ -63,7 +63,13 @@ def identify(vault: Vault) -> VaultIdentity:
 
 
 def pack(vault: Vault, number: int) -> GenerationBytes:
-    """Read a generation to send it; `signature` is empty if there is none."""
+    """Read a generation to send it; `signature` is empty if there is none.
+
+    Raises:
+        SealingError: the vault is sealed, and a mirror is not.
+    """
+    if vault.sealing.record is not None:
+        raise SealingError(f"{vault.path} is sealed, and replicas keep networks in plaintext")
     signature = vault.generation_file(number).parent / SIGNATURE
     try:
         signed = read_plain(signature, MOST_TEXT) if signature.exists() else b""

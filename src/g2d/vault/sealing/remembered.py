@@ -1,0 +1,107 @@
+"""Which custodian opens a sealed vault on this machine, and that it is sealed at all.
+
+A vault comes from anywhere: the names of custodians in it must load nothing here (a PKCS#11 module
+is a library that is run), and its ledger must not be able to say that it is plain all of a sudden.
+So both are remembered outside of it, as confirmed keys are (`g2d.vault.confirmed`). Knows no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from typing import TYPE_CHECKING
+
+from g2d.core.files import MOST_TEXT, read_plain, replace_file
+from g2d.core.platforms import private_state
+from g2d.errors import DAMAGE, SealingError
+from g2d.vault.confirmed import state_file
+
+if TYPE_CHECKING:
+    from g2d.vault.reading import VaultReader
+    from g2d.vault.sealing.custodian import Custodian
+
+__all__ = ["VARIABLE", "forget", "named_here", "new_custodian", "remember", "remembered"]
+
+VARIABLE = "G2D_CUSTODIAN"
+"""The variable that names the custodian, before what is remembered."""
+
+_FOLDER = "custodians"
+
+
+def remember(vault: VaultReader, url: str, sealed: bool = True) -> None:
+    """Remember that this user opens a vault, where it lies now, by a custodian.
+
+    Args:
+        sealed: it is sealed for good; False: that is being begun, or undone.
+
+    Raises:
+        SealingError: it cannot be remembered.
+    """
+    try:
+        path = state_file(vault, _FOLDER)
+        private_state(_FOLDER)
+        text = json.dumps({"custodian": url, "sealed": sealed})
+        replace_file(path, text.encode(), path.with_suffix(".tmp"))
+    except OSError as error:
+        raise SealingError(
+            f"that {url} opens {vault.path} cannot be remembered ({error.strerror}): set G2D_STATE"
+            f" to a folder of this user, or {VARIABLE} to the custodian"
+        ) from error
+
+
+def remembered(vault: VaultReader) -> tuple[str, bool]:
+    """The custodian that was remembered ("": none), and whether the vault was sealed here for good.
+
+    What is there and cannot be read counts as such.
+    """
+    try:
+        found = json.loads(read_plain(state_file(vault, _FOLDER), MOST_TEXT))
+        return str(found["custodian"]), bool(found["sealed"])
+    except FileNotFoundError:
+        return "", False
+    except OSError as error:
+        return "", error.errno != 0  # 0: it has no identity
+    except DAMAGE:
+        return "", True
+
+
+def forget(vault: VaultReader) -> None:
+    """Forget a vault that is sealed no more.
+
+    Raises:
+        SealingError: the state folder cannot be written.
+    """
+    try:
+        state_file(vault, _FOLDER).unlink(missing_ok=True)
+    except OSError as error:
+        raise SealingError(
+            f"what was remembered of {vault.path} cannot be removed: {error.strerror}"
+        ) from error
+
+
+def named_here(vault: VaultReader) -> str:
+    """The custodian that opens a vault on this machine.
+
+    Raises:
+        SealingError: nobody has named one.
+    """
+    named = os.environ.get(VARIABLE) or remembered(vault)[0]
+    if not named:
+        raise SealingError(
+            f"{vault.path} is sealed, and nobody here has said which custodian opens it: run"
+            f" `g2d vault custodians {vault.path} --use CUSTODIAN`, or set {VARIABLE}"
+        )
+    return named
+
+
+def new_custodian(url: str) -> Custodian:
+    """The custodian that a user named.
+
+    Custodians live in a layer above this one, and are found by name, as a user's own code is.
+
+    Raises:
+        SealingError: there is none of that name, or it cannot be used.
+    """
+    made: Custodian = importlib.import_module("g2d.protect.sealing").custodian(url)
+    return made

@@ -1,0 +1,226 @@
+"""The sealed side of a vault: what is written is sealed, what is read is opened, once it is sealed.
+
+Of a sealed vault all weights are (base, members, generator, generations), with attacks, canaries
+and records; ledger, manifests, signatures, settings and reports stay readable. Digests, and so
+manifests and signatures, are those of the content: they are the same before and after. Knows no
+torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from g2d.core.platforms import open_plain
+from g2d.errors import BrokenSealError, SealingError
+from g2d.vault.records import Entry
+from g2d.vault.sealing.envelope import (
+    MAGIC,
+    About,
+    Head,
+    is_sealed,
+    key_name,
+    open_file,
+    seal_file,
+    unwrap_key,
+)
+from g2d.vault.sealing.record import Record, read_record
+from g2d.vault.sealing.released import released_key, releases
+from g2d.vault.sealing.remembered import named_here, new_custodian, remembered
+
+if TYPE_CHECKING:
+    from g2d.vault.reading import VaultReader
+    from g2d.vault.sealing.custodian import Custodian
+
+__all__ = ["GENERATION", "Sealer", "unwrapped"]
+
+GENERATION = "generation"
+"""The kind of a generation's files, where an entry has its own."""
+
+
+class Sealer:
+    """What seals and opens a vault's files; the vault's key is asked for when it is needed first.
+
+    The key stays in this process's memory until the vault is closed.
+    """
+
+    def __init__(self, vault: VaultReader) -> None:
+        self._vault = vault
+        self._keys: dict[str, bytes] = {}  # by name
+        self._released: dict[tuple[bytes, bytes], bytes] = {}  # keys of releases
+
+    def __repr__(self) -> str:
+        return f"Sealer({self._vault.path})"
+
+    @property
+    def record(self) -> Record | None:
+        """How the vault is sealed; None: it is plain."""
+        has = self._vault._has("sealing")
+        return read_record(self._vault._rows("SELECT record FROM sealing")) if has else None
+
+    def entry(self, entry: Entry, name: str) -> About:
+        """What a file of an entry is."""
+        return About(self._vault.identity, entry.kind, entry.index, name, entry.files[name])
+
+    def generation(self, number: int, name: str, digest: str) -> About:
+        """What a file of a generation is."""
+        return About(self._vault.identity, GENERATION, number, name, digest)
+
+    def other(self, kind: str, name: str, data: bytes) -> About:
+        """What a file is that the ledger does not know."""
+        return About(self._vault.identity, kind, 0, name, hashlib.sha256(data).hexdigest())
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def shut(self, data: bytes, about: Callable[[], About]) -> bytes:
+        """Return what is to be written of a file: itself in a plain vault, else sealed.
+
+        Raises:
+            SealingError: there is no custodian that gives the key.
+        """
+        record = self.record
+        if record is None or not record.writes_sealed:
+            return data
+        return seal_file(data, about(), self.key(record))
+
+    def shut_generation(
+        self, number: int, files: Mapping[str, bytes], digests: Mapping[str, str]
+    ) -> dict[str, bytes]:
+        """`shut` all files of a generation, by their names."""
+        return {
+            name: self.shut(data, partial(self.generation, number, name, digests[name]))
+            for name, data in files.items()
+        }
+
+    def check_not_lost(self) -> None:
+        """Refuse to write a plain vault that was sealed on this machine.
+
+        Raises:
+            SealingError: the ledger does not say any more that it is sealed.
+        """
+        if remembered(self._vault)[1] and self.record is None:
+            raise SealingError(
+                f"{self._vault.path} was sealed here, and its ledger says so no more: nothing is"
+                " written to it. Restore it from a backup; or if it is an older copy that you mean,"
+                f" run `g2d vault unseal {self._vault.path}`, and seal it again"
+            )
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def content(self, path: Path, about: About | None = None) -> bytes | None:
+        """Return what a sealed file holds; None: what lies there is not sealed.
+
+        Args:
+            about: what it has to be; None: whatever of this vault it was sealed as.
+
+        Raises:
+            BrokenSealError: it is not what was written there, or is plain in a sealed vault.
+            SealingError: no custodian gives the key. OSError: the file cannot be read.
+        """
+        record = self.record  # before the file: while it is made, files are of both kinds
+        with os.fdopen(open_plain(path), "rb") as file:
+            if not is_sealed(file.read(len(MAGIC))):
+                if record is not None and record.state == "sealed":
+                    raise BrokenSealError(
+                        f"{path} is not sealed, in a vault that is: it was put there. Restore it"
+                        " from a backup; or if it is yours, run"
+                        f" `g2d vault seal {self._vault.path}`"
+                    )
+                return None
+            file.seek(0)
+            record = record or self.record  # sealing may have begun this moment
+            if record is None:
+                raise SealingError(
+                    f"{path} is sealed, and the ledger does not say that its vault is: restore the"
+                    " vault from a backup"
+                )
+
+            try:
+                found = open_file(file.read, partial(self.data_key, record), about)
+            except BrokenSealError as error:
+                raise BrokenSealError(
+                    f"{path} cannot be opened: {error}. Restore it from a backup"
+                ) from error
+        return found
+
+    def data_key(self, record: Record, head: Head) -> bytes:
+        """The key that a file is encrypted under.
+
+        Raises:
+            BrokenSealError: it is another vault's file. SealingError: no custodian gives the key.
+        """
+        if head.key != record.key or head.about.vault != self._vault.identity:
+            raise BrokenSealError("it is another vault's, or was sealed under another key")
+        if self._is_released(record, head.about):
+            return self._released_key(record, head.about)
+        try:
+            return unwrap_key(head.wrapped, self.key(record), head.about.context)
+        except ValueError as error:
+            raise BrokenSealError(f"its data key cannot be unwrapped: {error}") from error
+
+    def _is_released(self, record: Record, about: About) -> bool:
+        """Whether this host opens generations by their releases: it holds no key of the vault."""
+        if about.kind != GENERATION or record.key in self._keys or not releases(record):
+            return False
+        kind = named_here(self._vault).partition(":")[0]
+        return all(one.kind != kind for one in record.held)
+
+    def _released_key(self, record: Record, about: About) -> bytes:
+        by = new_custodian(named_here(self._vault))
+
+        def unwrap(blob: bytes, context: bytes) -> bytes:
+            if (blob, context) not in self._released:
+                self._released[blob, context] = by.unwrap(blob, context)
+            return self._released[blob, context]
+
+        return released_key(self._vault, record, about, unwrap)
+
+    # --- the vault's key -------------------------------------------------------------------------
+
+    def key(self, record: Record, custodian: Custodian | None = None) -> bytes:
+        """The vault's own key, unwrapped by a custodian, or as it was before.
+
+        Args:
+            custodian: None: the one that is named on this machine.
+
+        Raises:
+            SealingError: no custodian is named, it is not there, or does not hold the key.
+        """
+        if record.key not in self._keys:
+            by = custodian or new_custodian(named_here(self._vault))
+            self._keys[record.key] = unwrapped(record, by, self._vault.path)
+        return self._keys[record.key]
+
+    def keep(self, key: bytes) -> None:
+        """Know a vault's key: it was just drawn, or is that of the vault beside."""
+        self._keys[key_name(key)] = key
+
+
+def unwrapped(record: Record, custodian: Custodian, path: Path) -> bytes:
+    """A vault's key, as a custodian holds it.
+
+    Raises:
+        SealingError: it is not there, or does not hold it.
+    """
+    held = [one for one in record.held if one.kind == custodian.kind]
+    if not held:
+        known = ", ".join(f"{one.number} ({one.kind})" for one in record.held) or "none"
+        raise SealingError(
+            f"no custodian of kind {custodian.kind!r} holds the key of {path}; there are: {known}"
+        )
+    said: SealingError | None = None
+    for one in held:
+        try:
+            found = custodian.unwrap(one.blob, record.context)
+        except SealingError as error:
+            said = error
+            continue
+        if key_name(found) == record.key:
+            return found
+        said = SealingError(f"custodian {one.number} holds another key than that of {path}")
+    assert said is not None
+    raise said

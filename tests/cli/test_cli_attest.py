@@ -1,0 +1,181 @@
+"""`g2d attest`: a host is enrolled by files, proves its state, and opens what it was released."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+
+import pytest
+import typer
+
+from g2d.cli import main
+from g2d.errors import SealingError
+from g2d.vault.vault import Vault
+from software_tpm import extend, running
+
+
+@functools.cache
+def _g2d():
+    return typer.main.get_command(main.app)  # once: it takes a while
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command; return what it says."""
+
+    def called(*arguments, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            _g2d().main([str(part) for part in arguments], prog_name="g2d")
+        said = capsys.readouterr()
+        assert ended.value.code == code, said
+        assert "Traceback" not in said.err
+        assert said.err.count("\n") == 1 or not code
+        return f"{said.out} {' '.join(said.err.split())}"
+
+    return called
+
+
+@pytest.fixture
+def told(run):
+    """What a command that fails says."""
+    return functools.partial(run, code=1)
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    monkeypatch.setenv("G2D_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("G2D_CUSTODIAN", raising=False)
+    with running(tmp_path / "tpm") as found:
+        yield found
+
+
+@pytest.fixture
+def vault(tmp_path, address, run):
+    path = tmp_path / "vault"
+    with Vault.create(path, '[task]\nname = "digits"\n') as made:
+        made.put("base", 0, {"weights": b"weights of the base " * 9}, {})
+        for turn in range(3):
+            files = {"weights": b"weights %d " % turn * 20, "attacks": b"attacks " * 20}
+            made.accept(files, {}, activate=True)
+    run("vault", "seal", path, "--custodian", f"file:{tmp_path / 'custodian.key'}")
+    return path
+
+
+class Sides:
+    """The two sides, and what they hand to each other."""
+
+    def __init__(self, folder, address, run):
+        self.run = run
+        self.folder, self.host, self.tpm = folder, folder / "edge.host", ("--tpm", address)
+
+    def file(self, name):
+        return self.folder / name
+
+    def enroll(self):
+        asked, challenge, answer = map(self.file, ("request", "challenge", "answer"))
+        self.run("attest", "enroll", "--out", asked, *self.tpm)
+        self.run(
+            "attest", "enroll", asked, "--host", self.host, "--out", challenge,
+            "--insecure-software-tpm", "--every", "1", "--keep", "0",
+        )  # fmt: skip
+        self.run("attest", "enroll", challenge, "--out", answer, *self.tpm)
+        return self.run("attest", "enroll", answer, "--host", self.host)
+
+    def quote(self):
+        self.run("attest", "ask", self.host, self.file("ask"))
+        self.run("attest", "quote", self.file("ask"), self.file("quote"), *self.tpm)
+        return self.file("quote")
+
+
+@pytest.fixture
+def sides(tmp_path, address, run):
+    found = Sides(tmp_path, address, run)
+    assert "is enrolled in this state" in found.enroll()
+    return found
+
+
+def content(path, number):
+    with Vault.open(path) as opened:
+        return opened.read_generation(number)
+
+
+def test_a_generation_opens_on_the_host_that_it_was_released_to(
+    sides, vault, address, tmp_path, run, told
+):
+    said = run("attest", "release", vault, sides.host, sides.quote(), "--number", "2")
+    assert "Generation 2" in said
+    copy, newer, here = tmp_path / "copy", tmp_path / "newer", ("--tpm", address)
+    shutil.copytree(vault, copy)
+    assert "nobody here has said which custodian" in told("attest", "release", copy, sides.host,
+                                                          sides.quote())  # fmt: skip
+    run("attest", "open", copy, *here)
+    assert content(copy, 2).startswith(b"weights 1 ")
+    with pytest.raises(SealingError, match="generation 3 was not released to this host"):
+        content(copy, 3)
+    with Vault.open(copy) as opened, pytest.raises(SealingError, match="no custodian of kind"):
+        opened.read(opened.entry("base"))  # the vault's own key is not here
+    with Vault.open(copy) as opened, pytest.raises(SealingError, match="no attacks were released"):
+        opened.read_generation(2, "attacks")
+    # The next release takes the place of the first, and the host has opened it: the copy is old.
+    run("attest", "release", vault, sides.host, sides.quote())
+    assert run("vault", "custodians", vault).count("edge ") == 1
+    shutil.copytree(vault, newer)
+    run("attest", "open", newer, *here)
+    assert content(newer, 3).startswith(b"weights 2 ")
+    with pytest.raises(SealingError, match="older than what this host has opened"):
+        content(copy, 2)
+    used = told("attest", "release", vault, sides.host, sides.file("quote"))
+    assert "another nonce" in used  # a quote is used once
+    assert "wound back" in told(
+        "attest", "release", vault, sides.host, sides.quote(), "--number", "2"
+    )
+    assert content(vault, 3) == content(newer, 3)  # where generations are made nothing changed
+    assert "7 sealed files are whole" in run("verify", newer, code=1)
+
+
+def test_a_changed_boot_is_named_and_approved_beforehand(sides, vault, address, run, told):
+    run("attest", "release", vault, sides.host, sides.quote())
+    assert "is in the state that is expected" in run("attest", "verify", sides.quote(), sides.host)
+    host = vault.with_name("copy")
+    extend(address, 14, bytes(32))
+    shutil.copytree(vault, host)
+    assert "PCR 14 is f5a5fd42d16a2030" in told("attest", "open", host, *sides.tpm)
+    quote = sides.quote()
+    for command in (("verify", quote, sides.host), ("release", vault, sides.host, quote)):
+        assert "PCR 14 is f5a5fd42d16a2030" in told("attest", *command)
+    new = run("attest", "quote", sides.file("ask"), sides.file("again"), *sides.tpm).split()[2]
+    run("attest", "approve", vault, sides.host, "--pcr", f"14={new}")
+    shutil.rmtree(host)
+    shutil.copytree(vault, host)
+    run("attest", "open", host, *sides.tpm)
+    assert "is in the state that is expected" in run("attest", "verify", sides.quote(), sides.host)
+    extend(address, 14, bytes(32))
+    said = run("attest", "verify", sides.quote(), sides.host, "--accept-state")
+    assert "is in the state that is expected from now on" in said
+    run("attest", "release", vault, sides.host, sides.quote())
+    shutil.rmtree(host)
+    shutil.copytree(vault, host)
+    run("attest", "open", host, *sides.tpm)
+
+
+def test_bad_input_is_one_line(sides, vault, tmp_path, told):
+    host, quote = sides.host, sides.quote()
+    (tmp_path / "junk").write_bytes(b"\xff" * 100)
+    cases = [
+        ("belongs to no step", "enroll", tmp_path / "junk", "--host", host),
+        ("remembers a host already", "enroll", tmp_path / "request", "--host", host),
+        ("cannot read", "enroll", tmp_path / "none"),
+        ("expected 'attest-ask'", "quote", quote, tmp_path / "out", *sides.tpm),
+        ("expected 'attest-quote'", "verify", host, host),
+        ("no file of G2D", "verify", tmp_path / "junk", host),
+        ("was released to", "approve", vault, host, "--pcr", "14=" + "00" * 32),
+        ("is no value of a PCR", "approve", vault, host, "--pcr", "14=00"),
+        ("PCR 16 can be reset", "approve", vault, host, "--pcr", "16=" + "00" * 32),
+        ("no TPM answers", "quote", tmp_path / "ask", tmp_path / "out", "--tpm", "swtpm:path=/no"),
+    ]
+    for said, *arguments in cases:
+        assert said in told("attest", *arguments), arguments
+    plain = tmp_path / "plain"
+    Vault.create(plain, '[task]\nname = "digits"\n').close()
+    assert "is not sealed" in told("attest", "release", plain, host, quote)
