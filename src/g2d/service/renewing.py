@@ -1,7 +1,7 @@
-"""What a worker does of `g2d refresh` and `g2d rollback`: the one writer changes the source.
+"""What a worker does of `g2d refresh`, `rollback` and `grow`: the one writer changes the source.
 
-A challenger that is ready is taken up before the next generation is made. Going back is quicker: a
-spare of the population that is to be left is not committed any more, either.
+A challenger, or a basin, that is ready is taken up before the next generation is made. Going back
+is quicker: a spare of the population that is to be left is not committed any more, either.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from g2d.vault.sources import ordered, source_of
 if TYPE_CHECKING:
     from g2d.defence.defence import Defence
 
-KIND = "refresh"
+KIND, GROWTH = "refresh", "growth"
 
 
 class Source:
@@ -29,6 +29,7 @@ class Source:
     def __init__(self, defence: Defence, tell: Tell) -> None:
         self.defence, self._tell = defence, tell
         self._of = defence.vault.source
+        self._grown = False  # a basin that was taken up is not in the defence's generator yet
         self._told: set[str] = set()
 
     def look(self, order: Values) -> None:
@@ -43,7 +44,10 @@ class Source:
                 self._take_up()
         except G2DError as error:  # what is live, and what it comes from, stays
             self._tell_once(f"the population stays as it is: {error}")
-        if self._of != vault.source:  # what was committed counts, whatever came after it
+        if order["do"] != "commit":
+            self._take_basin()
+        # What was committed counts, whatever came after it.
+        if self._of != vault.source or self._grown:
             self._follow()
         if order["do"] != "commit":
             return
@@ -67,9 +71,21 @@ class Source:
         from g2d.defence.refresh import follow
 
         self.defence = follow(self.defence)
-        self._of = self.defence.vault.source
+        self._of, self._grown = self.defence.vault.source, False
 
-    def _tell_once(self, text: str) -> None:
+    def _take_basin(self) -> None:
+        from g2d.defence.growing import take_up_basin
+
+        try:
+            taken = take_up_basin(self.defence.vault)
+        except G2DError as error:  # rotation goes on in the basins that there are
+            self._tell_once(f"no basin is taken up: {error}", GROWTH)
+            return
+        if taken is not None:
+            self._grown = True
+            self._tell(Alarm(GROWTH, taken.text, "notice"))
+
+    def _tell_once(self, text: str, kind: str = KIND) -> None:
         if text not in self._told:
             self._told.add(text)
-            self._tell(Alarm(KIND, text))
+            self._tell(Alarm(kind, text))

@@ -20,6 +20,7 @@ from g2d.core.platforms import LOCK_FALLBACK
 from g2d.errors import G2DError, VaultError
 from g2d.settings import Settings
 from g2d.vault import committed, tensors
+from g2d.vault.basins import GROWING
 from g2d.vault.keys import VerifyKey, read_public
 from g2d.vault.ledger import (
     COMMITMENT,
@@ -64,7 +65,7 @@ Kind = Literal[
 _MOST = 1 << 32  # bytes of a file
 _LOOKS = 3  # times that a vault is looked at whose entries are being replaced
 _SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, ORDER, SPENDINGS, THRESHOLD, *LEDGERS}
-_COMPANIONS = {"redteam", STAGED}  # what commands keep beside, with digests of their own
+_COMPANIONS = {"redteam", STAGED, GROWING}  # what commands keep beside, with digests of their own
 _SIGNATURE_SIZE = 64
 
 
