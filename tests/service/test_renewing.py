@@ -104,7 +104,7 @@ def test_a_basin_that_was_grown_is_taken_up_before_the_next_generation(source, m
     source.look(MAKE)
     assert source.defence is not before  # by the generator that knows it
     (alarm,) = before.told
-    assert (alarm.kind, alarm.level) == ("growth", "notice")
+    assert (alarm.kind, alarm.level, alarm.closed) == ("growth", "notice", True)
     assert alarm.text == "basin 1000 was grown; basins that nobody has seen: 2"
     again = source.defence
     source.look(MAKE)

@@ -71,12 +71,13 @@ def _grow(vault: Path, data: str, bound: Digests, how: Grow) -> Grown:
     from g2d.defence.growing import grow as make
 
     with Defence.open(vault, write=False, data=data, code=bound) as defence:
+        made = make(defence, how)
         if not defence.settings.guidance.resting:
-            print_line(
+            how.say(
                 "Note: [guidance] resting = false has candidates begin in any basin; with true they"
                 " begin in those that nobody has seen."
             )
-        return make(defence, how)
+        return made
 
 
 def _take_up(vault: Path) -> bool:

@@ -16,7 +16,9 @@ from g2d.vault.sources import ordered, source_of
 if TYPE_CHECKING:
     from g2d.defence.defence import Defence
 
-KIND, GROWTH = "refresh", "growth"
+KIND = "refresh"
+GROWTH = "growth"
+"""Kind of alarms about basins; with evidence, so that no client hears of the stock."""
 
 
 class Source:
@@ -43,7 +45,7 @@ class Source:
             if order["do"] != "commit" or ordered(vault):
                 self._take_up()
         except G2DError as error:  # what is live, and what it comes from, stays
-            self._tell_once(f"the population stays as it is: {error}")
+            self._tell_once(Alarm(KIND, f"the population stays as it is: {error}"))
         if order["do"] != "commit":
             self._take_basin()
         # What was committed counts, whatever came after it.
@@ -79,13 +81,13 @@ class Source:
         try:
             taken = take_up_basin(self.defence.vault)
         except G2DError as error:  # rotation goes on in the basins that there are
-            self._tell_once(f"no basin is taken up: {error}", GROWTH)
+            self._tell_once(Alarm(GROWTH, f"no basin is taken up: {error}", evidence={}))
             return
         if taken is not None:
             self._grown = True
-            self._tell(Alarm(GROWTH, taken.text, "notice"))
+            self._tell(Alarm(GROWTH, taken.text, "notice", evidence={"unseen": taken.unseen}))
 
-    def _tell_once(self, text: str, kind: str = KIND) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self._tell(Alarm(kind, text))
+    def _tell_once(self, alarm: Alarm) -> None:
+        if alarm.text not in self._told:
+            self._told.add(alarm.text)
+            self._tell(alarm)

@@ -35,6 +35,9 @@ GROWN_MEMBER = 100_000
 GROWING = "growing"
 """The folder in a vault where a basin is grown; it is moved in by one commit."""
 
+AFTER = "after"
+"""What an early checkpoint that was grown says of the last generation that was there before it."""
+
 RETIRED = "retired"
 """What the notes of a generator say of the basins that none of its candidates begins in."""
 
@@ -73,11 +76,13 @@ def stock_of(vault: VaultReader) -> Stock:
     Raises:
         VaultError: the ledger says nonsense.
     """
-    found = {b: True for e in vault.entries("member") if (b := _basin(e.info)) is not None}
+    found = {b for e in vault.entries("member") if (b := _basin(e.info)) is not None}
     basins, retired = tuple(sorted(found)), retired_of(vault)
+    # Nothing that was issued before a basin was taken up is of it: of a long life little is read.
+    after = dict.fromkeys(basins, 0) | {e.index: _after(e.info) for e in vault.entries("early")}
     exposed: dict[int, int] = {}
     for number in reversed(vault.exposures()):
-        if exposed.keys() >= found.keys():
+        if all(after[basin] >= number for basin in basins if basin not in exposed):
             break
         manifest = vault.generation(number).manifest
         if manifest.get("origin") == "base":
@@ -98,3 +103,8 @@ def retired_of(vault: VaultReader) -> frozenset[int]:
 def _basin(about: Mapping[str, object]) -> int | None:
     found = about.get(BASIN)
     return found if type(found) is int else None
+
+
+def _after(about: Mapping[str, object]) -> int:
+    found = about.get(AFTER, 0)
+    return found if type(found) is int else 0

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from g2d.core.types import Values
 from g2d.defence.growing.plan import Plan
 from g2d.defence.refresh.taking_up import Staging, in_use
 from g2d.errors import VaultError
-from g2d.vault.basins import GROWING, stock_of
+from g2d.vault.basins import AFTER, GROWING, stock_of
 from g2d.vault.plain import is_folder
 from g2d.vault.sources import STAGED
 from g2d.vault.vault import Entry, Put, Vault
@@ -87,7 +88,8 @@ def take_up_basin(vault: Vault) -> TakenBasin | None:
                 f"the basin that waits in {folder} was grown beside a population or a generator"
                 f" that the vault has no more: `g2d grow {vault.path}` fits it to what is there"
             )
-        vault.put_all(_moved(staged, plan, fitted))
+        note = {"plan": plan.id, AFTER: vault.last_number()}
+        vault.put_all(_moved(staged, plan, fitted, note))
     shutil.rmtree(folder, ignore_errors=True)
     return TakenBasin(plan.basin, len(stock_of(vault).unseen))
 
@@ -104,10 +106,10 @@ def _is_for(plan: Plan, fitted: Entry, vault: Vault) -> bool:
     )
 
 
-def _moved(staged: Vault, plan: Plan, fitted: Entry) -> Iterator[Put]:
+def _moved(staged: Vault, plan: Plan, fitted: Entry, note: Values) -> Iterator[Put]:
     """What the vault takes over, under indices of its own."""
     early = [(plan.basin, entry) for entry in staged.entries("early")]
     members = [(plan.first + entry.index, entry) for entry in staged.entries("member")]
     for index, entry in (*early, *members, (0, fitted)):
         files = {name: staged.read(entry, name) for name in entry.files}
-        yield entry.kind, index, files, {**entry.info, "plan": plan.id}
+        yield entry.kind, index, files, {**entry.info, **note}
