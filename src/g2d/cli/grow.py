@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from g2d.cli.console import print_line
+from g2d.cli.console import print_basins, print_line
 from g2d.cli.progress import show_progress
 from g2d.cli.shared import (
     AcceptCode,
@@ -93,6 +93,7 @@ def _take_up(vault: Path) -> bool:
         return False
     with opened:
         taken = take_up_basin(opened)
-    if taken is not None:
-        print_line(taken.text[0].upper() + taken.text[1:] + ".")
+        if taken is not None:
+            print_line(taken.text[0].upper() + taken.text[1:] + ".")
+            print_basins(opened)
     return taken is not None

@@ -15,6 +15,7 @@ import typer
 
 from g2d.cli.console import (
     commented,
+    print_basins,
     print_controls,
     print_generations,
     print_line,
@@ -75,6 +76,7 @@ def show(
             print_line(f"canaries     it {told}: it is never served")
         print_line(f"task         {task.name}, {budget}" + (f", {task.data}" if task.data else ""))
         print_population(opened, settings)
+        print_basins(opened)
         generator = opened.entry("generator")
         print_line(
             f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"

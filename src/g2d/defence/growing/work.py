@@ -8,6 +8,7 @@ and hardened as the population's are; only what they are repelled from differs (
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ class _Work:
         for place in range(-1, plan.members):
             kind, index = ("early", 0) if place < 0 else ("member", place)
             if self.staged.entry(kind, index) is None:
-                self._keep(kind, index, run_job(self._job(place)))
+                self._train(kind, index, place)
                 done += 1
                 self.how.progress("growing", done, total)
         generator, fitted = vault.entry("generator"), self.staged.entry(GENERATOR)
@@ -89,7 +90,8 @@ class _Work:
         if fitted is None or fitted.info.get("of") != generator.files["weights"]:
             self._check_own()
             self._fit(generator)
-        made = [*self.staged.entries("early"), *self.staged.entries("member")]
+        kinds = ("early", "member", GENERATOR)
+        made = [entry for kind in kinds for entry in self.staged.entries(kind)]
         cpu = sum(float(entry.info["cpu_seconds"]) for entry in made)
         return Grown(plan.basin, plan.members, cpu)
 
@@ -127,9 +129,15 @@ class _Work:
             stays_of(d.task, weights), Mark.of(s.watermark, d.task, d.vault.path),
         )  # fmt: skip
 
-    def _keep(self, kind: str, index: int, trained: Trained) -> None:
+    def _train(self, kind: str, index: int, place: int) -> None:
+        """Train one and keep it, with what it took, attacks on what was exposed included."""
+        began = time.process_time()
+        trained: Trained = run_job(self._job(place))
         files = {"weights": trained.weights, "attacks": trained.attacks}
-        self.staged.put(kind, index, files, {**trained.info, "settings": "grown"})
+        cpu = round(time.process_time() - began, 2)
+        self.staged.put(
+            kind, index, files, {**trained.info, "settings": "grown", "cpu_seconds": cpu}
+        )
 
     # --- what came of it -------------------------------------------------------------------------
 
@@ -170,6 +178,7 @@ class _Work:
     def _fit(self, generator: Entry) -> None:
         """Fit the generator on members of all basins, and keep it beside the new one's."""
         d, s, plan = self.defence, self.defence.settings, self.plan
+        began = time.process_time()
         moved = [replace(e, index=plan.first + e.index) for e in self.staged.entries("member")]
         both = _Both(d.vault, self.staged, {entry.index: entry for entry in moved})
         entries = fitted_members([*d.vault.entries("member"), *moved], s.autoencoder.newest_share)
@@ -180,6 +189,7 @@ class _Work:
         info = {
             "identity": identity_of(entries, s, retired), READY: True,
             "of": generator.files["weights"], **noted(retired),
+            "cpu_seconds": round(time.process_time() - began, 2),
         }  # fmt: skip
         self.staged.put(GENERATOR, 0, {"weights": fitted.to_bytes()}, info)
 
