@@ -23,7 +23,7 @@ from g2d.vault.basins import GROWN, GROWN_MEMBER, stock_of
 from g2d.vault.records import RENEWAL
 from g2d.vault.vault import Entry, Vault
 
-_SEED_BITS = 31
+_SEED_BITS, _FINGERPRINT = 31, 16
 
 
 @dataclass
@@ -89,9 +89,17 @@ class Plan:
         if entry is None:
             return None
         try:
-            return cls(**entry.info["plan"])
+            found = cls(**entry.info["plan"])
         except (KeyError, TypeError):
             return None
+        whole = (found.basin, found.first, found.members, found.seed)
+        sound = all(type(n) is int and n >= 0 for n in whole) and isinstance(found.about, dict)
+        return found if sound and isinstance(found.id, str) else None
+
+    @property
+    def fingerprint(self) -> str:
+        """What members are noted to be trained with, as the population's are."""
+        return str(self.about.get("training", ""))[:_FINGERPRINT]
 
     def note(self) -> dict[str, Any]:
         """What the folder keeps of it."""

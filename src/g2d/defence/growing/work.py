@@ -136,7 +136,10 @@ class _Work:
         files = {"weights": trained.weights, "attacks": trained.attacks}
         cpu = round(time.process_time() - began, 2)
         self.staged.put(
-            kind, index, files, {**trained.info, "settings": "grown", "cpu_seconds": cpu}
+            kind,
+            index,
+            files,
+            {**trained.info, "settings": self.plan.fingerprint, "cpu_seconds": cpu},
         )
 
     # --- what came of it -------------------------------------------------------------------------
