@@ -203,10 +203,37 @@ def curve() -> str:
     return markdown(header, lines)
 
 
+def living() -> str:
+    """Chains in which each k-th rotation begins in a basin that was grown since."""
+    runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("living-mnist-seed*.json"))]
+    if not any(run["rows"] for run in runs):
+        return markdown(TARGETS, [("`living-mnist-seed*.json`", NOTHING, "not measured yet")])
+    lines = []
+    for name in dict.fromkeys(name for run in runs for name in run["rows"]):
+        rows = [run["rows"][name] for run in runs if name in run["rows"]]
+        clean = [accuracy for row in rows for accuracy in row["clean"]]
+        fresh = [flag for row in rows for flag in row.get("fresh", ())]
+        costs = [row["costs"] for row in rows if "costs" in row]
+        lines.append([
+            name, f"{sum(fresh)} of {len(fresh)}" if fresh else NOTHING, len(rows),
+            f"{100 * mean(clean):.2f} / {100 * min(clean):.2f}",
+            *(cell(rows, key) for key in ("white_box", "worst_16", "joint_16")),
+            *(cell(rows, key) for key in ("picked", "basins", "tries")),
+            f"{mean([c['basin'] for c in costs]):.0f}" if costs else NOTHING,
+            f"{mean([row['cpu_seconds'] for row in rows]):.1f}",
+        ])  # fmt: skip
+    header = [
+        "each k-th in a new basin", "judged ones that were", "seeds", "clean, mean / worst",
+        "white-box", "worst of the last 16", "joint, last 16", "one submission, its basin told",
+        "one for each basin", "all tries", "CPU s of a basin", "CPU s of a rotation",
+    ]  # fmt: skip
+    return markdown(header, lines)
+
+
 def made() -> dict[str, str]:
     """Every table by the name of its mark."""
     runs = [run for run in decided() if "product" in run["rows"]]
     found = {"decides": decides(runs), "basin-targets": targets(runs)} if runs else {}
     if decided():
-        found["curve"] = curve()
+        found |= {"curve": curve(), "living": living()}
     return found | ({"renewal": renewal()} if (RESULTS / "renewal").is_dir() else {})

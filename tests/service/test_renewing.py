@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import g2d.defence.growing as growing
 import g2d.defence.refresh as refreshing
 from g2d.errors import GenerationError, VaultError
 from g2d.rotation.events import Alarm
@@ -92,3 +93,31 @@ def test_a_source_that_could_not_be_followed_at_once_is_followed_later(source, v
     monkeypatch.setattr(refreshing, "follow", follow)
     source.look(MAKE)
     assert source.defence is not before
+
+
+def test_a_basin_that_was_grown_is_taken_up_before_the_next_generation(source, monkeypatch):
+    taken = [growing.TakenBasin(1000, 2)]
+    monkeypatch.setattr(growing, "take_up_basin", lambda _: taken.pop() if taken else None)
+    before = source.defence
+    source.look({"do": "commit", "number": 1})
+    assert source.defence is before
+    source.look(MAKE)
+    assert source.defence is not before  # by the generator that knows it
+    (alarm,) = before.told
+    assert (alarm.kind, alarm.level, alarm.closed) == ("growth", "notice", True)
+    assert alarm.text == "basin 1000 was grown; basins that nobody has seen: 2"
+    again = source.defence
+    source.look(MAKE)
+    assert source.defence is again
+
+
+def test_a_basin_that_cannot_be_taken_up_is_told_once_and_rotation_goes_on(source, monkeypatch):
+    def broken(_):
+        raise VaultError("what waits is damaged")
+
+    monkeypatch.setattr(growing, "take_up_basin", broken)
+    for _ in range(3):
+        source.look(MAKE)
+    assert [alarm.text for alarm in source.defence.told] == [
+        "no basin is taken up: what waits is damaged"
+    ]

@@ -19,6 +19,9 @@ from g2d.core.shares import wilson
 from g2d.errors import DAMAGE, G2DError, VaultError
 from g2d.report.controls import controls, measured
 from g2d.report.results import read_results, results_path, unattacked
+from g2d.vault.basin_costs import basin_lines
+from g2d.vault.basins import GROWN_MEMBER
+from g2d.vault.records import RENEWAL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,7 +174,9 @@ def print_population(vault: Vault, settings: Settings) -> None:
 def _print_population(members: Sequence[Entry], base: Entry | None, settings: Settings) -> None:
     recipes = sorted({str(member.info.get("recipe")) for member in members})
     wanted = (
-        len(members) if recipes in (["adopted"], ["refreshed"]) else settings.population.members
+        len(members)
+        if recipes in (["adopted"], ["refreshed"])
+        else settings.population.members + sum(m.index % RENEWAL >= GROWN_MEMBER for m in members)
     )
     text = f"{len(members)} of {wanted} members"
     if members:
@@ -195,6 +200,12 @@ def _print_population(members: Sequence[Entry], base: Entry | None, settings: Se
         shown = ", ".join(f"{index} {name}" for index, name in enumerate(labels[:12]))
         more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
         print_line(f"labels       {shown}{more}")
+
+
+def print_basins(vault: Vault) -> None:
+    """Say what basins there are and what they cost, where any was grown."""
+    for index, line in enumerate(basin_lines(vault)):
+        print_line(f"{'' if index else 'basins':<13}{line}")
 
 
 def _accuracy(kept: Entry) -> str:

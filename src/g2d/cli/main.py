@@ -18,6 +18,7 @@ from g2d.cli import attest as cli_attest
 from g2d.cli import audit as cli_audit
 from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
+from g2d.cli import grow as cli_grow
 from g2d.cli import keys as cli_keys
 from g2d.cli import privacy_group as cli_privacy
 from g2d.cli import refresh as cli_refresh
@@ -366,6 +367,7 @@ def report(
 app.command()(cli_check.check)
 app.command()(cli_serve.serve)
 app.command()(cli_trace.trace)
+app.command()(cli_grow.grow)
 app.command()(cli_refresh.refresh)
 app.command()(cli_refresh.rollback)
 vault_commands.add_to(app)

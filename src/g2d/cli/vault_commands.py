@@ -15,6 +15,7 @@ import typer
 
 from g2d.cli.console import (
     commented,
+    print_basins,
     print_controls,
     print_generations,
     print_line,
@@ -80,6 +81,7 @@ def show(
         if (record := opened.sealing.record) is not None:
             kinds = ", ".join(one.kind for one in record.held)
             print_line(f"sealing      {record.state}, key {record.key}, opened by: {kinds}")
+        print_basins(opened)
         generator = opened.entry("generator")
         print_line(
             f"generator    {f'fitted {when(generator.created)}' if generator else 'none yet'}"

@@ -28,6 +28,7 @@ from g2d.tasks.inference import load_model, predict
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.task import Task
 from g2d.training.layouts import layout_of
+from g2d.vault.basins import BASIN
 from g2d.weights.checkpoints import unpack
 
 
@@ -76,7 +77,8 @@ def draws_of(
 class Candidate:
     """Proposed parameters and every gate's verdict on them; seconds of CPU that both took.
 
-    `mu` is what guidance was made with, where that adapts.
+    `mu` is what guidance was made with, where that adapts; `basin` where it began, if that is
+    to be noted.
     """
 
     draw: Draw
@@ -85,6 +87,7 @@ class Candidate:
     began: float
     cpu: float
     mu: float | None = None
+    basin: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -116,7 +119,11 @@ class Candidate:
             "attempt": self.draw.attempt,
             "generator": generator,
             "began": self.began,
-        } | ({} if self.mu is None else {"mu": self.mu})
+        } | {name: value for name, value in self._optional.items() if value is not None}
+
+    @property
+    def _optional(self) -> dict[str, float | int | None]:
+        return {"mu": self.mu, BASIN: self.basin}
 
 
 class Judge:
@@ -165,6 +172,7 @@ class CandidateJob:
     states: Mapping[int, State]
     draw: Draw
     mark: Mark | None = None
+    begin: tuple[int, ...] = ()
 
 
 def run_job(job: CandidateJob) -> Candidate:
@@ -172,7 +180,9 @@ def run_job(job: CandidateJob) -> Candidate:
     task = resolve(job.task)
     generator = Generator.from_bytes(job.generator, job.settings.generator.space)
     judge = Judge(task, unpack(job.base), job.settings.autoencoder.scope, job.mark)
-    return make(task, job.settings, generator, judge, job.recent, job.states, job.draw)
+    return make(
+        task, job.settings, generator, judge, job.recent, job.states, job.draw, begin=job.begin
+    )
 
 
 def make(
@@ -184,14 +194,16 @@ def make(
     states: Mapping[int, State],
     draw: Draw,
     tick: Tick = lambda *_: None,
+    begin: Sequence[int] = (),
 ) -> Candidate:
-    """Propose, guided away from `recent`, and judge."""
-    began, cpu = time.time(), time.process_time()
-    v = generator.propose(task, recent, settings.guidance, draw.source(), tick, judge.mark)
+    """Propose, guided away from `recent` and in one of the basins `begin`, if any; and judge."""
+    began, cpu, s = time.time(), time.process_time(), settings
+    v = generator.propose(task, recent, s.guidance, draw.source(), tick, judge.mark, begin)
     state = generator.to_state(v)
-    results = judge(state, recent, states, settings.gates)
-    mu = settings.guidance.mu if settings.guidance.adapt else None
-    return Candidate(draw, state, results, began, time.process_time() - cpu, mu)
+    results = judge(state, recent, states, s.gates)
+    mu = s.guidance.mu if s.guidance.adapt else None
+    basin = generator.space.basin_of(v) if s.guidance.resting or s.growth.unseen else None
+    return Candidate(draw, state, results, began, time.process_time() - cpu, mu, basin)
 
 
 def make_many(engine: Engine, job: CandidateJob, draws: Sequence[Draw]) -> Iterator[Candidate]:

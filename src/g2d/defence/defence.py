@@ -21,7 +21,7 @@ from g2d.defence import opening
 from g2d.defence.candidates import Candidate, CandidateJob, Draw, Judge, draws_of, make, make_many
 from g2d.defence.gates import GateResult, Reference, find_gates
 from g2d.defence.generations import Generation, GenerationStore
-from g2d.defence.members import fit_if_needed, read_base, read_generator
+from g2d.defence.members import begin_in, fit_if_needed, read_base, read_generator
 from g2d.defence.populating import populate, take_base, take_zoo
 from g2d.defence.privacy.gating import PeopleGate
 from g2d.defence.refusal import adapting, check_gate_split, give_up
@@ -303,16 +303,16 @@ class Defence:
         engine: Engine | None,
     ) -> Iterator[Candidate]:
         """Yield candidates in order: one after the other here, or all at once on an engine."""
-        states = self._counted(exposed)
+        states, begin = self._counted(exposed), begin_in(self.vault, settings)
         if engine is None:
             own = self.task, settings, self.generator, self._judge
-            yield from (make(*own, recent, states, draw, tick) for draw in draws)
+            yield from (make(*own, recent, states, draw, tick, begin) for draw in draws)
             return
         kept = {kind: self.vault.entry(kind) for kind in ("generator", "base")}
         stored = {kind: self.vault.read(entry) for kind, entry in kept.items() if entry}
         job = CandidateJob(
             self.source, settings, **stored, recent=tuple(recent), states=states, draw=draws[0],
-            mark=self._judge.mark,
+            mark=self._judge.mark, begin=begin,
         )  # fmt: skip
         yield from make_many(engine, job, draws)
 

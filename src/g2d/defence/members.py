@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from g2d.settings import Settings, stored
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
+from g2d.vault.basins import RETIRED, retired_of, stock_of
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import check_state, digest, unpack
 from g2d.weights.layout import whole_state
@@ -45,7 +48,7 @@ def fitted_members(entries: list[Entry], newest: float) -> list[Entry]:
     return sorted(kept, key=lambda entry: entry.index)
 
 
-def identity_of(entries: list[Entry], settings: Settings) -> str:
+def identity_of(entries: list[Entry], settings: Settings, retired: Collection[int] = ()) -> str:
     """What a generator depends on: members, settings of both fits, seed, latent space."""
     what = {
         "format": FORMAT,
@@ -58,7 +61,25 @@ def identity_of(entries: list[Entry], settings: Settings) -> str:
         what["space"] = settings.generator.space
     if settings.generator.bank:
         what["bank"] = settings.generator.bank
+    if retired:
+        what[RETIRED] = sorted(retired)
     return digest(json.dumps(what, sort_keys=True).encode())
+
+
+def begin_in(vault: Vault, settings: Settings) -> tuple[int, ...]:
+    """The basins that the next candidate is to begin in: those that nobody has seen; (): in any.
+
+    The ledger says which these are, however far back guidance remembers.
+    """
+    return stock_of(vault).unseen if settings.guidance.resting else ()
+
+
+class Readable(Protocol):
+    """Where members are read; a `Vault` is one."""
+
+    def read(self, entry: Entry, name: str = "weights") -> bytes:
+        """Return a file's bytes, verified by the entry's digest."""
+        ...
 
 
 def read_base(vault: Vault) -> dict[str, Tensor]:
@@ -101,25 +122,32 @@ def fit_if_needed(
     entries = fitted_members(vault.entries("member"), settings.autoencoder.newest_share)
     if not entries:
         raise PopulationError(f"{vault.path} holds no population yet; run `g2d population` first")
-    identity = identity_of(entries, settings)
+    retired = retired_of(vault)
+    identity = identity_of(entries, settings, retired)
     kept = vault.entry("generator")
     if kept is not None and not again and kept.info.get("identity") == identity:
         return None
-    generator = fit_generator(task, vault, settings, entries, read_base(vault), progress)
-    info = {"identity": identity} | stamp(vault, settings)
+    generator = fit_generator(task, vault, settings, entries, read_base(vault), progress, retired)
+    info = {"identity": identity} | stamp(vault, settings) | noted(retired)
     vault.put("generator", 0, {"weights": generator.to_bytes()}, info)
     return generator
 
 
+def noted(retired: Collection[int]) -> dict[str, list[int]]:
+    """What a generator's entry says of basins that are retired; {}: none is."""
+    return {RETIRED: sorted(retired)} if retired else {}
+
+
 def fit_generator(
     task: Task,
-    vault: Vault,
+    vault: Readable,
     settings: Settings,
     entries: list[Entry],
     base: dict[str, Tensor],
     progress: Progress,
+    retired: Collection[int] = (),
 ) -> Generator:
-    """Fit a generator on these members.
+    """Fit a generator on these members; nothing begins in the basins `retired`.
 
     Raises:
         CheckpointError: a member is not of the task's architecture.
@@ -139,11 +167,12 @@ def fit_generator(
         base=base,
         progress=progress,
         kind=settings.generator.space,
+        retired=retired,
     )
     return replace(fitted, bank=bank_of(task, vault, settings, entries))
 
 
-def bank_of(task: Task, vault: Vault, settings: Settings, entries: list[Entry]) -> Split | None:
+def bank_of(task: Task, vault: Readable, settings: Settings, entries: list[Entry]) -> Split | None:
     """About `[generator] bank` attacks, as many of each member's pool; None for none at all."""
     if not settings.generator.bank:
         return None
@@ -158,7 +187,7 @@ def bank_of(task: Task, vault: Vault, settings: Settings, entries: list[Entry]) 
 
 
 def _resistance(
-    task: Task, vault: Vault, entries: list[Entry], states: list[dict[str, Tensor]]
+    task: Task, vault: Readable, entries: list[Entry], states: list[dict[str, Tensor]]
 ) -> Tensor | None:
     """Error of member j on attacks crafted on member i, (K, K), on the train split; None: none."""
     pools = [unpack_pool(vault.read(entry, "attacks"), task.splits.pooled) for entry in entries]

@@ -16,7 +16,13 @@ from typing import Any
 
 from g2d.core.engine import Engine
 from g2d.core.types import Progress, silent
-from g2d.defence.members import fit_generator, fitted_members, identity_of, read_base
+from g2d.defence.members import (
+    fit_generator,
+    fitted_members,
+    identity_of,
+    noted,
+    read_base,
+)
 from g2d.errors import PopulationError, PrivacyError, SettingsError, VaultError
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
@@ -26,6 +32,7 @@ from g2d.training.jobs import MARKING, Trained, TrainingJob, run_job
 from g2d.training.population import attack_sources, fingerprint
 from g2d.training.recipes import Teacher
 from g2d.training.recipes.distil import keep_teacher
+from g2d.vault.basins import retired_of
 from g2d.vault.sealing.changing import share
 from g2d.vault.vault import Entry, Put, Vault
 
@@ -218,10 +225,11 @@ class _Marking:
         if self.vault.entry("generator") is None:
             return None
         fitted = fitted_members(list(made), self.settings.autoencoder.newest_share)
+        retired = retired_of(self.vault)
         again = fit_generator(
-            self.task, staged, self.settings, fitted, read_base(self.vault), progress
+            self.task, staged, self.settings, fitted, read_base(self.vault), progress, retired
         )
-        note = {"identity": identity_of(fitted, self.settings)}
+        note = {"identity": identity_of(fitted, self.settings, retired)} | noted(retired)
         return "generator", 0, {"weights": again.to_bytes()}, note
 
     def moved(self, staged: Vault, made: Sequence[Entry], generator: Put | None) -> Iterator[Put]:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 class Objective:
-    """The guidance objective as a function of v, drawing fresh batches each call."""
+    """The guidance objective as a function of v, drawing fresh batches each call.
+
+    `begin`: basins that a candidate is to begin in, where its space knows them; (): in any.
+    """
 
     def __init__(
         self,
@@ -43,8 +46,9 @@ class Objective:
         generator: torch.Generator,
         bank: Split | None = None,
         mark: Mark | None = None,
+        begin: Sequence[int] = (),
     ) -> None:
-        self.settings = settings
+        self.settings, self.begin = settings, tuple(begin)
         split, later = task.splits.guiding, task.splits.added("guiding")
         self.clean = (
             NewAndOld(task, split, settings.batch, generator, later)

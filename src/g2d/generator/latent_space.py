@@ -40,12 +40,16 @@ class Population:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """How to fit: the same seed gives the same space, byte for byte, on the same machine."""
+    """How to fit: the same seed gives the same space, byte for byte, on the same machine.
+
+    No candidate begins in a basin that is `retired`; where a space can be told, see `basins`.
+    """
 
     autoencoder: AutoencoderSettings
     diffusion: DiffusionSettings
     seed: int
     progress: Progress = lambda *_: None
+    retired: tuple[int, ...] = ()
 
 
 class LatentSpace(Protocol):
@@ -98,6 +102,14 @@ class LatentSpace(Protocol):
     def mates(self, v: Tensor, exposed: Sequence[Tensor]) -> list[int]:
         """Places of the exposed vectors (P,) that an attacker would put in v's basin; here all."""
         return list(range(len(exposed)))
+
+    def basins(self) -> tuple[int, ...]:
+        """The basins that candidates can be told to begin in (`Objective.begin`); (): in none."""
+        return ()
+
+    def basin_of(self, v: Tensor) -> int | None:
+        """The basin, by its number in the population, of a vector (P,); None: it is not told."""
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was fitted but the codec, by name, for the generator's file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,7 @@ class Generator:
         base: State | None = None,
         progress: Progress = lambda *_: None,
         kind: str = DEFAULT,
+        retired: Collection[int] = (),
     ) -> Generator:
         """Fit codec and latent space on a population.
 
@@ -63,6 +64,7 @@ class Generator:
                 denoiser be conditioned on exposed sets.
             base: what the distance regulariser moves away from (the first member, if None).
             kind: the latent space, by the name that `[generator] space` takes.
+            retired: basins that no candidate begins in; their members only tell what is of them.
 
         Raises:
             PopulationError: fewer than two members, or all equal.
@@ -87,7 +89,7 @@ class Generator:
             codec.encode(base or states[0]).float(),
             resistance,
         )
-        plan = FitPlan(autoencoder, diffusion, seed, progress)
+        plan = FitPlan(autoencoder, diffusion, seed, progress, tuple(sorted(retired)))
         return cls(find_space(kind).fit(population, plan), kind)
 
     @property
@@ -113,12 +115,16 @@ class Generator:
         generator: torch.Generator,
         tick: Callable[[int, int], None] = lambda *_: None,
         mark: Mark | None = None,
+        begin: Sequence[int] = (),
     ) -> Tensor:
         """Draw one candidate (P,) that repels the attacks of the exposures in memory.
 
-        A candidate whose guidance diverged is not finite; the gates say so. It keeps the `mark`.
+        A candidate whose guidance diverged is not finite; the gates say so. It keeps the `mark`,
+        and begins in one of the basins `begin` where the space can be told.
         """
-        objective = Objective(task, self.codec, exposures, settings, generator, self.bank, mark)
+        objective = Objective(
+            task, self.codec, exposures, settings, generator, self.bank, mark, begin
+        )
         exposed = None
         if settings.conditioned and exposures:
             exposed = torch.stack([e.v for e in exposures])

@@ -23,6 +23,7 @@ from g2d.core.folders import PRIVATE
 from g2d.core.seeds import seed_of
 from g2d.core.types import Progress, State
 from g2d.defence.defence import Defence
+from g2d.defence.members import begin_in
 from g2d.protect.watermark.mark import Mark
 from g2d.redteam.cache import code_version, key_of, own_code
 from g2d.redteam.context import AttackContext, Chain, Network, RunSpec, enter, read_network
@@ -35,6 +36,7 @@ from g2d.training.loop import Batches
 from g2d.training.population import run_job, stays_of
 from g2d.training.recipes import HardenedTraining, stale
 from g2d.training.recipes.distil import teacher_of
+from g2d.vault.basin_costs import basin_lines
 from g2d.vault.sealing.sealer import Sealer
 from g2d.weights.checkpoints import digest, pack, unpack
 
@@ -197,7 +199,10 @@ def _generated(defence: Defence) -> Chain:
         for r in records
     ]
     cpu = [r.manifest["cpu_seconds"] for r in records[1:] if "cpu_seconds" in r.manifest]
-    return Chain("generated", tuple(networks), sum(cpu) / len(cpu) if cpu else None)
+    each = sum(cpu) / len(cpu) if cpu else None
+    # What grown basins took is in no generation's own time: it is said beside.
+    note = "; ".join(basin_lines(vault))
+    return Chain("generated", tuple(networks), each, note=f"Basins: {note}." if note else "")
 
 
 def _frozen(defence: Defence, store: NetworkStore) -> Chain:
@@ -325,10 +330,11 @@ def _draw(context: AttackContext, name: str, index: int) -> State | None:
     generator, exposed = defence.generator, defence.vault.exposures()
     recent = defence.recent(exposed)
     mark = Mark.of(context.spec.settings.watermark, defence.task, defence.vault.path)
+    begin = begin_in(defence.vault, context.spec.settings)
     for attempt in range(context.spec.settings.gates.attempts):
         source = torch.Generator().manual_seed(seed_of(context.spec.seed, name, index, attempt))
         v = generator.propose(
-            defence.task, recent, context.spec.settings.guidance, source, mark=mark
+            defence.task, recent, context.spec.settings.guidance, source, mark=mark, begin=begin
         )
         state = generator.to_state(v)
         if all(result.passed for result in defence.judge(state, recent, exposed)):

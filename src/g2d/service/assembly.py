@@ -25,6 +25,7 @@ from g2d.rotation.window import Window
 from g2d.service.access.gate import Access
 from g2d.service.access.tls import ServerTls
 from g2d.service.auditing import connect
+from g2d.service.growing import Grower, GrowingRotation
 from g2d.service.http.app import Service
 from g2d.service.http.batcher import Batcher
 from g2d.service.http.event_log import EventLog
@@ -132,6 +133,8 @@ def assemble(
     event_log = EventLog(metrics, log, loader.describe, vault, heard)
     connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
     rotation = lead(event_log.tell)
+    if "growth" in rotation.status():
+        metrics.count_basins(status)
     keeping = _connected(observers, rotation, loader.monitors, suspects)
     serving = options.serving(loader.serving)
     batcher, versions = _answering(live, serving, options, rotation)
@@ -266,7 +269,11 @@ def rotate_vault(
     budget = AlarmBudget(loader.monitors.rotations)
     if suspects is not None:
         suspects.watch(budget=budget)
-    return Rotation(
+    make: Callable[..., Rotation] = Rotation
+    if wanted := loader.growth.unseen:
+        grower = Grower(vault, wanted, tell, data, loader.task, loader.code)
+        make = partial(GrowingRotation, grower=grower)
+    return make(
         live, worker, through or loader, triggers, tell, unready=unready, budget=budget,
         missed=partial(missed, loader, live),
     )  # fmt: skip

@@ -26,6 +26,7 @@ from g2d.protect.snapshots import ArrayInference, build_snapshot
 from g2d.rotation.events import Accepted, Alarm, Event, OlderCopy, Tell
 from g2d.rotation.snapshot import Snapshot
 from g2d.service.facts import facts_of
+from g2d.service.growing import growth_of
 from g2d.service.http.protocol import DATATYPES, Model
 from g2d.settings import Settings, TaskSettings
 from g2d.tasks.building import build_model
@@ -115,6 +116,7 @@ class VaultLoader:
             s, self.task = settings.task, settings.source
             self.canary_every, self.monitors = settings.canaries.every, settings.monitors
             self.serving, self.private = settings.serve, settings.privacy.enabled
+            self.growth = growth_of(settings)
             # Before the task is loaded, for that imports code: what was signed must name it.
             verified, _ = self._verify_live(self._not_put_back(self.live()))
             self._read_code(settings, verified)

@@ -1,7 +1,7 @@
-"""What a worker does of `g2d refresh` and `g2d rollback`: the one writer changes the source.
+"""What a worker does of `g2d refresh`, `rollback` and `grow`: the one writer changes the source.
 
-A challenger that is ready is taken up before the next generation is made. Going back is quicker: a
-spare of the population that is to be left is not committed any more, either.
+A challenger, or a basin, that is ready is taken up before the next generation is made. Going back
+is quicker: a spare of the population that is to be left is not committed any more, either.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from g2d.defence.defence import Defence
 
 KIND = "refresh"
+GROWTH = "growth"
+"""Kind of alarms about basins; with evidence, so that no client hears of the stock."""
 
 
 class Source:
@@ -29,6 +31,7 @@ class Source:
     def __init__(self, defence: Defence, tell: Tell) -> None:
         self.defence, self._tell = defence, tell
         self._of = defence.vault.source
+        self._grown = False  # a basin that was taken up is not in the defence's generator yet
         self._told: set[str] = set()
 
     def look(self, order: Values) -> None:
@@ -42,8 +45,11 @@ class Source:
             if order["do"] != "commit" or ordered(vault):
                 self._take_up()
         except G2DError as error:  # what is live, and what it comes from, stays
-            self._tell_once(f"the population stays as it is: {error}")
-        if self._of != vault.source:  # what was committed counts, whatever came after it
+            self._tell_once(Alarm(KIND, f"the population stays as it is: {error}"))
+        if order["do"] != "commit":
+            self._take_basin()
+        # What was committed counts, whatever came after it.
+        if self._of != vault.source or self._grown:
             self._follow()
         if order["do"] != "commit":
             return
@@ -67,9 +73,21 @@ class Source:
         from g2d.defence.refresh import follow
 
         self.defence = follow(self.defence)
-        self._of = self.defence.vault.source
+        self._of, self._grown = self.defence.vault.source, False
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self._tell(Alarm(KIND, text))
+    def _take_basin(self) -> None:
+        from g2d.defence.growing import take_up_basin
+
+        try:
+            taken = take_up_basin(self.defence.vault)
+        except G2DError as error:  # rotation goes on in the basins that there are
+            self._tell_once(Alarm(GROWTH, f"no basin is taken up: {error}", evidence={}))
+            return
+        if taken is not None:
+            self._grown = True
+            self._tell(Alarm(GROWTH, taken.text, "notice", evidence={"unseen": taken.unseen}))
+
+    def _tell_once(self, alarm: Alarm) -> None:
+        if alarm.text not in self._told:
+            self._told.add(alarm.text)
+            self._tell(alarm)

@@ -17,6 +17,7 @@ from typing import Any
 
 from g2d.errors import SettingsError
 from g2d.settings.fields import Checked, as_toml, build, free, one_of, stored, within
+from g2d.settings.growing import GrowthSettings
 from g2d.settings.monitoring import MonitorSettings
 from g2d.settings.privacy import PrivacySettings
 from g2d.settings.refreshing import RefreshSettings
@@ -250,9 +251,7 @@ class WatermarkSettings(Checked):
     sets: int = within(
         2, 64, 4, "sets of triggers; the last is a reserve that is never queried", since="0.2"
     )
-    triggers: int = within(
-        8, 100, 100, "triggers of a set, all asked in a verification", since="0.2"
-    )
+    triggers: int = within(8, 100, 100, "triggers of a set; a verification asks all", since="0.2")
     weight: float = within(0.0, 1e4, 1.0, "weight of the triggers in training", since="0.2")
     batch: int = within(1, 10**6, 64, "triggers a training step", since="0.2")
     hits: float = within(0.0, 1.0, 0.9, "gate: least share of hits in every set", since="0.2")
@@ -295,6 +294,7 @@ class Settings(Checked):
     monitors: MonitorSettings = field(default_factory=MonitorSettings)
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    growth: GrowthSettings = field(default_factory=GrowthSettings)
 
     @property
     def source(self) -> str:
@@ -381,6 +381,7 @@ __all__ = [
     "DiffusionSettings",
     "GateSettings",
     "GeneratorSettings",
+    "GrowthSettings",
     "GuidanceSettings",
     "HardenSettings",
     "MonitorSettings",

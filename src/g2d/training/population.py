@@ -37,6 +37,7 @@ from g2d.training.recipes import (
     try_out,
 )
 from g2d.training.recipes.distil import keep_teacher
+from g2d.vault.basins import GROWN
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import pack, unpack
 
@@ -284,7 +285,7 @@ def attack_sources(
     wave = wave_of(settings)
     earlier = index - index % wave
     recent = [
-        *vault.entries("early"),
+        *(e for e in vault.entries("early") if e.index < GROWN),
         *(e for e in vault.entries("member") if e.index < earlier),
     ][-3 * wave :]
     generator = torch.Generator().manual_seed(seed_of(settings.seed, "sources", index))

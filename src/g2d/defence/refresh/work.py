@@ -17,7 +17,7 @@ from pathlib import Path
 from g2d.core.engine import Engine
 from g2d.core.types import Progress, Say, silent, unsaid
 from g2d.defence.defence import Defence
-from g2d.defence.members import fit_generator, fitted_members, identity_of
+from g2d.defence.members import fit_generator, fitted_members, identity_of, noted
 from g2d.defence.privacy.charging import Charger, blocks_due
 from g2d.defence.privacy.stamps import stamp
 from g2d.defence.refresh.forks import Forks
@@ -42,6 +42,7 @@ from g2d.tasks.keyed import (
 from g2d.tasks.source import Grown, travels, unrenewed, with_records
 from g2d.tasks.splits import Split
 from g2d.training.charging import free
+from g2d.vault.basins import retired_of
 from g2d.vault.ledger import is_vacant
 from g2d.vault.sealing.changing import share
 from g2d.vault.vault import Vault
@@ -148,13 +149,14 @@ def _challenge(defence: Defence, staged: Vault, found: Sorted, how: Refresh) -> 
     failed += [] if private else refuse(judged.after(staged, how.progress), how)
     base = staged.entry("base")
     assert base is not None, "the base is forked first"
+    retired = retired_of(vault)
     generator = fit_generator(
-        grown, staged, settings, members, unpack(staged.read(base)), how.progress
+        grown, staged, settings, members, unpack(staged.read(base)), how.progress, retired
     )
     trial(defence, grown, staged, generator, how.progress)
     fitted = fitted_members(members, settings.autoencoder.newest_share)
     info = {
-        "identity": identity_of(fitted, settings),
+        "identity": identity_of(fitted, settings, retired), **noted(retired),
         READY: True, "accepted": failed, "checks": [check.entry() for check in judged.found],
         "finished": time.time(), **stamp(vault, settings),
     }  # fmt: skip

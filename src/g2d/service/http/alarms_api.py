@@ -26,12 +26,16 @@ def add_alarms(app: FastAPI, service: Service, desk: Desk) -> None:
     @app.get("/alarms", tags=["status"], dependencies=[Depends(described)],
              responses=wrong(401, 403, 429))  # fmt: skip
     async def alarms() -> Response:
-        """Every alarm with its level and evidence, rotations, numbers, and who is pinned."""
+        """Every alarm with its level and evidence, rotations, numbers, who is pinned, and the
+        basins that nobody has seen."""
+        status = service.rotation.status()
         told = {
             "alarms": service.event_log.alarms(),
             "rotations": service.event_log.rotations(),
-            "withheld": service.rotation.status().get("withheld", 0),
+            "withheld": status.get("withheld", 0),
             **desk.status(),
         }
+        if "growth" in status:
+            told["growth"] = status["growth"]
         headers = {"cache-control": "no-store"}
         return Response(to_json(told), media_type="application/json", headers=headers)

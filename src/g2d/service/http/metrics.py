@@ -45,9 +45,9 @@ _OPEN = _QUERIES | {
 
 CLOSED = frozenset({"g2d_monitor_alarms", "g2d_monitor", "g2d_alarms_suppressed",
                     "g2d_alarms_withheld", "g2d_observer_dropped_inputs",
-                    "g2d_observer_errors"})  # fmt: skip
-"""Metrics of what monitors of queries see, and of when they see nothing: told to nobody who does
-not say who he is."""
+                    "g2d_observer_errors", "g2d_unseen_basins"})  # fmt: skip
+"""Metrics of what monitors of queries see, and of when they see nothing, and of whether what comes
+next is new to an attacker: told to nobody who does not say who he is."""
 
 MONITOR, DEMAND = "monitor: ", "demand"  # how a rotation names a reason, and what clients are told
 
@@ -78,7 +78,8 @@ def public(status: dict[str, Any]) -> dict[str, Any]:
             told["due"] = [reason for reason in told["due"] if reason not in _SECRET]
     if "due" in told:
         told["due"] = open_reasons(told["due"])
-    told.pop("withheld", None)
+    for closed in ("withheld", "growth"):
+        told.pop(closed, None)
     return told
 
 
@@ -195,6 +196,15 @@ class Metrics:
         )
         paused = Gauge("g2d_paused", "1 while rotation is paused.", registry=registry)
         paused.set_function(lambda: float(status()["paused"]))
+
+    def count_basins(self, status: Callable[[], dict[str, Any]]) -> None:
+        """Tell how many basins there are that nobody has seen, where they are grown."""
+        self._gauge(
+            "g2d_unseen_basins",
+            "Basins in stock that nobody has seen.",
+            lambda: status()["growth"],
+            "unseen",
+        )
 
     def answered(self, began: float, inputs: int) -> None:
         """Note a good answer to an infer request that began at `began` (`perf_counter`)."""

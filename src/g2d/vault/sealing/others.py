@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from g2d.core.platforms import LOCK_FALLBACK
 from g2d.errors import SealingError
+from g2d.vault.basins import GROWING
 from g2d.vault.ledger import COMMITMENT, LEDGERS, LOCK, SETTINGS, SUBFOLDERS, TEMP, explained
 from g2d.vault.plain import is_folder
 from g2d.vault.records import SIGNATURE, entry_file, generation_folder
@@ -27,7 +28,7 @@ __all__ = ["COMPANIONS", "SIDES", "TEXTS", "check_alone", "other_files", "remove
 SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, ORDER, SPENDINGS, THRESHOLD, *LEDGERS}
 """Files at the top of a vault that no row names."""
 
-COMPANIONS = {"redteam", STAGED}
+COMPANIONS = {"redteam", STAGED, GROWING}
 """What commands keep beside, with digests of their own."""
 
 TEXTS = {THRESHOLD: "threshold"}

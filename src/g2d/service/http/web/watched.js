@@ -32,9 +32,19 @@ function drawWatched() {
   const rows = Object.entries(watched.monitors ?? {}).map(([name, numbers]) => [name,
     Object.entries(numbers).map(([key, value]) => `${key.replaceAll("_", " ")} ${isNumber(value)
       ? Number.isInteger(value) ? value.toLocaleString("en") : short(value) : value}`).join(", ")]);
-  return [...levels, drawPinned(watched.pinned),
+  return [drawGrowth(watched.growth), ...levels, drawPinned(watched.pinned),
     rows.length ? table("cards", "What monitors have counted since the start.", ["monitor", "numbers"], rows)
       : empty("No monitor is on: [monitors] watch names those that are.")];
+}
+
+/** Basins that nobody has seen: what the next rotations begin in, while there are any. */
+function drawGrowth(growth) {
+  if (!growth) return null;
+  const due = isNumber(growth.due) ? `the next is due in about ${clock(growth.due)}` : "the next is begun";
+  return el("p", { class: growth.unseen ? "" : "strong" },
+    `${counted(growth.unseen, "basin")} that nobody has seen, of ${growth.wanted} to keep in stock`,
+    growth.growing ? `; ${due} (${growth.done} of ${growth.total} trainings)` : "",
+    growth.failed ? `; none could be grown: ${growth.failed}` : "", ".");
 }
 
 /** One level's alarms, newest first, with what was measured. */
