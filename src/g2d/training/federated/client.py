@@ -1,0 +1,162 @@
+"""A client: trains on its own records from what it was sent, and sends its change, with momentum.
+
+Its momentum is the change that it sent last (Karimireddy et al. 2021: worker momentum), so one file
+is all of its state; asked once more for the same round, it answers the same bytes. Records never
+leave: neither they nor attacks crafted on them are in any message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from g2d.attacks.pools import craft_pool
+from g2d.core.files import read_plain, write_bytes
+from g2d.core.seeds import seed_of
+from g2d.core.types import Array, State
+from g2d.errors import FederatedError, PopulationError
+from g2d.settings import Settings
+from g2d.tasks.attack import OWN
+from g2d.tasks.inference import load_model
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+from g2d.training.federated.messages import (
+    ANSWER,
+    MEMBER,
+    ROUND,
+    Message,
+    decode,
+    digest_of,
+    encode,
+    most_bytes,
+)
+from g2d.training.federated.networks import Networks, check_plan
+from g2d.training.loop import Batches
+from g2d.training.recipes import HardenedTraining, fgsm_light, stale
+from g2d.training.recipes.recipe import ChangeStep, Recipe, Setup
+
+
+class LocalSgd(Recipe):
+    """Plain SGD: Adam moves every coordinate alike, which hides from rules who is honest."""
+
+    def prepare(self, setup: Setup) -> Setup:
+        """Return the setup with SGD."""
+
+        def made(model: nn.Module, rate: float) -> Optimizer:
+            return SGD([p for p in model.parameters() if p.requires_grad], rate)
+
+        return setup.replace(optimizer=made)
+
+
+class Client:
+    """One client.
+
+    Args:
+        identity: its name, as its certificate says. task: its model, loss and attack. records: its
+            own. like: the state whose tensors stay as they are. file: where its last answer is
+            kept; None: in memory.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        task: Task,
+        records: Split,
+        settings: Settings,
+        networks: Networks,
+        like: State,
+        file: Path | None = None,
+    ) -> None:
+        self.identity, self.task, self.records, self.settings = identity, task, records, settings
+        self.networks, self.like, self.file = networks, like, file
+        self._pools: dict[str, Split] = {}
+        self._last: bytes | None = None
+        if file is not None and file.exists():
+            self._last = read_plain(file, most_bytes(networks.form))
+
+    def receive(self, data: bytes) -> None:
+        """Take a member: attacks on it are crafted from the client's own records, and stay here.
+
+        Raises:
+            FederatedError: it is no member of the task's.
+        """
+        found, s = decode(data, self.networks.form, MEMBER), self.settings
+        if found.stage in self._pools or not len(self.records):
+            return
+        size = max(1, s.population.pool // max(1, s.federated.clients))
+        model = load_model(self.task, self.networks.state(found.vector, self.like))
+        seed = seed_of(s.population.seed, "client", self.identity, found.stage)
+        x, index = craft_pool(self.task, model, self.records, size, s.population.pool_steps, seed)
+        self._pools[found.stage] = Split(x, self.records.y[index])
+
+    def answer(self, data: bytes) -> bytes | None:
+        """Train for a round and return the answer; None: it has no records to learn from.
+
+        Raises:
+            FederatedError: what the server sent is no round, or asks for what no client does.
+            PopulationError: training diverged.
+        """
+        asked = decode(data, self.networks.form, ROUND)
+        if not check_plan(asked.plan):
+            raise FederatedError(f"the server's plan is {dict(asked.plan)!r}, which no client follows")
+        if not len(self.records):
+            return None
+        base, before = digest_of(asked.vector), self._before(asked.stage)
+        if before is not None and before.number == asked.number and before.base == base:
+            return self._last
+        change = self._trained(asked) - asked.vector
+        if before is not None:
+            m = np.float32(asked.plan["momentum"])
+            change = m * before.vector + (np.float32(1) - m) * change
+        if not np.isfinite(change).all():
+            raise PopulationError(f"client {self.identity}: training diverged; lower the rate")
+        message = Message(ANSWER, asked.stage, change, asked.number, self.identity, base)
+        self._last = encode(message, self.networks.form)
+        if self.file is not None:
+            write_bytes(self.file, self._last, 0o600)
+        return self._last
+
+    @property
+    def kept(self) -> bytes | None:
+        """The last answer."""
+        return self._last
+
+    def _before(self, stage: str) -> Message | None:
+        """The last answer, where it is of the same stage."""
+        if self._last is None:
+            return None
+        found = decode(self._last, self.networks.form, ANSWER)
+        return found if found.stage == stage else None
+
+    def _trained(self, asked: Message) -> Array:
+        """The network after the local steps, (P,)."""
+        s, plan = self.settings, asked.plan
+        seed = seed_of(s.population.seed, "client", self.identity, asked.stage, asked.number)
+        source = torch.Generator().manual_seed(seed)
+        model = self.task.model(seed)
+        model.load_state_dict(self.networks.state(asked.vector, self.like))
+        pools = [self._pools[name] for name in plan["repelled"] if name in self._pools]
+        training = HardenedTraining(
+            self.task, replace(s.harden, checks=0, patience=0, ramp=0.0),
+            Batches(self.task, self.records, plan["batch"], source), plan["steps"],
+            seed=seed, begun=True, extra=self._extra(pools), pools=pools,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            training.run(model, plan["rate"])
+        return self.networks.vector(model.state_dict())
+
+    def _extra(self, pools: list[Split]) -> tuple[Recipe | ChangeStep, ...]:
+        """SGD, and where networks are to be fled, attacks on these and a light FGSM."""
+        eps = self.settings.population.light_eps * self.task.eps
+        if not any(len(pool) for pool in pools):
+            return (LocalSgd(),)
+        if not eps or self.task.attack_kind == OWN:
+            return (LocalSgd(), stale)
+        return (LocalSgd(), stale, partial(fgsm_light, eps))
