@@ -142,5 +142,5 @@ def test_what_a_rule_cannot_bear_is_refused_in_plain_words(given, words):
 
 def test_few_answers_are_no_round():
     rule = Aggregation.of(FederatedSettings(rule="multi-krum", f=4))
-    with pytest.raises(SettingsError, match="and 10 clients have answered"):
+    with pytest.raises(SettingsError, match="and 10 answered"):
         rule(updates(n=10), Around(4, np.zeros(P, np.float32)))

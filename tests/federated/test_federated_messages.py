@@ -52,11 +52,13 @@ def answer(to, name, seed=None, **changes):
 
 def raw(tensors=None, **header):
     """An answer by hand: tensors and header keys exchanged, or left out where None."""
-    known = dict(format=1, kind=ANSWER, stage="base-0", round=0, identity=NAMES[0],
-                 base=digest_of(START)) | header  # fmt: skip
+    known = {
+        "format": 1, "kind": ANSWER, "stage": "base-0", "round": 0, "identity": NAMES[0],
+        "base": digest_of(START), **header,
+    }  # fmt: skip
     known = {key: value for key, value in known.items() if value is not None}
     parts = FORM.split(vector(0)) | (tensors or {})
-    parts = {name: np.ascontiguousarray(part) for name, part in parts.items() if part is not None}
+    parts = {name: np.array(part, order="C") for name, part in parts.items() if part is not None}
     return safetensors.numpy.save(parts, {"g2d": json.dumps(known)})
 
 
@@ -130,9 +132,12 @@ def test_what_is_not_sound_is_refused_in_one_line_and_counted(case):
     asked = server(said=said)
     assert not asked.take(data, NAMES[0])
     (line,) = said
-    assert line.startswith(f"the answer of {NAMES[0]} is refused: ") and words in line
-    assert "\n" not in line and len(line) < 300
-    assert asked.refusals.counts == {reason: 1} and reason in REASONS
+    assert line.startswith(f"the answer of {NAMES[0]} is refused: ")
+    assert words in line
+    assert "\n" not in line
+    assert len(line) < 300
+    assert reason in REASONS
+    assert asked.refusals.counts == {reason: 1}
     assert asked.taken == {}
     assert asked.take(answer(asked, NAMES[0]), NAMES[0])  # and a sound one is taken afterwards
 
@@ -170,11 +175,12 @@ def test_a_round_of_few_answers_changes_nothing_and_says_why():
     before = asked.vector.copy()
     assert "no client has answered" in asked.close().skipped
     asked.take(answer(asked, NAMES[0]), NAMES[0])
-    assert "1 clients have answered" in asked.close().skipped
+    assert "and 1 answered" in asked.close().skipped
     np.testing.assert_array_equal(asked.vector, before)
     for name in NAMES:
         asked.take(answer(asked, name), name)
-    assert not asked.close().skipped and asked.done
+    assert not asked.close().skipped
+    assert asked.done
     assert not np.array_equal(asked.vector, before)
     assert not asked.take(answer(asked, NAMES[0]), NAMES[0])
 
@@ -213,7 +219,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         server(tmp_path, rounds=4)
     path = tmp_path / STATE
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(FederatedError, match="is damaged .* remove"):
+    with pytest.raises(FederatedError, match=r"is damaged .* remove"):
         server(tmp_path)
     (tmp_path / "new" / "000000").mkdir(parents=True)
     (tmp_path / "new" / "000000" / f"{NAMES[0]}.safetensors").write_bytes(b"torn")

@@ -66,7 +66,7 @@ def sign_flip(seen: Seen) -> Array:
 
 
 def inner_product(seen: Seen) -> Array:
-    """IPM (Xie et al. 2020, arXiv 1903.03936): -eps times the honest mean, eps small enough to hide.
+    """IPM (Xie et al. 2020, arXiv 1903.03936): -eps times the honest mean, small enough to hide.
 
     The paper's are 0.1 to 10; these are below 1, where sign flipping begins.
     """
@@ -77,7 +77,7 @@ def inner_product(seen: Seen) -> Array:
 def little_is_enough(seen: Seen) -> Array:
     """ALIE (Baruch et al. 2019, arXiv 1902.06156, algorithm 1): mean - z std in each coordinate.
 
-    z_max = Phi^-1((n - f - s) / (n - f)) with s = floor(n / 2 + 1) - f supporters; strengths scale it.
+    z_max = Phi^-1((n - f - s) / (n - f)), s = floor(n / 2 + 1) - f supporters; strengths scale it.
     """
     h, f = len(seen.honest), seen.count
     n = h + f
@@ -92,8 +92,8 @@ def little_is_enough(seen: Seen) -> Array:
 def min_max(seen: Seen) -> Array:
     """Min-max (Shejwalkar & Houmansadr 2021, NDSS, section IV-B), its gamma tuned to the rule.
 
-    mean + gamma p with the largest gamma for which it lies no farther from any honest update than two
-    of these lie apart; p is the negative unit mean, std or sign. Shares of that gamma are tried, too.
+    mean + gamma p, with the largest gamma for which it lies no farther from any honest update than
+    two of these lie apart; p is the negative unit mean, std or sign. Shares of it are tried, too.
     """
     wide = seen.honest.astype(np.float64)
     mu = wide.mean(0)

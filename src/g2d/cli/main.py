@@ -17,6 +17,7 @@ import typer
 from g2d.cli import audit as cli_audit
 from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
+from g2d.cli import federated as cli_federated
 from g2d.cli import keys as cli_keys
 from g2d.cli import privacy_group as cli_privacy
 from g2d.cli import refresh as cli_refresh
@@ -78,6 +79,7 @@ app.add_typer(cli_audit.app)
 app.add_typer(cli_watermark.app)
 app.add_typer(cli_canary.app)
 app.add_typer(cli_privacy.app)
+app.add_typer(cli_federated.app)
 
 
 def main() -> None:

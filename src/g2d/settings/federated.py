@@ -37,7 +37,9 @@ class FederatedSettings(Checked):
     alpha: float = within(
         0.0, 1e9, 0.5, "simulation: Dirichlet split of the records; 0: evenly", since="0.2"
     )
-    dropout: float = within(0.0, 1.0, 0.0, "simulation: share of answers that are lost", since="0.2")
+    dropout: float = within(
+        0.0, 1.0, 0.0, "simulation: share of answers that are lost", since="0.2"
+    )
     stragglers: float = within(
         0.0, 1.0, 0.0, "simulation: share that comes one to three rounds later", since="0.2"
     )

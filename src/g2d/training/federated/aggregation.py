@@ -54,6 +54,11 @@ class Rule:
         return self.slope * f + self.more
 
 
+def _rooted(X: Array, around: Around) -> Array:
+    assert around.root is not None, "a rooted rule is given the server's own update"
+    return rules.fltrust(X, around.root)
+
+
 _LISTED = (
     Rule("mean", lambda X, _: rules.mean(X), 1, 1, "McMahan et al. 2017", most=0),
     Rule("median", lambda X, _: rules.median(X), 2, 1, "Yin et al. 2018"),
@@ -68,15 +73,10 @@ _LISTED = (
         "Karimireddy et al. 2021",
     ),
     Rule("bulyan", lambda X, a: rules.bulyan(X, a.f), 4, 3, "El Mhamdi et al. 2018"),
-    Rule("fltrust", lambda X, a: _rooted(X, a), 1, 1, "Cao et al. 2021", rooted=True),
+    Rule("fltrust", _rooted, 1, 1, "Cao et al. 2021", rooted=True),
 )
 RULES = {rule.name: rule for rule in _LISTED}
 """Every rule by its name."""
-
-
-def _rooted(X: Array, around: Around) -> Array:
-    assert around.root is not None, "a rooted rule is given the server's own update"
-    return rules.fltrust(X, around.root)
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class Aggregation:
             )
         if rule.rooted and not s.root:
             raise SettingsError(
-                f"rule {rule.name!r} compares clients with the server's own records: set [federated]"
-                " root to how many of them it may use (200, say)"
+                f"rule {rule.name!r} compares clients with the server's own records: set"
+                " [federated] root to how many of them it may use (200, say)"
             )
         if s.mix and 2 * s.f >= s.clients:
             raise SettingsError(
@@ -127,7 +127,7 @@ class Aggregation:
         cls(rule, s.f, s.clip, s.mix).check_count(s.clients, "there are {n} clients")
         return cls(rule, s.f, s.clip, s.mix)
 
-    def check_count(self, n: int, said: str = "{n} clients have answered") -> None:
+    def check_count(self, n: int, said: str = "{n} answered") -> None:
         """Refuse a round of fewer updates than the rule's theorem asks for.
 
         Raises:
@@ -137,9 +137,9 @@ class Aggregation:
             needed = f"{self.rule.slope}f + {self.rule.more} = {self.rule.least(self.f)}"
             most = max(0, (n - self.rule.more) // self.rule.slope)
             raise SettingsError(
-                f"rule {self.rule.name!r} needs n >= {needed} clients to bear f = {self.f} malicious"
-                f" ones ({self.rule.source}), and {said.format(n=n)}: of so many it bears f = "
-                f"{most}, if any"
+                f"rule {self.rule.name!r} needs n >= {needed} clients to bear f = {self.f}"
+                f" malicious ones ({self.rule.source}), and {said.format(n=n)}: of so many it bears"
+                f" f = {most}, if any"
             )
 
     def __call__(self, X: Array, around: Around) -> Array:
@@ -148,7 +148,7 @@ class Aggregation:
         Raises:
             SettingsError: there are too few updates for the rule's bound on f.
         """
-        assert X.ndim == 2 and bool(np.isfinite(X).all()), "what is not sound is refused before"
+        assert bool(np.isfinite(X).all()), "what is not sound is refused before"
         self.check_count(len(X))
         if self.clip:
             X = rules.clip_norms(X, self.clip)

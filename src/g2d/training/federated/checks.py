@@ -45,8 +45,8 @@ class Inbox:
     """The answers to one round, at most one of each client.
 
     Attributes:
-        form: of the model. clients: who may answer. stage, number: what is asked now. bases: digests
-            of the parameters of this round and of those whose answers may be late, by round.
+        form: of the model. clients: who may answer. stage, number: what is asked now. bases:
+            digests of the parameters of this round, and of those whose answers may be late.
         taken: what has come and is sound, by identity.
     """
 
@@ -70,7 +70,8 @@ class Inbox:
         """
         if not is_identity(sender) or sender not in self.clients:
             raise FederatedError(
-                f"{ascii(sender)[:60]} is none of the {len(self.clients)} clients of this run", "unknown"
+                f"{ascii(sender)[:60]} is none of the {len(self.clients)} clients of this run",
+                "unknown",
             )
         found = decode(data, self.form, ANSWER)
         if self._is_again(found, sender):
@@ -95,10 +96,13 @@ class Inbox:
                 f"it says that it is of {found.identity!r}, and {sender!r} has sent it", "identity"
             )
         if found.stage != self.stage:
-            raise FederatedError(f"it is of {found.stage!r}, and {self.stage!r} is trained", "stage")
+            raise FederatedError(
+                f"it is of {found.stage!r}, and {self.stage!r} is trained", "stage"
+            )
         if found.number > self.number:
             raise FederatedError(
-                f"it is of round {found.number}, and round {self.number} is the last that was asked",
+                f"it is of round {found.number}, and round {self.number} is the last that was"
+                " asked",
                 "future",
             )
         if found.number not in self.bases:

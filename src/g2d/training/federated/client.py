@@ -104,7 +104,9 @@ class Client:
         """
         asked = decode(data, self.networks.form, ROUND)
         if not check_plan(asked.plan):
-            raise FederatedError(f"the server's plan is {dict(asked.plan)!r}, which no client follows")
+            raise FederatedError(
+                f"the server's plan is {dict(asked.plan)!r}, which no client follows"
+            )
         if not len(self.records):
             return None
         base, before = digest_of(asked.vector), self._before(asked.stage)

@@ -80,7 +80,7 @@ def encode(message: Message, form: Form) -> bytes:
     if message.kind == ROUND:
         header["plan"] = dict(message.plan)
     text = json.dumps(header, sort_keys=True, allow_nan=False)
-    tensors = {name: np.ascontiguousarray(t) for name, t in form.split(message.vector).items()}
+    tensors = {n: np.array(t, np.float32, order="C") for n, t in form.split(message.vector).items()}
     return safetensors.numpy.save(tensors, {_KEY: text})
 
 
@@ -116,7 +116,8 @@ def _entries(data: bytes, form: Form) -> dict[str, Any]:
         raise FederatedError("it is empty", "empty")
     if len(data) > most_bytes(form):
         raise FederatedError(
-            f"it has {len(data)} bytes, and one of this model has {most_bytes(form)} at most", "size"
+            f"it has {len(data)} bytes, and one of this model has {most_bytes(form)} at most",
+            "size",
         )
     if data.startswith(_PICKLES):
         raise FederatedError(
@@ -180,27 +181,30 @@ def _header(metadata: Any, kind: str) -> dict[str, Any]:
     for name in sorted(found.keys() - _FIELDS[kind]):
         if _WEIGHTS.search(name):
             raise FederatedError(
-                f"it reports a weight of its own ({_shown(name)}); every client counts alike", "weight"
+                f"it reports a weight of its own ({_shown(name)}); every client counts alike",
+                "weight",
             )
         raise FederatedError(f"its header has a foreign key {_shown(name)}", "header")
     for name, sound in _SOUND.items():
         if name in _FIELDS[kind] and not sound(found.get(name)):
-            raise FederatedError(f"its {name} is {_shown(found.get(name))}, which is none", "header")
+            raise FederatedError(
+                f"its {name} is {_shown(found.get(name))}, which is none", "header"
+            )
     return found
-
-
-_SOUND = {
-    "stage": lambda v: isinstance(v, str) and _STAGE.fullmatch(v) is not None,
-    "round": lambda v: type(v) is int and 0 <= v < 1 << 31,
-    "identity": lambda v: is_identity(v),
-    "base": lambda v: isinstance(v, str) and re.fullmatch(r"[0-9a-f]{64}", v) is not None,
-    "plan": lambda v: isinstance(v, dict),
-}
 
 
 def is_identity(value: object) -> bool:
     """Whether a value can name a client: letters, digits, dots, dashes; 64 at most."""
     return isinstance(value, str) and _IDENTITY.fullmatch(value) is not None
+
+
+_SOUND = {
+    "stage": lambda v: isinstance(v, str) and _STAGE.fullmatch(v) is not None,
+    "round": lambda v: type(v) is int and 0 <= v < 1 << 31,
+    "identity": is_identity,
+    "base": lambda v: isinstance(v, str) and re.fullmatch(r"[0-9a-f]{64}", v) is not None,
+    "plan": lambda v: isinstance(v, dict),
+}
 
 
 def _shown(value: object) -> str:

@@ -42,8 +42,8 @@ class Networks:
         for name in names:
             if state[name].dtype != torch.float32:
                 raise TaskError(
-                    f"tensor {name!r} of task {task.name!r} is {state[name].dtype}, and clients send "
-                    "float32 alone: build the model in float32 to train it with clients"
+                    f"tensor {name!r} of task {task.name!r} is {state[name].dtype}, and clients "
+                    "send float32 alone: build the model in float32 to train it with clients"
                 )
         form = Form({name: tuple(state[name].shape) for name in names})
         positive = frozenset(name for name in names if name.endswith("running_var"))

@@ -20,8 +20,8 @@ def shares(labels: Array, clients: int, alpha: float, seed: int) -> list[Array]:
     """Indices of each client's records, disjoint and sorted; some clients may have none.
 
     Args:
-        labels: (n,) of all records. alpha: of the Dirichlet distribution that says how each class is
-            spread over clients (Hsu et al. 2019, arXiv 1909.06335); 0: evenly, at random.
+        labels: (n,) of all records. alpha: of the Dirichlet distribution that says how each class
+            is spread over clients (Hsu et al. 2019, arXiv 1909.06335); 0: evenly, at random.
     """
     source = np.random.default_rng(seed_of(seed, "records"))
     if not alpha:

@@ -154,8 +154,8 @@ def mixed(X: Array, f: int) -> Array:
 def fltrust(X: Array, root: Array) -> Array:
     """FLTrust (Cao et al. 2021, arXiv 2012.13995, equations 2 to 4).
 
-    Rows are scaled to the norm of `root` (P,), the server's own update, and weighted by the positive
-    part of their cosine to it; zeros where no row points its way.
+    Rows are scaled to the norm of `root` (P,), the server's own update, and weighted by the
+    positive part of their cosine to it; zeros where no row points its way.
     """
     wide, own = _wide(X), _wide(root)
     length, tiny = float(np.sqrt((own * own).sum())), np.finfo(np.float64).tiny

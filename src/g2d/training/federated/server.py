@@ -160,7 +160,7 @@ class Server:
                 raise FederatedError(f"stage {self.asked.stage!r} is complete", "late")
             self._inbox.take(data, sender, lambda _: self._keep(data, sender))
         except FederatedError as error:
-            self.refusals.note(ascii(sender)[1:61], error)
+            self.refusals.note(sender if sender in self.clients else "a stranger", error)
             return False
         return True
 
@@ -251,8 +251,8 @@ class Server:
             self._of(notes, safetensors.numpy.load(data))
         except (OSError, SafetensorError, *DAMAGE) as error:
             raise FederatedError(
-                f"{path} is damaged ({type(error).__name__}: {error}): remove {self.folder} to train"
-                " this stage anew"
+                f"{path} is damaged ({type(error).__name__}: {error}): remove {self.folder} to"
+                " train this stage anew"
             ) from error
 
     def _of(self, notes: dict[str, Any], tensors: dict[str, Array]) -> None:

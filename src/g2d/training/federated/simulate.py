@@ -118,9 +118,7 @@ class Simulation:
         file = None
         if self.folder is not None:
             file = make_folder(self.folder / "clients", 0o700) / f"{identity}.safetensors"
-        return Client(
-            identity, self.task, records, self.settings, self.networks, self.like, file
-        )
+        return Client(identity, self.task, records, self.settings, self.networks, self.like, file)
 
     def send(self, stage: str, vector: Array) -> None:
         """Send a member to every client, for attacks on it."""
