@@ -7,8 +7,8 @@ A base is trained for each row, by the product's own messages. Every attack know
 honest updates. `mean` is averaging without any defence (no clipping, no mixing); all others clip
 norms and mix nearest neighbours first. Controls: the server's own records alone, the mean of
 clients that train alone, and averaging without malicious clients. Accuracy is of the test split; a
-backdoor also has its success there. Kept row by row in benchmarks/results/federated-TASK-seedN.json: an
-interrupted run goes on.
+backdoor also has its success there. Kept row by row in
+benchmarks/results/federated-TASK-seedN.json: an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def measured(task: Task, given: Namespace, seed: int, case: tuple[float, int, st
     skipped = sum(bool(closed.skipped) for closed in server.closed)
     return found | {
         "cpu_seconds": round(time.process_time() - began, 2), "skipped": skipped,
-        "refused_answers": dict(sim.refusals.counts),
+        "refused_answers": dict(server.refusals.counts),
     }  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def flags() -> ArgumentParser:
     found.add_argument("--clients", type=int, default=20)
     found.add_argument("--rounds", type=int, default=60)
     found.add_argument("--local-steps", type=int, default=10)
-    found.add_argument("--local-rate", type=float, default=0.1)
+    found.add_argument("--local-rate", type=float, default=0.2)
     found.add_argument("--batch", type=int, default=32)
     found.add_argument("--root", type=int, default=200)
     found.add_argument("--locals", type=int, default=20, help="clients that also train alone")

@@ -217,6 +217,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(FederatedError, match="with another start or other settings"):
         server(tmp_path, rounds=4)
+    with pytest.raises(FederatedError, match="with another start or other settings"):
+        server(tmp_path, f=2)
     path = tmp_path / STATE
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(FederatedError, match=r"is damaged .* remove"):
@@ -232,7 +234,7 @@ def test_messages_round_trip_and_equal_ones_are_equal_bytes():
     asked = server()
     found = decode(asked.ask(), FORM, ROUND)
     assert found.plan == {
-        "steps": 10, "rate": 0.1, "momentum": 0.9, "batch": 8, "repelled": []
+        "steps": 10, "rate": 0.2, "momentum": 0.9, "batch": 8, "repelled": []
     }  # fmt: skip
     np.testing.assert_array_equal(found.vector, START)
     assert asked.ask() == server().ask()
@@ -267,3 +269,18 @@ def test_turns_are_lost_or_late_as_often_as_was_said():
     on_time = sum(t.trains and t.arrives is not None for t in turns)
     assert abs(len(late) / (len(late) + on_time) - 0.2 / 0.7) < 0.03
     assert all(t.trains and t.arrives == n for n, t in enumerate(timetable(9, 0, 0, 0, "a-0", "b")))
+
+
+def test_who_is_named_is_who_f_is_judged_by():
+    for clients in (NAMES[:4], [*NAMES[:4], NAMES[0]]):
+        with pytest.raises(SettingsError, match=r"4 clients are named, and .* is 5"):
+            Server(FORM, START, Asked("base-0", 1, 8), FederatedSettings(clients=5), clients)
+
+
+def test_values_that_leave_float32_move_nothing():
+    asked = server(rule="mean", f=0)
+    wide = np.full(FORM.size, 3e38, np.float32)
+    assert asked.take(answer(asked, NAMES[0], vector=wide), NAMES[0])
+    asked._state.x = wide.copy()
+    asked._inbox.bases = {0: digest_of(wide)}
+    assert "leaves the range of float32" in asked.close().skipped

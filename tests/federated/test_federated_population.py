@@ -16,26 +16,26 @@ from g2d.settings import Settings, build
 from g2d.tasks.splits import Split
 from g2d.training.federated.messages import ANSWER, decode
 from g2d.training.federated.networks import Networks, check_plan
-from g2d.training.federated.server import Server
+from g2d.training.federated.server import Asked, Server
 from g2d.training.federated.simulate import Hostile
 from tiny_tables import TINY
 
 FEW = {
-    "clients": 6, "f": 2, "rule": "trimmed-mean", "mix": False, "rounds": 14, "early_rounds": 6,
-    "fork_rounds": 3, "local_steps": 6, "local_rate": 0.2, "root": 24, "alpha": 1.0,
-    "momentum": 0.5, "member_drop": 0.5,
+    "clients": 5, "f": 1, "rule": "trimmed-mean", "mix": False, "rounds": 12, "early_rounds": 3,
+    "fork_rounds": 2, "local_steps": 6, "local_rate": 0.4, "root": 24, "alpha": 1.0,
+    "momentum": 0.3, "member_drop": 0.9,
 }  # fmt: skip
 
 
 def settings(**federated):
     tables = {"task": {"name": "digits"}, **TINY, "federated": FEW | federated}
     tables["population"] = TINY["population"] | {
-        "members": 3, "basins": 1, "batch": 32, "pool": 60
+        "members": 2, "basins": 1, "batch": 32, "pool": 60
     }  # fmt: skip
     return build(Settings, tables, "tests")
 
 
-def base_of(digits, given, attack=None, count=2, folder=None, progress=lambda *_: None, said=None):
+def base_of(digits, given, attack=None, count=1, folder=None, progress=lambda *_: None, said=None):
     hostile = Hostile(ATTACKS[attack], count) if attack else None
     sim = simulation(digits, given, hostile, (said if said is not None else []).append)
     sim.folder = folder
@@ -49,30 +49,48 @@ def honest(digits):
 
 def test_clients_train_together_and_records_stay(honest, digits):
     sim, found = honest
-    assert found.accuracy > 0.75 > 0.3 < found.alone
+    assert found.accuracy > 0.6
+    assert found.alone < found.accuracy
     assert not any(closed.skipped for closed in found.server.closed)
     assert sum(len(client.records) for client in sim.clients.values()) == len(digits.splits.train)
     record = next(iter(sim.clients.values())).records.x[0].numpy().tobytes()
-    assert record not in found.server.ask()
+    assert record not in stage_of(sim).ask()
 
 
 def test_malicious_clients_take_the_mean_and_not_a_robust_rule(honest, digits):
     mean = settings(rule="mean", f=0, clip=0.0)
     _, taken = base_of(digits, mean, "sign-flip")
     _, borne = base_of(digits, settings(), "sign-flip")
-    assert taken.accuracy < 0.5
-    assert borne.accuracy > honest[1].accuracy - 0.25
+    assert taken.accuracy < 0.4
+    assert borne.accuracy > taken.accuracy + 0.2
+    assert honest[1].accuracy > taken.accuracy + 0.2
 
 
 def test_poisoned_records_and_every_rule_run(digits):
     for attack, rule in (("label-flip", "fltrust"), ("alie", "centred-clipping")):
-        given = settings(rule=rule, rounds=2, local_steps=1, dropout=0.2, stragglers=0.2)
+        given = settings(rule=rule, rounds=2, local_steps=1, dropout=0.1, stragglers=0.1)
         sim, found = base_of(digits, given, attack)
         assert np.isfinite(found.server.vector).all()
         if attack == "label-flip":
-            one = sim.clients["client-05"].records
+            one = sim.clients["client-04"].records
             known = {(x.numpy().tobytes(), int(y)) for x, y in _pairs(digits.splits.train)}
             assert not {(x.numpy().tobytes(), int(y)) for x, y in _pairs(one)} <= known
+
+
+def stage_of(sim, folder=None):
+    """A stage that begins where the clients' networks do."""
+    start = sim.networks.vector(sim.like)
+    asked = Asked("base-0", 4, 32)
+    return Server(
+        sim.networks.form, start, asked, sim.settings.federated, sim.identities, folder
+    )  # fmt: skip
+
+
+def test_where_all_answers_are_lost_there_is_no_network(digits):
+    said: list[str] = []
+    with pytest.raises(PopulationError, match=r"not one of 2 rounds .* no client has answered"):
+        base_of(digits, settings(rounds=2, dropout=1.0), said=said)
+    assert said == [f"round {k} of base-0 is skipped: no client has answered" for k in (0, 1)]
 
 
 def _pairs(split):
@@ -84,7 +102,7 @@ class KilledError(Exception):
 
 
 def test_a_run_that_is_killed_ends_with_the_same_bytes(digits, tmp_path, monkeypatch):
-    given = settings(rounds=4, local_steps=1, dropout=0.3, stragglers=0.3, deadline=3, f=0)
+    given = settings(rounds=6, local_steps=1, dropout=0.2, stragglers=0.5, deadline=3, f=0)
     whole = base_of(digits, given, folder=tmp_path / "whole")[1].server
 
     def killed_at(number):
@@ -108,9 +126,9 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(digits, tmp_path, monkeyp
 
 
 def test_a_client_answers_twice_alike_and_knows_what_no_client_does(honest, digits):
-    sim, found = honest
+    sim = honest[0]
     client = sim.clients["client-01"]
-    message = found.server.ask()
+    message = stage_of(sim).ask()
     first = client.answer(message)
     assert client.answer(message) == first
     assert decode(first, sim.networks.form, ANSWER).identity == "client-01"
@@ -137,7 +155,7 @@ def test_networks_are_vectors_and_back(digits):
 
 def test_a_population_is_kept_resumed_fitted_and_named_in_manifests(digits, tmp_path):
     given, path = settings(), tmp_path / "vault"
-    hostile = Hostile(ATTACKS["ipm"], 2)
+    hostile = Hostile(ATTACKS["ipm"], 1)
     with g2d.Defence.create("digits", path, given) as defence:
 
         def killed(stage, done, total):
@@ -146,13 +164,13 @@ def test_a_population_is_kept_resumed_fitted_and_named_in_manifests(digits, tmp_
 
         with pytest.raises(KilledError):
             federate(defence.task, defence.vault, given, hostile, killed, [].append)
-        with pytest.raises(PopulationError, match="1 of 3 members that clients train"):
+        with pytest.raises(PopulationError, match="1 of 2 members that clients train"):
             defence.populate(SerialEngine())
         with pytest.raises(VaultError, match="with other settings"):
             federate(defence.task, defence.vault, given, None, killed, [].append)
         federate(defence.task, defence.vault, given, hostile, lambda *_: None, [].append)
         members = defence.vault.entries("member")
-        assert [m.info["recipe"] for m in members] == ["repelled"] * 3
+        assert [m.info["recipe"] for m in members] == ["repelled"] * 2
         assert not (tmp_path / "vault.federated").exists()
         defence.populate(SerialEngine())  # it is whole: nothing to do
         work = _Federation(defence.task, defence.vault, given, hostile, None, None)
@@ -160,13 +178,13 @@ def test_a_population_is_kept_resumed_fitted_and_named_in_manifests(digits, tmp_
             work._judge(9, defence.task.model(3).state_dict())
         defence.fit()
         noted = defence.generation().manifest["federated"]
-    assert (noted["rule"], noted["malicious"], noted["simulated"]) == ("trimmed-mean", 2, True)
+    assert (noted["rule"], noted["malicious"], noted["simulated"]) == ("trimmed-mean", 1, True)
     assert noted["server_alone"] <= members[0].info["accuracy"] + 1
 
 
 def test_a_base_below_the_servers_own_is_not_kept(digits, tmp_path):
-    bad = settings(rule="mean", f=0, clip=0.0, rounds=8, root=200)
-    hostile = Hostile(ATTACKS["sign-flip"], 2)
+    bad = settings(rule="mean", f=0, clip=0.0, rounds=6, root=200)
+    hostile = Hostile(ATTACKS["sign-flip"], 1)
     with g2d.Defence.create("digits", tmp_path / "one", bad) as defence:
         with pytest.raises(PopulationError, match="the clients add nothing"):
             federate(defence.task, defence.vault, bad, hostile, lambda *_: None, [].append)
@@ -201,7 +219,7 @@ def test_the_command_trains_a_base_and_says_what_does_not_fit(tmp_path):
         (["--malicious", "2"], "add --attack NAME"),
         (["--attack", "alia", "--f", "1"], "Did you mean 'alie'"),
         (["--attack", "alie", "--f", "0"], "give --f, or --malicious"),
-        (["--attack", "alie", "--malicious", "6"], "leave one honest client at least"),
+        (["--attack", "alie", "--malicious", "5"], "leave one honest client at least"),
         (["--rule", "mean", "--f", "1"], "bears no malicious client"),
         (["--set", "federated.secure=true"], "hides malicious ones, too"),
     ):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from g2d.core.imports import import_attribute
 from g2d.core.types import Array
 from g2d.errors import SettingsError, nearest
 
@@ -99,7 +100,7 @@ def min_max(seen: Seen) -> Array:
     mu = wide.mean(0)
     apart = max((_length(a - b) for a in wide for b in wide), default=0.0)
     directions = [-_unit(mu), -_unit(wide.std(0)), -_unit(np.sign(mu))]
-    found = []
+    found: list[Array] = []
     for p in directions:
         gamma = _largest(wide - mu, p, apart)
         found += [mu + share * gamma * p for share in (0.25, 0.5, 0.75, 1.0)]
@@ -191,14 +192,19 @@ ATTACKS = {attack.name: attack for attack in _LISTED}
 
 
 def find_attack(name: str) -> Byzantine:
-    """Return an attack of malicious clients by its name.
+    """Return an attack of malicious clients by its name, or 'module:name' of one's own.
 
     Raises:
-        SettingsError: there is none of that name.
+        SettingsError: there is none.
     """
-    if name not in ATTACKS:
+    if name in ATTACKS:
+        return ATTACKS[name]
+    if ":" not in name:
         raise SettingsError(
             f"there is no attack {name!r} of malicious clients.{nearest(name, ATTACKS)} There are "
-            f"{', '.join(ATTACKS)}"
+            f"{', '.join(ATTACKS)}; your own is named 'module:name'"
         )
-    return ATTACKS[name]
+    found = import_attribute(name, "attack", SettingsError)
+    if not isinstance(found, Byzantine):
+        raise SettingsError(f"attack {name!r} is {type(found).__name__}, not a Byzantine")
+    return found

@@ -114,7 +114,7 @@ def _base_alone(settings: Settings, attack: str, malicious: int | None) -> None:
         print_line(f"server alone {own}")
     skipped = [closed for closed in found.server.closed if closed.skipped]
     print_line(f"rounds       {len(found.server.closed)}, of which {len(skipped)} were skipped")
-    print_line(f"refused      {_refused(sim.refusals)}")
+    print_line(f"refused      {_refused(found.server.refusals)}")
     print_line("Nothing was kept; --vault FOLDER makes a whole population.")
 
 

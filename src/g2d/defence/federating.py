@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -153,8 +154,9 @@ class _Federation:
         return simulation(self.task, self.settings, self.hostile, self.say, self.vault)
 
     @property
-    def folder(self) -> Any:
+    def folder(self) -> Path:
         """Where server and clients keep what they know until the population is whole."""
+        assert self.sim.folder is not None, "beside a vault there is a folder"
         return self.sim.folder
 
     @cached_property
@@ -280,7 +282,7 @@ class _Federation:
             "skipped": len(server.closed) - len(counted),
             "answers": sum(closed.answered for closed in counted),
             "late": sum(closed.late for closed in counted),
-            "refused": dict(sorted(self.sim.refusals.counts.items())),
+            "refused": dict(sorted(server.refusals.counts.items())),
         }  # fmt: skip
         if alone is not None:
             notes["server_alone"] = round(alone, 6)

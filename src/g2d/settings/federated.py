@@ -16,7 +16,7 @@ class FederatedSettings(Checked):
     rule: str = free(
         "centred-clipping",
         "mean, median, trimmed-mean, geometric-median, multi-krum, centred-clipping, bulyan,"
-        " fltrust",
+        " fltrust, your 'module:name'",
         since="0.2",
     )
     mix: bool = free(True, "mix each update with its nearest neighbours before", since="0.2")
@@ -28,7 +28,7 @@ class FederatedSettings(Checked):
     early_rounds: int = within(0, 10**6, 20, "rounds of a basin's early checkpoint", since="0.2")
     fork_rounds: int = within(1, 10**6, 10, "rounds of a member", since="0.2")
     local_steps: int = within(1, 10**6, 10, "optimiser steps of a client in a round", since="0.2")
-    local_rate: float = within(1e-8, 100.0, 0.1, "SGD's rate at first; it falls", since="0.2")
+    local_rate: float = within(1e-8, 100.0, 0.2, "SGD's rate at first; it falls", since="0.2")
     momentum: float = within(0.0, 0.9999, 0.9, "of a client's updates, round to round", since="0.2")
     deadline: int = within(0, 1000, 0, "rounds that an answer may be late", since="0.2")
     member_drop: float = within(

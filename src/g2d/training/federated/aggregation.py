@@ -1,7 +1,7 @@
 """Which rules there are, which f each bears, and how a round's updates become one.
 
 A rule is a function of a matrix of updates (`rules`) with its bound on f; norms are clipped, and
-neighbours mixed, before it. Knows no torch. To add a rule: a function, and a line in `RULES`.
+neighbours mixed, before it. Knows no torch. To add a rule: a function, and a line in `_LISTED`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from g2d.core.imports import import_attribute
 from g2d.core.types import Array
 from g2d.errors import SettingsError, nearest
 from g2d.settings.federated import FederatedSettings
@@ -79,6 +80,25 @@ RULES = {rule.name: rule for rule in _LISTED}
 """Every rule by its name."""
 
 
+def find_rule(name: str) -> Rule:
+    """Return a rule by its name, or the user's own, 'module:name' of a `Rule`.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if name in RULES:
+        return RULES[name]
+    if ":" not in name:
+        raise SettingsError(
+            f"there is no aggregation rule {name!r}.{nearest(name, RULES)} There are "
+            f"{', '.join(RULES)}; your own is named 'module:name'"
+        )
+    found = import_attribute(name, "aggregation rule", SettingsError)
+    if not isinstance(found, Rule):
+        raise SettingsError(f"aggregation rule {name!r} is {type(found).__name__}, not a Rule")
+    return found
+
+
 @dataclass(frozen=True)
 class Aggregation:
     """How the updates of a round become one; made by `of`, which checks it.
@@ -102,12 +122,7 @@ class Aggregation:
                 secure aggregation is asked for.
         """
         s = settings
-        if s.rule not in RULES:
-            raise SettingsError(
-                f"there is no aggregation rule {s.rule!r}.{nearest(s.rule, RULES)} There are "
-                f"{', '.join(RULES)}"
-            )
-        rule = RULES[s.rule]
+        rule = find_rule(s.rule)
         check_secure(s, rule)
         if rule.most is not None and s.f > rule.most:
             raise SettingsError(
@@ -154,7 +169,13 @@ class Aggregation:
             X = rules.clip_norms(X, self.clip)
         if self.mix and self.f:
             X = rules.mixed(X, self.f)
-        return self.rule.apply(X, around)
+        found = np.asarray(self.rule.apply(X, around), np.float32)
+        if found.shape != X.shape[1:]:
+            raise SettingsError(
+                f"aggregation rule {self.rule.name!r} gave shape {found.shape} of updates "
+                f"{X.shape}; it has to give one update, {X.shape[1:]}"
+            )
+        return found
 
 
 def check_secure(settings: FederatedSettings, rule: Rule) -> None:

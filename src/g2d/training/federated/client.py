@@ -41,15 +41,23 @@ from g2d.training.loop import Batches
 from g2d.training.recipes import HardenedTraining, fgsm_light, stale
 from g2d.training.recipes.recipe import ChangeStep, Recipe, Setup
 
+LOCAL_MOMENTUM = 0.9
+"""Of the steps within a round; `[federated] momentum` is of the changes that are sent."""
+
 
 class LocalSgd(Recipe):
-    """Plain SGD: Adam moves every coordinate alike, which hides from rules who is honest."""
+    """SGD with Nesterov's momentum, begun anew in each round.
+
+    In a probe on digits 25 rounds of 6 steps came to 92 %, to 81 % without momentum, to 53 % by
+    Adam, which knows nothing of the scale of gradients again in each round.
+    """
 
     def prepare(self, setup: Setup) -> Setup:
-        """Return the setup with SGD."""
+        """Return the setup with this optimiser."""
 
         def made(model: nn.Module, rate: float) -> Optimizer:
-            return SGD([p for p in model.parameters() if p.requires_grad], rate)
+            free = [p for p in model.parameters() if p.requires_grad]
+            return SGD(free, rate, momentum=LOCAL_MOMENTUM, nesterov=True)
 
         return setup.replace(optimizer=made)
 
@@ -78,7 +86,7 @@ class Client:
         self._pools: dict[str, Split] = {}
         self._last: bytes | None = None
         if file is not None and file.exists():
-            self._last = read_plain(file, most_bytes(networks.form))
+            self._last = self._read(file)
 
     def receive(self, data: bytes) -> None:
         """Take a member: attacks on it are crafted from the client's own records, and stay here.
@@ -123,6 +131,17 @@ class Client:
         if self.file is not None:
             write_bytes(self.file, self._last, 0o600)
         return self._last
+
+    def _read(self, file: Path) -> bytes:
+        try:
+            data = read_plain(file, most_bytes(self.networks.form))
+            decode(data, self.networks.form, ANSWER)
+        except (OSError, FederatedError) as error:
+            raise FederatedError(
+                f"{file}, the last answer of {self.identity}, is damaged: {error}. Remove it, and"
+                " it goes on without momentum"
+            ) from error
+        return data
 
     @property
     def kept(self) -> bytes | None:

@@ -34,7 +34,8 @@ class Form:
     def split(self, vector: Array) -> dict[str, Array]:
         """The tensors of a vector (P,): `join` undone."""
         assert vector.shape == (self.size,), "a vector of this form"
-        found, start = {}, 0
+        found: dict[str, Array] = {}
+        start = 0
         for name, shape in self.shapes.items():
             end = start + math.prod(shape)
             found[name] = vector[start:end].reshape(shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,7 +198,7 @@ def is_identity(value: object) -> bool:
     return isinstance(value, str) and _IDENTITY.fullmatch(value) is not None
 
 
-_SOUND = {
+_SOUND: dict[str, Callable[[Any], bool]] = {
     "stage": lambda v: isinstance(v, str) and _STAGE.fullmatch(v) is not None,
     "round": lambda v: type(v) is int and 0 <= v < 1 << 31,
     "identity": is_identity,

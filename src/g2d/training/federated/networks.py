@@ -73,4 +73,4 @@ def check_plan(plan: Mapping[str, Any]) -> bool:
         return False
     whole = all(type(n) is int and 1 <= n <= 10**6 for n in (steps, batch))
     real = all(isinstance(n, float) and math.isfinite(n) for n in (rate, momentum))
-    return whole and real and 0 < rate <= 100 and 0 <= momentum < 1  # type: ignore[operator]
+    return whole and real and 0 < rate <= 100 and 0 <= momentum < 1

@@ -19,7 +19,8 @@ MOST_STEPS = 500
 
 
 def _narrow(vector: Array) -> Array:
-    return np.asarray(vector, np.float32)
+    with np.errstate(over="ignore"):  # what leaves float32's range is infinite, and not taken
+        return np.asarray(vector, np.float32)
 
 
 def _wide(X: Array) -> Array:
@@ -108,7 +109,8 @@ def bulyan(X: Array, f: int) -> Array:
     Krum chooses n - 2f rows, one after the other, each among those that are left; of their values
     in each coordinate the n - 4f nearest to the median are averaged.
     """
-    left, chosen, n = list(range(len(X))), [], len(X)
+    left, n = list(range(len(X))), len(X)
+    chosen: list[int] = []
     squared = distances(X) ** 2
     while len(chosen) < n - 2 * f:
         inside = np.sort(squared[np.ix_(left, left)], axis=1)

@@ -21,6 +21,7 @@ from g2d.core.files import make_folder, read_plain, write_bytes
 from g2d.core.types import Array
 from g2d.errors import DAMAGE, FederatedError, SettingsError
 from g2d.settings.federated import FederatedSettings
+from g2d.settings.fields import stored
 from g2d.training.federated.aggregation import Aggregation, Around
 from g2d.training.federated.checks import Inbox, Refusals
 from g2d.training.federated.form import Form
@@ -97,6 +98,11 @@ class Server:
         if odd := [name for name in clients if not is_identity(name)]:
             raise SettingsError(
                 f"{odd[0]!r} can be no client's name: letters, digits, dots and dashes, 64 at most"
+            )
+        if len(set(clients)) != settings.clients:
+            raise SettingsError(
+                f"{len(set(clients))} clients are named, and [federated] clients is"
+                f" {settings.clients}: f is judged by that number, so make them the same"
             )
         self.form, self.asked, self.settings = form, asked, settings
         self.clients, self.folder = tuple(clients), folder
@@ -230,7 +236,8 @@ class Server:
         state = self._state
         notes = {
             "stage": self.asked.stage, "rounds": self.asked.rounds, "began": self._began,
-            "number": state.number, "bases": {str(n): base for n, base in state.bases.items()},
+            "settings": stored(self.settings), "number": state.number,
+            "bases": {str(n): base for n, base in state.bases.items()},
             "refused": dict(self.refusals.counts), "refused_of": dict(self.refusals.clients),
             "closed": [[c.number, c.answered, c.late, c.skipped] for c in state.closed],
         }  # fmt: skip
@@ -256,8 +263,8 @@ class Server:
             ) from error
 
     def _of(self, notes: dict[str, Any], tensors: dict[str, Array]) -> None:
-        told = (notes["stage"], notes["rounds"], notes["began"])
-        if told != (self.asked.stage, self.asked.rounds, self._began):
+        told = (notes["stage"], notes["rounds"], notes["began"], notes["settings"])
+        if told != (self.asked.stage, self.asked.rounds, self._began, stored(self.settings)):
             raise FederatedError(
                 f"{self.folder} holds {notes['stage']!r} of {notes['rounds']} rounds with another"
                 " start or other settings: go on with those, or name another folder"

@@ -7,7 +7,7 @@ processes does, calls the same `Server` and `Client`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -62,7 +62,6 @@ class Simulation:
     hostile: Hostile | None = None
     folder: Path | None = None
     say: Say = unsaid
-    refusals: Refusals = field(init=False)
 
     def __post_init__(self) -> None:
         count, most = self.hostile.count if self.hostile else 0, self.settings.federated.clients
@@ -70,7 +69,6 @@ class Simulation:
             raise SettingsError(
                 f"{count} of {most} clients are to be malicious: leave one honest client at least"
             )
-        self.refusals = Refusals(self.say)
 
     @cached_property
     def networks(self) -> Networks:
@@ -144,7 +142,7 @@ class Simulation:
         folder = None if self.folder is None else make_folder(self.folder, 0o700) / stage
         server = Server(
             self.networks.form, start, asked, self.settings.federated, self.identities, folder,
-            self.refusals,
+            Refusals(self.say),
         )  # fmt: skip
         turns = {name: self._turns(asked, name) for name in self.identities}
         while not server.done:
@@ -172,8 +170,8 @@ class Simulation:
         message, there = server.ask(), server.taken
         own: dict[str, bytes] = {}
         for name, turn in turns.items():
-            if name in there:
-                continue  # it had answered before a kill
+            if name in there or self._crafts(name):
+                continue  # it had answered before a kill, or needs no training for what it sends
             client = self.clients[name]
             late = client.kept if turn.arrives is not None and not turn.trains else None
             answer = self._answer(client, message) if turn.trains else late
@@ -189,6 +187,10 @@ class Simulation:
         closed = server.close(root)
         if closed.skipped:
             self.say(f"round {closed.number} of {server.asked.stage} is skipped: {closed.skipped}")
+
+    def _crafts(self, identity: str) -> bool:
+        crafted = self.hostile is not None and self.hostile.attack.craft is not None
+        return crafted and identity in self._malicious
 
     def _answer(self, client: Client, message: bytes) -> bytes | None:
         """What a client answers; None where its own training diverges, which it says."""
