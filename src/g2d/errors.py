@@ -86,6 +86,18 @@ class ClaimError(G2DError):
     """A claim of ownership, or the commitment that it rests on, is not what it says it is."""
 
 
+class FederatedError(G2DError):
+    """What came from a client, or from a server, is not taken; nothing was changed.
+
+    Attributes:
+        reason: one of `g2d.training.federated.checks.REASONS`.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class PrivacyError(G2DError):
     """What was asked for has no guarantee, is not in the budget, or is not what was recorded."""
 

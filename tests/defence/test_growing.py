@@ -12,9 +12,13 @@ from g2d.defence.growing.plan import Plan
 from g2d.defence.members import begin_in
 from g2d.defence.refresh import follow
 from g2d.defence.refresh.taking_up import Staging
-from g2d.errors import PopulationError, PrivacyError, SettingsError, VaultError
+from g2d.errors import PopulationError, PrivacyError, SealingError, SettingsError, VaultError
+from g2d.protect import sealing
 from g2d.settings import Settings
+from g2d.training.federated import FEDERATED
 from g2d.vault.basins import GROWING, GROWN, GROWN_MEMBER, stock_of
+from g2d.vault.sealing import changing
+from g2d.vault.sealing.envelope import is_sealed
 from g2d.vault.vault import Vault
 from g2d.vault.verify import verify
 
@@ -224,4 +228,29 @@ def test_a_diffusion_model_and_a_zoo_are_refused(tiny_vault, path):
         files = {name: defence.vault.read(first, name) for name in first.files}
         defence.vault.put("member", 0, files, first.info | {"recipe": "adopted"})
         with pytest.raises(PopulationError, match="checkpoints that were adopted"):
+            grow(defence, Grow())
+
+
+def test_what_is_grown_in_a_sealed_vault_is_sealed_from_its_first_byte(path, tmp_path):
+    pytest.importorskip("cryptography")
+    url = f"file:{tmp_path / 'custodian' / 'c.key'}"
+    custodian = sealing.make_custodian(url)[0]
+    with g2d.Defence.open(path) as defence:
+        changing.seal(defence.vault, custodian, url)
+        with work._staging(defence, Grow(seed=3)) as staged:
+            weights = defence.vault.read(defence.vault.entry("base"))
+            staged.put("early", 0, {"weights": weights}, {})
+            [file] = (path / GROWING / "early").glob("*.safetensors")
+            assert is_sealed(file.read_bytes())
+            assert staged.read(staged.entry("early", 0)) == weights
+        with pytest.raises(SealingError, match="g2d grow"):
+            changing.unseal(defence.vault, custodian)
+
+
+def test_what_clients_have_trained_is_not_grown_here(path):
+    with g2d.Defence.open(path) as defence:
+        base = defence.vault.entry("base")
+        files = {name: defence.vault.read(base, name) for name in base.files}
+        defence.vault.put("base", 0, files, {**base.info, FEDERATED: {}})
+        with pytest.raises(PopulationError, match="keep their records"):
             grow(defence, Grow())

@@ -33,6 +33,7 @@ from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split, Splits
 from g2d.tasks.task import Task
+from g2d.training.federated import FEDERATED
 from g2d.vault.code import CODE, code_of
 from g2d.vault.committed import COMMITTED
 from g2d.vault.confirmed import confirmed_key
@@ -208,6 +209,8 @@ class GenerationStore:
             full |= {RENEWED_BY: self._source} | self._renewal()
         if (planted := self.vault.entry(PLANTED)) is not None:
             full[PLANTED] = planted.info["canaries"]
+        if (base := self.vault.entry("base")) is not None and FEDERATED in base.info:
+            full[FEDERATED] = base.info[FEDERATED]
         full |= stamp(self.vault, s)
         if self.code:
             full[CODE] = self.code

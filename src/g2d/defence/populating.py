@@ -29,6 +29,7 @@ from g2d.tasks.source import TaskSource, data_digest
 from g2d.tasks.task import Task
 from g2d.training.adopt import GIVEN, adopt_base, adopt_checkpoints
 from g2d.training.charging import free
+from g2d.training.federated import FEDERATED
 from g2d.training.population import build_population
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import unpack
@@ -59,6 +60,9 @@ def populate(
                 f"only {len(adopted)} of {adopted[0].info['of']} checkpoints were adopted; run "
                 "`g2d population` with --from-checkpoints again"
             )
+        return
+    if is_federated(vault):
+        check_whole(vault, settings)
         return
     mark = Mark.of(settings.watermark, task, vault.path)
     watch = BesideBase(task, vault, settings, tell)
@@ -97,6 +101,26 @@ def take_zoo(
     if any(e.info.get("recipe") != "adopted" for e in vault.entries("member")):
         raise VaultError(f"{vault.path} has a population already; use a new folder")
     adopt_checkpoints(task, vault, settings.population, folder, progress, note_of(task), say)
+
+
+def is_federated(vault: Vault) -> bool:
+    """Whether clients have trained what a vault holds."""
+    base = vault.entry("base")
+    return base is not None and FEDERATED in base.info
+
+
+def check_whole(vault: Vault, settings: Settings) -> None:
+    """Refuse to go on with a federated population that lacks members.
+
+    Raises:
+        PopulationError: it is not complete; no data are here to finish it with.
+    """
+    there, wanted = len(vault.entries("member")), settings.population.members
+    if there < wanted:
+        raise PopulationError(
+            f"{vault.path} holds {there} of {wanted} members that clients train: run the same "
+            "`g2d federated` command again, or set [population] members to what is there"
+        )
 
 
 def note_of(task: Task) -> dict[str, Any]:

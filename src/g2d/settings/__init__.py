@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from g2d.errors import SettingsError
+from g2d.settings.federated import FederatedSettings
 from g2d.settings.fields import Checked, as_toml, build, free, one_of, stored, within
 from g2d.settings.growing import GrowthSettings
 from g2d.settings.monitoring import MonitorSettings
@@ -295,6 +296,7 @@ class Settings(Checked):
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     growth: GrowthSettings = field(default_factory=GrowthSettings)
+    federated: FederatedSettings = field(default_factory=FederatedSettings)
 
     @property
     def source(self) -> str:

@@ -243,13 +243,7 @@ class _Builder:
         return self.vault.read(base, name)
 
     def _fork(self, index: int, basin: int) -> bytes:
-        """Where a fork begins: its basin's early checkpoint, or with `trunk` its latest member."""
-        start = self.vault.entry("early", basin)
-        before = [k for k in range(index - index % self.wave) if k % self.settings.basins == basin]
-        if before and self.settings.trunk and self.settings.recipe == "repelled":
-            start = self.vault.entry("member", before[-1])
-        assert start is not None, "basins and earlier waves are made first"
-        return self.vault.read(start)
+        return self.vault.read(fork_start(self.vault, self.settings, index, basin))
 
     def _run(self, kind: str, indices: Sequence[int], total: int) -> None:
         stage = {"base": "base", "early": "early checkpoints", "member": "population"}[kind]
@@ -282,6 +276,11 @@ def attack_sources(
     Args:
         file: what of these members is meant: their "attacks", or their "weights".
     """
+    return tuple(vault.read(entry, file) for entry in source_entries(vault, settings, index))
+
+
+def source_entries(vault: Vault, settings: PopulationSettings, index: int) -> list[Entry]:
+    """The base and random members of the last three waves, which a repelled member flees."""
     wave = wave_of(settings)
     earlier = index - index % wave
     recent = [
@@ -291,7 +290,17 @@ def attack_sources(
     generator = torch.Generator().manual_seed(seed_of(settings.seed, "sources", index))
     chosen = torch.randperm(len(recent), generator=generator)[: settings.sources - 1]
     entries = [vault.entry("base"), *(recent[int(i)] for i in chosen)]
-    return tuple(vault.read(entry, file) for entry in entries if entry is not None)
+    return [entry for entry in entries if entry is not None]
+
+
+def fork_start(vault: Vault, settings: PopulationSettings, index: int, basin: int) -> Entry:
+    """Where a fork begins: its basin's early checkpoint, or with `trunk` its latest member."""
+    start, wave = vault.entry("early", basin), wave_of(settings)
+    before = [k for k in range(index - index % wave) if k % settings.basins == basin]
+    if before and settings.trunk and settings.recipe == "repelled":
+        start = vault.entry("member", before[-1])
+    assert start is not None, "basins and earlier waves are made first"
+    return start
 
 
 def fingerprint(

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from g2d.core.types import Progress, Say, silent, unsaid
 from g2d.defence.defence import Defence
+from g2d.defence.populating import is_federated
 from g2d.errors import PopulationError, PrivacyError, SettingsError, VaultError
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
@@ -151,6 +152,12 @@ def check(defence: Defence, how: Grow) -> None:
         raise PopulationError(
             f"{vault.path} holds checkpoints that were adopted, and nothing says how to train more"
             " of them: train the next ones as you did those, and adopt all in a new vault"
+        )
+    if is_federated(vault):
+        raise PopulationError(
+            f"{vault.path} holds what clients have trained, and they keep their records: a basin"
+            " grown here would be of the server's alone. Have them train a population with as many"
+            " basins as it will need (`g2d federated simulate`)"
         )
     if s.population.recipe == "seeds":
         raise SettingsError(

@@ -18,6 +18,7 @@ from g2d.defence.refresh.taking_up import Staging, in_use
 from g2d.errors import VaultError
 from g2d.vault.basins import AFTER, GROWING, stock_of
 from g2d.vault.plain import is_folder
+from g2d.vault.sealing.changing import share
 from g2d.vault.sources import STAGED
 from g2d.vault.vault import Entry, Put, Vault
 
@@ -88,6 +89,7 @@ def take_up_basin(vault: Vault) -> TakenBasin | None:
                 f"the basin that waits in {folder} was grown beside a population or a generator"
                 f" that the vault has no more: `g2d grow {vault.path}` fits it to what is there"
             )
+        share(vault, staged)
         note = {"plan": plan.id, AFTER: vault.last_number()}
         vault.put_all(_moved(staged, plan, fitted, note))
     shutil.rmtree(folder, ignore_errors=True)

@@ -33,6 +33,7 @@ from g2d.training.population import stays_of
 from g2d.training.recipes.distil import teacher_of
 from g2d.vault.basins import BASIN, stock_of
 from g2d.vault.ledger import is_vacant
+from g2d.vault.sealing.changing import share
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import unpack
 
@@ -235,6 +236,7 @@ def _staging(defence: Defence, how: Grow) -> Iterator[Vault]:
             shutil.rmtree(path)
         staged = Staging.create(path, vault.settings_text)
     with staged:
+        share(vault, staged)
         yield staged
 
 

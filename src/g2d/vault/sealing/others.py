@@ -72,12 +72,12 @@ def check_alone(vault: Vault) -> None:
         SealingError: with the first of them, and what to do.
     """
     root = vault.path
-    waiting = (root / STAGED, root.with_name(f"{root.name}.marking"))
+    waiting = (root / STAGED, root / GROWING, root.with_name(f"{root.name}.marking"))
     for path in waiting:
         if os.path.lexists(path):
             raise SealingError(
-                f"{path} holds networks of work that is not finished: finish it (`g2d refresh`, or"
-                " `g2d watermark add`), or remove that folder; then go on"
+                f"{path} holds networks of work that is not finished: finish it (`g2d refresh`,"
+                " `g2d grow` or `g2d watermark add`), or remove that folder; then go on"
             )
     with explained(root, "read"):
         for path in _strangers(vault):

@@ -1,0 +1,1 @@
+"""What clients train together is worth, and what malicious ones among them can do to it."""

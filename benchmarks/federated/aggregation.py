@@ -1,0 +1,254 @@
+"""Rules against attacks of malicious clients: split x f x attack x rule, beside the controls.
+
+    python -m benchmarks.federated.aggregation --task mnist --data FOLDER --seeds 0 1 2
+    python -m benchmarks.federated.aggregation --rounds 2 --attacks sign-flip --rules mean  # a try
+
+A base is trained for each row, by the product's own messages. Every attack knows the rule and all
+honest updates. `mean` is averaging without any defence (no clipping, no mixing); all others clip
+norms and mix nearest neighbours first. Controls: the server's own records alone, the mean of
+clients that train alone, and averaging without malicious clients. Accuracy is of the test split; a
+backdoor also has its success there. Kept row by row in
+benchmarks/results/federated-TASK-seedN.json: an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from benchmarks.common.command import Result, parser
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import hold_to, record, save
+from benchmarks.common.tables import NOTHING, TARGETS, markdown
+from g2d import Settings
+from g2d.attacks.byzantine import ATTACKS, TARGET
+from g2d.core.seeds import seed_of
+from g2d.core.types import State
+from g2d.errors import PopulationError, SettingsError
+from g2d.settings import TaskSettings, build
+from g2d.tasks.inference import accuracy, load_model, predict
+from g2d.tasks.source import by_name, resolve
+from g2d.tasks.task import Task
+from g2d.training.federated.aggregation import RULES
+from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
+
+NONE, ALONE, LOCAL = "none", "server alone", "local only"
+ALPHAS, FS = (0.0, 0.5, 0.1), (0, 4, 8)
+ANYWHERE = "even"  # how alpha = 0, the even split, is told
+
+
+def settings_of(given: Namespace, seed: int, alpha: float, f: int, rule: str) -> Settings:
+    """Of one row; plain averaging is told that nobody is malicious, whatever is true."""
+    plain = rule == "mean"
+    federated = {
+        "clients": given.clients, "rule": rule, "alpha": alpha, "rounds": given.rounds,
+        "local_steps": given.local_steps, "local_rate": given.local_rate, "root": given.root,
+        "f": 0 if plain else f, "mix": not plain, "clip": 0.0 if plain else 2.0,
+    }  # fmt: skip
+    tables = {"population": {"seed": seed, "batch": given.batch}, "federated": federated}
+    return build(Settings, tables, "benchmark")
+
+
+def cases(given: Namespace) -> Iterator[tuple[float, int, str, str]]:
+    """Every row: alpha, f, attack, rule; without malicious clients there is one attack, none."""
+    for alpha in given.alphas:
+        for f in given.fs:
+            for attack in given.attacks if f else [NONE]:
+                for rule in given.rules:
+                    yield alpha, f, attack, rule
+
+
+def name_of(alpha: float, f: int, attack: str, rule: str) -> str:
+    """The key of a row."""
+    return f"alpha {alpha:g} | f {f} | {attack} | {rule}"
+
+
+def measured(task: Task, given: Namespace, seed: int, case: tuple[float, int, str, str]) -> Result:
+    """Train one base, and what it is worth; a rule that refuses so many says so."""
+    alpha, f, attack, rule = case
+    settings, began = settings_of(given, seed, alpha, f, rule), time.process_time()
+    hostile = Hostile(ATTACKS[attack], f) if f else None
+    like = task.model(seed_of(seed, "base", 0)).state_dict()
+    sim = Simulation(task, settings, like, hostile)
+    try:
+        server = sim.train("base-0", sim.networks.vector(like), settings.federated.rounds)
+    except (SettingsError, PopulationError) as error:
+        return {"refused": str(error)}
+    found = worth(task, sim.networks.state(server.vector, like), attack == "backdoor")
+    skipped = sum(bool(closed.skipped) for closed in server.closed)
+    return found | {
+        "cpu_seconds": round(time.process_time() - began, 2), "skipped": skipped,
+        "refused_answers": dict(server.refusals.counts),
+    }  # fmt: skip
+
+
+def worth(task: Task, state: State, backdoor: bool = False) -> Result:
+    """Accuracy on the test split, and how often the trigger succeeds there."""
+    model, test = load_model(task, state), task.splits.test
+    found: Result = {"accuracy": accuracy(model, test)}
+    if backdoor and task.bounds is not None:
+        from g2d.attacks.poisoning import trigger
+
+        others = test.x[test.y != TARGET]
+        sent = predict(model, trigger(others, task.bounds)).argmax(1) == TARGET
+        found["asr"] = float(sent.double().mean())
+    return found
+
+
+def controls(task: Task, given: Namespace, seed: int, alpha: float) -> dict[str, Result]:
+    """The server's own records alone, and clients that train alone: their mean, and the best."""
+    settings = settings_of(given, seed, alpha, 0, "mean")
+    sim = Simulation(task, settings, task.model(seed_of(seed, "base", 0)).state_dict())
+    steps = given.rounds * given.local_steps
+    own = trained_alone(task, sim.root, settings, steps, seed_of(seed, "alone"))
+    found = {ALONE: worth(task, own)}
+    each = []
+    for identity, client in list(sim.clients.items())[: given.locals]:
+        if len(client.records):
+            state = trained_alone(task, client.records, settings, steps, seed_of(seed, identity))
+            each.append(worth(task, state)["accuracy"])
+    if each:
+        found[LOCAL] = {"accuracy": statistics.mean(each), "best": max(each), "clients": len(each)}
+    return found
+
+
+def run(task: Task, given: Namespace, seed: int, path: Path) -> Result:
+    """Measure what is missing of one seed, row by row."""
+    result = json.loads(path.read_text()) if path.exists() else record(given)
+    sizes = {
+        name: getattr(given, name)
+        for name in ("task", "clients", "rounds", "local_steps", "local_rate", "batch", "root")
+    }
+    hold_to(result, sizes, path)
+    found, control = result.setdefault("rows", {}), result.setdefault("controls", {})
+    for alpha in given.alphas:
+        if f"{alpha:g}" not in control:
+            control[f"{alpha:g}"] = controls(task, given, seed, alpha)
+            save(path, result)
+    due = [case for case in cases(given) if name_of(*case) not in found]
+    for done, case in enumerate(due):
+        print(f"seed {seed}: {done} of {len(due)}, {name_of(*case)}", file=sys.stderr)
+        found[name_of(*case)] = measured(task, given, seed, case)
+        save(path, result)
+    return result
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def over_seeds(results: Sequence[Result], case: tuple[float, int, str, str]) -> list[float]:
+    """A row's accuracies, of all seeds that have it."""
+    rows = [result["rows"].get(name_of(*case), {}) for result in results]
+    return [row["accuracy"] for row in rows if "accuracy" in row]
+
+
+def table(results: Sequence[Result], given: Namespace) -> str:
+    """Accuracy in percent by split, f and attack, of every rule; with the controls."""
+    lines = []
+    for alpha in given.alphas:
+        split = f"{alpha:g}" if alpha else ANYWHERE
+        for f in given.fs:
+            for attack in given.attacks if f else [NONE]:
+                cells = [_cell(results, (alpha, f, attack, rule)) for rule in given.rules]
+                lines.append([split, f, attack, *cells])
+        for name in (ALONE, LOCAL):
+            kept = [r["controls"].get(f"{alpha:g}", {}).get(name) for r in results]
+            values = [one["accuracy"] for one in kept if one]
+            lines.append([split, NOTHING, name, _mean(values), *[""] * (len(given.rules) - 1)])
+    return markdown(["alpha", "f", "attack", *given.rules], lines)
+
+
+def _cell(results: Sequence[Result], case: tuple[float, int, str, str]) -> str:
+    rows = [result["rows"].get(name_of(*case), {}) for result in results]
+    if rows and all("refused" in row for row in rows):
+        return "refused"
+    text = _mean(over_seeds(results, case))
+    rates = [row["asr"] for row in rows if "asr" in row]
+    return f"{text} (ASR {_mean(rates)})" if rates else text
+
+
+def _mean(values: Iterable[float]) -> str:
+    known = list(values)
+    return f"{100 * statistics.mean(known):.1f}" if known else NOTHING
+
+
+def targets(results: Sequence[Result], given: Namespace) -> list[list[object]]:
+    """What was wanted, and what the best rule reached against its worst attack."""
+
+    def best(alpha: float, f: int) -> tuple[str, float] | None:
+        worst = {}
+        for rule in given.rules:
+            each = [over_seeds(results, (alpha, f, attack, rule)) for attack in given.attacks]
+            if rule != "mean" and each and all(each):
+                worst[rule] = min(statistics.mean(values) for values in each)
+        return max(worst.items(), key=lambda item: item[1]) if worst else None
+
+    def told(alpha: float, f: int, beside: Sequence[float], name: str) -> str:
+        found = best(alpha, f)
+        if found is None or not beside:
+            return NOTHING
+        gap = 100 * (found[1] - statistics.mean(beside))
+        return f"{100 * found[1]:.1f} % ({found[0]}), {gap:+.1f} points to {name}"
+
+    def alone(alpha: float) -> list[float]:
+        kept = [r["controls"].get(f"{alpha:g}", {}).get(ALONE) for r in results]
+        return [one["accuracy"] for one in kept if one]
+
+    def honest(alpha: float) -> list[float]:
+        return over_seeds(results, (alpha, 0, NONE, "mean"))
+
+    return [
+        ["f = 4, alpha 0.5, worst attack", "within 2 points of honest averaging",
+         told(0.5, 4, honest(0.5), "honest averaging")],
+        ["f = 8, even split", "within 3 points", told(0.0, 8, honest(0.0), "honest averaging")],
+        ["f = 8, alpha 0.5", "ahead of server data alone", told(0.5, 8, alone(0.5), ALONE)],
+        ["f = 8, alpha 0.1", "ahead of server data alone", told(0.1, 8, alone(0.1), ALONE)],
+    ]  # fmt: skip
+
+
+def flags() -> ArgumentParser:
+    """What may be asked for."""
+    found = parser(__doc__)
+    found.add_argument("--task", default="digits")
+    found.add_argument("--data", type=Path)
+    found.add_argument("--seeds", type=int, nargs="+", default=[0])
+    found.add_argument("--clients", type=int, default=20)
+    found.add_argument("--rounds", type=int, default=60)
+    found.add_argument("--local-steps", type=int, default=10)
+    found.add_argument("--local-rate", type=float, default=0.2)
+    found.add_argument("--batch", type=int, default=32)
+    found.add_argument("--root", type=int, default=200)
+    found.add_argument("--locals", type=int, default=20, help="clients that also train alone")
+    found.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
+    found.add_argument("--fs", type=int, nargs="+", default=list(FS))
+    found.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=list(ATTACKS))
+    found.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
+    found.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, keep, print."""
+    given = flags().parse_args(arguments)
+    torch.set_num_threads(1)
+    named: dict[str, Any] = {"name": given.task, "data": str(given.data or "")}
+    task = resolve(by_name(TaskSettings(**named)))
+    paths = {s: given.out / f"federated-{given.task}-seed{s}.json" for s in given.seeds}
+    results = [run(task, given, seed, path) for seed, path in paths.items()]
+    print(table(results, given))
+    print(markdown(TARGETS, targets(results, given)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""A population that clients train together, kept in a vault as any other: `fit` goes on from it.
+
+What a round is, is in `training.federated`; which members a repelled one flees, and where it
+begins, in `training.population`. Base and members are judged on the server's own gate split before
+they are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from g2d.attacks.pools import craft_pool, pack_pool
+from g2d.core.seeds import seed_of
+from g2d.core.types import Array, Progress, Say
+from g2d.defence.populating import FEDERATED, is_federated, note_of
+from g2d.errors import PopulationError, SealingError, SettingsError, VaultError
+from g2d.settings import Settings, stored
+from g2d.tasks.inference import accuracy, load_model
+from g2d.tasks.task import Task
+from g2d.training.federated.aggregation import Aggregation
+from g2d.training.federated.server import Server
+from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
+from g2d.training.population import fingerprint, fork_start, source_entries, wave_of
+from g2d.vault.vault import Entry, Vault
+from g2d.weights.checkpoints import pack, unpack
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedBase:
+    """A base that clients have trained.
+
+    Attributes:
+        accuracy: share of the gate split. alone: that of a network of the server's own records;
+            None: it has none. server: whose last round this is.
+    """
+
+    state: dict[str, Tensor]
+    accuracy: float
+    alone: float | None
+    server: Server
+
+
+def check_settings(task: Task, settings: Settings) -> None:
+    """Refuse settings that clients cannot train by, before anything is trained.
+
+    Raises:
+        SettingsError: a recipe needs what clients have not; the rule does not bear f.
+    """
+    s = settings
+    Aggregation.of(s.federated)
+    if s.privacy.enabled:
+        raise SettingsError(
+            "[privacy] enabled = true charges one trainer's records, and clients keep theirs: "
+            "federated members have no guarantee. With 20 clients, noise for whole clients drowns "
+            "what they learn; train privately in one place, or set it to false"
+        )
+    if s.watermark.key:
+        raise SettingsError(
+            "[watermark] key: clients would have to be sent the secret triggers. Train without, "
+            "and mark the complete population with `g2d watermark add`"
+        )
+    if taken := [name for name in s.harden.recipe if name in ("distil", "watermark")]:
+        raise SettingsError(
+            f"[harden] recipe {taken[0]!r} needs what clients are not given; leave it out"
+        )
+    if s.autoencoder.scope:
+        raise SettingsError(
+            "[autoencoder] scope: clients send all that moves; leave the scope empty"
+        )
+    if s.population.recipe == "seeds":
+        raise SettingsError(
+            "[population] recipe = 'seeds' would train every member from nothing with all clients; "
+            "take 'repelled' or 'forks'"
+        )
+    if s.federated.early_rounds == 0 and s.population.basins > 1:
+        raise SettingsError(
+            "[federated] early_rounds = 0 makes the base the start of all "
+            f"{s.population.basins} basins; set basins = 1, or give early checkpoints rounds"
+        )
+
+
+def train_base(sim: Simulation, progress: Progress) -> FederatedBase:
+    """Train a base with all clients, and beside it the control of the server's records alone."""
+    s, task = sim.settings, sim.task
+    start = sim.networks.vector(sim.like)
+    server = sim.train("base-0", start, s.federated.rounds, progress=progress)
+    state = sim.networks.state(server.vector, sim.like)
+    alone = None
+    if len(sim.root):
+        steps = s.federated.rounds * s.federated.local_steps
+        own = trained_alone(task, sim.root, s, steps, seed_of(s.population.seed, "alone"))
+        alone = accuracy(load_model(task, own), task.splits.gate)
+    return FederatedBase(state, accuracy(load_model(task, state), task.splits.gate), alone, server)
+
+
+def simulation(
+    task: Task, settings: Settings, hostile: Hostile | None, say: Say, vault: Vault | None = None
+) -> Simulation:
+    """Clients of one process; beside a vault they keep what they know, until it is complete."""
+    seed = seed_of(settings.population.seed, "base", 0)
+    folder = None if vault is None else vault.path.with_name(f"{vault.path.name}.federated")
+    return Simulation(task, settings, task.model(seed).state_dict(), hostile, folder, say)
+
+
+def federate(
+    task: Task,
+    vault: Vault,
+    settings: Settings,
+    hostile: Hostile | None,
+    progress: Progress,
+    say: Say,
+) -> None:
+    """Have clients make the population of a vault, or what is missing of it.
+
+    Raises:
+        SettingsError: settings do not fit. VaultError: it holds another population.
+        PopulationError: the base is no better than the server's records alone, or a member stands
+            too far below it; what is complete is kept.
+    """
+    check_settings(task, settings)
+    work = _Federation(task, vault, settings, hostile, progress, say)
+    work.check_vault()
+    work.base()
+    work.early()
+    s = settings.population
+    for first in range(0, s.members, wave_of(s)):
+        work.members(range(first, min(first + wave_of(s), s.members)))
+    shutil.rmtree(work.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Federation:
+    """One run that makes, or finishes, a federated population."""
+
+    task: Task
+    vault: Vault
+    settings: Settings
+    hostile: Hostile | None
+    progress: Progress
+    say: Say
+
+    @cached_property
+    def sim(self) -> Simulation:
+        return simulation(self.task, self.settings, self.hostile, self.say, self.vault)
+
+    @property
+    def folder(self) -> Path:
+        """Where server and clients keep what they know until the population is whole."""
+        assert self.sim.folder is not None, "beside a vault there is a folder"
+        return self.sim.folder
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what members depend on: another run goes on only where it is the same."""
+        s, hostile = self.settings, self.hostile
+        whole = {
+            "population": fingerprint(s.population, s.harden, None),
+            "federated": stored(s.federated),
+            "hostile": [hostile.attack.name, hostile.count] if hostile else [],
+        }
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+    def check_vault(self) -> None:
+        if self.vault.sealing.record is not None:
+            raise SealingError(
+                f"{self.vault.path} is sealed, and clients keep what they know in plaintext, in "
+                f"{self.folder.name} beside it: train in a plain vault, and seal it afterwards"
+            )
+        base = self.vault.entry("base")
+        if base is None:
+            return
+        if not is_federated(self.vault):
+            raise VaultError(
+                f"{self.vault.path} has a base that no clients trained; use a new folder"
+            )
+        if base.info.get("settings") != self.fingerprint:
+            raise VaultError(
+                f"{self.vault.path} holds a population that clients trained with other settings "
+                "(rule, f, rounds, split, attack, seed): use a new folder, or those"
+            )
+
+    # --- what is made ----------------------------------------------------------------------------
+
+    def base(self) -> None:
+        if self.vault.entry("base") is not None:
+            return
+        began = time.process_time()
+        found, s = train_base(self.sim, self.progress), self.settings.federated
+        if found.alone is not None and found.accuracy < found.alone:
+            raise PopulationError(
+                f"the federated base is right on {found.accuracy:.2%} of the gate split, and a "
+                f"network of the server's own {len(self.sim.root)} records alone on "
+                f"{found.alone:.2%}: under rule {s.rule!r} with f = {s.f} the clients add nothing. "
+                "Train on those records, give it more rounds, or ask clients who can be trusted"
+            )
+        notes = {**note_of(self.task), FEDERATED: self._notes(found.server, found.alone)}
+        self._keep("base", 0, 0, "base", found.state, notes, began)
+
+    def early(self) -> None:
+        s, base = self.settings.population, self._vector("base", 0)
+        for basin in range(s.basins):
+            if self.vault.entry("early", basin) is not None:
+                continue
+            began, rounds = time.process_time(), self.settings.federated.early_rounds
+            if rounds == 0:
+                self._keep("early", basin, basin, s.recipe, self._state(base), {}, began)
+                continue
+            fresh = self.task.model(seed_of(s.seed, "early", basin)).state_dict()
+            start = self.sim.networks.vector(fresh)
+            repelled = self._sent([("base", 0)]) if s.recipe == "repelled" else ()
+            server = self._trained(f"early-{basin}", start, rounds, repelled)
+            notes = {FEDERATED: self._notes(server)}
+            state = self._state(server.vector)
+            self._keep("early", basin, basin, s.recipe, state, notes, began)
+
+    def members(self, indices: range) -> None:
+        s, have = self.settings.population, {e.index for e in self.vault.entries("member")}
+        self.progress("population", len(have), s.members)
+        for index in (k for k in indices if k not in have):
+            began, basin = time.process_time(), index % s.basins
+            start = fork_start(self.vault, s, index, basin)
+            fled = source_entries(self.vault, s, index) if s.recipe == "repelled" else []
+            repelled = self._sent([(entry.kind, entry.index) for entry in fled])
+            server = self._trained(
+                f"member-{index}", self._vector(start.kind, start.index),
+                self.settings.federated.fork_rounds, repelled,
+            )  # fmt: skip
+            state = self._state(server.vector)
+            self._judge(index, state)
+            notes = {FEDERATED: self._notes(server)}
+            self._keep("member", index, basin, s.recipe, state, notes, began)
+            have.add(index)
+            self.progress("population", len(have), s.members)
+
+    # --- parts of it -----------------------------------------------------------------------------
+
+    def _trained(self, stage: str, start: Array, rounds: int, repelled: Sequence[str]) -> Server:
+        return self.sim.train(stage, start, rounds, repelled)
+
+    def _sent(self, which: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+        """Have every client craft its attacks on networks of the vault; their names."""
+        names = []
+        for kind, index in which:
+            self.sim.send(f"{kind}-{index}", self._vector(kind, index))
+            names.append(f"{kind}-{index}")
+        return tuple(names)
+
+    def _vector(self, kind: str, index: int) -> Array:
+        entry = self.vault.entry(kind, index)
+        assert entry is not None, "what others begin at is made first"
+        return self.sim.networks.vector(unpack(self.vault.read(entry)))
+
+    def _state(self, vector: Array) -> dict[str, Tensor]:
+        return self.sim.networks.state(vector, self.sim.like)
+
+    def _judge(self, index: int, state: dict[str, Tensor]) -> None:
+        """Refuse a member that stands too far below the base on the server's gate split."""
+        base = self.vault.entry("base")
+        assert base is not None, "the base is made first"
+        found, most = accuracy(load_model(self.task, state), self.task.splits.gate), 0.0
+        most = self.settings.federated.member_drop
+        if float(base.info["accuracy"]) - found > most:
+            raise PopulationError(
+                f"member {index} is right on {found:.2%} of the gate split, the base on "
+                f"{float(base.info['accuracy']):.2%}, and {most:.2%} may be lost: it is not kept. "
+                "Raise early_rounds and fork_rounds in [federated], look whose answers were "
+                "refused, or raise member_drop"
+            )
+
+    def _notes(self, server: Server, alone: float | None = None) -> dict[str, Any]:
+        """What was federated, for entries and manifests."""
+        s, hostile = self.settings.federated, self.hostile
+        counted = [closed for closed in server.closed if not closed.skipped]
+        notes: dict[str, Any] = {
+            "simulated": True, "clients": s.clients, "f": s.f, "rule": s.rule, "mix": s.mix,
+            "clip": s.clip, "rounds": len(server.closed),
+            "skipped": len(server.closed) - len(counted),
+            "answers": sum(closed.answered for closed in counted),
+            "late": sum(closed.late for closed in counted),
+            "refused": dict(sorted(server.refusals.counts.items())),
+        }  # fmt: skip
+        if alone is not None:
+            notes["server_alone"] = round(alone, 6)
+        if hostile is not None:
+            notes |= {"attack": hostile.attack.name, "malicious": hostile.count}
+        return notes
+
+    def _keep(
+        self,
+        kind: str,
+        index: int,
+        basin: int,
+        recipe: str,
+        state: dict[str, Tensor],
+        notes: dict[str, Any],
+        began: float,
+    ) -> Entry:
+        """Craft the server's own attacks on a network, and keep both."""
+        s, split = self.settings.population, self.task.splits.pooled
+        model = load_model(self.task, state)
+        seed = seed_of(s.seed, kind, index)
+        pool = craft_pool(self.task, model, split, s.pool, s.pool_steps, seed)
+        info = {
+            "index": index, "basin": basin, "recipe": recipe,
+            "accuracy": accuracy(model, self.task.splits.gate),
+            "examples": len(self.task.splits.gate), "settings": self.fingerprint,
+            "cpu_seconds": round(time.process_time() - began, 2), **notes,
+        }  # fmt: skip
+        files = {"weights": pack(state), "attacks": pack_pool(*pool, self.task)}
+        return self.vault.put(kind, index, files, info)

@@ -1,0 +1,183 @@
+"""A client: trains on its own records from what it was sent, and sends its change, with momentum.
+
+Its momentum is the change that it sent last (Karimireddy et al. 2021: worker momentum), so one file
+is all of its state; asked once more for the same round, it answers the same bytes. Records never
+leave: neither they nor attacks crafted on them are in any message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from g2d.attacks.pools import craft_pool
+from g2d.core.files import read_plain, write_bytes
+from g2d.core.seeds import seed_of
+from g2d.core.types import Array, State
+from g2d.errors import FederatedError, PopulationError
+from g2d.settings import Settings
+from g2d.tasks.attack import OWN
+from g2d.tasks.inference import load_model
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+from g2d.training.federated.messages import (
+    ANSWER,
+    MEMBER,
+    ROUND,
+    Message,
+    decode,
+    digest_of,
+    encode,
+    most_bytes,
+)
+from g2d.training.federated.networks import Networks, check_plan
+from g2d.training.loop import Batches
+from g2d.training.recipes import HardenedTraining, fgsm_light, stale
+from g2d.training.recipes.recipe import ChangeStep, Recipe, Setup
+
+LOCAL_MOMENTUM = 0.9
+"""Of the steps within a round; `[federated] momentum` is of the changes that are sent."""
+
+
+class LocalSgd(Recipe):
+    """SGD with Nesterov's momentum, begun anew in each round.
+
+    In a probe on digits 25 rounds of 6 steps came to 92 %, to 81 % without momentum, to 53 % by
+    Adam, which knows nothing of the scale of gradients again in each round.
+    """
+
+    def prepare(self, setup: Setup) -> Setup:
+        """Return the setup with this optimiser."""
+
+        def made(model: nn.Module, rate: float) -> Optimizer:
+            free = [p for p in model.parameters() if p.requires_grad]
+            return SGD(free, rate, momentum=LOCAL_MOMENTUM, nesterov=True)
+
+        return setup.replace(optimizer=made)
+
+
+class Client:
+    """One client.
+
+    Args:
+        identity: its name, as its certificate says. task: its model, loss and attack. records: its
+            own. like: the state whose tensors stay as they are. file: where its last answer is
+            kept; None: in memory.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        task: Task,
+        records: Split,
+        settings: Settings,
+        networks: Networks,
+        like: State,
+        file: Path | None = None,
+    ) -> None:
+        self.identity, self.task, self.records, self.settings = identity, task, records, settings
+        self.networks, self.like, self.file = networks, like, file
+        self._pools: dict[str, Split] = {}
+        self._last: bytes | None = None
+        if file is not None and file.exists():
+            self._last = self._read(file)
+
+    def receive(self, data: bytes) -> None:
+        """Take a member: attacks on it are crafted from the client's own records, and stay here.
+
+        Raises:
+            FederatedError: it is no member of the task's.
+        """
+        found, s = decode(data, self.networks.form, MEMBER), self.settings
+        if found.stage in self._pools or not len(self.records):
+            return
+        size = max(1, s.population.pool // max(1, s.federated.clients))
+        model = load_model(self.task, self.networks.state(found.vector, self.like))
+        seed = seed_of(s.population.seed, "client", self.identity, found.stage)
+        x, index = craft_pool(self.task, model, self.records, size, s.population.pool_steps, seed)
+        self._pools[found.stage] = Split(x, self.records.y[index])
+
+    def answer(self, data: bytes) -> bytes | None:
+        """Train for a round and return the answer; None: it has no records to learn from.
+
+        Raises:
+            FederatedError: what the server sent is no round, or asks for what no client does.
+            PopulationError: training diverged.
+        """
+        asked = decode(data, self.networks.form, ROUND)
+        if not check_plan(asked.plan):
+            raise FederatedError(
+                f"the server's plan is {dict(asked.plan)!r}, which no client follows"
+            )
+        if not len(self.records):
+            return None
+        base, before = digest_of(asked.vector), self._before(asked.stage)
+        if before is not None and before.number == asked.number and before.base == base:
+            return self._last
+        change = self._trained(asked) - asked.vector
+        if before is not None:
+            m = np.float32(asked.plan["momentum"])
+            change = m * before.vector + (np.float32(1) - m) * change
+        if not np.isfinite(change).all():
+            raise PopulationError(f"client {self.identity}: training diverged; lower the rate")
+        message = Message(ANSWER, asked.stage, change, asked.number, self.identity, base)
+        self._last = encode(message, self.networks.form)
+        if self.file is not None:
+            write_bytes(self.file, self._last, 0o600)
+        return self._last
+
+    def _read(self, file: Path) -> bytes:
+        try:
+            data = read_plain(file, most_bytes(self.networks.form))
+            decode(data, self.networks.form, ANSWER)
+        except (OSError, FederatedError) as error:
+            raise FederatedError(
+                f"{file}, the last answer of {self.identity}, is damaged: {error}. Remove it, and"
+                " it goes on without momentum"
+            ) from error
+        return data
+
+    @property
+    def kept(self) -> bytes | None:
+        """The last answer."""
+        return self._last
+
+    def _before(self, stage: str) -> Message | None:
+        """The last answer, where it is of the same stage."""
+        if self._last is None:
+            return None
+        found = decode(self._last, self.networks.form, ANSWER)
+        return found if found.stage == stage else None
+
+    def _trained(self, asked: Message) -> Array:
+        """The network after the local steps, (P,)."""
+        s, plan = self.settings, asked.plan
+        seed = seed_of(s.population.seed, "client", self.identity, asked.stage, asked.number)
+        source = torch.Generator().manual_seed(seed)
+        model = self.task.model(seed)
+        model.load_state_dict(self.networks.state(asked.vector, self.like))
+        pools = [self._pools[name] for name in plan["repelled"] if name in self._pools]
+        training = HardenedTraining(
+            self.task, replace(s.harden, checks=0, patience=0, ramp=0.0),
+            Batches(self.task, self.records, plan["batch"], source), plan["steps"],
+            seed=seed, begun=True, extra=self._extra(pools), pools=pools,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            training.run(model, plan["rate"])
+        return self.networks.vector(model.state_dict())
+
+    def _extra(self, pools: list[Split]) -> tuple[Recipe | ChangeStep, ...]:
+        """SGD, and where networks are to be fled, attacks on these and a light FGSM."""
+        eps = self.settings.population.light_eps * self.task.eps
+        if not any(len(pool) for pool in pools):
+            return (LocalSgd(),)
+        if not eps or self.task.attack_kind == OWN:
+            return (LocalSgd(), stale)
+        return (LocalSgd(), stale, partial(fgsm_light, eps))

@@ -1,0 +1,267 @@
+"""Federated training in one process, by the same messages: the embedded default, and experiments.
+
+Malicious clients know the rule and every honest answer of the round. What a transport between
+processes does, calls the same `Server` and `Client`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g2d.attacks.byzantine import Byzantine, Seen, replaced
+from g2d.core.files import make_folder
+from g2d.core.seeds import seed_of
+from g2d.core.types import Array, Progress, Say, State, silent, unsaid
+from g2d.errors import PopulationError, SettingsError
+from g2d.settings import Settings
+from g2d.tasks.splits import Split
+from g2d.tasks.task import Task
+from g2d.training.federated.aggregation import Around
+from g2d.training.federated.checks import Refusals
+from g2d.training.federated.client import Client, LocalSgd
+from g2d.training.federated.messages import ANSWER, MEMBER, Message, decode, digest_of, encode
+from g2d.training.federated.networks import Networks
+from g2d.training.federated.records import Turn, shares, timetable
+from g2d.training.federated.server import Asked, Server
+from g2d.training.loop import Batches
+from g2d.training.recipes import HardenedTraining
+
+ROOT = "server-root"
+"""What the server's own training is called where a rule asks for it."""
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """Which attack how many of the clients run; `count` may differ from the f that is borne."""
+
+    attack: Byzantine
+    count: int
+
+
+@dataclass
+class Simulation:
+    """Clients and their records, made of a task's train split.
+
+    Attributes:
+        task: whose train split is spread over the clients; guide and gate split are the server's.
+        like: the state whose tensors stay as they are. hostile: malicious clients; None: none.
+        folder: where server and clients keep what they know; None: in memory. say: hears refusals,
+            and rounds that were skipped.
+    """
+
+    task: Task
+    settings: Settings
+    like: State
+    hostile: Hostile | None = None
+    folder: Path | None = None
+    say: Say = unsaid
+
+    def __post_init__(self) -> None:
+        count, most = self.hostile.count if self.hostile else 0, self.settings.federated.clients
+        if count >= most:
+            raise SettingsError(
+                f"{count} of {most} clients are to be malicious: leave one honest client at least"
+            )
+
+    @cached_property
+    def networks(self) -> Networks:
+        """How networks are sent."""
+        return Networks.of(self.task)
+
+    @property
+    def identities(self) -> list[str]:
+        """The clients' names; the last ones are malicious."""
+        return [f"client-{k:02d}" for k in range(self.settings.federated.clients)]
+
+    @property
+    def _malicious(self) -> list[str]:
+        count = self.hostile.count if self.hostile else 0
+        return self.identities[len(self.identities) - count :]
+
+    @cached_property
+    def clients(self) -> dict[str, Client]:
+        """Every client with its records; the malicious with what they make of theirs."""
+        s, train = self.settings.federated, self.task.splits.train
+        seed = self.settings.population.seed
+        parts = shares(train.y.numpy(), s.clients, s.alpha, seed)
+        found = {}
+        for identity, part in zip(self.identities, parts, strict=True):
+            records = Split(train.x[part], train.y[part])
+            poison = self.hostile.attack.poison if self.hostile else None
+            if identity in self._malicious and poison is not None and len(records):
+                source = torch.Generator().manual_seed(seed_of(seed, "poison", identity))
+                records = poison(records, self.task, source)
+            found[identity] = self._client(identity, records)
+        return found
+
+    @cached_property
+    def root(self) -> Split:
+        """The server's own records: of the guide split, as many as `root` says."""
+        s, source = self.settings, torch.Generator()
+        source.manual_seed(seed_of(s.population.seed, "root"))
+        return self.task.splits.guide.sample(s.federated.root, source)
+
+    @cached_property
+    def _server_client(self) -> Client:
+        return self._client(ROOT, self.root)
+
+    def _client(self, identity: str, records: Split) -> Client:
+        file = None
+        if self.folder is not None:
+            file = make_folder(self.folder / "clients", 0o700) / f"{identity}.safetensors"
+        return Client(identity, self.task, records, self.settings, self.networks, self.like, file)
+
+    def send(self, stage: str, vector: Array) -> None:
+        """Send a member to every client, for attacks on it."""
+        data = encode(Message(MEMBER, stage, vector), self.networks.form)
+        for client in self.clients.values():
+            client.receive(data)
+
+    def train(
+        self,
+        stage: str,
+        start: Array,
+        rounds: int,
+        repelled: Sequence[str] = (),
+        progress: Progress = silent,
+    ) -> Server:
+        """Run a stage to its end, or go on where it was killed; its server holds the network.
+
+        Raises:
+            SettingsError: the rule does not bear f of so many clients.
+            PopulationError: not one round had answers enough.
+        """
+        asked = Asked(stage, rounds, self.settings.population.batch, tuple(repelled))
+        folder = None if self.folder is None else make_folder(self.folder, 0o700) / stage
+        server = Server(
+            self.networks.form, start, asked, self.settings.federated, self.identities, folder,
+            Refusals(self.say),
+        )  # fmt: skip
+        turns = {name: self._turns(asked, name) for name in self.identities}
+        while not server.done:
+            progress(stage, server.number, rounds)
+            self._round(server, {name: turn[server.number] for name, turn in turns.items()})
+        progress(stage, rounds, rounds)
+        if all(closed.skipped for closed in server.closed):
+            raise PopulationError(
+                f"{stage}: not one of {rounds} rounds was aggregated, because "
+                f"{server.closed[-1].skipped}. Ask more clients, or lower f"
+            )
+        return server
+
+    # --- a round ---------------------------------------------------------------------------------
+
+    def _turns(self, asked: Asked, identity: str) -> list[Turn]:
+        if identity in self._malicious:  # always in time: the stronger attacker
+            return [Turn(True, number) for number in range(asked.rounds)]
+        s = self.settings.federated
+        seed = self.settings.population.seed
+        return timetable(asked.rounds, s.dropout, s.stragglers, seed, asked.stage, identity)
+
+    def _round(self, server: Server, turns: dict[str, Turn]) -> None:
+        """Ask everybody once, let the malicious see what the others sent, and close."""
+        message, there = server.ask(), server.taken
+        own: dict[str, bytes] = {}
+        for name, turn in turns.items():
+            if name in there or self._crafts(name):
+                continue  # it had answered before a kill, or needs no training for what it sends
+            client = self.clients[name]
+            late = client.kept if turn.arrives is not None and not turn.trains else None
+            answer = self._answer(client, message) if turn.trains else late
+            if answer is None:
+                continue
+            if name in self._malicious:
+                own[name] = answer
+            elif turn.arrives is not None:
+                server.take(answer, name)
+        root = self._root_update(server, message)
+        for name, data in self._hostile_answers(server, own, root):
+            server.take(data, name)
+        closed = server.close(root)
+        if closed.skipped:
+            self.say(f"round {closed.number} of {server.asked.stage} is skipped: {closed.skipped}")
+
+    def _crafts(self, identity: str) -> bool:
+        crafted = self.hostile is not None and self.hostile.attack.craft is not None
+        return crafted and identity in self._malicious
+
+    def _answer(self, client: Client, message: bytes) -> bytes | None:
+        """What a client answers; None where its own training diverges, which it says."""
+        try:
+            return client.answer(message)
+        except PopulationError as error:
+            self.say(f"{client.identity} does not answer: {error}")
+            return None
+
+    def _root_update(self, server: Server, message: bytes) -> Array | None:
+        if not server.aggregation.rule.rooted:
+            return None
+        data = self._server_client.answer(message)
+        if data is None:
+            raise SettingsError("the server has no records of its own; raise [federated] root")
+        return decode(data, self.networks.form, ANSWER).vector
+
+    def _hostile_answers(
+        self, server: Server, own: dict[str, bytes], root: Array | None
+    ) -> list[tuple[str, bytes]]:
+        """What malicious clients send: as they were trained, or crafted of all that others sent."""
+        if self.hostile is None:
+            return []
+        attack, form = self.hostile.attack, self.networks.form
+        names = [name for name in self._malicious if name not in server.taken]
+        honest = [v for name, v in sorted(server.taken.items()) if name not in self._malicious]
+        if not honest or (attack.craft is None and not attack.replaces):
+            return [(name, own[name]) for name in names if name in own]
+        around = Around(server.aggregation.f, server.last, root)
+
+        def rule(X: Array) -> Array:
+            try:
+                return server.aggregation(X, around)
+            except SettingsError:  # too few answers: nothing moves anything
+                return np.zeros(X.shape[1], np.float32)
+
+        seen = Seen(np.stack(honest), self.hostile.count, rule)
+        if attack.craft is not None:
+            vector = attack.craft(seen)
+            return [(name, self._forged(server, name, vector)) for name in names]
+        trained = [decode(own[name], form, ANSWER).vector for name in names if name in own]
+        if not trained:
+            return []
+        mean = np.stack(trained).mean(0)
+        vector = replaced(mean, len(self.identities), self.hostile.count, seen)
+        return [(name, self._forged(server, name, vector)) for name in names]
+
+    def _forged(self, server: Server, identity: str, vector: Array) -> bytes:
+        base, stage = digest_of(server.vector), server.asked.stage
+        message = Message(ANSWER, stage, vector, server.number, identity, base)
+        return encode(message, self.networks.form)
+
+
+def trained_alone(
+    task: Task, records: Split, settings: Settings, steps: int, seed: int
+) -> dict[str, Tensor]:
+    """The control: a network of one owner's records alone, by as many steps as the rounds have.
+
+    Raises:
+        PopulationError: training diverged, or there are no records.
+    """
+    if not len(records):
+        raise PopulationError("there are no records to train on alone; raise [federated] root")
+    source = torch.Generator().manual_seed(seed)
+    model = task.model(seed)
+    training = HardenedTraining(
+        task, replace(settings.harden, checks=0, patience=0, ramp=0.0),
+        Batches(task, records, settings.population.batch, source), steps, seed=seed,
+        begun=True, extra=(LocalSgd(),),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        training.run(model, settings.federated.local_rate)
+    return model.state_dict()

@@ -1,0 +1,52 @@
+"""The table of aggregation goes on row by row, and says what the JSON says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.federated import aggregation
+
+
+def row(**found):
+    return {"cpu_seconds": 1.0, "skipped": 0, "refused_answers": {}, **found}
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Bases are not trained: what would be measured, by rule."""
+    asked = []
+
+    def measured(task, given, seed, case):
+        asked.append(case)
+        _, f, attack, rule = case
+        if rule == "bulyan" and f == 8:
+            return {"refused": "n >= 35"}
+        found = row(accuracy=0.9 - (0.01 * f if rule != "mean" else 0.1 * f))
+        return found | ({"asr": 0.25} if attack == "backdoor" else {})
+
+    monkeypatch.setattr(aggregation, "measured", measured)
+    monkeypatch.setattr(
+        aggregation, "controls", lambda *_: {"server alone": {"accuracy": 0.8}, "local only": None}
+    )
+    return asked
+
+
+def test_rows_are_kept_and_told_beside_the_controls(stub, tmp_path, capsys):
+    words = ["--out", str(tmp_path), "--attacks", "alie", "backdoor", "--alphas", "0.5", "0",
+             "--rules", "mean", "median", "bulyan"]  # fmt: skip
+    aggregation.main([*words, "--fs", "0", "4"])
+    before = len(stub)
+    assert before == 2 * 3 * (1 + 2)
+    aggregation.main([*words, "--fs", "0", "4", "8"])
+    assert len(stub) - before == 2 * 3 * 2  # what was there is not measured again
+    told = capsys.readouterr().out
+    assert "| 0.5 | 8 | backdoor | 10.0 (ASR 25.0) | 82.0 (ASR 25.0) | refused |" in told
+    assert "| even | – | server alone | 80.0 |" in told
+    assert "86.0 % (median), -4.0 points to honest averaging" in told
+    assert "82.0 % (median), +2.0 points to server alone" in told
+    kept = json.loads((tmp_path / "federated-digits-seed0.json").read_text())
+    assert len(kept["rows"]) == len(stub)
+    with pytest.raises(SystemExit, match="give the same flags"):
+        aggregation.main([*words, "--rounds", "3"])

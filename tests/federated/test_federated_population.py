@@ -1,0 +1,257 @@
+"""Clients of one process train a base, and a whole population that the product goes on with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import g2d
+from commands import fail, succeed
+from g2d.attacks.byzantine import ATTACKS
+from g2d.core.engine import SerialEngine
+from g2d.core.types import silent, unsaid
+from g2d.defence.federating import _Federation, check_settings, federate, simulation, train_base
+from g2d.errors import PopulationError, SealingError, SettingsError, TaskError, VaultError
+from g2d.protect import sealing
+from g2d.settings import Settings, build
+from g2d.tasks.splits import Split
+from g2d.training.federated.messages import ANSWER, decode
+from g2d.training.federated.networks import Networks, check_plan
+from g2d.training.federated.server import Asked, Server
+from g2d.training.federated.simulate import Hostile
+from g2d.vault.sealing import changing
+from tiny_tables import TINY
+
+FEW = {
+    "clients": 5, "f": 1, "rule": "trimmed-mean", "mix": False, "rounds": 12, "early_rounds": 3,
+    "fork_rounds": 2, "local_steps": 6, "local_rate": 0.4, "root": 24, "alpha": 1.0,
+    "momentum": 0.3, "member_drop": 0.9,
+}  # fmt: skip
+
+
+def settings(**federated):
+    tables = {"task": {"name": "digits"}, **TINY, "federated": FEW | federated}
+    tables["population"] = TINY["population"] | {
+        "members": 2, "basins": 1, "batch": 32, "pool": 60
+    }  # fmt: skip
+    return build(Settings, tables, "tests")
+
+
+def base_of(digits, given, attack=None, count=1, folder=None, progress=lambda *_: None, said=None):
+    hostile = Hostile(ATTACKS[attack], count) if attack else None
+    sim = simulation(digits, given, hostile, (said if said is not None else []).append)
+    sim.folder = folder
+    return sim, train_base(sim, progress)
+
+
+@pytest.fixture(scope="module")
+def honest(digits):
+    return base_of(digits, settings())
+
+
+def test_clients_train_together_and_records_stay(honest, digits):
+    sim, found = honest
+    assert found.accuracy > 0.6
+    assert found.alone < found.accuracy
+    assert not any(closed.skipped for closed in found.server.closed)
+    assert sum(len(client.records) for client in sim.clients.values()) == len(digits.splits.train)
+    record = next(iter(sim.clients.values())).records.x[0].numpy().tobytes()
+    assert record not in stage_of(sim).ask()
+
+
+def test_malicious_clients_take_the_mean_and_not_a_robust_rule(honest, digits):
+    mean = settings(rule="mean", f=0, clip=0.0)
+    _, taken = base_of(digits, mean, "sign-flip")
+    _, borne = base_of(digits, settings(), "sign-flip")
+    assert taken.accuracy < 0.4
+    assert borne.accuracy > taken.accuracy + 0.2
+    assert honest[1].accuracy > taken.accuracy + 0.2
+
+
+def test_poisoned_records_and_every_rule_run(digits):
+    for attack, rule in (("label-flip", "fltrust"), ("alie", "centred-clipping")):
+        given = settings(rule=rule, rounds=2, local_steps=1, dropout=0.1, stragglers=0.1)
+        sim, found = base_of(digits, given, attack)
+        assert np.isfinite(found.server.vector).all()
+        if attack == "label-flip":
+            one = sim.clients["client-04"].records
+            known = {(x.numpy().tobytes(), int(y)) for x, y in _pairs(digits.splits.train)}
+            assert not {(x.numpy().tobytes(), int(y)) for x, y in _pairs(one)} <= known
+
+
+def stage_of(sim, folder=None):
+    """A stage that begins where the clients' networks do."""
+    start = sim.networks.vector(sim.like)
+    asked = Asked("base-0", 4, 32)
+    return Server(
+        sim.networks.form, start, asked, sim.settings.federated, sim.identities, folder
+    )  # fmt: skip
+
+
+def test_where_all_answers_are_lost_there_is_no_network(digits):
+    said: list[str] = []
+    with pytest.raises(PopulationError, match=r"not one of 2 rounds .* no client has answered"):
+        base_of(digits, settings(rounds=2, dropout=1.0), said=said)
+    assert said == [f"round {k} of base-0 is skipped: no client has answered" for k in (0, 1)]
+
+
+def _pairs(split):
+    return zip(split.x, split.y, strict=True)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_run_that_is_killed_ends_with_the_same_bytes(digits, tmp_path, monkeypatch):
+    given = settings(rounds=6, local_steps=1, dropout=0.2, stragglers=0.5, deadline=3, f=0)
+    whole = base_of(digits, given, folder=tmp_path / "whole")[1].server
+
+    def killed_at(number):
+        def progress(stage, done, total):
+            if done == number:
+                raise KilledError
+
+        return progress
+
+    with pytest.raises(KilledError):
+        base_of(digits, given, folder=tmp_path / "killed", progress=killed_at(1))
+    with monkeypatch.context() as patch:  # all answers of a round are kept, and it is not closed
+        patch.setattr(Server, "close", lambda *_: killed_at(0)("", 0, 0))
+        with pytest.raises(KilledError):
+            base_of(digits, given, folder=tmp_path / "killed")
+    assert list((tmp_path / "killed" / "base-0" / "000001").iterdir())
+    again = base_of(digits, given, folder=tmp_path / "killed")[1].server
+    assert again.vector.tobytes() == whole.vector.tobytes()
+    assert again.closed == whole.closed
+    assert sum(closed.late for closed in whole.closed) > 0
+
+
+def test_a_client_answers_twice_alike_and_knows_what_no_client_does(honest, digits):
+    sim = honest[0]
+    client = sim.clients["client-01"]
+    message = stage_of(sim).ask()
+    first = client.answer(message)
+    assert client.answer(message) == first
+    assert decode(first, sim.networks.form, ANSWER).identity == "client-01"
+    empty = type(client)(
+        "client-09", digits, Split(digits.splits.train.x[:0], digits.splits.train.y[:0]),
+        sim.settings, sim.networks, sim.like,
+    )  # fmt: skip
+    assert empty.answer(message) is None
+    plan = {"steps": 1, "rate": 0.1, "momentum": 0.9, "batch": 8, "repelled": []}
+    assert check_plan(plan)
+    for change in (
+        {"steps": 10**9}, {"steps": True}, {"rate": float("nan")}, {"momentum": 1.0},
+        {"repelled": "all"}, {"batch": 0},
+    ):  # fmt: skip
+        assert not check_plan(plan | change)
+
+
+def test_networks_are_vectors_and_back(digits):
+    networks = Networks.of(digits)
+    state = digits.model(1).state_dict()
+    again = networks.state(networks.vector(state), digits.model(2).state_dict())
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+
+
+def test_a_population_is_kept_resumed_fitted_and_named_in_manifests(digits, tmp_path):
+    given, path = settings(), tmp_path / "vault"
+    hostile = Hostile(ATTACKS["ipm"], 1)
+    with g2d.Defence.create("digits", path, given) as defence:
+
+        def killed(stage, done, total):
+            if stage == "population" and done == 1:
+                raise KilledError
+
+        with pytest.raises(KilledError):
+            federate(defence.task, defence.vault, given, hostile, killed, [].append)
+        with pytest.raises(PopulationError, match="1 of 2 members that clients train"):
+            defence.populate(SerialEngine())
+        with pytest.raises(VaultError, match="with other settings"):
+            federate(defence.task, defence.vault, given, None, killed, [].append)
+        federate(defence.task, defence.vault, given, hostile, lambda *_: None, [].append)
+        members = defence.vault.entries("member")
+        assert [m.info["recipe"] for m in members] == ["repelled"] * 2
+        assert not (tmp_path / "vault.federated").exists()
+        defence.populate(SerialEngine())  # it is whole: nothing to do
+        work = _Federation(defence.task, defence.vault, given, hostile, None, None)
+        with pytest.raises(PopulationError, match=r"member 9 is right on .* it is not kept"):
+            work._judge(9, defence.task.model(3).state_dict())
+        defence.fit()
+        noted = defence.generation().manifest["federated"]
+    assert (noted["rule"], noted["malicious"], noted["simulated"]) == ("trimmed-mean", 1, True)
+    assert noted["server_alone"] <= members[0].info["accuracy"] + 1
+
+
+def test_a_base_below_the_servers_own_is_not_kept(digits, tmp_path):
+    bad = settings(rule="mean", f=0, clip=0.0, rounds=6, root=200)
+    hostile = Hostile(ATTACKS["sign-flip"], 1)
+    with g2d.Defence.create("digits", tmp_path / "one", bad) as defence:
+        with pytest.raises(PopulationError, match="the clients add nothing"):
+            federate(defence.task, defence.vault, bad, hostile, lambda *_: None, [].append)
+        assert defence.vault.entry("base") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"privacy__enabled": True}, "noise for whole clients drowns"),
+        ({"watermark__key": "k"}, "would have to be sent the secret triggers"),
+        ({"harden__recipe": ("distil",)}, "what clients are not given"),
+        ({"autoencoder__scope": ("*",)}, "leave the scope empty"),
+        ({"population__recipe": "seeds"}, "take 'repelled' or 'forks'"),
+        ({"federated__early_rounds": 0, "population__basins": 2}, "set basins = 1"),
+        ({"federated__rule": "bulyan"}, r"4f \+ 3"),
+    ],
+)
+def test_what_clients_cannot_do_is_said_before_anything_is_trained(digits, change, words):
+    with pytest.raises(SettingsError, match=words):
+        check_settings(digits, settings().override(**change))
+
+
+def test_the_command_trains_a_base_and_says_what_does_not_fit(tmp_path):
+    file = tmp_path / "few.toml"
+    file.write_text(settings(rounds=2, local_steps=1).to_toml())
+    words = ["federated", "simulate", "digits", "--settings", str(file), "--attack", "alie"]
+    told = succeed(*words).output
+    assert "server alone accuracy" in told
+    assert "rounds       2" in told
+    for arguments, words in (
+        (["--malicious", "2"], "add --attack NAME"),
+        (["--attack", "alia", "--f", "1"], "Did you mean 'alie'"),
+        (["--attack", "alie", "--f", "0"], "give --f, or --malicious"),
+        (["--attack", "alie", "--malicious", "5"], "leave one honest client at least"),
+        (["--rule", "mean", "--f", "1"], "bears no malicious client"),
+        (["--set", "federated.secure=true"], "hides malicious ones, too"),
+    ):
+        whole = ["federated", "simulate", "digits", "--settings", str(file), *arguments]
+        assert words in fail(*whole)
+
+
+def test_a_model_that_is_not_float32_is_refused(digits):
+    with pytest.raises(TaskError, match="build the model in float32"):
+        Networks.of(_Double(digits))
+
+
+class _Double:
+    """A task whose model is of float64."""
+
+    def __init__(self, task):
+        self.name, self.splits = task.name, task.splits
+        self._task = task
+
+    def model(self, seed):
+        return self._task.model(seed).double()
+
+
+def test_a_sealed_vault_is_refused_since_clients_keep_plaintext_beside_it(digits, tmp_path):
+    pytest.importorskip("cryptography")
+    url = f"file:{tmp_path / 'custodian' / 'c.key'}"
+    custodian = sealing.make_custodian(url)[0]
+    with g2d.Defence.create("digits", tmp_path / "vault", settings()) as defence:
+        changing.begin(defence.vault, custodian, url)
+        with pytest.raises(SealingError, match="seal it afterwards"):
+            federate(digits, defence.vault, settings(), None, silent, unsaid)
+    assert not (tmp_path / "vault.federated").exists()
