@@ -20,6 +20,7 @@ from g2d.settings.federated import FederatedSettings
 from g2d.settings.fields import Checked, as_toml, build, free, one_of, stored, within
 from g2d.settings.growing import GrowthSettings
 from g2d.settings.monitoring import MonitorSettings
+from g2d.settings.ownership import CanarySettings, ClusterSettings, WatermarkSettings
 from g2d.settings.privacy import PrivacySettings
 from g2d.settings.refreshing import RefreshSettings
 from g2d.settings.serve import ServeSettings
@@ -219,20 +220,6 @@ class SigningSettings(Checked):
 
 
 @dataclass(frozen=True)
-class CanarySettings(Checked):
-    """Inputs kept with a generation that show changed weights to whoever can only ask."""
-
-    count: int = within(0, 1024, 16, "canaries kept with a generation; 0: none", since="0.2")
-    steps: int = within(
-        0, 10_000, 0, "gradient steps to where scores depend most on the weights, at first",
-        since="0.2",
-    )  # fmt: skip
-    every: float = within(
-        0.0, 86_400.0, 30.0, "seconds between checks of a service by its own; 0: never", since="0.2"
-    )
-
-
-@dataclass(frozen=True)
 class VaultSettings(Checked):
     """How much of what was is kept."""
 
@@ -240,38 +227,6 @@ class VaultSettings(Checked):
         1, 10**9, 1000, "generations that keep weights and attacks; older ones: digests alone",
         since="0.2",
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class WatermarkSettings(Checked):
-    """The mark of ownership that networks carry, and what it is proven with."""
-
-    key: str = free(
-        "", "file of the watermark key; empty: no mark (`g2d watermark new` makes one)", since="0.2"
-    )
-    sets: int = within(
-        2, 64, 4, "sets of triggers; the last is a reserve that is never queried", since="0.2"
-    )
-    triggers: int = within(8, 100, 100, "triggers of a set; a verification asks all", since="0.2")
-    weight: float = within(0.0, 1e4, 1.0, "weight of the triggers in training", since="0.2")
-    batch: int = within(1, 10**6, 64, "triggers a training step", since="0.2")
-    hits: float = within(0.0, 1.0, 0.9, "gate: least share of hits in every set", since="0.2")
-    timestamp: str = free(
-        "", "address of an RFC 3161 server that dates the commitment", metavar="URL", since="0.2"
-    )
-
-
-@dataclass(frozen=True)
-class ClusterSettings(Checked):
-    """What replicas of a cluster serve."""
-
-    fingerprint: bool = free(
-        False, "mark each replica's copy of a generation, for `g2d trace`", since="0.2"
-    )
-    key: str = free("", "file of the secret key that marks are made from", since="0.2")
-    mark_drop: float = within(
-        0.0, 1.0, 0.002, "accuracy on the gate split that marks may cost", since="0.2"
-    )
 
 
 @dataclass(frozen=True)
