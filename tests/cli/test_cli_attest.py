@@ -115,11 +115,12 @@ def test_a_generation_opens_on_the_host_that_it_was_released_to(
         content(copy, 3)
     with Vault.open(copy) as opened, pytest.raises(SealingError, match="no custodian of kind"):
         opened.read(opened.entry("base"))  # the vault's own key is not here
+    assert "custodian 1 is the last one" in told("vault", "custodians", vault, "--remove", "1")
     with Vault.open(copy) as opened, pytest.raises(SealingError, match="no attacks were released"):
         opened.read_generation(2, "attacks")
     # The next release takes the place of the first, and the host has opened it: the copy is old.
     run("attest", "release", vault, sides.host, sides.quote())
-    assert run("vault", "custodians", vault).count("edge ") == 1
+    assert run("vault", "custodians", vault).count("release to edge, generation ") == 1
     shutil.copytree(vault, newer)
     run("attest", "open", newer, *here)
     assert content(newer, 3).startswith(b"weights 2 ")
