@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import shutil
 
@@ -116,6 +117,11 @@ def test_a_generation_opens_on_the_host_that_it_was_released_to(
     with Vault.open(copy) as opened, pytest.raises(SealingError, match="no custodian of kind"):
         opened.read(opened.entry("base"))  # the vault's own key is not here
     assert "custodian 1 is the last one" in told("vault", "custodians", vault, "--remove", "1")
+    with Vault.open(vault) as opened:
+        key = opened.sealing.key(opened.sealing.record)
+    files = [path.read_bytes() for path in copy.rglob("*") if path.is_file()]
+    for form in (key, key.hex().encode(), base64.b64encode(key)):
+        assert not any(form in data for data in files)
     with Vault.open(copy) as opened, pytest.raises(SealingError, match="no attacks were released"):
         opened.read_generation(2, "attacks")
     # The next release takes the place of the first, and the host has opened it: the copy is old.

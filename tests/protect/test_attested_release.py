@@ -146,6 +146,8 @@ def test_a_wound_back_number_is_refused_by_both_sides(tmp_path, approver):
         assert "older than what" in refused(keeper.unwrap, blobs[0], CONTEXT)
         host, proven = prove(own, host)
         assert "wound back" in refused(release, host, proven, KEY, CONTEXT, 2, approver)
+        again, _ = release(host, proven, KEY, CONTEXT, 3, approver)  # a kill lost the first
+        assert keeper.unwrap(encode(again), CONTEXT) == KEY
         forgot = dataclasses.replace(host, highest=0)  # a vault and its host file from a backup
         assert "wound back" in refused(release, forgot, proven, KEY, CONTEXT, 1, approver)
         far = release(host, proven, KEY, CONTEXT, 2 * counter.MOST_STEPS, approver)[0]
