@@ -1,67 +1,35 @@
-"""A TPM to test with: Debian's `swtpm` as a process of its own, asked over its socket."""
+"""The software TPM of the benchmarks, for tests: they skip, and say why, where there is none."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from g2d.errors import SealingError
-from g2d.protect.tpm.device import open_device
+from benchmarks.sealing import software_tpm
+from benchmarks.sealing.software_tpm import extend
 
-PATIENCE = 60  # seconds until it answers, on a machine with other work
+__all__ = ["extend", "needs_swtpm", "running"]
 
 
 def needs_swtpm() -> None:
     """Skip, and say why, where there is no software TPM or no way to ask one."""
-    pytest.importorskip("tpm2_pytss", reason="needs tpm2-pytss: pip install 'g2d[tpm]'")
-    if shutil.which("swtpm") is None:
+    os.environ.setdefault("TSS2_LOG", "all+NONE")  # else it says on stderr what it does not find
+    try:
+        from tpm2_pytss import TCTILdr
+    except ImportError:
+        pytest.skip("needs tpm2-pytss: pip install 'g2d[tpm]'")
+    if shutil.which("swtpm") is None or not TCTILdr.is_available("swtpm"):
         pytest.skip("needs swtpm (Debian: apt-get install swtpm libtss2-tcti-swtpm0)")
 
 
 @contextlib.contextmanager
 def running(state: Path) -> Iterator[str]:
-    """Run a software TPM whose state lies in a folder; give its address, for `open_device`."""
+    """Run a software TPM whose state lies in a folder; give its address."""
     needs_swtpm()
-    state.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="tpm") as folder:  # short: a socket's name ends at 108
-        place = Path(folder) / "s"
-        command = [
-            "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}",
-            "--server", f"type=unixio,path={place}", "--ctrl", f"type=unixio,path={place}.ctrl",
-            "--flags", "not-need-init,startup-clear", "--log", f"file={state}/log,level=1",
-        ]  # fmt: skip
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            _wait(process, f"swtpm:path={place}")
-            yield f"swtpm:path={place}"
-        finally:
-            process.terminate()
-            process.wait(PATIENCE)
-
-
-def _wait(process: subprocess.Popen[bytes], address: str) -> None:
-    """Wait until it answers, not for its sockets alone: it opens one after the other."""
-    end = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(SealingError), open_device(address) as device:
-            device.esys.get_random(8)
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"swtpm does not answer (exit status {process.poll()})")
-
-
-def extend(address: str, pcr: int, digest: bytes) -> None:
-    """Extend a PCR of the SHA-256 bank, as what boots does."""
-    with open_device(address) as device:
-        tss = device.tss
-        values = tss.TPML_DIGEST_VALUES(
-            [tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256, digest=tss.TPMU_HA(sha256=digest))]
-        )
-        device.esys.pcr_extend(getattr(tss.ESYS_TR, f"PCR{pcr}"), values)
+    with software_tpm.running(state) as address:
+        yield address

@@ -15,9 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import select
 import signal
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from g2d.vault.verify import verify
 
 KILLS = 100
 MEMBERS, SIZE = 6, 20_000
+FILES = 5 + 2 * MEMBERS
 
 
 def network(seed: int, size: int = SIZE) -> bytes:
@@ -52,41 +52,61 @@ def make(path: Path, size: int = SIZE) -> None:
             vault.accept(files, {}, activate=True)
 
 
-def work(path: Path, url: str, pipe: int, size: int) -> None:
+class Fuse:
+    """A `Progress` that ends its own process by SIGKILL: some seconds after it was called so often.
+
+    Not by the parent's clock: on a busy machine that would always kill the same moment. Half of the
+    kills come at once, between two files, the others while something is written.
+    """
+
+    def __init__(self, calls: int, after: float) -> None:
+        self.left, self.after = calls, after
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.left -= 1
+        if self.left == 0 and self.after:
+            threading.Timer(self.after, self.blow).start()
+        elif self.left == 0:
+            self.blow()
+
+    def blow(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work(path: Path, url: str, pipe: int, size: int, fuse: Fuse) -> None:
     """Seal, make a generation, unseal, make another, for ever; say what was accepted."""
     by = custodian(url)
     while True:
         with Vault.open(path, write=True) as vault:
             record = vault.sealing.record
-            os.write(pipe, b"open\n")
-            back = record is not None and record.state != "sealing"
-            done = changing.unseal(vault, by) if back else changing.seal(vault, by, url)
+            if record is not None and record.state != "sealing":
+                changing.unseal(vault, by, fuse)
+            else:
+                changing.seal(vault, by, url, fuse)
             files = {"weights": network(101 + vault.last_number(), size)}
             made = vault.accept(files, {}, activate=True)
-            os.write(pipe, f"{made.number} {done.files}\n".encode())
+            os.write(pipe, f"{made.number}\n".encode())
 
 
-def killed(path: Path, url: str, after: float, size: int) -> list[str]:
-    """Fork a worker and kill it some seconds after it has opened the vault; what it said."""
+def killed(path: Path, url: str, size: int, fuse: Fuse) -> list[int]:
+    """Fork a worker that is killed on its way; which generations it said were accepted."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
         try:
-            work(path, url, writer, size)
+            work(path, url, writer, size, fuse)
         finally:
             os._exit(1)
     os.close(writer)
-    with os.fdopen(reader, "rb", 0) as said:
-        select.select([said], [], [], 60.0)
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), "the worker failed by itself"
-        return said.read().decode().splitlines()
+    with os.fdopen(reader) as said:
+        told = said.read()
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the worker failed by itself"
+    return [int(line) for line in told.splitlines()]
 
 
-def check(path: Path, told: list[str], size: int) -> str:
+def check(path: Path, told: list[int], size: int) -> str:
     """Check what the next process sees; the state that the kill has left."""
     with Vault.open(path, write=True) as vault:
         record = vault.sealing.record
@@ -94,8 +114,7 @@ def check(path: Path, told: list[str], size: int) -> str:
             assert vault.read_generation(number) == network(100 + number, size), "other weights"
         for entry in vault.entries("member"):
             assert vault.read(entry) == network(10 + entry.index, size), "another member"
-        accepted = [int(line.split()[0]) for line in told if line != "open"]
-        assert max(accepted, default=0) <= vault.last_number(), "an accepted generation is lost"
+        assert max(told, default=0) <= vault.last_number(), "an accepted generation is lost"
         assert vault.live() == vault.last_number()
     odd = {one.kind for one in verify(path)} - {"sealing", "unknown"}
     assert not odd, f"verify finds {odd}"
@@ -115,8 +134,9 @@ def storm(folder: Path, kills: int, seed: int = 7, size: int = SIZE) -> dict[str
         random.Random(seed),
         dict.fromkeys(("plain", "sealing", "sealed", "unsealing"), 0),
     )
-    for _ in range(kills):
-        left[check(path, killed(path, url, chance.uniform(0.0, 0.08), size), size)] += 1
+    for turn in range(kills):
+        fuse = Fuse(chance.randint(1, 2 * FILES), chance.uniform(0.0, 0.02) * (turn % 2))
+        left[check(path, killed(path, url, size, fuse), size)] += 1
     with Vault.open(path, write=True) as vault:
         changing.seal(vault, custodian(url), url)
         last = vault.last_number()

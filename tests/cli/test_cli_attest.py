@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import shutil
 
@@ -115,11 +116,17 @@ def test_a_generation_opens_on_the_host_that_it_was_released_to(
         content(copy, 3)
     with Vault.open(copy) as opened, pytest.raises(SealingError, match="no custodian of kind"):
         opened.read(opened.entry("base"))  # the vault's own key is not here
+    assert "custodian 1 is the last one" in told("vault", "custodians", vault, "--remove", "1")
+    with Vault.open(vault) as opened:
+        key = opened.sealing.key(opened.sealing.record)
+    files = [path.read_bytes() for path in copy.rglob("*") if path.is_file()]
+    for form in (key, key.hex().encode(), base64.b64encode(key)):
+        assert not any(form in data for data in files)
     with Vault.open(copy) as opened, pytest.raises(SealingError, match="no attacks were released"):
         opened.read_generation(2, "attacks")
     # The next release takes the place of the first, and the host has opened it: the copy is old.
     run("attest", "release", vault, sides.host, sides.quote())
-    assert run("vault", "custodians", vault).count("edge ") == 1
+    assert run("vault", "custodians", vault).count("release to edge, generation ") == 1
     shutil.copytree(vault, newer)
     run("attest", "open", newer, *here)
     assert content(newer, 3).startswith(b"weights 2 ")

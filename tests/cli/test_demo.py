@@ -37,6 +37,16 @@ def test_a_rotation_that_never_passes_says_so():
         demo._Seeded(Refusing(99), 0, demo.silent).advance()
 
 
+def test_its_vault_is_signed_and_sealed_from_its_first_file_on(tmp_path):
+    for _ in range(2):  # a run that goes on finds its keys
+        with demo._create(tmp_path / "vault", 0) as defence:
+            assert defence.vault.sealing.record.state == "sealed"
+            assert defence.settings.signing.key == str(tmp_path / "keys" / "signing.key")
+    assert sorted(path.name for path in (tmp_path / "keys").iterdir()) == [
+        "custodian.key", "signing.key", "signing.pub",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_whole_demo(tmp_path):

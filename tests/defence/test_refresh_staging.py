@@ -8,8 +8,10 @@ from g2d.core.engine import SerialEngine
 from g2d.defence.refresh import Refresh, take_up
 from g2d.defence.refresh.taking_up import READY, Staging
 from g2d.defence.refresh.work import _staging
-from g2d.errors import VaultError
+from g2d.errors import SealingError, VaultError
+from g2d.protect.sealing import make_custodian
 from g2d.settings import Settings
+from g2d.vault.sealing import changing
 from g2d.vault.sources import STAGED
 from g2d.vault.vault import Vault
 
@@ -77,3 +79,30 @@ def test_a_challenger_of_what_is_the_source_no_more_is_told(vault):
     taken = take_up(vault)
     assert (taken.source, vault.source) == (1, 1)
     assert not (vault.path / STAGED).exists()
+
+
+def test_a_challenger_of_a_sealed_vault_waits_sealed(vault, tmp_path):
+    pytest.importorskip("cryptography")
+    url, secret = f"file:{tmp_path / 'c.key'}", b"networks of a challenger " * 9
+    changing.seal(vault, make_custodian(url)[0], url)
+    assert begin(vault)
+    info = {
+        "id": "1", "given": "digest", "parent": 0, "vault": vault.identity,
+        "generator": vault.entry("generator").files["weights"],
+    }  # fmt: skip
+    with Staging.open(vault.path / STAGED, write=True) as staged:
+        with pytest.raises(SealingError, match="nobody here has said"):
+            staged.put("records", 0, {"weights": secret}, info)
+        changing.share(vault, staged)
+        staged.put("records", 0, {"weights": secret}, info)
+        staged.put("generator", 0, {"weights": secret}, {READY: True})
+    assert not any(secret[:64] in path.read_bytes() for path in files_below(vault.path))
+    with pytest.raises(SealingError, match="holds networks of work that is not finished"):
+        changing.unseal(vault, None)
+    assert take_up(vault).source == 1
+    assert vault.read(vault.entry("generator")) == secret
+    assert not any(secret[:64] in path.read_bytes() for path in files_below(vault.path))
+
+
+def files_below(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]

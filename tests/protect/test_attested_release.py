@@ -34,7 +34,9 @@ from g2d.protect.sealing.tpm import TpmCustodian
 from g2d.protect.tpm import counter
 from g2d.protect.tpm.device import open_device
 from g2d.protect.tpm.documents import decode, encode
+from g2d.protect.tpm.policies import counter_public
 from g2d.protect.tpm.publics import ENDORSEMENT_EC, ENDORSEMENT_RSA
+from g2d.protect.tpm.wire import sized
 from software_tpm import extend, running
 from tpm_makers import Maker, put_certificate
 
@@ -144,6 +146,8 @@ def test_a_wound_back_number_is_refused_by_both_sides(tmp_path, approver):
         assert "older than what" in refused(keeper.unwrap, blobs[0], CONTEXT)
         host, proven = prove(own, host)
         assert "wound back" in refused(release, host, proven, KEY, CONTEXT, 2, approver)
+        again, _ = release(host, proven, KEY, CONTEXT, 3, approver)  # a kill lost the first
+        assert keeper.unwrap(encode(again), CONTEXT) == KEY
         forgot = dataclasses.replace(host, highest=0)  # a vault and its host file from a backup
         assert "wound back" in refused(release, forgot, proven, KEY, CONTEXT, 1, approver)
         far = release(host, proven, KEY, CONTEXT, 2 * counter.MOST_STEPS, approver)[0]
@@ -251,3 +255,21 @@ def test_a_key_for_approvals_is_made_once_and_is_no_other(approver, tmp_path):
     SigningKey.generate().write(tmp_path / "signing.key")
     with pytest.raises(KeyFileError, match="is no key for approvals"):
         PolicyKey.read(tmp_path / "signing.key")
+
+
+def test_a_counter_that_a_kill_left_without_a_step_is_taken_up(tmp_path):
+    with running(tmp_path / "state") as own, open_device(own) as device:
+        tss, index = device.tss, counter.DEFAULT_INDEX
+        half = counter_public(index, written=False)
+        device.esys.nv_define_space(b"", tss.TPM2B_NV_PUBLIC.unmarshal(sized(half))[0])
+        counter.make(device, index)
+        assert counter.value(device, counter.find(device, index)) == 1
+        counter.make(device, index)
+        assert counter.value(device, counter.find(device, index)) == 1
+        other = half[:6] + bytes([half[6] ^ 2]) + half[7:]  # another attribute, elsewhere
+        other = (index + 1).to_bytes(4, "big") + other[4:]
+        device.esys.nv_define_space(b"", tss.TPM2B_NV_PUBLIC.unmarshal(sized(other))[0])
+        assert "something else lies" in refused(counter.make, device, index + 1)
+        assert "is no index of a counter" in refused(counter.make, device, 7)
+        for far in (0, 10**18):
+            assert "is no index of a counter" in refused(counter_public, far)

@@ -13,6 +13,7 @@ from g2d.protect.sealing.file import FileCustodian
 from g2d.protect.sealing.paper import PaperCustodian, _asked
 from g2d.vault.sealing.envelope import new_key
 from places import example
+from software_tpm import running
 
 FOLDERS = ("/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/lib64/softhsm")
 PATHS = (Path(folder, "libsofthsm2.so") for folder in FOLDERS)
@@ -46,7 +47,15 @@ def token(tmp_path_factory):
         )
 
 
-@pytest.fixture(params=["file", "pkcs11", "paper"])
+@pytest.fixture(scope="module")
+def tpms(tmp_path_factory):
+    """Two software TPMs."""
+    folder = tmp_path_factory.mktemp("tpms")
+    with running(folder / "one") as one, running(folder / "two") as two:
+        yield [f"tpm:{one}", f"tpm:{two}"]
+
+
+@pytest.fixture(params=["file", "pkcs11", "paper", "tpm"])
 def names(request, tmp_path, monkeypatch):
     """Names of two custodians of a kind; those of one kind on paper are typed."""
     if request.param == "file":
@@ -54,7 +63,7 @@ def names(request, tmp_path, monkeypatch):
     if request.param == "pkcs11":
         token = request.getfixturevalue("token")
         return [token(f"{name}-{tmp_path.name}") for name in ("one", "two")]
-    return ["paper", "paper"]
+    return ["paper", "paper"] if request.param == "paper" else request.getfixturevalue("tpms")
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ def test_a_key_comes_back_with_its_context_alone(address, blob):
     assert keeper.unwrap(blob, CONTEXT) == KEY
     assert KEY not in blob
     assert KEY.hex().encode() not in blob
+    many = TpmCustodian(address, tuple(range(12)))  # a TPM reads eight at once
+    assert many.unwrap(many.wrap(KEY, CONTEXT), CONTEXT) == KEY
     assert "another vault or another purpose" in refused(keeper.unwrap, blob, b"vault 2")
     assert "expected 32" in refused(keeper.wrap, KEY[:16], CONTEXT)
 

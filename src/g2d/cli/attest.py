@@ -49,6 +49,7 @@ Key = Annotated[
     ),
 ]
 _AGE = 300
+_EXPECTED = "what `g2d attest enroll` wrote on the other side"
 
 
 @app.command()
@@ -96,7 +97,8 @@ def enroll(
     from g2d.protect.tpm import documents
 
     if file is None:
-        return _request(_needed(out, "--out"), counter, tpm)
+        _request(_needed(out, "--out"), counter, tpm)
+        return
     kind = documents.kind_of(documents.read(file))
     if kind == enrolment.Request.KIND:
         if host is not None and host.exists() and _is_enrolled(host):
@@ -108,11 +110,7 @@ def enroll(
     elif kind == enrolment.Answer.KIND:
         _finish(file, _needed(host, "--host"), age)
     else:
-        raise SealingError(
-            f"{file} belongs to no step of an enrolment: expected what `g2d attest enroll` wrote on"
-            " the other side"
-        )
-    return None
+        raise SealingError(f"{file} belongs to no step of an enrolment: expected {_EXPECTED}")
 
 
 def _needed(path: Path | None, flag: str) -> Path:

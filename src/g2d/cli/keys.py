@@ -38,7 +38,8 @@ def new(
     custodian: Annotated[
         str,
         typer.Option(
-            metavar="CUSTODIAN", help="What opens the private key's file: file:PATH, pkcs11:..."
+            metavar="CUSTODIAN",
+            help="What opens the private key's file: file:PATH, pkcs11:..., tpm:",
         ),
     ] = "",
 ) -> None:

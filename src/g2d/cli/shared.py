@@ -79,7 +79,7 @@ Seal = Annotated[
     typer.Option(
         "--seal",
         metavar="CUSTODIAN",
-        help="Encrypt the vault from its first file on: file:PATH, or pkcs11:...",
+        help="Encrypt the vault from its first file on: file:PATH, pkcs11:..., or tpm:",
     ),
 ]
 TokenFile = Annotated[

@@ -32,7 +32,7 @@ ByCustodian = Annotated[
     typer.Option(
         "--custodian",
         metavar="CUSTODIAN",
-        help="file:PATH, pkcs11:..., or paper; else $G2D_CUSTODIAN, or the one known here.",
+        help="file:PATH, pkcs11:..., tpm:, or paper; else $G2D_CUSTODIAN, or the one known here.",
     ),
 ]
 

@@ -63,10 +63,10 @@ def check_endorsement(
             f"the TPM holds no certificate of its endorsement key: take a host whose TPM has one,"
             f" {_ADVICE}"
         )
-    parsed = _parse(certificate)
-    if parsed.public_key() != key:
+    parsed, certified, software = _parse(certificate)
+    if certified != key:
         raise SealingError("the certificate is of another endorsement key: refused")
-    if _is_software(parsed):
+    if software:
         if insecure:
             return False
         raise SealingError(
@@ -79,12 +79,19 @@ def check_endorsement(
     return True
 
 
-def _parse(certificate: bytes) -> Certificate:
-    from cryptography.x509 import load_der_x509_certificate
+def _parse(certificate: bytes) -> tuple[Certificate, object, bool]:
+    """A certificate, its key, and whether it says that it is a software TPM's."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.x509 import (
+        DuplicateExtension,
+        UnsupportedGeneralNameType,
+        load_der_x509_certificate,
+    )
 
     try:
-        return load_der_x509_certificate(certificate)
-    except ValueError:
+        found = load_der_x509_certificate(certificate)
+        return found, found.public_key(), _is_software(found)
+    except (ValueError, UnsupportedAlgorithm, DuplicateExtension, UnsupportedGeneralNameType):
         raise SealingError("the certificate of the endorsement key is damaged: refused") from None
 
 
@@ -98,8 +105,6 @@ def _is_software(certificate: Certificate) -> bool:
         names += alternative.value.get_values_for_type(DirectoryName)
     except ExtensionNotFound:
         pass
-    except ValueError:
-        raise SealingError("the certificate of the endorsement key is damaged: refused") from None
     said = " ".join(str(part.value) for name in names for part in name).lower()
     return any(word in said for word in _SOFTWARE)
 

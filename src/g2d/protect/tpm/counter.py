@@ -9,7 +9,7 @@ from typing import Any
 
 from g2d.errors import SealingError
 from g2d.protect.tpm.device import Device
-from g2d.protect.tpm.policies import counter_public
+from g2d.protect.tpm.policies import check_index, counter_public
 from g2d.protect.tpm.wire import sized
 
 __all__ = ["DEFAULT_INDEX", "MOST_STEPS", "find", "make", "raise_to", "value"]
@@ -61,7 +61,7 @@ def find(device: Device, index: int) -> Any:
 
 def _handle(device: Device, index: int) -> Any:
     try:
-        return device.esys.tr_from_tpmpublic(index)
+        return device.esys.tr_from_tpmpublic(check_index(index))
     except device.tss.TSS2_Exception as error:
         if error.rc == _ABSENT:
             return None

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from g2d.core.files import read_plain, write_bytes
 from g2d.errors import DAMAGE, SealingError
@@ -20,7 +20,7 @@ __all__ = ["MOST", "Document", "decode", "encode", "kind_of", "load", "store"]
 MOST = 1 << 16
 """Bytes of the largest file that is read."""
 
-_MOST_DIGITS = 20
+_MOST_DIGITS = 19  # eight bytes hold them
 
 
 class Document(Protocol):
@@ -68,7 +68,8 @@ def decode(kind: type[D], data: bytes, what: str) -> D:
         fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}
         if said.keys() != {"g2d", *fields}:
             raise ValueError("other fields")
-        made = kind(**{name: _READ[type_](said[name]) for name, type_ in fields.items()})
+        values = {name: _READ[type_](said[name]) for name, type_ in fields.items()}
+        made: D = cast(Any, kind)(**values)
         same = encode(made) == data
     except DAMAGE:
         same = False

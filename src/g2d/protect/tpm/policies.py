@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_PCRS",
     "authorized",
     "changed",
+    "check_index",
     "check_pcrs",
     "counter_name",
     "counter_public",
@@ -27,6 +28,7 @@ DEFAULT_PCRS = (14,)
 """PCR 14 is the operating system's to use: extended once, at boot, it says what booted."""
 
 RESETTABLE = (16, 23)
+FIRST_INDEX, LAST_INDEX = 0x0180_0000, 0x01BF_FFFF
 START = bytes(32)
 _PCR, _NV, _AUTHORIZE, _UNSIGNED_LE = 0x17F, 0x149, 0x16A, 9
 _SHA256 = 0xB
@@ -93,10 +95,20 @@ def authorized(key_name: bytes, reference: bytes) -> bytes:
     return sha256(sha256(START, u32(_AUTHORIZE), key_name), reference)
 
 
+def check_index(index: int) -> int:
+    """Return the index of a counter; raises `SealingError` where owners may have none there."""
+    if not FIRST_INDEX <= index <= LAST_INDEX:
+        raise SealingError(
+            f"{index:#x} is no index of a counter, expected one from {FIRST_INDEX:#x} to"
+            f" {LAST_INDEX:#x}"
+        )
+    return index
+
+
 def counter_public(index: int, written: bool = True) -> bytes:
     """The public area of a counter in non-volatile memory (TPMS_NV_PUBLIC)."""
     attributes = COUNTER_WRITTEN if written else _COUNTER_NEW
-    return u32(index) + u16(_SHA256) + u32(attributes) + sized(b"") + u16(8)
+    return u32(check_index(index)) + u16(_SHA256) + u32(attributes) + sized(b"") + u16(8)
 
 
 def counter_name(index: int) -> bytes:

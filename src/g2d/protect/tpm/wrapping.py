@@ -6,9 +6,11 @@ annexes B.10 and C.6 (shared secrets). The ciphers and derivations are those of 
 
 from __future__ import annotations
 
+import importlib
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from g2d.errors import SealingError
 from g2d.protect.tpm.publics import (
@@ -105,17 +107,21 @@ def _protect(seed: bytes, name: bytes, plain: bytes) -> bytes:
     from cryptography.hazmat.primitives import hashes, hmac
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-    try:  # it moves there
-        from cryptography.hazmat.decrepit.ciphers.modes import CFB
-    except ImportError:
-        from cryptography.hazmat.primitives.ciphers.modes import CFB
-
     key = _derive(seed, b"STORAGE", name, 16)
-    encryptor = Cipher(algorithms.AES(key), CFB(bytes(16))).encryptor()
+    encryptor = Cipher(algorithms.AES(key), _cfb()).encryptor()
     encrypted = encryptor.update(plain) + encryptor.finalize()
     outer = hmac.HMAC(_derive(seed, b"INTEGRITY", b"", 32), hashes.SHA256())
     outer.update(encrypted + name)
     return sized(outer.finalize()) + encrypted
+
+
+def _cfb() -> Any:
+    """The mode that TPMs encrypt in, with an initial vector of zeros; its place moves."""
+    for place in ("decrepit", "primitives"):
+        with suppress(ImportError, AttributeError):
+            module = importlib.import_module(f"cryptography.hazmat.{place}.ciphers.modes")
+            return module.CFB(bytes(16))
+    raise SealingError("the package cryptography has no AES-CFB: pip install 'g2d[sealing]'")
 
 
 def _derive(seed: bytes, label: bytes, context: bytes, size: int) -> bytes:

@@ -23,6 +23,7 @@ from g2d.vault.sealing.custodian import Custodian
 from g2d.vault.sealing.envelope import About, key_name, new_key, seal_file
 from g2d.vault.sealing.others import TEXTS, check_alone, other_files, remove_halves
 from g2d.vault.sealing.record import Record, drop_record, write_record
+from g2d.vault.sealing.released import RELEASE
 from g2d.vault.sealing.remembered import forget, remember, remembered
 from g2d.vault.sealing.sealer import unwrapped
 from g2d.vault.vault import Vault
@@ -243,7 +244,7 @@ def remove_custodian(vault: Vault, number: int) -> Record:
     if len(left) == len(record.held):
         known = ", ".join(str(one.number) for one in record.held)
         raise SealingError(f"{vault.path} has no custodian {number}; there are: {known}")
-    if not left:
+    if all(one.kind == RELEASE for one in left):  # a release opens one generation
         raise SealingError(
             f"custodian {number} is the last one: without it nobody opens {vault.path}. Add another"
             " one before"

@@ -106,7 +106,8 @@ def releases(record: Record, host: str = "") -> dict[int, list[Held]]:
     found: dict[int, list[Held]] = {}
     for one in record.held:
         name, _, number = one.name.rpartition(" ")
-        if one.kind == RELEASE and number.isdecimal() and (not host or name == host):
+        wanted = not host or name == _name(host, 0).rpartition(" ")[0]
+        if one.kind == RELEASE and wanted and number.isdecimal() and len(number) < 20:
             found.setdefault(int(number), []).append(one)
     return found
 
@@ -127,11 +128,15 @@ def hold(vault: Vault, host: str, number: int, bundle: Bundle, oldest: int = 0) 
     }
     left = tuple(one for one in record.held if one.number not in gone)
     made = replace(record, held=left).with_held(
-        RELEASE, f"{host} {number}", bundle.encode(), time.time()
+        RELEASE, _name(host, number), bundle.encode(), time.time()
     )
     with vault._writing():
         write_record(vault._ledger, made)
     vault._checkpoint()
+
+
+def _name(host: str, number: int) -> str:
+    return f"release to {host}, generation {number}"
 
 
 def released_key(
