@@ -21,8 +21,8 @@ from g2d.training.federated.simulate import Hostile
 from tiny_tables import TINY
 
 FEW = {
-    "clients": 5, "f": 1, "rule": "trimmed-mean", "mix": False, "rounds": 12, "early_rounds": 3,
-    "fork_rounds": 2, "local_steps": 6, "local_rate": 0.4, "root": 24, "alpha": 1.0,
+    "clients": 4, "f": 1, "rule": "trimmed-mean", "mix": False, "rounds": 10, "early_rounds": 2,
+    "fork_rounds": 2, "local_steps": 5, "local_rate": 0.5, "root": 24, "alpha": 1.0,
     "momentum": 0.3, "member_drop": 0.9,
 }  # fmt: skip
 
@@ -49,7 +49,7 @@ def honest(digits):
 
 def test_clients_train_together_and_records_stay(honest, digits):
     sim, found = honest
-    assert found.accuracy > 0.6
+    assert found.accuracy > 0.5
     assert found.alone < found.accuracy
     assert not any(closed.skipped for closed in found.server.closed)
     assert sum(len(client.records) for client in sim.clients.values()) == len(digits.splits.train)
@@ -72,7 +72,7 @@ def test_poisoned_records_and_every_rule_run(digits):
         sim, found = base_of(digits, given, attack)
         assert np.isfinite(found.server.vector).all()
         if attack == "label-flip":
-            one = sim.clients["client-04"].records
+            one = sim.clients["client-03"].records
             known = {(x.numpy().tobytes(), int(y)) for x, y in _pairs(digits.splits.train)}
             assert not {(x.numpy().tobytes(), int(y)) for x, y in _pairs(one)} <= known
 
@@ -166,14 +166,20 @@ def test_a_population_is_kept_resumed_fitted_and_named_in_manifests(digits, tmp_
             federate(defence.task, defence.vault, given, hostile, killed, [].append)
         with pytest.raises(PopulationError, match="1 of 2 members that clients train"):
             defence.populate(SerialEngine())
-        with pytest.raises(VaultError, match="with other settings"):
+        for other, attack in ((given, None), (given.override(federated__f=0), hostile)):
+            with pytest.raises(VaultError, match=r"begun with other settings .* remove it"):
+                federate(defence.task, defence.vault, other, attack, killed, [].append)
+        (tmp_path / "vault.federated" / "begun").unlink()
+        with pytest.raises(VaultError, match="use a new folder, or those"):
             federate(defence.task, defence.vault, given, None, killed, [].append)
+        (tmp_path / "vault.federated" / "begun").unlink()
         federate(defence.task, defence.vault, given, hostile, lambda *_: None, [].append)
         members = defence.vault.entries("member")
         assert [m.info["recipe"] for m in members] == ["repelled"] * 2
         assert not (tmp_path / "vault.federated").exists()
         defence.populate(SerialEngine())  # it is whole: nothing to do
-        work = _Federation(defence.task, defence.vault, given, hostile, None, None)
+        strict = given.override(federated__member_drop=0.05)
+        work = _Federation(defence.task, defence.vault, strict, hostile, None, None)
         with pytest.raises(PopulationError, match=r"member 9 is right on .* it is not kept"):
             work._judge(9, defence.task.model(3).state_dict())
         defence.fit()
@@ -219,7 +225,7 @@ def test_the_command_trains_a_base_and_says_what_does_not_fit(tmp_path):
         (["--malicious", "2"], "add --attack NAME"),
         (["--attack", "alia", "--f", "1"], "Did you mean 'alie'"),
         (["--attack", "alie", "--f", "0"], "give --f, or --malicious"),
-        (["--attack", "alie", "--malicious", "5"], "leave one honest client at least"),
+        (["--attack", "alie", "--malicious", "4"], "leave one honest client at least"),
         (["--rule", "mean", "--f", "1"], "bears no malicious client"),
         (["--set", "federated.secure=true"], "hides malicious ones, too"),
     ):
