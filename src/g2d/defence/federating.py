@@ -32,6 +32,7 @@ from g2d.training.federated.aggregation import Aggregation
 from g2d.training.federated.server import Server
 from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
 from g2d.training.population import fingerprint, fork_start, source_entries, wave_of
+from g2d.training.recipes import check
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import pack, unpack
 
@@ -59,6 +60,7 @@ def check_settings(task: Task, settings: Settings) -> None:
     """
     s = settings
     Aggregation.of(s.federated)
+    check(task, s.harden)
     if s.privacy.enabled:
         raise SettingsError(
             "[privacy] enabled = true charges one trainer's records, and clients keep theirs: "
@@ -99,8 +101,11 @@ def train_base(sim: Simulation, progress: Progress) -> FederatedBase:
     alone = None
     if len(sim.root):
         steps = s.federated.rounds * s.federated.local_steps
-        own = trained_alone(task, sim.root, s, steps, seed_of(s.population.seed, "alone"))
-        alone = accuracy(load_model(task, own), task.splits.gate)
+        try:
+            own = trained_alone(task, sim.root, s, steps, seed_of(s.population.seed, "alone"))
+            alone = accuracy(load_model(task, own), task.splits.gate)
+        except PopulationError as error:
+            sim.say(f"the base is not held against the server's records alone: {error}")
     return FederatedBase(state, accuracy(load_model(task, state), task.splits.gate), alone, server)
 
 
