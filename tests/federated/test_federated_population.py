@@ -8,7 +8,7 @@ import torch
 
 import g2d
 from commands import fail, succeed
-from g2d.attacks.byzantine import ATTACKS
+from g2d.attacks.byzantine import ATTACKS, Byzantine, flipped
 from g2d.core.engine import SerialEngine
 from g2d.core.types import silent, unsaid
 from g2d.defence.federating import _Federation, check_settings, federate, simulation, train_base
@@ -24,8 +24,8 @@ from g2d.vault.sealing import changing
 from tiny_tables import TINY
 
 FEW = {
-    "clients": 5, "f": 1, "rule": "trimmed-mean", "mix": False, "rounds": 12, "early_rounds": 3,
-    "fork_rounds": 2, "local_steps": 6, "local_rate": 0.4, "root": 24, "alpha": 1.0,
+    "clients": 6, "f": 1, "rule": "multi-krum", "mix": False, "rounds": 10, "early_rounds": 2,
+    "fork_rounds": 2, "local_steps": 5, "local_rate": 0.5, "root": 8, "alpha": 0.0,
     "momentum": 0.3, "member_drop": 0.9,
 }  # fmt: skip
 
@@ -39,7 +39,8 @@ def settings(**federated):
 
 
 def base_of(digits, given, attack=None, count=1, folder=None, progress=lambda *_: None, said=None):
-    hostile = Hostile(ATTACKS[attack], count) if attack else None
+    known = ATTACKS.get(attack, attack)
+    hostile = Hostile(known, count) if known else None
     sim = simulation(digits, given, hostile, (said if said is not None else []).append)
     sim.folder = folder
     return sim, train_base(sim, progress)
@@ -52,7 +53,7 @@ def honest(digits):
 
 def test_clients_train_together_and_records_stay(honest, digits):
     sim, found = honest
-    assert found.accuracy > 0.6
+    assert found.accuracy > 0.5
     assert found.alone < found.accuracy
     assert not any(closed.skipped for closed in found.server.closed)
     assert sum(len(client.records) for client in sim.clients.values()) == len(digits.splits.train)
@@ -75,7 +76,7 @@ def test_poisoned_records_and_every_rule_run(digits):
         sim, found = base_of(digits, given, attack)
         assert np.isfinite(found.server.vector).all()
         if attack == "label-flip":
-            one = sim.clients["client-04"].records
+            one = sim.clients["client-05"].records
             known = {(x.numpy().tobytes(), int(y)) for x, y in _pairs(digits.splits.train)}
             assert not {(x.numpy().tobytes(), int(y)) for x, y in _pairs(one)} <= known
 
@@ -106,23 +107,30 @@ class KilledError(Exception):
 
 def test_a_run_that_is_killed_ends_with_the_same_bytes(digits, tmp_path, monkeypatch):
     given = settings(rounds=6, local_steps=1, dropout=0.2, stragglers=0.5, deadline=3, f=0)
-    whole = base_of(digits, given, folder=tmp_path / "whole")[1].server
+    hostile = Byzantine("replaced", poison=flipped, replaces=True)
 
-    def killed_at(number):
-        def progress(stage, done, total):
-            if done == number:
-                raise KilledError
+    def trained(name, progress=lambda *_: None):
+        return base_of(digits, given, hostile, 2, tmp_path / name, progress)[1].server
 
-        return progress
+    whole, take = trained("whole"), Server.take
+
+    def at_one(stage, done, total):
+        if done == 1:
+            raise KilledError
+
+    def until_the_last(self, data, sender):
+        if sender == "client-05":
+            raise KilledError
+        return take(self, data, sender)
 
     with pytest.raises(KilledError):
-        base_of(digits, given, folder=tmp_path / "killed", progress=killed_at(1))
-    with monkeypatch.context() as patch:  # all answers of a round are kept, and it is not closed
-        patch.setattr(Server, "close", lambda *_: killed_at(0)("", 0, 0))
+        trained("killed", at_one)
+    with monkeypatch.context() as patch:  # within a round, one malicious answer is there already
+        patch.setattr(Server, "take", until_the_last)
         with pytest.raises(KilledError):
-            base_of(digits, given, folder=tmp_path / "killed")
-    assert list((tmp_path / "killed" / "base-0" / "000001").iterdir())
-    again = base_of(digits, given, folder=tmp_path / "killed")[1].server
+            trained("killed")
+    assert (tmp_path / "killed" / "base-0" / "000001" / "client-04.safetensors").exists()
+    again = trained("killed")
     assert again.vector.tobytes() == whole.vector.tobytes()
     assert again.closed == whole.closed
     assert sum(closed.late for closed in whole.closed) > 0
@@ -169,19 +177,25 @@ def test_a_population_is_kept_resumed_fitted_and_named_in_manifests(digits, tmp_
             federate(defence.task, defence.vault, given, hostile, killed, [].append)
         with pytest.raises(PopulationError, match="1 of 2 members that clients train"):
             defence.populate(SerialEngine())
-        with pytest.raises(VaultError, match="with other settings"):
+        for other, attack in ((given, None), (given.override(federated__f=0), hostile)):
+            with pytest.raises(VaultError, match=r"begun with other settings .* remove it"):
+                federate(defence.task, defence.vault, other, attack, killed, [].append)
+        (tmp_path / "vault.federated" / "begun").unlink()
+        with pytest.raises(VaultError, match="use a new folder, or those"):
             federate(defence.task, defence.vault, given, None, killed, [].append)
+        (tmp_path / "vault.federated" / "begun").unlink()
         federate(defence.task, defence.vault, given, hostile, lambda *_: None, [].append)
         members = defence.vault.entries("member")
         assert [m.info["recipe"] for m in members] == ["repelled"] * 2
         assert not (tmp_path / "vault.federated").exists()
         defence.populate(SerialEngine())  # it is whole: nothing to do
-        work = _Federation(defence.task, defence.vault, given, hostile, None, None)
+        strict = given.override(federated__member_drop=0.05)
+        work = _Federation(defence.task, defence.vault, strict, hostile, None, None)
         with pytest.raises(PopulationError, match=r"member 9 is right on .* it is not kept"):
             work._judge(9, defence.task.model(3).state_dict())
         defence.fit()
         noted = defence.generation().manifest["federated"]
-    assert (noted["rule"], noted["malicious"], noted["simulated"]) == ("trimmed-mean", 1, True)
+    assert (noted["rule"], noted["malicious"], noted["simulated"]) == ("multi-krum", 1, True)
     assert noted["server_alone"] <= members[0].info["accuracy"] + 1
 
 
@@ -199,7 +213,8 @@ def test_a_base_below_the_servers_own_is_not_kept(digits, tmp_path):
     [
         ({"privacy__enabled": True}, "noise for whole clients drowns"),
         ({"watermark__key": "k"}, "would have to be sent the secret triggers"),
-        ({"harden__recipe": ("distil",)}, "what clients are not given"),
+        ({"harden__recipe": ("l3",)}, "there is no recipe 'l3'"),
+        ({"harden__recipe": ("watermark",)}, "what clients are not given"),
         ({"autoencoder__scope": ("*",)}, "leave the scope empty"),
         ({"population__recipe": "seeds"}, "take 'repelled' or 'forks'"),
         ({"federated__early_rounds": 0, "population__basins": 2}, "set basins = 1"),
@@ -222,7 +237,7 @@ def test_the_command_trains_a_base_and_says_what_does_not_fit(tmp_path):
         (["--malicious", "2"], "add --attack NAME"),
         (["--attack", "alia", "--f", "1"], "Did you mean 'alie'"),
         (["--attack", "alie", "--f", "0"], "give --f, or --malicious"),
-        (["--attack", "alie", "--malicious", "5"], "leave one honest client at least"),
+        (["--attack", "alie", "--malicious", "6"], "leave one honest client at least"),
         (["--rule", "mean", "--f", "1"], "bears no malicious client"),
         (["--set", "federated.secure=true"], "hides malicious ones, too"),
     ):

@@ -20,17 +20,19 @@ from typing import Any
 from torch import Tensor
 
 from g2d.attacks.pools import craft_pool, pack_pool
+from g2d.core.files import make_folder, read_text, write_bytes
 from g2d.core.seeds import seed_of
 from g2d.core.types import Array, Progress, Say
 from g2d.defence.populating import FEDERATED, is_federated, note_of
 from g2d.errors import PopulationError, SealingError, SettingsError, VaultError
-from g2d.settings import Settings, stored
+from g2d.settings import Settings
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.task import Task
 from g2d.training.federated.aggregation import Aggregation
 from g2d.training.federated.server import Server
 from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
 from g2d.training.population import fingerprint, fork_start, source_entries, wave_of
+from g2d.training.recipes import check
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import pack, unpack
 
@@ -58,6 +60,7 @@ def check_settings(task: Task, settings: Settings) -> None:
     """
     s = settings
     Aggregation.of(s.federated)
+    check(task, s.harden)
     if s.privacy.enabled:
         raise SettingsError(
             "[privacy] enabled = true charges one trainer's records, and clients keep theirs: "
@@ -98,8 +101,11 @@ def train_base(sim: Simulation, progress: Progress) -> FederatedBase:
     alone = None
     if len(sim.root):
         steps = s.federated.rounds * s.federated.local_steps
-        own = trained_alone(task, sim.root, s, steps, seed_of(s.population.seed, "alone"))
-        alone = accuracy(load_model(task, own), task.splits.gate)
+        try:
+            own = trained_alone(task, sim.root, s, steps, seed_of(s.population.seed, "alone"))
+            alone = accuracy(load_model(task, own), task.splits.gate)
+        except PopulationError as error:
+            sim.say(f"the base is not held against the server's records alone: {error}")
     return FederatedBase(state, accuracy(load_model(task, state), task.splits.gate), alone, server)
 
 
@@ -165,17 +171,19 @@ class _Federation:
         s, hostile = self.settings, self.hostile
         whole = {
             "population": fingerprint(s.population, s.harden, None),
-            "federated": stored(s.federated),
+            "federated": s.federated.of_training,
             "hostile": [hostile.attack.name, hostile.count] if hostile else [],
         }
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
     def check_vault(self) -> None:
+        """Refuse to go on with what other settings have begun."""
         if self.vault.sealing.record is not None:
             raise SealingError(
                 f"{self.vault.path} is sealed, and clients keep what they know in plaintext, in "
                 f"{self.folder.name} beside it: train in a plain vault, and seal it afterwards"
             )
+        self._check_begun()
         base = self.vault.entry("base")
         if base is None:
             return
@@ -189,6 +197,20 @@ class _Federation:
                 "(rule, f, rounds, split, attack, seed): use a new folder, or those"
             )
 
+    def _check_begun(self) -> None:
+        """Hold the folder beside the vault to the settings that it was begun with."""
+        mark = make_folder(self.folder, 0o700) / "begun"
+        try:
+            known = read_text(mark) if mark.exists() else ""
+        except (OSError, UnicodeDecodeError):
+            known = "damaged"
+        if known not in ("", self.fingerprint):
+            raise VaultError(
+                f"{self.folder} was begun with other settings (rule, f, rounds, split, attack, "
+                "seed): go on with those, or remove it"
+            )
+        write_bytes(mark, self.fingerprint.encode(), 0o600)
+
     # --- what is made ----------------------------------------------------------------------------
 
     def base(self) -> None:
@@ -197,6 +219,7 @@ class _Federation:
         began = time.process_time()
         found, s = train_base(self.sim, self.progress), self.settings.federated
         if found.alone is not None and found.accuracy < found.alone:
+            shutil.rmtree(self.folder, ignore_errors=True)  # it is of no use with other settings
             raise PopulationError(
                 f"the federated base is right on {found.accuracy:.2%} of the gate split, and a "
                 f"network of the server's own {len(self.sim.root)} records alone on "
@@ -267,14 +290,14 @@ class _Federation:
         """Refuse a member that stands too far below the base on the server's gate split."""
         base = self.vault.entry("base")
         assert base is not None, "the base is made first"
-        found, most = accuracy(load_model(self.task, state), self.task.splits.gate), 0.0
+        found = accuracy(load_model(self.task, state), self.task.splits.gate)
         most = self.settings.federated.member_drop
         if float(base.info["accuracy"]) - found > most:
             raise PopulationError(
                 f"member {index} is right on {found:.2%} of the gate split, the base on "
                 f"{float(base.info['accuracy']):.2%}, and {most:.2%} may be lost: it is not kept. "
-                "Raise early_rounds and fork_rounds in [federated], look whose answers were "
-                "refused, or raise member_drop"
+                "Raise [federated] member_drop to keep it, or begin a new vault with more "
+                "early_rounds and fork_rounds, or a smaller local_rate"
             )
 
     def _notes(self, server: Server, alone: float | None = None) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from g2d.settings.fields import Checked, free, within
+from g2d.settings.fields import Checked, free, stored, within
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,8 @@ class FederatedSettings(Checked):
         0.0, 1.0, 0.0, "simulation: share that comes one to three rounds later", since="0.2"
     )
     secure: bool = free(False, "secure aggregation; refused, the error says why", since="0.2")
+
+    @property
+    def of_training(self) -> dict[str, Any]:
+        """What networks depend on: how a member is judged may change while others are made."""
+        return {name: value for name, value in stored(self).items() if name != "member_drop"}

@@ -21,7 +21,6 @@ from g2d.core.files import make_folder, read_plain, write_bytes
 from g2d.core.types import Array
 from g2d.errors import DAMAGE, FederatedError, SettingsError
 from g2d.settings.federated import FederatedSettings
-from g2d.settings.fields import stored
 from g2d.training.federated.aggregation import Aggregation, Around
 from g2d.training.federated.checks import Inbox, Refusals
 from g2d.training.federated.form import Form
@@ -236,7 +235,7 @@ class Server:
         state = self._state
         notes = {
             "stage": self.asked.stage, "rounds": self.asked.rounds, "began": self._began,
-            "settings": stored(self.settings), "number": state.number,
+            "settings": self.settings.of_training, "number": state.number,
             "bases": {str(n): base for n, base in state.bases.items()},
             "refused": dict(self.refusals.counts), "refused_of": dict(self.refusals.clients),
             "closed": [[c.number, c.answered, c.late, c.skipped] for c in state.closed],
@@ -264,10 +263,10 @@ class Server:
 
     def _of(self, notes: dict[str, Any], tensors: dict[str, Array]) -> None:
         told = (notes["stage"], notes["rounds"], notes["began"], notes["settings"])
-        if told != (self.asked.stage, self.asked.rounds, self._began, stored(self.settings)):
+        if told != (self.asked.stage, self.asked.rounds, self._began, self.settings.of_training):
             raise FederatedError(
                 f"{self.folder} holds {notes['stage']!r} of {notes['rounds']} rounds with another"
-                " start or other settings: go on with those, or name another folder"
+                " start or other settings: go on with those, or remove it"
             )
         x, last = (np.asarray(tensors[name], np.float32) for name in ("x", "last"))
         if x.shape != (self.form.size,) or last.shape != x.shape:

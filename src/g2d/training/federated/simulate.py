@@ -170,8 +170,8 @@ class Simulation:
         message, there = server.ask(), server.taken
         own: dict[str, bytes] = {}
         for name, turn in turns.items():
-            if name in there or self._crafts(name):
-                continue  # it had answered before a kill, or needs no training for what it sends
+            if self._crafts(name) or (name in there and name not in self._malicious):
+                continue  # it needs no training for what it sends, or had answered before a kill
             client = self.clients[name]
             late = client.kept if turn.arrives is not None and not turn.trains else None
             answer = self._answer(client, message) if turn.trains else late
@@ -231,7 +231,7 @@ class Simulation:
         if attack.craft is not None:
             vector = attack.craft(seen)
             return [(name, self._forged(server, name, vector)) for name in names]
-        trained = [decode(own[name], form, ANSWER).vector for name in names if name in own]
+        trained = [decode(data, form, ANSWER).vector for _, data in sorted(own.items())]
         if not trained:
             return []
         mean = np.stack(trained).mean(0)
