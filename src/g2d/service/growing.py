@@ -101,7 +101,7 @@ class Grower:
     ) -> None:
         self._path, self._wanted, self._tell = vault, wanted, tell
         self._arguments = [str(vault), data, task, json.dumps(dict(code))]
-        self._made = made or GrowingProcess
+        self._made: Callable[[list[str]], Growing] = made or GrowingProcess
         self._stopping, self._mutex = threading.Event(), threading.Lock()
         self._looking = threading.Thread(target=self._run, name="growth", daemon=True)
         self._child: Growing | None = None
@@ -269,15 +269,15 @@ class _Pace:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.done = self.total = 0
-        self._now, self._began = now, now()
+        self._now = now
+        self._began = self._at = now()
         self._first: int | None = None
 
     def tick(self, done: int, total: int) -> None:
         """Take in what was done; the first one says where this run begins."""
         if self._first is None:
             self._first, self._began = done, self._now()
-        self.done, self.total = done, total
-        self._at = self._now()
+        self.done, self.total, self._at = done, total, self._now()
 
     def _each(self) -> float | None:
         if self._first is None or self.done <= self._first:
