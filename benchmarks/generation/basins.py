@@ -6,7 +6,8 @@ Every row is a chain of networks: the attacker has read 24 of them, sorts them b
 those after them are judged (`judge`). The vault is `runs/basins-<seed>`; its population is made
 first (a dozen minutes on two cores), a row takes two to ten minutes of one core. Rows that are in
 benchmarks/results/basins-mnist-seed<seed>.json are not measured again, so a run goes on where it
-stopped; `--rows` picks some.
+stopped; `--rows` picks some. `--task nsl-kdd` asks the same of another task, by its own settings;
+its vault is `runs/basins-nsl-kdd-<seed>`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from benchmarks.common.tables import mean
 from benchmarks.generation.judge import Budget, Judge
 from benchmarks.generation.starts import Chain, Starts
 from benchmarks.generation.ways import Maker
-from g2d import Defence, Settings
+from g2d import Defence, Settings, load_task
 from g2d.cli.progress import show_progress
 from g2d.core.engine import LocalEngine
 from g2d.core.types import State
 from g2d.defence.members import bank_of, fitted_members
-from g2d.settings import GuidanceSettings
+from g2d.settings import GuidanceSettings, build
+from g2d.tasks.sizes import defaults_of
 
 KNOWN, TARGETS, RETRAINED, PROPOSALS = 24, 10, 3, 4
 COUNT = KNOWN + TARGETS - 1  # networks after the base
@@ -52,19 +54,22 @@ POLISHED = GuidanceSettings(
 )  # fmt: skip
 """Polish against the basin: chosen on the gate split, at one seed."""
 
+MNIST = "mnist"
+
 Way = Callable[[], Chain]
 
 
 class Table:
     """One seed: a vault, ways of making networks, a judge."""
 
-    def __init__(self, seed: int, data: str, workers: int) -> None:
-        self.seed, self.path = seed, RESULTS / f"basins-mnist-seed{seed}.json"
-        settings = Settings().override(task__name="mnist", task__data=data, population__seed=seed)
-        vault = RUNS / f"basins-{seed}"
+    def __init__(self, seed: int, data: str, workers: int, task: str = MNIST) -> None:
+        self.seed, self.path = seed, RESULTS / f"basins-{task}-seed{seed}.json"
+        settings = settings_of(task, data).override(population__seed=seed)
+        self.plain, self.polished = guidance_of(task, settings.guidance)
+        vault = RUNS / (f"basins-{seed}" if task == MNIST else f"basins-{task}-{seed}")
         if not (vault / "generator.safetensors").exists():
             with (
-                Defence.create("mnist", vault, settings) as made,
+                Defence.create(task, vault, settings) as made,
                 show_progress() as progress,
                 LocalEngine(workers) as engine,
             ):
@@ -87,7 +92,7 @@ class Table:
 
     def ways(self) -> dict[str, Way]:
         """Every row but the product's and the retrained ones, by name."""
-        starts, maker, s = self.starts, self.maker, POLISHED
+        starts, maker, s = self.starts, self.maker, self.polished
         proposed = partial(starts.proposed, count=COUNT, known=KNOWN, proposals=PROPOSALS)
         chain = partial(starts.chain, count=COUNT, known=KNOWN)
         found: dict[str, Way] = {
@@ -95,9 +100,9 @@ class Table:
             "permuted": lambda: Chain(*maker.permutation(COUNT + 1)),
             "conditioned": lambda: Chain(*maker.conditioned(COUNT)),
             "selected": lambda: proposed("selected", settings=_selected(s)),
-            "guided": lambda: proposed("guided", settings=replace(PLAIN, polish_steps=0)),
-            "defaults": lambda: proposed("defaults", settings=PLAIN),
-            "product": lambda: proposed("product", settings=POLISHED),
+            "guided": lambda: proposed("guided", settings=replace(self.plain, polish_steps=0)),
+            "defaults": lambda: proposed("defaults", settings=self.plain),
+            "product": lambda: proposed("product", settings=s),
         }
         for name in FREE:
             start = getattr(starts, name)
@@ -139,9 +144,9 @@ class Table:
         """Train from scratch on the attacks of the exposures that guidance remembers."""
         if name in self.record["rows"]:
             return
-        chain = self.starts.proposed(name, KNOWN - 1, PLAIN)
+        chain = self.starts.proposed(name, KNOWN - 1, self.plain)
         exposures = [
-            self.maker.expose(state, number, PLAIN)
+            self.maker.expose(state, number, self.plain)
             for number, state in enumerate(chain.states[-16:])
         ]
         states: list[State] = []
@@ -152,6 +157,29 @@ class Table:
             )
             states, spent = states + made, spent + cpu / RETRAINED
         self.keep(name, spent, chain.states, states)
+
+
+def settings_of(task: str, data: str) -> Settings:
+    """A task's own settings, with the generator that this table is about."""
+    loaded = load_task(task, data)
+    settings = build(Settings, defaults_of(loaded), f"settings of task '{task}'")
+    settings = settings.override(generator__space="diffusion")
+    return settings.override(task__name=task, task__data=data)
+
+
+def guidance_of(task: str, own: GuidanceSettings) -> tuple[GuidanceSettings, GuidanceSettings]:
+    """The product's guidance: by its defaults, and polished against the basin.
+
+    The second was chosen on MNIST. Another task keeps its own sizes, weights and rates, and takes
+    over what is new in it: basins in turn, all that the attacker has read, attacks on basins.
+    """
+    if task == MNIST:
+        return PLAIN, POLISHED
+    plain = replace(own, resting=False, joint_weight=0.0, bank_weight=0.0)
+    return plain, replace(
+        own, resting=True, memory=KNOWN, joint_weight=POLISHED.joint_weight,
+        bank_weight=POLISHED.bank_weight, polish_steps=max(300, own.polish_steps),
+    )  # fmt: skip
 
 
 def _selected(s: GuidanceSettings) -> GuidanceSettings:
@@ -176,7 +204,7 @@ def brief(row: dict[str, Any]) -> str:
 def parser(about: str) -> argparse.ArgumentParser:
     """Flags of whatever measures rows on these vaults."""
     made = argparse.ArgumentParser(description=about.splitlines()[0])
-    made.add_argument("--data", default="", help="folder of MNIST's idx files")
+    made.add_argument("--data", default="", help="folder of the task's files")
     made.add_argument("--seeds", type=int, nargs="+", default=[0])
     made.add_argument("--rows", nargs="+", default=None, help="some rows alone, by name")
     made.add_argument("--workers", type=int, default=0)
@@ -197,15 +225,18 @@ def picked(asked: Sequence[str] | None, known: Iterable[str]) -> list[str]:
 
 def main() -> None:
     """Measure each seed."""
-    args = parser(__doc__).parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--task", default=MNIST, help="a built-in task")
+    args = flags.parse_args()
     torch.set_num_threads(1)
     for seed in args.seeds:
-        table = Table(seed, args.data, args.workers)
+        table = Table(seed, args.data, args.workers, args.task)
         rows: dict[str, Callable[[], None]] = {
             **{n: partial(table.measure, n, way) for n, way in table.ways().items()},
             "retrained on attacks": partial(table.retrained, "retrained on attacks", False),
-            "retrained, hardened": partial(table.retrained, "retrained, hardened", True),
         }
+        if table.defence.settings.population.light_eps:  # else its members are not hardened so
+            rows["retrained, hardened"] = partial(table.retrained, "retrained, hardened", True)
         for name in picked(args.rows, rows):
             rows[name]()
 

@@ -46,6 +46,10 @@ class Judge:
         self.split = task.splits.test.sample(budget.images, self._source("examples"))
         self.own = task.splits.guide.sample(LOOKED_AT, self._source("sorting"))
         self.asked = task.splits.guide.x[:QUERIES]
+        images = task.splits.test.x.dim() == 4
+        self.tricks = [one for one in TRICKS if images or not one.for_images]
+        # A task's attacker moves what its budget allows; without one, any input in the ball.
+        self.reach = task.reach
 
     def _source(self, *name: object) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(self.seed, "judge", *name))
@@ -60,7 +64,7 @@ class Judge:
         """Propose an attack on what `draw` gives at each step."""
         return eot_pgd(
             draw, self.split.x, self.split.y, eps=self.task.eps, steps=steps,
-            bounds=self.task.bounds, generator=self._source(*name), tricks=tricks,
+            bounds=self.reach, generator=self._source(*name), tricks=tricks,
         )  # fmt: skip
 
     def on_basin(self, basin: Basin, tricks: Tricks, *name: object) -> Tensor:
@@ -76,7 +80,7 @@ class Judge:
         right = predict(model, self.split.x).argmax(1) == self.split.y
         flipped = torch.zeros_like(right)
         for proposed in made:
-            inside = project(proposed, self.split.x, self.task.eps, self.task.bounds)
+            inside = project(proposed, self.split.x, self.task.eps, self.reach)
             flipped |= predict(model, inside).argmax(1) != self.split.y
         return right, right & flipped
 
@@ -98,7 +102,7 @@ class Judge:
         others = [
             self.on_basin(basin, tricks, "basin", i, j)
             for i, basin in enumerate(basins)
-            for j, tricks in enumerate(TRICKS[1:], 1)
+            for j, tricks in enumerate(self.tricks[1:], 1)
         ]
         plain = Tricks("cross-entropy", 0.75)
         singles = [
@@ -116,7 +120,7 @@ class Judge:
             "tries": lambda _: [*best, *others, sixteen],
         }
         row: dict[str, Any] = {
-            "known": len(known), "targets": len(later), "basins": len(basins),
+            "known": len(known), "targets": len(later), "sorted_into": len(basins),
             "submissions": len(best) + len(others) + 1,
             "clean": [accuracy(m, self.task.splits.test) for m in later],
             "worst_16": [max(self.rate(m, [made]) for made in singles) for m in later],

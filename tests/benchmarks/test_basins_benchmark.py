@@ -13,8 +13,10 @@ from benchmarks.generation import basins, basins_tables, curve
 from benchmarks.generation.judge import Budget, Judge, from_hex, to_hex
 from benchmarks.generation.starts import Starts
 from benchmarks.generation.ways import Maker
+from g2d.attacks.pgd import project
 from g2d.settings import GuidanceSettings, Settings, build
 from g2d.weights.checkpoints import unpack
+from tables import table_task
 
 
 def test_flips_survive_being_written():
@@ -61,6 +63,29 @@ def test_the_example_is_what_was_measured():
     given = build(Settings, tomllib.loads(text), "examples/basin.toml")
     assert given.guidance == basins.POLISHED
     assert given.generator.bank == basins.BANK
+
+
+def test_another_task_is_polished_by_its_own_sizes_and_mnist_by_what_was_chosen_there():
+    own = GuidanceSettings(mu=0.5, batch=128, pool=400, polish_steps=200)
+    plain, polished = basins.guidance_of("nsl-kdd", own)
+    assert plain == own
+    assert polished == GuidanceSettings(
+        mu=0.5, batch=128, pool=400, polish_steps=300, resting=True, memory=basins.KNOWN,
+        joint_weight=1.0, bank_weight=0.75,
+    )  # fmt: skip
+    assert basins.guidance_of(basins.MNIST, own) == (basins.PLAIN, basins.POLISHED)
+
+
+def test_a_table_of_flows_is_judged_within_its_budget_and_without_tricks_for_images():
+    task = table_task()
+    judge = Judge(task, 0, Budget(images=20, steps=4, single_steps=2))
+    assert judge.tricks
+    assert not any(one.for_images for one in judge.tricks)
+    row = judge([task.model(seed).state_dict() for seed in range(3)], [task.model(3).state_dict()])
+    assert row["submissions"] == len(judge.tricks) * row["sorted_into"] + 1
+    [made] = judge.white_box(task.model(3))[:1]
+    inside = project(made, judge.split.x, task.eps, task.reach)
+    assert torch.equal(inside, made)
 
 
 def test_a_curve_goes_on_where_it_stopped(defence, tmp_path, monkeypatch):
