@@ -108,7 +108,7 @@ class Living:
         with seeded(self.table.defence, path, settings) as defence:
             last = run(defence, every, COUNT, self.members)
             numbers = last.vault.exposures()[: COUNT + 1]
-            states = [dict(last.generation(number).state) for number in numbers]
+            states: list[State] = [last.generation(number).state for number in numbers]
             costs = basin_costs(last.vault)
             assert costs is not None, "the chain is longer than the population has basins"
             told = {**vars(costs), "each_fresh": costs.each_fresh, "amortised": costs.amortised}

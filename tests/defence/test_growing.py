@@ -24,6 +24,7 @@ from g2d.vault.verify import verify
 
 SOUPS = {
     "generator__space": "soup", "guidance__resting": True, "growth__members": 2,
+    "growth__keep": 1,
     "guidance__polish_steps": 4, "gates__accuracy_drop": 1.0, "gates__class_drop": 1.0,
     "gates__distance": 0.0,
 }  # fmt: skip
@@ -91,7 +92,9 @@ def test_a_basin_is_grown_whatever_kills_and_the_next_generation_begins_there(
             ("early", GROWN), ("member", GROWN_MEMBER), ("member", GROWN_MEMBER + 1),
             ("generator", 0),
         }  # fmt: skip
+        assert stock_of(writer.vault).retired == {0}  # of two that were seen the newest is kept
         renewed = follow(writer)
+        assert renewed.generator.space.basins() == (1, GROWN)
         assert begin_in(renewed.vault, renewed.settings) == (GROWN,)
         (found,) = renewed.generate(1, seed=1)
         assert found.manifest["basin"] == GROWN

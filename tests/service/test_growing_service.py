@@ -55,6 +55,12 @@ def expose(vault, basin):
     return vault.accept({"weights": b"w"}, MANIFEST | {"basin": basin}, activate=True).number
 
 
+def take_up(vault):
+    """Have a basin join, as a worker does: a generator that knows it comes with it."""
+    member = ("member", GROWN_MEMBER, {"weights": b"m"}, {"basin": GROWN})
+    vault.put_all([member, ("generator", 0, {"weights": b"fitted anew"}, {})])
+
+
 @pytest.fixture
 def growing(vault):
     """A grower that wants two in stock, its children, and what it told."""
@@ -92,7 +98,7 @@ def test_a_basin_is_grown_while_fewer_are_in_stock_than_wanted(vault, growing):
     wait_for(lambda: not grower.status()["growing"])
     grower.look()
     assert len(children) == 1  # it waits for the worker
-    vault.put("member", GROWN_MEMBER, {"weights": b"m"}, {"basin": GROWN})
+    take_up(vault)
     grower.look()
     assert grower.status()["unseen"] == 2
     expose(vault, 1)
@@ -133,7 +139,7 @@ def test_rotations_that_outrun_growth_are_told_in_one_line_once(vault, growing):
     said = f"rotations outrun growth: generation {number} is of basin 0 that was exposed before"
     assert alarm.text.startswith(said)
     assert "\n" not in alarm.text
-    vault.put("member", GROWN_MEMBER, {"weights": b"m"}, {"basin": GROWN})
+    take_up(vault)
     expose(vault, GROWN)
     expose(vault, 0)
     grower.look()

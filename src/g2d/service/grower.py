@@ -48,8 +48,9 @@ class GrowingProcess:
         """Its lines, until it has ended."""
         assert self._process is not None, "it was started"
         assert self._process.stdout is not None, "it has a pipe"
-        for line in self._process.stdout:
-            yield json.loads(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                yield json.loads(line)
 
     def end(self) -> None:
         """Kill it, if it is there yet."""
@@ -57,6 +58,9 @@ class GrowingProcess:
         if (process := self._process) is not None:
             process.kill()
             process.wait()
+            with suppress(OSError):
+                if process.stdin is not None:
+                    process.stdin.close()
 
 
 # --- in the process that grows -------------------------------------------------------------------

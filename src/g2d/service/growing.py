@@ -101,12 +101,13 @@ class Grower:
     ) -> None:
         self._path, self._wanted, self._tell = vault, wanted, tell
         self._arguments = [str(vault), data, task, json.dumps(dict(code))]
-        self._made = made or GrowingProcess
+        self._made: Callable[[list[str]], Growing] = made or GrowingProcess
         self._stopping, self._mutex = threading.Event(), threading.Lock()
         self._looking = threading.Thread(target=self._run, name="growth", daemon=True)
         self._child: Growing | None = None
         self._hearing: threading.Thread | None = None
         self._stock = Stock((), frozenset(), {})
+        self._counted_at: object = None
         self._pace = _Pace()
         self._waiting: int | None = None  # a basin that is ready, and is not taken up yet
         self._failed, self._failures, self._at = "", 0, 0.0
@@ -154,18 +155,28 @@ class Grower:
     def look(self) -> None:
         """Count, and begin a basin where there are fewer than are wanted."""
         with Vault.open(self._path) as vault:
-            stock = stock_of(vault)
+            stock = self._counted(vault)
             self._follow(vault, stock)
         if self._waiting is not None and (
             self._waiting in stock.basins or not (self._path / GROWING).exists()
         ):
             self._waiting = None
         with self._mutex:
-            self._stock = stock
             busy = self._child is not None or self._waiting is not None
         late = time.monotonic() >= self._at
         if not busy and late and len(stock.unseen) < self._wanted and not self._stopping.is_set():
             self._begin()
+
+    def _counted(self, vault: Vault) -> Stock:
+        """The stock; counted anew only where it may have changed, for a long life is long to read.
+
+        Every basin that is taken up, and every refresh, brings a generator of its own.
+        """
+        generator = vault.entry("generator")
+        now = vault.live(), vault.source, generator and generator.files.get("weights")
+        if now != self._counted_at:
+            self._stock, self._counted_at = stock_of(vault), now
+        return self._stock
 
     def _follow(self, vault: Vault, stock: Stock) -> None:
         """Look in which basins those generations began that went live since the last look."""
@@ -269,15 +280,15 @@ class _Pace:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.done = self.total = 0
-        self._now, self._began = now, now()
+        self._now = now
+        self._began = self._at = now()
         self._first: int | None = None
 
     def tick(self, done: int, total: int) -> None:
         """Take in what was done; the first one says where this run begins."""
         if self._first is None:
             self._first, self._began = done, self._now()
-        self.done, self.total = done, total
-        self._at = self._now()
+        self.done, self.total, self._at = done, total, self._now()
 
     def _each(self) -> float | None:
         if self._first is None or self.done <= self._first:

@@ -49,7 +49,7 @@ class Stock:
     Attributes:
         basins: those that its members are of, oldest first. retired: of these, those that no
             candidate begins in any more. exposed: the newest exposed generation of each basin that
-            was seen.
+            was seen and is not retired.
     """
 
     basins: tuple[int, ...]
@@ -82,7 +82,8 @@ def stock_of(vault: VaultReader) -> Stock:
     after = dict.fromkeys(basins, 0) | {e.index: _after(e.info) for e in vault.entries("early")}
     exposed: dict[int, int] = {}
     for number in reversed(vault.exposures()):
-        if all(after[basin] >= number for basin in basins if basin not in exposed):
+        wanted = [b for b in basins if b not in exposed and b not in retired]
+        if all(after[basin] >= number for basin in wanted):
             break
         manifest = vault.generation(number).manifest
         if manifest.get("origin") == "base":
