@@ -296,7 +296,7 @@ def approve(
     from g2d.vault.vault import Vault
 
     known = documents.load(Host, host)
-    values = dict(known.pcrs) | _values(pcr)
+    values = {**known.pcrs, **_values(pcr)}
     approver = releasing.PolicyKey.read(key or releasing.default_policy_key())
     with Vault.open(vault, write=True) as opened:
         found = released.releases(require(opened), host.stem)

@@ -23,11 +23,12 @@ from g2d.attacks.pools import craft_pool, pack_pool
 from g2d.core.files import make_folder, read_text, write_bytes
 from g2d.core.seeds import seed_of
 from g2d.core.types import Array, Progress, Say
-from g2d.defence.populating import FEDERATED, is_federated, note_of
+from g2d.defence.populating import is_federated, note_of
 from g2d.errors import PopulationError, SealingError, SettingsError, VaultError
 from g2d.settings import Settings
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.task import Task
+from g2d.training.federated import FEDERATED
 from g2d.training.federated.aggregation import Aggregation
 from g2d.training.federated.server import Server
 from g2d.training.federated.simulate import Hostile, Simulation, trained_alone

@@ -102,7 +102,7 @@ def from_url(rest: str) -> TpmCustodian:
         SealingError: an option is unknown, or PCRs prove nothing.
     """
     tcti, _, options = rest.partition("?")
-    pcrs = DEFAULT_PCRS
+    pcrs: tuple[int, ...] = DEFAULT_PCRS
     for option in filter(None, options.split("&")):
         name, _, value = option.partition("=")
         if name != "pcrs":
