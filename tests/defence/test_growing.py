@@ -55,10 +55,8 @@ def entries_of(vault):
     return {(e.kind, e.index): e.files for kind in kinds for e in vault.entries(kind)}
 
 
-def test_a_basin_is_grown_whatever_kills_and_the_next_generation_begins_there(
-    path, tmp_path, monkeypatch
-):
-    shutil.copytree(path, tmp_path / "other")
+def interrupt(monkeypatch):
+    """Have the third training interrupted; return what is trained."""
     trained, run_job = [], work.run_job
 
     def killed(job):
@@ -69,6 +67,15 @@ def test_a_basin_is_grown_whatever_kills_and_the_next_generation_begins_there(
         return run_job(job)
 
     monkeypatch.setattr(work, "run_job", killed)
+    return trained
+
+
+def test_a_basin_is_grown_whatever_kills_and_the_next_generation_begins_there(
+    path, tmp_path, monkeypatch
+):
+    shutil.copytree(path, tmp_path / "other")
+    run_job = work.run_job
+    trained = interrupt(monkeypatch)
     with g2d.Defence.open(path) as writer:  # a service's worker
         assert stock_of(writer.vault).unseen == ()
         before = entries_of(writer.vault)
