@@ -6,8 +6,9 @@ import pytest
 from safetensors import safe_open
 
 from benchmarks.sealing.scan import blocks_of, found_in, tensors_of
-from commands import fail, invoke, succeed
+from commands import edit_ledger, fail, invoke, succeed
 from g2d.cli.shared import seal_from_now
+from g2d.errors import SealingError
 from g2d.protect.sealing.paper import _asked
 from g2d.service.loader import VaultLoader
 from g2d.vault.keys import SigningKey
@@ -100,6 +101,17 @@ def test_a_new_vault_is_sealed_from_its_first_file_on(url, tmp_path):
         assert bytes(range(64)) not in made.generation_file(1).read_bytes()
         seal_from_now(made, url)  # the same command again
         assert made.sealing.record.state == "sealed"
+
+
+def test_unsealing_that_fails_leaves_it_known_that_the_vault_is_sealed(url, tmp_path):
+    path = tmp_path / "new"
+    with Vault.create(path, "[task]\n") as made:
+        seal_from_now(made, url)
+    (tmp_path / "custodian.key").rename(tmp_path / "gone.key")
+    assert "there is no custodian" in fail("vault", "unseal", path)
+    edit_ledger(path, "DROP TABLE sealing")
+    with pytest.raises(SealingError, match="was sealed here"):
+        Vault.open(path, write=True)
 
 
 def test_two_changes_at_a_time_are_none(vault):

@@ -1,6 +1,7 @@
 """A sealed vault: nothing of it lies in plaintext, and who has its key uses it as any other."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from benchmarks.sealing.scan import blocks_of, found_in, tensors_of
 from commands import edit_ledger
 from g2d.errors import BrokenSealError, RefusedError, SealingError, VaultError
 from g2d.protect import sealing
+from g2d.protect.sealing.file import FileCustodian
 from g2d.protect.sealing.paper import PaperCustodian
 from g2d.vault.keys import SigningKey
 from g2d.vault.ledger import FORMAT, SEALED_FORMAT
-from g2d.vault.sealing import changing
+from g2d.vault.sealing import changing, released
 from g2d.vault.signing import sign_generation, verify_generation
 from g2d.vault.vault import Vault
 from g2d.vault.verify import verify
@@ -185,6 +187,35 @@ def test_another_file_custodian_does_not_open_it(sealed, tmp_path, monkeypatch):
         opened.read_generation(1)
 
 
+class Tpm(FileCustodian):
+    """A stand-in: each machine has a TPM of its own, and all are of one kind."""
+
+    kind = "tpm"
+
+
+def test_a_host_opens_its_release_although_the_vault_is_sealed_by_another_tpm(
+    filled, tmp_path, monkeypatch
+):
+    here, there = (Tpm.make(tmp_path / f"{name}.key") for name in ("here", "there"))
+    changing.seal(filled, here, "tpm:")
+    fresh = bytes(32)
+    wrapped = there.wrap(fresh, released.context_of(filled, 2))
+    bundle = released.make_bundle(filled, filled.sealing.record, 2, fresh, wrapped)
+    released.hold(filled, "edge", 2, bundle)
+    filled.close()
+    monkeypatch.setattr("g2d.vault.sealing.sealer.new_custodian", lambda url: there)
+    with Vault.open(filled.path) as opened:
+        for number in (1, 2, 1):
+            if number == 2:
+                assert opened.read_generation(number) == network(31)
+                continue
+            with pytest.raises(SealingError, match=r"does not open it|was not released to this"):
+                opened.read_generation(number)
+    monkeypatch.setattr("g2d.vault.sealing.sealer.new_custodian", lambda url: here)
+    with Vault.open(filled.path) as opened:
+        assert opened.read_generation(1) == network(30)
+
+
 # --- what others do to it -------------------------------------------------------------------------
 
 
@@ -226,6 +257,33 @@ def test_a_record_that_somebody_changed_gets_neither_plaintext_nor_his_key(seale
         Vault.open(sealed.path, write=True)
 
 
+@pytest.mark.parametrize("record", ["DROP TABLE sealing", "state", "key"])
+def test_a_ledger_that_changes_while_it_is_open_gets_no_plaintext_either(sealed, record):
+    change = {"state": "unsealing", "key": "0" * 16}.get(record)
+    if change:
+        record = f"UPDATE sealing SET record = json_set(record, '$.{record}', '{change}')"
+    edit_ledger(sealed.path, record)
+    with Vault.open(sealed.path) as reader:  # the red team writes beside a vault that it reads
+        for opened in (sealed, reader):
+            with pytest.raises(SealingError, match="or names another key"):
+                opened.sealing.shut(b"", lambda: opened.sealing.other("network", "", b""))
+    with pytest.raises(SealingError, match="or names another key"):
+        sealed.accept({"weights": network(50)}, {}, activate=True)
+    assert scan(sealed.path, PLAIN) == []
+
+
+def test_work_beside_a_sealed_vault_stays_sealed_whatever_its_ledger_says(sealed, tmp_path):
+    class Beside(Vault):
+        remembered = False
+
+    with Beside.create(tmp_path / "beside", "[task]\n") as beside:
+        changing.share(sealed, beside)
+        edit_ledger(beside.path, "DROP TABLE sealing")
+        with pytest.raises(SealingError, match="or names another key"):
+            beside.put("member", 0, {"weights": network(60)}, {})
+        assert scan(beside.path, PLAIN) == []
+
+
 def test_a_custodian_that_fails_is_asked_once_by_verify(sealed, monkeypatch):
     sealed.close()
     asked = []
@@ -262,11 +320,12 @@ def test_a_file_that_is_none_of_the_vault_is_named_before_anything_is_sealed(
     assert filled.sealing.record is None
 
 
-def test_work_that_waits_is_finished_first(filled, custodian, url):
-    waiting = filled.path / "refreshing"
-    waiting.mkdir()
-    with pytest.raises(SealingError, match="g2d refresh"):
+@pytest.mark.parametrize("place", ["{}/refreshing", "{}/growing", "{}.marking", "{}.federated"])
+def test_work_that_waits_is_finished_first(filled, custodian, url, place):
+    Path(place.format(filled.path)).mkdir()
+    with pytest.raises(SealingError, match="holds networks of work that is not finished"):
         changing.seal(filled, custodian, url)
+    assert filled.sealing.record is None
 
 
 def test_networks_of_the_red_team_and_secret_limits_are_sealed_too(filled, custodian, url):

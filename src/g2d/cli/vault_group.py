@@ -77,6 +77,7 @@ def unseal(vault: VaultPath, custodian: ByCustodian = "") -> None:
             forget(there)  # an older copy of a vault that was sealed is meant
             print_line(f"{vault} is not sealed.")
             return
+        _opener(there, custodian)  # who cannot open it leaves it known that it is sealed
         leave(there, record)
     with Vault.open(vault, write=True) as opened, show_progress() as progress:
         done = changing.unseal(opened, _opener(opened, custodian), progress)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from g2d.errors import VaultError
 from g2d.vault.ledger import (
@@ -61,6 +61,9 @@ _OTHERWISE = "make the next one with `g2d generate`"
 
 class VaultReader:
     """The reading half of a `Vault`; any number of them beside one writer."""
+
+    remembered: ClassVar[bool] = True
+    """Whether what vaults of this class reach is marked, and that one is sealed is remembered."""
 
     path: Path
     _ledger: sqlite3.Connection

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from g2d.core.folders import PRIVATE
 from g2d.errors import VaultError
@@ -66,9 +66,6 @@ class Vault(VaultReader):
     What a writer reaches is marked outside the vault (`mark`), and a vault behind its mark is not
     opened for writing.
     """
-
-    remembered: ClassVar[bool] = True
-    """Whether what vaults of this class reach is marked."""
 
     def __init__(self, path: Path, ledger: sqlite3.Connection, lock: FileIO | None) -> None:
         self.path = path

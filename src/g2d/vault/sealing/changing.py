@@ -129,6 +129,7 @@ def unseal(vault: Vault, custodian: Custodian | None, progress: Progress = silen
         vault.sealing.key(record, custodian)
         if vault.remembered:
             leave(vault, record)
+        vault.sealing.bind(None)
         if record.state != "unsealing":
             _put(vault, replace(record, state="unsealing"))
         files = list(_files(vault))
@@ -217,6 +218,7 @@ def share(vault: Vault, beside: Vault) -> None:
             " remove that folder, and begin again"
         )
     beside.sealing.keep(vault.sealing.key(record))
+    beside.sealing.bind(there)
 
 
 def add_custodian(vault: Vault, custodian: Custodian, url: str) -> Record:

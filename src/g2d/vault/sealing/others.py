@@ -23,13 +23,17 @@ from g2d.vault.spendings import SPENDINGS, THRESHOLD
 if TYPE_CHECKING:
     from g2d.vault.vault import Vault
 
-__all__ = ["COMPANIONS", "SIDES", "TEXTS", "check_alone", "other_files", "remove_halves"]
+__all__ = ["BESIDE", "COMPANIONS", "SIDES", "TEXTS", "check_alone", "other_files", "remove_halves"]
 
 SIDES = {LOCK, LOCK + LOCK_FALLBACK, SETTINGS, COMMITMENT, ORDER, SPENDINGS, THRESHOLD, *LEDGERS}
 """Files at the top of a vault that no row names."""
 
 COMPANIONS = {"redteam", STAGED, GROWING}
 """What commands keep beside, with digests of their own."""
+
+BESIDE = ("marking", "federated")
+"""Endings of the folders in which work waits beside a vault (`defence.watermarking`,
+`defence.federating`)."""
 
 TEXTS = {THRESHOLD: "threshold"}
 """Files of `SIDES` that are secret, and the kind that they are sealed as."""
@@ -72,12 +76,13 @@ def check_alone(vault: Vault) -> None:
         SealingError: with the first of them, and what to do.
     """
     root = vault.path
-    waiting = (root / STAGED, root / GROWING, root.with_name(f"{root.name}.marking"))
-    for path in waiting:
+    beside = (root.with_name(f"{root.name}.{word}") for word in BESIDE)
+    for path in (root / STAGED, root / GROWING, *beside):
         if os.path.lexists(path):
             raise SealingError(
                 f"{path} holds networks of work that is not finished: finish it (`g2d refresh`,"
-                " `g2d grow` or `g2d watermark add`), or remove that folder; then go on"
+                " `g2d grow`, `g2d watermark add`, or the clients' `g2d population`), or remove"
+                " that folder; then go on"
             )
     with explained(root, "read"):
         for path in _strangers(vault):

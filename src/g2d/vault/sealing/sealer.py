@@ -30,7 +30,7 @@ from g2d.vault.sealing.envelope import (
 )
 from g2d.vault.sealing.record import Record, read_record
 from g2d.vault.sealing.released import released_key, releases
-from g2d.vault.sealing.remembered import named_here, new_custodian, remembered
+from g2d.vault.sealing.remembered import Remembered, named_here, new_custodian, remembered
 
 if TYPE_CHECKING:
     from g2d.vault.reading import VaultReader
@@ -52,6 +52,7 @@ class Sealer:
         self._vault = vault
         self._keys: dict[str, bytes] = {}  # by name
         self._released: dict[tuple[bytes, bytes], bytes] = {}  # keys of releases
+        self._under = ""  # name of the key that all is sealed by that is written
 
     def __repr__(self) -> str:
         return f"Sealer({self._vault.path})"
@@ -80,12 +81,14 @@ class Sealer:
         """Return what is to be written of a file: itself in a plain vault, else sealed.
 
         Raises:
-            SealingError: there is no custodian that gives the key.
+            SealingError: there is no custodian that gives the key; or as `check_not_lost`.
         """
-        record = self.record
+        record = self.check_not_lost()
         if record is None or not record.writes_sealed:
             return data
-        return seal_file(data, about(), self.key(record))
+        made = seal_file(data, about(), self.key(record))
+        self.bind(record)
+        return made
 
     def shut_generation(
         self, number: int, files: Mapping[str, bytes], digests: Mapping[str, str]
@@ -96,22 +99,35 @@ class Sealer:
             for name, data in files.items()
         }
 
-    def check_not_lost(self) -> None:
+    def bind(self, record: Record | None) -> None:
+        """Write nothing from now on but what is sealed by this record's key; None: as the ledger
+        says."""
+        self._under = "" if record is None else record.key
+
+    def check_not_lost(self) -> Record | None:
         """Refuse to write a vault that was sealed here, if it would be written otherwise.
+
+        A ledger is asked anew for each file: whoever writes the folder may change it meanwhile.
+
+        Returns:
+            How the vault is sealed; None: it is plain.
 
         Raises:
             SealingError: the ledger does not say any more that it is sealed, or is under another
                 key: somebody wants plaintext, or what he can decrypt.
         """
-        known, record = remembered(self._vault), self.record
-        if not known.sealed:
-            return
-        if record is None or not record.writes_sealed or record.key != (known.key or record.key):
+        known = remembered(self._vault) if self._vault.remembered else Remembered()
+        record = self.record
+        if not (known.sealed or self._under):
+            return record
+        key = self._under or known.key
+        if record is None or not record.writes_sealed or record.key != (key or record.key):
             raise SealingError(
                 f"{self._vault.path} was sealed here, and its ledger says so no more, or names"
                 " another key: nothing is written to it. Restore it from a backup; or if you mean"
                 f" it so, run `g2d vault unseal {self._vault.path}`, and seal it again"
             )
+        return record
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -168,10 +184,20 @@ class Sealer:
 
     def _is_released(self, record: Record, about: About) -> bool:
         """Whether this host opens generations by their releases: it holds no key of the vault."""
-        if about.kind != GENERATION or record.key in self._keys or not releases(record):
+        if about.kind != GENERATION or record.key in self._keys:
+            return False
+        if not (found := releases(record)):
             return False
         kind = named_here(self._vault).partition(":")[0]
-        return all(one.kind != kind for one in record.held)
+        if self._released or all(one.kind != kind for one in record.held):
+            return True
+        try:  # the vault's custodian is of the same kind: a TPM, and it may be this machine's
+            self.key(record)
+        except SealingError:
+            if about.number not in found:
+                raise
+            return True
+        return False
 
     def _released_key(self, record: Record, about: About) -> bytes:
         by = new_custodian(named_here(self._vault))
