@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import shutil
 
@@ -11,6 +12,7 @@ import typer
 
 from g2d.cli import main
 from g2d.errors import SealingError
+from g2d.vault.sealing.record import write_record
 from g2d.vault.vault import Vault
 from software_tpm import extend, running
 
@@ -75,11 +77,13 @@ class Sides:
 
     def enroll(self):
         asked, challenge, answer = map(self.file, ("request", "challenge", "answer"))
-        self.run("attest", "enroll", "--out", asked, *self.tpm)
-        self.run(
+        shown = self.run("attest", "enroll", "--out", asked, *self.tpm)
+        compared = self.run(
             "attest", "enroll", asked, "--host", self.host, "--out", challenge,
             "--insecure-software-tpm", "--every", "1", "--keep", "0",
         )  # fmt: skip
+        (line,) = (line for line in shown.splitlines() if line.startswith("endorsement  "))
+        assert line in compared.splitlines()  # who swaps the request is seen by whoever compares
         self.run("attest", "enroll", challenge, "--out", answer, *self.tpm)
         return self.run("attest", "enroll", answer, "--host", self.host)
 
@@ -92,7 +96,9 @@ class Sides:
 @pytest.fixture
 def sides(tmp_path, address, run):
     found = Sides(tmp_path, address, run)
-    assert "is enrolled in this state" in found.enroll()
+    said = found.enroll()
+    assert "is enrolled in this state" in said
+    assert "PCR 14 is zero" in said
     return found
 
 
@@ -126,7 +132,7 @@ def test_a_generation_opens_on_the_host_that_it_was_released_to(
         opened.read_generation(2, "attacks")
     # The next release takes the place of the first, and the host has opened it: the copy is old.
     run("attest", "release", vault, sides.host, sides.quote())
-    assert run("vault", "custodians", vault).count("release to edge, generation ") == 1
+    assert run("vault", "custodians", vault).count("release to edge (") == 1
     shutil.copytree(vault, newer)
     run("attest", "open", newer, *here)
     assert content(newer, 3).startswith(b"weights 2 ")
@@ -166,6 +172,31 @@ def test_a_changed_boot_is_named_and_approved_beforehand(sides, vault, address, 
     run("attest", "open", host, *sides.tpm)
 
 
+def test_hosts_of_one_name_have_releases_of_their_own(sides, vault, tmp_path, run, told):
+    (tmp_path / "other").mkdir()
+    with running(tmp_path / "second") as address:
+        other = Sides(tmp_path / "other", address, run)
+        other.enroll()
+        run("attest", "release", vault, sides.host, sides.quote(), "--number", "2")
+        run("attest", "release", vault, other.host, other.quote())
+    assert run("vault", "custodians", vault).count("release to edge (") == 2
+    copy = shutil.copytree(vault, tmp_path / "copy")
+    assert "another TPM" in told("attest", "open", copy, "--number", "3", *sides.tpm)
+    assert "Generation 2 of" in run("attest", "open", copy, *sides.tpm)  # the newest of its own
+    with Vault.open(vault, write=True) as opened:  # who writes the ledger calls one the other's
+        record = opened.sealing.record
+        own, foreign = (one for one in record.held if one.kind == "release")
+        renamed = dataclasses.replace(foreign, name=own.name.replace(" 2", " 3"))
+        held = tuple(renamed if one is foreign else one for one in record.held)
+        with opened._writing():
+            write_record(opened._ledger, dataclasses.replace(record, held=held))
+    run("attest", "approve", vault, sides.host, "--pcr", "14=" + "11" * 32)
+    with Vault.open(vault) as opened:
+        blobs = [one.blob for one in opened.sealing.record.held]
+    assert foreign.blob in blobs  # as it was: its host's state is not this one's
+    assert own.blob not in blobs
+
+
 def test_bad_input_is_one_line(sides, vault, tmp_path, told):
     host, quote = sides.host, sides.quote()
     (tmp_path / "junk").write_bytes(b"\xff" * 100)
@@ -178,6 +209,7 @@ def test_bad_input_is_one_line(sides, vault, tmp_path, told):
         ("no file of G2D", "verify", tmp_path / "junk", host),
         ("was released to", "approve", vault, host, "--pcr", "14=" + "00" * 32),
         ("is no value of a PCR", "approve", vault, host, "--pcr", "14=00"),
+        ("is no value of a PCR", "approve", vault, host, "--pcr", "7,14=" + "00" * 32),
         ("PCR 16 can be reset", "approve", vault, host, "--pcr", "16=" + "00" * 32),
         ("no TPM answers", "quote", tmp_path / "ask", tmp_path / "out", "--tpm", "swtpm:path=/no"),
     ]

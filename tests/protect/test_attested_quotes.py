@@ -191,6 +191,13 @@ def test_a_clock_that_goes_back_is_refused(tpm, time, resets, safe, said):
         check_clock(now, _host(tpm).clock)
 
 
+def test_a_count_of_restarts_that_goes_back_is_refused(tpm):
+    before = Clock(8000, 3, 5, True)
+    check_clock(Clock(8000, 3, 5, True), before)
+    check_clock(Clock(8000, 4, 0, True), before)
+    assert "clock went back" in refused(check_clock, Clock(9000, 3, 4, True), before)
+
+
 def test_numbers_are_counted_coarsely(tpm):
     host = _host(tpm, base=10, first=100)
     assert [host.count(number) for number in (100, 159, 160, 279)] == [10, 10, 11, 12]

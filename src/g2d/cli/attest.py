@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from g2d.cli.attest_shared import (
+    label_of,
+    newest_here,
+    show_endorsement,
+    show_pcrs,
+    values_of,
+)
 from g2d.cli.console import print_line
 from g2d.errors import SealingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from g2d.protect.attestation.enrolment import Host
     from g2d.protect.attestation.quotes import Proven
 
@@ -134,6 +139,7 @@ def _request(out: Path, index: int | None, tpm: str) -> None:
     with open_device(tpm) as device:
         made = request(device, counter.DEFAULT_INDEX if index is None else index)
     documents.store(out, made)
+    show_endorsement(made.endorsement)
     if not made.certificate:
         print_line("certificate  none: the other side will need --insecure-software-tpm")
     print_line(f"Next, on the generating side: g2d attest enroll {out} --host HOST --out FILE")
@@ -152,6 +158,8 @@ def _challenge(
     challenge, pending = enrolment.begin(request, terms, roots, insecure, time.time())
     documents.store(host, pending)
     documents.store(out, challenge)
+    show_endorsement(pending.endorsement)
+    print_line("Compare it with what the host said: whoever carries files may have swapped hosts.")
     if not pending.vouched:
         print_line("warning      no maker vouches for this TPM: whoever runs it may read its keys")
     print_line(f"Next, on the host: g2d attest enroll {out} --out FILE")
@@ -178,7 +186,9 @@ def _finish(file: Path, host: Path, age: int) -> None:
     answer = documents.load(enrolment.Answer, file)
     made = enrolment.finish(pending, answer, time.time(), age)
     documents.store(host, made)
-    _show(made.pcrs)
+    show_pcrs(made.pcrs)
+    for number in sorted(number for number, value in made.pcrs.items() if not any(value)):
+        print_line(f"warning      PCR {number} is zero: nothing extends it, and it proves nothing")
     print_line(f"{host} is enrolled in this state. Next: g2d attest ask {host} FILE")
 
 
@@ -210,7 +220,7 @@ def quote(
     with open_device(tpm) as device:
         made = evidence(device, question)
     documents.store(out, made)
-    _show(made.pcrs)
+    show_pcrs(made.pcrs)
 
 
 @app.command()
@@ -231,7 +241,7 @@ def verify(
 
     known, heard, proven = _hear(quote, host, age)
     told = changed(proven.pcrs, known.pcrs)
-    _show(proven.pcrs)
+    show_pcrs(proven.pcrs)
     print_line(f"counter      {proven.count}, {proven.clock.resets} starts")
     if told and not accept_state:
         raise SealingError(
@@ -271,7 +281,7 @@ def release(
         made, after = releasing.release(heard, proven, fresh, context, wanted, approver)
         bundle = released.make_bundle(opened, record, wanted, fresh, documents.encode(made))
         documents.store(host, after)  # before the vault: what was released is known in any case
-        released.hold(opened, host.stem, wanted, bundle, after.oldest(wanted))
+        released.hold(opened, label_of(host, after), wanted, bundle, after.oldest(wanted))
     print_line(f"Generation {wanted} of {vault} is released to {host}.")
     print_line("Next, on the host, where the vault's folder lies or arrives: g2d attest open VAULT")
 
@@ -291,24 +301,27 @@ def approve(
     from g2d.protect.attestation import release as releasing
     from g2d.protect.attestation.enrolment import Host
     from g2d.protect.tpm import documents
+    from g2d.protect.tpm.publics import name_of
     from g2d.vault.sealing import released
     from g2d.vault.sealing.changing import require
     from g2d.vault.vault import Vault
 
     known = documents.load(Host, host)
-    values = {**known.pcrs, **_values(pcr)}
+    values = {**known.pcrs, **values_of(pcr)}
     approver = releasing.PolicyKey.read(key or releasing.default_policy_key())
     with Vault.open(vault, write=True) as opened:
-        found = released.releases(require(opened), host.stem)
+        found = released.releases(require(opened), label_of(host, known))
         if not found:
             raise SealingError(f"nothing of {vault} was released to {host} yet")
         for number, held in sorted(found.items()):
             bundle = released.Bundle.decode(held[-1].blob)
             old = documents.decode(releasing.Released, bundle.key, f"release {number}")
+            if old.storage != name_of(known.storage):
+                continue  # a ledger may call it so: another host's state is not this one's
             again = documents.encode(releasing.approve_again(old, values, approver))
-            released.hold(opened, host.stem, number, replace(bundle, key=again))
+            released.hold(opened, label_of(host, known), number, replace(bundle, key=again))
         documents.store(host, replace(known, pcrs=values))
-    _show(values)
+    show_pcrs(values)
     print_line(f"{host} opens what was released to it in this state, and in no other.")
 
 
@@ -331,7 +344,7 @@ def open_released(
     with Vault.open(vault) as opened:
         record = require(opened)
         found = released.releases(record)
-        wanted = max(found, default=0) if number is None else number
+        wanted = newest_here(found, tpm) if number is None else number
         about = opened.sealing.generation(wanted, "weights", "")
         if wanted in found:  # else `released_key` says what to do
             about = opened.sealing.generation(
@@ -351,26 +364,3 @@ def _hear(quote: Path, host: Path, age: int) -> tuple[Host, Host, Proven]:
     known = documents.load(enrolment.Host, host)
     heard, proven = enrolment.hear(known, documents.load(Evidence, quote), time.time(), age)
     return known, heard, proven
-
-
-def _values(given: list[str]) -> Mapping[int, bytes]:
-    from g2d.protect.sealing.tpm import pcrs_of
-
-    found = {}
-    for text in given:
-        number, _, value = text.partition("=")
-        try:
-            data = bytes.fromhex(value)
-        except ValueError:
-            data = b""
-        if len(data) != 32:
-            raise SealingError(
-                f"{text!r} is no value of a PCR, expected NUMBER=HEX with 64 digits, of SHA-256"
-            )
-        found[pcrs_of(number)[0]] = data
-    return found
-
-
-def _show(pcrs: Mapping[int, bytes]) -> None:
-    for number in sorted(pcrs):
-        print_line(f"PCR {number:<8} {pcrs[number].hex()}")

@@ -56,7 +56,8 @@ class Clock:
 
     Attributes:
         time: milliseconds for which it was powered. resets: how often it was started anew; 0 once
-            it was cleared. safe: no earlier answer can have told a later `time`.
+            it was cleared. restarts: how often it was resumed since. safe: no earlier answer can
+            have told a later `time`.
     """
 
     time: int
@@ -197,6 +198,11 @@ def check_clock(now: Clock, before: Clock) -> None:
             " or is another: enrol the host anew"
         )
     after_power_cut = now.resets > before.resets and not now.safe  # up to 70 minutes may be lost
+    if now.resets == before.resets and now.restarts < before.restarts:
+        raise SealingError(
+            f"the TPM's clock went back, from {before.restarts} resumptions since its start to"
+            f" {now.restarts}: its state was put back: find out who could, and enrol the host anew"
+        )
     if now.time < before.time and not after_power_cut:
         raise SealingError(
             f"the TPM's clock went back, from {before.time} to {now.time} ms: its state was put"
