@@ -37,10 +37,11 @@ from g2d.protect.tpm.documents import decode, encode
 from g2d.protect.tpm.policies import counter_public
 from g2d.protect.tpm.publics import ENDORSEMENT_EC, ENDORSEMENT_RSA
 from g2d.protect.tpm.wire import sized
+from g2d.vault.sealing.released import PURPOSE
 from software_tpm import extend, running
 from tpm_makers import Maker, put_certificate
 
-KEY, CONTEXT, NOW = bytes(range(32)), b"vault 1", time.time()
+KEY, CONTEXT, NOW = bytes(range(32)), PURPOSE + b"vault 1", time.time()
 TERMS = Terms((7, 14), every=1)
 
 
@@ -115,12 +116,21 @@ def test_a_host_opens_what_was_released_to_it_and_no_other(address, enrolled, re
     keeper = TpmCustodian(address)
     assert keeper.unwrap(blob, CONTEXT) == KEY
     assert keeper.unwrap(blob, CONTEXT) == KEY  # after a restart of the service
-    assert "another vault" in refused(keeper.unwrap, blob, b"vault 2")
+    assert "another vault" in refused(keeper.unwrap, blob, PURPOSE + b"vault 2")
     with running(tmp_path / "there") as there:
         assert "was never enrolled" in refused(TpmCustodian(there).unwrap, blob, CONTEXT)
         with open_device(there) as device:
             counter.make(device, counter.DEFAULT_INDEX)
         assert "another TPM" in refused(TpmCustodian(there).unwrap, blob, CONTEXT)
+
+
+def test_a_release_is_no_key_of_a_vault_or_of_a_file(address, enrolled, approver):
+    """Whoever knows a host's public keys makes releases to it: none may pass for a custodian's."""
+    host, proven = prove(address, enrolled)
+    for context in (b"g2d vault key 1\0" + b"v" * 32, b"g2d private key 1\0"):
+        made, _ = release(host, proven, KEY, context, 5, approver)
+        told = refused(TpmCustodian(address).unwrap, encode(made), context)
+        assert "a release opens a generation" in told
 
 
 def test_a_wound_back_number_is_refused_by_both_sides(tmp_path, approver):

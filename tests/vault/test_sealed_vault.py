@@ -1,6 +1,7 @@
 """A sealed vault: nothing of it lies in plaintext, and who has its key uses it as any other."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -266,10 +267,23 @@ def test_a_ledger_that_changes_while_it_is_open_gets_no_plaintext_either(sealed,
     with Vault.open(sealed.path) as reader:  # the red team writes beside a vault that it reads
         for opened in (sealed, reader):
             with pytest.raises(SealingError, match="or names another key"):
-                opened.sealing.shut(b"", lambda: opened.sealing.other("network", "", b""))
+                opened.sealing.shut(b"", partial(opened.sealing.other, "network", "", b""))
     with pytest.raises(SealingError, match="or names another key"):
         sealed.accept({"weights": network(50)}, {}, activate=True)
     assert scan(sealed.path, PLAIN) == []
+
+
+def test_that_a_vault_is_sealed_is_remembered_where_a_variable_names_the_custodian(
+    sealed, url, tmp_path, monkeypatch
+):
+    sealed.close()
+    other = shutil.copytree(sealed.path, tmp_path / "elsewhere")
+    monkeypatch.setenv("G2D_CUSTODIAN", url)
+    with Vault.open(other, write=True) as opened:
+        opened.put("base", 0, {"weights": network(60)}, {})
+    edit_ledger(other, "DROP TABLE sealing")
+    with pytest.raises(SealingError, match="was sealed here"):
+        Vault.open(other, write=True)
 
 
 def test_work_beside_a_sealed_vault_stays_sealed_whatever_its_ledger_says(sealed, tmp_path):

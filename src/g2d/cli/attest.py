@@ -311,13 +311,19 @@ def approve(
     approver = releasing.PolicyKey.read(key or releasing.default_policy_key())
     with Vault.open(vault, write=True) as opened:
         found = released.releases(require(opened), label_of(host, known))
-        if not found:
+        bundles = {
+            number: released.Bundle.decode(held[-1].blob) for number, held in sorted(found.items())
+        }
+        olds = {
+            number: documents.decode(releasing.Released, bundle.key, f"release {number}")
+            for number, bundle in bundles.items()
+        }
+        # A ledger may call another host's so, whose state is not this one's.
+        own = {n: old for n, old in olds.items() if old.storage == name_of(known.storage)}
+        if not own:
             raise SealingError(f"nothing of {vault} was released to {host} yet")
-        for number, held in sorted(found.items()):
-            bundle = released.Bundle.decode(held[-1].blob)
-            old = documents.decode(releasing.Released, bundle.key, f"release {number}")
-            if old.storage != name_of(known.storage):
-                continue  # a ledger may call it so: another host's state is not this one's
+        for number, old in own.items():
+            bundle = bundles[number]
             again = documents.encode(releasing.approve_again(old, values, approver))
             released.hold(opened, label_of(host, known), number, replace(bundle, key=again))
         documents.store(host, replace(known, pcrs=values))

@@ -13,6 +13,7 @@ from g2d.protect.tpm.device import Device, open_device
 from g2d.protect.tpm.policies import changed
 from g2d.protect.tpm.publics import name_of
 from g2d.protect.tpm.wire import sha256, sized, u16, u64
+from g2d.vault.sealing.released import PURPOSE
 
 __all__ = ["open_release"]
 
@@ -28,6 +29,11 @@ def open_release(tcti: str, blob: bytes, context: bytes) -> bytes:
     """
     released = documents.decode(Released, blob, "the release")
     check_released(released)
+    if not context.startswith(PURPOSE):  # anybody can make a release, of a key of his own
+        raise SealingError(
+            "this is no key that the TPM sealed: a release opens a generation, and neither a vault"
+            " nor a key's file. Somebody put it there: look who, and restore it from a backup"
+        )
     if not hmac.compare_digest(released.bound, sha256(context)):
         raise SealingError("the release is of another vault, or of another purpose: refused")
     with open_device(tcti) as device:

@@ -26,10 +26,22 @@ if TYPE_CHECKING:
     from g2d.vault.reading import VaultReader
     from g2d.vault.vault import Vault
 
-__all__ = ["RELEASE", "Bundle", "context_of", "hold", "make_bundle", "released_key", "releases"]
+__all__ = [
+    "PURPOSE",
+    "RELEASE",
+    "Bundle",
+    "context_of",
+    "hold",
+    "make_bundle",
+    "released_key",
+    "releases",
+]
 
 RELEASE = "release"
 """The kind by which a record tells releases from custodians."""
+
+PURPOSE = b"g2d release 1\0"
+"""What the context of a release begins with: no other key is taken from one."""
 
 _KEPT_BACK = frozenset({"attacks"})
 
@@ -68,7 +80,7 @@ class Bundle:
 
 def context_of(vault: VaultReader, number: int) -> bytes:
     """What the fresh key of a release is bound to."""
-    return f"g2d release 1\0{vault.identity}\0{number}".encode()
+    return PURPOSE + f"{vault.identity}\0{number}".encode()
 
 
 def make_bundle(vault: Vault, record: Record, number: int, key: bytes, wrapped: bytes) -> Bundle:

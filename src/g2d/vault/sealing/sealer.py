@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,13 @@ from g2d.vault.sealing.envelope import (
 )
 from g2d.vault.sealing.record import Record, read_record
 from g2d.vault.sealing.released import released_key, releases
-from g2d.vault.sealing.remembered import Remembered, named_here, new_custodian, remembered
+from g2d.vault.sealing.remembered import (
+    Remembered,
+    named_here,
+    new_custodian,
+    remember,
+    remembered,
+)
 
 if TYPE_CHECKING:
     from g2d.vault.reading import VaultReader
@@ -87,8 +94,16 @@ class Sealer:
         if record is None or not record.writes_sealed:
             return data
         made = seal_file(data, about(), self.key(record))
+        if not self._under:
+            self._note(record)
         self.bind(record)
         return made
+
+    def _note(self, record: Record) -> None:
+        """Remember that the vault is sealed, also where a variable names the custodian."""
+        if self._vault.remembered and not (known := remembered(self._vault)).sealed:
+            with suppress(SealingError):  # a guard more; without a state folder there is none
+                remember(self._vault, known.custodian, record.key)
 
     def shut_generation(
         self, number: int, files: Mapping[str, bytes], digests: Mapping[str, str]
