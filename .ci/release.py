@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOYED = (
-    "report", "images", "attacks", "signing", "timestamp", "serve", "auth", "monitor", "privacy",
+    "report", "images", "attacks", "signing", "sealing", "pkcs11", "timestamp", "serve", "auth", "monitor", "privacy",
     "ray",
 )  # fmt: skip
 ROOT_REF = "root-component"
