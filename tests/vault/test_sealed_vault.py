@@ -218,6 +218,28 @@ def test_a_ledger_that_says_no_more_that_it_is_sealed_gets_no_plaintext(sealed):
         opened.read_generation(1)
 
 
+@pytest.mark.parametrize(("name", "value"), [("state", "unsealing"), ("key", "0" * 16)])
+def test_a_record_that_somebody_changed_gets_neither_plaintext_nor_his_key(sealed, name, value):
+    sealed.close()
+    edit_ledger(sealed.path, f"UPDATE sealing SET record = json_set(record, '$.{name}', '{value}')")
+    with pytest.raises(SealingError, match="or names another key"):
+        Vault.open(sealed.path, write=True)
+
+
+def test_a_custodian_that_fails_is_asked_once_by_verify(sealed, monkeypatch):
+    sealed.close()
+    asked = []
+
+    def refuse(url):
+        asked.append(url)
+        raise SealingError("the PIN is wrong")
+
+    monkeypatch.setattr("g2d.vault.sealing.sealer.new_custodian", refuse)
+    (problem,) = verify(sealed.path)
+    assert "12 sealed files" in problem.what
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("record", ["", "{}", "[1]", '{"custodians": [{}]}', "[" * 9999])
 def test_a_damaged_record_is_one_line(sealed, record):
     sealed.close()

@@ -68,14 +68,16 @@ def seal(vault: VaultPath, custodian: ByCustodian = "") -> None:
 def unseal(vault: VaultPath, custodian: ByCustodian = "") -> None:
     """Write a sealed vault's files in plaintext again; goes on where it stopped."""
     from g2d.vault.sealing import changing
-    from g2d.vault.sealing.remembered import forget
+    from g2d.vault.sealing.remembered import forget, leave
     from g2d.vault.vault import Vault
 
     with Vault.open(vault) as there:
-        if there.sealing.record is None:
+        record = there.sealing.record
+        if record is None:
             forget(there)  # an older copy of a vault that was sealed is meant
             print_line(f"{vault} is not sealed.")
             return
+        leave(there, record)
     with Vault.open(vault, write=True) as opened, show_progress() as progress:
         done = changing.unseal(opened, _opener(opened, custodian), progress)
     print_line(f"{vault} is not sealed any more: {_counted(done.files, done.before)}.")
@@ -130,8 +132,9 @@ def _use(vault: Path, url: str) -> None:
 
     url = absolute(url)
     with Vault.open(vault) as opened:
-        unwrapped(require(opened), custodian(url), opened.path)
-        remember(opened, url)
+        record = require(opened)
+        unwrapped(record, custodian(url), opened.path)
+        remember(opened, url, record.key)
     print_line(f"{vault} is opened by {url} on this machine.")
 
 

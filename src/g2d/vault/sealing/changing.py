@@ -24,7 +24,7 @@ from g2d.vault.sealing.envelope import About, key_name, new_key, seal_file
 from g2d.vault.sealing.others import TEXTS, check_alone, other_files, remove_halves
 from g2d.vault.sealing.record import Record, drop_record, write_record
 from g2d.vault.sealing.released import RELEASE
-from g2d.vault.sealing.remembered import forget, remember, remembered
+from g2d.vault.sealing.remembered import forget, leave, remember
 from g2d.vault.sealing.sealer import unwrapped
 from g2d.vault.vault import Vault
 
@@ -75,10 +75,11 @@ def begin(vault: Vault, custodian: Custodian, url: str) -> Record:
             raise SealingError(f"{url} does not give back what it was given: nothing was sealed")
         sealing.keep(key)
         if vault.remembered:
-            remember(vault, url, sealed=False)  # a kill leaves a vault whose custodian is known
+            # Before: a kill leaves a vault whose custodian is known.
+            remember(vault, url, record.key, sealed=False)
         _put(vault, record)
     if vault.remembered:
-        remember(vault, url)
+        remember(vault, url, record.key)
     return record
 
 
@@ -126,8 +127,8 @@ def unseal(vault: Vault, custodian: Custodian | None, progress: Progress = silen
         remove_halves(vault)
         check_alone(vault)
         vault.sealing.key(record, custodian)
-        if vault.remembered and (known := remembered(vault)[0]):
-            remember(vault, known, sealed=False)
+        if vault.remembered:
+            leave(vault, record)
         if record.state != "unsealing":
             _put(vault, replace(record, state="unsealing"))
         files = list(_files(vault))

@@ -60,9 +60,12 @@ class SealCheck:
         if self.damage or self._record is None:
             raise BrokenSealError("it is sealed, and the ledger does not say by whom")
         try:
-            self._sealing.key(self._record)
+            if not self.why:  # asked once: a token locks itself after a few wrong PINs
+                self._sealing.key(self._record)
         except SealingError as error:
-            self.unread, self.why = self.unread + 1, str(error)
+            self.why = str(error)
+        if self.why:
+            self.unread += 1
             return None
         unwrap = partial(self._sealing.data_key, self._record)
         return open_file(io.BytesIO(data).read, unwrap, about)

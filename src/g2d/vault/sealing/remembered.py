@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from g2d.core.files import MOST_TEXT, read_plain, replace_file
@@ -20,8 +21,18 @@ from g2d.vault.confirmed import state_file
 if TYPE_CHECKING:
     from g2d.vault.reading import VaultReader
     from g2d.vault.sealing.custodian import Custodian
+    from g2d.vault.sealing.record import Record
 
-__all__ = ["VARIABLE", "forget", "named_here", "new_custodian", "remember", "remembered"]
+__all__ = [
+    "VARIABLE",
+    "Remembered",
+    "forget",
+    "leave",
+    "named_here",
+    "new_custodian",
+    "remember",
+    "remembered",
+]
 
 VARIABLE = "G2D_CUSTODIAN"
 """The variable that names the custodian, before what is remembered."""
@@ -29,11 +40,25 @@ VARIABLE = "G2D_CUSTODIAN"
 _FOLDER = "custodians"
 
 
-def remember(vault: VaultReader, url: str, sealed: bool = True) -> None:
+@dataclass(frozen=True)
+class Remembered:
+    """What is known of a vault on this machine.
+
+    Attributes:
+        custodian: what opens it; "": nothing is known of that. sealed: it was sealed for good;
+            False: that is being begun, or undone, or was never done. key: name of its key.
+    """
+
+    custodian: str = ""
+    sealed: bool = False
+    key: str = ""
+
+
+def remember(vault: VaultReader, url: str, key: str, sealed: bool = True) -> None:
     """Remember that this user opens a vault, where it lies now, by a custodian.
 
     Args:
-        sealed: it is sealed for good; False: that is being begun, or undone.
+        key, sealed: as `Remembered` has them.
 
     Raises:
         SealingError: it cannot be remembered.
@@ -41,7 +66,7 @@ def remember(vault: VaultReader, url: str, sealed: bool = True) -> None:
     try:
         path = state_file(vault, _FOLDER)
         private_state(_FOLDER)
-        text = json.dumps({"custodian": url, "sealed": sealed})
+        text = json.dumps({"custodian": url, "sealed": sealed, "key": key})
         replace_file(path, text.encode(), path.with_suffix(".tmp"))
     except OSError as error:
         raise SealingError(
@@ -50,20 +75,27 @@ def remember(vault: VaultReader, url: str, sealed: bool = True) -> None:
         ) from error
 
 
-def remembered(vault: VaultReader) -> tuple[str, bool]:
-    """The custodian that was remembered ("": none), and whether the vault was sealed here for good.
-
-    What is there and cannot be read counts as such.
-    """
+def remembered(vault: VaultReader) -> Remembered:
+    """What was remembered of a vault; what is there and cannot be read counts as sealed."""
     try:
         found = json.loads(read_plain(state_file(vault, _FOLDER), MOST_TEXT))
-        return str(found["custodian"]), bool(found["sealed"])
+        return Remembered(str(found["custodian"]), bool(found["sealed"]), str(found["key"]))
     except FileNotFoundError:
-        return "", False
+        return Remembered()
     except OSError as error:
-        return "", error.errno != 0  # 0: it has no identity
+        return Remembered(sealed=error.errno != 0)  # 0: it has no identity
     except DAMAGE:
-        return "", True
+        return Remembered(sealed=True)
+
+
+def leave(vault: VaultReader, record: Record) -> None:
+    """Note that a vault is about to be unsealed because its user said so.
+
+    Raises:
+        SealingError: the state folder cannot be written.
+    """
+    if (known := remembered(vault)).sealed:
+        remember(vault, known.custodian, record.key, sealed=False)
 
 
 def forget(vault: VaultReader) -> None:
@@ -86,7 +118,7 @@ def named_here(vault: VaultReader) -> str:
     Raises:
         SealingError: nobody has named one.
     """
-    named = os.environ.get(VARIABLE) or remembered(vault)[0]
+    named = os.environ.get(VARIABLE) or remembered(vault).custodian
     if not named:
         raise SealingError(
             f"{vault.path} is sealed, and nobody here has said which custodian opens it: run"

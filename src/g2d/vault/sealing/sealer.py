@@ -97,16 +97,20 @@ class Sealer:
         }
 
     def check_not_lost(self) -> None:
-        """Refuse to write a plain vault that was sealed on this machine.
+        """Refuse to write a vault that was sealed here, if it would be written otherwise.
 
         Raises:
-            SealingError: the ledger does not say any more that it is sealed.
+            SealingError: the ledger does not say any more that it is sealed, or is under another
+                key: somebody wants plaintext, or what he can decrypt.
         """
-        if remembered(self._vault)[1] and self.record is None:
+        known, record = remembered(self._vault), self.record
+        if not known.sealed:
+            return
+        if record is None or not record.writes_sealed or record.key != (known.key or record.key):
             raise SealingError(
-                f"{self._vault.path} was sealed here, and its ledger says so no more: nothing is"
-                " written to it. Restore it from a backup; or if it is an older copy that you mean,"
-                f" run `g2d vault unseal {self._vault.path}`, and seal it again"
+                f"{self._vault.path} was sealed here, and its ledger says so no more, or names"
+                " another key: nothing is written to it. Restore it from a backup; or if you mean"
+                f" it so, run `g2d vault unseal {self._vault.path}`, and seal it again"
             )
 
     # --- reading ---------------------------------------------------------------------------------
