@@ -338,7 +338,7 @@ def open_released(
                 wanted, "weights", opened.generation(wanted).files["weights"]
             )
         released.released_key(opened, record, about, custodian(url).unwrap)
-        remember(opened, url)
+        remember(opened, url, record.key)
     print_line(f"Generation {wanted} of {vault} opens here. Next: g2d serve {vault}")
 
 
