@@ -34,12 +34,14 @@ def run(
     workers: int = 0,
     progress: Progress = silent,
     rotations: int = ROTATIONS,
+    members: int | None = None,
 ) -> dict[str, Any]:
     """Build, rotate, judge and report on digits; goes on where an interrupted run stopped.
 
     Args:
         out: folder for `vault/`, `report.html` and `summary.json`. workers: 0 is one per core.
-        rotations: how many generations follow the base.
+        rotations: how many generations follow the base. members: of the population; None: as many
+            as the task has.
 
     Raises:
         G2DError: matplotlib, jinja2 or an attack library is missing, the folder cannot be written,
@@ -49,7 +51,7 @@ def run(
     art.require()
     out = Path(out)
     clock = _Clock()
-    with _create(out / "vault", seed) as defence, LocalEngine(workers) as engine:
+    with _create(out / "vault", seed, members) as defence, LocalEngine(workers) as engine:
         defence.populate(engine, progress)
         clock.lap("population")
         defence.fit(progress)
@@ -85,12 +87,13 @@ class _Clock:
         self._began = now
 
 
-def _create(path: Path, seed: int) -> Defence:
+def _create(path: Path, seed: int, members: int | None) -> Defence:
     """Open the demo's vault with the product's own settings for digits, and the run's seed."""
     tables = {key: dict(table) for key, table in load_task("digits").settings.items()}
     settings = build(Settings, tables, "settings of task 'digits'")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return Defence.create("digits", path, settings.override(population__seed=seed))
+    settings = settings.override(population__seed=seed, population__members=members)
+    return Defence.create("digits", path, settings)
 
 
 class _Seeded:
