@@ -89,7 +89,7 @@ class _Clock:
         self._began = now
 
 
-def _create(path: Path, seed: int, members: int | None) -> Defence:
+def _create(path: Path, seed: int, members: int | None = None) -> Defence:
     """Open the demo's vault with the product's own settings for digits, and the run's seed.
 
     It is signed and sealed from the start. Its keys lie in `keys/` beside it, for a demo's sake:
