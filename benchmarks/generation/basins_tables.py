@@ -30,9 +30,9 @@ _NAMES = {
 _DRAWS = 1000
 
 
-def decided() -> Runs:
+def decided(task: str = "mnist") -> Runs:
     """Every seed's rows."""
-    return [json.loads(p.read_text()) for p in sorted(RESULTS.glob("basins-mnist-seed*.json"))]
+    return [json.loads(p.read_text()) for p in sorted(RESULTS.glob(f"basins-{task}-seed*.json"))]
 
 
 def names_of(runs: Runs) -> list[str]:
@@ -236,4 +236,7 @@ def made() -> dict[str, str]:
     found = {"decides": decides(runs), "basin-targets": targets(runs)} if runs else {}
     if decided():
         found |= {"curve": curve(), "living": living()}
+    flows = [run for run in decided("nsl-kdd") if "product" in run["rows"]]
+    if flows:
+        found["decides-nsl-kdd"] = decides(flows)
     return found | ({"renewal": renewal()} if (RESULTS / "renewal").is_dir() else {})

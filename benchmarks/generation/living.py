@@ -8,8 +8,8 @@ basins of the population are used, then each k-th rotation waits for a new one; 
 where the exposure lies farthest back. The attacker is that of `benchmarks.generation.basins`: he
 has read the first 24 networks of the chain, and the ten after them are judged. Populations are
 those of `runs/basins-<seed>`, each row's vault is `runs/living-<seed>-<k>`, and a run goes on where
-it stopped, in the middle of a basin too. A basin takes two to four minutes of one core, so k = 1 an
-hour or two and k = 4 a quarter of that; `--members 4` makes smaller ones. Rows:
+it stopped, in the middle of a basin too. A basin is twice the base's training by its steps, so
+k = 1 takes hours of one core and k = 4 a quarter of that; `--members 4` makes smaller ones. Rows:
 benchmarks/results/living-mnist-seed<seed>.json.
 """
 

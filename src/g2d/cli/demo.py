@@ -36,12 +36,14 @@ def run(
     workers: int = 0,
     progress: Progress = silent,
     rotations: int = ROTATIONS,
+    members: int | None = None,
 ) -> dict[str, Any]:
     """Build, rotate, judge and report on digits; goes on where an interrupted run stopped.
 
     Args:
         out: folder for `vault/`, `report.html` and `summary.json`. workers: 0 is one per core.
-        rotations: how many generations follow the base.
+        rotations: how many generations follow the base. members: of the population; None: as many
+            as the task has.
 
     Raises:
         G2DError: matplotlib, jinja2, cryptography or an attack library is missing, the folder
@@ -51,7 +53,7 @@ def run(
     art.require()
     out = Path(out)
     clock = _Clock()
-    with _create(out / "vault", seed) as defence, LocalEngine(workers) as engine:
+    with _create(out / "vault", seed, members) as defence, LocalEngine(workers) as engine:
         defence.populate(engine, progress)
         clock.lap("population")
         defence.fit(progress)
@@ -87,7 +89,7 @@ class _Clock:
         self._began = now
 
 
-def _create(path: Path, seed: int) -> Defence:
+def _create(path: Path, seed: int, members: int | None = None) -> Defence:
     """Open the demo's vault with the product's own settings for digits, and the run's seed.
 
     It is signed and sealed from the start. Its keys lie in `keys/` beside it, for a demo's sake:
@@ -101,7 +103,9 @@ def _create(path: Path, seed: int) -> Defence:
         made = SigningKey.generate()
         made.write(private)
         made.public.write(keys / "signing.pub")
-    own = settings.override(population__seed=seed, signing__key=str(private))
+    own = settings.override(
+        population__seed=seed, population__members=members, signing__key=str(private)
+    )
     defence = Defence.create("digits", path, own)
     try:
         seal_from_now(defence.vault, f"file:{keys / 'custodian.key'}")

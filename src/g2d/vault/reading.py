@@ -13,7 +13,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -273,7 +273,7 @@ class VaultReader:
         """Read a file by its digest; `about`: what it is if it is sealed, None: it never is."""
         with explained(self.path, "read"):
             check_folders(self.path, path)
-        opened = None if about is None else lambda path: self.sealing.content(path, about)
+        opened = None if about is None else partial(self.sealing.content, about=about)
         return read_file(path, digest, advice, opened)
 
     def _has(self, table: str) -> bool:

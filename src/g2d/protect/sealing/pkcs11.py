@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote
 
 from g2d.core.files import read_text
@@ -31,8 +31,6 @@ _NONCE, _KEY = 12, 32
 _FOREIGN = "it was wrapped by another key, for something else, or changed"
 _PATH, _QUERY = ("token", "object"), ("module-path", "pin-source")
 _MOST = 1 << 10
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,7 @@ class Pkcs11Custodian:
         aad: bytes,
         otherwise: str = "",
     ) -> bytes:
-        from pkcs11 import Mechanism
-        from pkcs11.mechanisms import GCMParams
+        from pkcs11.mechanisms import GCMParams, Mechanism
 
         how = {"mechanism": Mechanism.AES_GCM, "mechanism_param": GCMParams(nonce, aad, 128)}
         with _session(self._place, otherwise=otherwise) as session:
@@ -141,7 +138,9 @@ def make(rest: str) -> Pkcs11Custodian | None:
     """
     place = Place.of(rest)
     with _session(place, rw=True) as session:
-        from pkcs11 import Attribute, KeyType, NoSuchKey
+        from pkcs11.constants import Attribute
+        from pkcs11.exceptions import NoSuchKey
+        from pkcs11.mechanisms import KeyType
 
         try:
             _find(session, place)
@@ -168,14 +167,14 @@ def _session(place: Place, rw: bool = False, otherwise: str = "") -> Iterator[An
 
 
 def _find(session: Any, place: Place) -> Any:
-    from pkcs11 import ObjectClass
+    from pkcs11.constants import ObjectClass
 
     return session.get_key(label=place.label, object_class=ObjectClass.SECRET_KEY)
 
 
 def _key(session: Any, place: Place) -> Any:
     """The key, unless it could leave the token."""
-    from pkcs11 import Attribute
+    from pkcs11.constants import Attribute
 
     found = _find(session, place)
     if found[Attribute.EXTRACTABLE]:
@@ -189,31 +188,31 @@ def _key(session: Any, place: Place) -> Any:
 @contextmanager
 def _explained(place: Place, otherwise: str) -> Iterator[None]:
     """Turn what a token refuses into one line."""
-    import pkcs11
+    from pkcs11 import exceptions as refused
 
     where = f"token {place.token!r}"
     try:
         yield
-    except pkcs11.NoSuchToken as error:
+    except refused.NoSuchToken as error:
         raise SealingError(f"there is no {where} at {place.module}: plug it in") from error
-    except (pkcs11.MultipleTokensReturned, pkcs11.MultipleObjectsReturned) as error:
+    except (refused.MultipleTokensReturned, refused.MultipleObjectsReturned) as error:
         raise SealingError(f"{where}: several have this label; give each its own") from error
-    except (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange) as error:
+    except (refused.PinIncorrect, refused.PinInvalid, refused.PinLenRange) as error:
         raise SealingError(
             f"the PIN of {where} is wrong: correct it before the token locks itself"
         ) from error
-    except pkcs11.PinLocked as error:
+    except refused.PinLocked as error:
         raise SealingError(
             f"{where} is locked: too many PINs were wrong; its officer resets it"
         ) from error
-    except pkcs11.NoSuchKey as error:
+    except refused.NoSuchKey as error:
         raise SealingError(
             f"{where} has no AES key {place.label!r}: log in with a PIN if it is hidden, or let"
             " `g2d vault seal` make it"
         ) from error
-    except (pkcs11.UserNotLoggedIn, pkcs11.UserPinNotInitialized) as error:
+    except (refused.UserNotLoggedIn, refused.UserPinNotInitialized) as error:
         raise SealingError(f"{where} wants a PIN: add '&pin-source=FILE', or set {PIN}") from error
-    except pkcs11.PKCS11Error as error:
+    except refused.PKCS11Error as error:
         said = str(error) or type(error).__name__
         raise SealingError(f"{where}: {otherwise or 'it refused'} ({said})") from error
 

@@ -77,7 +77,7 @@ class Server:
 
     Args:
         start: where the network begins (P,), float32. clients: who may answer. folder: where all is
-            kept; None: in memory alone. refusals: counts what is refused, over all stages.
+            kept; None: in memory alone. refusals: counts what is refused, and says it.
 
     Raises:
         SettingsError: the rule does not bear so many malicious clients.

@@ -225,7 +225,8 @@ def open_file(
     head = head_of(read)
     if about is not None:
         _check_about(head, about)
-    cipher, found, total = _gcm(unwrap(head)), [], hashlib.sha256(head.raw)
+    cipher, total = _gcm(unwrap(head)), hashlib.sha256(head.raw)
+    found: list[bytes] = []
     from cryptography.exceptions import InvalidTag
 
     for index, (start, last) in enumerate(_cut(head.size)):
