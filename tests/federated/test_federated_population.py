@@ -16,11 +16,13 @@ from g2d.errors import PopulationError, SealingError, SettingsError, TaskError, 
 from g2d.protect import sealing
 from g2d.settings import Settings, build
 from g2d.tasks.splits import Split
+from g2d.training.federated import FEDERATED
 from g2d.training.federated.messages import ANSWER, decode
 from g2d.training.federated.networks import Networks, check_plan
 from g2d.training.federated.server import Asked, Server
 from g2d.training.federated.simulate import Hostile
 from g2d.vault.sealing import changing
+from g2d.vault.vault import Vault
 from tiny_tables import TINY
 
 FEW = {
@@ -270,3 +272,20 @@ def test_a_sealed_vault_is_refused_since_clients_keep_plaintext_beside_it(digits
         with pytest.raises(SealingError, match="seal it afterwards"):
             federate(digits, defence.vault, settings(), None, silent, unsaid)
     assert not (tmp_path / "vault.federated").exists()
+
+
+def test_settings_that_do_not_fit_leave_no_word_beside_a_vault(digits, tmp_path):
+    """What they would have begun is what the right ones would then be refused for."""
+    given = settings()
+    with Vault.create(tmp_path / "vault", given.to_toml()) as vault:
+        right = _Federation(digits, vault, given, None, silent, unsaid)
+        info = {"settings": right.fingerprint, FEDERATED: {}}
+        vault.put("base", 0, {"weights": b"b"}, info)
+        wrong = _Federation(digits, vault, settings(f=0), None, silent, unsaid)
+        with pytest.raises(VaultError, match="trained with other settings"):
+            wrong.check_vault()
+        assert not right.folder.exists()
+        right.check_vault()
+        vault.put("base", 0, {"weights": b"c"}, {})
+        with pytest.raises(VaultError, match="no clients trained"):
+            right.check_vault()

@@ -184,19 +184,17 @@ class _Federation:
                 f"{self.vault.path} is sealed, and clients keep what they know in plaintext, in "
                 f"{self.folder.name} beside it: train in a plain vault, and seal it afterwards"
             )
-        self._check_begun()
         base = self.vault.entry("base")
-        if base is None:
-            return
-        if not is_federated(self.vault):
+        if base is not None and not is_federated(self.vault):
             raise VaultError(
                 f"{self.vault.path} has a base that no clients trained; use a new folder"
             )
-        if base.info.get("settings") != self.fingerprint:
+        if base is not None and base.info.get("settings") != self.fingerprint:
             raise VaultError(
                 f"{self.vault.path} holds a population that clients trained with other settings "
                 "(rule, f, rounds, split, attack, seed): use a new folder, or those"
             )
+        self._check_begun()
 
     def _check_begun(self) -> None:
         """Hold the folder beside the vault to the settings that it was begun with."""
