@@ -107,6 +107,23 @@ def test_a_basin_is_grown_while_fewer_are_in_stock_than_wanted(vault, growing):
     assert told == []
 
 
+def test_a_basin_that_waits_for_what_is_no_more_does_not_end_growth(vault, growing):
+    """A refresh that is taken up first leaves a ready basin that fits nothing any more."""
+    grower, children, _ = growing
+    grower.look()
+    (vault.path / GROWING).mkdir()
+    children[0].says.put({"grown": GROWN})
+    children[0].says.put(None)
+    wait_for(lambda: not grower.status()["growing"])
+    expose(vault, 0)
+    grower.look()
+    assert len(children) == 1  # a rotation is no reason
+    vault.put("generator", 0, {"weights": b"of another population"}, {})
+    grower.look()
+    grower.look()
+    assert len(children) == 2  # it fits the basin to what is there, or begins anew
+
+
 def test_a_failure_is_told_once_and_the_next_try_waits(vault, growing):
     grower, children, told = growing
     for _ in range(2):

@@ -107,7 +107,8 @@ class Grower:
         self._child: Growing | None = None
         self._hearing: threading.Thread | None = None
         self._stock = Stock((), frozenset(), {})
-        self._counted_at: object = None
+        self._counted_at: tuple[object, ...] = ()
+        self._begun_for: tuple[object, ...] = ()  # the source and generator it was begun beside
         self._pace = _Pace()
         self._waiting: int | None = None  # a basin that is ready, and is not taken up yet
         self._failed, self._failures, self._at = "", 0, 0.0
@@ -158,7 +159,9 @@ class Grower:
             stock = self._counted(vault)
             self._follow(vault, stock)
         if self._waiting is not None and (
-            self._waiting in stock.basins or not (self._path / GROWING).exists()
+            self._waiting in stock.basins
+            or not (self._path / GROWING).exists()
+            or self._begun_for != self._counted_at[1:]  # after a refresh nobody takes it up
         ):
             self._waiting = None
         with self._mutex:
@@ -195,7 +198,7 @@ class Grower:
     def _begin(self) -> None:
         child = self._made(self._arguments)
         with self._mutex:
-            self._child, self._pace = child, _Pace()
+            self._child, self._pace, self._begun_for = child, _Pace(), self._counted_at[1:]
         self._hearing = threading.Thread(target=self._hear, args=(child,), daemon=True)
         self._hearing.start()
 
