@@ -112,6 +112,7 @@ class Grower:
         self._pace = _Pace()
         self._waiting: int | None = None  # a basin that is ready, and is not taken up yet
         self._failed, self._failures, self._at = "", 0, 0.0
+        self._unread = ""  # why the vault could not be read when it was looked at last
         self._seen: set[int | None] | None = None  # the basins that were exposed, once counted
         self._last, self._outrun = 0, False
 
@@ -142,15 +143,19 @@ class Grower:
                 "done": self._pace.done,
                 "total": self._pace.total,
                 "due": self._pace.due() if growing else None,
-                "failed": self._failed or None,
+                "failed": self._failed or self._unread or None,
             }
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self.look()
-            except G2DError as error:  # perhaps it can be read the next time
-                self._fail(str(error))
+                self._unread = ""
+            except G2DError as error:  # perhaps it can be read the next time; no basin has failed
+                if str(error) != self._unread:
+                    self._unread = str(error)
+                    text = f"the stock of basins is not counted: {error}"
+                    self._tell(Alarm(GROWTH, text, evidence={}))
             self._stopping.wait(LOOK)
 
     def look(self) -> None:
