@@ -150,7 +150,7 @@ def test_neighbours_are_mixed_only_where_most_who_answered_are_honest():
     """A rule that bears any f has no majority of its own to ask for, and mixing needs one."""
     rule = Aggregation.of(FederatedSettings(rule="fltrust", f=8))
     around = Around(8, np.zeros(P, np.float32), np.ones(P, np.float32))
-    with pytest.raises(SettingsError, match="16 answered, .* honest majority") as caught:
+    with pytest.raises(SettingsError, match=r"16 answered, .* honest majority") as caught:
         rule(updates(n=16), around)
     assert "\n" not in str(caught.value)
     assert rule(updates(n=17), around).shape == (P,)

@@ -221,6 +221,7 @@ def test_a_base_below_the_servers_own_is_not_kept(digits, tmp_path):
         ({"population__recipe": "seeds"}, "take 'repelled' or 'forks'"),
         ({"federated__early_rounds": 0, "population__basins": 2}, "set basins = 1"),
         ({"federated__rule": "bulyan"}, r"4f \+ 3"),
+        ({"federated__dropout": 0.7, "federated__stragglers": 0.5}, "1.2 of all answers"),
     ],
 )
 def test_what_clients_cannot_do_is_said_before_anything_is_trained(digits, change, words):
