@@ -185,7 +185,6 @@ def test_a_population_is_kept_resumed_fitted_and_named_in_manifests(digits, tmp_
         (tmp_path / "vault.federated" / "begun").unlink()
         with pytest.raises(VaultError, match="use a new folder, or those"):
             federate(defence.task, defence.vault, given, None, killed, [].append)
-        (tmp_path / "vault.federated" / "begun").unlink()
         federate(defence.task, defence.vault, given, hostile, lambda *_: None, [].append)
         members = defence.vault.entries("member")
         assert [m.info["recipe"] for m in members] == ["repelled"] * 2
