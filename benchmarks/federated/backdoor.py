@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.common.command import Result, parser
 from benchmarks.common.places import RESULTS, RUNS
-from benchmarks.common.results import hold_to, record, save
+from benchmarks.common.results import commit, hold_to, record, save
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
 from benchmarks.federated.aggregation import worth
 from g2d import Defence, Settings
@@ -88,7 +88,7 @@ def run(given: Namespace, seed: int, path: Path) -> Result:
     """Measure what is missing of one seed, vault by vault."""
     result = json.loads(path.read_text()) if path.exists() else record(given)
     names = ("task", "clients", "alpha", "rounds", "members", "basins", "count", "member_drop")
-    hold_to(result, {name: getattr(given, name) for name in names}, path)
+    hold_to(result, {name: getattr(given, name) for name in names} | {"commit": commit()}, path)
     rows = result.setdefault("rows", {})
     for f in (0, *given.fs):
         for rule in given.rules:

@@ -27,13 +27,14 @@ def stub(monkeypatch):
         return found | ({"asr": 0.25} if attack == "backdoor" else {})
 
     monkeypatch.setattr(aggregation, "measured", measured)
+    monkeypatch.setattr(aggregation, "commit", lambda: "one")
     monkeypatch.setattr(
         aggregation, "controls", lambda *_: {"server alone": {"accuracy": 0.8}, "local only": None}
     )
     return asked
 
 
-def test_rows_are_kept_and_told_beside_the_controls(stub, tmp_path, capsys):
+def test_rows_are_kept_and_told_beside_the_controls(stub, tmp_path, capsys, monkeypatch):
     words = ["--out", str(tmp_path), "--attacks", "alie", "backdoor", "--alphas", "0.5", "0",
              "--rules", "mean", "median", "bulyan"]  # fmt: skip
     aggregation.main([*words, "--fs", "0", "4"])
@@ -45,8 +46,11 @@ def test_rows_are_kept_and_told_beside_the_controls(stub, tmp_path, capsys):
     assert "| 0.5 | 8 | backdoor | 10.0 (ASR 25.0) | 82.0 (ASR 25.0) | refused |" in told
     assert "| even | – | server alone | 80.0 |" in told
     assert "86.0 % (median), -4.0 points to honest averaging" in told
-    assert "82.0 % (median), +2.0 points to server alone" in told
+    assert "82.0 % (median), +2.0 points to server alone; of 2 of 6 attacks alone" in told
     kept = json.loads((tmp_path / "federated-digits-seed0.json").read_text())
     assert len(kept["rows"]) == len(stub)
     with pytest.raises(SystemExit, match="give the same flags"):
         aggregation.main([*words, "--rounds", "3"])
+    monkeypatch.setattr(aggregation, "commit", lambda: "another")
+    with pytest.raises(SystemExit, match="another"):  # nor are rows of two commits one table
+        aggregation.main(words)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 import g2d
+from g2d.core.types import silent
+from g2d.defence import members
 from g2d.defence.growing import Grow, grow, take_up_basin, work
 from g2d.defence.growing.plan import Plan
 from g2d.defence.members import begin_in
@@ -19,7 +22,7 @@ from g2d.training.federated import FEDERATED
 from g2d.vault.basins import GROWING, GROWN, GROWN_MEMBER, stock_of
 from g2d.vault.sealing import changing
 from g2d.vault.sealing.envelope import is_sealed
-from g2d.vault.vault import Vault
+from g2d.vault.vault import Entry, Vault
 from g2d.vault.verify import verify
 
 SOUPS = {
@@ -184,6 +187,29 @@ def test_a_basin_of_what_the_vault_holds_no_more_is_told_and_nothing_changes(byt
         take_up_basin(vault)
 
 
+def test_what_fitting_took_is_noted_with_the_basin(bytes_alone):
+    """The generator's own note goes with the next one."""
+    vault = bytes_alone
+    waiting(vault)
+    with Staging.open(vault.path / GROWING, write=True) as staged:
+        fitted = staged.entry("generator")
+        staged.put("generator", 0, {"weights": b"g"}, {**fitted.info, "cpu_seconds": 3.5})
+    take_up_basin(vault)
+    assert vault.entry("early", GROWN).info["fit_cpu_seconds"] == 3.5
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [(Grow(members=6), "--members 6"), (Grow(seed=9), "--seed"), (Grow(members=2, seed=0), "")],
+)
+def test_what_a_plan_that_goes_on_has_otherwise_is_said(how, named):
+    said = []
+    how.say = said.append
+    Plan("id", GROWN, GROWN_MEMBER, 2, 0, {}).tell_kept(how)
+    assert len(said) == bool(named)
+    assert all(named in line and "--anew" in line and "2 members" in line for line in said)
+
+
 def test_a_refresh_goes_first_and_what_a_kill_left_after_the_commit_goes(bytes_alone):
     vault = bytes_alone
     waiting(vault)
@@ -264,3 +290,22 @@ def test_what_clients_have_trained_is_not_grown_here(path):
         defence.vault.put("base", 0, files, {**base.info, FEDERATED: {}})
         with pytest.raises(PopulationError, match="keep their records"):
             grow(defence, Grow())
+
+
+@pytest.mark.parametrize(("space", "asked"), [("soup", 0), ("diffusion", 1)])
+def test_soups_do_not_pay_the_square_of_all_members(space, asked, monkeypatch):
+    """Every growth fits all members of a long life; soups do not look at who resists whom."""
+    found = []
+    monkeypatch.setattr(members, "unpack", lambda _: {})
+    monkeypatch.setattr(members, "check_state", lambda *_: None)
+    monkeypatch.setattr(members, "whole_state", lambda _: {})
+    monkeypatch.setattr(members, "bank_of", lambda *_: None)
+    monkeypatch.setattr(members, "replace", lambda fitted, **_: fitted)
+    monkeypatch.setattr(members, "_resistance", lambda *_: found.append("asked"))
+    monkeypatch.setattr(members.Generator, "fit", lambda *_, **__: "fitted")
+    entries = [Entry("member", k, {}, {"basin": k % 2}, 0.0) for k in range(4)]
+    read = SimpleNamespace(read=lambda *_: b"")
+    task = SimpleNamespace(model=lambda _: None)
+    settings = Settings().override(generator__space=space)
+    assert members.fit_generator(task, read, settings, entries, {}, silent) == "fitted"
+    assert len(found) == asked

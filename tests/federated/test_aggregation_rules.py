@@ -144,3 +144,15 @@ def test_few_answers_are_no_round():
     rule = Aggregation.of(FederatedSettings(rule="multi-krum", f=4))
     with pytest.raises(SettingsError, match="and 10 answered"):
         rule(updates(n=10), Around(4, np.zeros(P, np.float32)))
+
+
+def test_neighbours_are_mixed_only_where_most_who_answered_are_honest():
+    """A rule that bears any f has no majority of its own to ask for, and mixing needs one."""
+    rule = Aggregation.of(FederatedSettings(rule="fltrust", f=8))
+    around = Around(8, np.zeros(P, np.float32), np.ones(P, np.float32))
+    with pytest.raises(SettingsError, match=r"16 answered, .* honest majority") as caught:
+        rule(updates(n=16), around)
+    assert "\n" not in str(caught.value)
+    assert rule(updates(n=17), around).shape == (P,)
+    alone = Aggregation.of(FederatedSettings(rule="fltrust", f=8, mix=False))
+    assert alone(updates(n=9), around).shape == (P,)

@@ -284,3 +284,55 @@ def test_values_that_leave_float32_move_nothing():
     asked._state.x = wide.copy()
     asked._inbox.bases = {0: digest_of(wide)}
     assert "leaves the range of float32" in asked.close().skipped
+
+
+def test_a_sound_message_may_begin_as_a_pickle_does():
+    """A header of 640, 896, 1152 or 1408 bytes says so in bytes that begin a pickle, too."""
+    seen = set()
+    for length in range(0, 1400, 3):
+        form = Form({"w" * (1 + length): (2,)})
+        v = np.ones(2, np.float32)
+        data = encode(Message(MEMBER, "member-0", v), form)
+        if data[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            seen.add(data[:2])
+            np.testing.assert_array_equal(decode(data, form, MEMBER).vector, v)
+    assert len(seen) == 4
+
+
+def test_an_answer_that_counted_in_its_own_round_does_not_count_in_the_next(tmp_path):
+    """Whoever resends for he never heard that it came, or wants to count twice, counts once."""
+    asked = server(tmp_path, deadline=2)
+    first = {name: answer(asked, name) for name in NAMES}
+    for name in NAMES[:4]:
+        assert asked.take(first[name], name)
+    asked.close()
+    for again in (asked, server(tmp_path, deadline=2)):  # it is known after a kill, too
+        assert not again.take(first[NAMES[0]], NAMES[0])
+        assert again.refusals.counts == {"twice": 1}
+    assert asked.take(answer(asked, NAMES[0], seed=9), NAMES[0])  # and his new one is taken
+    assert asked.take(first[NAMES[4]], NAMES[4])  # late, and for the first time
+    for name in NAMES[1:4]:
+        assert asked.take(answer(asked, name, seed=8), name)
+    asked.close()
+    assert not asked.take(first[NAMES[4]], NAMES[4])
+
+
+def test_what_a_skipped_round_had_may_be_sent_for_the_next():
+    asked = server(deadline=1)
+    first = answer(asked, NAMES[0])
+    assert asked.take(first, NAMES[0])
+    assert asked.close().skipped
+    assert asked.take(first, NAMES[0])
+
+
+def test_a_client_that_floods_is_counted_and_not_told_for_ever():
+    said: list[str] = []
+    asked = server(said=said)
+    for _ in range(500):
+        asked.take(b"", NAMES[0])
+        asked.take(b"", "mallory")
+    assert asked.refusals.counts == {"empty": 500, "unknown": 500}
+    assert len(said) < 50
+    assert sum("only counted from now on" in line for line in said) == 2
+    asked.take(b"", NAMES[1])
+    assert NAMES[1] in said[-1]

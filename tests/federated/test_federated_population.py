@@ -16,11 +16,13 @@ from g2d.errors import PopulationError, SealingError, SettingsError, TaskError, 
 from g2d.protect import sealing
 from g2d.settings import Settings, build
 from g2d.tasks.splits import Split
+from g2d.training.federated import FEDERATED
 from g2d.training.federated.messages import ANSWER, decode
 from g2d.training.federated.networks import Networks, check_plan
 from g2d.training.federated.server import Asked, Server
 from g2d.training.federated.simulate import Hostile
 from g2d.vault.sealing import changing
+from g2d.vault.vault import Vault
 from tiny_tables import TINY
 
 FEW = {
@@ -178,12 +180,11 @@ def test_a_population_is_kept_resumed_fitted_and_named_in_manifests(digits, tmp_
         with pytest.raises(PopulationError, match="1 of 2 members that clients train"):
             defence.populate(SerialEngine())
         for other, attack in ((given, None), (given.override(federated__f=0), hostile)):
-            with pytest.raises(VaultError, match=r"begun with other settings .* remove it"):
+            with pytest.raises(VaultError, match="trained with other settings"):
                 federate(defence.task, defence.vault, other, attack, killed, [].append)
         (tmp_path / "vault.federated" / "begun").unlink()
         with pytest.raises(VaultError, match="use a new folder, or those"):
             federate(defence.task, defence.vault, given, None, killed, [].append)
-        (tmp_path / "vault.federated" / "begun").unlink()
         federate(defence.task, defence.vault, given, hostile, lambda *_: None, [].append)
         members = defence.vault.entries("member")
         assert [m.info["recipe"] for m in members] == ["repelled"] * 2
@@ -219,6 +220,7 @@ def test_a_base_below_the_servers_own_is_not_kept(digits, tmp_path):
         ({"population__recipe": "seeds"}, "take 'repelled' or 'forks'"),
         ({"federated__early_rounds": 0, "population__basins": 2}, "set basins = 1"),
         ({"federated__rule": "bulyan"}, r"4f \+ 3"),
+        ({"federated__dropout": 0.7, "federated__stragglers": 0.5}, "1.2 of all answers"),
     ],
 )
 def test_what_clients_cannot_do_is_said_before_anything_is_trained(digits, change, words):
@@ -270,3 +272,25 @@ def test_a_sealed_vault_is_refused_since_clients_keep_plaintext_beside_it(digits
         with pytest.raises(SealingError, match="seal it afterwards"):
             federate(digits, defence.vault, settings(), None, silent, unsaid)
     assert not (tmp_path / "vault.federated").exists()
+
+
+def test_settings_that_do_not_fit_leave_no_word_beside_a_vault(digits, tmp_path):
+    """What they would have begun is what the right ones would then be refused for."""
+    given = settings()
+    with Vault.create(tmp_path / "vault", given.to_toml()) as vault:
+        right = _Federation(digits, vault, given, None, silent, unsaid)
+        info = {"settings": right.fingerprint, FEDERATED: {}}
+        vault.put("base", 0, {"weights": b"b"}, info)
+        wrong = _Federation(digits, vault, settings(f=0), None, silent, unsaid)
+        with pytest.raises(VaultError, match="trained with other settings"):
+            wrong.check_vault()
+        assert not right.folder.exists()
+        right.check_vault()
+        vault.put("base", 0, {"weights": b"c"}, {})
+        with pytest.raises(VaultError, match="no clients trained"):
+            right.check_vault()
+    with Vault.create(tmp_path / "new", given.to_toml()) as vault:  # no base yet
+        _Federation(digits, vault, given, None, silent, unsaid).check_vault()
+        wrong = _Federation(digits, vault, settings(f=0), None, silent, unsaid)
+        with pytest.raises(VaultError, match=r"begun with other settings .* remove it"):
+            wrong.check_vault()

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
-from g2d.errors import SettingsError
+from g2d.errors import SettingsError, VaultError
 from g2d.rotation.events import Alarm
+from g2d.service import growing as module
 from g2d.service.grower import GrowingProcess
 from g2d.service.growing import Grower, GrowingRotation, _Pace, growth_of
 from g2d.service.http.metrics import CLOSED, public
@@ -107,6 +108,23 @@ def test_a_basin_is_grown_while_fewer_are_in_stock_than_wanted(vault, growing):
     assert told == []
 
 
+def test_a_basin_that_waits_for_what_is_no_more_does_not_end_growth(vault, growing):
+    """A refresh that is taken up first leaves a ready basin that fits nothing any more."""
+    grower, children, _ = growing
+    grower.look()
+    (vault.path / GROWING).mkdir()
+    children[0].says.put({"grown": GROWN})
+    children[0].says.put(None)
+    wait_for(lambda: not grower.status()["growing"])
+    expose(vault, 0)
+    grower.look()
+    assert len(children) == 1  # a rotation is no reason
+    vault.put("generator", 0, {"weights": b"of another population"}, {})
+    grower.look()
+    grower.look()
+    assert len(children) == 2  # it fits the basin to what is there, or begins anew
+
+
 def test_a_failure_is_told_once_and_the_next_try_waits(vault, growing):
     grower, children, told = growing
     for _ in range(2):
@@ -121,6 +139,25 @@ def test_a_failure_is_told_once_and_the_next_try_waits(vault, growing):
     assert [alarm.text for alarm in told] == ["no basin is grown: it has diverged"]
     assert told[0].closed
     assert grower.status()["failed"] == "it has diverged"
+
+
+def test_a_vault_that_cannot_be_read_for_a_while_delays_no_basin(growing, monkeypatch):
+    grower, children, told = growing
+    looks, look = [], grower.look
+
+    def looked():
+        looks.append(1)
+        if len(looks) <= 5:
+            raise VaultError("it is locked")
+        look()
+
+    monkeypatch.setattr(module, "LOOK", 0.01)
+    monkeypatch.setattr(grower, "look", looked)
+    grower.start()
+    wait_for(lambda: children)  # at once, not after the waits of five failures
+    wait_for(lambda: len(looks) > 7)
+    assert [alarm.text for alarm in told] == ["the stock of basins is not counted: it is locked"]
+    assert grower.status()["failed"] is None
 
 
 def test_rotations_that_outrun_growth_are_told_in_one_line_once(vault, growing):

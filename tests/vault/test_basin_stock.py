@@ -103,3 +103,22 @@ def test_costs_are_those_that_were_recorded(vault):
         "1 of 4 rotations since the first was grown did: 14.5 CPU s a rotation",
         "a fresh training of the base took 50.0 CPU s",
     ]
+
+
+def test_what_a_basin_took_includes_the_fit_that_came_with_it(vault):
+    note = {"basin": GROWN, "after": 1, "cpu_seconds": 30.0, "fit_cpu_seconds": 5.0}
+    vault.put("early", GROWN, {"weights": b"e"}, note)
+    vault.put("member", GROWN_MEMBER, {"weights": b"m"}, {"basin": GROWN, "cpu_seconds": 10.0})
+    vault.put("generator", 0, {"weights": b"later"}, {"cpu_seconds": 7.0})  # of another basin
+    assert basin_costs(vault).basin == 45.0
+
+
+def test_costs_are_of_the_population_that_the_vault_has(vault):
+    """A basin that a former population had grown does not lengthen the time that is shared."""
+    for basin, after in ((GROWN + 1, 0), (GROWN, 3)):
+        note = {"basin": basin, "after": after, "cpu_seconds": 30.0}
+        vault.put("early", basin, {"weights": b"e%d" % basin}, note)
+    expose(vault, basin=0)
+    expose(vault, basin=1)
+    expose(vault, basin=GROWN)
+    assert basin_costs(vault).rotations == 1

@@ -86,6 +86,11 @@ def check_settings(task: Task, settings: Settings) -> None:
             "[population] recipe = 'seeds' would train every member from nothing with all clients; "
             "take 'repelled' or 'forks'"
         )
+    if (missing := s.federated.dropout + s.federated.stragglers) > 1:
+        raise SettingsError(
+            f"[federated] dropout and stragglers are {missing:g} of all answers together, and more"
+            " than all can be neither lost nor late: lower one of them"
+        )
     if s.federated.early_rounds == 0 and s.population.basins > 1:
         raise SettingsError(
             "[federated] early_rounds = 0 makes the base the start of all "
@@ -131,7 +136,7 @@ def federate(
 
     Raises:
         SettingsError: settings do not fit. VaultError: it holds another population.
-        PopulationError: the base is no better than the server's records alone, or a member stands
+        PopulationError: the base is worse than the server's records alone, or a member stands
             too far below it; what is complete is kept.
     """
     check_settings(task, settings)
@@ -184,19 +189,17 @@ class _Federation:
                 f"{self.vault.path} is sealed, and clients keep what they know in plaintext, in "
                 f"{self.folder.name} beside it: train in a plain vault, and seal it afterwards"
             )
-        self._check_begun()
         base = self.vault.entry("base")
-        if base is None:
-            return
-        if not is_federated(self.vault):
+        if base is not None and not is_federated(self.vault):
             raise VaultError(
                 f"{self.vault.path} has a base that no clients trained; use a new folder"
             )
-        if base.info.get("settings") != self.fingerprint:
+        if base is not None and base.info.get("settings") != self.fingerprint:
             raise VaultError(
                 f"{self.vault.path} holds a population that clients trained with other settings "
                 "(rule, f, rounds, split, attack, seed): use a new folder, or those"
             )
+        self._check_begun()
 
     def _check_begun(self) -> None:
         """Hold the folder beside the vault to the settings that it was begun with."""

@@ -20,7 +20,7 @@ from g2d.core.types import Progress
 from g2d.defence.privacy.stamps import stamp
 from g2d.errors import PopulationError, VaultError
 from g2d.generator import FORMAT, Generator
-from g2d.generator.latent_space import DEFAULT
+from g2d.generator.latent_space import DEFAULT, find_space
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings, stored
 from g2d.tasks.inference import load_model, predict
@@ -156,6 +156,7 @@ def fit_generator(
     states = [unpack(vault.read(entry)) for entry in entries]
     for entry, state in zip(entries, states, strict=True):
         check_state(whole_state(task.model(0)), state, f"member {entry.index}")
+    weighed = find_space(settings.generator.space).weighs_resistance and len(entries) > 2
     fitted = Generator.fit(
         task,
         states,
@@ -163,7 +164,7 @@ def fit_generator(
         settings.autoencoder,
         settings.diffusion,
         seed=seed_of(settings.population.seed, "fit"),
-        resistance=_resistance(task, vault, entries, states) if len(entries) > 2 else None,
+        resistance=_resistance(task, vault, entries, states) if weighed else None,
         base=base,
         progress=progress,
         kind=settings.generator.space,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class LatentSpace(Protocol):
     """
 
     codec: Codec
+    weighs_resistance: ClassVar[bool] = True
+    """Whether `fit` looks at `Population.resistance`, which costs the square of the members."""
 
     @classmethod
     def fit(cls, population: Population, plan: FitPlan) -> Self:

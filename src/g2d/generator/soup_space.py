@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class SoupSpace(LatentSpace):
     members: Tensor
     numbers: Tensor
     retired: Tensor
+    weighs_resistance: ClassVar[bool] = False
 
     @classmethod
     def fit(cls, population: Population, plan: FitPlan) -> Self:

@@ -107,10 +107,12 @@ class Grower:
         self._child: Growing | None = None
         self._hearing: threading.Thread | None = None
         self._stock = Stock((), frozenset(), {})
-        self._counted_at: object = None
+        self._counted_at: tuple[object, ...] = ()
+        self._begun_for: tuple[object, ...] = ()  # the source and generator it was begun beside
         self._pace = _Pace()
         self._waiting: int | None = None  # a basin that is ready, and is not taken up yet
         self._failed, self._failures, self._at = "", 0, 0.0
+        self._unread = ""  # why the vault could not be read when it was looked at last
         self._seen: set[int | None] | None = None  # the basins that were exposed, once counted
         self._last, self._outrun = 0, False
 
@@ -141,15 +143,19 @@ class Grower:
                 "done": self._pace.done,
                 "total": self._pace.total,
                 "due": self._pace.due() if growing else None,
-                "failed": self._failed or None,
+                "failed": self._failed or self._unread or None,
             }
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self.look()
-            except G2DError as error:  # perhaps it can be read the next time
-                self._fail(str(error))
+                self._unread = ""
+            except G2DError as error:  # perhaps it can be read the next time; no basin has failed
+                if str(error) != self._unread:
+                    self._unread = str(error)
+                    text = f"the stock of basins is not counted: {error}"
+                    self._tell(Alarm(GROWTH, text, evidence={}))
             self._stopping.wait(LOOK)
 
     def look(self) -> None:
@@ -158,7 +164,9 @@ class Grower:
             stock = self._counted(vault)
             self._follow(vault, stock)
         if self._waiting is not None and (
-            self._waiting in stock.basins or not (self._path / GROWING).exists()
+            self._waiting in stock.basins
+            or not (self._path / GROWING).exists()
+            or self._begun_for != self._counted_at[1:]  # after a refresh nobody takes it up
         ):
             self._waiting = None
         with self._mutex:
@@ -195,7 +203,7 @@ class Grower:
     def _begin(self) -> None:
         child = self._made(self._arguments)
         with self._mutex:
-            self._child, self._pace = child, _Pace()
+            self._child, self._pace, self._begun_for = child, _Pace(), self._counted_at[1:]
         self._hearing = threading.Thread(target=self._hear, args=(child,), daemon=True)
         self._hearing.start()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from g2d.errors import VaultError
-from g2d.vault.basins import BASIN, GROWN, Stock, stock_of
+from g2d.vault.basins import AFTER, BASIN, FIT, GROWN, Stock, stock_of
 from g2d.vault.reading import VaultReader
 
 __all__ = ["BasinCosts", "basin_costs", "basin_lines"]
@@ -23,10 +23,11 @@ class BasinCosts:
     """CPU seconds, as they were recorded.
 
     Attributes:
-        basin: all that one took which was grown, on average. generation: one, rejected candidates
-            included, on average of those since; None: there was none yet. retraining: the base's
-            own training; None: the base was given. rotations: since the first basin was grown.
-            fresh: how many of these began in a grown basin that nobody had seen.
+        basin: all that one took which was grown, on average: its trainings, with the attacks that
+            they are repelled by, and the fit that it came with. generation: one, rejected
+            candidates included, on average of those since; None: there was none yet. retraining:
+            the base's own training; None: the base was given. rotations: since the first basin was
+            grown. fresh: how many of these began in a grown basin that nobody had seen.
     """
 
     basin: float
@@ -56,20 +57,20 @@ def basin_costs(
     Raises:
         VaultError: the ledger says nonsense of what is needed.
     """
-    early = [e for e in vault.entries("early", damaged) if e.index >= GROWN]
     members = [e for e in vault.entries("member", damaged) if _grown(e.info.get(BASIN))]
-    count = len({entry.info[BASIN] for entry in members})
+    known = {entry.info[BASIN] for entry in members}
+    early = [e for e in vault.entries("early", damaged) if e.index in known]
     if not members or not early:
         return None
-    known = {entry.info[BASIN] for entry in members}
-    spent = [e.info.get("cpu_seconds") for e in (*members, *early) if e.info.get(BASIN) in known]
-    first = min((_whole(e.info.get("after")) for e in early), default=0)
+    spent = [e.info.get("cpu_seconds") for e in (*members, *early)]
+    spent += [e.info.get(FIT) for e in early]
+    first = min((_whole(e.info.get(AFTER)) for e in early), default=0)
     since = [n for n in vault.exposures() if n > first]
     manifests = [vault.generation(n).manifest for n in since]
     made = [s for m in manifests if (s := _seconds(m.get("cpu_seconds"))) is not None]
     base = vault.entry("base")
     return BasinCosts(
-        sum(s for value in spent if (s := _seconds(value)) is not None) / count,
+        sum(s for value in spent if (s := _seconds(value)) is not None) / len(known),
         sum(made) / len(made) if made else None,
         _seconds(base.info.get("cpu_seconds")) if base else None,
         len(since),

@@ -38,6 +38,9 @@ GROWING = "growing"
 AFTER = "after"
 """What an early checkpoint that was grown says of the last generation that was there before it."""
 
+FIT = "fit_cpu_seconds"
+"""What it says of the fit of the generator that came with it; that one's own note is replaced."""
+
 RETIRED = "retired"
 """What the notes of a generator say of the basins that none of its candidates begins in."""
 

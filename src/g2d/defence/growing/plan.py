@@ -102,6 +102,17 @@ class Plan:
         """What members are noted to be trained with, as the population's are."""
         return str(self.about.get("training", ""))[:_FINGERPRINT]
 
+    def tell_kept(self, how: Grow) -> None:
+        """Say what was asked for and is not done, for an unfinished basin goes on as planned."""
+        asked = [f"--members {how.members}"] if how.members not in (0, self.members) else []
+        asked += ["--seed"] if how.seed not in (None, self.seed) else []
+        if asked:
+            how.say(
+                f"the unfinished basin {self.basin} goes on as it was planned, with"
+                f" {self.members} members and its own seed; without {' and '.join(asked)}. --anew"
+                " drops it, and begins as you say"
+            )
+
     def note(self) -> dict[str, Any]:
         """What the folder keeps of it."""
         return {"plan": vars(self), "begun": time.time()}

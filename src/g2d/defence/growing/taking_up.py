@@ -16,7 +16,7 @@ from g2d.core.types import Values
 from g2d.defence.growing.plan import Plan
 from g2d.defence.refresh.taking_up import Staging, in_use
 from g2d.errors import VaultError
-from g2d.vault.basins import AFTER, GROWING, stock_of
+from g2d.vault.basins import AFTER, FIT, GROWING, stock_of
 from g2d.vault.plain import is_folder
 from g2d.vault.sealing.changing import share
 from g2d.vault.sources import STAGED
@@ -87,10 +87,13 @@ def take_up_basin(vault: Vault) -> TakenBasin | None:
         if not _is_for(plan, fitted, vault):
             raise VaultError(
                 f"the basin that waits in {folder} was grown beside a population or a generator"
-                f" that the vault has no more: `g2d grow {vault.path}` fits it to what is there"
+                f" that the vault has no more: `g2d grow {vault.path}` fits it to what is there, or"
+                " begins it anew"
             )
         share(vault, staged)
         note = {"plan": plan.id, AFTER: vault.last_number()}
+        if (spent := fitted.info.get("cpu_seconds")) is not None:
+            note[FIT] = spent
         vault.put_all(_moved(staged, plan, fitted, note))
     shutil.rmtree(folder, ignore_errors=True)
     return TakenBasin(plan.basin, len(stock_of(vault).unseen))

@@ -63,6 +63,8 @@ def grow(defence: Defence, how: Grow) -> Grown:
         if plan is None:
             plan = Plan.make(defence, how)
             staged.put(PLAN, 0, {}, plan.note())
+        else:
+            plan.tell_kept(how)
         return _Work(defence, staged, plan, how).all()
 
 
@@ -89,8 +91,9 @@ class _Work:
         generator, fitted = vault.entry("generator"), self.staged.entry(GENERATOR)
         assert generator is not None, "it was looked for"
         if fitted is None or fitted.info.get("of") != generator.files["weights"]:
+            began = time.process_time()
             self._check_own()
-            self._fit(generator)
+            self._fit(generator, began)
         kinds = ("early", "member", GENERATOR)
         made = [entry for kind in kinds for entry in self.staged.entries(kind)]
         cpu = sum(float(entry.info["cpu_seconds"]) for entry in made)
@@ -179,10 +182,9 @@ class _Work:
     def _middle(self, model: nn.Module, one: State, other: State) -> float:
         return score(self.defence.task, model, midpoint(one, other), self.defence.task.splits.gate)
 
-    def _fit(self, generator: Entry) -> None:
+    def _fit(self, generator: Entry, began: float) -> None:
         """Fit the generator on members of all basins, and keep it beside the new one's."""
         d, s, plan = self.defence, self.defence.settings, self.plan
-        began = time.process_time()
         moved = [replace(e, index=plan.first + e.index) for e in self.staged.entries("member")]
         both = _Both(d.vault, self.staged, {entry.index: entry for entry in moved})
         entries = fitted_members([*d.vault.entries("member"), *moved], s.autoencoder.newest_share)

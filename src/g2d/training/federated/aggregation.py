@@ -134,20 +134,22 @@ class Aggregation:
                 f"rule {rule.name!r} compares clients with the server's own records: set"
                 " [federated] root to how many of them it may use (200, say)"
             )
-        if s.mix and 2 * s.f >= s.clients:
-            raise SettingsError(
-                f"f = {s.f} of {s.clients} clients is half of them or more, and nearest-neighbour"
-                " mixing needs an honest majority: lower f, or set [federated] mix = false"
-            )
-        cls(rule, s.f, s.clip, s.mix).check_count(s.clients, "there are {n} clients")
-        return cls(rule, s.f, s.clip, s.mix)
+        made = cls(rule, s.f, s.clip, s.mix)
+        made.check_count(s.clients, "there are {n} clients")
+        return made
 
     def check_count(self, n: int, said: str = "{n} answered") -> None:
-        """Refuse a round of fewer updates than the rule's theorem asks for.
+        """Refuse a round of fewer updates than the rule's theorem, or mixing, asks for.
 
         Raises:
             SettingsError: there are too few.
         """
+        if self.mix and self.f and 2 * self.f >= n:
+            raise SettingsError(
+                f"{said.format(n=n)}, of whom f = {self.f} malicious ones may be half or more, and"
+                " nearest-neighbour mixing needs an honest majority: lower f, or set [federated]"
+                " mix = false"
+            )
         if n < self.rule.least(self.f):
             needed = f"{self.rule.slope}f + {self.rule.more} = {self.rule.least(self.f)}"
             most = max(0, (n - self.rule.more) // self.rule.slope)

@@ -7,7 +7,7 @@ says of its sender has to be the same. Knows no torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,11 +22,16 @@ REASONS = (
     "identity", "unknown", "stage", "late", "future", "base", "twice",
 )  # fmt: skip
 """Why an answer is refused."""
+MOST_SAID = 20
+"""Refusals of one client that are said, in a stage; more are only counted."""
 
 
 @dataclass
 class Refusals:
-    """How many answers were refused, by reason, and whose; `say` hears a line of each."""
+    """How many answers were refused, by reason, and whose; `say` hears a line of each.
+
+    Whoever floods the server with what it refuses does not fill a log: see `MOST_SAID`.
+    """
 
     say: Say = unsaid
     counts: Counter[str] = field(default_factory=Counter)
@@ -37,7 +42,11 @@ class Refusals:
         assert error.reason in REASONS, f"a reason that is listed, not {error.reason!r}"
         self.counts[error.reason] += 1
         self.clients[sender] += 1
-        self.say(f"the answer of {sender} is refused: {error}")
+        told = self.clients[sender]
+        if told <= MOST_SAID:
+            self.say(f"the answer of {sender} is refused: {error}")
+        if told == MOST_SAID:
+            self.say(f"{told} answers of {sender} were refused: only counted from now on")
 
 
 @dataclass
@@ -47,7 +56,8 @@ class Inbox:
     Attributes:
         form: of the model. clients: who may answer. stage, number: what is asked now. bases:
             digests of the parameters of this round, and of those whose answers may be late.
-        taken: what has come and is sound, by identity.
+        counted: of these rounds, whose answers were aggregated already.
+        taken: what has come and is sound, by identity. late: whose is of which earlier round.
     """
 
     form: Form
@@ -55,8 +65,9 @@ class Inbox:
     stage: str
     number: int
     bases: Mapping[int, str]
+    counted: Mapping[int, Collection[str]] = field(default_factory=dict)
     taken: dict[str, Array] = field(default_factory=dict)
-    late: set[str] = field(default_factory=set)
+    late: dict[str, int] = field(default_factory=dict)
 
     def take(self, data: bytes, sender: str, keep: Callable[[Message], None] | None = None) -> None:
         """Take an answer.
@@ -81,7 +92,12 @@ class Inbox:
             keep(found)
         self.taken[sender] = found.vector
         if found.number < self.number:
-            self.late.add(sender)
+            self.late[sender] = found.number
+
+    def note_counted(self, counted: dict[int, list[str]]) -> None:
+        """Note whose answers to which rounds were aggregated, so that none of them is again."""
+        for name in sorted(self.taken):
+            counted.setdefault(self.late.get(name, self.number), []).append(name)
 
     def _is_again(self, found: Message, sender: str) -> bool:
         """Whether it is what was taken already, sent once more because nobody had said so."""
@@ -116,6 +132,8 @@ class Inbox:
                 f" {self.bases[found.number][:12]}",
                 "base",
             )
+        if sender in self.counted.get(found.number, ()):
+            raise FederatedError(f"its answer to round {found.number} has counted already", "twice")
         if sender in self.taken:
             raise FederatedError("it has answered already, and the first answer counts", "twice")
         if not found.vector.any():

@@ -119,12 +119,13 @@ def _entries(data: bytes, form: Form) -> dict[str, Any]:
             f"it has {len(data)} bytes, and one of this model has {most_bytes(form)} at most",
             "size",
         )
-    if data.startswith(_PICKLES):
-        raise FederatedError(
-            "it is a pickle or a PyTorch file, which is never loaded; send safetensors", "format"
-        )
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= length <= min(len(data) - 8, _most_header(form)):
+        if data.startswith(_PICKLES):  # so does the length of a sound header of 640 bytes
+            raise FederatedError(
+                "it is a pickle or a PyTorch file, which is never loaded; send safetensors",
+                "format",
+            )
         raise FederatedError(
             f"it is no safetensors message: a header of {length} bytes does not fit", "format"
         )

@@ -63,13 +63,14 @@ class Asked:
 
 @dataclass
 class _State:
-    """What is kept between rounds; x, last: (P,) float32."""
+    """What is kept between rounds; x, last: (P,) float32; counted: whose answer to which round."""
 
     x: Array
     last: Array
     number: int = 0
     bases: dict[int, str] = field(default_factory=dict)
     closed: list[Closed] = field(default_factory=list)
+    counted: dict[int, list[str]] = field(default_factory=dict)
 
 
 class Server:
@@ -182,6 +183,8 @@ class Server:
         else:
             X = np.stack([taken[name] for name in sorted(taken)])
             skipped = self._aggregate(X, Around(self.aggregation.f, state.last, root))
+            if not skipped:
+                self._inbox.note_counted(state.counted)
         found = Closed(self.number, len(taken), len(self._inbox.late), skipped)
         state.closed.append(found)
         state.number += 1
@@ -210,9 +213,11 @@ class Server:
         state.bases[state.number] = digest_of(state.x)
         oldest = state.number - self.settings.deadline
         state.bases = {n: base for n, base in state.bases.items() if n >= oldest}
+        state.counted = {n: names for n, names in state.counted.items() if n >= oldest}
         self._inbox = Inbox(
-            self.form, frozenset(self.clients), self.asked.stage, state.number, state.bases
-        )
+            self.form, frozenset(self.clients), self.asked.stage, state.number, state.bases,
+            state.counted,
+        )  # fmt: skip
         folder = self._answers()
         for file in sorted(folder.glob("*.safetensors")) if folder and folder.is_dir() else ():
             try:
@@ -237,6 +242,7 @@ class Server:
             "stage": self.asked.stage, "rounds": self.asked.rounds, "began": self._began,
             "settings": self.settings.of_training, "number": state.number,
             "bases": {str(n): base for n, base in state.bases.items()},
+            "counted": {str(n): sorted(names) for n, names in state.counted.items()},
             "refused": dict(self.refusals.counts), "refused_of": dict(self.refusals.clients),
             "closed": [[c.number, c.answered, c.late, c.skipped] for c in state.closed],
         }  # fmt: skip
@@ -274,6 +280,7 @@ class Server:
         self._state = _State(
             x, last, int(notes["number"]), {int(n): base for n, base in notes["bases"].items()},
             [Closed(*one) for one in notes["closed"]],
+            {int(n): list(names) for n, names in notes["counted"].items()},
         )  # fmt: skip
         self.refusals.counts.update(notes["refused"])
         self.refusals.clients.update(notes["refused_of"])
