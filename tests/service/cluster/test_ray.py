@@ -141,7 +141,7 @@ def test_a_population_is_the_same_bytes_and_jobs_say_what_failed_and_can_be_canc
     asked, ended, squares, broken, died, flight, cancelled = [
         line for line in lines if line.startswith(TOLD)
     ]
-    assert (asked, ended) == ("asked for ray  2", "ended with 0")
+    assert (asked, ended) == (f"asked for ray  2 {tmp_path / 'ray'}", "ended with 0")
     # As urgent as any other process: Ray's own 15 starved replicas on a busy machine.
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert squares == f"[(0, 9), (1, 1), (2, 4)] [(0, 1)] [(0, {own})] [(0, False)]"
@@ -158,12 +158,12 @@ def test_a_population_is_the_same_bytes_and_jobs_say_what_failed_and_can_be_canc
     assert len(by_ray) == 1 + 2 + 4
 
 
-def test_the_command_line_makes_rays_engine_of_what_it_is_given(monkeypatch):
+def test_the_command_line_makes_rays_engine_of_what_it_is_given(monkeypatch, tmp_path):
     import g2d.core.ray_engine
     from g2d.cli.shared import make_engine
 
     monkeypatch.setattr(g2d.core.ray_engine, "RayEngine", lambda *given, **more: (given, more))
-    assert make_engine("ray", "there:6379", 3) == (("there:6379", 3), {})
+    assert make_engine("ray", "there:6379", 3, tmp_path) == (("there:6379", 3), {})
 
 
 def test_no_cluster_and_wrong_addresses_are_said_at_once():
