@@ -20,6 +20,7 @@ from benchmarks.redteam import headline
 from benchmarks.redteam import tables as redteam
 from benchmarks.robust import tables as robust
 from benchmarks.robust import ways_tables
+from benchmarks.sealing import tables as sealing
 from benchmarks.serving import tables as serving
 from benchmarks.tabular import tables as tabular
 from benchmarks.tokens import tables as tokens
@@ -31,6 +32,7 @@ def blocks() -> dict[str, str]:
     sources = (
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
         headline, audit, hostile, policies_tables, ownership, privacy,
+        sealing,
     )  # fmt: skip
     for source in sources:
         own = source.made()

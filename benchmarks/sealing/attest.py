@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.command import carry_out, parser
+from benchmarks.common.results import record
 from benchmarks.sealing.software_tpm import extend, running
 from g2d.errors import SealingError
 from g2d.protect.attestation import enrolment, release
@@ -173,7 +174,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Times, flipped bits, and the rest."""
     with running(folder / "here") as address:
         bench = Bench(address, folder)
-        return {
+        return record(given) | {
             "times": times(bench, given.repeats),
             "flips": flips(bench, given.flips),
             "others": others(bench, folder),

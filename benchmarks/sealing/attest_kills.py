@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.command import carry_out, parser
+from benchmarks.common.results import record
 from benchmarks.sealing.software_tpm import running
 from g2d.cli import attest
 from g2d.protect.attestation import enrolment
@@ -120,7 +121,7 @@ class Sides:
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Kill a round `--kills` times; each time it has to work after that."""
-    return kills(Sides(folder), given.kills)
+    return record(given) | kills(Sides(folder), given.kills)
 
 
 def kills(sides: Sides, count: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.command import carry_out, parser
+from benchmarks.common.results import record
 from benchmarks.sealing.kills import network
 from g2d.protect.sealing import custodian, make_custodian
 from g2d.vault.sealing import changing
@@ -61,7 +62,7 @@ def asking(folder: Path, url: str, repeats: int) -> dict[str, Any]:
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All sizes, the file custodian and those that were named."""
     urls = [f"file:{folder / 'c.key'}", *given.custodian]
-    return {
+    return record(given) | {
         "reading": [reading(folder, size, given.repeats) for size in given.sizes],
         "asking": [asking(folder, url, given.repeats) for url in urls],
     }

@@ -24,6 +24,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from benchmarks.common.command import carry_out, parser
+from benchmarks.common.results import record
 from benchmarks.sealing.scan import blocks_of, found_in, tensors_of
 from g2d.protect.sealing import custodian, make_custodian
 from g2d.vault.sealing import changing
@@ -149,7 +150,7 @@ def storm(folder: Path, kills: int, seed: int = 7, size: int = SIZE) -> dict[str
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The whole storm, which fails at the first loss."""
-    return storm(folder, given.kills, given.seed)
+    return record(given) | storm(folder, given.kills, given.seed)
 
 
 def rows(result: dict[str, Any]) -> list[tuple[object, ...]]:
