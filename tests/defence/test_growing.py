@@ -14,7 +14,7 @@ from g2d.defence.growing import Grow, grow, take_up_basin, work
 from g2d.defence.growing.plan import Plan
 from g2d.defence.members import begin_in
 from g2d.defence.refresh import follow
-from g2d.defence.refresh.taking_up import Staging
+from g2d.defence.staging import Staging
 from g2d.errors import PopulationError, PrivacyError, SealingError, SettingsError, VaultError
 from g2d.protect import sealing
 from g2d.settings import Settings

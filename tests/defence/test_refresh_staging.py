@@ -6,8 +6,9 @@ import pytest
 
 from g2d.core.engine import SerialEngine
 from g2d.defence.refresh import Refresh, take_up
-from g2d.defence.refresh.taking_up import READY, Staging
+from g2d.defence.refresh.taking_up import READY
 from g2d.defence.refresh.work import _staging
+from g2d.defence.staging import Staging
 from g2d.errors import SealingError, VaultError
 from g2d.protect.sealing import make_custodian
 from g2d.settings import Settings

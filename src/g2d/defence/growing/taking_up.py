@@ -6,7 +6,6 @@ grown is in `work`.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from pathlib import Path
 
 from g2d.core.types import Values
 from g2d.defence.growing.plan import Plan
-from g2d.defence.refresh.taking_up import Staging, in_use
+from g2d.defence.staging import Staging, folder_in, in_use
 from g2d.errors import VaultError
 from g2d.vault.basins import AFTER, FIT, GROWING, stock_of
-from g2d.vault.plain import is_folder
 from g2d.vault.sealing.changing import share
 from g2d.vault.sources import STAGED
 from g2d.vault.vault import Entry, Put, Vault
@@ -48,13 +46,7 @@ def grown_in(vault: Vault) -> Path:
     Raises:
         VaultError: a link, or a file, lies there.
     """
-    path = vault.path / GROWING
-    if os.path.lexists(path) and not is_folder(path):
-        raise VaultError(
-            f"{path} is a link or a file, expected the folder of a basin that is grown: look who"
-            " put it there, and remove it"
-        )
-    return path
+    return folder_in(vault, GROWING, "a basin that is grown")
 
 
 def take_up_basin(vault: Vault) -> TakenBasin | None:

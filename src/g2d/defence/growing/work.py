@@ -7,13 +7,10 @@ and hardened as the population's are; only what they are repelled from differs (
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from torch import nn
 
@@ -23,8 +20,8 @@ from g2d.defence.growing.against import Against
 from g2d.defence.growing.plan import Grow, Plan, about, check, given_base
 from g2d.defence.growing.taking_up import GENERATOR, PLAN, READY, grown_in
 from g2d.defence.members import fit_generator, fitted_members, identity_of, noted, read_base
-from g2d.defence.refresh.taking_up import Staging, in_use
-from g2d.errors import PopulationError, VaultError
+from g2d.defence.staging import staging
+from g2d.errors import PopulationError
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import PopulationSettings
 from g2d.training.basins import BARRIER, midpoint, score
@@ -32,8 +29,6 @@ from g2d.training.jobs import Trained, TrainingJob, run_job
 from g2d.training.population import stays_of
 from g2d.training.recipes.distil import teacher_of
 from g2d.vault.basins import BASIN, stock_of
-from g2d.vault.ledger import is_vacant
-from g2d.vault.sealing.changing import share
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import unpack
 
@@ -218,48 +213,14 @@ class _Both:
 # --- the folder inside the vault -----------------------------------------------------------------
 
 
-@contextmanager
-def _staging(defence: Defence, how: Grow) -> Iterator[Vault]:
-    """Open the folder where a basin waits, or make it; it is held against a second grower."""
+def _staging(defence: Defence, how: Grow) -> AbstractContextManager[Vault]:
+    """The folder where a basin waits."""
     vault = defence.vault
-    path = grown_in(vault)
-    staged = _waiting(path, vault, how)
-    if staged is not None:
-        try:
-            goes_on = _goes_on(staged, defence, how)
-        except BaseException:
-            staged.close()
-            raise
-        if not goes_on:
-            staged.close()
-            staged = None
-    if staged is None:
-        if path.exists():
-            shutil.rmtree(path)
-        staged = Staging.create(path, vault.settings_text)
-    with staged:
-        share(vault, staged)
-        yield staged
-
-
-def _waiting(path: Path, vault: Vault, how: Grow) -> Vault | None:
-    """Open what an earlier run has left, if that was more than a kill leaves of an empty folder."""
-    if not (path / "ledger.sqlite").exists():
-        return None
-    try:
-        return Staging.open(path, write=True)
-    except VaultError as error:
-        if in_use(error):
-            raise VaultError(
-                f"a basin of {vault.path} is being grown by another process ({error}); wait for"
-                " it, or end it"
-            ) from error
-        if how.anew or is_vacant(path):
-            return None
-        raise VaultError(
-            f"what an unfinished basin of {vault.path} has left cannot be used ({error}); --anew"
-            " drops it"
-        ) from error
+    return staging(
+        vault, grown_in(vault), lambda staged: _goes_on(staged, defence, how),
+        anew=how.anew, busy=f"a basin of {vault.path} is being grown by another process",
+        left=f"what an unfinished basin of {vault.path}",
+    )  # fmt: skip
 
 
 def _goes_on(staged: Vault, defence: Defence, how: Grow) -> bool:

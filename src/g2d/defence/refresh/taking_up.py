@@ -6,7 +6,6 @@ going back. How a challenger is made is in `work`.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2d.defence.renewal import current
+from g2d.defence.staging import Staging, folder_in, in_use
 from g2d.errors import VaultError
 from g2d.tasks.source import resolve, travels, unrenewed
-from g2d.vault.plain import is_folder
 from g2d.vault.records import RENEWAL
 from g2d.vault.sealing.changing import share
 from g2d.vault.sources import STAGED, obey
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
 
 READY = "ready"
 """What the notes of a staged generator say once the challenger may be taken up."""
-
-
-class Staging(Vault):
-    """Where a challenger waits: what it reaches is marked nowhere, and it goes once it is moved."""
-
-    remembered = False
 
 
 @dataclass(frozen=True)
@@ -50,18 +43,7 @@ def staged_in(vault: Vault) -> Path:
     Raises:
         VaultError: a link, or a file, lies there.
     """
-    path = vault.path / STAGED
-    if os.path.lexists(path) and not is_folder(path):
-        raise VaultError(
-            f"{path} is a link or a file, expected the folder of a refresh: look who put it there,"
-            " and remove it"
-        )
-    return path
-
-
-def in_use(error: VaultError) -> bool:
-    """Whether a vault could not be opened for another process is writing it."""
-    return isinstance(error.__cause__, BlockingIOError)
+    return folder_in(vault, STAGED, "a refresh")
 
 
 def made_for(records: Entry | None, vault: Vault) -> bool:

@@ -7,12 +7,9 @@ run that is killed goes on where it stopped, and the vault stays as it was until
 from __future__ import annotations
 
 import secrets
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from g2d.core.engine import Engine
 from g2d.core.types import Progress, Say, silent, unsaid
@@ -24,12 +21,11 @@ from g2d.defence.refresh.forks import Forks
 from g2d.defence.refresh.judging import Judged, refuse, trial
 from g2d.defence.refresh.taking_up import (
     READY,
-    Staging,
-    in_use,
     made_for,
     staged_in,
 )
 from g2d.defence.renewal import records_of
+from g2d.defence.staging import staging
 from g2d.errors import DataError, PopulationError, VaultError
 from g2d.tasks.keyed import (
     KEY_BYTES,
@@ -43,8 +39,6 @@ from g2d.tasks.source import Grown, travels, unrenewed, with_records
 from g2d.tasks.splits import Split
 from g2d.training.charging import free
 from g2d.vault.basins import retired_of
-from g2d.vault.ledger import is_vacant
-from g2d.vault.sealing.changing import share
 from g2d.vault.vault import Vault
 from g2d.weights.checkpoints import unpack
 
@@ -210,46 +204,13 @@ def _left_out(found: Sorted) -> str:
 # --- the folder inside the vault -----------------------------------------------------------------
 
 
-@contextmanager
-def _staging(vault: Vault, digest: str, how: Refresh) -> Iterator[Vault]:
-    """Open the folder where a refresh waits, or make it; it is held against a second refresh."""
-    path = staged_in(vault)
-    staged = _waiting(path, vault, how)
-    if staged is not None:
-        try:
-            goes_on = _goes_on(staged, vault, digest, how)
-        except BaseException:
-            staged.close()
-            raise
-        if not goes_on:
-            staged.close()
-            staged = None
-    if staged is None:
-        if path.exists():
-            shutil.rmtree(path)
-        staged = Staging.create(path, vault.settings_text)
-    with staged:
-        share(vault, staged)
-        yield staged
-
-
-def _waiting(path: Path, vault: Vault, how: Refresh) -> Vault | None:
-    """Open what an earlier run has left, if that was more than a kill leaves of an empty folder."""
-    if not (path / "ledger.sqlite").exists():
-        return None  # or of one that was being removed
-    try:
-        return Staging.open(path, write=True)
-    except VaultError as error:
-        if in_use(error):
-            raise VaultError(
-                f"another refresh of {vault.path} is running ({error}); wait for it, or end it"
-            ) from error
-        if how.anew or is_vacant(path):
-            return None
-        raise VaultError(
-            f"what an unfinished refresh of {vault.path} has left cannot be used ({error}); --anew"
-            " drops it"
-        ) from error
+def _staging(vault: Vault, digest: str, how: Refresh) -> AbstractContextManager[Vault]:
+    """The folder where a refresh waits."""
+    return staging(
+        vault, staged_in(vault), lambda staged: _goes_on(staged, vault, digest, how),
+        anew=how.anew, busy=f"another refresh of {vault.path} is running",
+        left=f"what an unfinished refresh of {vault.path}",
+    )  # fmt: skip
 
 
 def _goes_on(staged: Vault, vault: Vault, digest: str, how: Refresh) -> bool:
