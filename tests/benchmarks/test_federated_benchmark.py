@@ -23,7 +23,8 @@ def stub(monkeypatch):
         _, f, attack, rule = case
         if rule == "bulyan" and f == 8:
             return {"refused": "n >= 35"}
-        found = row(accuracy=0.9 - (0.01 * f if rule != "mean" else 0.1 * f))
+        reached = 0.9 - (0.01 * f if rule != "mean" else 0.1 * f)
+        found = row(accuracy=reached, gate=reached)
         return found | ({"asr": 0.25} if attack == "backdoor" else {})
 
     monkeypatch.setattr(aggregation, "measured", measured)
@@ -54,3 +55,18 @@ def test_rows_are_kept_and_told_beside_the_controls(stub, tmp_path, capsys, monk
     monkeypatch.setattr(aggregation, "commit", lambda: "another")
     with pytest.raises(SystemExit, match="another"):  # nor are rows of two commits one table
         aggregation.main(words)
+
+
+def test_which_rule_is_told_is_decided_off_the_test_split():
+    given = aggregation.flags().parse_args(
+        ["--attacks", "alie", "ipm", "--rules", "mean", "median", "multi-krum"]
+    )
+    seen = {"median": (0.80, 0.85), "multi-krum": (0.90, 0.70), "mean": (0.95, 0.95)}
+    rows = {
+        aggregation.name_of(0.5, 4, attack, rule): row(accuracy=accuracy, gate=gate)
+        for rule, (accuracy, gate) in seen.items()
+        for attack in given.attacks
+    }
+    rows[aggregation.name_of(0.5, 0, "none", "mean")] = row(accuracy=0.95, gate=0.95)
+    [first, *_] = aggregation.targets([{"rows": rows, "controls": {}}], given)
+    assert "80.0 % (median), -15.0 points" in str(first[2])
