@@ -19,7 +19,7 @@ from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.weights.layout import mean_of
-from g2d.weights.symmetry import Coupling, permute, rescale
+from g2d.weights.symmetry import Coupling, permute, rescale, signs
 
 _MOST_SCALE = 3.0  # log2 of the factor that `disguised` may give a unit, either way
 
@@ -81,7 +81,7 @@ def noised(state: State, share: float, generator: torch.Generator) -> dict[str, 
 def disguised(
     state: State, chain: Sequence[Coupling], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Permute hidden units and rescale them: the same function, no parameter in its place.
+    """Permute hidden units, rescale and turn them: the same function, no parameter in its place.
 
     Raises:
         SettingsError: the architecture has no chain of hidden units.
@@ -91,7 +91,9 @@ def disguised(
     orders = [torch.randperm(layer.units, generator=generator) for layer in chain]
     draws = [torch.rand(layer.units, generator=generator) for layer in chain]
     moved = permute(state, chain, orders)
-    return rescale(moved, chain, [((2 * u - 1) * _MOST_SCALE).exp2() for u in draws])
+    scales = [((2 * u - 1) * _MOST_SCALE).exp2() for u in draws]
+    turned = [signs(layer, generator) for layer in chain]  # where a square loses them
+    return rescale(moved, chain, [s * t for s, t in zip(scales, turned, strict=True)])
 
 
 def souped(states: Sequence[State]) -> dict[str, Tensor]:

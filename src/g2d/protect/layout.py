@@ -52,7 +52,7 @@ class Units:
     """
 
     orders: tuple[Tensor, ...] = field(repr=False)
-    factors: tuple[Tensor, ...] = field(repr=False)  # all of a layer are the same
+    factors: tuple[Tensor, ...] = field(repr=False)  # all of a layer are the same, but for signs
 
     @classmethod
     def draw(cls, chain: Sequence[Coupling], draw: Draw) -> Units:
@@ -62,12 +62,12 @@ class Units:
         bit. One a layer, not one a unit: the guard of `protect.ranges` knows one range for each
         tensor, and a unit made smaller than its neighbours would be held in a wider one. Ten flips
         of top exponent bits cost digits' network nothing so, 1.5 points of accuracy with factors of
-        1 and 2 for each unit, 41 with 1/4 to 4. The orders hide; a factor could be guessed.
+        1 and 2 for each unit, 41 with 1/4 to 4. Each unit of a square has a sign of its own, which
+        no range minds. The orders hide; a factor could be guessed.
         """
         orders = tuple(_order(layer.units, draw) for layer in chain)
         powers = [number % 5 - 2 for number in _numbers(len(chain), draw).tolist()]
-        sizes = [layer.units for layer in chain]
-        factors = (torch.full((n,), 2.0**p) for n, p in zip(sizes, powers, strict=True))
+        factors = (_signs(layer, draw) * 2.0**p for layer, p in zip(chain, powers, strict=True))
         return cls(orders, tuple(factors))
 
 
@@ -345,6 +345,13 @@ def _close(before: Tensor, after: Tensor) -> bool:
 def _numbers(count: int, draw: Draw) -> Tensor:
     """Random numbers of 64 bits, (count,)."""
     return torch.frombuffer(bytearray(draw(8 * count)), dtype=torch.int64)
+
+
+def _signs(layer: Coupling, draw: Draw) -> Tensor:
+    """A random sign of each unit, where it can be changed and changed back bit by bit; else 1."""
+    if not layer.even or layer.vertex:  # about a vertex the bias would be rounded
+        return torch.ones(layer.units)
+    return (_numbers(layer.units, draw) % 2) * 2.0 - 1
 
 
 def _order(count: int, draw: Draw) -> Tensor:

@@ -8,16 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from g2d.core.polynomial import Polynomial
 
-class Square(nn.Module):
+
+class Square(Polynomial):
     """x², element by element, of any shape (CryptoNets: Gilad-Bachrach et al. 2016)."""
+
+    def fixed(self) -> tuple[float, float, float]:
+        """(1, 0, 0)."""
+        return 1.0, 0.0, 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Square each number of `x`, any shape."""
         return x * x
 
 
-class Quadratic(nn.Module):
+class Quadratic(Polynomial):
     """a·x² + b·x + c, element by element, of any shape, with one a, b and c for the whole layer.
 
     Fixed coefficients are floats and belong to the architecture, as a leaky ReLU's slope does.
@@ -44,10 +50,23 @@ class Quadratic(nn.Module):
         """Whether the coefficients are parameters, in the state dict."""
         return isinstance(self.a, Tensor)
 
+    @property
+    def values(self) -> tuple[float, float, float]:
+        """a, b and c as numbers."""
+        return _number(self.a), _number(self.b), _number(self.c)
+
+    def fixed(self) -> tuple[float, float, float] | None:
+        """(a, b, c), unless they are learned."""
+        return None if self.learned else self.values
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the polynomial to each number of `x`, any shape (Horner's scheme)."""
         return (self.a * x + self.b) * x + self.c
 
     def extra_repr(self) -> str:
         """The coefficients, for `print(network)`."""
-        return f"a={float(self.a):g}, b={float(self.b):g}, c={float(self.c):g}"
+        return ", ".join(f"{n}={v:g}" for n, v in zip("abc", self.values, strict=True))
+
+
+def _number(value: Tensor | float) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else value

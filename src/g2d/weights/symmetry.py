@@ -1,49 +1,28 @@
 """Symmetries of a network's parameters, and distances that see through them.
 
 Permuting hidden units, or rescaling them through a ReLU, changes the parameters and not the
-function. `align` undoes both (weight matching, Git Re-Basin, arXiv 2209.04836, algorithm 1, after
-balancing); `aligned_distances` is what gates and tables report. What may be permuted is read off
-the model and then *verified* on data: a guess that changes the logits is discarded.
+function. Through a square s before is undone by 1/s² after, and a sign is lost. `align` undoes all
+of it (weight matching, Git Re-Basin, arXiv 2209.04836, algorithm 1, after balancing);
+`aligned_distances` is what gates and tables report. What may be moved is read off the model
+(`chains`) and then *verified* on data: a guess that changes the logits is discarded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from g2d.core.types import State
+from g2d.weights.chains import Coupling, read_chain
 from g2d.weights.layout import is_number, ties_of, whole_state
 
-_POINTWISE = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d)
-_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool1d, nn.AvgPool1d)
-_HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
-_ACTIVATIONS = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.Hardtanh, nn.ReLU6)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+__all__ = ["Coupling", "align", "aligned_distances", "balance", "couplings", "incoming", "match",
+           "permute", "relative_l1", "rescale", "signs"]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Coupling:
-    """One layer of hidden units: which tensors they index, and where they enter the next layer.
-
-    `rows` are tensors whose first axis the units index; `scaled` those of them that carry a unit's
-    scale (all but running statistics and what precedes a norm); `into` is the next weight, whose
-    second axis holds `units` blocks of equal width. `homogeneous` units may be rescaled.
-    """
-
-    units: int
-    rows: tuple[str, ...]
-    scaled: tuple[str, ...]
-    into: str
-    homogeneous: bool
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """Every tensor that an order or a scale of the units touches."""
-        return (*self.rows, self.into)
+Place = tuple[Tensor, Tensor]
+"""Where the units of a layer belong: an order (units,), and then a sign of each."""
 
 
 def couplings(model: nn.Module, probe: Tensor) -> tuple[Coupling, ...]:
@@ -57,7 +36,7 @@ def couplings(model: nn.Module, probe: Tensor) -> tuple[Coupling, ...]:
         The couplings in order, or `()` where the model is not a plain chain: alignment is then the
         identity, and reports say "not aligned".
     """
-    found, tied = _read_chain(model), ties_of(model)
+    found, tied = read_chain(model), ties_of(model)
     shared = {*tied, *tied.values()}
     if not found or any(shared.intersection(layer.tensors) for layer in found):
         return ()  # what is tied would have to be permuted under all of its names
@@ -65,8 +44,9 @@ def couplings(model: nn.Module, probe: Tensor) -> tuple[Coupling, ...]:
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(c.units, generator=generator) for c in found]
     moved = permute(state, found, orders)
-    scales = [torch.rand(c.units, generator=generator).add(0.5).log2() for c in found]
-    moved = rescale(moved, found, [s.exp2() for s in scales])
+    scales = [torch.rand(c.units, generator=generator).add(0.5) for c in found]
+    turned = [signs(layer, generator) for layer in found]
+    moved = rescale(moved, found, [s * t for s, t in zip(scales, turned, strict=True)])
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -75,44 +55,20 @@ def couplings(model: nn.Module, probe: Tensor) -> tuple[Coupling, ...]:
             for s in (state, moved)
         )
     model.train(was_training)
-    same = torch.allclose(before, after, rtol=1e-3, atol=1e-4 * (1 + float(before.abs().max())))
-    return found if same else ()
+    return found if _same(before, after) else ()
 
 
-def _read_chain(model: nn.Module) -> tuple[Coupling, ...]:
-    """Walk the leaf modules in order of registration; `()` at the first that breaks the chain."""
-    found: list[Coupling] = []
-    rows: list[str] = []
-    scaled: list[str] = []
-    units, homogeneous = 0, True
-    for name, module in model.named_modules():
-        if next(module.children(), None) is not None:
-            continue
-        prefix = f"{name}." if name else ""
-        own = [prefix + n for n, t in module.state_dict().items() if t.dim() > 0]
-        if isinstance(module, _WEIGHTED):
-            weight = module.weight
-            if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups != 1:
-                return ()
-            if units:
-                if weight.shape[1] % units:
-                    return ()
-                into = prefix + "weight"
-                found.append(Coupling(units, tuple(rows), tuple(scaled), into, homogeneous))
-            units, rows, scaled, homogeneous = int(weight.shape[0]), own, list(own), True
-        elif isinstance(module, _NORMS):
-            rows += own
-            scaled = [n for n in own if n.rsplit(".", 1)[-1] in ("weight", "bias")]
-            homogeneous = homogeneous and bool(scaled)
-        elif isinstance(module, _HOMOGENEOUS + _POINTWISE + _POOLS):
-            continue
-        elif isinstance(module, _ACTIVATIONS):
-            homogeneous = False
-        elif not units and not own:
-            continue  # what is done to the inputs before the first layer touches no hidden unit
-        else:
-            return ()
-    return tuple(found)
+def _same(before: Tensor, after: Tensor) -> bool:
+    """Whether logits (n, ...) are equal but for rounding, each input's by the scale of its own.
+
+    A polynomial makes of one input, a thousand times another, logits that are so 10^24 times, or
+    none that are finite: by the largest of all, any logits of the others would be equal.
+    """
+    before, after = (logits.flatten(1).double() for logits in (before, after))
+    sound = before.isfinite().all(1)
+    before, after = before[sound], after[sound]
+    limit = 1e-4 * (1 + before.abs().amax(1, keepdim=True)) + 1e-3 * before.abs()
+    return bool(len(before)) and bool(((before - after).abs() <= limit).all())
 
 
 def permute(state: State, chain: Sequence[Coupling], orders: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -127,19 +83,38 @@ def permute(state: State, chain: Sequence[Coupling], orders: Sequence[Tensor]) -
     return moved
 
 
+def signs(layer: Coupling, generator: torch.Generator) -> Tensor:
+    """Draw a sign for each unit of a layer, (units,): all 1 where signs matter."""
+    if not layer.even:
+        return torch.ones(layer.units)
+    return torch.randint(2, (layer.units,), generator=generator) * 2.0 - 1
+
+
 def rescale(state: State, chain: Sequence[Coupling], by: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Multiply what enters each homogeneous unit by `by[l] > 0` and divide what leaves it."""
+    """Multiply what enters each unit by `by[l]`, and divide what leaves it by `by[l] ** degree`.
+
+    Logits are unchanged. Where units may not be rescaled (degree 0), the signs alone count.
+
+    Args:
+        by: factors (units,) of each layer: positive, or of either sign where the layer is `even`.
+    """
     moved = dict(state)
-    for layer, factor in zip(chain, by, strict=True):
-        if not layer.homogeneous:
+    for layer, given in zip(chain, by, strict=True):
+        if not (layer.homogeneous or layer.even):
             continue
+        factor = given if layer.homogeneous else given.sign()
+        assert layer.even or bool((factor > 0).all())
         for name in layer.scaled:
             tensor = moved[name]
             moved[name] = tensor * factor.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
-        weight = moved[layer.into]
-        blocks = weight.reshape(weight.shape[0], layer.units, -1)
-        blocks = blocks / factor.to(weight.dtype).view(1, -1, 1)
-        moved[layer.into] = blocks.reshape(weight.shape)
+        if layer.vertex:
+            bias = moved[layer.bias]
+            moved[layer.bias] = bias + layer.vertex * (1 - factor.to(bias.dtype))
+        if layer.homogeneous:
+            weight = moved[layer.into]
+            blocks = weight.reshape(weight.shape[0], layer.units, -1)
+            blocks = blocks / factor.to(weight.dtype).pow(layer.degree).view(1, -1, 1)
+            moved[layer.into] = blocks.reshape(weight.shape)
     return moved
 
 
@@ -147,67 +122,150 @@ def balance(state: State, chain: Sequence[Coupling]) -> dict[str, Tensor]:
     """Bring every homogeneous unit to equal incoming and outgoing norm, a canonical scale.
 
     One sweep in order leaves earlier layers slightly unbalanced, so ten are made; the remaining
-    imbalance is below 1e-3 of a norm on the built-in models.
+    imbalance is below 1e-3 of a norm on the built-in models. Signs stay: `align` knows which.
     """
     balanced = dict(state)
     for _ in range(10):
         for layer in chain:
+            if not layer.homogeneous:
+                continue
             incoming = sum(
                 balanced[name].double().reshape(layer.units, -1).square().sum(1)
                 for name in layer.scaled
             )
             weight = balanced[layer.into].double()
             outgoing = weight.reshape(weight.shape[0], layer.units, -1).square().sum((0, 2))
-            alive = (torch.as_tensor(incoming) > 1e-20) & (outgoing > 1e-20)
-            ratio = (outgoing / torch.as_tensor(incoming).clamp_min(1e-30)).pow(0.25)
-            factor = torch.where(alive, ratio, torch.ones_like(ratio))
+            factor = layer.balancing(torch.as_tensor(incoming), outgoing)
             balanced = rescale(balanced, [layer], [factor])
     return balanced
 
 
-def match(reference: State, state: State, chain: Sequence[Coupling]) -> list[Tensor]:
-    """Find unit orders of `state` that bring it nearest to `reference` (Re-Basin, algorithm 1).
+def match(reference: State, state: State, chain: Sequence[Coupling]) -> list[Place]:
+    """Find where units of `state` belong to be nearest to `reference` (Re-Basin, algorithm 1).
 
-    Coordinate descent over layers; each layer is one linear assignment. Returns `orders` for
-    `permute`. Deterministic: layers are visited in order until none improves.
+    Coordinate descent over layers; each layer is one linear assignment. Deterministic: layers are
+    visited in order until none improves. Of units that are even the sign is found, too; as wrong
+    signs mislead the layer before, a second descent begins with orders by what enters alone, and
+    the better of the two counts.
+
+    Returns:
+        of each layer its order, for `permute`, and then the signs (units,), for `rescale`.
     """
+    found = _descend(reference, state, chain, [torch.arange(layer.units) for layer in chain])
+    if not any(layer.even for layer in chain):
+        return found
+    second = _descend(reference, state, chain, incoming(reference, state, chain))
+    ways = (found, second)
+    return max(ways, key=lambda way: _likeness(reference, _put(state, chain, way), chain))
+
+
+def _descend(
+    reference: State, state: State, chain: Sequence[Coupling], orders: Sequence[Tensor]
+) -> list[Place]:
+    """The nearest that coordinate descent comes to, from where it begins."""
     from scipy.optimize import linear_sum_assignment  # half a CPU second that few processes need
 
-    orders = [torch.arange(layer.units) for layer in chain]
+    places = [(order, torch.ones(order.numel())) for order in orders]
+    for index, layer in enumerate(chain):
+        if layer.even:
+            entering, _ = _gains(reference, _except(state, chain, places, index), layer)
+            places[index] = _turned(entering, places[index][0], layer)
     for _ in range(50):
         changed = False
         for index, layer in enumerate(chain):
-            others = [o if i != index else torch.arange(o.numel()) for i, o in enumerate(orders)]
-            moved = permute(state, chain, others)
-            gain = _gain(reference, moved, layer)
+            entering, rest = _gains(reference, _except(state, chain, places, index), layer)
+            gain = (entering.abs() if layer.even else entering) + rest
             _, columns = linear_sum_assignment(gain.numpy(), maximize=True)
-            order = torch.from_numpy(columns)
-            was = orders[index]
+            order, sign = _turned(entering, torch.from_numpy(columns), layer)
+            was, stood = places[index]
             units = torch.arange(layer.units)
-            if float(gain[units, order].sum()) > float(gain[units, was].sum()) * (1 + 1e-12) + 1e-9:
-                orders[index], changed = order, True
+            before = float((entering[units, was] * stood + rest[units, was]).sum())
+            after = float((entering[units, order] * sign + rest[units, order]).sum())
+            if after > before * (1 + 1e-12) + 1e-9:
+                places[index], changed = (order, sign), True
         if not changed:
             break
-    return orders
+    return places
 
 
-def _gain(reference: State, state: State, layer: Coupling) -> Tensor:
-    """Inner products of every unit of `reference` with every unit of `state`, (units, units)."""
-    gain = torch.zeros(layer.units, layer.units, dtype=torch.float64)
-    for name in layer.rows:
-        a = reference[name].double().reshape(layer.units, -1)
-        gain += a @ state[name].double().reshape(layer.units, -1).T
+def _turned(entering: Tensor, order: Tensor, layer: Coupling) -> Place:
+    """An order with the signs that suit it."""
+    suits = entering[torch.arange(layer.units), order] >= 0
+    return order, torch.where(suits | (not layer.even), 1.0, -1.0)
+
+
+def _except(
+    state: State, chain: Sequence[Coupling], places: Sequence[Place], index: int
+) -> dict[str, Tensor]:
+    """A state with all units in their places but those of one layer."""
+    units = chain[index].units
+    own = (torch.arange(units), torch.ones(units))
+    return _put(state, chain, [p if i != index else own for i, p in enumerate(places)])
+
+
+def _put(state: State, chain: Sequence[Coupling], places: Sequence[Place]) -> dict[str, Tensor]:
+    """A state with its units in their places."""
+    moved = permute(state, chain, [order for order, _ in places])
+    for layer, (_, sign) in zip(chain, places, strict=True):
+        if layer.even:
+            moved = rescale(moved, [layer], [sign])  # of 1 and -1: no scale changes
+    return moved
+
+
+def _likeness(reference: State, state: State, chain: Sequence[Coupling]) -> float:
+    """The inner product of all that units touch."""
+    names = dict.fromkeys(name for layer in chain for name in layer.tensors)
+    return sum(float((reference[n].double() * state[n].double()).sum()) for n in names)
+
+
+def _gains(reference: State, state: State, layer: Coupling) -> tuple[Tensor, Tensor]:
+    """Inner products of every unit of `reference` with every unit of `state`, (units, units) each.
+
+    Of what enters with the unit's scale, and so its sign, and of all the rest.
+    """
+    entering = layer.entering(reference, torch.float64) @ layer.entering(state, torch.float64).T
     a, b = (
         s[layer.into].double().reshape(s[layer.into].shape[0], layer.units, -1)
         for s in (reference, state)
     )
-    gain += torch.einsum("oik,ojk->ij", a, b)
-    return gain
+    rest = torch.einsum("oik,ojk->ij", a, b)
+    for name in layer.rows:
+        if name not in layer.scaled:
+            a, b = (s[name].double().reshape(layer.units, -1) for s in (reference, state))
+            rest += a @ b.T
+    return entering, rest
+
+
+def incoming(reference: State, state: State, chain: Sequence[Coupling]) -> list[Tensor]:
+    """Orders of hidden units by what enters them alone, layer after layer, for `permute`.
+
+    Where `align` begins with units in a foreign order, what leaves a layer enters the next one in
+    disorder and misleads it; what enters does not, once the layers before are in order.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    orders = [torch.arange(layer.units) for layer in chain]
+    for index, layer in enumerate(chain):
+        pair = (reference, permute(state, chain, orders))
+        ours, theirs = (layer.entering(s, torch.float32) for s in pair)
+        gain = ours @ theirs.T
+        if layer.even:
+            gain = gain.abs()  # of either sign a unit is the same
+        for name in layer.rows:
+            if name not in layer.scaled:
+                ours, theirs = (s[name].float().reshape(layer.units, -1) for s in pair)
+                gain += ours @ theirs.T
+        _, columns = linear_sum_assignment(gain.numpy(), maximize=True)
+        orders[index] = torch.from_numpy(columns)
+    return orders
 
 
 def align(reference: State, state: State, chain: Sequence[Coupling]) -> dict[str, Tensor]:
-    """Permute `state`'s hidden units onto `reference`'s; its logits do not change."""
-    return permute(state, chain, match(reference, state, chain)) if chain else dict(state)
+    """Permute `state`'s hidden units onto `reference`'s, and turn those that stand the other way.
+
+    Its logits do not change.
+    """
+    return _put(state, chain, match(reference, state, chain)) if chain else dict(state)
 
 
 def aligned_distances(

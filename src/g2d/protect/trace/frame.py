@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from g2d.core.types import State
-from g2d.weights.symmetry import Coupling, align, balance, permute
+from g2d.weights.symmetry import Coupling, align, balance, incoming, permute
 
 MOST = 1 << 17
 """Coordinates that are compared, at most: of a larger network a fixed random choice of them.
@@ -73,25 +73,6 @@ class Frame:
         return flat[..., torch.randperm(size, generator=source)[:MOST].sort().values]
 
 
-def incoming(reference: State, state: State, chain: Sequence[Coupling]) -> list[Tensor]:
-    """Orders of hidden units by what enters them alone, layer after layer, for `permute`.
-
-    Where `align` begins with units in a foreign order, what leaves a layer enters the next one in
-    disorder and misleads it; what enters does not, once the layers before are in order.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    orders = [torch.arange(layer.units) for layer in chain]
-    for index, layer in enumerate(chain):
-        moved, gain = permute(state, chain, orders), torch.zeros(layer.units, layer.units)
-        for name in layer.rows:
-            ours, theirs = (s[name].float().reshape(layer.units, -1) for s in (reference, moved))
-            gain += ours @ theirs.T
-        _, columns = linear_sum_assignment(gain.numpy(), maximize=True)
-        orders[index] = torch.from_numpy(columns)
-    return orders
-
-
 def _balance_many(
     states: Sequence[State], names: Sequence[str], chain: Sequence[Coupling]
 ) -> dict[str, Tensor]:
@@ -114,13 +95,12 @@ def _balance_many(
             incoming = torch.zeros_like(outgoing)
             for name in layer.scaled:
                 incoming += even[name].flatten(1).view(len(states), layer.units, -1).square().sum(2)
-            alive = (incoming > 1e-20) & (outgoing > 1e-20)
-            ratio = (outgoing / incoming.clamp_min(1e-30)).pow(0.25)
-            factor = torch.where(alive, ratio, torch.ones_like(ratio))
+            factor = layer.balancing(incoming, outgoing)
             for name in layer.scaled:
                 tensor = even[name]
                 even[name] = tensor * factor.view(*factor.shape, *[1] * (tensor.dim() - 2))
-            even[layer.into] = (blocks / factor[:, None, :, None]).view(into.shape)
+            leaving = factor.pow(layer.degree)
+            even[layer.into] = (blocks / leaving[:, None, :, None]).view(into.shape)
     return even
 
 
