@@ -42,7 +42,7 @@ def test_weights_that_do_not_fit_or_are_corrupt_are_refused(vault, loader):
         loader.load(1, 1)
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10", "digits-he", "mnist-he"])
 def test_blueprints_are_what_the_tasks_are(name, digits):
     from g2d.tasks.builtin import blueprint
 

@@ -6,11 +6,14 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from g2d.errors import DataError, TaskError
 from g2d.settings import Settings, build
 from g2d.tasks import networks
 from g2d.tasks.builtin import load_task
+from g2d.tasks.networks import digits_he_cnn, mnist_he_cnn
+from g2d.tasks.polynomials import Square
 from places import SHARED
 
 
@@ -23,6 +26,8 @@ def parameters(model):
     [
         (networks.digits_cnn, (2, 1, 8, 8), 5_530),
         (networks.mnist_cnn, (2, 1, 28, 28), 28_210),
+        (networks.digits_he_cnn, (2, 1, 8, 8), 5_530),
+        (networks.mnist_he_cnn, (2, 1, 28, 28), 28_874),
         (networks.resnet18, (2, 3, 32, 32), 11_173_962),
     ],
 )
@@ -37,6 +42,16 @@ def test_digits():
     task = load_task("digits")
     assert (task.name, task.classes, task.eps, task.bounds) == ("digits", 10, 0.15, (0.0, 1.0))
     assert build(Settings, dict(task.settings), "test").population.base_steps == 600
+
+
+def test_tasks_for_encrypted_inference_differ_from_the_ordinary_ones_in_their_networks_alone():
+    plain, task = load_task("digits"), load_task("digits-he")
+    assert (task.name, task.eps, task.settings) == ("digits-he", plain.eps, plain.settings)
+    assert torch.equal(task.splits.test.x, plain.splits.test.x)
+    with pytest.raises(TaskError, match="'digits-he' is embedded and reads no folder"):
+        load_task("digits-he", data="somewhere")
+    kinds = {type(layer) for network in (digits_he_cnn, mnist_he_cnn) for layer in network()}
+    assert kinds == {nn.Conv2d, nn.Linear, nn.Flatten, Square}
 
 
 def test_the_split_seed_is_used():
@@ -62,7 +77,7 @@ def test_unknown_names_are_answered():
         load_task("digits", data="somewhere")
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "mnist-he", "cifar10"])
 def test_a_missing_folder_is_named(name, tmp_path):
     with pytest.raises(DataError, match="no data folder was given"):
         load_task(name)

@@ -32,8 +32,11 @@ _MOST = 1 << 24  # bytes of a settings file
 class TaskSettings(Checked):
     """What is defended: a built-in task or `module:factory`, its data and its attack budget."""
 
-    name: str = free("digits", "digits, mnist, mnist-robust, cifar10 or your own 'module:factory'")
-    data: str = free("", "folder that holds the data (mnist, cifar10)", metavar="FOLDER")
+    name: str = free(
+        "digits",
+        "digits, mnist, mnist-robust, cifar10, nsl-kdd, digits-he, mnist-he or 'module:factory'",
+    )
+    data: str = free("", "folder that holds the data (not of digits)", metavar="FOLDER")
     eps: float = within(0.0, 1e6, 0.0, "attack budget, L-infinity norm; 0: the task's own")
     split_seed: int = within(0, 2**31 - 1, 0, "seed of the train/guide/gate split")
     origin: str = free("", "'module:function' that made a Task given as an object", since="0.2")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from g2d.tasks.polynomials import Square
 
 
 def digits_cnn() -> nn.Module:
@@ -38,6 +42,47 @@ def mnist_cnn() -> nn.Module:
         nn.Linear(216, 80),
         nn.ReLU(),
         nn.Linear(80, 10),
+    )
+
+
+def digits_he_cnn() -> nn.Module:
+    """Build a CNN for (N, 1, 8, 8), 10 classes, of squares alone; 5,530 parameters.
+
+    `digits_cnn` with squares: four sums and three squares deep, which encrypted inference pays for.
+    With the first stride as a mean over 2x2 it was less robust by 7 points.
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        Square(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        Square(),
+        nn.Flatten(),
+        nn.Linear(256, 16),
+        Square(),
+        nn.Linear(16, 10),
+    )
+
+
+def mnist_he_cnn(activation: Callable[[], nn.Module] = Square) -> nn.Module:
+    """Build a CNN for (N, 1, 28, 28), 10 classes, of squares alone; 28,874 parameters.
+
+    torch's own initialisation is the right one for squares: a weight's variance of 1 / (3 fan-in)
+    keeps that of a sum of squares, whose second moment is 3, and the small first sums begin a
+    training at almost nothing, from where it grows. Begun larger it learns worse: after 700 steps
+    97.8 %, 97.6 with the first layer times 4, 93.5 times 6; ReLU's 96.9 (two seeds, gate split).
+
+    Args:
+        activation: makes what stands between its layers; `nn.ReLU` gives its ordinary twin.
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2, padding=2),
+        activation(),
+        nn.Conv2d(8, 16, 5, stride=2, padding=2),
+        activation(),
+        nn.Flatten(),
+        nn.Linear(784, 32),
+        activation(),
+        nn.Linear(32, 10),
     )
 
 
