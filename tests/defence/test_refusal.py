@@ -29,6 +29,7 @@ def candidate(*failed, attempt=0, mu=None):
         ("basin", "set resting = true in [guidance]"),
         ("robust", "set robust_weight in [guidance]"),
         ("finite", "lower polish_rate and latent_rate"),
+        ("pre_activation", "lower polish_rate in [guidance], or raise pre_activation in [gates]"),
         ("flatness", "see what your gate 'flatness' asks for"),
     ],
 )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from g2d.core.engine import Engine
+from g2d.core.polynomial import largest_inputs
 from g2d.core.seeds import seed_of
 from g2d.core.types import State, Tick, Values
 from g2d.defence.gates import CandidateView, GateResult, Reference, run_gates
@@ -138,9 +139,12 @@ class Judge:
         self, task: Task, base: State, scope: Sequence[str] = (), mark: Mark | None = None
     ) -> None:
         split = task.splits.gate
-        correct = predict(load_model(task, base), split.x).argmax(1) == split.y
-        added = task.splits.added("gate")
-        self.reference = Reference(split, correct, task.classes, task.eps, task.reach, task, added)
+        model = load_model(task, base)
+        correct = predict(model, split.x).argmax(1) == split.y
+        self.reference = Reference(
+            split, correct, task.classes, task.eps, task.reach, task, task.splits.added("gate"),
+            largest_inputs(model, split.x),
+        )  # fmt: skip
         self.scope = layout_of(task).in_scope(scope)
         self._task, self.chain = task, hidden_units(task, self.scope)
         self.mark = mark

@@ -108,6 +108,8 @@ def _hint(gate: str, settings: Settings) -> str:
         "basin": "lower basin_rest in [gates]" if g.resting else "set resting = true in [guidance]",
         "stale_asr": stale,
         "stale_share": stale,
+        "pre_activation": "lower polish_rate in [guidance], or raise pre_activation in [gates] (it "
+        f"is {settings.gates.pre_activation:g})",
         "watermark": _unmarked(settings),
         "people": "raise gate_drop in [privacy]: noise alone rejects some",
         "former_data": clean,

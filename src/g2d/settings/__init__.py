@@ -208,6 +208,9 @@ class GateSettings(Checked):
     robust: float = within(0.0, 1.0, 0.0, "least accuracy under PGD on itself; 0: not asked for")
     stale_share: float = within(0.0, 1.0, 0.0, "worst stale ASR by own ASR; 0: off", since="0.2")
     basin_rest: int = within(0, 10**6, 0, "rotations since its basin was exposed", since="0.2")
+    pre_activation: float = within(
+        0.0, 1e6, 3.0, "largest input of polynomial layers, in the base's; 0: off", since="0.2"
+    )
     pool: int = within(1, 10**6, 256, "gate-split attacks for each exposure and each gate")
     pool_steps: int = within(1, 1000, 10, "PGD steps of those attacks")
     attempts: int = within(1, 1000, 4, "candidates tried before generation is given up")

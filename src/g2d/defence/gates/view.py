@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -53,7 +53,8 @@ class Reference:
 
     `eps` and `bounds` are the task's attack budget (inf-norm) and data range, for the robust gate;
     with the `task` it is attacked as that says. `added`: how many examples at the end of the split
-    a refresh has added, each part of which is judged by itself, too; 0: none.
+    a refresh has added, each part of which is judged by itself, too; 0: none. `pre_activations`:
+    the largest magnitude that the split brings to each polynomial of the base, by layer.
     """
 
     split: Split
@@ -63,6 +64,7 @@ class Reference:
     bounds: Bounds = None
     task: Task | None = None
     added: int = 0
+    pre_activations: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
