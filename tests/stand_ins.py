@@ -133,7 +133,7 @@ class Harness:
         self, options: Options | None = None, triggers: Triggers | None = None, token: str = TOKEN,
         results: Path | None = None, hosts: tuple[str, ...] = ("g2d",), audit=None,
         serving: ServeSettings | None = None, now=time.monotonic,
-        vault: Path | None = None,
+        vault: Path | None = None, encrypted=None,
     ) -> None:  # fmt: skip
         self.fake, self.live, self.log = Fake(), Live(numbered(1)), io.StringIO()
         self.fake.serving = serving or ServeSettings()
@@ -157,6 +157,7 @@ class Harness:
             results=results,
             audit=audit,
             tls=ServerTls(self.options, bool(token)) if self.options.tls_cert else None,
+            encrypted=encrypted,
         )
         self.rotation, self.metrics, self.service = parts.rotation, parts.metrics, parts.service
         self.event_log, self.desk = parts.event_log, parts.desk

@@ -62,7 +62,7 @@ def test_every_option_is_a_flag_of_serve_that_says_what_it_says(name):
     if shown:  # what help calls the default is the default
         assert leaf.kind(leaf.read(shown)) == leaf.item.default
     else:
-        assert leaf.item.default in ("", ())
+        assert leaf.item.default in ("", (), False)
 
 
 def test_help_shows_meaning_range_and_default():

@@ -31,6 +31,7 @@ from g2d.service.http.events import (
     Fault,
     HeldOff,
     Hurried,
+    KeysTaken,
     Rejected,
     Released,
     ReplicaJoined,
@@ -95,12 +96,16 @@ TOLD = [
     (AccessChanged(("--jwks",)), b'{"flags":["--jwks"]}'),
     (Crowded(9, 2, 1), b'{"open":9,"gave_way":2,"refused":1}'),
     (HeldOff("c", 2.0), b'{"client":"c","seconds":2.0}'),
+    (
+        KeysTaken("c", 9, "jwt:a", "jwt"),
+        b'{"client":"c","bytes":9,"who":"jwt:a","how":"jwt"}',
+    ),
 ]
 NAMES = [
     "spare", "committed", "swap", "refused", "refused", "failed", "alarm", "paused", "resumed",
     "rejected", "hurried", "admin", "released", "wrong_token", "broken", "stopping", "replica",
     "rolled out", "signed", "configuration", "start", "serving", "stop", "server", "accepted",
-    "older copy", "denied", "access_changed", "crowded", "held_off",
+    "older copy", "denied", "access_changed", "crowded", "held_off", "keys taken",
 ]  # fmt: skip
 
 

@@ -68,6 +68,8 @@ class Leaf:
         default: Any = self.item.default
         if self.timed:
             return span(default)
+        if default is False:
+            return ""
         return "" if default in ("", ()) else str(default)
 
     def read(self, given: Any) -> Any:
@@ -115,6 +117,8 @@ class Leaf:
         metavar = "NAME,.." if self.many and metavar is None else metavar
         text = self.help + (f"; default: {self.shown}" if default and self.shown else "")
         text += "; repeatable" if self.many else ""
+        if self.kind is bool:  # not given is not "no": a vault's settings may say yes
+            names = names or (f"--{self.item.name.replace('_', '-')}",)
         option = typer.Option(
             *names, metavar=metavar, help=text, show_default=False, callback=self.checked
         )

@@ -18,6 +18,7 @@ from g2d.cli import attest as cli_attest
 from g2d.cli import audit as cli_audit
 from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
+from g2d.cli import client as cli_client
 from g2d.cli import federated as cli_federated
 from g2d.cli import grow as cli_grow
 from g2d.cli import keys as cli_keys
@@ -86,6 +87,7 @@ app.add_typer(cli_watermark.app)
 app.add_typer(cli_canary.app)
 app.add_typer(cli_privacy.app)
 app.add_typer(cli_federated.app)
+app.add_typer(cli_client.app)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from g2d.cli.shared import (
 from g2d.service.http.options import Options, read_token, require, seconds
 from g2d.service.http.startup import (
     check_access,
+    check_encrypted,
     check_tls,
     leave_on_sigterm,
     refuse_on_ray,
@@ -77,6 +78,7 @@ def serve(
     check_access(options, token)
     settings = vault_settings(vault)
     require()
+    check_encrypted(options.serving(settings.serve), engine == "ray")
     if engine == "ray":
         refuse_ray(vault)
         refuse_policy_on_ray(options.serving(settings.serve))

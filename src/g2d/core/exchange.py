@@ -10,7 +10,7 @@ import os
 import ssl
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +112,7 @@ class Reply:
 def ask(
     method: str,
     url: str,
-    body: bytes | None = None,
+    body: bytes | Iterable[bytes] | None = None,
     headers: Mapping[str, str] | None = None,
     *,
     known: Credentials | None = None,
@@ -121,6 +121,7 @@ def ask(
     """Send one request and read the answer, of at most `MOST_TEXT` bytes.
 
     Args:
+        body: whole, or in parts as they are sent, whose Content-Length `headers` say.
         known: who asks; None: nobody in particular. timeout: seconds until there is a connection,
             between two parts of the answer, and until it has come whole.
 
@@ -141,7 +142,12 @@ def ask(
     )
     until = time.monotonic() + timeout
     try:
-        connection.request(method, target, body, sent)
+        try:
+            connection.request(method, target, body, sent)
+        except (BrokenPipeError, ConnectionResetError):
+            # Refused before it was sent whole: what the server said of it may have arrived.
+            if body is None:
+                raise
         with connection.getresponse() as response:
             data = _read(response, until)
             found = {name.lower(): value for name, value in response.getheaders()}

@@ -51,7 +51,7 @@ class RotationControl(Protocol):
         ...
 
     def count(self, inputs: int) -> None:
-        """Count answered inputs; called by the one thread that infers."""
+        """Count answered inputs; called by the threads that infer."""
         ...
 
     def pause(self, paused: bool = True) -> None:

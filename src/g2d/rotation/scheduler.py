@@ -105,7 +105,7 @@ class Rotation:
         self._triggers, self._tell = triggers, tell
         self._chance = chance or random.SystemRandom()
         self._backoff = backoff or Backoff()
-        self._wake = threading.Condition()
+        self._wake, self._counting = threading.Condition(), threading.Lock()
         self._due: list[str] = []
         self._asked: list[Future[int]] = []
         self._paused = self._stopping = False
@@ -177,9 +177,12 @@ class Rotation:
 
     def count(self, inputs: int) -> None:
         """Count answered inputs; about every `triggers.queries` of them a rotation is due."""
-        self._answered += inputs  # by one thread, the one that infers
-        if self._triggers.queries and self._answered >= self._enough:
-            self._answered, self._enough = 0, self._draw(0.0, self._triggers.queries)
+        with self._counting:  # by the thread that infers, and by those that await ciphertexts
+            self._answered += inputs
+            due = self._triggers.queries and self._answered >= self._enough
+            if due:
+                self._answered, self._enough = 0, self._draw(0.0, self._triggers.queries)
+        if due:
             with self._wake:
                 self._demand("queries")
 

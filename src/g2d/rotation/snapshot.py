@@ -24,7 +24,8 @@ class Snapshot:
         check: names what has changed in its memory since it was loaded; None: nothing watches it.
         interval: seconds between checks that keep their cost small. expires: when it should not be
             live any more, in seconds since 1970. layout: how its parameters lie in memory, in
-            words ("secret", "plain"); "": it has none.
+            words ("secret", "plain"); "": it has none. encrypted: holds what answers ciphertexts of
+            this generation, for as long as it is held itself; None: nothing does.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Snapshot:
     interval: float = 0.5
     expires: float = math.inf
     layout: str = ""
+    encrypted: Any = None
 
 
 class Source(Protocol):

@@ -25,6 +25,9 @@ from g2d.rotation.window import Window
 from g2d.service.access.gate import Access
 from g2d.service.access.tls import ServerTls
 from g2d.service.auditing import connect
+from g2d.service.encrypted.answering import Answering
+from g2d.service.encrypted.evaluators import Evaluators
+from g2d.service.encrypted.offer import Offer
 from g2d.service.growing import Grower, GrowingRotation
 from g2d.service.http.app import Service
 from g2d.service.http.batcher import Batcher
@@ -106,6 +109,7 @@ def assemble(
     audit: AuditLog | None = None,
     tls: ServerTls | None = None,
     suspects: Suspects | None = None,
+    encrypted: tuple[Offer, Evaluators] | None = None,
 ) -> Parts:
     """Make the side that answers: metrics, events, batches, HTTP, and the watch over memory.
 
@@ -114,7 +118,7 @@ def assemble(
             the code is checked. vault: its folder, which only the log may name. results:
             what `g2d attack` wrote or will write, for the page. now: seconds since 1970, by which
             generations expire. audit: hears every event. tls: where it is agreed here. suspects:
-            keeps who is pinned and what cools down, over a restart.
+            keeps who is pinned and what cools down, over a restart. encrypted: of ciphertexts.
 
     Raises:
         SettingsError: a file that says who may ask is not what it should be, a monitor that
@@ -133,8 +137,7 @@ def assemble(
     event_log = EventLog(metrics, log, loader.describe, vault, heard)
     connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
     rotation = lead(event_log.tell)
-    if "growth" in rotation.status():
-        metrics.count_basins(status)
+    metrics.count_basins(status)
     keeping = _connected(observers, rotation, loader.monitors, suspects)
     serving = options.serving(loader.serving)
     batcher, versions = _answering(live, serving, options, rotation)
@@ -142,14 +145,15 @@ def assemble(
         options, admin_token, event_log.tell, lambda why: metrics.denied.labels(why).inc(),
         metrics.limited.inc, tls, ("/status",) if versions.hidden else (),
     )  # fmt: skip
+    more = live, rotation, options, metrics, versions, access.charge, event_log.tell
     service = Service(
         _told(loader.model, serving), options, rotation, batcher, metrics, event_log, access,
         partial(_pages, results, desk), watching, versions, answers_of(serving),
+        encrypted and Answering(*encrypted, *more),
     )  # fmt: skip
-    canaries = CanaryWatch(live, loader, rotation, metrics)
     # Suspects first: canaries that cannot be asked must not keep pins from being kept.
-    also, every = (*keeping, canaries.watch), options.check_every
-    monitor = Monitor(live, loader, rotation, metrics, every, now, also)
+    also = (*keeping, CanaryWatch(live, loader, rotation, metrics).watch)
+    monitor = Monitor(live, loader, rotation, metrics, options.check_every, now, also)
     return Parts(live, rotation, metrics, event_log, service, monitor, desk)
 
 

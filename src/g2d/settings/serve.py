@@ -9,6 +9,7 @@ from g2d.settings.fields import Checked, one_of, within
 STICKY = "sticky"
 POLICIES = ("global", STICKY, "vote", "random", "keyed")
 ANSWERS = ("scores", "rounded", "label", "aaa")
+ENCRYPTED = ("no", "also", "only")
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,7 @@ class ServeSettings(Checked):
     aaa: str = one_of(
         ("linear", "sine"), "linear", "how AAA misleads: its linear or its sine design", since="0.2"
     )
+    encrypted: str = one_of(
+        ENCRYPTED, "no", "whether ciphertexts are answered: also, beside plain inputs, or only",
+        since="0.2",
+    )  # fmt: skip

@@ -23,6 +23,8 @@ _NEEDS: tuple[tuple[str, frozenset[str]], ...] = (
     (r"/v2/health/(live|ready)/?", frozenset()),
     (r"/v2/models/[^/]+(/versions/[^/]+)?/infer/?", frozenset({INFER})),
     (r"/v2(/.*)?", frozenset({INFER, OBSERVE})),
+    (r"/encrypted/(infer|keys(/.*)?)/?", frozenset({INFER})),
+    (r"/encrypted(/.*)?", frozenset({INFER, OBSERVE})),
     (r"/admin(/.*)?", frozenset({OPERATE})),
     (r"/feedback/?", frozenset({LABEL, OPERATE})),
     (r"/alarms/?", frozenset({OBSERVE, OPERATE})),  # OPERATE: where nobody is asked, by the token

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -36,6 +36,7 @@ from g2d.service.http.protocol import (
     answer,
     parse,
 )
+from g2d.service.http.reading import check_head, over_budget, read_body
 from g2d.service.http.types import Asgi, Headers, Message, Receive, Scope, Send
 from g2d.service.http.v2 import EXTENSIONS, Call, call_of, without
 from g2d.service.http.versions import Versions
@@ -47,6 +48,10 @@ _HEALTH = tuple(
 _LABELLED = ("/feedback", "/feedback/")  # bodies as large as those of infer
 _FREE = (*_HEALTH, "/metrics")  # no client's rate limits these
 _VERSIONED = ("metadata", "stats", "all stats", "index")  # what names the caller's version
+_ONLY = (
+    "plain inputs are not taken here, only ciphertexts: see `g2d client encrypted`, or GET"
+    " /encrypted/plan"
+)
 _FEW = 16  # inputs whose scores are shaped at once
 _SETTLE = 0.25  # seconds between looks for swaps whose latencies are complete
 _JSON = (b"content-type", b"application/json")
@@ -59,6 +64,7 @@ class Service:
         pages: builds the application for everything but `/v2`; called once, after the start.
             observers: shown what was answered; None: nobody looks. versions: names generations to
             clients; None: by their numbers. shape: makes what is told of scores; None: all of them.
+            encrypted: answers ciphertexts; None: nobody does.
     """
 
     def __init__(
@@ -74,12 +80,13 @@ class Service:
         observers: ObserverQueue | None = None,
         versions: Versions | None = None,
         shape: Callable[[Array], Array] | None = None,
+        encrypted: Encrypted | None = None,
     ) -> None:
         self.model, self.options, self.rotation = model, options, rotation
         self.metrics, self.event_log, self.access = metrics, event_log, access
         self.max_body = options.max_body or model.largest(options.max_batch)
         self.versions, self._shape = versions or Versions(rotation), shape
-        self.draining = False
+        self.draining, self.encrypted = False, encrypted
         self._batcher, self._make_pages, self._observers = batcher, pages, observers
         self._hosts = Hosts(options)
         self._bodies = Bodies(options.max_bodies, self.max_body)
@@ -113,6 +120,8 @@ class Service:
         await receive()
         loop = asyncio.get_running_loop()
         self._batcher.start(loop)
+        if self.encrypted is not None:
+            self.encrypted.start(loop)
         if self._observers is not None:
             self._observers.start()
         self.rotation.start()
@@ -124,6 +133,8 @@ class Service:
         settling.cancel()
         await asyncio.to_thread(self.access.stop)
         await asyncio.to_thread(self._batcher.stop)
+        if self.encrypted is not None:
+            await asyncio.to_thread(self.encrypted.stop)
         if self._observers is not None:
             await asyncio.to_thread(self._observers.stop)
         await asyncio.to_thread(self.rotation.stop)
@@ -133,6 +144,8 @@ class Service:
         while True:
             await asyncio.sleep(_SETTLE)
             self.event_log.settle()
+            if self.encrypted is not None:
+                self.encrypted.tidy()
             if self._bodies.receded():
                 await asyncio.to_thread(platforms.trim_memory)
 
@@ -144,7 +157,7 @@ class Service:
         path: str = scope["path"]
         if scope["method"] == "HEAD" and path != "/events":  # whose answer never ends
             scope, send = {**scope, "method": "GET"}, _bodiless(send)
-        call = "infer" if path.endswith("/infer") else "other"
+        call = _call(path)
         began = time.perf_counter()
         metered = None
         try:
@@ -158,6 +171,10 @@ class Service:
                 metered = self.access.body(caller)
                 receive = metered.over(receive) if metered is not None else receive
                 await self._v2(scope, told, receive, send, began)
+            elif self.encrypted is not None and call == "encrypted":
+                metered = self.access.body(caller)
+                receive = metered.over(receive) if metered is not None else receive
+                await _respond(send, *await self.encrypted.answer(scope, told, receive))
             elif not path:  # the prefix alone: the page's links are relative to what ends so
                 place = [(b"location", f"{self.options.root_path}/".encode())]
                 await _respond(send, 308, b"", [*place, (b"content-length", b"0")])
@@ -224,6 +241,8 @@ class Service:
         caller: Caller = scope[CALLER]
         if INFER not in caller.roles:  # the gate let him through for another address
             raise RequestError(403, f"{caller.name} has not the role {INFER}")
+        if self.encrypted is not None and self.encrypted.only:
+            raise RequestError(403, _ONLY)
         self.metrics.in_flight.inc()
         body: Body | None = None
         try:
@@ -234,13 +253,13 @@ class Service:
                 logits, numbers = await self._batcher.submit(query.x, caller.client)
         except TimeoutError:
             if body is not None and body.over:
-                raise _over_budget(body.over) from None
+                raise over_budget(body.over) from None
             allowed = f"within {self.options.timeout:g} s"
             if body is None or not body.whole:
                 raise RequestError(408, f"the body did not arrive {allowed}") from None
             raise RequestError(503, f"no answer {allowed}; send fewer inputs, or later") from None
         except OverBudgetError as error:
-            raise _over_budget(error) from None
+            raise over_budget(error) from None
         except BusyError:
             raise RequestError(
                 503, "too many inputs wait already; send again in a second"
@@ -267,29 +286,10 @@ class Service:
         A large one is counted until it is parsed, which another thread does, so that others are
         answered meanwhile.
         """
-        most, length = self.max_body, told.get(b"content-length")
-        if told.get(b"content-encoding") not in (None, b"identity"):
-            raise RequestError(415, "compressed bodies are not taken; send them as they are")
-        if length is not None and length.isdigit() and int(length[:16]) > most:
-            raise _too_large(most)
+        check_head(told, self.max_body)
         more = (told.get(HEADER_LENGTH), self.model, self.options.max_batch)
-        parts: list[bytes] = []
         with body:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise RequestError(400, "the client has gone")
-                part: bytes = message.get("body", b"")
-                whole = not message.get("more_body")
-                if body.size + len(part) > most:
-                    raise _too_large(most)
-                if not whole or body.size or len(part) > LARGE:
-                    body.add(len(part))
-                parts.append(part)
-                if whole:
-                    break
-            body.arrived()
-            joined = parts[0] if len(parts) == 1 else b"".join(parts)
+            joined = await read_body(receive, body, self.max_body)
             try:
                 if len(joined) <= LARGE:
                     return parse(joined, *more)
@@ -310,6 +310,31 @@ class Service:
         if version is not None and version != str(number):
             raise RequestError(404, f"version {version[:20]!r} is not live; {number} is")
         return number
+
+
+class Encrypted(Protocol):
+    """What answers `/encrypted`; `encrypted.answering.Answering` is one."""
+
+    only: bool
+    """Whether plain inputs are refused."""
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to answer."""
+        ...
+
+    def stop(self) -> None:
+        """End once everything under way is answered; blocks."""
+        ...
+
+    def tidy(self) -> None:
+        """Let go what nobody uses; called several times a second."""
+        ...
+
+    async def answer(
+        self, scope: Scope, told: Told, receive: Receive
+    ) -> tuple[int, bytes, Headers]:
+        """Answer one request: its status, body and headers; or raise a `RequestError`."""
+        ...
 
 
 class _BoundedReceive:
@@ -346,15 +371,11 @@ def _bodiless(send: Send) -> Send:
     return out
 
 
-def _too_large(most: int) -> RequestError:
-    return RequestError(413, f"the body is larger than {most} bytes; send fewer inputs")
-
-
-def _over_budget(error: OverBudgetError) -> RequestError:
-    ends = (b"connection", b"close")  # the rest of the body is not read
-    if error.own:
-        return RequestError(429, "too many bytes of this client's are under way; send fewer", ends)
-    return RequestError(503, "too many bytes are under way already; send again in a second", ends)
+def _call(path: str) -> str:
+    """What metrics call a request."""
+    if path.startswith("/encrypted/"):
+        return "encrypted"
+    return "infer" if path.endswith("/infer") else "other"
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> None:

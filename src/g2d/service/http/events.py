@@ -118,6 +118,18 @@ class Broken(Event):
 
 
 @dataclass(frozen=True)
+class KeysTaken(Event):
+    """A client's evaluation keys were taken, of so many bytes; `who` and `how` say whose."""
+
+    name = "keys taken"
+    public = False
+    client: str
+    bytes: int
+    who: str | None = None
+    how: str | None = None
+
+
+@dataclass(frozen=True)
 class Stopping(Event):
     """The coordinator ends."""
 

@@ -27,6 +27,7 @@ _BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25,
     0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+_SLOW = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0, 50.0, 100.0)
 _SECRET = ("schedule", "queries")  # what is due at a moment that nobody asked for
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -34,6 +35,7 @@ _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _QUERIES = frozenset(
     {
         "g2d_requests", "g2d_inputs", "g2d_request_seconds", "g2d_rate_limited",
+        "g2d_encrypted_seconds", "g2d_encrypted_waiting", "g2d_encrypted_keys",
     }
 )  # fmt: skip
 """Metrics that tell how many queries there were: `--queries` rotates by that number."""
@@ -198,13 +200,34 @@ class Metrics:
         paused.set_function(lambda: float(status()["paused"]))
 
     def count_basins(self, status: Callable[[], dict[str, Any]]) -> None:
-        """Tell how many basins there are that nobody has seen, where they are grown."""
-        self._gauge(
-            "g2d_unseen_basins",
-            "Basins in stock that nobody has seen.",
-            lambda: status()["growth"],
-            "unseen",
-        )
+        """Tell how many basins there are that nobody has seen, if any are grown."""
+        if "growth" in status():
+            self._gauge(
+                "g2d_unseen_basins",
+                "Basins in stock that nobody has seen.",
+                lambda: status()["growth"],
+                "unseen",
+            )
+
+    def count_encrypted(self, waiting: Callable[[], int], keys: Callable[[], int]) -> None:
+        """Tell of encrypted answers, where there are any: apart, for they take a thousandfold."""
+        self._encrypted = Histogram(
+            "g2d_encrypted_seconds", "Seconds from an encrypted request's head to its answer.",
+            buckets=_SLOW, registry=self.registry,
+        )  # fmt: skip
+        for name, text, said in (
+            ("g2d_encrypted_waiting", "Ciphertexts that wait or are evaluated.", waiting),
+            ("g2d_encrypted_keys", "Clients' evaluation keys that are kept.", keys),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(
+                lambda said=said: float(said())  # type: ignore[misc]
+            )
+
+    def answered_encrypted(self, began: float, inputs: int) -> None:
+        """Note a good answer to an encrypted request; see `answered`."""
+        self._encrypted.observe(time.perf_counter() - began)
+        self.requests.labels("encrypted", "200").inc()
+        self.inputs.inc(inputs)
 
     def answered(self, began: float, inputs: int) -> None:
         """Note a good answer to an infer request that began at `began` (`perf_counter`)."""

@@ -100,6 +100,34 @@ class Options(Checked):
         "", "what an answer tells: scores, rounded, label or aaa; else as the vault's settings say",
         metavar="NAME", since="0.2",
     )  # fmt: skip
+    encrypted: bool = free(
+        False, "answer ciphertexts, too, whose inputs and answers the service cannot read; plain"
+        " inputs are answered as before", since="0.2",
+    )  # fmt: skip
+    encrypted_only: bool = free(
+        False, "answer ciphertexts alone: plain inputs are refused, so that none is sent by"
+        " mistake", since="0.2",
+    )  # fmt: skip
+    encrypted_processes: int = within(
+        1, 256, 1, "processes that evaluate ciphertexts; each holds every live generation encoded,"
+        " and two clients' keys", since="0.2",
+    )  # fmt: skip
+    encrypted_waiting: int = within(
+        1, 10_000, 4, "ciphertexts that wait or are evaluated before requests are refused, half of"
+        " them of one client", since="0.2",
+    )  # fmt: skip
+    encrypted_keys: int = within(
+        1, 10_000, 16, "clients' evaluation keys that are kept, as files of 100 MB each",
+        since="0.2",
+    )  # fmt: skip
+    encrypted_idle: float = within(
+        1.0, 3.2e7, 86_400.0, "time until evaluation keys that nobody uses are deleted", unit="s",
+        since="0.2",
+    )  # fmt: skip
+    encrypted_timeout: float = within(
+        1.0, 3600.0, 120.0, "time for keys or a ciphertext to arrive, and to be answered",
+        unit="s", since="0.2",
+    )  # fmt: skip
     observer: tuple[str, ...] = free(
         (), "your own 'module:factory', shown what was answered", metavar="NAME"
     )
@@ -140,6 +168,11 @@ class Options(Checked):
             policy=self.policy or settings.policy,
             live=self.live or settings.live,
             answers=self.answers or settings.answers,
+            encrypted="only"
+            if self.encrypted_only
+            else "also"
+            if self.encrypted
+            else settings.encrypted,
         )
 
     def _check_access(self) -> None:

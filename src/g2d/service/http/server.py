@@ -40,6 +40,7 @@ from g2d.settings import ServeSettings
 if TYPE_CHECKING:
     from g2d.protect.audit.log import AuditLog
     from g2d.rotation.events import Tell
+    from g2d.service.encrypted.opening import Encrypted
     from g2d.service.loader import VaultLoader
 
 _BACKLOG = 65_535  # who waits in the system's queue is no descriptor of ours; it takes fewer
@@ -177,15 +178,17 @@ def serve(
     Raises:
         G2DError: there is nothing that may be served, or an observer cannot be made.
     """
-    from g2d.service.loader import VaultLoader
+    from g2d.service.encrypted.opening import EncodingLoader
 
     log, trusted = Log(), read_public_key(key)
     audited, loader = open_audit(audit, vault, say), None  # first: it hears why a start is refused
     try:
-        loader = VaultLoader(vault, options.name, data, trusted, served, layout=options.layout)
+        loader = EncodingLoader(vault, options.name, data, trusted, served, layout=options.layout)
         sys.setswitchinterval(_SWITCH)
         observers = Observers(options.observer)  # may import the task's code, which is held now
-        parts = _assemble(loader, vault, data, options, token, log, observers, audited)
+        serving = options.serving(loader.serving)
+        encrypted = loader.encrypt(options, serving)
+        parts = _assemble(loader, vault, data, options, token, log, observers, audited, encrypted)
     except BaseException as error:
         if loader is not None:
             loader.close()
@@ -199,7 +202,9 @@ def serve(
     say(f"generation {rotation.live} is live at {address}/v2/models/{options.name}")
     warn(options, token, key, log, say)
     tell(configured(options, vault, token is not None, trusted))
-    _tell_start(parts, options.serving(loader.serving), address)
+    _tell_start(parts, serving, address)
+    if encrypted is not None:
+        say(encrypted[0].told(address))
     if audited is None and audit != NONE:
         rotation.alarm("audit", "no audit log is written; the first lines say why", rotate=False)
     parts.monitor.start()
@@ -226,7 +231,7 @@ def _tell_start(parts: Parts, serving: ServeSettings, address: str) -> None:
 
 def _assemble(
     loader: VaultLoader, vault: Path, data: str, options: Options, token: bytes | None, log: Log,
-    observers: Observers, audit: AuditLog | None = None,
+    observers: Observers, audit: AuditLog | None = None, encrypted: Encrypted = None,
 ) -> Parts:  # fmt: skip
     opened = open_live(loader, options.serving(loader.serving), vault)
     live, warning, left_out, suspects = opened
@@ -245,6 +250,7 @@ def _assemble(
         audit,
         ServerTls(options, token is not None) if options.tls_cert else None,
         suspects,
+        encrypted,
     )
     parts.event_log.remember(loader.exposures())
     if warning:

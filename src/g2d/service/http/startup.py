@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from g2d.service.http.options import Options
     from g2d.settings import ServeSettings
 
+NOT_ENCRYPTED, ENCRYPTED_ONLY = "no", "only"
+"""Of `[serve] encrypted`: no ciphertexts are answered; nothing else is."""
+
 _SAID = b"ended before it served: nothing was under way\n"
 
 
@@ -97,6 +100,33 @@ def refuse_policy_on_ray(serving: ServeSettings) -> None:
             f"[serve] policy is {serving.policy!r}, and with --engine ray only the newest"
             " generation is live: give --policy global, or serve with --engine local"
         )
+
+
+def check_encrypted(serving: ServeSettings, ray: bool = False) -> None:
+    """Raise a `G2DError` if ciphertexts are to be answered and cannot be, as it is set.
+
+    Args:
+        ray: replicas of a cluster would answer.
+    """
+    if serving.encrypted == NOT_ENCRYPTED:
+        return
+    told = ""
+    if ray:
+        told = "--engine ray answers no ciphertexts: serve with --engine local"
+    elif serving.policy != "global":
+        told = (
+            f"[serve] policy is {serving.policy!r}, and ciphertexts are answered by the newest"
+            " generation alone: give --policy global"
+        )
+    elif serving.answers != "scores":
+        told = (
+            f"[serve] answers is {serving.answers!r}, and scores that nobody here can read cannot"
+            " be changed: give --answers scores"
+        )
+    if told:
+        raise SettingsError(f"{told}, or leave out --encrypted ([serve] encrypted)")
+    if importlib.util.find_spec("tenseal") is None:
+        raise G2DError("--encrypted needs tenseal: pip install 'g2d[he]'")
 
 
 def _read(name: str, file: str) -> bytes:

@@ -1,0 +1,141 @@
+"""Whose evaluation keys are known: by ids that nobody guesses, few, and for a time. Knows no HTTP.
+
+Keys are files, for a client's are about 100 MB: as uploaded, in a folder of this process alone.
+What they are is in `protect.homomorphic`; nothing of them is secret, and they decrypt nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from g2d.service.access.identity import Caller
+from g2d.service.encrypted.evaluators import BusyError, GoneError
+from g2d.service.http.limits import is_loopback
+
+_OWN = 2
+"""Keys of one client: those in use, and those that take their place."""
+_UPLOADS = 4
+"""Uploads under way at once, one of each client: each holds a file of its largest size at most."""
+_AGAIN = 5.0  # seconds until an upload may be tried again
+
+
+@dataclass(frozen=True)
+class Keys:
+    """One client's evaluation keys: their id, file and bytes, whose they are, and when last used.
+
+    Attributes:
+        name: of who uploaded them, if he said who he is: they are his alone. client: what counts
+            as one client.
+    """
+
+    id: str
+    file: Path
+    size: int
+    name: str
+    client: str
+    used: float
+
+
+class KeyRing:
+    """Evaluation keys by their ids. Belongs to one event loop.
+
+    Args:
+        folder: where files lie. most: keys of all clients; those give way that were not used for
+            longest, a client's own first where he has two. idle: seconds until unused ones go.
+            forget: called with the id of keys that go.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        most: int,
+        idle: float,
+        forget: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder, self._most, self.idle = folder, most, idle
+        self._forget, self._clock = forget, clock
+        self._keys: dict[str, Keys] = {}  # least recently used first
+        self._uploads: set[tuple[str, str]] = set()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @contextmanager
+    def upload(self, caller: Caller) -> Iterator[tuple[str, Path]]:
+        """Make room for an upload; give an id, and the file to fill. What is not kept is deleted.
+
+        Raises:
+            BusyError: he is uploading already, or too many are.
+        """
+        client, own = caller.client, secrets.token_hex(16)
+        if not is_loopback(client) and any(client == other for other, _ in self._uploads):
+            raise BusyError(True, _AGAIN)
+        if len(self._uploads) >= _UPLOADS:
+            raise BusyError(False, _AGAIN)
+        self._uploads.add((client, own))
+        file = self._folder / own
+        try:
+            yield own, file
+        finally:
+            self._uploads.discard((client, own))
+            if own not in self._keys:
+                with suppress(OSError):
+                    file.unlink()
+
+    def keep(self, own: str, file: Path, size: int, caller: Caller) -> Keys:
+        """Know keys from now on that were uploaded whole and found right."""
+        self.tidy()
+        client = caller.client
+        kept = [keys for keys in self._keys.values() if keys.client == client]
+        if not is_loopback(client) and len(kept) >= _OWN:
+            self._go(kept[0])
+        while len(self._keys) >= self._most:
+            self._go(next(iter(self._keys.values())))
+        made = self._keys[own] = Keys(own, file, size, caller.name, client, self._clock())
+        return made
+
+    def find(self, own: str, caller: Caller) -> Keys:
+        """Return keys to be used now; another identity's are as unknown as none.
+
+        Raises:
+            GoneError: they are not known, or not any more.
+        """
+        self.tidy()
+        keys = self._keys.get(own)
+        if keys is None or keys.name != caller.name:
+            raise GoneError
+        self._keys[own] = replace(self._keys.pop(own), used=self._clock())
+        return keys
+
+    def drop(self, own: str, caller: Caller) -> None:
+        """Forget keys at their client's wish.
+
+        Raises:
+            GoneError: as `find`.
+        """
+        self._go(self.find(own, caller))
+
+    def lose(self, own: str) -> None:
+        """Forget keys that an evaluator died over, or whose file has gone."""
+        if own in self._keys:
+            self._go(self._keys[own])
+
+    def tidy(self) -> None:
+        """Forget what was not used for too long."""
+        before = self._clock() - self.idle
+        for keys in list(self._keys.values()):
+            if keys.used >= before:
+                break
+            self._go(keys)
+
+    def _go(self, keys: Keys) -> None:
+        self._keys.pop(keys.id, None)
+        self._forget(keys.id)
+        with suppress(OSError):
+            keys.file.unlink()
