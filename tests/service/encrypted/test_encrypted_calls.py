@@ -302,3 +302,14 @@ def test_what_cannot_be_served_encrypted_is_refused_in_one_line(changes, ray, sa
     with pytest.raises(SettingsError, match=says) as refused:
         check_encrypted(ServeSettings(encrypted="also", **changes), ray)
     assert "\n" not in str(refused.value)
+
+
+def test_the_description_has_what_is_answered(service):
+    async def work(client):
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        assert {path for path in paths if path.startswith("/encrypted")} == {
+            PLAN, KEYS, ASK, KEYS + "/{keys}",
+        }  # fmt: skip
+        assert "413" in paths[KEYS]["post"]["responses"]
+
+    run(service[0], work)

@@ -15,11 +15,14 @@ _TAG = ["Open Inference Protocol v2"]
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 
-def merge(schema: Schema, model: Model, options: Options, tagged: bool = False) -> Schema:
+def merge(
+    schema: Schema, model: Model, options: Options, tagged: bool = False, encrypted: bool = False
+) -> Schema:
     """Add the calls of the protocol to FastAPI's description of the others.
 
     Args:
-        tagged: clients are told a tag in place of a generation's number.
+        tagged: clients are told a tag in place of a generation's number. encrypted: ciphertexts are
+            answered, too.
     """
     paths = {
         "/v2": _get("Server metadata", {"type": "object"}),
@@ -41,9 +44,50 @@ def merge(schema: Schema, model: Model, options: Options, tagged: bool = False) 
             paths[f"{path}/{what}"] = _get(text, {"type": "object"}, about, ("404",))
         paths[f"{path}/ready"] = _get("Whether the model answers", None, about, ("404", "503"))
         paths[f"{path}/infer"] = {"post": _infer(model, options, tagged) | {"parameters": about}}
+    if encrypted:
+        paths |= _encrypted()
     servers = {"servers": [{"url": options.root_path}]} if options.root_path else {}
     whole = schema | servers | {"paths": paths | schema["paths"]}
     return _with_callers(whole, options) if options.authenticated else whole
+
+
+def _encrypted() -> Schema:
+    """What is asked under `/encrypted`; bodies are ciphertexts, which no schema describes."""
+    plan = _get("The plan that keys and ciphertexts are made for", {"type": "object"})["get"]
+    keys = {
+        "summary": "Upload evaluation keys, once",
+        "requestBody": _binary("Public, relinearisation and Galois keys"),
+        "responses": {"201": _json("Their id", {"type": "object", "required": ["keys"]})},
+    }
+    own = {"name": "keys", "in": "path", "required": True, "schema": {"type": "string"}}
+    drop = {
+        "summary": "Delete evaluation keys",
+        "parameters": [own],
+        "responses": {"204": {"description": "They are forgotten"}},
+    }
+    infer = {
+        "summary": "Infer, encrypted",
+        "requestBody": _binary(
+            "JSON, whose length the header Inference-Header-Content-Length says, with the id of the"
+            " keys and the plan's digest; then a ciphertext"
+        ),
+        "responses": {"200": _binary("The answer, likewise") | {"description": "The answer"}},
+    }
+    for call in (keys, drop, infer):
+        call["tags"] = ["Encrypted"]
+        for status in (*_REFUSALS, 409):
+            call["responses"][str(status)] = _json("Refused", ERROR)  # type: ignore[index]
+    return {
+        "/encrypted/plan": {"get": plan | {"tags": ["Encrypted"]}},
+        "/encrypted/keys": {"post": keys},
+        "/encrypted/keys/{keys}": {"delete": drop},
+        "/encrypted/infer": {"post": infer},
+    }
+
+
+def _binary(text: str) -> Schema:
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {"description": text, "content": content}
 
 
 def _with_callers(schema: Schema, options: Options) -> Schema:

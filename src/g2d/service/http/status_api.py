@@ -67,8 +67,9 @@ def build(service: Service, results: Path | None = None, desk: Desk | None = Non
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = merge(
-                plain(), service.model, service.options, service.versions.hidden
-            )
+                plain(), service.model, service.options, service.versions.hidden,
+                service.encrypted is not None,
+            )  # fmt: skip
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]
