@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
@@ -109,3 +110,41 @@ def test_answers_have_bounds(monkeypatch):
     monkeypatch.setattr(exchange, "MOST_TEXT", 3)
     with answering() as (url, _), pytest.raises(ExchangeError, match="larger than 3 bytes"):
         ask("GET", url)
+
+
+@contextmanager
+def refusing_early():
+    """A server that reads a head, refuses, and closes without reading the body."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            wire, _ = listening.accept()
+            with wire:
+                heard = b""
+                while b"\r\n\r\n" not in heard:
+                    heard += wire.recv(1024)
+                text = b"too large"
+                wire.sendall(
+                    b"HTTP/1.1 413 Too Large\r\ncontent-length: %d\r\n\r\n" % len(text) + text
+                )
+                wire.shutdown(socket.SHUT_WR)
+                gone.wait(60)
+
+        gone = Event()
+        thread = Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", gone
+        gone.set()
+        thread.join()
+
+
+def test_a_body_in_parts_is_sent_and_an_early_refusal_is_heard():
+    with refusing_early() as (url, gone):
+
+        def parts():
+            for _ in range(200):
+                yield bytes(1 << 20)
+                gone.set()  # the server has refused, and closes while we send
+
+        reply = ask("POST", url, parts(), {"Content-Length": str(200 << 20)})
+    assert reply.said == "413: too large"

@@ -74,8 +74,6 @@ class EncryptedClient:
             HomomorphicError: the plan is damaged, or its parameters are not secure.
         """
         if self._plan is None:
-            from g2d.protect.homomorphic import Plan
-
             reply = self._ask("GET", "plan")
             if reply.status == 404:
                 self._refuse("answers no ciphertexts: it was not started with --encrypted")
@@ -85,6 +83,8 @@ class EncryptedClient:
                 text = reply.body.decode()
             except UnicodeDecodeError:
                 self._refuse("answers no plan")
+            from g2d.protect.homomorphic import Plan
+
             self._plan = Plan.from_json(text)
         return self._plan
 
