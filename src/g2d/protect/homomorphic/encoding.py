@@ -1,0 +1,99 @@
+"""One generation's weights as CKKS plaintexts, ready before the generation is due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from g2d.protect.homomorphic.errors import HomomorphicError
+from g2d.protect.homomorphic.matrices import Affine, State, affines
+from g2d.protect.homomorphic.packing import Program
+from g2d.protect.homomorphic.plan import Plan
+from g2d.protect.homomorphic.seal import Level, levels
+
+__all__ = ["Encoded", "encode"]
+
+_MOST_NUMBERS = 1 << 21
+"""Of the vectors of a step that are laid out at a time: 16 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A generation's plaintexts; they depend on no client.
+
+    Attributes:
+        digest: of the plan. products: for each step, a plaintext a term, None where all is zero.
+        biases: for each step, what is added behind it, None where that is zero. nbytes: of all.
+    """
+
+    digest: str
+    products: tuple[tuple[Any, ...], ...]
+    biases: tuple[Any, ...]
+    nbytes: int
+
+    def __repr__(self) -> str:
+        return f"Encoded({self.digest[:12]}, {self.nbytes >> 20} MB)"
+
+
+def encode(plan: Plan, state_dict: State) -> Encoded:
+    """Encode a state dict for a plan.
+
+    What is zero everywhere is left out, so that a pruned network's time tells so.
+
+    Raises:
+        HomomorphicError: an array is missing, foreign, of another shape or not finite; or all
+            weights of a step are zero, which would make its answers readable by anybody.
+    """
+    here, parameters = levels(plan.parameters), plan.parameters
+    products, biases, count = [], [], 0
+    scales = parameters.scales()
+    for i, affine in enumerate(affines(plan.steps, state_dict)):
+        program, (_, weights, made) = plan.programs[i], scales[i]
+        level, below = here[plan.level(i)], here[plan.level(i) - 1]
+        found = tuple(_products(program, affine, level, weights, parameters.slots))
+        if all(one is None for one in found):
+            name = plan.steps[i].name
+            raise HomomorphicError(
+                f"all weights of the step at {name!r} are zero: nothing to infer"
+            )
+        products.append(found)
+        biases.append(_bias(program, affine, below, made, parameters.slots))
+        count += sum(one is not None for one in found) * level.primes + below.primes
+    nbytes = count * parameters.degree * 8
+    return Encoded(plan.digest, tuple(products), tuple(biases), nbytes)
+
+
+def _products(
+    program: Program, affine: Affine, level: Level, scale: float, slots: int
+) -> Iterator[Any]:
+    """A plaintext for each term."""
+    entries = program.entries
+    values = np.asarray(affine.matrix[entries.row, entries.column]).ravel()
+    order = np.argsort(entries.term, kind="stable")
+    term, slot, values = entries.term[order], entries.slot[order], values[order]
+    many = max(1, _MOST_NUMBERS // entries.period)
+    for start in range(0, len(program.terms), many):
+        stop = min(start + many, len(program.terms))
+        first, last = np.searchsorted(term, (start, stop))
+        laid = np.zeros((stop - start, entries.period))
+        laid[term[first:last] - start, slot[first:last]] = values[first:last]
+        for row in laid:
+            yield _plain(row, level, scale, slots)
+
+
+def _bias(program: Program, affine: Affine, level: Level, scale: float, slots: int) -> Any:
+    made = program.made
+    row = np.zeros(made.period)
+    row[made.slots] = affine.bias
+    return _plain(row, level, scale, slots)
+
+
+def _plain(row: np.ndarray, level: Level, scale: float, slots: int) -> Any:
+    """A plaintext of `row`, repeated; None where it would be zero: SEAL multiplies by no zero."""
+    if not row.any():
+        return None
+    found = level.encode(row.tolist() * (slots // len(row)), scale)
+    return None if found.is_zero() else found
