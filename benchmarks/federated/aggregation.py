@@ -80,7 +80,7 @@ def measured(task: Task, given: Namespace, seed: int, case: tuple[float, int, st
     settings, began = settings_of(given, seed, alpha, f, rule), time.process_time()
     hostile = Hostile(ATTACKS[attack], f) if f else None
     like = task.model(seed_of(seed, "base", 0)).state_dict()
-    sim = Simulation(task, settings, like, hostile)
+    sim = Simulation(task, settings, like, hostile=hostile)
     try:
         server = sim.train("base-0", sim.networks.vector(like), settings.federated.rounds)
     except (SettingsError, PopulationError) as error:

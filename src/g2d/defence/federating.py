@@ -121,7 +121,7 @@ def simulation(
     """Clients of one process; beside a vault they keep what they know, until it is complete."""
     seed = seed_of(settings.population.seed, "base", 0)
     folder = None if vault is None else vault.path.with_name(f"{vault.path.name}.federated")
-    return Simulation(task, settings, task.model(seed).state_dict(), hostile, folder, say)
+    return Simulation(task, settings, task.model(seed).state_dict(), folder, say, hostile)
 
 
 def federate(

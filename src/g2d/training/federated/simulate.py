@@ -9,32 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from g2d.attacks.byzantine import Byzantine, Seen, replaced
-from g2d.core.files import make_folder
 from g2d.core.seeds import seed_of
-from g2d.core.types import Array, Progress, Say, State, silent, unsaid
+from g2d.core.types import Array, Progress, silent
 from g2d.errors import PopulationError, SettingsError
 from g2d.settings import Settings
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.federated.aggregation import Around
-from g2d.training.federated.checks import Refusals
 from g2d.training.federated.client import Client, LocalSgd
 from g2d.training.federated.messages import ANSWER, MEMBER, Message, decode, digest_of, encode
-from g2d.training.federated.networks import Networks
 from g2d.training.federated.records import Turn, shares, timetable
 from g2d.training.federated.server import Asked, Server
+from g2d.training.federated.side import ServerSide, check_trained
 from g2d.training.loop import Batches
 from g2d.training.recipes import HardenedTraining
-
-ROOT = "server-root"
-"""What the server's own training is called where a rule asks for it."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +40,16 @@ class Hostile:
 
 
 @dataclass
-class Simulation:
-    """Clients and their records, made of a task's train split.
+class Simulation(ServerSide):
+    """Clients and their records, made of a task's train split, which is spread over them.
 
     Attributes:
-        task: whose train split is spread over the clients; guide and gate split are the server's.
-        like: the state whose tensors stay as they are. hostile: malicious clients; None: none.
-        folder: where server and clients keep what they know; None: in memory. say: hears refusals,
-            and rounds that were skipped.
+        hostile: malicious clients; None: none.
     """
 
-    task: Task
-    settings: Settings
-    like: State
     hostile: Hostile | None = None
-    folder: Path | None = None
-    say: Say = unsaid
+
+    simulated = True
 
     def __post_init__(self) -> None:
         count, most = self.hostile.count if self.hostile else 0, self.settings.federated.clients
@@ -69,11 +57,6 @@ class Simulation:
             raise SettingsError(
                 f"{count} of {most} clients are to be malicious: leave one honest client at least"
             )
-
-    @cached_property
-    def networks(self) -> Networks:
-        """How networks are sent."""
-        return Networks.of(self.task)
 
     @property
     def identities(self) -> list[str]:
@@ -98,25 +81,8 @@ class Simulation:
             if identity in self._malicious and poison is not None and len(records):
                 source = torch.Generator().manual_seed(seed_of(seed, "poison", identity))
                 records = poison(records, self.task, source)
-            found[identity] = self._client(identity, records)
+            found[identity] = self.make_client(identity, records)
         return found
-
-    @cached_property
-    def root(self) -> Split:
-        """The server's own records: of the guide split, as many as `root` says."""
-        s, source = self.settings, torch.Generator()
-        source.manual_seed(seed_of(s.population.seed, "root"))
-        return self.task.splits.guide.sample(s.federated.root, source)
-
-    @cached_property
-    def _server_client(self) -> Client:
-        return self._client(ROOT, self.root)
-
-    def _client(self, identity: str, records: Split) -> Client:
-        file = None
-        if self.folder is not None:
-            file = make_folder(self.folder / "clients", 0o700) / f"{identity}.safetensors"
-        return Client(identity, self.task, records, self.settings, self.networks, self.like, file)
 
     def send(self, stage: str, vector: Array) -> None:
         """Send a member to every client, for attacks on it."""
@@ -132,28 +98,14 @@ class Simulation:
         repelled: Sequence[str] = (),
         progress: Progress = silent,
     ) -> Server:
-        """Run a stage to its end, or go on where it was killed; its server holds the network.
-
-        Raises:
-            SettingsError: the rule does not bear f of so many clients.
-            PopulationError: not one round had answers enough.
-        """
-        asked = Asked(stage, rounds, self.settings.population.batch, tuple(repelled))
-        folder = None if self.folder is None else make_folder(self.folder, 0o700) / stage
-        server = Server(
-            self.networks.form, start, asked, self.settings.federated, self.identities, folder,
-            Refusals(self.say),
-        )  # fmt: skip
-        turns = {name: self._turns(asked, name) for name in self.identities}
+        """See `ServerSide`."""
+        server = self.open_stage(stage, start, rounds, repelled)
+        turns = {name: self._turns(server.asked, name) for name in self.identities}
         while not server.done:
             progress(stage, server.number, rounds)
             self._round(server, {name: turn[server.number] for name, turn in turns.items()})
         progress(stage, rounds, rounds)
-        if all(closed.skipped for closed in server.closed):
-            raise PopulationError(
-                f"{stage}: not one of {rounds} rounds was aggregated, because "
-                f"{server.closed[-1].skipped}. Ask more clients, or lower f"
-            )
+        check_trained(server)
         return server
 
     # --- a round ---------------------------------------------------------------------------------
@@ -181,7 +133,7 @@ class Simulation:
                 own[name] = answer
             elif turn.arrives is not None:
                 server.take(answer, name)
-        root = self._root_update(server, message)
+        root = self.root_update(server, message)
         for name, data in self._hostile_answers(server, own, root):
             server.take(data, name)
         closed = server.close(root)
@@ -199,14 +151,6 @@ class Simulation:
         except PopulationError as error:
             self.say(f"{client.identity} does not answer: {error}")
             return None
-
-    def _root_update(self, server: Server, message: bytes) -> Array | None:
-        if not server.aggregation.rule.rooted:
-            return None
-        data = self._server_client.answer(message)
-        if data is None:
-            raise SettingsError("the server has no records of its own; raise [federated] root")
-        return decode(data, self.networks.form, ANSWER).vector
 
     def _hostile_answers(
         self, server: Server, own: dict[str, bytes], root: Array | None
