@@ -15,6 +15,7 @@ import typer
 
 from g2d.cli.attest_shared import (
     label_of,
+    mark_first,
     newest_here,
     show_endorsement,
     show_pcrs,
@@ -259,7 +260,7 @@ def release(
     host: HostFile,
     quote: Quote,
     number: Annotated[
-        int | None, typer.Option(min=1, help="Generation to release; else the newest.")
+        int | None, typer.Option(min=1, help="Generation to release; else the live one.")
     ] = None,
     key: Key = None,
     age: Age = _AGE,
@@ -275,7 +276,7 @@ def release(
     approver = releasing.PolicyKey.read(key or releasing.default_policy_key())
     with Vault.open(vault, write=True) as opened:
         record = require(opened)
-        wanted = opened.last_number() or 0 if number is None else number
+        wanted = opened.live() or 0 if number is None else number
         _, heard, proven = _hear(quote, host, age)
         fresh, context = new_key(), released.context_of(opened, wanted)
         made, after = releasing.release(heard, proven, fresh, context, wanted, approver)
@@ -357,6 +358,7 @@ def open_released(
                 wanted, "weights", opened.generation(wanted).files["weights"]
             )
         released.released_key(opened, record, about, custodian(url).unwrap)
+        mark_first(opened)
         remember(opened, url, record.key)
     print_line(f"Generation {wanted} of {vault} opens here. Next: g2d serve {vault}")
 

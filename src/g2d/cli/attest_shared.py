@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from g2d.protect.attestation.enrolment import Host
     from g2d.vault.sealing.record import Held
+    from g2d.vault.vault import Vault
 
-__all__ = ["label_of", "newest_here", "show_endorsement", "show_pcrs", "values_of"]
+__all__ = ["label_of", "mark_first", "newest_here", "show_endorsement", "show_pcrs", "values_of"]
 
 
 def newest_here(found: Mapping[int, list[Held]], tpm: str) -> int:
@@ -46,6 +47,20 @@ def newest_here(found: Mapping[int, list[Held]], tpm: str) -> int:
         "nothing was released to this host's TPM: have it prove its state (`g2d attest ask` and"
         " `release`, where generations are made); or it was cleared since, then enrol it anew"
     )
+
+
+def mark_first(vault: Vault) -> None:
+    """Mark what a vault has reached that this machine has never seen: its TPM has just opened it.
+
+    Raises:
+        VaultError: a mark of it was here, and was deleted or damaged.
+    """
+    from g2d.vault.mark import FileMark
+    from g2d.vault.rollback import accept
+
+    marks = FileMark(vault.path, vault.identity)
+    if marks.read() is None and not marks.seen():
+        print_line(accept(vault, marks))
 
 
 def label_of(path: Path, host: Host) -> str:

@@ -50,6 +50,7 @@ from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
 from g2d.service.opening import missed
 from g2d.service.policy_state import GLOBAL
+from g2d.service.released import ReleasedRotation
 from g2d.service.suspects import Suspects
 from g2d.service.worker import Worker
 from g2d.settings import MonitorSettings, ServeSettings
@@ -265,14 +266,15 @@ def rotate_vault(
     """
     loader.hear(tell)
     tell = _remembering(loader, tell)
-    worker = Worker(vault, data, tell, options.patience, loader.task, loader.code)
     if loader.unbound:
         tell(Alarm("code", loader.unbound))
-    triggers = Triggers(options.every, options.jitter, options.queries)
-    unready = partial(_unready, loader, live)
-    budget = AlarmBudget(loader.monitors.rotations)
+    unready, budget = partial(_unready, loader, live), AlarmBudget(loader.monitors.rotations)
     if suspects is not None:
         suspects.watch(budget=budget)
+    if loader.follows:
+        return ReleasedRotation(live, loader, tell, unready, budget, partial(missed, loader, live))
+    worker = Worker(vault, data, tell, options.patience, loader.task, loader.code)
+    triggers = Triggers(options.every, options.jitter, options.queries)
     make: Callable[..., Rotation] = Rotation
     if wanted := loader.growth.unseen:
         grower = Grower(vault, wanted, tell, data, loader.task, loader.code)

@@ -89,6 +89,7 @@ class VaultLoader:
     _files: tuple[str, ...] = ()  # which of a generation's files are verified; (): all
     remembers: ClassVar[bool] = True
     """Whether the vault is one that lasts: it has a mark, and is closed to others."""
+    follows: ClassVar[bool] = False  # generations come from elsewhere alone: no worker makes any
 
     def __init__(
         self,
@@ -247,10 +248,8 @@ class VaultLoader:
         number = self._not_put_back(self.live())
         verified, warning = self._verify_live(number)
         if behind := self.behind():
-            text = (
-                f"the clock is {behind:.0f} s behind the newest moment seen: set it right; if it"
-                f" was ahead once, run `g2d accept {self._vault.path}`"
-            )
+            text = f"the clock is {behind:.0f} s behind the newest moment seen: set it right; if it"
+            text += f" was ahead once, run `g2d accept {self._vault.path}`"
             warning = RefusedError(text, "future", number)
         return self._build(number, verified), warning
 

@@ -40,7 +40,7 @@ from g2d.settings import ServeSettings
 if TYPE_CHECKING:
     from g2d.protect.audit.log import AuditLog
     from g2d.rotation.events import Tell
-    from g2d.service.encrypted.opening import Encrypted
+    from g2d.service.encrypted.opening import EncodingLoader, Encrypted
     from g2d.service.loader import VaultLoader
 
 _BACKLOG = 65_535  # who waits in the system's queue is no descriptor of ours; it takes fewer
@@ -178,12 +178,11 @@ def serve(
     Raises:
         G2DError: there is nothing that may be served, or an observer cannot be made.
     """
-    from g2d.service.encrypted.opening import EncodingLoader
-
     log, trusted = Log(), read_public_key(key)
     audited, loader = open_audit(audit, vault, say), None  # first: it hears why a start is refused
     try:
-        loader = EncodingLoader(vault, options.name, data, trusted, served, layout=options.layout)
+        kind = _loading(vault, options)
+        loader = kind(vault, options.name, data, trusted, served, layout=options.layout)
         sys.setswitchinterval(_SWITCH)
         observers = Observers(options.observer)  # may import the task's code, which is held now
         serving = options.serving(loader.serving)
@@ -258,6 +257,19 @@ def _assemble(
     if left_out:
         parts.rotation.alarm("policy", left_out, rotate=False)
     return parts
+
+
+def _loading(vault: Path, options: Options) -> type[EncodingLoader]:
+    """What loads generations: all of them, or those alone that were released to this host."""
+    from g2d.service.encrypted.opening import EncodingLoader
+    from g2d.service.released import holds_releases_alone, refuse_triggers
+
+    if not holds_releases_alone(vault):
+        return EncodingLoader
+    refuse_triggers(options)
+    from g2d.service.released_loader import ReleasedLoader
+
+    return ReleasedLoader
 
 
 def read_public_key(key: Path | None) -> Any:

@@ -122,7 +122,8 @@ def named_here(vault: VaultReader) -> str:
     if not named:
         raise SealingError(
             f"{vault.path} is sealed, and nobody here has said which custodian opens it: run"
-            f" `g2d vault custodians {vault.path} --use CUSTODIAN`, or set {VARIABLE}"
+            f" `g2d vault custodians {vault.path} --use CUSTODIAN`, or set {VARIABLE}; on a host"
+            f" that it was released to, `g2d attest open {vault.path}`"
         )
     return named
 

@@ -198,21 +198,50 @@ class Sealer:
             raise BrokenSealError(f"its data key cannot be unwrapped: {error}") from error
 
     def _is_released(self, record: Record, about: About) -> bool:
-        """Whether this host opens generations by their releases: it holds no key of the vault."""
-        if about.kind != GENERATION or record.key in self._keys:
+        """Whether a file is opened by a release; raises what kept the vault's key from us, if no
+        release is there in its place."""
+        if about.kind != GENERATION or record.key in self._keys or not releases(record):
             return False
-        if not (found := releases(record)):
+        said: list[SealingError] = []
+        if not self.releases_alone(record, said.append):
+            return False
+        if said and about.number not in releases(record):
+            raise said[0]
+        return True
+
+    def releases_alone(
+        self, record: Record, tell: Callable[[SealingError], None] = lambda _: None
+    ) -> bool:
+        """Whether this host opens generations by their releases: it holds no key of the vault.
+
+        Args:
+            tell: hears why the custodian that is named here does not give the vault's key, where it
+                might.
+
+        Raises:
+            SealingError: nobody has said which custodian opens the vault here.
+        """
+        if record.key in self._keys or not releases(record):
             return False
         kind = named_here(self._vault).partition(":")[0]
         if self._released or all(one.kind != kind for one in record.held):
             return True
         try:  # the vault's custodian is of the same kind: a TPM, and it may be this machine's
             self.key(record)
-        except SealingError:
-            if about.number not in found:
-                raise
+        except SealingError as error:
+            tell(error)
             return True
         return False
+
+    def released(self, number: int) -> tuple[bytes, ...]:
+        """The releases of a generation as they are held, to whomever."""
+        record = self.record
+        held = releases(record).get(number, []) if record is not None else []
+        return tuple(one.blob for one in held)
+
+    def take_over(self, former: Sealer) -> None:
+        """Know the keys of releases that were opened when the same ledger was read before."""
+        self._released |= former._released
 
     def _released_key(self, record: Record, about: About) -> bytes:
         by = new_custodian(named_here(self._vault))
