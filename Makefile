@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # with one of them. In the order of tests/conftest.py: xdist's own begins with groups of many tests.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check ci lint format docs release hashes clean
+.PHONY: demo test check ci lint format docs release hashes clean smpc test-smpc
 
 demo: .venv/demo.stamp
 	$(BIN)/g2d demo
@@ -61,6 +61,14 @@ format: .venv/dev.stamp
 docs: .venv/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
+# The environment of parties that compute on shares (docs/confidential.md): SecretFlow SPU pins jax
+# and NumPy to versions that nothing else here wants. It finds this package by its path.
+smpc: .venv-smpc/smpc.stamp
+
+# What needs it: real parties, three and two, in processes of their own.
+test-smpc: smpc .venv/dev.stamp
+	$(BIN)/python -m pytest -rs tests/protect/test_smpc_*.py tests/cli/test_cli_smpc.py
+
 # dist/: packages, a CycloneDX list of what is deployed with them, and the SHA-256 of each file.
 release: .venv/dev.stamp
 	$(BIN)/python .ci/release.py
@@ -70,7 +78,7 @@ hashes: .venv/dev.stamp
 	$(BIN)/python .ci/hashes.py
 
 clean:
-	rm -rf .venv site demo runs build dist .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv .venv-smpc site demo runs build dist .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -82,6 +90,12 @@ clean:
 .venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) '.[dev]'
 	touch $@ .venv/demo.stamp
+
+.venv-smpc/smpc.stamp: smpc-constraints.txt
+	$(PYTHON) -m venv .venv-smpc
+	.venv-smpc/bin/python -m pip --disable-pip-version-check install --quiet --constraint $< spu
+	echo '$(CURDIR)/src' > $$(.venv-smpc/bin/python -c 'import site; print(site.getsitepackages()[0])')/g2d.pth
+	touch $@
 
 .venv/docs.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) '.[docs]'

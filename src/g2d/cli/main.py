@@ -25,6 +25,7 @@ from g2d.cli import keys as cli_keys
 from g2d.cli import privacy_group as cli_privacy
 from g2d.cli import refresh as cli_refresh
 from g2d.cli import serve as cli_serve
+from g2d.cli import smpc as cli_smpc
 from g2d.cli import trace as cli_trace
 from g2d.cli import vault_commands, vault_group
 from g2d.cli import watermark as cli_watermark
@@ -87,6 +88,7 @@ app.add_typer(cli_watermark.app)
 app.add_typer(cli_canary.app)
 app.add_typer(cli_privacy.app)
 app.add_typer(cli_federated.app)
+app.add_typer(cli_smpc.app)
 app.add_typer(cli_client.app)
 
 

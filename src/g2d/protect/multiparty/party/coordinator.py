@@ -1,0 +1,242 @@
+"""Party 0: calls sessions, orders requests, and switches generations when all parties have them.
+
+It decides when, never what: every party checks generation, program, request and order for itself,
+and the engines compare them once more before they compute. It learns no more than the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from g2d.protect.multiparty.errors import MultipartyError
+from g2d.protect.multiparty.party.requests import Pending
+from g2d.protect.multiparty.party.server import GONE, Party
+from g2d.protect.multiparty.party.session import Session
+from g2d.protect.multiparty.party.store import Held
+from g2d.protect.multiparty.wire import Channel
+
+_AGAIN = 0.5  # seconds until a session that failed is tried again
+
+
+class Coordinator(Party):
+    """The party of rank 0."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._peers: dict[int, Channel] = {}
+        self._replies: dict[tuple[int, int], asyncio.Future[Mapping[str, Any]]] = {}
+        self._asked = 0
+        self._changed, self._turn = asyncio.Event(), asyncio.Lock()
+        self._rotating, self._pins = asyncio.Lock(), Counter[Held]()
+
+    async def meet(self) -> None:
+        """Call a session whenever all are here and there is none."""
+        self.task(self._beat())
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            missing = [r for r in self.config.ranks if r and r not in self._peers]
+            if missing:
+                self.closed = f"party {missing[0]} is not here"
+            elif self.session is None:
+                try:
+                    await self._call()
+                except MultipartyError as error:
+                    self._end(str(error))
+                    await asyncio.sleep(_AGAIN)
+                    self._changed.set()
+
+    async def of_party(self, channel: Channel, rank: int, asked: Mapping[str, Any]) -> None:
+        """Let a party in, and hear its replies until it is gone."""
+        self.check_hello(asked)
+        if rank in self._peers:
+            self.say(f"refused: somebody came as party {rank}, which is here already")
+            raise MultipartyError(f"rank {rank} is taken: that party is here already")
+        self._peers[rank] = channel
+        self.say(f"party {rank} is here")
+        why = "is gone"
+        try:
+            await channel.send({"kind": "welcome"})
+            self._changed.set()
+            while True:
+                async with asyncio.timeout(self.limits.silence):
+                    told, _ = await channel.receive()
+                reply = self._replies.pop((rank, told.get("of", 0)), None)
+                if reply is not None and not reply.done():
+                    reply.set_result(told)
+        except TimeoutError:
+            why = f"has said nothing for {self.limits.silence:g} seconds"
+        except GONE:
+            pass
+        finally:
+            del self._peers[rank]
+            self._lost(rank, f"party {rank} {why}")
+
+    def _lost(self, rank: int, why: str) -> None:
+        for key in [key for key in self._replies if key[0] == rank]:
+            reply = self._replies.pop(key)
+            if not reply.done():
+                reply.set_exception(MultipartyError(why))
+        self.closed = why
+        self._end(why)
+
+    def _end(self, why: str) -> None:
+        """End the session here and everywhere."""
+        if self.session is not None:
+            self.over(why)
+            self.task(self._tell({"kind": "over", "why": why}))
+        self._changed.set()
+
+    # --- words with the others -----------------------------------------------------------------
+
+    async def _ask(self, rank: int, **asked: Any) -> Mapping[str, Any]:
+        """What a party replies; raises `MultipartyError` where it refuses, or is gone."""
+        channel = self._peers.get(rank)
+        if channel is None:
+            raise MultipartyError(f"party {rank} is gone")
+        self._asked += 1
+        key = (rank, self._asked)
+        self._replies[key] = reply = asyncio.get_running_loop().create_future()
+        try:
+            await channel.send({**asked, "of": key[1]})
+            told = await reply
+        except OSError as error:
+            raise MultipartyError(f"party {rank} is gone") from error
+        finally:
+            self._replies.pop(key, None)
+        if told.get("kind") != "yes":
+            raise MultipartyError(f"party {rank} refuses: {told.get('why')}")
+        return told
+
+    async def _ask_all(self, **asked: Any) -> list[Mapping[str, Any]]:
+        return await asyncio.gather(*(self._ask(rank, **asked) for rank in self._others()))
+
+    async def _tell(self, header: Mapping[str, Any]) -> None:
+        for channel in list(self._peers.values()):
+            with contextlib.suppress(OSError):
+                await channel.send(header)
+
+    async def _beat(self) -> None:
+        while True:
+            await self._tell({"kind": "alive"})
+            await asyncio.sleep(self.limits.silence / 4)
+
+    def _others(self) -> list[int]:
+        return [rank for rank in self.config.ranks if rank]
+
+    # --- sessions and generations --------------------------------------------------------------
+
+    async def _call(self) -> None:
+        """Have all engines linked, and make live what all parties hold."""
+        fresh = await self._ask_all(kind="meet")
+        nonces = [secrets.token_hex(16), *(str(told["nonce"]) for told in fresh)]
+        began, *told = await asyncio.gather(
+            self.begin(nonces), self._ask_all(kind="session", nonces=nonces)
+        )
+        self.say(f"session {began.id[:8]} is open")
+        newest = self._common(told[0])
+        async with self._rotating:
+            if newest is None and self.live is None:
+                await self._tell({"kind": "idle", "why": self.closed})
+            elif newest is not None and self.live is None:  # else a dealer came first
+                await self._use(began, newest)
+
+    def _common(self, told: list[Mapping[str, Any]]) -> Held | None:
+        """The newest generation of which all parties hold shares of one sharing."""
+        own = self.store.held()
+        others = [{Held(*row) for row in one["held"]} for one in told]
+        reached = max(self.store.reached, *(int(one["reached"]) for one in told))
+        for held in own:
+            if held.number >= reached and all(held in other for other in others):
+                return held
+        names = [{h.number for h in own}, *({h.number for h in other} for other in others)]
+        numbers = [max(each, default=0) for each in names]
+        self.closed = (
+            "the parties hold no weights yet: share them with `g2d smpc share`"
+            if not any(numbers)
+            else f"the parties hold no weights in common (newest by rank: {numbers}, live was"
+            f" {reached}): share them anew with `g2d smpc share`"
+        )
+        return None
+
+    async def activate(self, held: Held) -> None:
+        """Bring shares into all engines, then answer by them: all parties, or none."""
+        async with self._rotating:
+            session = self.session
+            if session is None or not session.linked:
+                raise MultipartyError(self.closed)
+            if held.number < self.store.reached:
+                raise MultipartyError(f"generation {held.number} is older than what is live")
+            await self._use(session, held)
+
+    async def _use(self, session: Session, held: Held) -> None:
+        await asyncio.gather(
+            session.load(self.store, held), self._ask_all(kind="use", held=list(held))
+        )
+        await self._ask_all(kind="live", held=list(held))
+        if self.session is not session:
+            raise MultipartyError(self.closed)
+        self.now_live(held)
+        await self._retire(session)
+
+    async def _retire(self, session: Session) -> None:
+        """Have engines forget generations that no request needs."""
+        for held in [h for h in session.loaded if h != self.live and not self._pins[h]]:
+            await session.drop(held)
+            await self._ask_all(kind="drop", held=list(held))
+
+    # --- requests ------------------------------------------------------------------------------
+
+    def took(self, pending: Pending) -> None:
+        """Conduct a request: all parties compute it by the generation that is live now."""
+        self.task(self._conduct(pending))
+
+    async def _conduct(self, pending: Pending) -> None:
+        session, held = self.session, self.live
+        if session is None or held is None:
+            pending.refuse(self.closed)
+            return
+        pending.announced = True
+        self._pins[held] += 1
+        about = {"id": pending.id, "n": pending.n, "held": list(held)}
+        try:
+            await asyncio.gather(
+                session.prepare(pending, held), self._ask_all(kind="ready", **about)
+            )
+            async with self._turn:
+                await self._run(session, pending, held, about)
+        except MultipartyError as error:
+            pending.refuse(str(error))
+            await self._tell({"kind": "forget", "id": pending.id, "why": str(error)})
+        finally:
+            self._pins[held] -= 1
+            if self.session is session and held != self.live:
+                with contextlib.suppress(MultipartyError):
+                    await self._retire(session)
+
+    async def _run(
+        self, session: Session, pending: Pending, held: Held, about: Mapping[str, Any]
+    ) -> None:
+        if self.session is not session:
+            raise MultipartyError(self.closed)
+        try:
+            async with asyncio.timeout(self.limits.run):
+                answer, _ = await asyncio.gather(
+                    session.run(pending, held), self._ask_all(kind="run", **about)
+                )
+        except TimeoutError as error:
+            why = f"a request took longer than {self.limits.run:g} seconds"
+            self._end(why)
+            raise MultipartyError(why) from error
+        except MultipartyError as error:
+            # Parties that compute wait for the one that failed: only a new session is sound.
+            why = str(error) if self.session is session else self.closed
+            self._end(why)
+            raise MultipartyError(why) from error
+        if not pending.answer.done():
+            pending.answer.set_result(answer)

@@ -1,0 +1,207 @@
+"""The child process that computes with SPU: commands on stdin, answers on stdout, one at a time.
+
+Its parent kills it when a session is over; a computation that waits for a party which is gone ends
+with it. Shares that it is given come as `rings` lays them out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import signal
+import struct
+import sys
+import time
+from typing import Any, BinaryIO
+
+import numpy as np
+import spu
+from spu import libspu
+from spu.utils import frontend
+
+from g2d.core.types import Array
+from g2d.errors import DAMAGE
+from g2d.protect.multiparty.config import WIDTH
+from g2d.protect.multiparty.party.networks import function
+from g2d.protect.multiparty.program import FRACTION, Program
+from g2d.protect.multiparty.wire import VERSION, pack, unpack_head, unpack_header
+
+_HEAD = struct.Struct(">IQ")
+_MOST = 1 << 33
+_COMPILED = 8  # sizes of a batch whose code is kept
+_SECRET = libspu.Visibility.VIS_SECRET
+_KINDS = {"aby3": libspu.ProtocolKind.ABY3, "cheetah": libspu.ProtocolKind.CHEETAH}
+_STORED = {"aby3": "aby3.AShr<FM64>", "cheetah": "cheetah.AShr<FM64>"}
+
+
+def runtime_config(protocol: str) -> libspu.RuntimeConfig:
+    """Fixed point of `FRACTION` bits modulo 2^64; no party is trusted with anything.
+
+    ABY3 draws correlated randomness from pairwise seeds, Cheetah by oblivious transfer: neither
+    makes use of Beaver triples, of which SPU's default lets the first party know all.
+    """
+    made = libspu.RuntimeConfig(
+        protocol=_KINDS[protocol], field=libspu.FieldType.FM64, fxp_fraction_bits=FRACTION
+    )
+    made.beaver_type = libspu.RuntimeConfig.BeaverType.MultiParty
+    return made
+
+
+class Engine:
+    """SPU's runtime of one session, the weights that it holds, and what it has compiled."""
+
+    def __init__(self) -> None:
+        self._link: Any = None
+        self._runtime: Any = None
+        self._protocol, self._clip = "", True
+        self._programs: dict[str, Program] = {}
+        self._codes: dict[tuple[str, int], tuple[Any, str]] = {}
+
+    def link(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Join the others: blocks until all are there."""
+        described = libspu.link.Desc()
+        described.id = asked["session"]
+        for rank, endpoint in enumerate(asked["endpoints"]):
+            described.add_party(f"party{rank}", endpoint)
+        described.connect_retry_interval_ms = 50
+        described.connect_retry_times = int(20 * asked["seconds"])
+        described.recv_timeout_ms = described.http_timeout_ms = int(1000 * asked["run"])
+        self._link = libspu.link.create_brpc(described, asked["rank"])
+        self._protocol, self._clip = asked["protocol"], asked["clip"]
+        self._runtime = spu.Runtime(self._link, runtime_config(self._protocol))
+        return {}, b""
+
+    def load(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Take one generation's shares under the name `slot`."""
+        program = Program.from_json(asked["program"])
+        slot, width, at = asked["slot"], WIDTH[self._protocol], 0
+        if len(body) != program.size * width:
+            raise ValueError(f"{len(body)} bytes of weights, expected {program.size * width}")
+        for name, shape in program.parameters:
+            end = at + math.prod(shape) * width
+            self._set(f"{slot}/{name}", shape, body[at:end])
+            at = end
+        self._programs[slot] = program
+        return {}, b""
+
+    def drop(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Forget a generation."""
+        program = self._programs.pop(asked["slot"], None)
+        for name, _ in program.parameters if program else ():
+            self._runtime.del_var(f"{asked['slot']}/{name}")
+        return {}, b""
+
+    def prepare(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Compile for a size of batch; tell the digest of the code."""
+        return {"code": self._code(self._programs[asked["slot"]], asked["n"])[1]}, b""
+
+    def run(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Compute one request, if all parties mean the same one; give the share of the answer."""
+        slot, n, session = asked["slot"], asked["n"], asked["agree"]
+        program = self._programs[slot]
+        code, digest = self._code(program, n)
+        mean = hashlib.sha256(f"{session} {slot} {n} {digest}".encode()).hexdigest()
+        told = {bytes(one).decode() if not isinstance(one, str) else one
+                for one in self._link.all_gather(mean)}  # fmt: skip
+        if told != {mean}:
+            raise ValueError("the parties do not mean the same request: nothing was computed")
+        began, spent = time.perf_counter(), time.process_time()
+        self._set("x", (n, *program.shape), body)
+        names = [f"{slot}/{name}" for name, _ in program.parameters]
+        self._runtime.run(
+            libspu.Executable(
+                name="network", input_names=[*names, "x"], output_names=["y"], code=code
+            )
+        )
+        share = self._runtime.get_var("y")
+        self._runtime.del_var("x")
+        self._runtime.del_var("y")
+        took = {
+            "seconds": time.perf_counter() - began, "cpu": time.process_time() - spent,
+        }  # fmt: skip
+        return took, self._content(share, n * program.classes)
+
+    def _code(self, program: Program, n: int) -> tuple[Any, str]:
+        key = (program.digest, n)
+        if key not in self._codes:
+            while len(self._codes) >= _COMPILED:
+                self._codes.pop(next(iter(self._codes)))
+            given = [np.zeros(shape, np.float32) for _, shape in program.parameters]
+            names = [name for name, _ in program.parameters]
+            made, _ = frontend.compile(
+                frontend.Kind.JAX, function(program, self._clip),
+                [*given, np.zeros((n, *program.shape), np.float32)], {},
+                [*names, "x"], [_SECRET] * (len(names) + 1), lambda out: ["y"] * len(out),
+            )  # fmt: skip
+            code = made.code
+            self._codes[key] = code, hashlib.sha256(_bytes(code)).hexdigest()
+        return self._codes[key]
+
+    def _set(self, name: str, shape: tuple[int, ...], body: bytes) -> None:
+        if len(body) != math.prod(shape) * WIDTH[self._protocol]:
+            raise ValueError(f"{len(body)} bytes for {name} of shape {shape}")
+        meta, chunk, share = libspu.ValueMeta(), libspu.ValueChunk(), libspu.Share()
+        meta.data_type, meta.visibility = libspu.DataType.DT_F32, _SECRET
+        meta.storage_type, meta.shape.dims = _STORED[self._protocol], list(shape)
+        chunk.total_bytes, chunk.chunk_offset, chunk.content = len(body), 0, body
+        share.meta, share.share_chunks = meta.SerializeToString(), [chunk.SerializeToString()]
+        self._runtime.set_var(name, share)
+
+    def _content(self, share: Any, values: int) -> bytes:
+        meta = libspu.ValueMeta()
+        meta.ParseFromString(share.meta)
+        if meta.storage_type != _STORED[self._protocol] or meta.visibility != _SECRET:
+            raise ValueError(f"the answer is {meta.storage_type}, which is no share of ours")
+        parts: dict[int, bytes] = {}
+        for text in share.share_chunks:
+            chunk = libspu.ValueChunk()
+            chunk.ParseFromString(text)
+            parts[chunk.chunk_offset] = bytes(chunk.content)
+        body = b"".join(parts[at] for at in sorted(parts))
+        if len(body) != values * WIDTH[self._protocol]:
+            raise ValueError(f"an answer of {len(body)} bytes, for {values} logits")
+        return body
+
+
+def _bytes(code: str | bytes) -> bytes:
+    return code.encode() if isinstance(code, str) else bytes(code)
+
+
+def plain(program: Program, parameters: list[Array], x: Array) -> Array:
+    """The program in jax, on plain numbers: what tests compare shares with."""
+    return np.asarray(function(program)(*parameters, x))
+
+
+def serve(commands: BinaryIO, answers: BinaryIO) -> None:
+    """Carry out commands until there are no more."""
+    engine = Engine()
+    known = {name: getattr(engine, name) for name in ("link", "load", "drop", "prepare", "run")}
+    answers.write(pack({"kind": "ready", "version": VERSION, "spu": spu.__version__}))
+    answers.flush()
+    while head := commands.read(_HEAD.size):
+        length, size = unpack_head(head, _MOST)
+        asked, body = unpack_header(commands.read(length)), commands.read(size)
+        try:
+            told, found = known[asked["kind"]](asked, body)
+            answers.write(pack({"kind": "done", **told}, found) + found)
+        except (RuntimeError, *DAMAGE) as error:
+            # SPU's messages hold a stack of C++; its first line says what happened.
+            why = (str(error).strip() or type(error).__name__).split("\n")[0][:300]
+            answers.write(pack({"kind": "failed", "why": why}))
+        answers.flush()
+
+
+def main() -> None:
+    """Run as a child of `server`; what libraries print goes to stderr."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: with the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

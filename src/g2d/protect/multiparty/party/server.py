@@ -1,0 +1,316 @@
+"""A party's door: who connects is known by the certificate, and gets what that role may have.
+
+What parties of rank 0 and of others do beside it is in `coordinator` and `follower`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from g2d.errors import DAMAGE
+from g2d.protect.multiparty.config import CLIENT, DEALER, PARTY, WIDTH, Config
+from g2d.protect.multiparty.errors import MultipartyError
+from g2d.protect.multiparty.party.child import Child
+from g2d.protect.multiparty.party.requests import Answer, Pending, Requests
+from g2d.protect.multiparty.party.session import Session, session_id
+from g2d.protect.multiparty.party.store import Held, Store
+from g2d.protect.multiparty.program import Program
+from g2d.protect.multiparty.wire import VERSION, Channel, WireError, context, everyone, quiet, whose
+
+_HANDSHAKE = 10.0
+_BUFFER = 1 << 20
+GONE = (OSError, EOFError, WireError)
+"""How a connection ends."""
+
+
+class Party:
+    """One party's process.
+
+    Args:
+        own: files of its certificate and key. versions: of what has to be alike with the others.
+        say: told, in a line, what an operator wants to know.
+    """
+
+    def __init__(
+        self, config: Config, rank: int, own: tuple[Path, Path], store: Store,
+        versions: Mapping[str, str], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.config, self.rank, self.store, self.say = config, rank, store, say
+        self.limits, self.versions = config.limits, dict(versions)
+        self.requests = Requests(config.protocol, config.limits)
+        self.session: Session | None = None
+        self.live: Held | None = None
+        self.closed = "the parties have not met yet"
+        self._serving = context(True, *own, everyone(config))
+        self._dialling = [context(False, *own, place.certificates) for place in config.parties]
+        self._child: asyncio.Task[Child] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- connections ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until cancelled.
+
+        Raises:
+            MultipartyError: SPU does not start here. OSError: the address is taken.
+        """
+        host, port = self.config.parties[self.rank].listen
+        server = await asyncio.start_server(
+            quiet(self._connected), host, port, ssl=self._serving, limit=_BUFFER,
+            ssl_handshake_timeout=_HANDSHAKE,
+        )  # fmt: skip
+        self.say(f"party {self.rank} listens on {host}:{port}")
+        try:
+            self.spare()
+            await self.meet()
+        finally:
+            server.close()
+            self.over("the party was stopped")
+            if self._child is not None:
+                self._child.cancel()  # before it is ready it kills its process itself
+                with contextlib.suppress(asyncio.CancelledError, MultipartyError):
+                    (await self._child).kill()
+
+    async def meet(self) -> None:
+        """Meet the others, again and again: what differs between ranks."""
+        raise NotImplementedError
+
+    async def of_party(self, channel: Channel, rank: int, asked: Mapping[str, Any]) -> None:
+        """Speak with another party that has dialled, until it is gone."""
+        raise WireError(f"party {self.rank} is dialled by no party")
+
+    async def activate(self, held: Held) -> None:
+        """Make shares live that all parties hold."""
+        raise MultipartyError(f"party {self.rank} activates nothing: ask party 0")
+
+    async def dial(self, rank: int, hello: Mapping[str, Any]) -> Channel:
+        """Connect to another party and be welcomed.
+
+        Raises:
+            OSError, EOFError: it is not there. MultipartyError: it refuses.
+        """
+        reader, writer = await asyncio.open_connection(
+            *self.config.parties[rank].address, ssl=self._dialling[rank], limit=_BUFFER,
+            ssl_handshake_timeout=_HANDSHAKE,
+        )  # fmt: skip
+        channel = Channel(reader, writer)
+        try:
+            await channel.send(hello)
+            async with asyncio.timeout(_HANDSHAKE):
+                told, _ = await channel.receive()
+            if told["kind"] == "refused":
+                raise MultipartyError(f"party {rank} refuses: {told.get('why')}")
+        except BaseException:
+            writer.close()
+            raise
+        return channel
+
+    async def link_to(self, rank: int) -> Channel:
+        """A connection that carries SPU's link to another party."""
+        name = self.session.id if self.session else ""
+        return await self.dial(rank, {"kind": "link", "rank": self.rank, "session": name})
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        channel = Channel(reader, writer)
+        try:
+            who, mark = whose(self.config, writer.get_extra_info("ssl_object"))
+            async with asyncio.timeout(_HANDSHAKE):
+                asked, _ = await channel.receive()
+            if asked["kind"] in ("peer", "link"):
+                self._check_party(who, asked)
+                await self._of_party(channel, who.rank, asked)
+            elif (asked["kind"], who.role) == (CLIENT, CLIENT):
+                await self._of_client(channel, mark)
+            elif (asked["kind"], who.role) == (DEALER, DEALER):
+                await self._of_dealer(channel)
+            elif asked["kind"] == "status":
+                await channel.send(self.status())
+            else:
+                raise MultipartyError(f"the certificate is of {who}, which may not {asked['kind']}")
+        except MultipartyError as error:
+            with contextlib.suppress(*GONE, ssl.SSLError):
+                await channel.send({"kind": "refused", "why": str(error)})
+        except (*GONE, TimeoutError):
+            pass
+        except DAMAGE as error:  # what somebody has sent
+            self.say(f"a message was not understood: {type(error).__name__}: {error}")
+        finally:
+            await channel.close()
+
+    def _check_party(self, who: Any, asked: Mapping[str, Any]) -> None:
+        if who.role != PARTY or who.rank == self.rank or asked.get("rank") != who.rank:
+            text = f"the certificate is of {who}, and says that it is rank {asked.get('rank')}"
+            self.say(f"refused: {text}")
+            raise MultipartyError(text)
+
+    async def _of_party(self, channel: Channel, rank: int, asked: Mapping[str, Any]) -> None:
+        if asked["kind"] == "peer":
+            await self.of_party(channel, rank, asked)
+            return
+        session = self.session
+        if session is None or asked.get("session") != session.id:
+            raise MultipartyError("the session is another, or over")
+        await channel.send({"kind": "welcome"})
+        await session.tunnels.into(channel)
+
+    # --- clients and dealers -------------------------------------------------------------------
+
+    def _live(self) -> tuple[Held, Program]:
+        """What is live and its program; raises `MultipartyError` where nothing answers."""
+        if self.session is None or self.live is None:
+            raise MultipartyError(self.closed)
+        return self.live, self.session.loaded[self.live]
+
+    async def _of_client(self, channel: Channel, mark: str) -> None:
+        held, program = self._live()
+        about = {"rank": self.rank, "number": held.number, "digest": held.digest}
+        about |= {"protocol": self.config.protocol, "batch": self.limits.batch}
+        await channel.send({"kind": "welcome", **about, "program": program.to_json()})
+        most = self.limits.batch * WIDTH[self.config.protocol] * math.prod(program.shape)
+        while True:
+            asked, body = await channel.receive(most)
+            try:
+                if asked["kind"] != "infer":
+                    raise MultipartyError(f"a client may not {asked['kind']}")
+                told, share = await self._answer(asked, body, mark)
+                await channel.send({"kind": "answer", "id": asked["id"], **told}, share)
+            except MultipartyError as error:
+                await channel.send({"kind": "refused", "id": asked.get("id"), "why": str(error)})
+
+    async def _answer(self, asked: Mapping[str, Any], body: bytes, mark: str) -> Answer:
+        _, program = self._live()
+        pending = await self.requests.take(asked, body, program, mark)
+        try:
+            self.took(pending)
+            patience = asyncio.get_running_loop().call_later(
+                self.limits.arrive + 1, self._unannounced, pending
+            )
+            try:
+                return await pending.answer
+            finally:
+                patience.cancel()
+        finally:
+            self.requests.forget(pending)
+
+    def _unannounced(self, pending: Pending) -> None:
+        if not pending.announced:
+            pending.refuse("the other parties have not got this request")
+
+    def took(self, pending: Pending) -> None:
+        """Hear of a request that came here."""
+
+    async def _of_dealer(self, channel: Channel) -> None:
+        await channel.send({
+            "kind": "welcome", "rank": self.rank, "protocol": self.config.protocol,
+            "reached": self.store.reached,
+        })  # fmt: skip
+        while True:
+            asked, body = await channel.receive(1 << 32)
+            try:
+                await channel.send(await self._deal(asked, body))
+            except MultipartyError as error:
+                await channel.send({"kind": "refused", "why": str(error)})
+
+    async def _deal(self, asked: Mapping[str, Any], body: bytes) -> Mapping[str, Any]:
+        number, sharing = int(asked["number"]), str(asked["sharing"])
+        if asked["kind"] == "weights":
+            program = Program.from_json(asked["program"])
+            if len(body) != program.size * WIDTH[self.config.protocol]:
+                raise MultipartyError(f"{len(body)} bytes are no share of {program.size} weights")
+            held = self.store.put(number, sharing, program, body)
+            self.say(f"got its share of generation {number}")
+            return {"kind": "stored", "digest": held.digest}
+        if asked["kind"] != "activate":
+            raise MultipartyError(f"a dealer may not {asked['kind']}")
+        found = [held for held in self.store.held() if held[:2] == (number, sharing)]
+        if not found:
+            raise MultipartyError(f"there is no share of generation {number} here")
+        await self.activate(found[0])
+        return {"kind": "live", "number": number}
+
+    def status(self) -> dict[str, Any]:
+        """What anybody who is known here may know."""
+        live = self.live if self.session else None
+        return {
+            "kind": "status", "rank": self.rank, "open": live is not None,
+            "session": self.session.id[:8] if self.session and self.session.linked else "",
+            "number": live.number if live else None, "reached": self.store.reached,
+            "why": "" if live else self.closed, "protocol": self.config.protocol, **self.versions,
+        }  # fmt: skip
+
+    # --- sessions ------------------------------------------------------------------------------
+
+    def spare(self) -> None:
+        """Start the next session's engine: importing SPU takes a second."""
+        self._child = asyncio.create_task(Child.start())
+
+    async def begin(self, nonces: list[str]) -> Session:
+        """Begin a session; returns when all engines are linked.
+
+        Raises:
+            MultipartyError: they do not find each other.
+        """
+        assert self._child is not None
+        child, self._child = await self._child, None
+        self.session = made = Session(
+            session_id(nonces), self.config, self.rank, child, self.link_to
+        )
+        self.live, self.closed = None, "the parties are being linked"
+        try:
+            await made.link()
+        except TimeoutError as error:
+            raise MultipartyError("the engines did not find each other") from error
+        return made
+
+    def over(self, why: str) -> None:
+        """End the session: whoever waits is refused, and the next engine starts."""
+        self.closed = why
+        self.requests.refuse_all(why)
+        if self.session is not None:
+            self.say(f"session over: {why}")
+            self.session.end()
+            self.session, self.live = None, None
+            self.spare()
+
+    def now_live(self, held: Held) -> None:
+        """Note what is live."""
+        if self.live != held:
+            self.say(f"generation {held.number} is live")
+        self.live = held
+        self.store.reach(held.number)
+
+    def task(self, what: Any) -> None:
+        """Do something beside; it is kept until it is done."""
+        made = asyncio.ensure_future(what)
+        self._tasks.add(made)
+        made.add_done_callback(self._tasks.discard)
+
+    def hello(self) -> dict[str, Any]:
+        """What parties tell each other first."""
+        return {
+            "kind": "peer", "rank": self.rank, "version": VERSION, "versions": self.versions,
+            "config": self.config.digest, "nonce": secrets.token_hex(16),
+        }  # fmt: skip
+
+    def check_hello(self, asked: Mapping[str, Any]) -> None:
+        """Raise `MultipartyError` unless another party has all that must be alike."""
+        if asked.get("version") != VERSION:
+            raise MultipartyError(
+                f"party {self.rank} speaks version {VERSION}, and this one {asked.get('version')}"
+            )
+        if asked.get("versions") != self.versions:
+            raise MultipartyError(
+                f"party {self.rank} has {self.versions}, and this one {asked.get('versions')}"
+            )
+        if asked.get("config") != self.config.digest:
+            raise MultipartyError(
+                f"party {self.rank} has another parties.toml: protocol, certificates of parties and"
+                " limits have to be the same"
+            )

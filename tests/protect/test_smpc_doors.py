@@ -1,0 +1,393 @@
+"""A party's door: who is let in is decided by certificates alone. No SPU is needed for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from g2d.protect.multiparty import wire
+from g2d.protect.multiparty.config import Config, certificates
+from g2d.protect.multiparty.errors import MultipartyError
+from g2d.protect.multiparty.identities import make_identity
+from g2d.protect.multiparty.party.child import Child
+from g2d.protect.multiparty.party.coordinator import Coordinator
+from g2d.protect.multiparty.party.session import Session, session_id
+from g2d.protect.multiparty.party.store import Held, Store
+from g2d.protect.multiparty.program import Program
+from g2d.protect.multiparty.wire import Line
+from smpc_parties import Setup, wait_for
+
+VERSIONS = {"spu": "1"}
+DENSE = Program((2,), 2, ({"kind": "linear", "weight": [2, 2], "bias": False},), (0.0,), (1.0,))
+NAME = "0" * 32
+
+
+class Engine(Child):
+    """No engine: what asks it waits for ever."""
+
+    def __init__(self) -> None:
+        self.killed = False
+
+    async def ask(self, kind: str, body: bytes = b"", **asked: Any) -> Any:
+        await asyncio.sleep(3600)
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+class Door:
+    """Party 0 in a thread, in front of whatever a test says."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.said = setup, list[str]()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        store = Store(setup.folder / "state0")
+        self.party = self.call(self._made(store))
+        self._running = asyncio.run_coroutine_threadsafe(self.party.run(), self.loop)
+        wait_for(lambda: any("listens" in line for line in self.said))
+
+    async def _made(self, store: Store) -> Coordinator:
+        own = self.setup.own("party0")
+        return Coordinator(self.setup.config, 0, own, store, VERSIONS, self.said.append)
+
+    def call(self, what: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(what, self.loop).result(60)
+
+    def close(self) -> None:
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        self.call(end())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+        self.party.store.close()
+
+    def line(self, name: str) -> Line:
+        return Line(self.setup.config, 0, self.setup.own(name), 30.0)
+
+    def hello(self, rank: int, **changes: Any) -> dict[str, Any]:
+        return {
+            "kind": "peer", "rank": rank, "version": wire.VERSION, "versions": VERSIONS,
+            "config": self.setup.config.digest, "nonce": NAME,
+        } | changes  # fmt: skip
+
+
+@pytest.fixture
+def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+    async def start() -> Child:
+        return Engine()
+
+    monkeypatch.setattr(Child, "start", start)
+    made = Door(Setup(tmp_path))
+    yield made
+    made.close()
+
+
+def refused(line: Line, header: dict[str, Any], expected: str, body: bytes = b"") -> None:
+    with line, pytest.raises(MultipartyError, match=expected):
+        line.ask(header, body)
+
+
+def test_a_party_is_welcome_by_its_certificate(door):
+    with door.line("party1") as line:
+        assert line.ask(door.hello(1))[0]["kind"] == "welcome"
+
+
+@pytest.mark.parametrize("kind", ["peer", "link"])
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [("party1", 2), ("party2", 1), ("party1", 0), ("client", 1), ("dealer", 1), ("party0", 0)],
+)
+def test_a_party_with_anothers_rank_is_refused(door, name, rank, kind):
+    refused(door.line(name), door.hello(rank, kind=kind), f"says that it is rank {rank}")
+    assert any(line.startswith("refused") for line in door.said)
+
+
+def test_a_rank_is_taken_once(door):
+    with door.line("party1") as line:
+        line.ask(door.hello(1))
+        refused(door.line("party1"), door.hello(1), "rank 1 is taken")
+    wait_for(lambda: not door.party._peers)
+    with door.line("party1") as again:
+        again.ask(door.hello(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"version": 2}, "speaks version 1, and this one 2"),
+        ({"versions": {"spu": "2"}}, "has {'spu': '1'}, and this one {'spu': '2'}"),
+        ({"config": "0" * 64}, "another parties.toml"),
+    ],
+)
+def test_parties_that_are_not_alike_are_refused(door, changes, expected):
+    refused(door.line("party2"), door.hello(2, **changes), expected)
+
+
+@pytest.mark.parametrize("session", ["", "0" * 64, None])
+def test_a_link_of_no_session_is_refused(door, session):
+    refused(door.line("party1"), door.hello(1, kind="link", session=session), "session is another")
+
+
+def test_a_session_that_was_is_refused_when_it_is_replayed(door):
+    async def meet(nonces: list[str]) -> str:
+        party = door.party
+        party.session = Session(session_id(nonces), party.config, 0, Engine(), party.link_to)
+        return party.session.id
+
+    async def over() -> None:
+        door.party.over("a party is gone")
+
+    first = door.call(meet(["1", "2", "3"]))
+    door.call(over())
+    second = door.call(meet(["1", "4", "3"]))
+    assert first != second
+    refused(door.line("party1"), door.hello(1, kind="link", session=first), "session is another")
+    door.call(over())
+
+
+NO_WORD = r"does not take our certificate|is gone|is none that parties.toml names"
+
+
+def unknown(door: Door, owned: tuple[Path, Path]) -> None:
+    with Line(door.setup.config, 0, owned, 30.0) as line:
+        line.ask(door.hello(1))
+
+
+def own(folder: Path, name: str, **about: Any) -> tuple[Path, Path]:
+    make_identity(folder / name, **about)
+    return folder / f"{name}.pem", folder / f"{name}.key"
+
+
+def test_a_foreign_certificate_gets_no_word(door):
+    foreign = own(door.setup.folder, "foreign")
+    with pytest.raises(MultipartyError, match=NO_WORD):
+        unknown(door, foreign)
+
+
+def test_an_expired_certificate_gets_no_word(tmp_path, monkeypatch):
+    async def start() -> Child:
+        return Engine()
+
+    monkeypatch.setattr(Child, "start", start)
+    setup = Setup(tmp_path)
+    for file in setup.own("party1"):
+        file.unlink()
+    own(tmp_path, "party1", begins=-2, days=-1)
+    made = Door(setup)
+    with pytest.raises(MultipartyError, match=NO_WORD):
+        unknown(made, setup.own("party1"))
+    made.close()
+
+
+def test_what_a_pinned_key_signs_is_not_pinned(door):
+    """The parties' certificates are no authorities: nobody can issue a client."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    folder = door.setup.folder
+    signer = x509.load_pem_x509_certificate((folder / "party1.pem").read_bytes())
+    signing = serialization.load_pem_private_key((folder / "party1.key").read_bytes(), None)
+    child = own(folder, "child")
+    key = serialization.load_pem_private_key(child[1].read_bytes(), None)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "client")])
+    issued = (
+        x509.CertificateBuilder(signer.subject, name, key.public_key(), 7)
+        .not_valid_before(signer.not_valid_before_utc)
+        .not_valid_after(signer.not_valid_after_utc)
+        .sign(signing, hashes.SHA256())
+    )
+    text = issued.public_bytes(serialization.Encoding.PEM) + (folder / "party1.pem").read_bytes()
+    child[0].write_bytes(text)
+    with pytest.raises(MultipartyError, match=NO_WORD):
+        unknown(door, child)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("client", "dealer"), ("dealer", "client"), ("party1", "client"),
+                   ("party2", "dealer"), ("client", "nothing")]
+)  # fmt: skip
+def test_a_certificate_is_for_one_role(door, name, kind):
+    refused(door.line(name), {"kind": kind}, f"may not {kind}")
+
+
+def test_another_party_behind_an_address_is_noticed(door):
+    lines = door.setup.file.read_text().replace('"party0.pem"', '"x"')
+    lines = lines.replace('"party1.pem"', '"party0.pem"').replace('"x"', '"party1.pem"')
+    door.setup.file.write_text(lines)
+    with pytest.raises(MultipartyError, match="shows another certificate"):
+        door.line("client")
+
+
+def test_a_client_is_told_why_nothing_answers(door):
+    refused(door.line("client"), {"kind": "client"}, "party 1 is not here|not met yet")
+    told = door.setup.status()
+    assert (told["open"], told["rank"]) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        struct.pack(">IQ", 1 << 31, 0),
+        struct.pack(">IQ", 2, 1 << 60) + b"{}",
+        struct.pack(">IQ", 4, 0) + b"null",
+        struct.pack(">IQ", 9, 0) + b'{"kind":1',
+        struct.pack(">IQ", 15, 0) + b'{"kind":"link"}',
+    ],
+    ids=range(6),
+)
+def test_what_is_no_message_ends_the_connection_alone(door, sent):
+    with door.line("party1") as line:
+        line._line.sendall(sent)
+        with pytest.raises(MultipartyError):
+            line.receive()
+    with door.line("party1") as again:
+        assert again.ask(door.hello(1))[0]["kind"] == "welcome"
+
+
+# --- dealers --------------------------------------------------------------------------------------
+
+
+def weights(**changes: Any) -> dict[str, Any]:
+    about = {"kind": "weights", "number": 3, "sharing": NAME, "program": DENSE.to_json()}
+    return about | changes
+
+
+SHARE = bytes(16 * DENSE.size)
+
+
+def test_shares_are_kept_for_their_owner_alone(door):
+    line = door.line("dealer")
+    line.ask({"kind": "dealer"})
+    assert line.ask(weights(), SHARE, 0)[0]["digest"] == DENSE.digest
+    (file,) = (door.setup.folder / "state0").glob("*.share")
+    assert file.stat().st_mode & 0o77 == 0
+    refused(line, {**weights(), "kind": "activate"}, "not here|not met yet")
+    assert door.party.store.held() == [Held(3, NAME, DENSE.digest)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "body", "expected"),
+    [
+        ({}, SHARE[1:], "no share of 4 weights"),
+        ({"program": DENSE.to_json() + " "}, SHARE, "no program"),
+        ({"sharing": "../../x"}, SHARE, "cannot be"),
+        ({"number": -1}, SHARE, "older|cannot be"),
+        ({"number": 10**13}, SHARE, "cannot be"),
+        ({"kind": "infer"}, SHARE, "may not infer"),
+    ],
+)
+def test_what_is_no_share_is_refused(door, changes, body, expected):
+    line = door.line("dealer")
+    line.ask({"kind": "dealer"})
+    refused(line, weights(**changes), expected, body)
+    assert not door.party.store.held()
+
+
+def test_numbers_only_rise(door):
+    door.party.store.reach(4)
+    line = door.line("dealer")
+    line.ask({"kind": "dealer"})
+    refused(line, weights(), "generation 3 is older than 4", SHARE)
+
+
+def test_one_sharing_is_one_set_of_shares(door):
+    line = door.line("dealer")
+    line.ask({"kind": "dealer"})
+    line.ask(weights(), SHARE)
+    line.ask(weights(), SHARE)  # sent twice: the same
+    refused(line, weights(), "other shares of this sharing", b"\1" + SHARE[1:])
+
+
+def test_a_store_is_held_by_one_process_and_outlives_it(tmp_path):
+    store = Store(tmp_path / "shares")
+    with pytest.raises(MultipartyError, match="this rank is taken"):
+        Store(tmp_path / "shares")
+    for number in range(1, 7):
+        store.put(number, NAME, DENSE, SHARE)
+        store.reach(number)
+    store.close()
+    again = Store(tmp_path / "shares")
+    assert again.reached == 6
+    assert [held.number for held in again.held()] == [6, 5, 4]
+    assert again.load(again.held()[0]) == (DENSE, SHARE)
+    next((tmp_path / "shares").glob("000006*")).write_bytes(b"{}\n")
+    assert [held.number for held in again.held()] == [5, 4]
+    again.close()
+    (tmp_path / "shares" / "reached.json").write_text("[]")
+    with pytest.raises(MultipartyError, match="is damaged"):
+        Store(tmp_path / "shares")
+
+
+# --- parties.toml ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"aby3"', '"semi2k"', "expected aby3 or cheetah"),
+        ('"aby3"', '"cheetah"', "has 2 parties, and 3 are named"),
+        ("dealers =", "dealer =", "Did you mean 'dealers'"),
+        ('["dealer.pem"]', "[]", "nobody could share weights"),
+        ('["dealer.pem"]', '["party0.pem"]', "have one certificate"),
+        ('"party1.pem"', '"party0.pem"', "have one certificate"),
+        ('"party1.pem"', '"party1.key"', "holds no certificate"),
+        ('"party1.pem"', '"nothing.pem"', "cannot read the certificates"),
+        ("arrive", "arives", "Did you mean 'arrive'"),
+        ("silence = 60.0", "silence = -1", "silence is -1"),
+        ("silence = 60.0", 'clip = "yes"', "expected a bool"),
+        ("127.0.0.1:", "127.0.0.1", "no address"),
+        ("[[parties]]", "[parties", "cannot read"),
+    ],
+)
+def test_a_wrong_line_is_explained(tmp_path, old, new, expected):
+    setup = Setup(tmp_path)
+    text = setup.file.read_text()
+    assert old in text
+    setup.file.write_text(text.replace(old, new, 1))
+    with pytest.raises(MultipartyError, match=expected):
+        Config.read(setup.file)
+
+
+def test_a_file_may_hold_the_next_certificate_too(tmp_path):
+    setup = Setup(tmp_path)
+    first = setup.config
+    make_identity(tmp_path / "next")
+    file = tmp_path / "party1.pem"
+    file.write_text(file.read_text() + (tmp_path / "next.pem").read_text())
+    (mark,) = [mark for mark in setup.config.roles if mark not in first.roles]
+    assert str(setup.config.roles[mark]) == "party 1"
+    assert len(certificates(file)) == 2
+
+
+def test_a_key_that_is_open_to_others_is_not_used(tmp_path):
+    setup = Setup(tmp_path)
+    (tmp_path / "client.key").chmod(0o644)
+    with pytest.raises(MultipartyError, match="chmod 600"):
+        setup.client().infer([[0.0]])
+
+
+def test_an_identity_replaces_none(tmp_path):
+    make_identity(tmp_path / "one")
+    with pytest.raises(MultipartyError, match="exists already"):
+        make_identity(tmp_path / "one")
+
+
+def test_a_header_that_is_no_json_is_none():
+    for text in (b"", b"[]", b"\xff", b'{"kind": null}', json.dumps("kind").encode()):
+        with pytest.raises(wire.WireError):
+            wire.unpack_header(text)

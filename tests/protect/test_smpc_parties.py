@@ -1,0 +1,391 @@
+"""Real parties: three processes, or two, that compute on shares with SPU over mutual TLS."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from g2d.protect.multiparty.client import Client
+from g2d.protect.multiparty.dealing import share
+from g2d.protect.multiparty.errors import MultipartyError
+from g2d.protect.multiparty.rings import from_ring, join, split, to_ring
+from g2d.protect.multiparty.translate import Translated, plain, translate
+from g2d.tasks.networks import digits_cnn
+from smpc_parties import LONG, Setup, short_folder, wait_for, why_absent
+
+absent = why_absent()
+pytestmark = [
+    pytest.mark.skipif(bool(absent), reason=absent or "SPU is here"),
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+]
+SHAPE = (1, 8, 8)
+NEAR = 1e-3
+
+
+def generation(seed: int) -> Translated:
+    torch.manual_seed(seed)
+    return translate(digits_cnn(), SHAPE, (0.0,), (1.0,))
+
+
+NETS = {number: generation(number) for number in range(1, 12)}
+
+
+def inputs(n: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).uniform(size=(n, *SHAPE)).astype(np.float32)
+
+
+def expected(number: int, x: Any) -> Any:
+    return plain(NETS[number].program, NETS[number].parameters, x)
+
+
+def deal(setup: Setup, number: int, **given: Any) -> Any:
+    net = NETS[number]
+    own = setup.own("dealer")
+    return share(setup.config, own, number, net.program, net.parameters, **given)
+
+
+@pytest.fixture(scope="module")
+def parties() -> Iterator[Setup]:
+    """Three parties that answer by generation 1; tests raise the number, never lower it."""
+    with short_folder() as folder:
+        setup = Setup(Path(folder))
+        try:
+            setup.start_all()
+            setup.until_met()
+            deal(setup, 1)
+            yield setup
+        finally:
+            setup.stop()
+
+
+@pytest.fixture
+def client(parties: Setup) -> Iterator[Client]:
+    parties.until_open()
+    with parties.client() as made:
+        yield made
+
+
+def live(setup: Setup) -> int:
+    return int(setup.status()["number"])
+
+
+# --- in order: each raises the number, and leaves parties that answer ----------------------------
+
+
+def test_parties_without_weights_say_so():
+    with short_folder() as folder:
+        setup = Setup(Path(folder))
+        try:
+            setup.start_all()
+            for rank in range(3):
+                wait_for(lambda r=rank: "no weights yet" in setup.status(r)["why"], setup)
+            with setup.client() as asking, pytest.raises(MultipartyError, match="no weights yet"):
+                asking.infer(inputs(1))
+        finally:
+            setup.stop()
+
+
+def test_answers_are_those_of_the_network(client):
+    """Truncation is probabilistic: the last bit is random, and nothing worse than that happens."""
+    x = inputs(200)
+    answer = client.infer(x)
+    assert np.abs(answer.logits - expected(answer.number, x)).max() < NEAR
+    assert (answer.logits.argmax(1) == expected(answer.number, x).argmax(1)).all()
+
+
+def test_requests_of_all_sizes_go_over_links_that_stay(parties, client):
+    session = parties.status()["session"]
+    for n in (1, 3, 1, 2):
+        answer = client.infer(inputs(n, n))
+        assert np.abs(answer.logits - expected(answer.number, inputs(n, n))).max() < NEAR
+    assert parties.status()["session"] == session
+
+
+def test_no_party_has_anything_but_random_numbers(parties):
+    for rank in range(3):
+        for file in (parties.folder / f"state{rank}").glob("*.share"):
+            body = file.read_bytes().partition(b"\n")[2]
+            counts = np.bincount(np.frombuffer(body, np.uint8), minlength=256)
+            assert stats.chisquare(counts).pvalue > 1e-6
+
+
+def raw(client: Client, x: Any, ranks: Any = range(3), **changes: Any) -> list[Any]:
+    """A request as a client of somebody else's making sends it; what each party says."""
+    program = client.program
+    asked = {"kind": "infer", "id": secrets.token_hex(16), "n": len(x), "digest": program.digest}
+    shares = split(to_ring(np.asarray(x, np.float64)), "aby3")
+    for rank in ranks:
+        client._lines[rank].send(asked | changes, shares[rank])
+    said: list[Any] = []
+    for rank in ranks:
+        try:
+            said.append(client._lines[rank].receive(1 << 20))
+        except MultipartyError as error:
+            said.append(str(error))
+    return said
+
+
+def test_inputs_out_of_range_are_held_in_it_by_the_parties(client):
+    x = 5 * inputs(2) - 2
+    told = raw(client, x)
+    logits = from_ring(join([body for _, body in told], "aby3")).reshape(2, -1)
+    number = told[0][0]["number"]
+    assert np.abs(logits - expected(number, x.clip(0, 1))).max() < NEAR
+
+
+def test_a_request_comes_once(client):
+    name = secrets.token_hex(16)
+    assert all(not isinstance(one, str) for one in raw(client, inputs(1), id=name))
+    assert all("came before" in one for one in raw(client, inputs(1), id=name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"n": 0}, "0 inputs, at most 256"),
+        ({"n": 257}, "257 inputs, at most 256"),
+        ({"n": 2}, "no share of 2 inputs"),
+        ({"n": True}, "without a name or a number"),
+        ({"id": "x"}, "without a name or a number"),
+        ({"digest": "0" * 64}, "for another program"),
+        ({"kind": "weights"}, "a client may not weights"),
+    ],
+)
+def test_what_is_no_request_is_refused_by_every_party(client, changes, why):
+    assert all(why in one for one in raw(client, inputs(1), **changes))
+    assert client.infer(inputs(1)).logits.shape == (1, 10)
+
+
+def test_a_request_that_some_parties_lack_is_refused_and_the_next_is_not():
+    with short_folder() as folder:
+        setup = Setup(Path(folder), arrive=2.0)
+        try:
+            setup.start_all()
+            setup.until_met()
+            deal(setup, 1)
+            with setup.client() as asking:
+                asking.program  # noqa: B018 (connects)
+                said = raw(asking, inputs(1), ranks=(0, 1))
+                assert all("has not got" in one for one in said), said
+                (one,) = raw(asking, inputs(1), ranks=(2,))
+                assert "have not got this request" in one
+                assert asking.infer(inputs(1)).number == 1
+        finally:
+            setup.stop()
+
+
+def test_parties_with_unequal_numbers_of_inputs_refuse(parties, client):
+    name, x = secrets.token_hex(16), inputs(2)
+    program = client.program
+    asked = {"kind": "infer", "id": name, "digest": program.digest}
+    for rank, n in ((0, 2), (1, 1), (2, 2)):
+        client._lines[rank].send({**asked, "n": n}, split(to_ring(x[:n]), "aby3")[rank])
+    for line in client._lines:
+        with pytest.raises(MultipartyError, match="has 1 inputs, not 2"):
+            line.receive(1 << 20)
+
+
+def test_numbers_only_rise(parties):
+    deal(parties, 2)
+    with pytest.raises(MultipartyError, match="older than 2"):
+        deal(parties, 1)
+    assert live(parties) == 2
+
+
+def test_shares_that_are_not_activated_change_nothing(parties, client):
+    before = live(parties)
+    deal(parties, before + 1, activate=False)
+    assert client.infer(inputs(1)).number == before
+    deal(parties, before + 1)
+    assert client.infer(inputs(1)).number == before + 1
+
+
+def test_every_answer_under_rotation_is_of_one_generation(parties, client):
+    x, wrong, numbers = inputs(4), list[str](), list[int]()
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            answer = client.infer(x)
+            numbers.append(answer.number)
+            if np.abs(answer.logits - expected(answer.number, x)).max() > NEAR:
+                wrong.append(f"{answer.number} is not what answered")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for number in range(live(parties) + 1, 9):
+            deal(parties, number)
+            wait_for(lambda n=number: bool(numbers) and numbers[-1] == n, parties)
+    finally:
+        done.set()
+        thread.join(LONG)
+    assert not wrong
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == 8
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_a_party_that_dies_gives_a_refusal_and_comes_back(parties, client, rank):
+    number, x = live(parties), inputs(200)
+    failed: list[MultipartyError] = []
+
+    def ask() -> None:
+        try:
+            while True:
+                client.infer(x)
+        except MultipartyError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    session = parties.status(1)["session"]
+    time.sleep(0.5)
+    parties.processes[rank].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    thread.join(LONG)
+    took = time.monotonic() - began
+    (error,) = failed
+    assert "\n" not in str(error)
+    assert f"party {rank}" in str(error)
+    assert took < parties.config.limits.silence, "it was noticed by the clock alone"
+    parties.processes[rank].wait()
+    with pytest.raises(MultipartyError):
+        client.infer(x[:1])
+    parties.start(rank)
+    parties.until_open()
+    assert parties.status(1)["session"] != session
+    answer = client.infer(x[:3])
+    assert answer.number == number
+    assert np.abs(answer.logits - expected(number, x[:3])).max() < NEAR
+
+
+def test_a_party_that_is_silent_is_gone_by_the_clock():
+    with short_folder() as folder:
+        setup = Setup(Path(folder), silence=8.0)
+        try:
+            setup.start_all()
+            setup.until_met()
+            deal(setup, 1)
+            with setup.client() as asking:
+                asking.infer(inputs(1))
+                setup.processes[1].send_signal(signal.SIGSTOP)
+                with pytest.raises(MultipartyError, match=r"has said nothing for 8|gone"):
+                    asking.infer(inputs(1))
+                setup.processes[1].send_signal(signal.SIGCONT)
+            setup.until_open()
+            with setup.client() as asking:
+                assert asking.infer(inputs(1)).number == 1
+        finally:
+            for process in setup.processes.values():
+                process.send_signal(signal.SIGCONT)
+            setup.stop()
+
+
+def test_a_rank_is_taken_by_one_process(parties):
+    first = parties.processes[1]
+    try:
+        other = parties.start(1, log="twice")  # with another state, on the same address
+        assert other.wait(LONG) == 1
+        assert "address already in use" in parties.said("twice").lower()
+        flags = ("--state", str(parties.folder / "state1"))
+        assert parties.start(1, *flags, log="again").wait(LONG) == 1
+        assert "this rank is taken" in parties.said("again")
+    finally:
+        parties.processes[1] = first
+    assert parties.status(1)["open"]
+
+
+def test_a_process_with_anothers_certificate_is_refused(parties):
+    """Party 2's own place is empty; party 1's certificate does not fill it."""
+    before = live(parties)
+    parties.processes[2].terminate()
+    parties.processes[2].wait()
+    wait_for(lambda: not parties.status()["open"], parties)
+    flags = ["--certificate", str(parties.folder / "party1.pem")]
+    false = parties.start(2, *flags, log="false")
+    wait_for(lambda: "says that it is rank 2" in parties.said("false"), parties)
+    assert not parties.status()["open"]
+    false.terminate()
+    false.wait()
+    parties.start(2)
+    parties.until_open()
+    assert live(parties) == before
+
+
+def test_parties_without_weights_in_common_refuse_until_they_are_shared_anew(parties, client):
+    number = live(parties)
+    parties.processes[1].terminate()
+    parties.processes[1].wait()
+    shutil.rmtree(parties.folder / "state1")
+    parties.start(1)
+    wait_for(lambda: bool(parties.status()["session"]), parties)
+    wait_for(lambda: "no weights in common" in parties.status()["why"], parties)
+    with pytest.raises(MultipartyError, match="no weights in common"):
+        client.infer(inputs(1))
+    deal(parties, number)
+    answer = client.infer(inputs(1))
+    assert np.abs(answer.logits - expected(number, inputs(1))).max() < NEAR
+
+
+def test_a_party_with_another_program_is_refused(parties):
+    """The same number and sharing, and a program that leaves out a layer: no answer is given."""
+    (folder,) = [parties.folder / "state2"]
+    number = live(parties)
+    parties.processes[2].terminate()
+    parties.processes[2].wait()
+    for file in folder.glob("*.share"):
+        text, _, body = file.read_bytes().partition(b"\n")
+        other = text.replace(b'"padding":[1,1],"stride":[1,1]', b'"padding":[2,2],"stride":[2,2]')
+        assert other != text
+        file.write_bytes(other + b"\n" + body)
+    parties.start(2)
+    wait_for(lambda: "no weights in common" in parties.status()["why"], parties)
+    deal(parties, number)
+    parties.until_open()
+
+
+def test_a_client_asks_in_measure():
+    with short_folder() as folder:
+        setup = Setup(Path(folder), per_minute=5)
+        try:
+            setup.start_all()
+            setup.until_met()
+            deal(setup, 1)
+            with setup.client() as asking:
+                asking.infer(inputs(5))
+                with pytest.raises(MultipartyError, match="5 a minute for one client"):
+                    asking.infer(inputs(5))
+        finally:
+            setup.stop()
+
+
+def test_two_parties_compute_by_cheetah():
+    with short_folder() as folder:
+        setup = Setup(Path(folder), "cheetah")
+        try:
+            setup.start_all()
+            setup.until_met()
+            deal(setup, 1)
+            x = inputs(10)
+            with setup.client() as asking:
+                answer = asking.infer(x)
+                assert np.abs(answer.logits - expected(1, x)).max() < NEAR
+                deal(setup, 2)
+                answer = asking.infer(x)
+            assert answer.number == 2
+            assert np.abs(answer.logits - expected(2, x)).max() < NEAR
+        finally:
+            setup.stop()
