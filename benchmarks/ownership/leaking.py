@@ -11,16 +11,17 @@ from torch import Tensor
 from g2d.core.types import State
 from g2d.tasks.inference import load_model
 from g2d.tasks.task import Task
-from g2d.weights.symmetry import Coupling, permute, rescale
+from g2d.weights.symmetry import Coupling, permute, rescale, signs
 
 Treatment = Callable[[State, Task, torch.Generator], State]
 
 
 def disguised(state: State, chain: Sequence[Coupling], draws: torch.Generator) -> State:
-    """Hidden units in a random order, each rescaled by up to two, either way."""
+    """Hidden units in a random order, rescaled by up to two, turned where none can tell."""
     moved = permute(state, chain, [torch.randperm(c.units, generator=draws) for c in chain])
     scales = [(2 * torch.rand(c.units, generator=draws) - 1).exp2() for c in chain]
-    return rescale(moved, chain, scales)
+    turned = [signs(layer, draws) for layer in chain]
+    return rescale(moved, chain, [s * t for s, t in zip(scales, turned, strict=True)])
 
 
 def soup(states: Sequence[State], weights: Tensor) -> State:

@@ -1,0 +1,1 @@
+"""What answering without seeing costs, in accuracy and in time."""
