@@ -39,11 +39,13 @@ def new(
         str,
         typer.Option(
             metavar="CUSTODIAN",
-            help="What opens the private key's file: file:PATH, pkcs11:..., tpm:",
+            help="What opens the private key's file: file:PATH, pkcs11:...; tpm: makes the key in"
+            " the TPM, which it never leaves.",
         ),
     ] = "",
 ) -> None:
     """Make a key pair: the private file for generating, the public one for serving."""
+    from g2d.protect.sealing import HOLDERS
     from g2d.vault.keys import SigningKey, default_key
 
     private = key or (default_key().with_name("export.key") if export else default_key())
@@ -58,13 +60,16 @@ def new(
     if export:
         _new_export(private, public, custodian)
         return
-    made = SigningKey.generate()
+    held = custodian.partition(":")[0] in HOLDERS if custodian else False
+    made = SigningKey.make_held(custodian) if held else SigningKey.generate()
     made.write(private, custodian)
     made.public.write(public)
     print_line(f"private key  {private} (mode 600; keep it where generations are made)")
     print_line(f"public key   {public} (what serving needs)")
     print_line(f"fingerprint  {made.fingerprint}")
-    if custodian:
+    if held:
+        print_line(f"held by      {custodian}, which it never leaves (ECDSA P-256)")
+    elif custodian:
         print_line(f"opened by    {custodian}")
     print_line(f"Next: g2d keys use VAULT --key {private}")
 

@@ -1,12 +1,12 @@
-"""Ed25519 keys on disk: a private `SigningKey`, and the `VerifyKey` that the serving side trusts.
+"""Keys on disk: a private `SigningKey`, and the `VerifyKey` that the serving side trusts.
 
-What is signed with them is decided in `signing`. `cryptography` is imported here alone, and only
-when a key is used; no message and no representation holds key material. Knows no torch.
+Ed25519; or P-256, of a key that never leaves what holds it (`held`). What is signed with them is
+decided in `signing`, how in `algorithms`. `cryptography` is imported when a key is used; no message
+and no representation holds key material. Knows no torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -21,13 +21,14 @@ from g2d.core.files import fill_file, make_folder, write_bytes
 from g2d.core.platforms import open_plain as plain_handle
 from g2d.core.platforms import others_may_read
 from g2d.errors import G2DError, KeyFileError
+from g2d.vault import algorithms
+from g2d.vault.held import HeldKey, is_held_key
 from g2d.vault.ledger import LEDGER
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from g2d.vault.algorithms import PublicKey
 
 __all__ = [
     "SigningKey",
@@ -45,12 +46,14 @@ _CONTEXT = b"g2d signed manifest 1\0"  # a signature made for anything else is w
 _MOST = 1 << 16  # bytes of a key file
 _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\n[A-Za-z0-9+/=\n]+-----END \1-----\n?")
 _PIN = re.compile(r"vault: ([0-9a-f]{32})")
+_NAMED = f"algorithm: {algorithms.P256}"
+"""A line that a file with keys of P-256 has to have: those of `g2d keys new --export` have none."""
 
 
 class SigningKey:
-    """A private Ed25519 key of the generating side. No representation of it shows the key."""
+    """A private key of the generating side. No representation of it shows the key."""
 
-    def __init__(self, key: Ed25519PrivateKey) -> None:
+    def __init__(self, key: Ed25519PrivateKey | HeldKey) -> None:
         self._key = key
 
     @classmethod
@@ -59,15 +62,24 @@ class SigningKey:
         return cls(_ed25519().Ed25519PrivateKey.generate())
 
     @classmethod
+    def make_held(cls, url: str) -> Self:
+        """Have a new key made in what holds it for good, as `g2d.protect.sealing` names it.
+
+        Raises:
+            SealingError: it is not there, or refuses.
+        """
+        return cls(HeldKey.make(url))
+
+    @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Read a private key: PEM, PKCS 8, without a passphrase.
+        """Read a private key: PEM, PKCS 8, without a passphrase; or the file of one that is held.
 
         Raises:
             KeyFileError: it is absent, inside a vault, not such a key, or others may read it.
         """
         ed25519 = _ed25519()
         key = load_private(path)
-        if not isinstance(key, ed25519.Ed25519PrivateKey):
+        if not isinstance(key, ed25519.Ed25519PrivateKey | HeldKey):
             raise KeyFileError(
                 f"{path} is not an Ed25519 private key (PEM, PKCS 8, no passphrase): make one"
                 " with `g2d keys new`"
@@ -89,6 +101,7 @@ class SigningKey:
     @property
     def public(self) -> VerifyKey:
         """What the serving side needs."""
+        _ed25519()
         return VerifyKey((self._key.public_key(),))
 
     @property
@@ -97,7 +110,11 @@ class SigningKey:
         return self.public.fingerprint
 
     def sign(self, message: bytes, context: bytes = _CONTEXT) -> bytes:
-        """Sign the bytes of a manifest, or of what `context` says; 64 bytes."""
+        """Sign the bytes of a manifest, or of what `context` says; 64 bytes.
+
+        Raises:
+            SealingError: what holds the key is not there, or refuses.
+        """
         return self._key.sign(context + message)
 
     def __repr__(self) -> str:
@@ -112,12 +129,14 @@ class VerifyKey:
     (`Vault.identity`); empty: whatever identity the vault at hand claims.
     """
 
-    keys: tuple[Ed25519PublicKey, ...]
+    keys: tuple[PublicKey, ...]
     vaults: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
         """Read a file of PEM public keys and lines `vault: IDENTITY`; `#` begins a comment.
+
+        One line names the algorithm where it is not Ed25519.
 
         Raises:
             KeyFileError: it is absent, inside a vault, holds anything else, or others may write it.
@@ -132,7 +151,13 @@ class VerifyKey:
             text = data.decode("ascii", "replace").replace("\r\n", "\n")
         keys = tuple(_public_key(path, found.group()) for found in _PEM.finditer(text))
         rest = [line.partition("#")[0].strip() for line in _PEM.sub("", text).splitlines()]
-        pins = [_PIN.fullmatch(line) for line in rest if line]
+        kinds = set(map(algorithms.algorithm_of, keys))
+        if (algorithms.P256 in kinds) != (_NAMED in rest):
+            raise KeyFileError(
+                f"{path} holds a key of another kind: expected Ed25519 public keys in PEM, or those"
+                f" of keys in a TPM, with a line {_NAMED!r} as `g2d keys` writes it"
+            )
+        pins = [_PIN.fullmatch(line) for line in rest if line and line != _NAMED]
         if not keys or not all(pins):
             raise KeyFileError(
                 f"{path} is not a file of public keys: expected PEM blocks and, for keys that sign"
@@ -142,17 +167,18 @@ class VerifyKey:
 
     @classmethod
     def of(cls, raw: bytes) -> Self:
-        """The key that has these 32 bytes.
+        """The key that has these 32 bytes, or of P-256 33.
 
         Raises:
             ValueError: they are none.
         """
-        return cls((_ed25519().Ed25519PublicKey.from_public_bytes(raw),))
+        _ed25519()
+        return cls((algorithms.from_raw(raw),))
 
     @property
     def raw(self) -> tuple[bytes, ...]:
-        """The 32 bytes of each key."""
-        return tuple(key.public_bytes_raw() for key in self.keys)
+        """The bytes of each key, see `algorithms.raw`."""
+        return tuple(map(algorithms.raw, self.keys))
 
     def write(self, path: Path | str) -> None:
         """Write the keys, each under its fingerprint, and the vaults; mode 644, whole or not.
@@ -162,15 +188,17 @@ class VerifyKey:
         """
         path = outside_vaults(path)
         lines = [f"vault: {identity}\n" for identity in sorted(self.vaults)]
+        if algorithms.P256 in map(algorithms.algorithm_of, self.keys):
+            lines.insert(0, f"{_NAMED}\n")
         for key in self.keys:
-            lines += [f"# {_fingerprint(key)}\n", _pem(key)]
+            lines += [f"# {algorithms.fingerprint(key)}\n", _pem(key)]
         make_folder(path.parent)
         write_bytes(path, "".join(lines).encode(), 0o644)  # one that others may write is refused
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
-        """Fingerprint of each key: "sha256:" and the digest of its 32 bytes, in hexadecimal."""
-        return tuple(map(_fingerprint, self.keys))
+        """Fingerprint of each key, see `algorithms.fingerprint`."""
+        return tuple(map(algorithms.fingerprint, self.keys))
 
     @property
     def fingerprint(self) -> str:
@@ -179,25 +207,18 @@ class VerifyKey:
 
     def signer(self, message: bytes, signature: bytes, context: bytes = _CONTEXT) -> str | None:
         """Return the fingerprint of the key that signed these bytes, None if none of ours did."""
-        from cryptography.exceptions import InvalidSignature
-
         for key in self.keys:
-            try:
-                key.verify(signature, context + message)
-            except InvalidSignature:
-                continue
-            return _fingerprint(key)
+            if algorithms.verifies(key, signature, context + message):
+                return algorithms.fingerprint(key)
         return None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as the keys' 32 bytes each: a replica on another machine is given the trust."""
+        """Travel as the keys' bytes: a replica on another machine is given the trust."""
         return _trust, (self.raw, self.vaults)
 
 
 def _trust(keys: tuple[bytes, ...], vaults: frozenset[str]) -> VerifyKey:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    return VerifyKey(tuple(map(Ed25519PublicKey.from_public_bytes, keys)), vaults)
+    return VerifyKey(tuple(map(algorithms.from_raw, keys)), vaults)
 
 
 def read_public(path: Path | str) -> VerifyKey:
@@ -212,7 +233,7 @@ def read_public(path: Path | str) -> VerifyKey:
 
 
 def load_private(path: Path | str) -> Any:
-    """Read a private key of any kind: PEM, without a passphrase; None if it is none.
+    """Read a private key of any kind: PEM, without a passphrase, or a `HeldKey`; None: it is none.
 
     Raises:
         KeyFileError: it is absent, inside a vault, or others may read it.
@@ -229,6 +250,8 @@ def load_private(path: Path | str) -> Any:
 
         from g2d.vault.sealing.keyfile import is_sealed_key, open_key
 
+        if is_held_key(data):
+            return HeldKey.parse(path, data)
         plain = open_key(path, data) if is_sealed_key(data) else data
         try:
             return load_pem_private_key(plain, password=None)
@@ -248,6 +271,9 @@ def store_private(path: Path | str, key: Any, custodian: str = "") -> None:
     """
     from cryptography.hazmat.primitives import serialization as s
 
+    if isinstance(key, HeldKey):
+        write_secret(path, key.encode())
+        return
     data = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
     if custodian:
         from g2d.vault.sealing.keyfile import shut_key
@@ -324,8 +350,8 @@ def _ed25519() -> Any:
     return ed25519
 
 
-def _public_key(path: Path, block: str) -> Ed25519PublicKey:
-    ed25519 = _ed25519()
+def _public_key(path: Path, block: str) -> PublicKey:
+    _ed25519()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -333,18 +359,15 @@ def _public_key(path: Path, block: str) -> Ed25519PublicKey:
         key = load_pem_public_key(block.encode())
     except (ValueError, UnsupportedAlgorithm):
         key = None
-    if not isinstance(key, ed25519.Ed25519PublicKey):
+    if not algorithms.algorithm_of(key):
         raise KeyFileError(
             f"{path} holds a key of another kind: expected Ed25519 public keys in PEM"
         )
-    return key
+    found: PublicKey = key
+    return found
 
 
-def _fingerprint(key: Ed25519PublicKey) -> str:
-    return f"sha256:{hashlib.sha256(key.public_bytes_raw()).hexdigest()}"
-
-
-def _pem(key: Ed25519PublicKey) -> str:
+def _pem(key: PublicKey) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()

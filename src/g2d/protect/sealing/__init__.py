@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from g2d.errors import SealingError, nearest
 
 if TYPE_CHECKING:
+    from g2d.vault.held import Holder
     from g2d.vault.sealing.custodian import Custodian
 
-__all__ = ["CUSTODIANS", "MAKERS", "absolute", "custodian", "make_custodian"]
+__all__ = ["CUSTODIANS", "HOLDERS", "MAKERS", "absolute", "custodian", "holder", "make_custodian"]
 
 CUSTODIANS: dict[str, str] = {
     "file": "g2d.protect.sealing.file:from_url",
@@ -29,6 +30,11 @@ MAKERS: dict[str, str] = {
     "pkcs11": "g2d.protect.sealing.pkcs11:make",
 }
 """For each kind whose key is made on demand, the function that does; None: it was there."""
+
+HOLDERS: dict[str, str] = {
+    "tpm": "g2d.protect.sealing.tpm_signing:holder_from_url",
+}
+"""For each kind in which signing keys are made and stay, the function that makes what asks it."""
 
 
 def custodian(url: str) -> Custodian:
@@ -50,6 +56,16 @@ def make_custodian(url: str) -> tuple[Custodian, bool]:
     _function(CUSTODIANS, url)
     made = _function(MAKERS, url)(_rest(url)) if _kind(url) in MAKERS else None
     return (custodian(url), False) if made is None else (made, True)
+
+
+def holder(url: str) -> Holder:
+    """What a user named to have signing keys made and kept in.
+
+    Raises:
+        SealingError: there is none of that name, or it cannot be used; in one line.
+    """
+    made: Holder = _function(HOLDERS, url)(_rest(url))
+    return made
 
 
 def absolute(url: str) -> str:

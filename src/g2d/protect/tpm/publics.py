@@ -1,8 +1,9 @@
 """Public areas of TPM keys (TPMT_PUBLIC): which kinds there are here, names, and reading them.
 
-Six kinds and no more: an endorsement key (RSA-2048 or P-256), the key that signs quotes, the
-storage key, the key that signs policies, and a sealed object. Whatever differs in one attribute is
-refused. Numbers are of TPM 2.0 Library, Part 2; templates of TCG EK Credential Profile 2.5, B.3.
+Seven kinds and no more: an endorsement key (RSA-2048 or P-256), the key that signs quotes, the
+storage key, the key that signs policies, one that signs manifests, and a sealed object. Whatever
+differs in one attribute is refused. Numbers are of TPM 2.0 Library, Part 2; templates of TCG EK
+Credential Profile 2.5, B.3.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "Kind",
     "is_sealed",
     "key_of",
+    "manifest_key",
     "name_of",
     "on_curve",
     "point_of",
@@ -71,6 +73,11 @@ ENDORSEMENT_RSA = Kind(
 STORAGE = _ecc("a storage key", 0x30472, b"", _AES_128_CFB, u16(NULL))
 SIGNING = _ecc("a key for quotes", 0x50472, b"", u16(NULL), u16(ECDSA) + u16(SHA256))
 POLICY = _ecc("a key for policies", 0x40040, b"", u16(NULL), u16(ECDSA) + u16(SHA256))
+
+
+def manifest_key(policy: bytes) -> Kind:
+    """The kind of a key that signs manifests: this policy has to be met each time."""
+    return _ecc("a signing key", 0x404B2, policy, u16(NULL), u16(ECDSA) + u16(SHA256))
 
 
 def key_of(area: bytes, *kinds: Kind) -> EllipticCurvePublicKey | RSAPublicKey:

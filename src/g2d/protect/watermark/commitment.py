@@ -39,6 +39,7 @@ SKEW = 3600.0
 
 _DOMAIN = b"g2d watermark set 1\0"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SIGNER = re.compile(r"[0-9a-f]{64}|0[23][0-9a-f]{64}")  # Ed25519; P-256
 _VALUES = 1 << 26  # of all triggers of a set together
 _LARGEST = 1 << 24  # classes, and token ids
 
@@ -134,7 +135,7 @@ class Commitment:
             and 0 < self.threshold < 1
             and 2 <= len(self.digests) <= 64
             and all(type(one) is str and _DIGEST.fullmatch(one) for one in self.digests)
-            and (not self.signer or _DIGEST.fullmatch(self.signer) is not None)
+            and (not self.signer or _SIGNER.fullmatch(self.signer) is not None)
             and max(form.classes, form.vocabulary) <= _LARGEST
             and form.size * self.n <= _VALUES
         )
