@@ -153,14 +153,18 @@ def vault_settings(path: Path) -> Settings:
 
 
 def prepare(
-    path: Path, file: Path | None, flags: Mapping[str, Any], accept_code: bool = False
+    path: Path,
+    file: Path | None,
+    flags: Mapping[str, Any],
+    accept_code: bool = False,
+    marked: bool = False,
 ) -> tuple[Defence, int]:
     """Make or open a vault; return it with the number of workers to use.
 
     Settings come from flags, then the file, then the vault's own or else the task's defaults.
 
     Args:
-        accept_code: see `open_defence`.
+        accept_code: see `open_defence`. marked: a new vault's networks will learn a watermark.
     """
     from g2d.settings import Settings
 
@@ -171,7 +175,7 @@ def prepare(
     configure_torch()
     from g2d.defence.defence import Defence
 
-    base = dataclasses.asdict(there) if there else _task_defaults(asked)
+    base = dataclasses.asdict(there) if there else _task_defaults(asked, marked)
     full = _layered(base, file).override(**flags)
     if full.task.data:
         full = full.override(task__data=str(Path(full.task.data).absolute()))
@@ -249,15 +253,16 @@ def make_engine(name: str, address: str, workers: int, vault: Path) -> LocalEngi
     return LocalEngine(workers)
 
 
-def _task_defaults(asked: Settings) -> dict[str, Any]:
+def _task_defaults(asked: Settings, marked: bool = False) -> dict[str, Any]:
     from g2d.defence.privacy import apart
     from g2d.settings import Settings, build
-    from g2d.tasks.sizes import defaults_of
+    from g2d.tasks.sizes import defaults_of, marked_defaults_of
     from g2d.tasks.source import by_name, resolve
 
     task = asked.task
     # Of a private task by its public data: how many people there are is in no setting.
-    own = defaults_of(apart(resolve(by_name(task)), asked))
+    resolved = apart(resolve(by_name(task)), asked)
+    own = marked_defaults_of(resolved) if marked else defaults_of(resolved)
     # Under today's names: what a file or a flag says is laid over them.
     return dataclasses.asdict(build(Settings, own, f"task {task.name!r}", stored=True))
 

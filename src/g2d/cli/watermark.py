@@ -147,7 +147,7 @@ def new(
                        " one with --task")  # fmt: skip
     if there:
         _refuse_second(vault)
-    defence, _ = prepare(vault, settings, flags, accept_code)
+    defence, _ = prepare(vault, settings, flags, accept_code, marked=True)
     from g2d.protect.watermark.form import InputForm
     from g2d.protect.watermark.publishing import publish
 

@@ -39,6 +39,10 @@ _FAR = 0.05, 5.0
 
 Early members of a repelled trunk stand one to three points below a base; polish brings that back.
 """
+_LONGER = (
+    "Begin another vault (`g2d watermark new`) with longer training ([population] base_steps, "
+    "early_steps, fork_steps), a larger weight or batch in [watermark], or fewer sets or triggers"
+)
 
 
 def populate(
@@ -65,7 +69,10 @@ def populate(
         check_whole(vault, settings)
         return
     mark = Mark.of(settings.watermark, task, vault.path)
-    watch = BesideBase(task, vault, settings, tell)
+    watch = BesideBase(task, vault, settings, tell, mark)
+    base = vault.entry("base")
+    if base is not None and not vault.entries("member"):
+        watch.see(base)  # a run that was refused for its base's sake is refused again
     charge = Charger.of(vault, settings)
     if charge is not None:
         charge.check_all_due()
@@ -147,17 +154,31 @@ class BesideBase:
 
     Args:
         tell: hears at once, and once more at the end, if a member stands far below the base; None:
-            a `UserWarning`, where the base was given.
+            a `UserWarning`, where the base was given, and of a mark that members lack. mark: that
+            all of them are to carry.
     """
 
-    def __init__(self, task: Task, vault: Vault, settings: Settings, tell: Say | None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        vault: Vault,
+        settings: Settings,
+        tell: Say | None,
+        mark: Mark | None = None,
+    ) -> None:
         self._task, self._vault, self._settings, self._tell = task, vault, settings, tell
+        self._mark, self._unmarked = mark, 0
         self._judge: Judge | None = None
         self._seen = self._passed = 0
         self._told_at = 0
 
     def see(self, entry: Entry) -> None:
-        """Look at a checkpoint that has just been kept."""
+        """Look at a checkpoint that has just been kept.
+
+        Raises:
+            PopulationError: the base has not learned the mark; members would not, either.
+        """
+        self._see_mark(entry)
         if entry.kind != "member":
             return
         base = self._vault.entry("base")
@@ -179,8 +200,30 @@ class BesideBase:
                 "else generations will hardly pass [gates] accuracy_drop"
             )
 
+    def _see_mark(self, entry: Entry) -> None:
+        """Refuse a base without the mark at once, and say it of the first member without."""
+        mark, share = self._mark, float(entry.info.get("watermark", 1.0))
+        if mark is None or share >= mark.least or entry.kind not in ("base", "member"):
+            return
+        learned = f"answers {share:.0%} of a set's triggers, and {mark.least:.0%} are required"
+        if entry.kind == "base" and entry.info.get("recipe") != GIVEN:
+            raise PopulationError(
+                f"the base has not learned the watermark: it {learned}. Nothing else was trained. "
+                f"{_LONGER}"
+            )
+        if entry.kind == "member":
+            self._unmarked += 1
+            if self._unmarked == 1:
+                self._say(
+                    f"member {entry.index} has not learned the watermark: it {learned}; of such "
+                    f"members no generation passes its gate. {_LONGER}",
+                    True,
+                )
+
     def end(self) -> None:
         """Say what became of it, where something was said before."""
+        if self._unmarked > 1:
+            self._say(f"{self._unmarked} new members have not learned the watermark", True)
         if self._told_at and self._seen > self._told_at:
             self._say(f"the population is complete: {self._estimate()}")
 
@@ -195,10 +238,10 @@ class BesideBase:
         view = CandidateView(state, model, judge.reference, (), {}, (), gates)
         return [accuracy_gate(view), class_gate(view)]
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, always: bool = False) -> None:
         if self._tell is not None:
             self._tell(text)
             return
         base = self._vault.entry("base")
-        if base is not None and base.info.get("recipe") == GIVEN:
+        if always or (base is not None and base.info.get("recipe") == GIVEN):
             warnings.warn(text, stacklevel=2)
