@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from g2d.core.types import Values
 from g2d.errors import G2DError, SettingsError
@@ -127,10 +127,7 @@ def assemble(
         G2DError: the log of feedback cannot be kept.
     """
 
-    def status() -> dict[str, Any]:
-        return rotation.status()
-
-    metrics = Metrics(status)
+    metrics = Metrics(lambda: rotation.status())  # noqa: PLW0108 (it is made below)
     desk = _desk(loader, live, options, observers, vault)
     desk.register(metrics.registry)
     watching = _observing({**desk.monitors, **observers.made}, options, metrics, log)
@@ -138,7 +135,7 @@ def assemble(
     event_log = EventLog(metrics, log, loader.describe, vault, heard)
     connect(audit, event_log.tell, metrics.audit_dropped.inc, log)
     rotation = lead(event_log.tell)
-    metrics.count_basins(status)
+    metrics.count_basins(rotation.status)
     keeping = _connected(observers, rotation, loader.monitors, suspects)
     serving = options.serving(loader.serving)
     batcher, versions = _answering(live, serving, options, rotation)
@@ -146,11 +143,12 @@ def assemble(
         options, admin_token, event_log.tell, lambda why: metrics.denied.labels(why).inc(),
         metrics.limited.inc, tls, ("/status",) if versions.hidden else (),
     )  # fmt: skip
-    more = live, rotation, options, metrics, versions, access.charge, event_log.tell
+    answering = encrypted and Answering(
+        *encrypted, live, rotation, options, metrics, versions, access.charge, event_log.tell
+    )
     service = Service(
         _told(loader.model, serving), options, rotation, batcher, metrics, event_log, access,
-        partial(_pages, results, desk), watching, versions, answers_of(serving),
-        encrypted and Answering(*encrypted, *more),
+        partial(_pages, results, desk), watching, versions, answers_of(serving), answering,
     )  # fmt: skip
     # Suspects first: canaries that cannot be asked must not keep pins from being kept.
     also = (*keeping, CanaryWatch(live, loader, rotation, metrics).watch)

@@ -9,9 +9,12 @@ from dataclasses import replace
 import pytest
 
 from echoing import GOOD, OFFER, OPTIONS, EchoingProcess, answered, echoing, posted
+from g2d.rotation.policy import policy_of
 from g2d.rotation.scheduler import Triggers
+from g2d.rotation.window import Window
 from g2d.service.encrypted.evaluators import BusyError
 from g2d.service.http.options import Options
+from g2d.settings import ServeSettings
 from stand_ins import ADMIN, INFER, body, run, wait_for
 
 KEYS, ASK, PLAN = "/encrypted/keys", "/encrypted/infer", "/encrypted/plan"
@@ -163,7 +166,7 @@ def test_what_waits_is_bounded_and_told_when_to_come_again(service):
         await until(lambda: evaluators.waiting == 4)
         told = await client.post(ASK, **posted(keys))
         assert told.status_code == 503
-        assert told.headers["retry-after"] == "8"  # four of two seconds
+        assert told.headers["retry-after"] == "4"  # four of a second
         assert (await client.post(INFER, json=body())).status_code == 200  # nobody else waits
         EchoingProcess.gate.set()
         answers = [answered(response)[1] for response in await asyncio.gather(*asked)]
@@ -215,6 +218,33 @@ def test_a_request_is_answered_by_one_generation_and_an_old_one_is_freed_after_i
         await until(lambda: list(process.encoded.values()) == [b"2"])
 
     run(harness, work)
+
+
+def test_under_a_policy_each_client_has_its_generation_and_sees_a_tag(monkeypatch):
+    serving = ServeSettings(policy="sticky", live=2)
+    harness, evaluators = echoing(monkeypatch, serving=serving)
+    policy = policy_of(serving, bytes(32), lambda: 0.0)
+    window = Window([harness.encoded(1), harness.encoded(2)], policy, 2)
+
+    async def work():
+        evaluators.start(asyncio.get_running_loop(), window)
+        file = evaluators.spool / "a"
+        file.write_bytes(GOOD)
+        for client in (f"10.0.0.{i}" for i in range(8)):
+            (chosen,) = window.choose(client, b"")
+            told = await evaluators.submit("a", file, b"x", client)
+            assert told == (b"%d:x" % chosen.number, (chosen.number,))
+        await asyncio.to_thread(evaluators.stop)
+
+    asyncio.run(work())
+
+    async def asked(client):
+        keys = await uploaded(client)
+        head, _ = answered(await client.post(ASK, **posted(keys)))
+        assert head["model_version"].startswith("t")
+        assert head["parameters"] == {"generation": head["model_version"]}
+
+    run(echoing(monkeypatch, serving=serving)[0], asked)
 
 
 def test_answers_under_way_are_waited_for_when_the_service_ends(service):
@@ -277,7 +307,6 @@ def test_encrypted_inputs_count_for_the_rate_and_for_the_next_rotation(monkeypat
 
 
 def test_flags_say_more_than_a_vaults_settings():
-    from g2d.settings import ServeSettings
 
     no, also, only = (ServeSettings(encrypted=word) for word in ("no", "also", "only"))
     assert Options().serving(only) == only
@@ -288,7 +317,8 @@ def test_flags_say_more_than_a_vaults_settings():
 @pytest.mark.parametrize(
     ("changes", "ray", "says"),
     [
-        ({"policy": "sticky"}, False, "policy is 'sticky'"),
+        ({"policy": "keyed"}, False, "policy is 'keyed'"),
+        ({"policy": "vote"}, False, "policy is 'vote'"),
         ({"answers": "label"}, False, "answers is 'label'"),
         ({}, True, "--engine local"),
     ],
@@ -296,7 +326,6 @@ def test_flags_say_more_than_a_vaults_settings():
 def test_what_cannot_be_served_encrypted_is_refused_in_one_line(changes, ray, says):
     from g2d.errors import SettingsError
     from g2d.service.http.startup import check_encrypted
-    from g2d.settings import ServeSettings
 
     check_encrypted(ServeSettings(**changes), ray)  # nothing is asked for
     with pytest.raises(SettingsError, match=says) as refused:

@@ -110,14 +110,14 @@ class Options(Checked):
     )  # fmt: skip
     encrypted_processes: int = within(
         1, 256, 1, "processes that evaluate ciphertexts; each holds every live generation encoded,"
-        " and two clients' keys", since="0.2",
+        " and four clients' keys", since="0.2",
     )  # fmt: skip
     encrypted_waiting: int = within(
         1, 10_000, 4, "ciphertexts that wait or are evaluated before requests are refused, half of"
         " them of one client", since="0.2",
     )  # fmt: skip
     encrypted_keys: int = within(
-        1, 10_000, 16, "clients' evaluation keys that are kept, as files of 100 MB each",
+        1, 10_000, 16, "clients' evaluation keys that are kept, as files of some 50 MB",
         since="0.2",
     )  # fmt: skip
     encrypted_idle: float = within(

@@ -113,10 +113,10 @@ def check_encrypted(serving: ServeSettings, ray: bool = False) -> None:
     told = ""
     if ray:
         told = "--engine ray answers no ciphertexts: serve with --engine local"
-    elif serving.policy != "global":
+    elif serving.policy in ("keyed", "vote"):
         told = (
-            f"[serve] policy is {serving.policy!r}, and ciphertexts are answered by the newest"
-            " generation alone: give --policy global"
+            f"[serve] policy is {serving.policy!r}, and a ciphertext is answered by one generation,"
+            " chosen without its input: give --policy global, sticky or random"
         )
     elif serving.answers != "scores":
         told = (
@@ -125,8 +125,9 @@ def check_encrypted(serving: ServeSettings, ray: bool = False) -> None:
         )
     if told:
         raise SettingsError(f"{told}, or leave out --encrypted ([serve] encrypted)")
-    if importlib.util.find_spec("tenseal") is None:
-        raise G2DError("--encrypted needs tenseal: pip install 'g2d[he]'")
+    for name in ("tenseal", "zstandard"):
+        if importlib.util.find_spec(name) is None:
+            raise G2DError(f"--encrypted needs {name}: pip install 'g2d[he]'")
 
 
 def _read(name: str, file: str) -> bytes:
