@@ -87,6 +87,30 @@ def _new_export(private: Path, public: Path, custodian: str) -> None:
 
 
 @app.command()
+def seal(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A private key's file, of any kind.")
+    ],
+    custodian: Annotated[
+        str, typer.Option(metavar="CUSTODIAN", help="file:PATH, pkcs11:..., or tpm:")
+    ],
+) -> None:
+    """Have a key's file open by a custodian alone: one that signs, a watermark's, an audit's.
+
+    Of a file that it opens already, note that you have said so: on another machine, say.
+    """
+    from g2d.cli.shared import made_custodian
+    from g2d.vault.sealing.keyfile import reseal
+
+    url = made_custodian(custodian)
+    former = reseal(file, url)
+    print_line(f"{file} is opened by {url}.")
+    if not former:
+        print_line("The disk may still hold its old block, and backups their copies: wipe them, or")
+        print_line("make a new key with a custodian from the start (docs/sealing.md).")
+
+
+@app.command()
 def show(
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="A private or public key file.")

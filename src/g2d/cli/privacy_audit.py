@@ -18,10 +18,12 @@ from g2d.cli.progress import show_progress
 from g2d.cli.shared import (
     AcceptCode,
     DataFolder,
+    KeyCustodian,
     TaskPath,
     VaultPath,
     code_to_load,
     configure_torch,
+    made_custodian,
     prepare,
     task_path_again,
     vault_settings,
@@ -57,6 +59,7 @@ def plant(
         Literal["mislabelled", "blended"],
         typer.Option(help="Records with another label, or means of two records with one."),
     ] = "mislabelled",
+    custodian: KeyCustodian = "",
     settings: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags override them.")
     ] = None,
@@ -77,7 +80,7 @@ def plant(
 
     made = guesses or max(1, canaries // 5)
     with defence:
-        plant_canaries(defence, key, canaries, made, kind)
+        plant_canaries(defence, key, canaries, made, kind, custodian=made_custodian(custodian))
         delta = defence.settings.privacy.delta
     print_line(f"canaries     {canaries} {kind}, each planted or not by a coin of its own")
     print_line(f"key          {key} (mode 600): it alone says which; keep it from who trains")

@@ -82,6 +82,14 @@ Seal = Annotated[
         help="Encrypt the vault from its first file on: file:PATH, pkcs11:..., or tpm:",
     ),
 ]
+KeyCustodian = Annotated[
+    str,
+    typer.Option(
+        "--custodian",
+        metavar="CUSTODIAN",
+        help="What opens the key's file: file:PATH, pkcs11:..., or tpm:",
+    ),
+]
 TokenFile = Annotated[
     Path | None,
     typer.Option("--token-file", metavar="FILE", help="Bearer token, mode 600; else $G2D_TOKEN."),
@@ -212,6 +220,15 @@ def _to_go_on(path: Path, asked: Settings, flags: Mapping[str, Any]) -> Settings
         return there  # no task is named
     with Vault.open(path) as vault:
         return there if asked.task.name == there.task.name or vault.begun() else None
+
+
+def made_custodian(url: str) -> str:
+    """The name in full of what is to open a key's file; its own key is made if it is not there."""
+    from g2d.protect.sealing import absolute, make_custodian
+
+    if url:
+        make_custodian(url := absolute(url))
+    return url
 
 
 def seal_from_now(vault: Vault, url: str) -> None:

@@ -17,11 +17,13 @@ from g2d.cli.shared import (
     AcceptCode,
     Ca,
     ClientCert,
+    KeyCustodian,
     TaskPath,
     TokenFile,
     VaultPath,
     code_to_load,
     configure_torch,
+    made_custodian,
     prepare,
     task_path_again,
     vault_settings,
@@ -133,6 +135,7 @@ def new(
     vault: VaultPath,
     given: Given,
     key: KeyOut = None,
+    custodian: KeyCustodian = "",
     settings: SettingsFile = None,
     changes: Set = None,
     tsa: Roots = None,
@@ -154,7 +157,8 @@ def new(
     with defence:
         form = InputForm.of(defence.task)
         roots = _roots(tsa)
-        path, published = publish(defence.vault, defence.settings, form, key, roots)
+        opener = made_custodian(custodian)
+        path, published = publish(defence.vault, defence.settings, form, key, roots, opener)
         began = defence.vault.begun()
     commitment = published.commitment
     print_line(f"key          {path} (mode 600; back it up: nothing is proven without it)")

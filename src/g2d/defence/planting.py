@@ -17,15 +17,17 @@ from g2d.vault.records import PLANTED
 
 
 def plant_canaries(
-    defence: Defence, file: Path, count: int, guesses: int, kind: str, task: Task | None = None
-) -> CanaryKey:
+    defence: Defence, file: Path, count: int, guesses: int, kind: str, task: Task | None = None,
+    custodian: str = "",
+) -> CanaryKey:  # fmt: skip
     """Draw canaries, keep their secret in `file`, and plant those whose coin says so.
 
     The defence itself knows nothing of them: open the vault anew.
 
     Args:
         guesses: how many coins the audit will guess: to be settled now. task: as it is before a
-            vault keeps people's records apart; needed only where it has no name.
+            vault keeps people's records apart; needed only where it has no name. custodian: opens
+            the secret's file; "": it is in plaintext.
 
     Raises:
         PrivacyError: the vault has begun, has canaries, or its unit of privacy is no record.
@@ -52,7 +54,7 @@ def plant_canaries(
     key = CanaryKey.generate(vault.identity, count, guesses, kind)
     raw = task or find(defence.settings.task)
     planting = draw(raw, key.secret, count, kind)
-    key.write(file)  # first: what is planted without a key proves nothing
+    key.write(file, custodian)  # first: what is planted without a key proves nothing
     about = {"canaries": count, "kind": kind, "key": key.commitment, "data": data_digest(raw)}
     try:
         vault.put(PLANTED, 0, {"weights": planting.pack()}, about)

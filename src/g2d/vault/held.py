@@ -48,8 +48,8 @@ class Holder(Protocol):
 class HeldKey:
     """A signing key of a holder. It knows the public half; no representation shows more."""
 
-    def __init__(self, url: str, blob: bytes, point: bytes) -> None:
-        self.url, self._blob, self._point = url, blob, point
+    def __init__(self, url: str, blob: bytes, point: bytes, path: Path | None = None) -> None:
+        self.url, self._blob, self._point, self._path = url, blob, point, path
 
     @classmethod
     def make(cls, url: str) -> Self:
@@ -73,7 +73,7 @@ class HeldKey:
             if len(point) != 33:
                 raise ValueError("no point")
             from_raw(point)
-            return cls(str(said["custodian"]), blob, point)
+            return cls(str(said["custodian"]), blob, point, path)
         except DAMAGE as error:
             raise KeyFileError(
                 f"{path} names a key that is held elsewhere, and is damaged: restore it from a"
@@ -102,8 +102,13 @@ class HeldKey:
         """Have a message signed: 64 bytes, verified before they are given away.
 
         Raises:
-            SealingError: the holder refuses, or signed with another key than the file's.
+            SealingError: the holder refuses or may not be asked (`sealing.named`), or signed with
+                another key than the file's.
         """
+        from g2d.vault.sealing.named import check_named
+
+        if self._path is not None:
+            check_named(self._path, self.url)
         signature = joined(*_holder(self.url).sign(self._blob, message))
         if not verifies(self.public_key(), signature, message):
             raise SealingError(

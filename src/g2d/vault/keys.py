@@ -248,13 +248,12 @@ def load_private(path: Path | str) -> Any:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-        from g2d.vault.sealing.keyfile import is_sealed_key, open_key
+        from g2d.vault.sealing.keyfile import open_key
 
         if is_held_key(data):
             return HeldKey.parse(path, data)
-        plain = open_key(path, data) if is_sealed_key(data) else data
         try:
-            return load_pem_private_key(plain, password=None)
+            return load_pem_private_key(open_key(path, data), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             return None  # the library's own words may quote the file
 
@@ -272,23 +271,31 @@ def store_private(path: Path | str, key: Any, custodian: str = "") -> None:
     from cryptography.hazmat.primitives import serialization as s
 
     if isinstance(key, HeldKey):
+        from g2d.vault.sealing.named import note_named
+
+        note_named(Path(path), key.url)
         write_secret(path, key.encode())
         return
     data = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
-    if custodian:
-        from g2d.vault.sealing.keyfile import shut_key
-
-        data = shut_key(data, custodian)
-    write_secret(path, data)
+    write_secret(path, data, custodian)
 
 
-def write_secret(path: Path | str, data: bytes) -> None:
+def write_secret(path: Path | str, data: bytes, custodian: str = "", kind: str = "private") -> None:
     """Write a key of any kind into a new file, mode 600; its folder is made.
+
+    Args:
+        custodian: opens the file; "": it is in plaintext. kind: of the secret, as `keyfile` has it.
 
     Raises:
         KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
+        SealingError: the custodian is not there, or refuses.
     """
     path = outside_vaults(path)
+    if custodian:
+        from g2d.vault.sealing import keyfile, named
+
+        data = keyfile.shut_key(data, custodian, kind)
+        named.note_named(path, custodian)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fill_file(path, data, 0o600)

@@ -18,6 +18,7 @@ from g2d.core.platforms import others_may_read
 from g2d.errors import DAMAGE, KeyFileError
 from g2d.tasks.planted import KINDS, MISLABELLED
 from g2d.vault.keys import outside_vaults, write_secret
+from g2d.vault.sealing.keyfile import CANARIES, open_key
 
 _HEAD = "g2d canary key 1"
 _MOST = 1 << 16  # bytes of a key file
@@ -53,13 +54,17 @@ class CanaryKey:
         table = {"g2d": _HEAD, **asdict(self), "secret": self.secret.hex()}
         return (json.dumps(table, indent=1) + "\n").encode()
 
-    def write(self, path: Path | str) -> None:
+    def write(self, path: Path | str, custodian: str = "") -> None:
         """Write the key into a new file, mode 600.
+
+        Args:
+            custodian: opens the file, as `g2d.protect.sealing` names it; "": it is in plaintext.
 
         Raises:
             KeyFileError: a file is there already, it lies in a vault, or it cannot be written.
+            SealingError: the custodian is not there, or refuses.
         """
-        write_secret(path, self._text())
+        write_secret(path, self._text(), custodian, CANARIES)
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
@@ -67,6 +72,7 @@ class CanaryKey:
 
         Raises:
             KeyFileError: it is absent, in a vault, no such key, or others may read it.
+            SealingError: its custodian does not open it.
         """
         path = outside_vaults(path)
         try:
@@ -81,8 +87,9 @@ class CanaryKey:
                 f"others may read the canary key {path}: whoever has it can fool the audit; run"
                 f" `chmod 600 {path}`"
             )
+        plain = open_key(path, data, CANARIES)
         try:
-            found = json.loads(data)
+            found = json.loads(plain)
             head, secret = found.pop("g2d"), bytes.fromhex(found.pop("secret"))
             made = cls(secret, **found)
             numbers = (made.canaries, made.guesses)

@@ -67,13 +67,15 @@ def publish(
     form: InputForm,
     key_file: Path | None = None,
     roots: Sequence[Certificate] | None = None,
+    custodian: str = "",
 ) -> tuple[Path, Published]:
     """Draw a key and commit to it; return the key's file and what was published.
 
     Where the settings name a signing key, it signs; where they name a timestamp server, that dates.
 
     Args:
-        vault: open for writing. roots: as `Published.verify` has them.
+        vault: open for writing. roots: as `Published.verify` has them. custodian: opens the key's
+            file; "": it is in plaintext.
 
     Raises:
         VaultError: there is a commitment, or it cannot be written. KeyFileError: the key cannot be
@@ -89,7 +91,7 @@ def publish(
         timestamp=marks.timestamp, roots=roots,
     )  # fmt: skip
     data = json.dumps(published.record(), indent=1).encode() + b"\n"
-    key.write(path)
+    key.write(path, custodian)
     before = vault.settings_text
     try:
         fill_file(beside(path), data, 0o600)
