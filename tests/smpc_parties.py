@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -24,12 +25,12 @@ from g2d.protect.multiparty.wire import Line
 LONG = 240.0  # seconds: a machine may be busy
 
 
+@functools.cache
 def why_absent() -> str:
     """Why no real party can run here; "": they can."""
+    code = "import sys; from importlib.util import find_spec; sys.exit(find_spec('spu') is None)"
     try:
-        found = subprocess.run(
-            [interpreter(), "-c", "import spu"], capture_output=True, text=True, check=False
-        )
+        found = subprocess.run([interpreter(), "-c", code], capture_output=True, check=False)
     except MultipartyError as error:
         return str(error)
     return "" if found.returncode == 0 else f"{interpreter()} has no SPU: run `make smpc`"

@@ -145,7 +145,9 @@ def test_a_link_of_no_session_is_refused(door, session):
 def test_a_session_that_was_is_refused_when_it_is_replayed(door):
     async def meet(nonces: list[str]) -> str:
         party = door.party
-        party.session = Session(session_id(nonces), party.config, 0, Engine(), party.link_to)
+        party.session = Session(
+            session_id(nonces), party.config, 0, Engine(), party.link_to, party.store.sockets()
+        )
         return party.session.id
 
     async def over() -> None:
@@ -290,6 +292,7 @@ def test_shares_are_kept_for_their_owner_alone(door):
         ({"number": 10**13}, SHARE, "cannot be"),
         ({"kind": "infer"}, SHARE, "may not infer"),
     ],
+    ids=range(6),
 )
 def test_what_is_no_share_is_refused(door, changes, body, expected):
     line = door.line("dealer")

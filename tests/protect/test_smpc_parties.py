@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from scipy import stats
@@ -270,6 +271,18 @@ def test_a_party_that_dies_gives_a_refusal_and_comes_back(parties, client, rank)
     answer = client.infer(x[:3])
     assert answer.number == number
     assert np.abs(answer.logits - expected(number, x[:3])).max() < NEAR
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_engine_that_ends_is_replaced(parties, client, rank):
+    number = live(parties)
+    session = parties.status()["session"]
+    (engine,) = psutil.Process(parties.processes[rank].pid).children()
+    engine.kill()
+    wait_for(lambda: parties.status()["session"] not in ("", session), parties)
+    parties.until_open()
+    with parties.client() as asking:
+        assert asking.infer(inputs(1)).number == number
 
 
 def test_a_party_that_is_silent_is_gone_by_the_clock():

@@ -22,7 +22,7 @@ FRACTION = 18
 """Bits after the point: values are x · 2^18 in the ring of integers modulo 2^64."""
 LARGEST = float(1 << 15)
 """Inputs of a task without a range are at most this: products of theirs stay far from 2^63."""
-MOST_LAYERS, MOST_VALUES = 200, 1 << 26
+MOST_LAYERS, MOST_VALUES = 200, 1 << 24
 _PAIRS = ("stride", "padding", "dilation", "kernel")
 _OWN: Mapping[str, frozenset[str]] = {
     "conv": frozenset({"weight", "bias", "stride", "padding", "dilation", "groups"}),

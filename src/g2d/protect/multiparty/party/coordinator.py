@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from g2d.errors import DAMAGE
 from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.party.requests import Pending
 from g2d.protect.multiparty.party.server import GONE, Party
@@ -46,7 +47,7 @@ class Coordinator(Party):
             elif self.session is None:
                 try:
                     await self._call()
-                except MultipartyError as error:
+                except (MultipartyError, OSError, *DAMAGE) as error:
                     self._end(str(error))
                     await asyncio.sleep(_AGAIN)
                     self._changed.set()
@@ -91,6 +92,10 @@ class Coordinator(Party):
             self.over(why)
             self.task(self._tell({"kind": "over", "why": why}))
         self._changed.set()
+
+    def engine_ended(self, why: str) -> None:
+        """See `Party`."""
+        self._end(why)
 
     # --- words with the others -----------------------------------------------------------------
 

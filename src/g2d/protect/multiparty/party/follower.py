@@ -22,6 +22,7 @@ class Follower(Party):
     """A party of another rank than 0."""
 
     _nonce = ""
+    _channel: Channel | None = None
 
     async def meet(self) -> None:
         """Find party 0 and follow it, again and again."""
@@ -40,12 +41,19 @@ class Follower(Party):
             said = ""
             self.closed = "the parties have not met yet"
             self.say("party 0 is here")
+            self._channel = channel
             beat = asyncio.create_task(self._beat(channel))
             try:
                 self.over(await self._follow(channel))
             finally:
                 beat.cancel()
                 await channel.close()
+
+    def engine_ended(self, why: str) -> None:
+        """See `Party`; party 0 learns it as it learns of any party that is gone."""
+        self.over(why)
+        if self._channel is not None:
+            self._channel.writer.close()
 
     async def _beat(self, channel: Channel) -> None:
         with contextlib.suppress(OSError):
@@ -78,7 +86,7 @@ class Follower(Party):
         told: Mapping[str, Any]
         try:
             told = {"kind": "yes", **await self._do(asked)}
-        except MultipartyError as error:
+        except (MultipartyError, OSError) as error:
             told = {"kind": "no", "why": str(error)}
         except DAMAGE as error:
             told = {"kind": "no", "why": f"not understood: {type(error).__name__}: {error}"}

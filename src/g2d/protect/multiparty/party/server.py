@@ -259,15 +259,24 @@ class Party:
         """
         assert self._child is not None
         child, self._child = await self._child, None
-        self.session = made = Session(
-            session_id(nonces), self.config, self.rank, child, self.link_to
-        )
+        name, sockets = session_id(nonces), self.store.sockets()
+        self.session = made = Session(name, self.config, self.rank, child, self.link_to, sockets)
+        self.task(self._watch(made))
         self.live, self.closed = None, "the parties are being linked"
         try:
             await made.link()
         except TimeoutError as error:
             raise MultipartyError("the engines did not find each other") from error
         return made
+
+    async def _watch(self, session: Session) -> None:
+        await session.ended()
+        if self.session is session:
+            self.engine_ended(f"the engine of party {self.rank} has ended")
+
+    def engine_ended(self, why: str) -> None:
+        """Hear that the engine is gone and nobody has ended it: the session is over for all."""
+        self.over(why)
 
     def over(self, why: str) -> None:
         """End the session: whoever waits is refused, and the next engine starts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from g2d.protect.multiparty.config import Config
 from g2d.protect.multiparty.errors import MultipartyError
@@ -31,11 +32,13 @@ class Session:
             whether the engines have found each other.
     """
 
-    def __init__(self, name: str, config: Config, rank: int, child: Child, dial: Dial) -> None:
+    def __init__(
+        self, name: str, config: Config, rank: int, child: Child, dial: Dial, sockets: Path
+    ) -> None:
         self.id, self.loaded = name, dict[Held, Program]()
         self.linked = False
         self._config, self._rank, self._child = config, rank, child
-        self.tunnels = Tunnels(rank, config.ranks, dial)
+        self.tunnels = Tunnels(rank, config.ranks, dial, sockets)
 
     async def link(self) -> None:
         """Join the others' engines; raises `MultipartyError` where they do not come."""
@@ -88,6 +91,10 @@ class Session:
             "seconds": told["seconds"], "cpu": told["cpu"], "sent": self.tunnels.sent - before,
         }  # fmt: skip
         return about, body
+
+    async def ended(self) -> None:
+        """Wait until the engine is gone."""
+        await self._child.ended()
 
     def end(self) -> None:
         """Kill the engine, whatever it does, and close its links."""

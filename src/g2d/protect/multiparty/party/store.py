@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,7 @@ KEPT = 3
 _NAME = re.compile(r"(\d{1,12})-([0-9a-f]{32})\.share")
 _REACHED = "reached.json"
 _MOST = 1 << 32
+_LONGEST = 90  # bytes of a folder for sockets, whose names have 108 on Linux and 104 on macOS
 
 
 class Held(NamedTuple):
@@ -64,6 +67,18 @@ class Store:
         """Let another process in."""
         self._lock.close()
         os.close(self._file)
+
+    def sockets(self) -> Path:
+        """An empty folder for the sockets of a session; what a kill has left goes.
+
+        Unix sockets have short names: where this folder's is long, it is one for temporary files.
+        """
+        folder = self._folder.absolute() / "sockets"
+        if len(os.fsencode(folder)) > _LONGEST:
+            return Path(tempfile.mkdtemp(prefix="g2d-smpc-"))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(PRIVATE)
+        return folder
 
     def held(self) -> list[Held]:
         """What is kept, newest first; what cannot be read is left out."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -23,15 +23,17 @@ Dial = Callable[[int], Awaitable[Channel]]
 class Tunnels:
     """Sockets of one session, and what runs through them.
 
+    Args:
+        folder: for the sockets, of this user alone; it goes with the session.
+
     Attributes:
         endpoints: what SPU is told, by rank. sent: bytes that this party has sent to others.
     """
 
-    def __init__(self, rank: int, ranks: range, dial: Dial) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="g2d-smpc-")  # of mode 700
-        self._rank, self._dial = rank, dial
+    def __init__(self, rank: int, ranks: range, dial: Dial, folder: Path) -> None:
+        self._rank, self._dial, self._folder = rank, dial, folder
         self._others = [other for other in ranks if other != rank]
-        self._sockets = {other: str(Path(self._folder.name) / str(other)) for other in ranks}
+        self._sockets = {other: str(folder / str(other)) for other in ranks}
         self.endpoints = [f"unix:{self._sockets[other]}" for other in ranks]
         self._servers: list[asyncio.Server] = []
         self._open: set[asyncio.StreamWriter] = set()
@@ -104,7 +106,7 @@ class Tunnels:
         for server in self._servers:
             server.close()
         _close(self._open)
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _close(writers: set[asyncio.StreamWriter]) -> None:
