@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import g2d
+import states
 from commands import succeed
 from g2d.core.engine import SerialEngine
 from g2d.core.polynomial import largest_inputs
@@ -169,3 +170,25 @@ def test_the_gate_is_in_the_settings_and_digests_of_older_vaults_stay():
     assert Settings().gates.pre_activation == 3.0
     assert "pre_activation" not in Settings().to_toml(former=True)
     assert dataclasses.replace(GateSettings(), pre_activation=5).pre_activation == 5.0
+
+
+def learning() -> nn.Module:
+    """A network whose coefficients are trained: scalars of the state dict."""
+    return nn.Sequential(
+        nn.Linear(6, 8), Quadratic(0.5, 1, learned=True), nn.Linear(8, 6), Quadratic(0.5, 1),
+        nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+def test_learned_coefficients_are_generated_with_the_weights(tmp_path):
+    task, settings = states.task(learning), states.settings()
+    with g2d.Defence.build(task, tmp_path / "v", settings, engine=SerialEngine()) as defence:
+        assert [(c.degree, c.even) for c in defence._judge.chain] == [(0, False), (0, True)]
+        (made,) = defence.generate()
+        base = defence.generation(1).state
+        assert made.state["1.a"].shape == ()
+        assert made.state["1.a"] != base["1.a"]
+        assert list(defence.reference.pre_activations) == ["1", "3"]
+        rotor, x = Rotor(defence), task.splits.test.x
+        assert rotor.snapshot.layout == "secret"
+        assert np.allclose(rotor(x), made.model()(x), atol=1e-5)
