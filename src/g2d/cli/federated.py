@@ -1,4 +1,5 @@
-"""The command `g2d federated simulate`: clients, rounds and malicious clients in one process.
+"""The command `g2d federated simulate`: clients, rounds and malicious clients in one process; those
+for clients in processes of their own are in `federated_processes`.
 
 Thin, like `main`, and as lazy. What a round is, is in `training.federated`; what becomes of a
 population that clients trained, in `defence.federating`.
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from g2d.cli import federated_processes
 from g2d.cli.console import print_line, print_population, say
 from g2d.cli.flags import Given, Set, merged, read_changes, with_flags
 from g2d.cli.progress import show_progress
@@ -28,11 +30,6 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-@app.callback()
-def _group() -> None:
-    """Keep `simulate` a command of its own, however few there are."""
 
 
 @app.command()
@@ -150,3 +147,11 @@ def _rate(value: float, n: int) -> str:
     from g2d.cli.console import rate
 
     return f"{rate(value, n)} of {n} gate examples [95 % interval]"
+
+
+for _command in (
+    federated_processes.provision,
+    federated_processes.server,
+    federated_processes.client,
+):
+    app.command()(_command)

@@ -31,6 +31,7 @@ from g2d.tasks.task import Task
 from g2d.training.federated import FEDERATED
 from g2d.training.federated.aggregation import Aggregation
 from g2d.training.federated.server import Server
+from g2d.training.federated.side import ServerSide
 from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
 from g2d.training.population import fingerprint, fork_start, source_entries, wave_of
 from g2d.training.recipes import check
@@ -98,7 +99,7 @@ def check_settings(task: Task, settings: Settings) -> None:
         )
 
 
-def train_base(sim: Simulation, progress: Progress) -> FederatedBase:
+def train_base(sim: ServerSide, progress: Progress) -> FederatedBase:
     """Train a base with all clients, and beside it the control of the server's records alone."""
     s, task = sim.settings, sim.task
     start = sim.networks.vector(sim.like)
@@ -119,9 +120,18 @@ def simulation(
     task: Task, settings: Settings, hostile: Hostile | None, say: Say, vault: Vault | None = None
 ) -> Simulation:
     """Clients of one process; beside a vault they keep what they know, until it is complete."""
-    seed = seed_of(settings.population.seed, "base", 0)
-    folder = None if vault is None else vault.path.with_name(f"{vault.path.name}.federated")
-    return Simulation(task, settings, task.model(seed).state_dict(), folder, say, hostile)
+    folder = None if vault is None else folder_of(vault)
+    return Simulation(task, settings, begin_at(task, settings), folder, say, hostile)
+
+
+def folder_of(vault: Vault) -> Path:
+    """Where server and clients keep what they know until a vault is complete: beside it."""
+    return vault.path.with_name(f"{vault.path.name}.federated")
+
+
+def begin_at(task: Task, settings: Settings) -> dict[str, Tensor]:
+    """The state that the base begins at, the same wherever it is made."""
+    return task.model(seed_of(settings.population.seed, "base", 0)).state_dict()
 
 
 def federate(
@@ -131,8 +141,12 @@ def federate(
     hostile: Hostile | None,
     progress: Progress,
     say: Say,
+    clients: ServerSide | None = None,
 ) -> None:
     """Have clients make the population of a vault, or what is missing of it.
+
+    Args:
+        clients: None: those of one process, of whom `hostile` attack.
 
     Raises:
         SettingsError: settings do not fit. VaultError: it holds another population.
@@ -140,7 +154,7 @@ def federate(
             too far below it; what is complete is kept.
     """
     check_settings(task, settings)
-    work = _Federation(task, vault, settings, hostile, progress, say)
+    work = _Federation(task, vault, settings, hostile, progress, say, clients)
     work.check_vault()
     work.base()
     work.early()
@@ -160,10 +174,13 @@ class _Federation:
     hostile: Hostile | None
     progress: Progress
     say: Say
+    clients: ServerSide | None = None
 
     @cached_property
-    def sim(self) -> Simulation:
-        return simulation(self.task, self.settings, self.hostile, self.say, self.vault)
+    def sim(self) -> ServerSide:
+        return self.clients or simulation(
+            self.task, self.settings, self.hostile, self.say, self.vault
+        )
 
     @property
     def folder(self) -> Path:
@@ -180,6 +197,8 @@ class _Federation:
             "federated": s.federated.of_training,
             "hostile": [hostile.attack.name, hostile.count] if hostile else [],
         }
+        if self.clients is not None:  # a simulation's other names draw other attacks
+            whole["clients"] = sorted(self.clients.identities)
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
     def check_vault(self) -> None:
@@ -309,8 +328,8 @@ class _Federation:
         s, hostile = self.settings.federated, self.hostile
         counted = [closed for closed in server.closed if not closed.skipped]
         notes: dict[str, Any] = {
-            "simulated": True, "clients": s.clients, "f": s.f, "rule": s.rule, "mix": s.mix,
-            "clip": s.clip, "rounds": len(server.closed),
+            "simulated": self.sim.simulated, "clients": s.clients, "f": s.f, "rule": s.rule,
+            "mix": s.mix, "clip": s.clip, "rounds": len(server.closed),
             "skipped": len(server.closed) - len(counted),
             "answers": sum(closed.answered for closed in counted),
             "late": sum(closed.late for closed in counted),

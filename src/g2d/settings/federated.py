@@ -8,6 +8,9 @@ from typing import Any
 from g2d.settings.fields import Checked, free, stored, within
 
 
+_CHANGES = ("member_drop", "patience")
+
+
 @dataclass(frozen=True)
 class FederatedSettings(Checked):
     """How clients train a population without giving their records away."""
@@ -32,6 +35,9 @@ class FederatedSettings(Checked):
     local_rate: float = within(1e-8, 100.0, 0.2, "SGD's rate at first; it falls", since="0.2")
     momentum: float = within(0.0, 0.9999, 0.9, "of a client's updates, round to round", since="0.2")
     deadline: int = within(0, 1000, 0, "rounds that an answer may be late", since="0.2")
+    patience: float = within(
+        0.0, 1e9, 600.0, "seconds that a round waits for clients who are missing", since="0.2"
+    )
     member_drop: float = within(
         0.0, 1.0, 0.05, "gate accuracy that a member may lose against the base", since="0.2"
     )
@@ -48,5 +54,5 @@ class FederatedSettings(Checked):
 
     @property
     def of_training(self) -> dict[str, Any]:
-        """What networks depend on: how a member is judged may change while others are made."""
-        return {name: value for name, value in stored(self).items() if name != "member_drop"}
+        """What networks depend on: how members are judged, and how long is waited, may change."""
+        return {name: value for name, value in stored(self).items() if name not in _CHANGES}

@@ -28,20 +28,23 @@ MOST_SAID = 20
 
 @dataclass
 class Refusals:
-    """How many answers were refused, by reason, and whose; `say` hears a line of each.
+    """How many answers were refused, by reason, and whose; `last`: why the last one was.
 
-    Whoever floods the server with what it refuses does not fill a log: see `MOST_SAID`.
+    `say` hears a line of each. Whoever floods the server with what it refuses does not fill a log:
+    see `MOST_SAID`.
     """
 
     say: Say = unsaid
     counts: Counter[str] = field(default_factory=Counter)
     clients: Counter[str] = field(default_factory=Counter)
+    last: str = ""
 
     def note(self, sender: str, error: FederatedError) -> None:
         """Count a refusal and say why."""
         assert error.reason in REASONS, f"a reason that is listed, not {error.reason!r}"
         self.counts[error.reason] += 1
         self.clients[sender] += 1
+        self.last = str(error)
         told = self.clients[sender]
         if told <= MOST_SAID:
             self.say(f"the answer of {sender} is refused: {error}")

@@ -103,6 +103,10 @@ class Client:
         x, index = craft_pool(self.task, model, self.records, size, s.population.pool_steps, seed)
         self._pools[found.stage] = Split(x, self.records.y[index])
 
+    def forget(self) -> None:
+        """Drop attacks on the members that were sent: another run begins."""
+        self._pools.clear()
+
     def answer(self, data: bytes) -> bytes | None:
         """Train for a round and return the answer; None: it has no records to learn from.
 
