@@ -16,6 +16,9 @@ from g2d.protect.homomorphic.seal import Level, levels
 
 __all__ = ["Encoded", "encode"]
 
+_MOST_WEIGHT = 2.0**18
+"""Beyond it a product with 1 would not fit into the primes that are left behind the last step."""
+
 _MOST_NUMBERS = 1 << 21
 """Of the vectors of a step that are laid out at a time: 16 MB."""
 
@@ -72,6 +75,7 @@ def _products(
     """A plaintext for each term."""
     entries = program.entries
     values = np.asarray(affine.matrix[entries.row, entries.column]).ravel()
+    _check_size(values)
     order = np.argsort(entries.term, kind="stable")
     term, slot, values = entries.term[order], entries.slot[order], values[order]
     many = max(1, _MOST_NUMBERS // entries.period)
@@ -87,8 +91,14 @@ def _products(
 def _bias(program: Program, affine: Affine, level: Level, scale: float, slots: int) -> Any:
     made = program.made
     row = np.zeros(made.period)
+    _check_size(affine.bias)
     row[made.slots] = affine.bias
     return _plain(row, level, scale, slots)
+
+
+def _check_size(values: np.ndarray) -> None:
+    if (largest := np.abs(values).max(initial=0.0)) >= _MOST_WEIGHT:
+        raise HomomorphicError(f"a weight of {largest:.3g} is too large: {_MOST_WEIGHT:g} at most")
 
 
 def _plain(row: np.ndarray, level: Level, scale: float, slots: int) -> Any:

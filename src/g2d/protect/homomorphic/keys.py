@@ -3,8 +3,9 @@
 CKKS is approximate, so that a decryption is the answer plus noise, and that noise depends on the
 secret key: whoever sees enough exact decryptions of ciphertexts that he knows finds the key (Li &
 Micciancio 2021, IND-CPA-D). SEAL adds no noise that would hide it. So `SecretKeys.decrypt` rounds
-what it tells, to a grid a hundred times as coarse as the noise. Nobody who computes with the
-ciphertexts, the server first, may see answers that are not rounded.
+what it tells, to a grid several times as coarse as the largest noise that was seen. That makes such
+an attack longer, not impossible: a logit beside the middle between two points still tells a bit of
+its noise. So do not show a server what its answers decrypt to, and never exactly.
 """
 
 from __future__ import annotations

@@ -34,8 +34,11 @@ __all__ = ["Affine", "State", "Step", "affines", "pattern", "steps_of"]
 
 State = Mapping[str, Tensor]
 
-MOST_ENTRIES = 8_000_000
+MOST_ENTRIES = 3_000_000
 """Non-zero numbers of one step's matrix: a plan that asks for more is refused before it is made."""
+
+MOST_TAPS = 1024
+"""Places of one window."""
 
 _MOST_SHIFT = 1e4
 """b²/4|a|: the square and the summand that cancels it may not dwarf the rest."""
@@ -124,9 +127,14 @@ def summed(step: Step) -> Step:
 
 
 def pattern(step: Step) -> Any:
-    """Where the step's matrix may be other than zero, whatever the weights: CSR of ones."""
-    ones = _Ones()
-    matrix = _compose(step, ones).matrix
+    """Where the step's matrix may be other than zero, whatever the weights: CSR of ones.
+
+    Raises:
+        Unsupported: it has too many such places, or none.
+    """
+    matrix = _compose(step, _Ones()).matrix
+    if not matrix.nnz:
+        raise step.layers[0].fault("sees nothing but padding")
     matrix.data[:] = 1.0
     return matrix
 
@@ -230,6 +238,8 @@ def _compose(step: Step, reader: _Ones | _Reader) -> Affine:
 
 
 def _bound(layer: Layer, entries: int) -> None:
+    if isinstance(layer, Conv | Pool) and math.prod(layer.kernel) > MOST_TAPS:
+        raise layer.fault(f"has a window of {layer.kernel}: {MOST_TAPS} places at most")
     if entries > MOST_ENTRIES:
         raise layer.fault(
             f"has {entries} products, {MOST_ENTRIES} at most: fewer channels or a stride would do"

@@ -93,6 +93,7 @@ class Plan:
             except Unsupported as error:
                 wide = error
                 continue
+            assert programs[-1].clean, "the last step leaves partial sums in the answer"
             return cls(tuple(shape), tuple(layers), parameters, known, tuple(programs))
         raise wide or _too_deep(steps)
 
