@@ -1,4 +1,4 @@
-"""The commands `g2d vault seal|unseal|custodians`: a vault's files at rest, and who opens them.
+"""The commands `g2d vault seal|unseal|rekey|custodians`: files at rest, and who opens them.
 
 Thin, like `main`, which attaches them, and as lazy: none of them imports torch.
 """
@@ -85,6 +85,42 @@ def unseal(vault: VaultPath, custodian: ByCustodian = "") -> None:
 
 
 @app.command()
+def rekey(
+    vault: VaultPath,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="CUSTODIAN", help="Who alone gets the new key; else who opens it now."
+        ),
+    ] = "",
+    custodian: ByCustodian = "",
+) -> None:
+    """Draw a new key for a sealed vault and seal every file anew by it; goes on where it stopped.
+
+    For a custodian that was stolen: the former key opens nothing that lies here after.
+    """
+    from g2d.protect.sealing import absolute
+    from g2d.vault.sealing.changing import require
+    from g2d.vault.sealing.rekeying import rekey as rekeying
+    from g2d.vault.sealing.remembered import named_here, new_custodian
+    from g2d.vault.vault import Vault
+
+    with Vault.open(vault, write=True) as opened:
+        require(opened)
+        by = new_custodian(absolute(custodian)) if custodian else None
+        made, url = _made(to or custodian or named_here(opened), opened)
+        with show_progress() as progress:
+            done = rekeying(opened, by, made, url, progress)
+    print_line(f"{vault} has a new key, held by {url} alone: {_counted(done.files, done.before)}.")
+    if len(done.custodians) > 1 or (done.custodians and done.custodians[0] != url):
+        print_line(f"Out are: {', '.join(done.custodians)}. Next: g2d vault custodians {vault}"
+                   " --add paper")  # fmt: skip
+    if done.releases:
+        print_line(f"{done.releases} releases to hosts open no more: release anew (g2d attest).")
+    print_line("Copies from before, and the disk's old blocks, open by the former key as ever.")
+
+
+@app.command()
 def custodians(
     vault: VaultPath,
     add: Annotated[
@@ -116,7 +152,7 @@ def custodians(
             _opener(opened, custodian)
             remove_custodian(opened, remove)
         print_line(f"Custodian {remove} is out. Whoever kept a copy of the vault from before, and")
-        print_line("has that custodian, still opens the copy; unseal and seal for a new key.")
+        print_line("has that custodian, still opens the copy; `g2d vault rekey` draws a new key.")
     with Vault.open(vault) as opened:
         record = require(opened)
         print_line(f"state        {record.state}, key {record.key}")

@@ -28,7 +28,20 @@ from g2d.vault.sealing.remembered import forget, leave, remember
 from g2d.vault.sealing.sealer import unwrapped
 from g2d.vault.vault import Vault
 
-__all__ = ["Changed", "add_custodian", "begin", "remove_custodian", "seal", "share", "unseal"]
+__all__ = [
+    "Changed",
+    "File",
+    "add_custodian",
+    "begin",
+    "content_of",
+    "put_record",
+    "remove_custodian",
+    "require",
+    "seal",
+    "sealed_files",
+    "share",
+    "unseal",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class Changed:
 
 
 @dataclass(frozen=True)
-class _File:
+class File:
     """A file of a vault. `about` is None where only the file itself says what it is."""
 
     path: Path
@@ -63,9 +76,10 @@ def begin(vault: Vault, custodian: Custodian, url: str) -> Record:
     """
     sealing = vault.sealing
     if (record := sealing.record) is not None:
+        refuse_rekeying(vault, record)
         sealing.key(record, custodian)
         if record.state == "unsealing":
-            record = _put(vault, replace(record, state="sealing"))
+            record = put_record(vault, replace(record, state="sealing"))
     else:
         key = new_key()
         blank = Record("sealing", vault.identity, key_name(key), (), 0)
@@ -77,7 +91,7 @@ def begin(vault: Vault, custodian: Custodian, url: str) -> Record:
         if vault.remembered:
             # Before: a kill leaves a vault whose custodian is known.
             remember(vault, url, record.key, sealed=False)
-        _put(vault, record)
+        put_record(vault, record)
     if vault.remembered:
         remember(vault, url, record.key)
     return record
@@ -95,12 +109,12 @@ def seal(vault: Vault, custodian: Custodian, url: str, progress: Progress = sile
     check_alone(vault)
     record = begin(vault, custodian, url)
     if record.state == "sealed":  # once more: what was put there meanwhile is sealed, too
-        record = _put(vault, replace(record, state="sealing"))
+        record = put_record(vault, replace(record, state="sealing"))
     key = vault.sealing.key(record)
-    files, done, before = list(_files(vault)), 0, 0
+    files, done, before = list(sealed_files(vault)), 0, 0
     for file in files:
         progress("sealing", done, len(files))
-        if _content(vault, file) is not None:  # it is sealed as what it should be, and opens
+        if content_of(vault, file) is not None:  # it is sealed as what it should be, and opens
             before += 1
         else:
             data = _plain(vault, file)
@@ -110,7 +124,7 @@ def seal(vault: Vault, custodian: Custodian, url: str, progress: Progress = sile
         done += 1
     progress("sealing", done, len(files))
     check_alone(vault)
-    _put(vault, replace(record, state="sealed"))
+    put_record(vault, replace(record, state="sealed"))
     return Changed(done - before, before)
 
 
@@ -124,6 +138,7 @@ def unseal(vault: Vault, custodian: Custodian | None, progress: Progress = silen
     """
     record, done, before = vault.sealing.record, 0, 0
     if record is not None:
+        refuse_rekeying(vault, record)
         remove_halves(vault)
         check_alone(vault)
         vault.sealing.key(record, custodian)
@@ -131,11 +146,11 @@ def unseal(vault: Vault, custodian: Custodian | None, progress: Progress = silen
             leave(vault, record)
         vault.sealing.bind(None)
         if record.state != "unsealing":
-            _put(vault, replace(record, state="unsealing"))
-        files = list(_files(vault))
+            put_record(vault, replace(record, state="unsealing"))
+        files = list(sealed_files(vault))
         for file in files:
             progress("unsealing", done, len(files))
-            if (content := _content(vault, file)) is None:
+            if (content := content_of(vault, file)) is None:
                 before += 1
             elif file.about is not None and sha256(content) != file.about.digest:
                 raise BrokenSealError(f"{file.path} does not hold what the ledger says")
@@ -150,41 +165,54 @@ def unseal(vault: Vault, custodian: Custodian | None, progress: Progress = silen
     return Changed(done - before, before)
 
 
-def _put(vault: Vault, record: Record) -> Record:
+def refuse_rekeying(vault: Vault, record: Record) -> None:
+    """Refuse to change how a vault is sealed that is being rekeyed.
+
+    Raises:
+        SealingError: it is.
+    """
+    if record.state == "rekeying":
+        raise SealingError(
+            f"{vault.path} is being rekeyed: run `g2d vault rekey {vault.path}` to go on"
+        )
+
+
+def put_record(vault: Vault, record: Record) -> Record:
+    """Put a record into the ledger, in a commit of its own; return it."""
     with vault._writing():
         write_record(vault._ledger, record)
     vault._checkpoint()
     return record
 
 
-def _files(vault: Vault) -> Iterator[_File]:
+def sealed_files(vault: Vault) -> Iterator[File]:
     """Every file of a vault that is sealed, if it is."""
     sealing = vault.sealing
     for entry in vault._entries(""):
         for name in entry.files:
-            yield _File(entry_file(vault.path, entry, name), sealing.entry(entry, name))
+            yield File(entry_file(vault.path, entry, name), sealing.entry(entry, name))
     retired = vault.retired
     for made in vault.generations():
         for name, digest in made.files.items():
             path = generation_folder(vault.path, made.number) / f"{name}.safetensors"
             if made.number > retired or os.path.lexists(path):
-                yield _File(path, sealing.generation(made.number, name, digest))
+                yield File(path, sealing.generation(made.number, name, digest))
     for path in other_files(vault.path):
-        yield _File(path, None, path.name)
+        yield File(path, None, path.name)
 
 
 def _kind(path: Path) -> str:
     return TEXTS.get(path.name, "network")
 
 
-def _content(vault: Vault, file: _File) -> bytes | None:
+def content_of(vault: Vault, file: File) -> bytes | None:
     """What a sealed file of a vault holds; None: it is plain."""
     with explained(vault.path, "read"):
         check_folders(vault.path, file.path)
         return vault.sealing.content(file.path, file.about)
 
 
-def _plain(vault: Vault, file: _File) -> bytes:
+def _plain(vault: Vault, file: File) -> bytes:
     from g2d.core.files import MOST_WEIGHTS, read_plain
 
     if file.about is not None:
@@ -206,12 +234,13 @@ def share(vault: Vault, beside: Vault) -> None:
         SealingError: what waits there was not made for a vault that is sealed so.
     """
     record, there = vault.sealing.record, beside.sealing.record
-    if record is not None and record.state == "unsealing":
-        record = None
+    if record is not None:
+        refuse_rekeying(vault, record)
+        record = None if record.state == "unsealing" else record
     if record is None and there is None:
         return
     if there is None and record is not None and not beside.begun() and not beside.entry("records"):
-        there = _put(beside, replace(record, state="sealed"))
+        there = put_record(beside, replace(record, state="sealed"))
     if record is None or there is None or there.key != record.key:
         raise SealingError(
             f"what waits in {beside.path} was begun before {vault.path} was sealed or unsealed:"
@@ -233,7 +262,7 @@ def add_custodian(vault: Vault, custodian: Custodian, url: str) -> Record:
     blob = custodian.wrap(key, record.context)
     if custodian.unwrap(blob, record.context) != key:
         raise SealingError(f"{url} does not give back what it was given: it was not added")
-    return _put(vault, record.with_held(custodian.kind, url, blob, time.time()))
+    return put_record(vault, record.with_held(custodian.kind, url, blob, time.time()))
 
 
 def remove_custodian(vault: Vault, number: int) -> Record:
@@ -252,7 +281,7 @@ def remove_custodian(vault: Vault, number: int) -> Record:
             f"custodian {number} is the last one: without it nobody opens {vault.path}. Add another"
             " one before"
         )
-    return _put(vault, replace(record, held=left))
+    return put_record(vault, replace(record, held=left))
 
 
 def require(vault: Vault) -> Record:

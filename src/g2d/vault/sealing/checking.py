@@ -41,7 +41,7 @@ class SealCheck:
     def unfinished(self) -> str:
         """What is to be said of a vault that is being sealed or unsealed; "": it is not."""
         state = self._record.state if self._record else ""
-        if state not in ("sealing", "unsealing"):
+        if state not in ("sealing", "unsealing", "rekeying"):
             return ""
         command = f"g2d vault {state.removesuffix('ing')} {self._path}"
         return f"{state} it was begun and not finished: run `{command}` to go on"
@@ -53,7 +53,7 @@ class SealCheck:
             BrokenSealError: it is not what was written there.
         """
         if not is_sealed(data):
-            if self._record is not None and self._record.state == "sealed":
+            if self._record is not None and self._record.all_sealed:
                 raise BrokenSealError("it is not sealed, in a vault that is: it was put there")
             return data
         check_whole(data, about)

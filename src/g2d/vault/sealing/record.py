@@ -18,11 +18,11 @@ from typing import Any, Literal, get_args
 from g2d.errors import DAMAGE, SealingError
 from g2d.vault.ledger import FORMAT, SEALED_FORMAT
 
-__all__ = ["Held", "Record", "State", "drop_record", "read_record", "write_record"]
+__all__ = ["Former", "Held", "Record", "State", "drop_record", "read_record", "write_record"]
 
-State = Literal["sealing", "sealed", "unsealing"]
-"""How far: what is written in "unsealing" is plain, in the others sealed; what is there may be
-either but in "sealed"."""
+State = Literal["sealing", "sealed", "unsealing", "rekeying"]
+"""How far: what is written in "unsealing" is plain, in the others sealed; what is there is sealed
+in "sealed", and in "rekeying" under one of two keys, else it may be either."""
 
 _TABLE = "CREATE TABLE IF NOT EXISTS sealing (record TEXT)"
 _VAULT, _KEY = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{16}")
@@ -47,13 +47,26 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Former:
+    """The key that a vault had before, for as long as not all is sealed by the new one.
+
+    Attributes:
+        key: its name. blob: itself, wrapped by the new one.
+    """
+
+    key: str
+    blob: bytes
+
+
+@dataclass(frozen=True)
 class Record:
     """How a vault is sealed.
 
     Attributes:
         state: see `State`. home: identity of the vault that the key was drawn for; another, in
             which a refresh waits, has the same key. key: its name (`envelope.key_name`). held: by
-            custodians. last: the highest number of `held` that was ever given.
+            custodians. last: the highest number of `held` that was ever given. former: while the
+            vault is rekeyed.
     """
 
     state: State
@@ -61,6 +74,12 @@ class Record:
     key: str
     held: tuple[Held, ...]
     last: int
+    former: Former | None = None
+
+    @property
+    def all_sealed(self) -> bool:
+        """Whether nothing plain is the vault's own."""
+        return self.state in ("sealed", "rekeying")
 
     @property
     def writes_sealed(self) -> bool:
@@ -71,6 +90,10 @@ class Record:
     def context(self) -> bytes:
         """What custodians bind the key to."""
         return f"g2d vault key 1\0{self.home}\0{self.key}".encode()
+
+    def former_context(self, former: str) -> bytes:
+        """What a former key of this name is bound to, wrapped by the key."""
+        return f"g2d former vault key 1\0{self.home}\0{self.key}\0{former}".encode()
 
     def with_held(self, kind: str, name: str, blob: bytes, now: float) -> Record:
         """The record with one custodian more."""
@@ -91,13 +114,15 @@ def read_record(rows: list[Any]) -> Record | None:
     try:
         said = json.loads(rows[0][0])
         held = tuple(_held(one) for one in said["custodians"])
-        made = Record(said["state"], said["vault"], said["key"], held, said["last"])
+        former = _former(said["former"]) if "former" in said else None
+        made = Record(said["state"], said["vault"], said["key"], held, said["last"], former)
         right = (
             said["format"] == _FORMAT
             and len(rows) == 1
             and made.state in get_args(State)
             and bool(_VAULT.fullmatch(made.home) and _KEY.fullmatch(made.key))
             and type(made.last) is int
+            and (former is not None) == (made.state == "rekeying")
             and len({one.number for one in held}) == len(held)
             and max((one.number for one in held), default=0) <= made.last
         )
@@ -122,6 +147,9 @@ def write_record(ledger: sqlite3.Connection, record: Record) -> None:
             for one in record.held
         ],
     }  # fmt: skip
+    if record.former is not None:
+        blob = base64.b64encode(record.former.blob).decode()
+        said["former"] = {"key": record.former.key, "blob": blob}
     ledger.execute(_TABLE)
     ledger.execute("DELETE FROM sealing")
     ledger.execute("INSERT INTO sealing VALUES (?)", (json.dumps(said, sort_keys=True),))
@@ -132,6 +160,12 @@ def drop_record(ledger: sqlite3.Connection) -> None:
     """Take the record away: the vault is a plain one again, within a transaction."""
     ledger.execute("DROP TABLE IF EXISTS sealing")
     ledger.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def _former(said: Any) -> Former:
+    if not _KEY.fullmatch(said["key"]):
+        raise ValueError("no key's name")
+    return Former(said["key"], base64.b64decode(said["blob"], validate=True))
 
 
 def _held(said: Any) -> Held:

@@ -46,19 +46,21 @@ class Remembered:
 
     Attributes:
         custodian: what opens it; "": nothing is known of that. sealed: it was sealed for good;
-            False: that is being begun, or undone, or was never done. key: name of its key.
+            False: that is being begun, or undone, or was never done. key: name of its key. former:
+            name of the key before that, while the vault is rekeyed; "": it is not.
     """
 
     custodian: str = ""
     sealed: bool = False
     key: str = ""
+    former: str = ""
 
 
-def remember(vault: VaultReader, url: str, key: str, sealed: bool = True) -> None:
+def remember(vault: VaultReader, url: str, key: str, sealed: bool = True, former: str = "") -> None:
     """Remember that this user opens a vault, where it lies now, by a custodian.
 
     Args:
-        key, sealed: as `Remembered` has them.
+        key, sealed, former: as `Remembered` has them.
 
     Raises:
         SealingError: it cannot be remembered.
@@ -66,7 +68,7 @@ def remember(vault: VaultReader, url: str, key: str, sealed: bool = True) -> Non
     try:
         path = state_file(vault, _FOLDER)
         private_state(_FOLDER)
-        text = json.dumps({"custodian": url, "sealed": sealed, "key": key})
+        text = json.dumps({"custodian": url, "sealed": sealed, "key": key, "former": former})
         replace_file(path, text.encode(), path.with_suffix(".tmp"))
     except OSError as error:
         raise SealingError(
@@ -79,7 +81,8 @@ def remembered(vault: VaultReader) -> Remembered:
     """What was remembered of a vault; what is there and cannot be read counts as sealed."""
     try:
         found = json.loads(read_plain(state_file(vault, _FOLDER), MOST_TEXT))
-        return Remembered(str(found["custodian"]), bool(found["sealed"]), str(found["key"]))
+        former = str(found.get("former", ""))
+        return Remembered(str(found["custodian"]), bool(found["sealed"]), str(found["key"]), former)
     except FileNotFoundError:
         return Remembered()
     except OSError as error:

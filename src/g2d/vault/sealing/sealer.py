@@ -159,7 +159,7 @@ class Sealer:
         record = self.record  # before the file: while it is made, files are of both kinds
         with os.fdopen(open_plain(path), "rb") as file:
             if not is_sealed(file.read(len(MAGIC))):
-                if record is not None and record.state == "sealed":
+                if record is not None and record.all_sealed:
                     raise BrokenSealError(
                         f"{path} is not sealed, in a vault that is: it was put there. Restore it"
                         " from a backup; or if it is yours, run"
@@ -188,14 +188,42 @@ class Sealer:
         Raises:
             BrokenSealError: it is another vault's file. SealingError: no custodian gives the key.
         """
-        if head.key != record.key or head.about.vault != self._vault.identity:
+        key = self._key_of(record, head)
+        if key is None or head.about.vault != self._vault.identity:
             raise BrokenSealError("it is another vault's, or was sealed under another key")
-        if self._is_released(record, head.about):
+        if head.key == record.key and self._is_released(record, head.about):
             return self._released_key(record, head.about)
         try:
-            return unwrap_key(head.wrapped, self.key(record), head.about.context)
+            return unwrap_key(head.wrapped, key(), head.about.context)
         except ValueError as error:
             raise BrokenSealError(f"its data key cannot be unwrapped: {error}") from error
+
+    def _key_of(self, record: Record, head: Head) -> Callable[[], bytes] | None:
+        """What gives the vault's key that a file names; None: it is no key of the vault."""
+        if head.key == record.key:
+            return partial(self.key, record)
+        if record.former is None or head.key != record.former.key:
+            return None
+        known = remembered(self._vault) if self._vault.remembered else Remembered()
+        if known.sealed and known.former != head.key:
+            return None  # who knows the former key put it back into the ledger
+        return partial(self.former, record)
+
+    def former(self, record: Record) -> bytes:
+        """The key that a vault had before it was rekeyed, while that goes on.
+
+        Raises:
+            SealingError: no custodian gives the new one. BrokenSealError: it is not what was kept.
+        """
+        assert record.former is not None
+        name, blob = record.former.key, record.former.blob
+        if name not in self._keys:
+            try:
+                found = unwrap_key(blob, self.key(record), record.former_context(name))
+            except ValueError as error:
+                raise BrokenSealError(f"the vault's former key is damaged: {error}") from error
+            self._keys[name] = found
+        return self._keys[name]
 
     def _is_released(self, record: Record, about: About) -> bool:
         """Whether a file is opened by a release; raises what kept the vault's key from us, if no
