@@ -9,7 +9,7 @@ import re
 import shlex
 import stat
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from g2d.core.folders import Folder
@@ -54,8 +54,13 @@ def write(root: Path, path: Path, data: bytes) -> None:
 
 def _replace(folder: Folder, name: str, data: bytes) -> None:
     folder.remove(TEMP + name)  # what a kill left, or a link that somebody put there
-    folder.fill(TEMP + name, data)
-    folder.rename(TEMP + name, name)
+    try:
+        folder.fill(TEMP + name, data)
+        folder.rename(TEMP + name, name)
+    except BaseException:
+        with suppress(OSError, VaultError):  # on a full disk it would keep its room
+            folder.remove(TEMP + name)
+        raise
     folder.sync()
 
 
