@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from benchmarks.cluster import tables as cluster
 from benchmarks.common.tables import fill
+from benchmarks.confidential import multiparty
 from benchmarks.generation import basins_tables as basins
 from benchmarks.generation import tables as generation
 from benchmarks.hostile import audit
@@ -32,7 +33,7 @@ def blocks() -> dict[str, str]:
     sources = (
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
         headline, audit, hostile, policies_tables, ownership, privacy,
-        sealing,
+        sealing, multiparty,
     )  # fmt: skip
     for source in sources:
         own = source.made()

@@ -169,6 +169,42 @@ def unknown(door: Door, owned: tuple[Path, Path]) -> None:
         line.ask(door.hello(1))
 
 
+def test_a_generation_that_comes_is_not_retired_by_a_request_that_ends(door, monkeypatch):
+    """A request of the generation before last ended while the next was loaded, and took it away."""
+    party, came, go = door.party, asyncio.Event(), asyncio.Event()
+    old, live, coming = (Held(number, NAME, DENSE.digest) for number in (1, 2, 3))
+    dropped: list[Held] = []
+
+    class Loading(Session):
+        async def load(self, store: Store, held: Held) -> None:
+            self.loaded[held] = DENSE
+            came.set()
+            await go.wait()
+
+        async def drop(self, held: Held) -> None:
+            dropped.append(held)
+            del self.loaded[held]
+
+    async def agreed(**_: Any) -> list[Any]:
+        return []
+
+    async def rotate() -> None:
+        sockets = party.store.sockets()
+        made = Loading("0", party.config, 0, Engine(), party.link_to, sockets)
+        made.loaded |= {old: DENSE, live: DENSE}
+        party.session, party.live = made, live
+        using = asyncio.ensure_future(party._use(made, coming))
+        await came.wait()
+        await party._retire(made)
+        go.set()
+        await using
+        party.over("the test is over")
+
+    monkeypatch.setattr(party, "_ask_all", agreed)
+    door.call(rotate())
+    assert dropped == [old, live]
+
+
 def own(folder: Path, name: str, **about: Any) -> tuple[Path, Path]:
     make_identity(folder / name, **about)
     return folder / f"{name}.pem", folder / f"{name}.key"

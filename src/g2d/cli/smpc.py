@@ -16,7 +16,7 @@ import typer
 
 from g2d.cli.console import print_line, say
 from g2d.cli.shared import DataFolder, TaskPath, VaultPath, configure_torch
-from g2d.errors import DataError, G2DError, SettingsError
+from g2d.errors import G2DError, SettingsError
 
 if TYPE_CHECKING:
     from g2d.protect.multiparty.config import Config
@@ -134,7 +134,8 @@ def _print_shared(shared: Shared) -> None:
 @app.command()
 def infer(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Inputs (n, ...) as the task has them, .npy.")
+        Path,
+        typer.Argument(metavar="FILE", help="An array (.npy) as the task has it, or a picture."),
     ],
     config: ConfigFile,
     out: Annotated[
@@ -144,22 +145,20 @@ def infer(
     key: Key = None,
 ) -> None:
     """Ask the parties: inputs go out and answers come back as shares."""
-    import numpy as np
-
     from g2d.protect.multiparty.client import Client
     from g2d.protect.multiparty.config import Config
 
     found = Config.read(config)
-    try:
-        with file.open("rb") as opened:
-            x = np.lib.format.read_array(opened, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot read {file} as an array (.npy): {error}") from error
+    own = _own(found, "clients", certificate, key)
+    import numpy as np
+
+    from g2d.service.client.inputs import read_inputs
+
     logits, numbers = [], []
-    with Client(found, _own(found, "clients", certificate, key)) as client:
-        size = found.limits.batch
-        for start in range(0, max(1, len(x)), size):
-            answer = client.infer(x[start : start + size])
+    with Client(found, own) as client:
+        x = read_inputs(file, client.program.shape)
+        for start in range(0, len(x), client.batch):
+            answer = client.infer(x[start : start + client.batch])
             logits.append(answer.logits)
             numbers += [answer.number] * len(answer.logits)
     whole = np.concatenate(logits)

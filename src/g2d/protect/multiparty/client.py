@@ -62,6 +62,7 @@ class Client:
         self._seconds = seconds or limits.run + limits.arrive + limits.silence
         self._lines: list[Line] = []
         self._program: Program | None = None
+        self._most = 0
 
     @property
     def program(self) -> Program:
@@ -70,6 +71,12 @@ class Client:
             self._connect()
         assert self._program is not None
         return self._program
+
+    @property
+    def batch(self) -> int:
+        """Inputs of one request, at most; connects."""
+        _ = self.program
+        return self._most
 
     def infer(self, x: Array) -> Answer:
         """Logits of inputs (n, *shape), by one generation.

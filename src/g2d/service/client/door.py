@@ -14,6 +14,7 @@ from g2d.core.types import Array, Progress, silent
 from g2d.errors import SettingsError, nearest
 from g2d.protect.asking import Answer, Described
 from g2d.service.client.encrypted import EncryptedClient
+from g2d.service.client.multiparty import MultipartyClient
 from g2d.service.client.plain import PlainClient
 
 
@@ -41,8 +42,10 @@ class Way(Protocol):
 WAYS: dict[str, Callable[[str, str, Credentials, Path | None], Way]] = {
     "plain": lambda url, model, known, keys: PlainClient(url, model, known),
     "encrypted": EncryptedClient,
+    "multiparty": MultipartyClient,
 }
-"""Ways by their names: of a URL, a model's name there, who asks, and a file of keys."""
+"""Ways by their names: of a URL (of parties: their file), a model's name there, who asks, and a
+file of keys."""
 
 
 def connect(

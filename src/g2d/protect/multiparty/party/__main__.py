@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import signal
 import sys
 from importlib import metadata
@@ -52,7 +53,8 @@ def party(given: argparse.Namespace) -> Party:
     certificate = given.certificate or place.file
     key = given.key or certificate.with_suffix(".key")
     # Of this set-up's own: another one's shares are none of ours.
-    folder = given.state or private_state("smpc", f"{config.digest[:16]}-{given.rank}")
+    name = hashlib.sha256(str(given.config.absolute()).encode()).hexdigest()[:16]
+    folder = given.state or private_state("smpc", f"{name}-{given.rank}")
     kind = Coordinator if given.rank == 0 else Follower
     return kind(config, given.rank, (certificate, key), Store(folder), found, say)
 

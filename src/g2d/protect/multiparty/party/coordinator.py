@@ -180,13 +180,17 @@ class Coordinator(Party):
             await self._use(session, held)
 
     async def _use(self, session: Session, held: Held) -> None:
-        await asyncio.gather(
-            session.load(self.store, held), self._ask_all(kind="use", held=list(held))
-        )
-        await self._ask_all(kind="live", held=list(held))
-        if self.session is not session:
-            raise MultipartyError(self.closed)
-        self.now_live(held)
+        self._pins[held] += 1  # a request that ends meanwhile takes away what nobody needs
+        try:
+            await asyncio.gather(
+                session.load(self.store, held), self._ask_all(kind="use", held=list(held))
+            )
+            await self._ask_all(kind="live", held=list(held))
+            if self.session is not session:
+                raise MultipartyError(self.closed)
+            self.now_live(held)
+        finally:
+            self._pins[held] -= 1
         await self._retire(session)
 
     async def _retire(self, session: Session) -> None:

@@ -320,6 +320,6 @@ class Party:
             )
         if asked.get("config") != self.config.digest:
             raise MultipartyError(
-                f"party {self.rank} has another parties.toml: protocol, certificates of parties and"
-                " limits have to be the same"
+                f"party {self.rank} has another parties.toml: protocol, batch and clip have to be"
+                " the same"
             )
