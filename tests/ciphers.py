@@ -23,7 +23,9 @@ from g2d.weights.checkpoints import pack
 from stand_ins import Fake, Harness, wait_for
 
 SHAPE, CLASSES = (1, 8, 8), 3
-OPTIONS = Options(encrypted_waiting=32, encrypted_keys=4)
+OPTIONS = Options(
+    encrypted_waiting=32, encrypted_keys=4, encrypted_timeout=900.0, timeout=900.0, drain=900.0
+)
 
 
 def network(number: int, classes: int = CLASSES) -> nn.Module:
@@ -74,7 +76,7 @@ def serving(options: Options = OPTIONS, classes: int = CLASSES) -> Iterator[Serv
 
     offer = Offer.of(Plan.of(network(1, classes), SHAPE))
     evaluators = Evaluators(
-        offer.text, options.encrypted_processes, options.encrypted_waiting, 60.0
+        offer.text, options.encrypted_processes, options.encrypted_waiting, 900.0
     )
     Fake.model, was = Model("g2d", SHAPE, "float32", classes), Fake.model
     try:
@@ -96,7 +98,7 @@ def serving(options: Options = OPTIONS, classes: int = CLASSES) -> Iterator[Serv
     finally:
         made.harness.event_log.close()
         made.server.should_exit = True
-        thread.join(120)
+        thread.join(900)
         evaluators.close()
         bound.close()
 

@@ -12,6 +12,8 @@ from echoing import GOOD, OFFER, OPTIONS, EchoingProcess, answered, echoing, pos
 from g2d.rotation.policy import policy_of
 from g2d.rotation.scheduler import Triggers
 from g2d.rotation.window import Window
+from g2d.service.access.identity import INFER as INFERS
+from g2d.service.access.identity import OBSERVE, needed
 from g2d.service.encrypted.evaluators import BusyError
 from g2d.service.http.options import Options
 from g2d.settings import ServeSettings
@@ -331,6 +333,12 @@ def test_what_cannot_be_served_encrypted_is_refused_in_one_line(changes, ray, sa
     with pytest.raises(SettingsError, match=says) as refused:
         check_encrypted(ServeSettings(encrypted="also", **changes), ray)
     assert "\n" not in str(refused.value)
+
+
+def test_keys_and_answers_need_the_role_of_plain_answers():
+    for path in (KEYS, ASK, f"{KEYS}/{'0' * 32}", ASK + "/"):
+        assert needed(path) == {INFERS}
+    assert needed(PLAN) == {INFERS, OBSERVE}
 
 
 def test_the_description_has_what_is_answered(service):

@@ -49,7 +49,8 @@ def vault(tmp_path) -> Path:
 
 
 def test_it_answers_follows_the_ledger_and_drains(vault, tmp_path):
-    with Process(vault, "--encrypted-only", log=tmp_path / "log") as served:
+    patient = ("--drain", "10m", "--timeout", "10m", "--encrypted-timeout", "10m")
+    with Process(vault, "--encrypted-only", *patient, log=tmp_path / "log") as served:
         wait_for(lambda: "ciphertexts are answered at" in served.text())
         client = EncryptedClient(served.address, keys=tmp_path / "my.keys")
         client.make_keys()
@@ -70,8 +71,8 @@ def test_it_answers_follows_the_ledger_and_drains(vault, tmp_path):
         served.process.send_signal(signal.SIGTERM)
         wait_for(lambda: any(line["event"] == "stop" for line in served.lines()) or refuses(served))
         evaluator.resume()
-        asking.join(120)
-        assert served.process.wait(120) == 0, served.text()
+        asking.join(400)
+        assert served.process.wait(400) == 0, served.text()
         (answer,) = answers
         assert answer.number == 2
         assert np.abs(answer.values - expected(2)).max() < 1e-3
