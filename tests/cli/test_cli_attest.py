@@ -12,6 +12,7 @@ import typer
 
 from g2d.cli import main
 from g2d.errors import SealingError
+from g2d.vault.sealing import released
 from g2d.vault.sealing.record import write_record
 from g2d.vault.vault import Vault
 from software_tpm import extend, running
@@ -84,7 +85,9 @@ class Sides:
         )  # fmt: skip
         (line,) = (line for line in shown.splitlines() if line.startswith("endorsement  "))
         assert line in compared.splitlines()  # who swaps the request is seen by whoever compares
-        self.run("attest", "enroll", challenge, "--out", answer, *self.tpm)
+        shown = self.run("attest", "enroll", challenge, "--out", answer, *self.tpm)
+        (line,) = (line for line in shown.splitlines() if line.startswith("approvals    "))
+        assert line in compared.splitlines()  # and who swaps the challenge
         return self.run("attest", "enroll", answer, "--host", self.host)
 
     def quote(self):
@@ -195,6 +198,49 @@ def test_hosts_of_one_name_have_releases_of_their_own(sides, vault, tmp_path, ru
         blobs = [one.blob for one in opened.sealing.record.held]
     assert foreign.blob in blobs  # as it was: its host's state is not this one's
     assert own.blob not in blobs
+
+
+def test_a_release_waits_for_no_writer_and_for_no_service(sides, vault, run, told):
+    with Vault.open(vault, write=True) as writer:
+        run("attest", "release", vault, sides.host, sides.quote(), "--number", "2")
+        assert [*released.releases(writer.sealing.record)] == [2]  # and the writer sees it
+        writer.accept({"weights": b"weights 3 " * 20}, {}, activate=True)
+        run("attest", "release", vault, sides.host, sides.quote())
+        with writer._writing():
+            assert "cannot be written" in told("attest", "release", vault, sides.host,
+                                               sides.quote())  # fmt: skip
+    copy = shutil.copytree(vault, vault.with_name("copy"))
+    run("attest", "open", copy, *sides.tpm)
+    assert content(copy, 4).startswith(b"weights 3 ")
+    other = shutil.copytree(vault, vault.with_name("other"))
+    run("vault", "rekey", other, "--custodian", f"file:{vault.with_name('custodian.key')}")
+    with Vault.open(other) as opened, Vault.open(vault) as before:
+        old, empty = before.sealing.record, released.Bundle(b"", {})
+        with pytest.raises(SealingError, match="was changed meanwhile"):
+            released.hold(opened, old, "edge", 4, empty)
+
+
+def test_a_release_that_somebody_made_himself_is_refused_and_steps_no_counter(
+    sides, vault, tmp_path, run, told
+):
+    """Public keys of a host are public, and whoever writes its folder has its vault's identity."""
+    copy = shutil.copytree(vault, tmp_path / "copy")
+    run("vault", "custodians", copy, "--use", f"file:{tmp_path / 'custodian.key'}")
+    key = ("--key", tmp_path / "his.key")
+    stolen = tmp_path / "his.host"
+    shutil.copy(sides.host, stolen)
+    sides.run("attest", "ask", stolen, sides.file("ask"))
+    sides.run("attest", "quote", sides.file("ask"), sides.file("quote"), *sides.tpm)
+    before = run("attest", "verify", sides.quote(), sides.host).split("counter ")[1].split()[0]
+    sides.run("attest", "ask", stolen, sides.file("ask"))
+    sides.run("attest", "quote", sides.file("ask"), sides.file("quote"), *sides.tpm)
+    run("attest", "release", copy, stolen, sides.file("quote"), *key)
+    assert "approved by another key" in told("attest", "open", copy, *sides.tpm)
+    after = run("attest", "verify", sides.quote(), sides.host).split("counter ")[1].split()[0]
+    assert after == before
+    (place,) = (tmp_path / "state" / "approvers").iterdir()
+    place.write_text("{}")
+    assert "cannot be read" in told("attest", "open", copy, *sides.tpm)
 
 
 def test_bad_input_is_one_line(sides, vault, tmp_path, told):

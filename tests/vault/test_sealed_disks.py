@@ -74,7 +74,7 @@ def add(vault, url):
 
 def release(vault, url):
     key, record = new_key(), vault.sealing.record
-    released.hold(vault, "host", 2, released.make_bundle(vault, record, 2, key, b"wrapped"))
+    released.hold(vault, record, "host", 2, released.make_bundle(vault, record, 2, key, b"wrapped"))
 
 
 def put(vault, url):

@@ -202,7 +202,7 @@ def test_a_host_opens_its_release_although_the_vault_is_sealed_by_another_tpm(
     fresh = bytes(32)
     wrapped = there.wrap(fresh, released.context_of(filled, 2))
     bundle = released.make_bundle(filled, filled.sealing.record, 2, fresh, wrapped)
-    released.hold(filled, "edge", 2, bundle)
+    released.hold(filled, filled.sealing.record, "edge", 2, bundle)
     filled.close()
     monkeypatch.setattr("g2d.vault.sealing.sealer.new_custodian", lambda url: there)
     with Vault.open(filled.path) as opened:

@@ -17,6 +17,8 @@ from g2d.cli.attest_shared import (
     label_of,
     mark_first,
     newest_here,
+    open_to_release,
+    show_approver,
     show_endorsement,
     show_pcrs,
     values_of,
@@ -91,6 +93,7 @@ def enroll(
     counter: Annotated[
         int | None, typer.Option(min=0x01800000, max=0x01BFFFFF, help="Index of that counter.")
     ] = None,
+    key: Key = None,
     age: Age = _AGE,
     tpm: Tpm = "",
 ) -> None:
@@ -110,7 +113,7 @@ def enroll(
         if host is not None and host.exists() and _is_enrolled(host):
             raise SealingError(f"{host} remembers a host already: name another file with --host")
         terms = enrolment.Terms(pcrs_of(pcrs), first, every, keep)
-        _challenge(file, terms, _needed(host, "--host"), _needed(out, "--out"), root, insecure)
+        _challenge(file, terms, _needed(host, "--host"), _needed(out, "--out"), root, insecure, key)
     elif kind == enrolment.Challenge.KIND:
         _answer(file, _needed(out, "--out"), tpm)
     elif kind == enrolment.Answer.KIND:
@@ -147,20 +150,23 @@ def _request(out: Path, index: int | None, tpm: str) -> None:
 
 
 def _challenge(
-    file: Path, terms: object, host: Path, out: Path, root: list[Path] | None, insecure: bool
-) -> None:
-    from g2d.protect.attestation import enrolment
+    file: Path, terms: object, host: Path, out: Path, root: list[Path] | None, insecure: bool,
+    key: Path | None,
+) -> None:  # fmt: skip
+    from g2d.protect.attestation import enrolment, release
     from g2d.protect.attestation.certificates import load_roots
     from g2d.protect.tpm import documents
 
     assert isinstance(terms, enrolment.Terms)
     request = documents.load(enrolment.Request, file)
     roots = load_roots(root or ())
-    challenge, pending = enrolment.begin(request, terms, roots, insecure, time.time())
+    approver = release.PolicyKey.read(key or release.default_policy_key()).area
+    challenge, pending = enrolment.begin(request, terms, roots, insecure, time.time(), approver)
     documents.store(host, pending)
     documents.store(out, challenge)
     show_endorsement(pending.endorsement)
-    print_line("Compare it with what the host said: whoever carries files may have swapped hosts.")
+    show_approver(approver)
+    print_line("Compare them with what the host says: who carries files may have swapped sides.")
     if not pending.vouched:
         print_line("warning      no maker vouches for this TPM: whoever runs it may read its keys")
     print_line(f"Next, on the host: g2d attest enroll {out} --out FILE")
@@ -169,12 +175,18 @@ def _challenge(
 def _answer(file: Path, out: Path, tpm: str) -> None:
     from g2d.protect.attestation.enrolment import Challenge
     from g2d.protect.attestation.host import answer
+    from g2d.protect.attestation.pinned import pin
     from g2d.protect.tpm import documents
     from g2d.protect.tpm.device import open_device
+    from g2d.protect.tpm.publics import name_of
 
     challenge = documents.load(Challenge, file)
     with open_device(tpm) as device:
         made = answer(device, challenge)
+        device.flush()  # its slots are few
+        if challenge.approver:
+            pin(name_of(device.storage()[1]), challenge.approver)
+            show_approver(challenge.approver)
     documents.store(out, made)
     print_line(f"Next, on the generating side: g2d attest enroll {out} --host HOST")
 
@@ -271,10 +283,9 @@ def release(
     from g2d.vault.sealing import released
     from g2d.vault.sealing.changing import require
     from g2d.vault.sealing.envelope import new_key
-    from g2d.vault.vault import Vault
 
     approver = releasing.PolicyKey.read(key or releasing.default_policy_key())
-    with Vault.open(vault, write=True) as opened:
+    with open_to_release(vault) as opened:
         record = require(opened)
         wanted = opened.live() or 0 if number is None else number
         _, heard, proven = _hear(quote, host, age)
@@ -282,7 +293,8 @@ def release(
         made, after = releasing.release(heard, proven, fresh, context, wanted, approver)
         bundle = released.make_bundle(opened, record, wanted, fresh, documents.encode(made))
         documents.store(host, after)  # before the vault: what was released is known in any case
-        released.hold(opened, label_of(host, after), wanted, bundle, after.oldest(wanted))
+        label = label_of(host, after)
+        released.hold(opened, record, label, wanted, bundle, after.oldest(wanted))
     print_line(f"Generation {wanted} of {vault} is released to {host}.")
     print_line("Next, on the host, where the vault's folder lies or arrives: g2d attest open VAULT")
 
@@ -305,13 +317,13 @@ def approve(
     from g2d.protect.tpm.publics import name_of
     from g2d.vault.sealing import released
     from g2d.vault.sealing.changing import require
-    from g2d.vault.vault import Vault
 
     known = documents.load(Host, host)
     values = {**known.pcrs, **values_of(pcr)}
     approver = releasing.PolicyKey.read(key or releasing.default_policy_key())
-    with Vault.open(vault, write=True) as opened:
-        found = released.releases(require(opened), label_of(host, known))
+    with open_to_release(vault) as opened:
+        record, label = require(opened), label_of(host, known)
+        found = released.releases(record, label)
         bundles = {
             number: released.Bundle.decode(held[-1].blob) for number, held in sorted(found.items())
         }
@@ -326,7 +338,7 @@ def approve(
         for number, old in own.items():
             bundle = bundles[number]
             again = documents.encode(releasing.approve_again(old, values, approver))
-            released.hold(opened, label_of(host, known), number, replace(bundle, key=again))
+            released.hold(opened, record, label, number, replace(bundle, key=again))
         documents.store(host, replace(known, pcrs=values))
     show_pcrs(values)
     print_line(f"{host} opens what was released to it in this state, and in no other.")

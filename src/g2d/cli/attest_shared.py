@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from g2d.vault.sealing.record import Held
     from g2d.vault.vault import Vault
 
-__all__ = ["label_of", "mark_first", "newest_here", "show_endorsement", "show_pcrs", "values_of"]
+__all__ = [
+    "label_of",
+    "mark_first",
+    "newest_here",
+    "open_to_release",
+    "show_approver",
+    "show_endorsement",
+    "show_pcrs",
+    "values_of",
+]
 
 
 def newest_here(found: Mapping[int, list[Held]], tpm: str) -> int:
@@ -47,6 +56,27 @@ def newest_here(found: Mapping[int, list[Held]], tpm: str) -> int:
         "nothing was released to this host's TPM: have it prove its state (`g2d attest ask` and"
         " `release`, where generations are made); or it was cleared since, then enrol it anew"
     )
+
+
+def open_to_release(path: Path) -> Vault:
+    """Open a vault of which something is to be released, beside whoever writes it.
+
+    Raises:
+        VaultError: it is open to others, or has gone back; or as `Vault.open`.
+    """
+    from g2d.vault.mark import FileMark
+    from g2d.vault.placing import check_private
+    from g2d.vault.rollback import judge
+    from g2d.vault.vault import Vault
+
+    vault = Vault.open(path)
+    try:
+        check_private(vault.path)
+        judge(vault, FileMark(vault.path, vault.identity))
+    except BaseException:
+        vault.close()
+        raise
+    return vault
 
 
 def mark_first(vault: Vault) -> None:
@@ -95,6 +125,13 @@ def show_endorsement(area: bytes) -> None:
     from g2d.protect.tpm.wire import sha256
 
     print_line(f"endorsement  sha256:{sha256(area).hex()}")
+
+
+def show_approver(area: bytes) -> None:
+    """Show by what people tell keys for approvals apart: SHA-256 of the public area."""
+    from g2d.protect.tpm.wire import sha256
+
+    print_line(f"approvals    sha256:{sha256(area).hex()}")
 
 
 def show_pcrs(pcrs: Mapping[int, bytes]) -> None:

@@ -76,11 +76,17 @@ class Ask:
 
 @dataclass(frozen=True)
 class Challenge(Ask):
-    """What a host is challenged with; `credential`, `seed`: for TPM2_ActivateCredential."""
+    """What a host is challenged with.
+
+    Attributes:
+        credential, seed: for TPM2_ActivateCredential. approver: public area of the key whose
+            releases the host is to take; b"": anybody's.
+    """
 
     KIND: ClassVar[str] = "attest-challenge"
     credential: bytes
     seed: bytes
+    approver: bytes
 
 
 @dataclass(frozen=True)
@@ -186,12 +192,18 @@ class Host:
 
 
 def begin(
-    request: Request, terms: Terms, roots: Sequence[Certificate], insecure: bool, now: float
+    request: Request,
+    terms: Terms,
+    roots: Sequence[Certificate],
+    insecure: bool,
+    now: float,
+    approver: bytes = b"",
 ) -> tuple[Challenge, Pending]:
     """Check what a host says of its TPM, and challenge it to prove that.
 
     Args:
-        roots, insecure: as `check_endorsement` takes them. now: seconds since 1970.
+        roots, insecure: as `check_endorsement` takes them. now: seconds since 1970. approver: as
+            `Challenge` has it.
 
     Raises:
         SealingError: its keys are not of the kinds that are expected, or nobody vouches for it.
@@ -203,7 +215,7 @@ def begin(
     secret, nonce = secrets.token_bytes(32), secrets.token_bytes(32)
     credential, seed = make_credential(request.endorsement, name_of(request.signing), secret)
     selected = ",".join(map(str, sorted(terms.pcrs)))
-    challenge = Challenge(nonce, selected, request.counter, credential, seed)
+    challenge = Challenge(nonce, selected, request.counter, credential, seed, approver)
     pending = Pending(
         **vars(request), nonce=nonce, asked=int(now), proof=sha256(secret), selected=selected,
         first=terms.first, every=terms.every, keep=terms.keep, vouched=vouched,

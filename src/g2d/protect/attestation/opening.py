@@ -6,6 +6,7 @@ import hmac
 from typing import Any
 
 from g2d.errors import SealingError
+from g2d.protect.attestation.pinned import check_pinned
 from g2d.protect.attestation.release import Released, check_released
 from g2d.protect.sealing.tpm import check_storage
 from g2d.protect.tpm import counter, documents, sealed
@@ -24,8 +25,9 @@ def open_release(tcti: str, blob: bytes, context: bytes) -> bytes:
     """Return the key of a release, and remember in the TPM's counter that it was opened.
 
     Raises:
-        SealingError: it is damaged, another host's, of another vault, or older than what this host
-            has opened; or the machine is not in the state that it was approved for.
+        SealingError: it is damaged, another host's, of another vault, approved by another key than
+            this host was enrolled with, or older than what it has opened; or the machine is not in
+            the state that it was approved for.
     """
     released = documents.decode(Released, blob, "the release")
     check_released(released)
@@ -65,6 +67,7 @@ def _unseal(device: Device, held: Any, released: Released) -> bytes:
     tss, esys = device.tss, device.esys
     storage, area = device.storage()
     check_storage(area, released.storage)
+    check_pinned(name_of(area), released.signer)
     if told := changed(device.pcrs(released.pcrs), released.pcrs):
         raise SealingError(
             f"this machine booted something else than generation {released.number} was released"

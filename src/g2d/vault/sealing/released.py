@@ -11,20 +11,22 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from g2d.core.platforms import open_plain
 from g2d.errors import DAMAGE, BrokenSealError, SealingError
+from g2d.vault.ledger import connect, explained
 from g2d.vault.records import generation_folder
 from g2d.vault.sealing.envelope import About, head_of, unwrap_key, wrap_key
-from g2d.vault.sealing.record import Held, Record, write_record
+from g2d.vault.sealing.record import Held, Record, read_record, write_record
 
 if TYPE_CHECKING:
     from g2d.vault.reading import VaultReader
-    from g2d.vault.vault import Vault
 
 __all__ = [
     "PURPOSE",
@@ -83,7 +85,9 @@ def context_of(vault: VaultReader, number: int) -> bytes:
     return PURPOSE + f"{vault.identity}\0{number}".encode()
 
 
-def make_bundle(vault: Vault, record: Record, number: int, key: bytes, wrapped: bytes) -> Bundle:
+def make_bundle(
+    vault: VaultReader, record: Record, number: int, key: bytes, wrapped: bytes
+) -> Bundle:
     """Wrap the data keys of a generation by a fresh key.
 
     Args:
@@ -93,6 +97,8 @@ def make_bundle(vault: Vault, record: Record, number: int, key: bytes, wrapped: 
         SealingError: a file is not sealed, or no custodian gives the vault's key.
         VaultError: there is no such generation.
     """
+    if record.state not in ("sealing", "sealed"):
+        raise SealingError(f"{vault.path} is being changed ({record.state}): finish that before")
     found = {}
     for name, digest in vault.generation(number).files.items():
         if name in _KEPT_BACK:
@@ -124,14 +130,42 @@ def releases(record: Record, host: str = "") -> dict[int, list[Held]]:
     return found
 
 
-def hold(vault: Vault, host: str, number: int, bundle: Bundle, oldest: int = 0) -> None:
+def hold(
+    vault: VaultReader, of: Record, host: str, number: int, bundle: Bundle, oldest: int = 0
+) -> None:
     """Put a release into the vault's record, in place of an earlier one of the same generation.
 
+    It is one row that sqlite guards: whoever writes the vault, a service's worker perhaps, is not
+    waited for, and nothing of his is touched.
+
     Args:
-        vault: open for writing. oldest: releases of lower numbers to this host are dropped.
+        of: the record that the bundle was made by. oldest: releases of lower numbers to this host
+            are dropped.
+
+    Raises:
+        SealingError: the vault got another key meanwhile, or is not sealed any more.
+        VaultError: the ledger cannot be written.
     """
-    record = vault.sealing.record
-    assert record is not None
+    with explained(vault.path, "written"), closing(connect(vault.path, "rw")) as ledger:
+        ledger.execute("BEGIN IMMEDIATE")
+        try:
+            record = read_record(ledger.execute("SELECT record FROM sealing").fetchall())
+            if record is None or record.key != of.key or record.state != of.state:
+                raise SealingError(
+                    f"how {vault.path} is sealed was changed meanwhile: release once more"
+                )
+            write_record(ledger, _with(record, host, number, bundle, oldest))
+            ledger.execute("COMMIT")
+        except BaseException:
+            if ledger.in_transaction:
+                ledger.execute("ROLLBACK")
+            raise
+        with suppress(sqlite3.Error):  # a copy of the ledger has it at once; else the next commit
+            ledger.execute("PRAGMA busy_timeout = 200")  # ms
+            ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _with(record: Record, host: str, number: int, bundle: Bundle, oldest: int) -> Record:
     gone = {
         one.number
         for released, held in releases(record, host).items()
@@ -139,12 +173,9 @@ def hold(vault: Vault, host: str, number: int, bundle: Bundle, oldest: int = 0) 
         if released < oldest or released == number
     }
     left = tuple(one for one in record.held if one.number not in gone)
-    made = replace(record, held=left).with_held(
+    return replace(record, held=left).with_held(
         RELEASE, _name(host, number), bundle.encode(), time.time()
     )
-    with vault._writing():
-        write_record(vault._ledger, made)
-    vault._checkpoint()
 
 
 def _name(host: str, number: int) -> str:
