@@ -16,6 +16,7 @@ from g2d.cli.shared import Ca, ClientCert, TokenFile
 
 if TYPE_CHECKING:
     from g2d.core.exchange import Credentials
+    from g2d.service.client import Way
 
 app = typer.Typer(
     name="client",
@@ -40,6 +41,14 @@ Keys = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Your secret keys; else in the state folder, by the URL."),
 ]
+Bounds = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="LOW HIGH",
+        help="Values that an input may have, checked before it is encrypted; else 0 to 1 for"
+        " pictures.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Write all scores there, too.")]
 
 
@@ -52,7 +61,7 @@ def infer(
         typer.Option(
             metavar="NAME",
             help="plain: the service sees inputs and answers; encrypted: neither, a thousand times"
-            " slower.",
+            " slower; multiparty: URL is parties.toml, and no party sees either.",
         ),
     ] = "plain",
     keys: Keys = None,
@@ -63,7 +72,10 @@ def infer(
     client_cert: ClientCert = None,
 ) -> None:
     """Ask about inputs, and print each one's class."""
-    _infer(url, files, way, keys, out, model, _known(token_file, ca, client_cert))
+    from g2d.service.client import connect
+
+    known = _known(token_file, ca, client_cert)
+    _infer(connect(url, way, model=model, known=known, keys=keys), files, out)
 
 
 @encrypted.command("infer")
@@ -71,6 +83,7 @@ def infer_encrypted(
     url: Url,
     files: Inputs,
     keys: Keys = None,
+    bounds: Bounds = None,
     out: Out = None,
     model: Model = "g2d",
     token_file: TokenFile = None,
@@ -78,7 +91,10 @@ def infer_encrypted(
     client_cert: ClientCert = None,
 ) -> None:
     """Ask about encrypted inputs, and print each one's class, as `--way encrypted` does."""
-    _infer(url, files, "encrypted", keys, out, model, _known(token_file, ca, client_cert))
+    from g2d.service.client.encrypted import EncryptedClient
+
+    known = _known(token_file, ca, client_cert)
+    _infer(EncryptedClient(url, model, known, keys, bounds=bounds), files, out)
 
 
 @encrypted.command("keys")
@@ -113,16 +129,11 @@ def _known(token_file: Path | None, ca: Path | None, client_cert: Path | None) -
     return Credentials.read(token_file, ca, client_cert)
 
 
-def _infer(
-    url: str, files: list[Path], way: str, keys: Path | None, out: Path | None, model: str,
-    known: Credentials,
-) -> None:  # fmt: skip
+def _infer(client: Way, files: list[Path], out: Path | None) -> None:
     import numpy as np
 
-    from g2d.service.client import connect
     from g2d.service.client.inputs import read_inputs
 
-    client = connect(url, way, model=model, known=known, keys=keys)
     described = client.describe()
     read = [read_inputs(file, described.shape) for file in files]
     with show_progress() as progress:
