@@ -89,7 +89,7 @@ def test_a_network_of_digits_agrees_with_torch(digits):
 def test_every_slot_beyond_the_answer_is_a_copy_of_a_logit_or_zero(digits):
     """No partial sum of any step is in the answer: only what the client was to learn."""
     image = image_for(digits)
-    slots = digits.keys.slots(digits.ask(image))
+    (slots,) = digits.keys.slots(digits.ask(image))
     period = np.zeros(16)
     period[:10] = digits.wanted(image).numpy()
     np.testing.assert_allclose(slots, np.tile(period, len(slots) // 16), atol=1e-3)

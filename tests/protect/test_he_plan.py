@@ -47,6 +47,8 @@ def test_plans_differ_where_networks_do(plan):
         {"ciphertexts": 1 << 30},
         {"classes": 1 << 40},
         {"rotations": {}},
+        {"packing": "batch"},
+        {"packing": []},
         {"shape": [1 << 40]},
         {"shape": [True]},
         {"shape": []},
@@ -139,9 +141,20 @@ def test_too_much_depth_is_named():
         Plan.of(nn.Sequential(*layers), (4,))
 
 
-def test_only_latency_packing_is_built():
-    with pytest.raises(Unsupported, match="only 'latency'"):
-        Plan.of(tiny(), (6,), packing="batch")
+def test_packings_are_latency_and_batch():
+    with pytest.raises(Unsupported, match="latency or batch would do"):
+        Plan.of(tiny(), (6,), packing="simd")
+    plan = Plan.of(tiny(), (6,), packing="batch")
+    assert plan.batch == plan.parameters.slots - 2
+    assert plan.rotations == {}
+    assert Plan.from_json(plan.to_json()).digest == plan.digest
+    assert plan.digest != Plan.of(tiny(), (6,)).digest
+
+
+def test_a_batch_of_a_network_that_is_too_wide_is_refused():
+    network = nn.Sequential(nn.Conv2d(1, 9, 1), Square(), nn.Flatten(), nn.Linear(9 * 256, 2))
+    with pytest.raises(Unsupported, match=r"layer '0' has 2304 numbers .* 'latency' would do"):
+        Plan.of(network, (1, 16, 16), packing="batch")
 
 
 def test_the_smallest_degree_that_has_room_is_taken():

@@ -30,12 +30,14 @@ class Encoded:
     Attributes:
         digest: of the plan. products: for each step, a plaintext a term, None where all is zero.
         biases: for each step, what is added behind it, None where that is zero. nbytes: of all.
+        affines: in the packing "batch", instead of both: its constants are encoded on their way.
     """
 
     digest: str
     products: tuple[tuple[Any, ...], ...]
     biases: tuple[Any, ...]
     nbytes: int
+    affines: tuple[Affine, ...] = ()
 
     def __repr__(self) -> str:
         return f"Encoded({self.digest[:12]}, {self.nbytes >> 20} MB)"
@@ -50,6 +52,8 @@ def encode(plan: Plan, state_dict: State) -> Encoded:
         HomomorphicError: an array is missing, foreign, of another shape or not finite; or all
             weights of a step are zero, which would make its answers readable by anybody.
     """
+    if plan.packing == "batch":
+        return _encode_batch(plan, affines(plan.steps, state_dict))
     here, parameters = levels(plan.parameters), plan.parameters
     products, biases, count = [], [], 0
     scales = parameters.scales()
@@ -58,15 +62,28 @@ def encode(plan: Plan, state_dict: State) -> Encoded:
         level, below = here[plan.level(i)], here[plan.level(i) - 1]
         found = tuple(_products(program, affine, level, weights, parameters.slots))
         if all(one is None for one in found):
-            name = plan.steps[i].name
-            raise HomomorphicError(
-                f"all weights of the step at {name!r} are zero: nothing to infer"
-            )
+            raise _all_zero(plan, i)
         products.append(found)
         biases.append(_bias(program, affine, below, made, parameters.slots))
         count += sum(one is not None for one in found) * level.primes + below.primes
     nbytes = count * parameters.degree * 8
     return Encoded(plan.digest, tuple(products), tuple(biases), nbytes)
+
+
+def _encode_batch(plan: Plan, found: list[Affine]) -> Encoded:
+    """Check what `run_batch` encodes later."""
+    for i, affine in enumerate(found):
+        for values in (affine.matrix.data, affine.bias):
+            _check_size(values)
+        if not affine.matrix.data.any():
+            raise _all_zero(plan, i)
+    nbytes = sum(one.matrix.data.nbytes + one.matrix.indices.nbytes for one in found)
+    return Encoded(plan.digest, (), (), nbytes, tuple(found))
+
+
+def _all_zero(plan: Plan, step: int) -> HomomorphicError:
+    name = plan.steps[step].name
+    return HomomorphicError(f"all weights of the step at {name!r} are zero: nothing to infer")
 
 
 def _products(

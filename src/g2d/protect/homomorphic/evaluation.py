@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from g2d.protect.homomorphic.batch import run_batch
 from g2d.protect.homomorphic.encoding import Encoded
 from g2d.protect.homomorphic.errors import HomomorphicError
 from g2d.protect.homomorphic.keys import EvaluationKeys, refuse_transparent
@@ -45,13 +46,16 @@ def evaluate(plan: Plan, encoded: Encoded, evaluation: EvaluationKeys, query: by
         raise HomomorphicError("the keys are of another plan: make and upload keys for this one")
     sources = _read(plan, query)
     try:
-        made = _run(plan, encoded, evaluation, sources)
-        answer = _fresh(plan, evaluation, made)
+        if plan.packing == "batch":
+            made = run_batch(plan, encoded, evaluation, list(sources.values()))
+        else:
+            made = [_run(plan, encoded, evaluation, sources)]
+        answers = [_fresh(plan, evaluation, one) for one in made]
     except SEAL_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise HomomorphicError(f"SEAL cannot evaluate the query: {reason}") from error
-    words = body(answer)[-2 * plan.parameters.degree * 8 :]
-    return pack("answer", plan.digest, [words])
+    words = [body(answer)[-2 * plan.parameters.degree * 8 :] for answer in answers]
+    return pack("answer", plan.digest, words)
 
 
 def _read(plan: Plan, query: bytes) -> dict[int, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from g2d.core.files import fill_file, read_plain
 from g2d.core.platforms import others_may_read
+from g2d.protect.homomorphic.batch import SPARE
 from g2d.protect.homomorphic.errors import HomomorphicError
 from g2d.protect.homomorphic.plan import Plan
 from g2d.protect.homomorphic.seal import (
@@ -105,26 +106,27 @@ class SecretKeys:
             HomomorphicError: they are not.
         """
         plan, parameters = self.plan, self.plan.parameters
-        wanted = (1, *plan.shape)
-        if tuple(images.shape) != wanted:
+        if tuple(images.shape[1:]) != plan.shape or not 0 < len(images) <= plan.batch:
+            wanted = f"1 to {plan.batch} of {plan.shape}" if plan.batch > 1 else (1, *plan.shape)
             raise HomomorphicError(f"images of shape {tuple(images.shape)}: {wanted} would do")
-        flat = images.detach().to("cpu", torch.float64).reshape(-1).numpy()
+        flat = images.detach().to("cpu", torch.float64).reshape(len(images), -1).numpy()
         if not np.isfinite(flat).all() or np.abs(flat).max() > plan.bound:
             raise HomomorphicError(
                 f"an image has values that are not finite or larger than {plan.bound:g}"
             )
         level = self._levels[parameters.levels]
         encryptor = sealapi().Encryptor(level.context, self._key(parameters.levels))
-        gathers, padded, parts = plan.programs[0].gathers, np.append(flat, 0.0), []
-        assert gathers is not None
-        for gather in gathers:  # -1, nothing, is the zero at the end
-            plain = level.encode(padded[gather].tolist(), parameters.input_scale)
+        parts = []
+        for row in _rows(plan, flat):
+            plain = level.encode(row.tolist(), parameters.input_scale)
             made = body(encryptor.encrypt_symmetric(plain))
             parts.append(_seeded(made, parameters.levels, parameters.degree))
         return pack("query", plan.digest, parts)
 
     def decrypt(self, answer: bytes, exact: bool = False) -> Tensor:
-        """The logits of an answer, (n, classes), rounded to `GRID`.
+        """The logits of an answer, (plan.batch, classes), rounded to `GRID`.
+
+        A batch that was not full is followed by the logits of inputs of zero.
 
         Args:
             exact: do not round. Keep what comes of it from everybody: see this module.
@@ -132,27 +134,27 @@ class SecretKeys:
         Raises:
             HomomorphicError: it is no answer under this key, or its values wrapped around.
         """
-        values = self.slots(answer)
-        plan, where = self.plan, self.plan.programs[-1].made
-        copies = values.reshape(-1, where.period)
-        logits = copies.mean(axis=0)
-        idle = np.delete(logits, where.slots)
-        spread = np.abs(copies - logits).max(initial=0.0)
-        allowed = _TOLERANCE * (1 + np.abs(logits).max() / 2**6)
-        if not np.isfinite(values).all() or max(spread, np.abs(idle).max(initial=0)) > allowed:
+        values, plan = self.slots(answer), self.plan
+        found, spread = _batch(values) if plan.packing == "batch" else _copies(plan, values[0])
+        allowed = _TOLERANCE * (1 + np.abs(found).max() / 2**6)
+        if not np.isfinite(values).all() or spread > allowed:
             raise HomomorphicError(
                 "the answer is noise: it is of another key, was changed, or a number on its way was"
                 f" far beyond {plan.bound:g}"
             )
-        found = logits[where.slots]
         if not exact:
             found = np.round(found / GRID) * GRID
-        return torch.tensor(found, dtype=torch.float32).reshape(1, plan.classes)
+        return torch.tensor(found, dtype=torch.float32).reshape(plan.batch, plan.classes)
 
     def slots(self, answer: bytes) -> np.ndarray:
-        """Everything that an answer holds, (S,), not rounded: for tests of what it tells."""
+        """Everything in an answer, (plan.answers, S), not rounded: for tests of what it tells."""
+        size = 2 * self.plan.parameters.degree * 8
+        parts = unpack("answer", self.plan.digest, answer, [size] * self.plan.answers)
+        return np.stack([self._decrypted(words) for words in parts])
+
+    def _decrypted(self, words: bytes) -> np.ndarray:
+        """The slots of one ciphertext."""
         plan, level = self.plan, self._levels[1]
-        (words,) = unpack("answer", plan.digest, answer, [plan.limits.answer_bytes - HEADER])
         scale = plan.parameters.scales()[-1][2]
         degree = plan.parameters.degree
         file = ciphertext_file(level.id, degree, 1, scale, words)
@@ -258,6 +260,33 @@ class EvaluationKeys:
                     f"the keys lack {len(missing)} rotations that the plan needs"
                 )
         return cls(plan.digest, public, squares, rotations)
+
+
+def _rows(plan: Plan, images: np.ndarray) -> Iterator[np.ndarray]:
+    """The slots of each ciphertext of a query, from images as (n, F)."""
+    if plan.packing == "batch":
+        for column in images.T:
+            yield np.pad(column, (0, plan.parameters.slots - len(column)))
+        return
+    gathers, padded = plan.programs[0].gathers, np.append(images[0], 0.0)
+    assert gathers is not None
+    for gather in gathers:  # -1, nothing, is the zero at the end
+        yield padded[gather]
+
+
+def _copies(plan: Plan, values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Logits, (classes,), and how far what should equal them, or zero, is from it."""
+    where = plan.programs[-1].made
+    copies = values.reshape(-1, where.period)
+    mean = copies.mean(axis=0)
+    idle = np.abs(np.delete(mean, where.slots)).max(initial=0.0)
+    return mean[where.slots], max(float(np.abs(copies - mean).max()), float(idle))
+
+
+def _batch(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Logits, (n, classes), of values (classes, S), and how far the spare slots are apart."""
+    spare = values[:, -SPARE:]
+    return values[:, :-SPARE].T, float((spare.max(axis=1) - spare.min(axis=1)).max())
 
 
 def refuse_transparent(ciphertext: Any, what: str) -> None:

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from g2d.errors import DAMAGE
+from g2d.protect.homomorphic.batch import SPARE, batch_steps
 from g2d.protect.homomorphic.compiling import compile_steps
 from g2d.protect.homomorphic.errors import HomomorphicError, Unsupported
 from g2d.protect.homomorphic.layers import Layer, from_rows, to_rows
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["Limits", "Plan"]
+
+PACKINGS = ("latency", "batch")
 
 _FORMAT = "g2d-homomorphic-plan-1"
 _MOST_JSON = 1 << 16
@@ -49,10 +52,13 @@ class Plan:
     """How one architecture is evaluated under CKKS.
 
     Attributes:
+        packing: "latency", one input a request, or "batch", one in each slot (`batch`).
         shape: of one input. layers: of the chain. parameters: degree, primes and scales.
-        steps, programs: linear steps with a square between any two, and how each is computed.
+        steps, programs: linear steps with a square between any two, and how each is computed;
+            a batch needs no programs.
     """
 
+    packing: str
     shape: tuple[int, ...]
     layers: tuple[Layer, ...]
     parameters: Parameters
@@ -64,19 +70,22 @@ class Plan:
         """The plan of a network that is a chain.
 
         Args:
-            shape: of one input, (C, H, W) or (F,). packing: "latency": one input a request.
+            shape: of one input, (C, H, W) or (F,).
+            packing: "latency" answers one input soon; "batch" thousands at once, cheaply for each.
 
         Raises:
             Unsupported: a layer cannot be evaluated, does not fit, or is one too many.
         """
         from g2d.protect.homomorphic.reading import read_layers
 
-        if packing != "latency":
-            raise Unsupported(f"packing {packing!r}: only 'latency', one input a request, is built")
-        return cls.compile(read_layers(network, shape), shape)
+        if packing not in PACKINGS:
+            raise Unsupported(f"packing {packing!r}: {' or '.join(PACKINGS)} would do")
+        return cls.compile(read_layers(network, shape), shape, packing)
 
     @classmethod
-    def compile(cls, layers: Sequence[Layer], shape: Sequence[int]) -> Plan:
+    def compile(
+        cls, layers: Sequence[Layer], shape: Sequence[int], packing: str = "latency"
+    ) -> Plan:
         """The plan of these layers: the smallest degree whose slots and primes suffice.
 
         Raises:
@@ -88,13 +97,16 @@ class Plan:
             parameters = choose(degree, len(steps))
             if parameters is None:
                 continue
+            if packing == "batch":
+                known = batch_steps(steps)
+                return cls(packing, tuple(shape), tuple(layers), parameters, known, ())
             try:
                 known, programs = compile_steps(steps, parameters.slots)
             except Unsupported as error:
                 wide = error
                 continue
             assert programs[-1].clean, "the last step leaves partial sums in the answer"
-            return cls(tuple(shape), tuple(layers), parameters, known, tuple(programs))
+            return cls(packing, tuple(shape), tuple(layers), parameters, known, tuple(programs))
         raise wide or _too_deep(steps)
 
     def to_json(self) -> str:
@@ -102,7 +114,7 @@ class Plan:
         parameters = self.parameters
         said = {
             "format": _FORMAT,
-            "packing": "latency",
+            "packing": self.packing,
             "shape": list(self.shape),
             "layers": to_rows(self.layers),
             "degree": parameters.degree,
@@ -128,7 +140,9 @@ class Plan:
         try:
             said = json.loads(text, parse_constant=_no_constant)
             layers, shape = from_rows(said["layers"]), _shape(said["shape"])
-            plan = cls.compile(layers, shape)
+            if said["packing"] not in PACKINGS:
+                raise HomomorphicError("a plan's packing is none that is known here")
+            plan = cls.compile(layers, shape, said["packing"])
         except Unsupported as error:
             raise HomomorphicError(f"the plan cannot be compiled: {error}") from error
         except DAMAGE as error:
@@ -147,8 +161,8 @@ class Plan:
 
     @property
     def batch(self) -> int:
-        """Inputs in one request."""
-        return 1
+        """Inputs in one request, at most."""
+        return self.parameters.slots - SPARE if self.packing == "batch" else 1
 
     @property
     def classes(self) -> int:
@@ -163,9 +177,16 @@ class Plan:
     @property
     def ciphertexts(self) -> int:
         """In a query."""
+        if self.packing == "batch":
+            return math.prod(self.shape)
         gathers = self.programs[0].gathers
         assert gathers is not None
         return len(gathers)
+
+    @property
+    def answers(self) -> int:
+        """Ciphertexts in an answer."""
+        return self.classes if self.packing == "batch" else 1
 
     @cached_property
     def rotations(self) -> dict[int, tuple[int, ...]]:
@@ -196,7 +217,7 @@ class Plan:
         degree = self.parameters.degree
         query = self.ciphertexts * seeded_size(self.parameters.levels, degree)
         return Limits(
-            HEADER + query, HEADER + sum(self.key_sizes), HEADER + 2 * degree * 8
+            HEADER + query, HEADER + sum(self.key_sizes), HEADER + self.answers * 2 * degree * 8
         )  # fmt: skip
 
     @cached_property
