@@ -53,6 +53,17 @@ def test_the_tour_goes_from_a_population_to_a_report(tmp_path):
     assert "g2d" in (tmp_path / "report.html").read_text("utf-8").lower()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_clinics_train_with_a_server_in_three_processes(tmp_path):
+    pytest.importorskip("nvflare", reason="g2d[federated] is not installed")
+    said = run("two_clinics.py", tmp_path, tmp_path, timeout=1700)
+    assert "answers of 2 clients made a base" in said
+    assert "and 2 members" in said
+    assert said.count("the population is complete") == 2
+    assert "Next: g2d fit" in said
+
+
 def test_example_is_about_twenty_lines():
     text = (ROOT / "examples" / "breast_cancer.py").read_text()
     code = [s for s in text.splitlines() if s.strip() and not s.startswith(("import", "from", '"'))]
