@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from benchmarks.sealing.kills import Fuse
 from commands import edit_ledger
 from g2d.errors import BrokenSealError, SealingError, VaultError
 from g2d.protect import sealing
@@ -183,6 +186,24 @@ def test_a_kill_at_each_moment_leaves_a_vault_that_opens_and_goes_on(path, urls,
         urls = go_on(path, urls)
         assert read(path) == before
     assert steps > 20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_sigkill_on_the_way_leaves_nothing_lost(path, urls):
+    before = read(path)
+    for calls, after in ((1, 0.0), (3, 0.0), (4, 0.001), (6, 0.0), (8, 0.002)):
+        if (child := os.fork()) == 0:
+            try:
+                go(path, urls, Fuse(calls, after))
+                os.kill(os.getpid(), signal.SIGKILL)  # it was quicker than its timer
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status)
+        assert read(path) == before
+        urls = go_on(path, urls)
+        assert read(path) == before
+    assert verify(path) == []
 
 
 def go_on(path, urls):

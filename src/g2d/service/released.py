@@ -12,12 +12,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from g2d.errors import GenerationError, SettingsError
+from g2d.errors import GenerationError, SealingError, SettingsError
 from g2d.rotation.events import Tell
 from g2d.rotation.scheduler import Rotation
 from g2d.rotation.snapshot import Live, Snapshot
 from g2d.rotation.triggers import AlarmBudget, Triggers
-from g2d.vault.sealing.remembered import named_here
+from g2d.vault.sealing.remembered import named_here, remembered
 from g2d.vault.vault import Vault
 
 if TYPE_CHECKING:
@@ -36,11 +36,17 @@ def holds_releases_alone(path: Path) -> bool:
     """Whether a vault is sealed, and this host opens what was released to it and no more.
 
     Raises:
-        VaultError: it cannot be read. SealingError: nobody has said what opens it here.
+        VaultError: it cannot be read. SealingError: nobody has said what opens it here; or it was
+            sealed here, and its ledger says so no more.
     """
     with Vault.open(path) as vault:
         record = vault.sealing.record
         if record is None:
+            if remembered(vault).sealed:  # who writes a host's copy would have plaintext served
+                raise SealingError(
+                    f"{path} was sealed here, and its ledger says so no more: it is not served."
+                    f" Restore it; or if you mean it so, run `g2d vault unseal {path}`"
+                )
             return False
         named_here(vault)  # said before anything else: that the vault is new here is no news then
         return vault.sealing.releases_alone(record)

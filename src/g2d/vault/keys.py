@@ -363,7 +363,7 @@ def _public_key(path: Path, block: str) -> PublicKey:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = load_pem_public_key(block.encode())
+        key: Any = load_pem_public_key(block.encode())
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not algorithms.algorithm_of(key):

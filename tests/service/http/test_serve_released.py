@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from commands import edit_ledger
 from g2d.cli import main as cli
-from g2d.errors import VaultError
+from g2d.errors import SealingError, VaultError
 from g2d.protect.sealing.file import FileCustodian
 from g2d.vault.sealing.changing import seal
 from g2d.vault.signing import SigningKey
@@ -217,3 +218,6 @@ def test_what_was_served_is_not_gone_back_from_and_no_copy_comes_half(sides, mon
         )
     with pytest.raises(VaultError, match="3 has been served"):
         ReleasedLoader(sides.copy, "g2d")
+    edit_ledger(sides.copy, "DROP TABLE sealing")  # and what is plain would be served
+    with pytest.raises(SealingError, match="says so no more: it is not served"):
+        holds_releases_alone(sides.copy)

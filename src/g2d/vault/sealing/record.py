@@ -138,7 +138,7 @@ def read_record(rows: list[Any]) -> Record | None:
 
 def write_record(ledger: sqlite3.Connection, record: Record) -> None:
     """Put a record in the place of the one that is there, within a transaction."""
-    said = {
+    said: dict[str, object] = {
         "format": _FORMAT, "state": record.state, "vault": record.home, "key": record.key,
         "last": record.last,
         "custodians": [

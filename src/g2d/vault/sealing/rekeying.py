@@ -57,8 +57,8 @@ def rekey(
     """
     record, told = require(vault), Rekeyed(0, 0)
     if record.state not in ("sealed", "rekeying"):
-        done = f"g2d vault {record.state.removesuffix('ing')} {vault.path}"
-        raise SealingError(f"{vault.path} is only half sealed: run `{done}` before")
+        command = f"g2d vault {record.state.removesuffix('ing')} {vault.path}"
+        raise SealingError(f"{vault.path} is only half sealed: run `{command}` before")
     remove_halves(vault)
     check_alone(vault)
     if record.state == "sealed":
