@@ -64,11 +64,12 @@ def served(model, asked):
     return serving(answer)
 
 
+FOUR_OF_100 = ("--sets", "4", "--triggers", "100")
+
+
 def test_the_whole_story_of_a_stolen_network(tmp_path, config):
     vault, claim = tmp_path / "vault", tmp_path / "claim.json"
-    said = succeed(
-        "watermark", "new", vault, "--task", "digits", "--sets", "4", "--triggers", "100"
-    ).output
+    said = succeed("watermark", "new", vault, "--task", "digits", *FOUR_OF_100).output
     assert "It is unsigned, so that anybody who sees it can pass it off as his own" in said
     assert "by nobody: it is unsigned" in said
     assert "g2d population" in said
