@@ -1,6 +1,7 @@
 """Damaged, foreign and hostile keys, queries, answers and weights: one line, and no crash."""
 
 import hashlib
+import os
 import random
 
 import pytest
@@ -239,3 +240,21 @@ def test_without_tenseal_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tenseal", None)
     with pytest.raises(HomomorphicError, match=r"pip install 'g2d\[he\]'"):
         sealapi()
+
+
+def test_without_files_in_memory_a_private_folder_is_used_and_removed(keys, monkeypatch, tmp_path):
+    """macOS and Windows have no memfd: SEAL reads and writes files alone."""
+    made = []
+
+    def folder(prefix, dir=None):
+        path = tmp_path / f"{prefix}{len(made)}"
+        path.mkdir(0o700)
+        made.append(path)
+        return str(path)
+
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("tempfile.mkdtemp", folder)
+    assert len(keys.encrypt(IMAGE)) == PLAN.limits.query_bytes
+    SecretKeys.new(PLAN)._key(1)
+    assert len(made) >= 3
+    assert not any(path.exists() for path in made)
