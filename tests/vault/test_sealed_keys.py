@@ -10,6 +10,8 @@ from g2d.errors import KeyFileError, SealingError
 from g2d.protect.privacy.canary_key import CanaryKey
 from g2d.protect.sealing import make_custodian
 from g2d.protect.watermark.key import WatermarkKey
+from g2d.vault import held
+from g2d.vault.held import HeldKey
 from g2d.vault.keys import SigningKey, write_secret
 from g2d.vault.sealing import keyfile, remembered
 from g2d.vault.sealing.keyfile import reseal
@@ -114,6 +116,32 @@ def test_a_custodian_that_a_file_alone_names_is_not_asked(url, tmp_path, monkeyp
                 read(tmp_path / "moved")
             (tmp_path / "moved").unlink()
             asked.clear()
+
+
+def test_a_key_that_is_held_signs_where_its_holder_was_named_by_hand(url, tmp_path, monkeypatch):
+    asked, path, named = [], tmp_path / "held", "tpm:cmd:/tmp/evil"
+    point = b"\2" + bytes.fromhex(
+        "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+    )
+
+    class Holder:
+        def sign(self, blob, message):
+            asked.append(blob)
+            return 1, 1
+
+    monkeypatch.setattr(held, "_holder", lambda url: Holder())
+    path.write_bytes(HeldKey(named, b"blob", point).encode())
+    path.chmod(0o600)
+    key = SigningKey.read(path)
+    with pytest.raises(SealingError, match="as it says itself"):
+        key.sign(b"message")
+    with pytest.raises(SealingError, match="holds no secret"):
+        reseal(path, url)
+    assert not asked
+    assert reseal(path, named) == named
+    with pytest.raises(SealingError, match="is not of the key"):
+        key.sign(b"message")
+    assert asked == [b"blob"]
 
 
 def test_what_is_no_key_or_open_to_others_is_left_as_it_is(url, tmp_path):

@@ -95,8 +95,11 @@ def reseal(path: Path, url: str) -> str:
     path = outside_vaults(path)
     data = _private(path)
     if is_held_key(data):
-        note_named(path, HeldKey.parse(path, data).url)
-        raise SealingError(f"{path} holds no secret: its key lies where it was made, and stays")
+        held = HeldKey.parse(path, data).url
+        if held != url:
+            raise SealingError(f"{path} holds no secret: its key was made in {held!r}, and stays")
+        note_named(path, url)
+        return held
     former, about = "", None
     if is_sealed_key(data):
         former, wrapped, sealed = _parsed(path, data)
