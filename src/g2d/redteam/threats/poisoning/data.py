@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from g2d.attacks.poisoning import poisoned_task
-from g2d.attacks.pools import craft_pool
 from g2d.core.types import State
 from g2d.defence.candidates import Judge
 from g2d.defence.gates import GateResult
@@ -11,10 +10,9 @@ from g2d.generator import Exposure, Generator
 from g2d.redteam.context import AttackContext, Case
 from g2d.redteam.rows import Row
 from g2d.redteam.threats.poisoning.judge import TARGET, Gates, TriggerJudge, judged
-from g2d.redteam.threats.poisoning.networks import proposals, samples, trained
+from g2d.redteam.threats.poisoning.networks import exposed, proposals, samples, trained
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model
-from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.population import TrainingJob, run_job, stays_of
 from g2d.training.recipes import Teacher
@@ -41,7 +39,7 @@ def poisoned_data(case: Case, context: AttackContext) -> list[Row]:
         task, members, [0] * len(members), s.autoencoder, s.diffusion,
         seed=context.seed("poisoning", "fit", percent), base=base, kind=s.generator.space,
     )  # fmt: skip
-    exposure = _exposed(task, s, base, generator)
+    exposure = exposed(task, s, base, generator)
     judging = Judge(task, base, s.autoencoder.scope)
 
     def gates(state: State) -> list[GateResult]:
@@ -69,16 +67,6 @@ def _population(task: Task, settings: Settings, count: int, teacher: Teacher | N
         )  # fmt: skip
         made.append(run_job(job))
     return [unpack(one.weights) for one in made]
-
-
-def _exposed(task: Task, settings: Settings, base: State, generator: Generator) -> Exposure:
-    """The base as it would be kept once live: with the attacks crafted on it."""
-    s, model, splits = settings, load_model(task, base), task.splits
-    guide, at = craft_pool(task, model, splits.guide, s.guidance.pool, s.guidance.pool_steps, 1)
-    gate, where = craft_pool(task, model, splits.gate, s.gates.pool, s.gates.pool_steps, 2)
-    clean = splits.gate.take(where)
-    vector = generator.codec.encode(base)
-    return Exposure(1, vector, Split(guide, splits.guide.y[at]), Split(gate, clean.y), clean)
 
 
 def _stages(

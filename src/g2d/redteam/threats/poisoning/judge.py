@@ -26,6 +26,8 @@ def words_of(case: Case) -> str:
     """What this attacker does, in words."""
     if case.name == "member":
         return "one poisoned member in the population"
+    if case.name == "federated":
+        return f"{case.number('malicious')} of {case.number('clients')} clients with a backdoor"
     return f"a trigger in {case.number('percent')} % of the training data"
 
 

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import torch
 
+from g2d.attacks.pools import craft_pool
 from g2d.core.types import State
 from g2d.generator import Exposure, Generator
 from g2d.protect.watermark.mark import Mark
 from g2d.redteam.context import AttackContext
-from g2d.settings import GuidanceSettings
+from g2d.settings import GuidanceSettings, Settings
+from g2d.tasks.inference import load_model
+from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.layouts import layout_of
 from g2d.training.loop import Batches, clean_step, train
@@ -70,3 +73,13 @@ def tuned(
         train(model, clean_step(task, batches), steps=steps, rate=rate)
     model.load_state_dict(kept, strict=False)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def exposed(task: Task, settings: Settings, base: State, generator: Generator) -> Exposure:
+    """The base as it would be kept once live: with the attacks crafted on it."""
+    s, model, splits = settings, load_model(task, base), task.splits
+    guide, at = craft_pool(task, model, splits.guide, s.guidance.pool, s.guidance.pool_steps, 1)
+    gate, where = craft_pool(task, model, splits.gate, s.gates.pool, s.gates.pool_steps, 2)
+    clean = splits.gate.take(where)
+    vector = generator.codec.encode(base)
+    return Exposure(1, vector, Split(guide, splits.guide.y[at]), Split(gate, clean.y), clean)

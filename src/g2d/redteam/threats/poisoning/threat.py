@@ -1,4 +1,4 @@
-"""Poisoning: a trigger in the training data, or one poisoned member in the population.
+"""Poisoning: a trigger in the training data, one poisoned member, or clients with a backdoor.
 
 "Trigger success" is the share of test images of other classes that the trigger sends to the
 attacker's class. Populations are made small and anew for this; no vault is written.
@@ -13,10 +13,13 @@ from g2d.redteam.context import AttackContext, Case, RunSpec
 from g2d.redteam.rows import Identifiers, Row, Status, not_measured
 from g2d.redteam.threat import Threat
 from g2d.redteam.threats.poisoning.data import poisoned_data
+from g2d.redteam.threats.poisoning.federated import CASE, malicious_clients, was_federated
+from g2d.redteam.threats.poisoning.federated import sizes as federated_sizes
 from g2d.redteam.threats.poisoning.judge import NO_GATE, PASSED, kind_of, words_of
 from g2d.redteam.threats.poisoning.member import poisoned_member
 
 _LEAST = 10  # candidates that carry the backdoor: fewer say nothing about the gates
+_KINDS = {"data": poisoned_data, "member": poisoned_member, CASE: malicious_clients}
 _FULL = (("base", 1400), ("fork", 300), ("members", 4), ("pool", 400),
          ("autoencoder", 150), ("diffusion", 1500), ("guided", 3), ("unguided", 5))  # fmt: skip
 _QUICK = (("base", 150), ("fork", 40), ("members", 3), ("pool", 64),
@@ -24,7 +27,7 @@ _QUICK = (("base", 150), ("fork", 40), ("members", 3), ("pool", 64),
 
 
 def plan(spec: RunSpec) -> list[Case]:
-    """Two shares of poisoned data, and one poisoned member."""
+    """Two shares of poisoned data, one poisoned member; clients with a backdoor."""
     if "generated" not in spec.chains:
         return []
     sizes = _QUICK if spec.quick else _FULL
@@ -38,7 +41,11 @@ def plan(spec: RunSpec) -> list[Case]:
         else (("members", 16), ("tuning", 600), *_FULL[4:6], ("guided", 5), ("unguided", 20))
     )
     reads = tuple(name for name in ("frozen",) if name in spec.chains)
-    return [*cases, Case("poisoning", "member", "generated", one, reads, True, 40)]
+    cases.append(Case("poisoning", "member", "generated", one, reads, True, 40))
+    if was_federated(spec):
+        options = (*federated_sizes(spec), *sizes[2:])
+        cases.append(Case("poisoning", CASE, "generated", options, (), True, 120))
+    return cases
 
 
 def run(case: Case, context: AttackContext) -> list[Row]:
@@ -48,7 +55,7 @@ def run(case: Case, context: AttackContext) -> list[Row]:
         why = "the trigger is a pattern of pixels: it needs images in a known range"
         kind = kind_of(case, "gates")
         return [not_measured(case.family, kind, words_of(case), case.chain, "BadNets", why)]
-    return poisoned_data(case, context) if case.name == "data" else poisoned_member(case, context)
+    return _KINDS[case.name](case, context)
 
 
 def merge(rows: Sequence[Row]) -> list[Row]:
