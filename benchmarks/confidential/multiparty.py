@@ -198,12 +198,12 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     task = load_task(name, data)
     x = task.splits.test.x.numpy()
     result = record(given) | {"task": name, "rows": []}
-    for protocol, clip, small in (
-        ("aby3", True, True), ("aby3", False, True), ("aby3", True, False), ("cheetah", True, True)
-    ):  # fmt: skip
-        if given.smoke and not small:
-            continue
-        nets = generations(task, small and not given.smoke, given.steps)
+    setups = [("aby3", True, True), ("aby3", False, True), ("cheetah", True, True)]
+    setups = (
+        [(p, c, False) for p, c, _ in setups] if given.smoke else [*setups, ("aby3", True, False)]
+    )
+    for protocol, clip, small in setups:
+        nets = generations(task, small, given.steps)
         size = len(result["rows"])
         with Parties(folder / str(size), protocol, clip=clip, **_UNLIMITED) as parties:
             parties.start()

@@ -117,6 +117,13 @@ def test_what_parties_cannot_compute_is_named(name):
         translate(factory(), shape)
 
 
+def test_values_that_would_leave_the_ring_are_refused():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    nn.init.constant_(model[0].weight, 4e6)
+    with pytest.raises(UnsupportedError, match=r"layer 0 .linear. gives values of"):
+        translate(model, (3,), (0.0,), (1.0,))
+
+
 def small() -> dict:
     return json.loads(translate(digits_cnn(), (1, 8, 8), (0.0,), (1.0,)).program.to_json())
 

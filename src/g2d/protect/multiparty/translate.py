@@ -6,7 +6,7 @@ stay a scale and a shift elsewhere: parties divide by nothing that is secret.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ _TAKEN = (
     "Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, BatchNorm and Dropout"
 )
 _INPUTS, _AGREES = 4, 1e-4
+_LARGEST = float(1 << 20)  # 64 times below what the ring holds: other inputs give other values
 Read = tuple[dict[str, Any], list[Tensor]]
 """A layer as a program has it, and its parameters."""
 
@@ -77,6 +78,7 @@ def translate(
         tuple(shape), int(logits.shape[1]), tuple(described), tuple(least), tuple(most)
     )
     _check_same(_apply(described, parameters, x), logits)
+    _check_size(described, parameters, x)
     return Translated(program, [one.numpy() for one in parameters])
 
 
@@ -97,6 +99,18 @@ def _check_same(found: Tensor, logits: Tensor) -> None:
             " (a shortcut, a layer that is used twice, or code between layers). Parties compute"
             " nn.Sequential, or modules whose children run in order"
         )
+
+
+def _check_size(layers: Sequence[Any], parameters: Sequence[Tensor], x: Tensor) -> None:
+    """Refuse what leaves the ring: a value beyond 2^26 wraps around before it is truncated."""
+    rest = iter(parameters)
+    for place, layer in enumerate(layers):
+        x = _apply([layer], rest, x)
+        if (largest := float(x.abs().max())) > _LARGEST:
+            raise UnsupportedError(
+                f"layer {place} ({layer['kind']}) gives values of {largest:.3g}, and parties hold"
+                f" at most {_LARGEST:.3g} with safety: scale inputs, or train with weight decay"
+            )
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -251,7 +265,7 @@ def _folded(
 # --- computing ------------------------------------------------------------------------------------
 
 
-def _apply(layers: Sequence[Any], parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+def _apply(layers: Sequence[Any], parameters: Iterable[Tensor], x: Tensor) -> Tensor:
     """The layers on plain numbers, float64."""
     rest, x = iter(parameters), x.double()
     for layer in layers:
