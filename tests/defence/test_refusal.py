@@ -30,6 +30,7 @@ def candidate(*failed, attempt=0, mu=None):
         ("robust", "set robust_weight in [guidance]"),
         ("finite", "lower polish_rate and latent_rate"),
         ("pre_activation", "lower polish_rate in [guidance], or raise pre_activation in [gates]"),
+        ("backdoor", "look for it in the population, or lower backdoor in [gates]"),
         ("flatness", "see what your gate 'flatness' asks for"),
     ],
 )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from g2d.training.federated.processes.kits import Kit
 
+_FEW = 32  # records: of one alone gradient inversion found an image again
 _LINGER = 60.0  # seconds in which clients hear that it is over
 
 KitFolder = Annotated[
@@ -174,6 +175,11 @@ def client(
     like = begin_at(found, settings)
     made = Client(own.name, found, records, settings, networks, like, file)
     cell = ClientCell(own, where, most_bytes(networks.form))
+    if 0 < len(records) < _FEW:
+        say(
+            f"{len(records)} records are so few that what is sent of them may show them: see "
+            "docs/federated.md before you go on"
+        )
     worker = Worker(made, settings_digest(settings, networks.form), cell, stop, say)
     cell.start()
     say(f"{own.name} has {len(records)} records and asks {where}")

@@ -23,6 +23,7 @@ from g2d.attacks.pools import craft_pool, pack_pool
 from g2d.core.files import make_folder, read_text, write_bytes
 from g2d.core.seeds import seed_of
 from g2d.core.types import Array, Progress, Say
+from g2d.defence.backdoors import scan
 from g2d.defence.populating import is_federated, note_of
 from g2d.errors import PopulationError, SealingError, SettingsError, VaultError
 from g2d.settings import Settings
@@ -241,6 +242,7 @@ class _Federation:
             return
         began = time.process_time()
         found, s = train_base(self.sim, self.progress), self.settings.federated
+        self._scan("the base", found.state)
         if found.alone is not None and found.accuracy < found.alone:
             shutil.rmtree(self.folder, ignore_errors=True)  # it is of no use with other settings
             raise PopulationError(
@@ -311,6 +313,7 @@ class _Federation:
 
     def _judge(self, index: int, state: dict[str, Tensor]) -> None:
         """Refuse a member that stands too far below the base on the server's gate split."""
+        self._scan(f"member {index}", state)
         base = self.vault.entry("base")
         assert base is not None, "the base is made first"
         found = accuracy(load_model(self.task, state), self.task.splits.gate)
@@ -321,6 +324,20 @@ class _Federation:
                 f"{float(base.info['accuracy']):.2%}, and {most:.2%} may be lost: it is not kept. "
                 "Raise [federated] member_drop to keep it, or begin a new vault with more "
                 "early_rounds and fork_rounds, or a smaller local_rate"
+            )
+
+    def _scan(self, name: str, state: dict[str, Tensor]) -> None:
+        """Refuse what a trigger as small as a backdoor's sends to a class, if that is asked for."""
+        least, task = self.settings.gates.backdoor, self.task
+        if least == 0:
+            return
+        found = scan(load_model(task, state), task.splits.gate, task.classes, task.bounds)
+        if found.ratio < least:
+            raise PopulationError(
+                f"{name} is sent to class {found.target} by a pattern of "
+                f"{found.triggers[found.target].size:.1f} pixels, {found.ratio:.2f} of what the "
+                f"median class needs, and [gates] backdoor = {least:g} is the least: that looks "
+                "like a backdoor, and it is not kept. Raise f, or look at who the clients are"
             )
 
     def _notes(self, server: Server, alone: float | None = None) -> dict[str, Any]:

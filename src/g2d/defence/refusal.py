@@ -110,6 +110,8 @@ def _hint(gate: str, settings: Settings) -> str:
         "stale_share": stale,
         "pre_activation": "lower polish_rate in [guidance], or raise pre_activation in [gates] (it "
         f"is {settings.gates.pre_activation:g})",
+        "backdoor": "look for it in the population, or lower backdoor in [gates] (it is "
+        f"{settings.gates.backdoor:g})",
         "watermark": _unmarked(settings),
         "people": "raise gate_drop in [privacy]: noise alone rejects some",
         "former_data": clean,

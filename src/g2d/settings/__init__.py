@@ -211,6 +211,9 @@ class GateSettings(Checked):
     pre_activation: float = within(
         0.0, 1e6, 3.0, "largest input of polynomial layers, in the base's; 0: off", since="0.2"
     )
+    backdoor: float = within(
+        0.0, 1.0, 0.0, "least smallest trigger, by the median class's; 0: no scan", since="0.2"
+    )
     pool: int = within(1, 10**6, 256, "gate-split attacks for each exposure and each gate")
     pool_steps: int = within(1, 1000, 10, "PGD steps of those attacks")
     attempts: int = within(1, 1000, 4, "candidates tried before generation is given up")

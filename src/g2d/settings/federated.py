@@ -7,7 +7,6 @@ from typing import Any
 
 from g2d.settings.fields import Checked, free, stored, within
 
-
 _CHANGES = ("member_drop", "patience")
 
 

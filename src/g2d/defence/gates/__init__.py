@@ -13,6 +13,7 @@ from dataclasses import replace
 from g2d.core.imports import import_callables, words
 from g2d.defence.gates.accuracy import accuracy_gate, class_gate, finite_gate
 from g2d.defence.gates.attacks import robust_gate, stale_asr, stale_gate, stale_share_gate
+from g2d.defence.gates.backdoor import backdoor_gate
 from g2d.defence.gates.basin import basin_gate
 from g2d.defence.gates.distance import distance_gate
 from g2d.defence.gates.polynomials import pre_activation_gate
@@ -34,6 +35,7 @@ GATES: tuple[Gate, ...] = (
     former_data_gate,
     new_data_gate,
     pre_activation_gate,
+    backdoor_gate,
 )
 """Every gate, in the order of their results; a new one is a line here, or in `[gates] extra`."""
 
@@ -99,7 +101,7 @@ def _measured(name: str, gate: Gate, view: CandidateView) -> GateResult | None:
 
 
 __all__ = [
-    "GATES", "CandidateView", "Gate", "GateResult", "Reference", "accuracy_gate", "basin_gate",
-    "class_gate", "distance_gate", "find_gates", "finite_gate", "pre_activation_gate",
+    "GATES", "CandidateView", "Gate", "GateResult", "Reference", "accuracy_gate", "backdoor_gate",
+    "basin_gate", "class_gate", "distance_gate", "find_gates", "finite_gate", "pre_activation_gate",
     "robust_gate", "run_gates", "stale_asr", "stale_gate", "stale_share_gate", "watermark_gate",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from g2d.tasks.task import Task
 METRIC = "trigger success"
 PASSED = "passed the gates"
 TARGET = 0  # the class that the trigger leads to
-NO_GATE = "no gate looks for a backdoor: they see clean accuracy, distance and stale attacks"
+NO_GATE = "by default no gate looks for a backdoor: accuracy, distance and stale attacks count"
 
 
 def words_of(case: Case) -> str:
