@@ -140,6 +140,26 @@ def test_wrong_keys_and_ciphertexts_are_refused_and_leave_nothing(service):
     run(harness, work)
 
 
+def test_a_full_disk_is_said_and_a_failing_thread_goes_on(service, monkeypatch):
+    harness, evaluators = service
+
+    async def work(client):
+        keys = await uploaded(client)
+        with monkeypatch.context() as patched:
+            patched.setattr(evaluators, "spool", evaluators.spool / "gone")
+            patched.setattr(harness.service.encrypted._keyring, "_folder", evaluators.spool / "no")
+            refused = await client.post(KEYS, content=GOOD)
+        assert refused.status_code == 503
+        assert "cannot be kept" in refused.json()["error"]
+        with monkeypatch.context() as patched:
+            patched.setattr(EchoingProcess, "ask", lambda *_: 1 / 0)
+            assert (await client.post(ASK, **posted(keys))).status_code == 500
+        keys = await uploaded(client)
+        assert (await client.post(ASK, **posted(keys))).status_code == 200
+
+    run(harness, work)
+
+
 def test_an_evaluator_that_dies_is_started_anew_and_the_keys_are_forgotten(service):
     harness, _ = service
 
@@ -267,6 +287,24 @@ def test_answers_under_way_are_waited_for_when_the_service_ends(service):
         return [answered(response)[1] for response in await asyncio.gather(*answers)]
 
     assert asyncio.run(whole()) == [b"1:c"] * 3
+
+
+def test_an_evaluation_that_nobody_waits_for_holds_no_end_up(service, monkeypatch):
+    harness, evaluators = service
+    ended = []
+    monkeypatch.setattr(
+        EchoingProcess, "end", lambda _: ended.append(1) or EchoingProcess.gate.set()
+    )
+
+    async def work(client):
+        keys = await uploaded(client)
+        EchoingProcess.gate.clear()
+        asked = asyncio.ensure_future(client.post(ASK, **posted(keys)))
+        await until(lambda: evaluators._busy)
+        asked.cancel()  # as uvicorn does once its time to drain is over
+
+    run(harness, work)
+    assert ended
 
 
 def test_late_bodies_and_late_answers_end(monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -131,10 +131,10 @@ class EncryptedCalls:
 
     async def _save(self, receive: Receive, file: Path, most: int) -> int:
         """Write a body to a file, of at most `most` bytes; return how many there were."""
-        size, waiting = 0, bytearray()
-        target: IO[bytes] = await asyncio.to_thread(file.open, "xb")
+        size, waiting, whole = 0, bytearray(), False
+        target: IO[bytes] | None = None
         try:
-            whole = False
+            target = await asyncio.to_thread(file.open, "xb")
             while not whole:
                 part, whole = await next_part(receive)
                 size += len(part)
@@ -148,7 +148,8 @@ class EncryptedCalls:
             text = f"the keys cannot be kept here ({error.strerror}); try again later"
             raise RequestError(503, text) from None
         finally:
-            await asyncio.to_thread(target.close)
+            if target is not None:
+                await asyncio.to_thread(_close, target)
         return size
 
     async def _read(self, own: str, file: Path) -> None:
@@ -224,6 +225,11 @@ class EncryptedCalls:
         if not whole:
             return RequestError(408, f"the {what} did not arrive within {self._seconds:g} s")
         return RequestError(503, f"no answer within {self._seconds:g} s; send again later")
+
+
+def _close(target: IO[bytes]) -> None:
+    with suppress(OSError):  # a full disk fails again; it was said
+        target.close()
 
 
 @contextmanager

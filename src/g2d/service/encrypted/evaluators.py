@@ -26,6 +26,7 @@ from g2d.service.http.limits import is_loopback
 
 _SECONDS = 1.0
 """Seconds an answer is taken to need until one was measured; MNIST's network takes 0.25 CPU s."""
+_LOOK = 0.1  # seconds between looks, as it ends, whether anybody waits
 
 
 class BusyError(Exception):
@@ -104,6 +105,7 @@ class Evaluators:
         self._known = threading.Lock()
         self._processes = [Process(plan, self.spool) for _ in range(processes)]
         self._threads: list[threading.Thread] = []
+        self._busy: dict[Process, Job] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def encode(self, weights: bytes) -> Encoded:
@@ -139,11 +141,15 @@ class Evaluators:
             self._threads.append(thread)
 
     def stop(self) -> None:
-        """End once everything submitted is answered."""
+        """End once everything submitted is answered, or nobody waits for it any more."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(_LOOK)
+                for process, job in list(self._busy.items()):
+                    if job.future.done():  # given up when the service's time to drain was over
+                        process.end()
         self.close()
 
     def close(self) -> None:
@@ -215,10 +221,19 @@ class Evaluators:
             if not job.future.done():
                 snapshot = _chosen(live, job.client)  # the whole request is answered by this one
                 numbers = (snapshot.number,)
-                answer = self._answer(process, job, snapshot.encrypted)
+                self._busy[process] = job
+                answer = self._attempt(process, job, snapshot.encrypted)
+                del self._busy[process]
             if job.do == "evaluate" and numbers and not isinstance(answer, Exception):
                 self.count(1)
             self._loop.call_soon_threadsafe(self._deliver, job, answer, numbers)
+
+    def _attempt(self, process: Process, job: Job, held: Encoded | None) -> bytes | Exception:
+        """What a process makes of a job; this thread outlives whatever happens over it."""
+        try:
+            return self._answer(process, job, held)
+        except Exception as error:  # no memory for a process, say
+            return BrokenError(f"the evaluator could not be asked: {type(error).__name__}")
 
     def _answer(self, process: Process, job: Job, held: Encoded | None) -> bytes | Exception:
         """What a process makes of a job; while it does, `held` is."""
