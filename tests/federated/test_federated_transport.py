@@ -120,6 +120,19 @@ def test_bytes_arrive_with_the_name_of_the_certificate(kits, start):
     assert one.ask(words.ANSWER, b"again").data == b"aga"
 
 
+def test_one_certificate_holds_no_more_connections_than_it_needs(kits, start):
+    server, where = serve(kits, start, Heard())
+    lines = server._cell.communicator.conn_manager.sfm_conns
+    for count in range(1, 4):
+        cell = connect(kits["own"] / A, where, start)
+        until_reply(cell, words.NEXT, b"here")
+        assert len(lines) == count
+    oldest = next(iter(lines))
+    server.tidy()
+    wait_for(lambda: oldest not in lines, SECONDS)
+    assert cell.ask(words.NEXT, b"the newest").kind == words.WAIT
+
+
 def test_what_is_no_request_of_ours_is_dropped_before_it_is_decoded(kits, start, monkeypatch):
     from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
     from nvflare.fuel.f3.message import Message as Frame

@@ -69,7 +69,8 @@ def _gradients(
 
 def moved(task: Task, model: nn.Module, x: Tensor, y: Tensor, local: Local) -> list[Tensor]:
     """The change of each parameter by local steps on records (n, ...), differentiable by them."""
-    start = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    free = model.named_parameters()
+    start: dict[str, Tensor] = {name: p for name, p in free if p.requires_grad}
     now, pace = dict(start), [torch.zeros_like(p) for p in start.values()]
     for _ in range(local.steps):
         found = _gradients(task, model, now, x, y)

@@ -18,7 +18,8 @@ def backdoor_gate(view: CandidateView) -> GateResult | None:
     if least == 0:
         return None
     reference = view.reference
-    found = scan(view.model, reference.split, reference.classes, reference.bounds)
+    bounds = reference.bounds if isinstance(reference.bounds, tuple) else None
+    found = scan(view.model, reference.split, reference.classes, bounds)
     size = found.triggers[found.target].size
     reason = (
         f"a pattern of {size:.1f} pixels sends images to class {found.target}, {found.ratio:.2f} of"
