@@ -130,7 +130,11 @@ def table(folder: Path = RESULTS) -> str:
     path = folder / "ownership-strength.json"
     result = json.loads(path.read_text("utf-8")) if path.exists() else {"seeds": {}}
     found = rows(result["seeds"])
-    return markdown(HEADS, found or [[NOTHING] * len(HEADS)])
+    if not found:
+        return markdown(HEADS, [["not measured yet", *[NOTHING] * (len(HEADS) - 1)]])
+    seeds, sizes = ", ".join(result["seeds"]), result["sizes"]
+    facts = f"Seeds {seeds}; {sizes['members']} members in one basin; commit {sizes['commit']}."
+    return f"{markdown(HEADS, found)}\n\n{facts}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
-from benchmarks.ownership import canaries, carried, layout, rivals, tracing, verification
+from benchmarks.ownership import canaries, carried, layout, rivals, strength, tracing, verification
 
 Result = dict[str, Any]
 Rows = Sequence[Sequence[object]]
@@ -113,4 +113,5 @@ TABLES = {
 
 def made(folder: Path = RESULTS) -> dict[str, str]:
     """Every table by the name of its mark."""
-    return {name: table.text(folder) for name, table in TABLES.items()}
+    found = {name: table.text(folder) for name, table in TABLES.items()}
+    return found | {"ownership-strength": strength.table(folder)}
