@@ -47,6 +47,7 @@ class Sides:
         self.folder, self.address, self._patch = folder, address, monkeypatch
         self.vault, self.copy = folder / "made" / "vault", folder / "host" / "vault"
         self.host, self.key = folder / "made" / "edge.host", folder / "public"
+        self.private = self.key
         self.at("made")
         shutil.copytree(signed, self.vault)
         self.g2d("accept", self.vault)
@@ -123,6 +124,7 @@ def sides(tmp_path, signed_vault, key_file, monkeypatch):
     monkeypatch.delenv("G2D_CUSTODIAN", raising=False)
     with running(tmp_path / "tpm") as address:
         made = Sides(tmp_path, address, signed_vault, monkeypatch)
+        made.private = key_file
         SigningKey.read(key_file).public.write(made.key)
         made.enroll()
         yield made
@@ -166,6 +168,29 @@ def test_a_host_serves_what_was_released_to_it_and_no_more(sides, x, tmp_path):
     extend(sides.address, 14, bytes(32))  # something else was booted
     told = sides.refused()
     assert "booted something else" in told
+
+
+@pytest.mark.slow
+def test_a_release_is_made_while_a_service_generates(sides, x, tmp_path):
+    """Its worker holds the vault's lock from its first candidate on."""
+    sides.g2d("keys", "use", sides.vault, "--key", sides.private)
+    sides.at("made")
+    with Process(sides.vault, "--every", "1h", log=tmp_path / "log") as served:
+        wait_for(lambda: served.rotation()["spare"] is not None, 240)
+        with pytest.raises(VaultError, match="is writing"):
+            Vault.open(sides.vault, write=True)
+        sides.release()
+        number = served.rotate()
+        assert number > 2
+        sides.release()
+        with Vault.open(sides.vault) as opened:
+            assert len(opened.sealing.released(2)) == 1
+            assert len(opened.sealing.released(number)) == 1
+        assert served.infer(x)[0] == number
+    sides.carry()
+    sides.g2d("attest", "open", sides.copy, "--tpm", sides.address, side="host")
+    with Vault.open(sides.copy) as opened:
+        opened.read_generation(number)
 
 
 def test_what_was_served_is_not_gone_back_from_and_no_copy_comes_half(sides, monkeypatch):
