@@ -9,20 +9,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import torch
 from scipy import stats
 
 from g2d.protect.multiparty.client import Client
-from g2d.protect.multiparty.dealing import share
 from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.rings import from_ring, join, split, to_ring
-from g2d.protect.multiparty.translate import Translated, plain, translate
-from g2d.tasks.networks import digits_cnn
+from smpc_networks import NEAR, deal, expected, inputs, raw
 from smpc_parties import LONG, Setup, short_folder, wait_for, why_absent
 
 absent = why_absent()
@@ -31,30 +27,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
 ]
-SHAPE = (1, 8, 8)
-NEAR = 1e-3
-
-
-def generation(seed: int) -> Translated:
-    torch.manual_seed(seed)
-    return translate(digits_cnn(), SHAPE, (0.0,), (1.0,))
-
-
-NETS = {number: generation(number) for number in range(1, 12)}
-
-
-def inputs(n: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).uniform(size=(n, *SHAPE)).astype(np.float32)
-
-
-def expected(number: int, x: Any) -> Any:
-    return plain(NETS[number].program, NETS[number].parameters, x)
-
-
-def deal(setup: Setup, number: int, **given: Any) -> Any:
-    net = NETS[number]
-    own = setup.own("dealer")
-    return share(setup.config, own, number, net.program, net.parameters, **given)
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +57,6 @@ def live(setup: Setup) -> int:
 # --- in order: each raises the number, and leaves parties that answer ----------------------------
 
 
-def test_parties_without_weights_say_so():
-    with short_folder() as folder:
-        setup = Setup(Path(folder))
-        try:
-            setup.start_all()
-            for rank in range(3):
-                wait_for(lambda r=rank: "no weights yet" in setup.status(r)["why"], setup)
-            with setup.client() as asking, pytest.raises(MultipartyError, match="no weights yet"):
-                asking.infer(inputs(1))
-        finally:
-            setup.stop()
-
-
 def test_answers_are_those_of_the_network(client):
     """Truncation is probabilistic: the last bit is random, and nothing worse than that happens."""
     x = inputs(200)
@@ -120,22 +79,6 @@ def test_no_party_has_anything_but_random_numbers(parties):
             body = file.read_bytes().partition(b"\n")[2]
             counts = np.bincount(np.frombuffer(body, np.uint8), minlength=256)
             assert stats.chisquare(counts).pvalue > 1e-6
-
-
-def raw(client: Client, x: Any, ranks: Any = range(3), **changes: Any) -> list[Any]:
-    """A request as a client of somebody else's making sends it; what each party says."""
-    program = client.program
-    asked = {"kind": "infer", "id": secrets.token_hex(16), "n": len(x), "digest": program.digest}
-    shares = split(to_ring(np.asarray(x, np.float64)), "aby3")
-    for rank in ranks:
-        client._lines[rank].send(asked | changes, shares[rank])
-    said: list[Any] = []
-    for rank in ranks:
-        try:
-            said.append(client._lines[rank].receive(1 << 20))
-        except MultipartyError as error:
-            said.append(str(error))
-    return said
 
 
 def test_inputs_out_of_range_are_held_in_it_by_the_parties(client):
@@ -167,24 +110,6 @@ def test_a_request_comes_once(client):
 def test_what_is_no_request_is_refused_by_every_party(client, changes, why):
     assert all(why in one for one in raw(client, inputs(1), **changes))
     assert client.infer(inputs(1)).logits.shape == (1, 10)
-
-
-def test_a_request_that_some_parties_lack_is_refused_and_the_next_is_not():
-    with short_folder() as folder:
-        setup = Setup(Path(folder), arrive=2.0)
-        try:
-            setup.start_all()
-            setup.until_met()
-            deal(setup, 1)
-            with setup.client() as asking:
-                asking.program  # noqa: B018 (connects)
-                said = raw(asking, inputs(1), ranks=(0, 1))
-                assert all("has not got" in one for one in said), said
-                (one,) = raw(asking, inputs(1), ranks=(2,))
-                assert "have not got this request" in one
-                assert asking.infer(inputs(1)).number == 1
-        finally:
-            setup.stop()
 
 
 def test_parties_with_unequal_numbers_of_inputs_refuse(parties, client):
@@ -285,28 +210,6 @@ def test_an_engine_that_ends_is_replaced(parties, client, rank):
         assert asking.infer(inputs(1)).number == number
 
 
-def test_a_party_that_is_silent_is_gone_by_the_clock():
-    with short_folder() as folder:
-        setup = Setup(Path(folder), silence=8.0)
-        try:
-            setup.start_all()
-            setup.until_met()
-            deal(setup, 1)
-            with setup.client() as asking:
-                asking.infer(inputs(1))
-                setup.processes[1].send_signal(signal.SIGSTOP)
-                with pytest.raises(MultipartyError, match=r"has said nothing for 8|gone"):
-                    asking.infer(inputs(1))
-                setup.processes[1].send_signal(signal.SIGCONT)
-            setup.until_open()
-            with setup.client() as asking:
-                assert asking.infer(inputs(1)).number == 1
-        finally:
-            for process in setup.processes.values():
-                process.send_signal(signal.SIGCONT)
-            setup.stop()
-
-
 def test_a_rank_is_taken_by_one_process(parties):
     first = parties.processes[1]
     try:
@@ -368,37 +271,3 @@ def test_a_party_with_another_program_is_refused(parties):
     wait_for(lambda: "no weights in common" in parties.status()["why"], parties)
     deal(parties, number)
     parties.until_open()
-
-
-def test_a_client_asks_in_measure():
-    with short_folder() as folder:
-        setup = Setup(Path(folder), per_minute=5)
-        try:
-            setup.start_all()
-            setup.until_met()
-            deal(setup, 1)
-            with setup.client() as asking:
-                asking.infer(inputs(5))
-                with pytest.raises(MultipartyError, match="5 a minute for one client"):
-                    asking.infer(inputs(5))
-        finally:
-            setup.stop()
-
-
-def test_two_parties_compute_by_cheetah():
-    with short_folder() as folder:
-        setup = Setup(Path(folder), "cheetah")
-        try:
-            setup.start_all()
-            setup.until_met()
-            deal(setup, 1)
-            x = inputs(10)
-            with setup.client() as asking:
-                answer = asking.infer(x)
-                assert np.abs(answer.logits - expected(1, x)).max() < NEAR
-                deal(setup, 2)
-                answer = asking.infer(x)
-            assert answer.number == 2
-            assert np.abs(answer.logits - expected(2, x)).max() < NEAR
-        finally:
-            setup.stop()

@@ -24,7 +24,7 @@ from g2d.protect.multiparty.config import WIDTH, Config
 from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.program import LARGEST, Program
 from g2d.protect.multiparty.rings import from_ring, join, split, to_ring
-from g2d.protect.multiparty.wire import Line
+from g2d.protect.multiparty.wire import Line, receive_all
 
 _CONNECT = 5.0  # seconds
 
@@ -95,7 +95,7 @@ class Client:
             for line, share in zip(self._lines, shares, strict=True):
                 line.send(asked, share)
             most = len(x) * program.classes * WIDTH[self._config.protocol]
-            told = [line.receive(most) for line in self._lines]
+            told = receive_all(self._lines, most, self._seconds)
             return self._answer(name, program, [t for t, _ in told], [body for _, body in told])
         except BaseException:
             self.close()  # what the others still say belongs to this request

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import selectors
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -213,6 +215,14 @@ class Line:
             raise MultipartyError(f"{self.name} refuses: {header.get('why')}")
         return header, body
 
+    def ready(self) -> bool:
+        """Whether something has come that was decrypted and not read yet."""
+        return self._line.pending() > 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._line.fileno()
+
     @staticmethod
     def _why(error: OSError) -> str:
         if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
@@ -238,3 +248,32 @@ class Line:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def receive_all(
+    lines: Sequence[Line], most: int, seconds: float
+) -> list[tuple[dict[str, Any], bytes]]:
+    """What all parties answer, in their order; whoever refuses first is heard at once.
+
+    A machine that is gone without a word is noticed by the others, who say so.
+
+    Raises:
+        MultipartyError: one is gone, or refuses, or `seconds` are over.
+    """
+    found: dict[Line, tuple[dict[str, Any], bytes]] = {}
+    until = time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        for line in lines:
+            selector.register(line, selectors.EVENT_READ, line)
+        while len(found) < len(lines):
+            here = [line for line in lines if line not in found and line.ready()]
+            if not here:
+                left = until - time.monotonic()
+                here = [key.data for key, _ in selector.select(max(0.0, left))]
+            if not here:
+                missing = next(line for line in lines if line not in found)
+                raise MultipartyError(f"{missing.name} has not answered for {seconds:g} seconds")
+            for line in here:
+                found[line] = line.receive(most)
+                selector.unregister(line)
+    return [found[line] for line in lines]
