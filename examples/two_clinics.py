@@ -31,9 +31,9 @@ rule = "mean"
 root = 40
 alpha = 0.0
 rounds = 24
-early_rounds = 2
-fork_rounds = 2
-local_rate = 0.5
+early_rounds = 0
+fork_rounds = 6
+local_rate = 0.3
 momentum = 0.3
 member_drop = 0.5
 """

@@ -15,6 +15,7 @@ from g2d.defence.federating import _Federation, check_settings, federate, simula
 from g2d.errors import PopulationError, SealingError, SettingsError, TaskError, VaultError
 from g2d.protect import sealing
 from g2d.settings import Settings, build
+from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.splits import Split
 from g2d.training.federated import FEDERATED
 from g2d.training.federated.messages import ANSWER, decode
@@ -61,6 +62,17 @@ def test_clients_train_together_and_records_stay(honest, digits):
     assert sum(len(client.records) for client in sim.clients.values()) == len(digits.splits.train)
     record = next(iter(sim.clients.values())).records.x[0].numpy().tobytes()
     assert record not in stage_of(sim).ask()
+
+
+def test_a_member_keeps_what_the_base_knew(honest, digits):
+    """At the base's rate attacks that it learns threw it back to chance."""
+    sim, base = honest
+    start = base.server.vector
+    sim.send("base-0", start)
+    found = sim.train("member-0", start, 3, ("base-0",)).vector
+    state = sim.networks.state(found, sim.like)
+    assert accuracy(load_model(digits, state), digits.splits.gate) > base.accuracy - 0.1
+    assert not np.array_equal(found, start)
 
 
 def test_malicious_clients_take_the_mean_and_not_a_robust_rule(honest, digits):

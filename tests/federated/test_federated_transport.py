@@ -210,7 +210,8 @@ def test_a_kit_holds_what_its_owner_needs_and_nothing_of_the_authority(kits):
         ([], "localhost:1", "one at least"),
         (["server"], "localhost:1", "can be no client's name"),
         (["a/b"], "localhost:1", "can be no client's name"),
-        (["train.org"], "train.org:1", "nor the server's host"),
+        (["trainer"], "trainer:1", "nor the server's host"),
+        (["a.b"], "localhost:1", "letters, digits and dashes"),
         ([A], "train.org", "no HOST:PORT"),
     ],
 )

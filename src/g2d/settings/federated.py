@@ -32,6 +32,10 @@ class FederatedSettings(Checked):
     fork_rounds: int = within(1, 10**6, 10, "rounds of a member", since="0.2")
     local_steps: int = within(1, 10**6, 10, "optimiser steps of a client in a round", since="0.2")
     local_rate: float = within(1e-8, 100.0, 0.2, "SGD's rate at first; it falls", since="0.2")
+    fork_rate: float = within(
+        1e-8, 100.0, 0.02, "the same, of members: attacks that they learn make steps long",
+        since="0.2",
+    )  # fmt: skip
     momentum: float = within(0.0, 0.9999, 0.9, "of a client's updates, round to round", since="0.2")
     deadline: int = within(0, 1000, 0, "rounds that an answer may be late", since="0.2")
     patience: float = within(

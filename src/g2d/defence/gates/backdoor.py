@@ -9,7 +9,7 @@ from g2d.defence.gates.view import CandidateView, GateResult
 def backdoor_gate(view: CandidateView) -> GateResult | None:
     """The smallest pattern that sends images to a class, by the median of all classes'.
 
-    Off by default: it takes seconds a candidate, and what it tells was measured on digits alone.
+    Off by default: it takes seconds a candidate, and it was tried on digits and four pixels alone.
 
     Raises:
         DataError: the data are no images in a known range.

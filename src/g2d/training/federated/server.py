@@ -52,13 +52,15 @@ class Asked:
 
     Attributes:
         stage: its name, such as "member-12". rounds: how many. batch: examples a local step.
-        repelled: stages of the networks whose attacks clients learn.
+        repelled: stages of the networks whose attacks clients learn. rate: SGD's at first; None:
+            `[federated] local_rate`.
     """
 
     stage: str
     rounds: int
     batch: int
     repelled: tuple[str, ...] = ()
+    rate: float | None = None
 
 
 @dataclass
@@ -151,7 +153,8 @@ class Server:
     def ask(self) -> bytes:
         """The message of this round: parameters and plan; the same bytes until it is closed."""
         s = self.settings
-        rate = s.local_rate * (1.0 - self.number / self.asked.rounds)
+        first = s.local_rate if self.asked.rate is None else self.asked.rate
+        rate = first * (1.0 - self.number / self.asked.rounds)
         plan = {
             "steps": s.local_steps, "rate": float(rate), "momentum": float(s.momentum),
             "batch": self.asked.batch, "repelled": list(self.asked.repelled),

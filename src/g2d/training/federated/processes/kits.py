@@ -118,10 +118,12 @@ def provision(folder: Path, address: str, clients: Sequence[str], settings: Sett
     host, _ = split_address(address)
     for name in clients:
         # A client's certificate names the client as a host, too: it may not pass for the server.
-        if not is_identity(name) or name.lower() in (SERVER, host.lower(), "localhost"):
+        # A dot parts the names of NVFlare's cells, and a certificate holds 64 characters.
+        odd = not is_identity(name) or "." in name
+        if odd or name.lower() in (SERVER, host.lower(), "localhost"):
             raise SettingsError(
-                f"{name!r} can be no client's name: letters, digits, dots and dashes, 64 at most, "
-                f"and neither {SERVER!r} nor the server's host"
+                f"{name!r} can be no client's name: letters, digits and dashes, 64 at most, and "
+                f"neither {SERVER!r} nor the server's host"
             )
     if len({name.lower() for name in clients}) != len(clients) or not clients:
         raise SettingsError("name each client once, by --client NAME; there has to be one at least")
