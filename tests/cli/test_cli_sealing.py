@@ -9,7 +9,9 @@ from benchmarks.sealing.scan import blocks_of, found_in, tensors_of
 from commands import edit_ledger, fail, invoke, succeed
 from g2d.cli.shared import seal_from_now
 from g2d.errors import SealingError
+from g2d.protect.privacy.canary_key import CanaryKey
 from g2d.protect.sealing.paper import _asked
+from g2d.protect.watermark.key import WatermarkKey
 from g2d.service.loader import VaultLoader
 from g2d.vault.keys import SigningKey
 from g2d.vault.vault import Vault
@@ -134,3 +136,18 @@ def test_a_signing_key_is_opened_by_a_custodian(url, tmp_path):
     text = private.read_text().splitlines()
     private.write_text("\n".join([text[0], text[1][::-1], *text[2:]]))
     assert "is damaged" in fail("keys", "show", private)
+
+
+def test_keys_of_watermarks_and_audits_are_opened_by_a_custodian_from_the_start(url, tmp_path):
+    mark, coins = tmp_path / "mark.key", tmp_path / "coins.key"
+    new = ("--task", "digits", "--set", "population.members=2")
+    succeed("watermark", "new", tmp_path / "marked", *new, "--key", mark, "--custodian", url)
+    succeed("privacy", "plant", tmp_path / "planted", *new, "--key", coins, "--canaries", "100",
+            "--custodian", url)  # fmt: skip
+    for path, read in ((mark, WatermarkKey.read), (coins, CanaryKey.read)):
+        secret = read(path).secret
+        assert secret.hex().encode() not in path.read_bytes()
+        assert b"SEALED PRIVATE KEY" in path.read_bytes()
+    (tmp_path / "custodian.key").unlink()
+    with pytest.raises(SealingError, match="there is no custodian"):
+        WatermarkKey.read(mark)
