@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import threading
@@ -155,17 +154,17 @@ def compare(vault: Path, load: Load) -> dict[str, Any]:
     x = torch.from_numpy(load.inputs)
     with g2d.Defence.open(vault, write=False) as defence, torch.no_grad():
         known = {number: defence.generation(number).model()(x).numpy() for number in numbers}
-    errors, apart, same = [], [], 0
+    errors, apart, same, nameless = [], [], 0, 0
     for place, told, number, _ in load.answers:
         if number is None:
-            errors.append(math.inf)
+            nameless += 1
             continue
         right = known[number][place]
         errors.append(float(np.abs(right - told).max()))
         apart += [float(np.abs(right - known[n][place]).max()) for n in numbers if n != number]
         same += int(right.argmax() == np.argmax(told))
     return {"error": max(errors, default=0.0), "same": same, "generations": len(numbers),
-            "mixed": sum(error >= NEAR for error in errors), "apart": min(apart, default=None),
+            "mixed": nameless + sum(error >= NEAR for error in errors), "apart": min(apart, default=None),
             "over": sum(error >= 1e-3 for error in errors)}  # fmt: skip
 
 
