@@ -1,6 +1,6 @@
 """The child process that computes with SPU: commands on stdin, answers on stdout, one at a time.
 
-Its parent kills it when a session is over; a computation that waits for a party which is gone ends
+It alone imports SPU and jax, as it starts. Its parent kills it when a session is over; a computation that waits for a party which is gone ends
 with it. Shares that it is given come as `rings` lays them out.
 """
 
@@ -17,11 +17,7 @@ import time
 from typing import Any, BinaryIO
 
 import numpy as np
-import spu
-from spu import libspu
-from spu.utils import frontend
 
-from g2d.core.types import Array
 from g2d.errors import DAMAGE
 from g2d.protect.multiparty.config import WIDTH
 from g2d.protect.multiparty.party.networks import function
@@ -31,19 +27,20 @@ from g2d.protect.multiparty.wire import VERSION, pack, unpack_head, unpack_heade
 _HEAD = struct.Struct(">IQ")
 _MOST = 1 << 33
 _COMPILED = 8  # sizes of a batch whose code is kept
-_SECRET = libspu.Visibility.VIS_SECRET
-_KINDS = {"aby3": libspu.ProtocolKind.ABY3, "cheetah": libspu.ProtocolKind.CHEETAH}
 _STORED = {"aby3": "aby3.AShr<FM64>", "cheetah": "cheetah.AShr<FM64>"}
 
 
-def runtime_config(protocol: str) -> libspu.RuntimeConfig:
+def runtime_config(protocol: str) -> Any:
     """Fixed point of `FRACTION` bits modulo 2^64; no party is trusted with anything.
 
     ABY3 draws correlated randomness from pairwise seeds, Cheetah by oblivious transfer: neither
     makes use of Beaver triples, of which SPU's default lets the first party know all.
     """
+    from spu import libspu
+
+    kinds = {"aby3": libspu.ProtocolKind.ABY3, "cheetah": libspu.ProtocolKind.CHEETAH}
     made = libspu.RuntimeConfig(
-        protocol=_KINDS[protocol], field=libspu.FieldType.FM64, fxp_fraction_bits=FRACTION
+        protocol=kinds[protocol], field=libspu.FieldType.FM64, fxp_fraction_bits=FRACTION
     )
     made.beaver_type = libspu.RuntimeConfig.BeaverType.MultiParty
     return made
@@ -53,6 +50,11 @@ class Engine:
     """SPU's runtime of one session, the weights that it holds, and what it has compiled."""
 
     def __init__(self) -> None:
+        import jax.numpy  # noqa: F401 (a second, which no request should wait for)
+        import spu
+        from spu import libspu
+
+        self._spu, self._libspu = spu, libspu
         self._link: Any = None
         self._runtime: Any = None
         self._protocol, self._clip = "", True
@@ -61,16 +63,16 @@ class Engine:
 
     def link(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         """Join the others: blocks until all are there."""
-        described = libspu.link.Desc()
+        described = self._libspu.link.Desc()
         described.id = asked["session"]
         for rank, endpoint in enumerate(asked["endpoints"]):
             described.add_party(f"party{rank}", endpoint)
         described.connect_retry_interval_ms = 50
         described.connect_retry_times = int(20 * asked["seconds"])
         described.recv_timeout_ms = described.http_timeout_ms = int(1000 * asked["run"])
-        self._link = libspu.link.create_brpc(described, asked["rank"])
+        self._link = self._libspu.link.create_brpc(described, asked["rank"])
         self._protocol, self._clip = asked["protocol"], asked["clip"]
-        self._runtime = spu.Runtime(self._link, runtime_config(self._protocol))
+        self._runtime = self._spu.Runtime(self._link, runtime_config(self._protocol))
         return {}, b""
 
     def load(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -111,7 +113,7 @@ class Engine:
         self._set("x", (n, *program.shape), body)
         names = [f"{slot}/{name}" for name, _ in program.parameters]
         self._runtime.run(
-            libspu.Executable(
+            self._libspu.Executable(
                 name="network", input_names=[*names, "x"], output_names=["y"], code=code
             )
         )
@@ -128,12 +130,15 @@ class Engine:
         if key not in self._codes:
             while len(self._codes) >= _COMPILED:
                 self._codes.pop(next(iter(self._codes)))
+            from spu.utils import frontend
+
+            secret = self._libspu.Visibility.VIS_SECRET
             given = [np.zeros(shape, np.float32) for _, shape in program.parameters]
             names = [name for name, _ in program.parameters]
             made, _ = frontend.compile(
                 frontend.Kind.JAX, function(program, self._clip),
                 [*given, np.zeros((n, *program.shape), np.float32)], {},
-                [*names, "x"], [_SECRET] * (len(names) + 1), lambda out: ["y"] * len(out),
+                [*names, "x"], [secret] * (len(names) + 1), lambda out: ["y"] * len(out),
             )  # fmt: skip
             code = made.code
             self._codes[key] = code, hashlib.sha256(_bytes(code)).hexdigest()
@@ -142,17 +147,19 @@ class Engine:
     def _set(self, name: str, shape: tuple[int, ...], body: bytes) -> None:
         if len(body) != math.prod(shape) * WIDTH[self._protocol]:
             raise ValueError(f"{len(body)} bytes for {name} of shape {shape}")
+        libspu = self._libspu
         meta, chunk, share = libspu.ValueMeta(), libspu.ValueChunk(), libspu.Share()
-        meta.data_type, meta.visibility = libspu.DataType.DT_F32, _SECRET
+        meta.data_type, meta.visibility = libspu.DataType.DT_F32, libspu.Visibility.VIS_SECRET
         meta.storage_type, meta.shape.dims = _STORED[self._protocol], list(shape)
         chunk.total_bytes, chunk.chunk_offset, chunk.content = len(body), 0, body
         share.meta, share.share_chunks = meta.SerializeToString(), [chunk.SerializeToString()]
         self._runtime.set_var(name, share)
 
     def _content(self, share: Any, values: int) -> bytes:
-        meta = libspu.ValueMeta()
+        libspu = self._libspu
+        meta, secret = libspu.ValueMeta(), libspu.Visibility.VIS_SECRET
         meta.ParseFromString(share.meta)
-        if meta.storage_type != _STORED[self._protocol] or meta.visibility != _SECRET:
+        if meta.storage_type != _STORED[self._protocol] or meta.visibility != secret:
             raise ValueError(f"the answer is {meta.storage_type}, which is no share of ours")
         parts: dict[int, bytes] = {}
         for text in share.share_chunks:
@@ -169,16 +176,11 @@ def _bytes(code: str | bytes) -> bytes:
     return code.encode() if isinstance(code, str) else bytes(code)
 
 
-def plain(program: Program, parameters: list[Array], x: Array) -> Array:
-    """The program in jax, on plain numbers: what tests compare shares with."""
-    return np.asarray(function(program)(*parameters, x))
-
-
 def serve(commands: BinaryIO, answers: BinaryIO) -> None:
     """Carry out commands until there are no more."""
     engine = Engine()
     known = {name: getattr(engine, name) for name in ("link", "load", "drop", "prepare", "run")}
-    answers.write(pack({"kind": "ready", "version": VERSION, "spu": spu.__version__}))
+    answers.write(pack({"kind": "ready", "version": VERSION}))
     answers.flush()
     while head := commands.read(_HEAD.size):
         length, size = unpack_head(head, _MOST)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from g2d.protect.multiparty.program import Layer, Program
 
 Tensor = Any
@@ -19,6 +16,7 @@ def function(program: Program, clip: bool = True) -> Callable[..., Tensor]:
     Args:
         clip: inputs are held in the program's range first, as far as it has one.
     """
+    import jax.numpy as jnp
 
     def network(*given: Tensor) -> Tensor:
         *parameters, x = given
@@ -33,12 +31,16 @@ def function(program: Program, clip: bool = True) -> Callable[..., Tensor]:
 
 
 def _clipped(x: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    import jax.numpy as jnp
+
     # Both comparisons at once: least + relu(x - least) - relu(x - most).
     above = jnp.maximum(jnp.stack([x - least, x - most]), 0)
     return least + above[0] - above[1]
 
 
 def _conv(layer: Layer, x: Tensor, rest: Any) -> Tensor:
+    import jax
+
     made = jax.lax.conv_general_dilated(
         x, next(rest), layer["stride"], [(p, p) for p in layer["padding"]],
         rhs_dilation=layer["dilation"], feature_group_count=layer["groups"],
@@ -58,6 +60,8 @@ def _scale(layer: Layer, x: Tensor, rest: Any) -> Tensor:
 
 
 def _relu(layer: Layer, x: Tensor, rest: Any) -> Tensor:
+    import jax.numpy as jnp
+
     return jnp.maximum(x, 0)
 
 
@@ -66,6 +70,8 @@ def _flatten(layer: Layer, x: Tensor, rest: Any) -> Tensor:
 
 
 def _maxpool(layer: Layer, x: Tensor, rest: Any) -> Tensor:
+    import jax.numpy as jnp
+
     # A tree of maxima over what lies at each place of a window: ceil(log2(places)) rounds of
     # comparisons, all windows at once. Where windows hang over, the border repeats what is least.
     (height, width), (down, right) = layer["kernel"], layer["stride"]
@@ -86,6 +92,8 @@ def _maxpool(layer: Layer, x: Tensor, rest: Any) -> Tensor:
 
 
 def _avgpool(layer: Layer, x: Tensor, rest: Any) -> Tensor:
+    import jax
+
     (height, width), padding = layer["kernel"], layer["padding"]
     around = [(0, 0), (0, 0), *((p, p) for p in padding)]
     total = jax.lax.reduce_window(
@@ -95,6 +103,8 @@ def _avgpool(layer: Layer, x: Tensor, rest: Any) -> Tensor:
 
 
 def _pair(layer: Layer, x: Tensor, rest: Any) -> Tensor:
+    import jax.numpy as jnp
+
     z = x.reshape(-1)
     return jnp.stack([jnp.zeros_like(z), z], 1)
 
