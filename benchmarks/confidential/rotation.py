@@ -163,8 +163,9 @@ def compare(vault: Path, load: Load) -> dict[str, Any]:
         errors.append(float(np.abs(right - told).max()))
         apart += [float(np.abs(right - known[n][place]).max()) for n in numbers if n != number]
         same += int(right.argmax() == np.argmax(told))
+    mixed = nameless + sum(error >= NEAR for error in errors)
     return {"error": max(errors, default=0.0), "same": same, "generations": len(numbers),
-            "mixed": nameless + sum(error >= NEAR for error in errors), "apart": min(apart, default=None),
+            "mixed": mixed, "apart": min(apart, default=None),
             "over": sum(error >= 1e-3 for error in errors)}  # fmt: skip
 
 
