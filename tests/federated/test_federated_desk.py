@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from federated_processes import FEW, settings
 from g2d.core.types import unsaid
 from g2d.defence.federating import begin_at
-from g2d.errors import FederatedError
+from g2d.errors import FederatedError, G2DError
 from g2d.settings import build
 from g2d.settings.federated import FederatedSettings
 from g2d.tasks.splits import Split
@@ -23,6 +24,7 @@ from g2d.training.federated.messages import ANSWER, Message, digest_of, encode
 from g2d.training.federated.networks import Networks
 from g2d.training.federated.processes import words
 from g2d.training.federated.processes.desk import Desk
+from g2d.training.federated.processes.kits import provision
 from g2d.training.federated.processes.remote import Remote
 from g2d.training.federated.processes.words import Note, Reply
 from g2d.training.federated.processes.work import Worker
@@ -204,3 +206,9 @@ def test_a_marker_that_is_sent_is_found(digits):
     vector = np.concatenate([mark, np.zeros(FORM.size - 15, np.float32)])[: FORM.size]
     data = encode(Message("member", "base-0", vector), FORM)
     assert mark[:4].tobytes() in data
+
+
+def test_without_nvflare_one_line_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvflare", None)
+    with pytest.raises(G2DError, match=r"pip install 'g2d\[federated\]'"):
+        provision(tmp_path / "kits", "localhost:1", [A], settings())
