@@ -1,7 +1,7 @@
 """The child process that computes with SPU: commands on stdin, answers on stdout, one at a time.
 
-It alone imports SPU and jax, as it starts. Its parent kills it when a session is over; a computation
-that waits for a party which is gone ends with it. Shares come as `rings` lays them out.
+It alone imports SPU and jax, as it starts. Its parent kills it when a session is over, with any
+computation that waits for a party which is gone. Shares come as `rings` lays them out.
 """
 
 from __future__ import annotations
