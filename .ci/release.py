@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOYED = (
     "report", "images", "attacks", "signing", "sealing", "pkcs11", "timestamp", "serve", "auth",
-    "monitor", "privacy", "ray",
+    "monitor", "privacy", "he", "federated", "ray",
 )  # fmt: skip
 ROOT_REF = "root-component"
 _PLACE = re.compile(r"(?<![\w.:/-])/(?:home|root|tmp|opt|work|usr|var|srv|Users|mnt)/|file:|\\\\")
