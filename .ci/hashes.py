@@ -20,7 +20,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK, CONSTRAINTS = ROOT / "requirements.lock", ROOT / "constraints.txt"
-DEPLOYED = "report,images,attacks,signing,sealing,pkcs11,timestamp,serve,auth,monitor,privacy,he,federated,ray"
+DEPLOYED = (
+    "report,images,attacks,signing,sealing,pkcs11,timestamp,serve,auth,monitor,privacy,he,"
+    "federated,ray"
+)
 HEAD = """\
 # Made by `make hashes`: what is deployed, with the SHA-256 of each file that pip may install.
 #     pip install --require-hashes -r requirements.lock && pip install --no-deps DIST/g2d-*.whl
