@@ -17,7 +17,9 @@ from torch import nn
 
 import g2d
 from built_once import BuiltOnce
+from g2d.attacks import art
 from g2d.core.engine import SerialEngine, configure_threads
+from g2d.errors import G2DError
 from g2d.protect.watermark import WatermarkKey
 from g2d.settings import HardenSettings, Settings
 from g2d.vault.signing import SigningKey
@@ -37,6 +39,12 @@ configure_threads()
 hypothesis.settings.register_profile("loop", deadline=None, max_examples=25)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("G2D_EXAMPLES", "loop"))
+
+
+def pytest_configure() -> None:
+    """Before workers import ART together."""
+    with suppress(G2DError):  # not installed: its tests skip
+        art.require()
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from g2d.core.files import write_bytes
 from g2d.core.types import Bounds
 from g2d.errors import G2DError
 
@@ -24,6 +27,8 @@ _PARTS = {"art": "adversarial-robustness-toolbox", "pyautoattack": "pyautoattack
 
 def require() -> None:
     """Check that the attack libraries are installed, before any work is done.
+
+    ART's settings file is written here, too, for the workers that import it together.
 
     Raises:
         G2DError: one of them is missing.
@@ -34,6 +39,22 @@ def require() -> None:
             f"the red team needs {' and '.join(missing)}, which is not installed; run "
             "pip install 'g2d[attacks]'"
         )
+    _settle()
+
+
+def _settle() -> None:
+    """Write ART's settings file where there is none, as ART itself would (art.config).
+
+    ART looks for it twice as it is imported; a process that sees another one write it in between
+    fails with a NameError.
+    """
+    folder = Path.home() / ".art"
+    file = folder / "config.json"
+    with contextlib.suppress(OSError, G2DError):  # ART does without, and says so
+        if not file.exists():
+            folder.mkdir(exist_ok=True)
+            said = json.dumps({"ART_DATA_PATH": str(folder / "data")}, indent=4)
+            write_bytes(file, said.encode())
 
 
 @contextlib.contextmanager
