@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from benchmarks.cluster import tables as cluster
 from benchmarks.common.tables import fill
-from benchmarks.confidential import multiparty, rotation
+from benchmarks.confidential import homomorphic, multiparty, rotation
 from benchmarks.generation import basins_tables as basins
 from benchmarks.generation import tables as generation
 from benchmarks.hostile import audit
@@ -33,7 +33,7 @@ def blocks() -> dict[str, str]:
     sources = (
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
         headline, audit, hostile, policies_tables, ownership, privacy,
-        sealing, multiparty, rotation,
+        sealing, multiparty, homomorphic, rotation,
     )  # fmt: skip
     for source in sources:
         own = source.made()

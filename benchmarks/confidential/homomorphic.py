@@ -11,6 +11,7 @@ rounded. 1,000 images take ten CPU minutes. `--task digits` with `--images 20` t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -24,7 +25,9 @@ import torch
 from torch import nn
 
 from benchmarks.common.command import carry_out, parser
+from benchmarks.common.places import RESULTS
 from benchmarks.common.results import record
+from benchmarks.common.tables import NOTHING, TARGETS, markdown
 from g2d import load_task
 from g2d.protect.homomorphic import (
     EvaluationKeys,
@@ -37,6 +40,7 @@ from g2d.protect.homomorphic import (
 from g2d.tasks.task import Task
 
 Made = TypeVar("Made")
+NAME = "confidential-homomorphic"
 _ENCODINGS = 5
 
 
@@ -129,6 +133,16 @@ def rows(result: dict[str, Any]) -> list[tuple[object, ...]]:
     ]
 
 
+def made(folder: Path = RESULTS) -> dict[str, str]:
+    """The table by the name of its mark, for `benchmarks.tables`."""
+    path = folder / f"{NAME}.json"
+    if not path.exists():
+        return {NAME: markdown(TARGETS, [(f"`{path.name}`", NOTHING, "not measured yet")])}
+    result = json.loads(path.read_text("utf-8"))
+    facts = f"One network, seed {result['arguments']['seed']}; commit {result['commit']}."
+    return {NAME: f"{markdown(TARGETS, rows(result))}\n\n{facts}"}
+
+
 def main() -> None:
     """Measure and keep."""
     flags = parser(__doc__)
@@ -137,7 +151,7 @@ def main() -> None:
     flags.add_argument("--images", type=int, default=1000)
     flags.add_argument("--steps", type=int, default=1500, help="batches of training")
     flags.add_argument("--seed", type=int, default=0)
-    carry_out("confidential-homomorphic", flags, measure, rows)
+    carry_out(NAME, flags, measure, rows)
 
 
 if __name__ == "__main__":
