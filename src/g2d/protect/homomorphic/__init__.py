@@ -4,9 +4,13 @@
     keys = SecretKeys.new(plan)              client; `upload()` goes to the server, once
     answer = evaluate(plan, encode(plan, state_dict), EvaluationKeys.read(upload, plan), query)
 
-The client's inputs and answers are secret from the server, as long as no exact decryption is shown
-to it (`keys`). The server's weights are not secret from what logits tell, and nothing here shows a
-client that the server computed what it should. Needs `pip install 'g2d[he]'`.
+The client's inputs and answers are secret from a server that computes what it should, as long as no
+exact decryption is shown to it (`keys`). One that answers with ciphertexts of its own making learns
+about the key, hence about every query ever sent, from the client's reactions: whether it goes on
+after `SecretKeys.decrypt` is a bit. So collect all answers before one is decrypted, as
+`service.client.encrypted` does, and make fresh keys after any that was noise. Nothing here shows a
+client that the server computed what it should. The server's weights are not secret from what logits
+tell, and a hostile client is told more (`evaluation`). Needs `pip install 'g2d[he]'`.
 """
 
 from g2d.protect.homomorphic.encoding import Encoded, encode

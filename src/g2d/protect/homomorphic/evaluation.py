@@ -4,8 +4,11 @@ Each step is a sum of products with rotated ciphertexts; then partial sums are f
 dropped, the bias is added and the result squared. The last step is laid out so that every slot of
 its result holds a logit, a copy of one, or zero: nothing has to be masked away. An encryption of
 zero under the client's public key is added at the end, since the query's own randomness, times
-weights, would otherwise stand in the answer for the client to solve. The noise itself is not
-flooded: what the client can learn from its size is not bounded.
+weights, would otherwise stand in the answer for the client to solve. That holds for a client that
+follows the protocol. A hostile one gets strictly more than one who asks in plain: his keys are of
+his own making, and may be degenerate (a public key of zeros hides nothing); he lays the first
+layer's patches out, and need not take them from one image; and noise is not flooded, so that what
+he can learn of the weights from it is not bounded.
 """
 
 from __future__ import annotations

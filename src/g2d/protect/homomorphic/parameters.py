@@ -18,7 +18,9 @@ __all__ = ["MOST_BITS", "Parameters", "check_security", "choose"]
 MOST_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
 """Bits of all primes together at 128 bits of classical security, by degree.
 
-Homomorphic Encryption Standard (Albrecht et al. 2018), table 1, ternary secrets.
+Homomorphic Encryption Standard (Albrecht et al. 2018), table 1, ternary secrets. Newer guidelines
+(Bossuat et al. 2024, "Security guidelines for implementing homomorphic encryption"), which know of
+better attacks, are a little stricter at the edge of this table.
 """
 
 SCALE, WEIGHTS = 31, 29

@@ -52,7 +52,8 @@ def pre_activations(network: nn.Module, images: Tensor) -> dict[str, float]:
     """The largest magnitude that reaches each polynomial layer, by the layer's name.
 
     A polynomial explodes outside of what it was trained on, and under encryption values beyond
-    `Plan.bound` lose their precision: a gate compares these numbers with it.
+    `Plan.bound` lose their precision. Compare these numbers with it: the gate of pre-activations
+    (`defence.gates.polynomials`) does not, it is relative to what the base's polynomials see.
 
     Args:
         images: (n, *shape); the network is called as it is, in the mode that it is in.

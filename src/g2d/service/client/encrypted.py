@@ -1,16 +1,19 @@
 """The encrypted way: the service computes on ciphertexts; the secret key stays in this process.
 
 The server is trusted to answer, and with nothing else: it may still answer wrongly, and whoever
-shows it decrypted answers helps it to find the key (docs/confidential.md).
+shows it decrypted answers helps it to find the key (docs/confidential.md). So does whoever goes on
+asking after an answer that it made up: all answers of a call are there before any is decrypted, so
+that a call tells it one bit of the key at most, whether or not another one comes.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 _UPLOAD, _ANSWER = 1800.0, 300.0  # seconds
 _PART = 1 << 20  # bytes of an upload at once
 _TRIES, _LONGEST = 5, 30.0  # of a service that is busy; seconds between them
+_HELD = 1 << 26  # bytes of answers in memory; more wait in an unnamed file to be decrypted
 _PICTURES = 3  # sides of a picture, whose values lie in 0 to 1
 
 
@@ -136,9 +140,11 @@ class EncryptedClient:
         if reply.status != 201:
             self._refuse(f"took no keys: it answered {reply.said}")
         try:
+            from g2d.service.encrypted.protocol import KEY_ID
+
             own = json.loads(reply.body)["keys"]
-            if not isinstance(own, str) or not own.isalnum():
-                raise TypeError
+            if not KEY_ID.fullmatch(own):
+                raise ValueError(own)
         except DAMAGE:
             self._refuse("took the keys, and answered no id of theirs")
         Note(self.plan.digest, self.url, own).write(self.file)
@@ -172,31 +178,53 @@ class EncryptedClient:
     def infer(self, x: Array, progress: Progress = silent) -> Answer:
         """Ask about inputs (n, *shape), one ciphertext after the other; scores are rounded.
 
+        Nothing is decrypted before all answers are there: see this module.
+
         Raises:
             DataError: inputs are of another shape, not finite, or out of bounds: none is encrypted.
             KeyFileError: there are no keys, or they are for another plan.
             UnknownKeysError: the service does not know them any more.
             ExchangeError: it cannot be reached, refuses, or answers no ciphertext.
+            HomomorphicError: an answer is noise; nothing should be asked with these keys again.
         """
         import torch
+
+        from g2d.service.encrypted.protocol import KEY_ID
 
         shape = tuple(self.plan.shape)
         pictures = (0.0, 1.0) if len(shape) == _PICTURES else None
         inputs = bounded(fitted(x, shape), self._bounds or pictures).astype(np.float32)
         note = self._loaded()
-        if not note.keys:
+        if not KEY_ID.fullmatch(note.keys):
             self._unknown()
         assert self._secret is not None
-        scores, numbers = [], []
-        for done in range(0, len(inputs), self.plan.batch):
-            progress("ask", done, len(inputs))
-            part = torch.from_numpy(inputs[done : done + self.plan.batch])
-            ciphertext, number = self._answered(self._secret.encrypt(part), note.keys)
-            scores.append(self._secret.decrypt(ciphertext)[: len(part)].numpy())
-            numbers.append(number)
-        progress("ask", len(inputs), len(inputs))
+        numbers = []
+        with tempfile.SpooledTemporaryFile(_HELD) as answers:
+            for done in range(0, len(inputs), self.plan.batch):
+                progress("ask", done, len(inputs))
+                part = torch.from_numpy(inputs[done : done + self.plan.batch])
+                ciphertext, number = self._answered(self._secret.encrypt(part), note.keys)
+                answers.write(ciphertext)
+                numbers.append(number)
+            progress("ask", len(inputs), len(inputs))
+            answers.seek(0)
+            scores = [self._decrypted(answers) for _ in numbers]
         others = tuple(n for n in numbers if n is not None and n != numbers[0])
-        return Answer(np.concatenate(scores), numbers[0], others)
+        return Answer(np.concatenate(scores)[: len(inputs)], numbers[0], others)
+
+    def _decrypted(self, answers: IO[bytes]) -> Array:
+        """Decrypt the next answer of a call, all of whose questions have been asked."""
+        from g2d.protect.homomorphic import HomomorphicError
+
+        assert self._secret is not None
+        try:
+            return self._secret.decrypt(answers.read(self.plan.limits.answer_bytes)).numpy()
+        except HomomorphicError as error:
+            raise HomomorphicError(
+                f"{error}; before you ask again, make new keys with `g2d client encrypted keys"
+                f" {self.url} --out ANOTHER_FILE`: from what you do next, whoever made the answer"
+                " up learns something of the old ones"
+            ) from error
 
     def _answered(self, query: bytes, keys: str) -> tuple[bytes, int | None]:
         """Send a ciphertext; return the one that is the answer, and whose it is."""
@@ -218,7 +246,11 @@ class EncryptedClient:
         if reply.status != 200:
             self._refuse(f"answered {reply.said}")
         try:
-            return read_answer(reply.body, reply.headers.get("inference-header-content-length", ""))
+            told = reply.headers.get("inference-header-content-length", "")
+            ciphertext, number = read_answer(reply.body, told)
+            if len(ciphertext) != self.plan.limits.answer_bytes:
+                raise ValueError(len(ciphertext))
+            return ciphertext, number
         except DAMAGE:
             self._refuse("answered no ciphertext")
 

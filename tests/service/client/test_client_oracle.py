@@ -1,0 +1,110 @@
+"""A server that makes answers up learns as little as can be from what the client does then."""
+
+import os
+
+import numpy as np
+import orjson
+import pytest
+
+pytest.importorskip("tenseal", reason="homomorphic inference needs TenSEAL: pip install 'g2d[he]'")
+
+from g2d.core.exchange import ExchangeError, Reply
+from g2d.protect.homomorphic import EvaluationKeys, HomomorphicError, Plan, encode, evaluate
+from g2d.protect.homomorphic.wire import HEADER, pack
+from g2d.service.client import encrypted
+from g2d.service.client.encrypted import EncryptedClient, UnknownKeysError
+from g2d.service.client.keyfile import Note
+from g2d.service.encrypted.protocol import TENSOR, read_query
+from he_networks import tiny
+
+PLAN = Plan.of(tiny(), (6,))
+OWN = "0123456789abcdef" * 2
+INPUTS = np.random.default_rng(0).random((4, 6), dtype=np.float32)
+
+
+class Server:
+    """Answers in a service's stead: soundly, or as `forge` makes it."""
+
+    def __init__(self):
+        self.asked, self.forge, self.own = 0, {}, OWN
+        self._keys = None
+        self._encoded = encode(PLAN, tiny().state_dict())
+
+    def ask(self, method, url, body=None, headers=None, *, known=None, timeout=0.0):
+        if url.endswith("/plan"):
+            return Reply(200, {}, PLAN.to_json().encode())
+        if url.endswith("/keys"):
+            self._keys = EvaluationKeys.read(b"".join(body), PLAN)
+            return Reply(201, {}, orjson.dumps({"keys": self.own}))
+        query = read_query(body, headers["Inference-Header-Content-Length"].encode())
+        self.asked += 1
+        answer = evaluate(PLAN, self._encoded, self._keys, query.ciphertext)
+        if self.asked in self.forge:
+            answer = self.forge[self.asked](answer)
+        size = len(answer)
+        tensor = {"name": TENSOR, "datatype": "UINT8", "shape": [size],
+                  "parameters": {"binary_data_size": size}}  # fmt: skip
+        head = orjson.dumps({"outputs": [tensor], "parameters": {"generation": 7}})
+        told = {"inference-header-content-length": str(len(head))}
+        return Reply(200, told, head + answer)
+
+
+def made_up(answer):
+    """Sound residues, of a ciphertext that nobody encrypted: (c0, c1) below the prime."""
+    words = np.frombuffer(answer[HEADER:], "<u8").copy()
+    words[: len(words) // 2] = words[len(words) // 2 :]
+    return pack("answer", PLAN.digest, [words.tobytes()])
+
+
+@pytest.fixture
+def server(monkeypatch):
+    made = Server()
+    monkeypatch.setattr(encrypted, "ask", made.ask)
+    return made
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    made = EncryptedClient("http://far", keys=tmp_path / "my.keys")
+    made.make_keys()
+    made.upload()
+    return made
+
+
+def test_every_answer_is_there_before_any_is_decrypted(server, client):
+    right = client.infer(INPUTS)
+    assert (right.values.shape, right.number, server.asked) == ((4, 3), 7, 4)
+    for place in (5, 7):  # the first of the next four, and the third of the four after them
+        server.asked, server.forge = 4, {place: made_up}
+        with pytest.raises(HomomorphicError, match="the answer is noise"):
+            client.infer(INPUTS)
+        assert server.asked == 8, "which answer was made up cannot be told by the questions"
+
+
+def test_noise_is_said_to_need_fresh_keys(server, client):
+    server.forge = {1: made_up}
+    with pytest.raises(
+        HomomorphicError, match=r"new keys .*`g2d client encrypted keys .*--out"
+    ) as told:
+        client.infer(INPUTS[:1])
+    assert "\n" not in str(told.value)
+
+
+def test_answers_of_another_size_are_refused_before_any_is_decrypted(server, client, monkeypatch):
+    server.forge = {2: lambda answer: answer + os.urandom(8)}
+    monkeypatch.setattr(client._secret, "decrypt", None)
+    with pytest.raises(ExchangeError, match="no ciphertext"):
+        client.infer(INPUTS)
+
+
+@pytest.mark.parametrize("own", ["x", "0" * 33, "0" * 31 + "G", "٣" * 32, ["0" * 32], None])
+def test_only_ids_that_a_service_makes_are_taken(server, client, own):
+    server.own = own
+    with pytest.raises(ExchangeError, match="no id"):
+        client.upload()
+    assert Note.read(client.file).keys == OWN
+    if isinstance(own, str):
+        Note(PLAN.digest, client.url, own).write(client.file)
+        with pytest.raises(UnknownKeysError):
+            client.infer(INPUTS[:1])
+    assert server.asked == 0
