@@ -21,7 +21,8 @@ def function(program: Program, clip: bool = True) -> Callable[..., Tensor]:
     def network(*given: Tensor) -> Tensor:
         *parameters, x = given
         if clip and program.least:
-            x = _clipped(x, jnp.asarray(program.least), jnp.asarray(program.most))
+            least, most = jnp.asarray(program.least), jnp.asarray(program.most)
+            x = clipped(x, least, most, lambda given: jnp.maximum(given, 0))
         rest = iter(parameters)
         for layer in program.layers:
             x = _APPLY[layer["kind"]](layer, x, rest)
@@ -30,12 +31,14 @@ def function(program: Program, clip: bool = True) -> Callable[..., Tensor]:
     return network
 
 
-def _clipped(x: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    import jax.numpy as jnp
+def clipped(x: Tensor, least: Tensor, most: Tensor, positive: Callable[[Tensor], Tensor]) -> Tensor:
+    """Values held between `least` and `most`, by `positive`: a value, or 0 where it is below.
 
-    # Both comparisons at once: least + relu(x - least) - relu(x - most).
-    above = jnp.maximum(jnp.stack([x - least, x - most]), 0)
-    return least + above[0] - above[1]
+    One side after the other: of any integer modulo 2^64 the result is in the range. Both sides at
+    once would save a round, and let pass what wraps around in `x - most` alone.
+    """
+    above = positive(x - least)
+    return least + above - positive(above - (most - least))
 
 
 def _conv(layer: Layer, x: Tensor, rest: Any) -> Tensor:
