@@ -18,7 +18,7 @@ from scipy import stats
 from g2d.protect.multiparty.client import Client
 from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.rings import from_ring, join, split, to_ring
-from smpc_networks import NEAR, deal, expected, inputs, raw
+from smpc_networks import NEAR, SHAPE, deal, expected, inputs, raw
 from smpc_parties import LONG, Setup, short_folder, wait_for, why_absent
 
 absent = why_absent()
@@ -87,6 +87,32 @@ def test_inputs_out_of_range_are_held_in_it_by_the_parties(client):
     logits = from_ring(join([body for _, body in told], "aby3")).reshape(2, -1)
     number = told[0][0]["number"]
     assert np.abs(logits - expected(number, x.clip(0, 1))).max() < NEAR
+
+
+def test_inputs_at_the_ends_of_the_ring_are_held_in_range_too(client):
+    """Integers modulo 2^64 that are no fixed-point value of any client of ours."""
+    ends = np.iinfo(np.int64)
+    x = np.tile(np.array([ends.max, ends.min + 1], np.int64), 32)
+    told = raw(client, x.reshape(1, *SHAPE), shares=split(x.view(np.uint64), "aby3"))
+    logits = from_ring(join([body for _, body in told], "aby3")).reshape(1, -1)
+    within = (x > 0).astype(np.float32).reshape(1, *SHAPE)
+    assert np.abs(logits - expected(told[0][0]["number"], within)).max() < NEAR
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_shares_that_do_not_belong_together_are_refused_by_every_party(parties, client, rank):
+    """ABY3's second half of one party is the first half of the next: a client that sends others
+    would choose errors that `clip` does not see."""
+    session, x = parties.status()["session"], inputs(2)
+    shares = split(to_ring(x), "aby3")
+    changed = bytearray(shares[rank])
+    changed[8] ^= 1
+    shares[rank] = bytes(changed)
+    said = raw(client, x, shares=shares)
+    why = "refuses: the shares of this request do not belong together: nothing was computed"
+    assert [one.endswith(why) for one in said] == [True] * 3, said
+    assert np.abs(client.infer(x).logits - expected(live(parties), x)).max() < NEAR
+    assert parties.status()["session"] == session, "one request ended everybody's session"
 
 
 def test_a_request_comes_once(client):

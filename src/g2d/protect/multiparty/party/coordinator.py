@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from g2d.errors import DAMAGE
-from g2d.protect.multiparty.errors import MultipartyError
-from g2d.protect.multiparty.party.requests import Pending
+from g2d.protect.multiparty.errors import InconsistentError, MultipartyError
+from g2d.protect.multiparty.party.requests import Answer, Pending
 from g2d.protect.multiparty.party.server import GONE, Party
 from g2d.protect.multiparty.party.session import Session
 from g2d.protect.multiparty.party.store import Held
@@ -236,7 +236,7 @@ class Coordinator(Party):
         try:
             async with asyncio.timeout(self.limits.run):
                 answer, _ = await asyncio.gather(
-                    session.run(pending, held), self._ask_all(kind="run", **about)
+                    _computed(session, pending, held), self._ask_all(kind="run", **about)
                 )
         except TimeoutError as error:
             why = f"a request took longer than {self.limits.run:g} seconds"
@@ -247,5 +247,14 @@ class Coordinator(Party):
             why = str(error) if self.session is session else self.closed
             self._end(why)
             raise MultipartyError(why) from error
+        if isinstance(answer, InconsistentError):
+            raise answer
         if not pending.answer.done():
             pending.answer.set_result(answer)
+
+
+async def _computed(session: Session, pending: Pending, held: Held) -> Answer | InconsistentError:
+    try:
+        return await session.run(pending, held)
+    except InconsistentError as error:
+        return error  # once the others have found it, too

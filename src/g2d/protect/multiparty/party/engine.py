@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import hmac
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from g2d.core.types import Array
 from g2d.errors import DAMAGE
 from g2d.protect.multiparty.config import WIDTH
 from g2d.protect.multiparty.party.networks import function
@@ -100,15 +102,21 @@ class Engine:
         return {"code": self._code(self._programs[asked["slot"]], asked["n"])[1]}, b""
 
     def run(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-        """Compute one request, if all parties mean the same one; give the share of the answer."""
+        """Compute one request, if all parties mean the same one; give the share of the answer.
+
+        Where its shares do not belong together, `apart` says so, at all parties alike.
+        """
         slot, n, session = asked["slot"], asked["n"], asked["agree"]
         program = self._programs[slot]
         code, digest = self._code(program, n)
         mean = hashlib.sha256(f"{session} {slot} {n} {digest}".encode()).hexdigest()
-        told = {bytes(one).decode() if not isinstance(one, str) else one
-                for one in self._link.all_gather(mean)}  # fmt: skip
-        if told != {mean}:
+        same = self._neighbours_same(session, body)
+        told = [_text(one).split() for one in self._link.all_gather(f"{mean} {int(same)}")]
+        if {one[0] for one in told} != {mean}:
             raise ValueError("the parties do not mean the same request: nothing was computed")
+        if any(one[1] != "1" for one in told):  # as all parties see it: none waits for another
+            return {"apart": "the shares of this request do not belong together: nothing was"
+                    " computed"}, b""  # fmt: skip
         began, spent = time.perf_counter(), time.process_time()
         self._set("x", (n, *program.shape), body)
         names = [f"{slot}/{name}" for name, _ in program.parameters]
@@ -124,6 +132,21 @@ class Engine:
             "seconds": time.perf_counter() - began, "cpu": time.process_time() - spent,
         }  # fmt: skip
         return took, self._content(share, n * program.classes)
+
+    def _neighbours_same(self, session: str, body: bytes) -> bool:
+        """Whether the party before holds the part that this one holds, too (ABY3).
+
+        Party i holds (x_i, x_{i+1}), and whoever dealt them may have dealt party i + 1 another
+        x_{i+1}. Its digest goes to that party alone, which has these bytes itself; the third, who
+        has not, could try values by it.
+        """
+        if self._protocol != "aby3":
+            return True
+        first, second = np.frombuffer(body, "<u8").reshape(-1, 2).T
+        link, rank = self._link, self._link.rank
+        after, before = (rank + 1) % 3, (rank - 1) % 3
+        link.send(after, _digest(session, after, second))
+        return hmac.compare_digest(_text(link.recv(before)), _digest(session, rank, first))
 
     def _code(self, program: Program, n: int) -> tuple[Any, str]:
         key = (program.digest, n)
@@ -170,6 +193,15 @@ class Engine:
         if len(body) != values * WIDTH[self._protocol]:
             raise ValueError(f"an answer of {len(body)} bytes, for {values} logits")
         return body
+
+
+def _digest(session: str, part: int, values: Array) -> str:
+    """SHA-256 of one part of a request's inputs, of this session and request alone."""
+    return hashlib.sha256(f"{session} {part} ".encode() + values.tobytes()).hexdigest()
+
+
+def _text(told: str | bytes) -> str:
+    return told if isinstance(told, str) else bytes(told).decode()
 
 
 def _bytes(code: str | bytes) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from g2d.errors import DAMAGE
-from g2d.protect.multiparty.errors import MultipartyError
+from g2d.protect.multiparty.errors import InconsistentError, MultipartyError
 from g2d.protect.multiparty.party.server import GONE, Party
 from g2d.protect.multiparty.party.session import Session
 from g2d.protect.multiparty.party.store import Held
@@ -143,6 +143,10 @@ class Follower(Party):
         pending = self.requests.waiting(name)
         if pending is None or not pending.announced:
             raise MultipartyError("it was called to compute what it has not agreed to")
-        answer = await session.run(pending, held)
+        try:
+            answer = await session.run(pending, held)
+        except InconsistentError as error:  # party 0 finds the same, and the session goes on
+            pending.refuse(str(error))
+            return
         if not pending.answer.done():
             pending.answer.set_result(answer)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from g2d.protect.multiparty.config import Config
-from g2d.protect.multiparty.errors import MultipartyError
+from g2d.protect.multiparty.errors import InconsistentError, MultipartyError
 from g2d.protect.multiparty.party.child import Child
 from g2d.protect.multiparty.party.requests import Answer, Pending
 from g2d.protect.multiparty.party.store import Held, Store
@@ -81,11 +81,18 @@ class Session:
         await self._child.ask("prepare", slot=held.slot, n=pending.n)
 
     async def run(self, pending: Pending, held: Held) -> Answer:
-        """Compute; the share of the answer, and of which generation it is."""
+        """Compute; the share of the answer, and of which generation it is.
+
+        Raises:
+            InconsistentError: all engines have found the request's shares to be inconsistent.
+            MultipartyError: the engine failed, and others may wait for it.
+        """
         before = self.tunnels.sent
         told, body = await self._child.ask(
             "run", pending.body, slot=held.slot, n=pending.n, agree=f"{self.id} {pending.id}"
         )
+        if "apart" in told:
+            raise InconsistentError(str(told["apart"]))
         about: Mapping[str, object] = {
             "number": held.number, "sharing": held.sharing, "digest": held.digest,
             "seconds": told["seconds"], "cpu": told["cpu"], "sent": self.tunnels.sent - before,
