@@ -211,6 +211,41 @@ def test_values_that_wrap_around_are_noticed():
         session.keys.decrypt(session.ask(torch.full((1, 1), 7.3)))
 
 
+@pytest.mark.parametrize(("hidden", "classes"), [(16, 4), (2, 2), (4, 4), (8, 8), (1, 1)])
+def test_one_slot_of_every_period_is_idle_and_shows_what_wrapped_around(hidden, classes):
+    """As many classes as a power of two fill no period: all copies of a wrapped logit agree."""
+    torch.manual_seed(1)
+    network = nn.Sequential(
+        nn.Linear(16, hidden, bias=False), Square(), nn.Linear(hidden, classes, bias=False)
+    )
+    session = Session(network, (16,))
+    assert session.plan.programs[-1].made.period > classes
+    with torch.no_grad():
+        for one in network.parameters():
+            one.add_(0.5).mul_(8.0)
+    session.encoded = encode(session.plan, network.state_dict())
+    image = image_for(session)
+    torch.testing.assert_close(
+        session.keys.decrypt(session.ask(image)), session.wanted(image), atol=2e-2, rtol=1e-4
+    )  # fmt: skip
+    large = image * float((2.0**19 / session.wanted(image).abs().max()).sqrt())
+    assert session.wanted(large).abs().max() > 2.0**18
+    with pytest.raises(HomomorphicError, match="the answer is noise"):
+        session.keys.decrypt(session.ask(large))
+
+
+def test_logits_near_where_they_wrap_around_are_refused():
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), Square(), nn.Linear(1, 3, bias=False))
+    with torch.no_grad():
+        network[0].weight.fill_(1.0)
+        network[2].weight.copy_(torch.tensor([[1.0], [-0.5], [0.25]]))
+    session = Session(network, (1,))
+    below, above = torch.full((1, 1), 350.0), torch.full((1, 1), 440.0)  # squares: 2^16.9, 2^17.6
+    assert session.keys.decrypt(session.ask(below)).argmax() == 0
+    with pytest.raises(HomomorphicError, match="the answer is noise"):
+        session.keys.decrypt(session.ask(above))
+
+
 def test_pruned_weights_are_evaluated():
     """SEAL refuses to multiply by zero: those products are left out."""
     network = tiny()

@@ -43,6 +43,7 @@ def check(network, shape):
     wanted = network(image).detach().numpy().ravel()
     slots = computed(plan, affines(plan.steps, network.state_dict()), image.numpy())
     made = plan.programs[-1].made
+    assert made.period > len(wanted), "a slot is idle, where what wraps around shows"
     full = np.zeros(made.period)
     full[made.slots] = wanted
     np.testing.assert_allclose(slots, np.tile(full, len(slots) // made.period), atol=1e-9)

@@ -23,6 +23,7 @@ from g2d.protect.homomorphic.packing import (
     doublings,
     grids,
     pad,
+    padded_channels,
 )
 from g2d.protect.homomorphic.rotations import multiply_cost, rotate_cost, tree
 
@@ -70,7 +71,7 @@ def first_programs(
     for grid in grids(after):
         pitch = pad(-(-width // grid))
         block = pad(-(-height // grid)) * pitch
-        group = pad(channels) * block
+        group = padded_channels(step.output, block, after) * block
         if grid * grid * group > slots:
             continue
         ways = [

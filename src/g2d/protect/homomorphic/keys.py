@@ -132,12 +132,13 @@ class SecretKeys:
             exact: do not round. Keep what comes of it from everybody: see this module.
 
         Raises:
-            HomomorphicError: it is no answer under this key, or its values wrapped around.
+            HomomorphicError: it is no answer under this key, or its values wrapped around, or
+                nearly. Make new keys then: from what follows, whoever made it up learns of these.
         """
         values, plan = self.slots(answer), self.plan
         found, spread = _batch(values) if plan.packing == "batch" else _copies(plan, values[0])
         allowed = _TOLERANCE * (1 + np.abs(found).max() / 2**6)
-        if not np.isfinite(values).all() or spread > allowed:
+        if not np.abs(values).max() < plan.parameters.most or spread > allowed:
             raise HomomorphicError(
                 "the answer is noise: it is of another key, was changed, or a number on its way was"
                 f" far beyond {plan.bound:g}"

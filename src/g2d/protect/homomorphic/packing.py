@@ -9,6 +9,9 @@ A step y = M x is a sum over r of d_r * rot(x, r), where d_r holds M[o, k] at th
 rotation by r brings k there (generalised diagonals). Where there is room for F slots of results in
 the P that x takes, P/F partial sums of each result stand F apart, and rotations by F, 2F, ... P/2
 add them up: fewer diagonals.
+
+Behind the last step at least one slot of every period holds nothing: a number that wrapped around
+is as wrong in every copy of it, and shows where zero was to be.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ __all__ = [
     "grids",
     "next_programs",
     "pad",
+    "padded_channels",
 ]
 
 
@@ -93,6 +97,13 @@ class Program:
 def pad(number: int) -> int:
     """The next power of two."""
     return 1 << (number - 1).bit_length()
+
+
+def padded_channels(output: tuple[int, int, int], block: int, after: Step | None) -> int:
+    """The channels that a layout of results has room for: behind the last step, some are idle."""
+    channels, height, width = output
+    full = after is None and pad(channels) * block == channels * height * width
+    return pad(channels) * (2 if full else 1)
 
 
 def doublings(start: int, stop: int) -> tuple[int, ...]:
@@ -175,11 +186,12 @@ def _layouts(step: Step, taken: Lying, after: Step | None, slots: int) -> Iterat
         rows, columns, phase = -(-height // grid), -(-width // grid), slots // grid**2
         for pitch in sorted({pad(columns), max(pad(columns), taken.pitch)}):
             for block in sorted({pad(rows) * pitch, max(pad(rows) * pitch, taken.block)}):
-                low = pad(channels)
+                low = padded_channels(step.output, block, after)
+                least = low if after is None else 1  # channels beside each other
                 if low * block <= phase and (low * block > taken.period or taken.period > phase):
                     yield _Layout(grid, pitch, block, low, phase, phase, False)
-                while low and low * (phase // taken.period) >= channels:
-                    if low * block <= taken.period and (after is not None or low >= channels):
+                while low >= least and low * (phase // taken.period) >= channels:
+                    if low * block <= taken.period:
                         yield _Layout(grid, pitch, block, low, taken.period, phase, True)
                     low //= 2
 

@@ -73,10 +73,15 @@ class Parameters:
         """The magnitude up to which a pre-activation keeps its precision.
 
         Up to it the rounding error of a square has a standard deviation below 1e-3. Nothing wraps
-        around before 2^18, from where an answer would be noise.
+        around before twice `most`, from where an answer would be noise.
         """
         deviation = self.degree / 18**0.5 / 2.0**SCALE
         return float(2 ** int(_ERROR / (2 * deviation)).bit_length() // 2)
+
+    @property
+    def most(self) -> float:
+        """The magnitude of logits that is refused: half of where they wrap around, 2^18."""
+        return 2.0 ** (_LAST - SCALE - 2)
 
     def scales(self) -> list[tuple[float, float, float]]:
         """For each step: the scale of what comes in, of its weights, and of what it makes.

@@ -34,7 +34,7 @@ __all__ = ["Limits", "Plan"]
 
 PACKINGS = ("latency", "batch")
 
-_FORMAT = "g2d-homomorphic-plan-1"
+_FORMAT = "g2d-homomorphic-plan-2"
 _MOST_JSON = 1 << 16
 
 
