@@ -3,6 +3,7 @@
 SPU's own TLS trusts whatever an authority has signed, for any rank. So SPU speaks through Unix
 sockets in a folder of this user's alone, and each of its connections is carried by one of ours: the
 side that dials names session and rank, the side that is dialled knows the rank by the certificate.
+SPU's frames inside name their sender once more, which is not compared: parties are semi-honest.
 """
 
 from __future__ import annotations
