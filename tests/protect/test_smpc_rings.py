@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from g2d.errors import DataError
-from g2d.protect.multiparty.client import check_inputs
-from g2d.protect.multiparty.config import PARTIES, WIDTH
+from g2d.protect.multiparty.client import Client, check_inputs
+from g2d.protect.multiparty.config import PARTIES, WIDTH, Config
 from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.program import FRACTION, Program
 from g2d.protect.multiparty.rings import from_ring, join, split, to_ring
@@ -90,3 +92,23 @@ def test_each_feature_has_its_own_range():
     check_inputs(program, np.array([[1.0, -5.0, 100.0]]))
     with pytest.raises(DataError):
         check_inputs(program, np.array([[1.5, -5.0, 100.0]]))
+
+
+def test_a_client_takes_no_generation_below_its_last():
+    """Party 0 says which generation answers, and could go on with one that all others had left."""
+    program = Program((3,), 2, (LINEAR,))
+    config = Config("aby3", (), (), ())
+    client = Client(config, (Path("none.pem"), Path("none.key")))
+
+    def answered(number: Any) -> int:
+        told = {"kind": "answer", "id": "x", "digest": program.digest, "number": number,
+                "sharing": "y", "seconds": 0.0, "cpu": 0.0, "sent": 0}  # fmt: skip
+        return client._answer("x", program, [told] * 3, split(to_ring(np.zeros(2)), "aby3")).number
+
+    assert [answered(number) for number in (2, 2, 5)] == [2, 2, 5]
+    with pytest.raises(MultipartyError, match="by generation 4 after 5: numbers only rise"):
+        answered(4)
+    client.close()
+    with pytest.raises(MultipartyError, match="by generation 2 after 5"):
+        answered(2)
+    assert answered(6) == 6

@@ -62,7 +62,7 @@ class Client:
         self._seconds = seconds or limits.run + limits.arrive + limits.silence
         self._lines: list[Line] = []
         self._program: Program | None = None
-        self._most = 0
+        self._most = self._last = 0
 
     @property
     def program(self) -> Program:
@@ -114,8 +114,15 @@ class Client:
             raise MultipartyError(
                 f"an answer of {len(values)} values for {program.classes} classes"
             )
+        number = int(told[0]["number"])
+        if number < self._last:
+            raise MultipartyError(
+                f"the parties have answered by generation {number} after {self._last}: numbers only"
+                " rise"
+            )
+        self._last = number
         return Answer(
-            values.reshape(-1, program.classes), int(told[0]["number"]),
+            values.reshape(-1, program.classes), number,
             max(float(t["seconds"]) for t in told), sum(int(t["sent"]) for t in told),
             sum(float(t["cpu"]) for t in told),
         )  # fmt: skip
