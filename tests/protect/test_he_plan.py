@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from scipy import sparse
 from torch import nn
 
 from g2d.protect.homomorphic import HomomorphicError, Plan, Unsupported, pre_activations
@@ -86,6 +87,40 @@ def test_a_plan_cannot_make_a_client_allocate_gigabytes(plan, layers):
     shape = [65536] if layers[0]["kind"] == "dense" else [1, 256, 256]
     with pytest.raises(HomomorphicError):
         Plan.from_json(told(plan, layers=layers, shape=shape))
+
+
+def dense(*sizes):
+    return [
+        {"kind": "dense", "name": str(i), "outputs": size, "bias": False}
+        for i, size in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize(("inputs", "sizes"), [(65536, (45, 65536)), (1700, (1700, 1700))])
+def test_products_of_matrices_are_counted_before_they_are_made(plan, monkeypatch, inputs, sizes):
+    """The first would take 50 GB; of the second each matrix is small, and all products many."""
+    made, usual = [], sparse.csr_matrix.__matmul__
+
+    def times(one, other):
+        if not sparse.issparse(other):
+            return usual(one, other)
+        made.append(one.shape)
+        raise MemoryError
+
+    monkeypatch.setattr(sparse.csr_matrix, "__matmul__", times)
+    with pytest.raises(HomomorphicError, match=r"needs \d+ products"):
+        Plan.from_json(told(plan, layers=dense(*sizes), shape=[inputs]))
+    assert made == []
+
+
+def test_a_plan_whose_query_or_keys_are_gigabytes_is_refused(plan):
+    """As many inputs as are allowed in a batch, and a chain as deep as the primes last."""
+    layers = []
+    for i in range(13):
+        square = {"kind": "polynomial", "name": f"square {i}", "fixed": [1.0, 0.0, 0.0]}
+        layers += [dense(2)[0] | {"name": f"{i}"}, square]
+    with pytest.raises(HomomorphicError, match=r"a query of \d+ MB .* 1024 MB at most"):
+        Plan.from_json(told(plan, layers=layers[:-1], shape=[2000], packing="batch"))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,9 @@ State = Mapping[str, Tensor]
 MOST_ENTRIES = 3_000_000
 """Non-zero numbers of one step's matrix: a plan that asks for more is refused before it is made."""
 
+_MOST_WORK = 100_000_000
+"""Products of numbers when matrices of layers in a row are multiplied: a second of one core."""
+
 MOST_TAPS = 1024
 """Places of one window."""
 
@@ -228,6 +231,8 @@ def _compose(step: Step, reader: _Ones | _Reader) -> Affine:
         shape, flat = after, now_flat
         if one is None:
             continue
+        if matrix is not None:
+            _bound_product(layer, one.matrix, matrix)
         matrix = one.matrix if matrix is None else one.matrix @ matrix
         bias = one.matrix @ bias + one.bias
         _bound(layer, matrix.nnz)
@@ -243,6 +248,18 @@ def _bound(layer: Layer, entries: int) -> None:
     if entries > MOST_ENTRIES:
         raise layer.fault(
             f"has {entries} products, {MOST_ENTRIES} at most: fewer channels or a stride would do"
+        )
+
+
+def _bound_product(layer: Layer, one: Any, other: Any) -> None:
+    """Refuse a product of two matrices, from the number of their entries, before it is made."""
+    work = int(one.getnnz(axis=0).astype(np.int64) @ other.getnnz(axis=1).astype(np.int64))
+    room = min(work, one.shape[0] * other.shape[1])  # what is allocated for the result, at most
+    if work > _MOST_WORK or room > 8 * MOST_ENTRIES:
+        raise layer.fault(
+            f"needs {work} products, {_MOST_WORK} at most, to be joined with the linear layers"
+            f" before it, and makes up to {room} numbers, {8 * MOST_ENTRIES} at most: an activation"
+            " between them, or one layer in their place, would do"
         )
 
 

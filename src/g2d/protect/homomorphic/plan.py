@@ -37,6 +37,9 @@ PACKINGS = ("latency", "batch")
 _FORMAT = "g2d-homomorphic-plan-2"
 _MOST_JSON = 1 << 16
 
+_MOST_BYTES = 1 << 30
+"""Of a query, and of an upload: what a client makes in memory because a plan says so."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -89,8 +92,20 @@ class Plan:
         """The plan of these layers: the smallest degree whose slots and primes suffice.
 
         Raises:
-            Unsupported: as `of`.
+            Unsupported: as `of`; or a query or an upload would have more than 1 GiB.
         """
+        plan = cls._compile(layers, shape, packing)
+        query, upload = plan.limits.query_bytes, plan.limits.upload_bytes
+        if max(query, upload) > _MOST_BYTES:
+            raise Unsupported(
+                f"it takes a query of {query >> 20} MB and keys of {upload >> 20} MB,"
+                f" {_MOST_BYTES >> 20} MB at most: fewer inputs or layers, or the other packing,"
+                " would do"
+            )
+        return plan
+
+    @classmethod
+    def _compile(cls, layers: Sequence[Layer], shape: Sequence[int], packing: str) -> Plan:
         steps = steps_of(layers, shape)
         wide: Unsupported | None = None
         for degree in sorted(MOST_BITS):
