@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from g2d.rotation.events import Tell
-from g2d.service.access.identity import CALLER, Caller
+from g2d.service.access.identity import CALLER, INFER, Caller
 from g2d.service.access.quotas import retry_after
 from g2d.service.encrypted.evaluators import (
     BrokenError,
@@ -99,6 +99,8 @@ class EncryptedCalls:
             RequestError: it gets no answer.
         """
         path, method, caller = scope["path"].rstrip("/"), scope["method"], scope[CALLER]
+        if path != _PLAN and INFER not in caller.roles:  # the gate took it for another address
+            raise RequestError(403, f"{caller.name} has not the role {INFER}")
         place, _, own = path.rpartition("/")
         if place == _KEYS and KEY_ID.fullmatch(own):
             _check_method(method, ("DELETE",))
