@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import struct
 import threading
@@ -334,6 +335,23 @@ def test_what_is_no_share_is_refused(door, changes, body, expected):
     line.ask({"kind": "dealer"})
     refused(line, weights(**changes), expected, body)
     assert not door.party.store.held()
+
+
+def test_weights_without_a_range_are_refused_where_inputs_are_to_be_held_in_one(door):
+    free = Program((2,), 2, DENSE.layers)
+    line = door.line("dealer")
+    line.ask({"kind": "dealer"})
+    why = "names no range of its inputs.*set clip = false"
+    refused(line, weights(program=free.to_json()), why, SHARE)
+    assert not door.party.store.held()
+
+
+def test_weights_without_a_range_are_taken_where_parties_do_not_clip(door):
+    free = Program((2,), 2, DENSE.layers)
+    door.party.limits = dataclasses.replace(door.party.limits, clip=False)
+    with door.line("dealer") as line:
+        line.ask({"kind": "dealer"})
+        assert line.ask(weights(program=free.to_json()), SHARE, 0)[0]["digest"] == free.digest
 
 
 def test_numbers_only_rise(door):

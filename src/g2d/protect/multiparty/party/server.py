@@ -224,6 +224,11 @@ class Party:
             program = Program.from_json(asked["program"])
             if len(body) != program.size * WIDTH[self.config.protocol]:
                 raise MultipartyError(f"{len(body)} bytes are no share of {program.size} weights")
+            if self.limits.clip and not program.least:
+                raise MultipartyError(
+                    "the task names no range of its inputs, so parties cannot hold them in it: give"
+                    " it bounds, or set clip = false in every parties.toml"
+                )
             held = self.store.put(number, sharing, program, body)
             self.say(f"got its share of generation {number}")
             return {"kind": "stored", "digest": held.digest}
