@@ -112,6 +112,18 @@ def test_who_leaves_or_is_missing_for_long_is_waited_for_no_more():
     assert server.done
 
 
+def test_who_leaves_after_its_answer_is_not_waited_for_in_the_next_round():
+    desk, server, thread = desk_of()
+    desk.handle(B, words.ANSWER, answer_of(server, B))
+    desk.handle(B, words.LEAVE, Note("d" * 64).encode())
+    desk.handle(A, words.ANSWER, answer_of(server, A))
+    wait_for(lambda: server.number == 1)
+    wait_for(lambda: next_of(desk, A).kind == words.ROUND)
+    desk.handle(A, words.ANSWER, answer_of(server, A))
+    thread.join(SECONDS)
+    assert server.done
+
+
 def test_a_round_is_not_skipped_for_want_of_clients():
     _, server, thread = desk_of(patience=0.0)
     thread.join(1.0)

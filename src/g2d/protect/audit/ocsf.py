@@ -160,6 +160,7 @@ _CLASSES: Mapping[str, _Class] = {
     "serving": _Class(_LIFECYCLE, _OTHER, _INFORMATIONAL, _app, label="Configure"),
     "released": _Class(_LIFECYCLE, _OTHER, _INFORMATIONAL, _app, label="Release"),
     "access_changed": _Class(_LIFECYCLE, _OTHER, _INFORMATIONAL, _app, label="Configure"),
+    "keys taken": _Class(_LIFECYCLE, _OTHER, _INFORMATIONAL, _app, label="Take keys"),
     "swap": _Class(_LIFECYCLE, 8, _INFORMATIONAL, _app),
     "paused": _Class(_LIFECYCLE, 7, _LOW, _app),
     "resumed": _Class(_LIFECYCLE, 6, _INFORMATIONAL, _app),

@@ -48,6 +48,7 @@ class Desk:
         self._message = b""
         self._opened = self._told = 0.0
         self._present = set(self.clients)
+        self._left: set[str] = set()
         self._heard: set[str] = set()
         self._passed: set[str] = set()
         self._ended = False
@@ -106,7 +107,7 @@ class Desk:
             return True
         if len(answered) < least(server):
             return False  # whoever is away may come back: nothing is skipped for want of them
-        awaited = (self._present | self._heard) - spoken
+        awaited = (self._present | self._heard) - self._left - spoken
         return not awaited or time.monotonic() - self._opened >= self.patience
 
     def _tell_waiting(self, server: Server) -> None:
@@ -139,6 +140,7 @@ class Desk:
                 self._changed.notify_all()
             if topic != words.LEAVE:
                 self._heard.add(sender)
+                self._left.discard(sender)
             return reply
 
     def _take(self, sender: str, data: bytes) -> Reply:
@@ -160,8 +162,7 @@ class Desk:
         self._ever.add(sender)
         server = self._server
         if topic == words.LEAVE:  # it is waited for when it is heard of again
-            for waited in (self._present, self._heard):
-                waited.discard(sender)
+            self._left.add(sender)  # also in the next rounds: its answer to this one may be here
             self._told_end.add(sender)
             return Reply(words.TAKEN)
         self._told_end.discard(sender)
