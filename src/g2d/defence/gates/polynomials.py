@@ -14,7 +14,7 @@ def pre_activation_gate(view: CandidateView) -> GateResult | None:
 
     Outside of the range that it was trained on ReLU grows as its argument does, a chain of three
     squares with the eighth power: answers there mean nothing, and under encryption numbers of that
-    size wrap around, unseen.
+    size wrap around.
     """
     limits = {
         name: view.settings.pre_activation * largest
