@@ -118,8 +118,9 @@ class Coordinator(Party):
             raise MultipartyError(f"party {rank} refuses: {told.get('why')}")
         return told
 
-    async def _ask_all(self, **asked: Any) -> list[Mapping[str, Any]]:
-        return await asyncio.gather(*(self._ask(rank, **asked) for rank in self._others()))
+    def _ask_all(self, **asked: Any) -> asyncio.Future[list[Mapping[str, Any]]]:
+        """Replies of all others; each party hears what is asked in the order of these calls."""
+        return asyncio.gather(*(self._ask(rank, **asked) for rank in self._others()))
 
     async def _tell(self, header: Mapping[str, Any]) -> None:
         for channel in list(self._peers.values()):
@@ -185,10 +186,16 @@ class Coordinator(Party):
             await asyncio.gather(
                 session.load(self.store, held), self._ask_all(kind="use", held=list(held))
             )
+            if self.live is None:  # a session begins: who finds this party open finds all so
+                await self._ask_all(kind="live", held=list(held))
+            if self.session is not session:
+                raise MultipartyError(self.closed)
+            # From here on requests go by it, and the others hear of the switch before them; they
+            # have heard before of those that go by the former, which they refuse from then on.
+            self.now_live(held)
             await self._ask_all(kind="live", held=list(held))
             if self.session is not session:
                 raise MultipartyError(self.closed)
-            self.now_live(held)
         finally:
             self._pins[held] -= 1
         await self._retire(session)

@@ -131,6 +131,11 @@ class Follower(Party):
         return {"held": [list(h) for h in self.store.held()], "reached": self.store.reached}
 
     async def _ready(self, session: Session, asked: Mapping[str, Any], held: Held) -> None:
+        # What party 0 called for before it switched has begun here before this party switched.
+        if self.live is not None and held.number < self.live.number:
+            raise MultipartyError(
+                f"generation {held.number} is older than {self.live.number}, which is live"
+            )
         pending = await self.requests.find(str(asked["id"]), self.limits.arrive)
         if pending is None:
             raise MultipartyError(f"party {self.rank} has not got its share of the request")

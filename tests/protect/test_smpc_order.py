@@ -1,0 +1,142 @@
+"""The order of requests and switches: no party computes by what it has left. No SPU is needed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from g2d.protect.multiparty.errors import MultipartyError
+from g2d.protect.multiparty.party.coordinator import Coordinator
+from g2d.protect.multiparty.party.follower import Follower
+from g2d.protect.multiparty.party.requests import Pending
+from g2d.protect.multiparty.party.server import Party
+from g2d.protect.multiparty.party.store import Held, Store
+from g2d.protect.multiparty.program import Program
+from smpc_parties import Setup
+
+DENSE = Program((2,), 2, ({"kind": "linear", "weight": [2, 2], "bias": False},), (0.0,), (1.0,))
+NAME = "0" * 32
+OLD, NEW = (Held(number, NAME, DENSE.digest) for number in (4, 5))
+
+
+class Loaded:
+    """A session whose engine holds both generations, and computes nothing."""
+
+    linked = True
+
+    def __init__(self) -> None:
+        self.loaded = {OLD: DENSE, NEW: DENSE}
+
+    async def load(self, store: Store, held: Held) -> None:
+        await asyncio.sleep(0)
+
+    async def prepare(self, pending: Pending, held: Held) -> None:
+        await asyncio.sleep(0)
+
+    async def drop(self, held: Held) -> None:
+        self.loaded.pop(held, None)
+
+    async def run(self, pending: Pending, held: Held) -> Any:
+        return {"number": held.number}, b""
+
+    def end(self) -> None:
+        pass
+
+
+def made(kind: type[Party], rank: int, folder: Path) -> Any:
+    setup = Setup(folder)
+    store = Store(folder / f"state{rank}")
+    party: Any = kind(setup.config, rank, setup.own(f"party{rank}"), store, {}, lambda line: None)
+    party.session, party.live = Loaded(), OLD
+    return party
+
+
+def asked(held: Held) -> dict[str, Any]:
+    return {"kind": "ready", "id": NAME, "n": 1, "held": list(held)}
+
+
+async def comes(party: Any) -> None:
+    share = {"id": NAME, "n": 1, "digest": DENSE.digest}
+    await party.requests.take(share, bytes(2 * 16), DENSE, "somebody")
+
+
+def test_a_request_for_what_is_no_longer_live_is_refused(tmp_path):
+    async def follow() -> None:
+        party = made(Follower, 1, tmp_path)
+        await comes(party)
+        await party._do({"kind": "live", "held": list(NEW)})
+        with pytest.raises(MultipartyError, match="generation 4 is older than 5, which is live"):
+            await party._do(asked(OLD))
+        await party._do(asked(NEW))
+
+    asyncio.run(follow())
+
+
+def test_a_request_that_was_called_for_before_the_switch_is_computed(tmp_path):
+    async def follow() -> None:
+        party = made(Follower, 1, tmp_path)
+        ready = asyncio.create_task(party._do(asked(OLD)))
+        await asyncio.sleep(0)
+        await party._do({"kind": "live", "held": list(NEW)})
+        await comes(party)
+        assert await ready == {}
+
+    asyncio.run(follow())
+
+
+class Peer:
+    """Another party: says yes to all, and notes what it was asked."""
+
+    def __init__(self, party: Any, rank: int) -> None:
+        self.party, self.rank, self.heard = party, rank, list[tuple[str, int]]()
+        self.turn = asyncio.Lock()
+
+    async def send(self, header: Any) -> None:
+        async with self.turn:
+            self.heard.append((header["kind"], header.get("held", [0])[0]))
+            await asyncio.sleep(0)
+        reply = self.party._replies[self.rank, header["of"]]
+        asyncio.get_running_loop().call_later(0.001, reply.set_result, {"kind": "yes"})
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_party_0_calls_for_no_generation_after_it_has_switched(tmp_path, turns):
+    """Whenever a request comes, followers hear of it before the switch, or get the new one."""
+
+    async def switch() -> list[list[tuple[str, int]]]:
+        party = made(Coordinator, 0, tmp_path)
+        party._peers = {rank: Peer(party, rank) for rank in (1, 2)}
+        rotation = asyncio.create_task(party.activate(NEW))
+        wanted = []
+        for turn in range(40):
+            if turn % 12 == turns:
+                future = asyncio.get_running_loop().create_future()
+                wanted.append(Pending(f"{turn:032x}", 1, DENSE.digest, b"", future))
+                party.took(wanted[-1])
+            await asyncio.sleep(0 if turn < 30 else 0.001)
+        await rotation
+        await asyncio.gather(*(one.answer for one in wanted))
+        return [peer.heard for peer in party._peers.values()]
+
+    for heard in asyncio.run(switch()):
+        after = heard[heard.index(("live", 5)) :]
+        assert ("ready", 4) not in after
+
+
+def test_party_0_opens_last_when_a_session_begins(tmp_path):
+    """Whoever finds party 0 open finds all so."""
+
+    async def begin() -> None:
+        party = made(Coordinator, 0, tmp_path)
+        party.live = None
+        peers = party._peers = {rank: Peer(party, rank) for rank in (1, 2)}
+        rotation = asyncio.create_task(party.activate(NEW))
+        while party.live is None:
+            await asyncio.sleep(0)
+        assert all(("live", 5) in peer.heard for peer in peers.values())
+        await rotation
+
+    asyncio.run(begin())
