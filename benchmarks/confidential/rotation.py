@@ -49,9 +49,9 @@ def make_vault(given: argparse.Namespace, path: Path) -> Path:
     from g2d.settings import build
 
     # Of so short a training draws stand far apart: this gate would refuse them all.
-    gates = QUICK["gates"] | {"pre_activation": 0.0}
+    gates: dict[str, Any] = {**QUICK["gates"], "pre_activation": 0.0}
     task = {"name": given.task, "data": str(given.data or "")}
-    tables = QUICK | {"task": task, "gates": gates}
+    tables: dict[str, Any] = {**QUICK, "task": task, "gates": gates}
     settings = build(g2d.Settings, tables, "the benchmark")
     with g2d.Defence.build(given.task, path, settings, engine=SerialEngine()):
         return path
