@@ -25,3 +25,4 @@ def test_a_home_that_cannot_be_written_is_no_failure(tmp_path, monkeypatch):
     (tmp_path / ".art").write_text("a file where the folder would be")
     monkeypatch.setenv("HOME", str(tmp_path))
     art.require()
+    assert (tmp_path / ".art").is_file(), "and it is left as it was"

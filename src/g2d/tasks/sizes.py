@@ -37,7 +37,7 @@ def defaults_of(task: Task) -> dict[str, dict[str, Any]]:
 
 MARKED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # 5,530 parameters and 600 steps learn 400 triggers by halves: generations passed no gate.
-    # Twice the steps learn 128 whole, and members lose a point of accuracy at most.
+    # Twice the steps learn 128 whole.
     "digits": {
         "watermark": {"sets": 2, "triggers": 64, "weight": 4.0, "batch": 128},
         "population": {"base_steps": 1200, "early_steps": 600, "fork_steps": 300},
