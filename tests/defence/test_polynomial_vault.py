@@ -34,7 +34,9 @@ def built(once):
 
     def make(path):
         small = TINY["population"] | {"members": 2, "basins": 1, "base_steps": 120}
-        tables = {"task": {"name": "digits-he"}, **TINY, "population": small}
+        # Two members of one basin: mixtures so near each other are refused by half, by chance.
+        gates = TINY["gates"] | {"distance": 0.0}
+        tables = {"task": {"name": "digits-he"}, **TINY, "population": small, "gates": gates}
         settings = build(Settings, tables, "tests")
         with g2d.Defence.build("digits-he", path, settings, engine=SerialEngine()) as defence:
             defence.generate(2)
