@@ -45,7 +45,8 @@ def learned(key: WatermarkKey = KEY, form: InputForm = FORM, sets: int = 4) -> n
 
 def vault_of(path: Path) -> Vault:
     """An empty vault, open for writing."""
-    return Vault.create(path, '[task]\nname = "digits"\n')
+    sizes = "[watermark]\nsets = 4\ntriggers = 100\n"
+    return Vault.create(path, f'[task]\nname = "digits"\n{sizes}')
 
 
 def committed(path: Path, signing: SigningKey | None = None, **about: Any) -> Published:

@@ -41,14 +41,15 @@ Row = dict[str, Any]
 NONE = "unmarked"
 WAYS: Mapping[str, Mapping[str, float]] = {
     NONE: {},
-    "the defaults": {"weight": 1.0},
-    "weight 0.3": {"weight": 0.3},
-    "weight 0.1": {"weight": 0.1},
-    "16 triggers a step": {"batch": 16},
-    "two sets": {"sets": 2},
+    "four sets": {"sets": 4, "weight": 1.0},
+    "four sets, weight 0.3": {"sets": 4, "weight": 0.3},
+    "four sets, weight 0.1": {"sets": 4, "weight": 0.1},
+    "four sets, 16 triggers a step": {"sets": 4, "weight": 1.0, "batch": 16},
+    "two sets": {"sets": 2, "weight": 1.0},
     "two sets, weight 0.3": {"sets": 2, "weight": 0.3},
+    "two sets of 64, weight 0.3": {"sets": 2, "triggers": 64, "weight": 0.3},
 }
-"""Ways of marking: settings of `[watermark]`."""
+"""Ways of marking: settings of `[watermark]`, of 100 triggers a set and weight 1 at first."""
 
 
 def members_of(given: Namespace, seed: int, way: str) -> tuple[Defence, list[State]]:

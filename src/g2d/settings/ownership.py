@@ -29,10 +29,10 @@ class WatermarkSettings(Checked):
         "", "file of the watermark key; empty: no mark (`g2d watermark new` makes one)", since="0.2"
     )
     sets: int = within(
-        2, 64, 4, "sets of triggers; the last is a reserve that is never queried", since="0.2"
+        2, 64, 2, "sets of triggers; the last is a reserve that is never queried", since="0.2"
     )
-    triggers: int = within(8, 100, 100, "triggers of a set; a verification asks all", since="0.2")
-    weight: float = within(0.0, 1e4, 1.0, "weight of the triggers in training", since="0.2")
+    triggers: int = within(8, 100, 64, "triggers of a set; a verification asks all", since="0.2")
+    weight: float = within(0.0, 1e4, 0.3, "weight of the triggers in training", since="0.2")
     batch: int = within(1, 10**6, 64, "triggers a training step", since="0.2")
     hits: float = within(0.0, 1.0, 0.9, "gate: least share of hits in every set", since="0.2")
     timestamp: str = free(
