@@ -104,7 +104,7 @@ def test_a_killed_service_leaves_no_evaluator_and_no_keys(vault, tmp_path, monke
         client = EncryptedClient(served.address, keys=tmp_path / "my.keys")
         client.make_keys()
         client.upload()
-        (spool,) = (tmp_path / "tmp").glob("g2d-keys-*")
+        (spool,) = (tmp_path / "tmp").glob("g2d-evaluation-keys-*")
         assert spool.stat().st_mode & 0o777 == 0o700
         assert list(spool.iterdir())
         children = psutil.Process(served.process.pid).children(recursive=True)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
 from g2d.rotation.events import Tell
 from g2d.service.access.identity import CALLER, INFER, Caller
 from g2d.service.access.quotas import retry_after
+from g2d.service.encrypted.arriving import save
 from g2d.service.encrypted.evaluators import (
     BrokenError,
     BusyError,
@@ -35,10 +36,8 @@ from g2d.service.http.metrics import Metrics
 from g2d.service.http.protocol import HEADER_LENGTH, LARGE, RequestError
 from g2d.service.http.reading import (
     check_head,
-    next_part,
     over_budget,
     read_body,
-    too_large,
 )
 from g2d.service.http.types import Headers, Receive, Scope
 from g2d.service.http.versions import Versions
@@ -49,8 +48,10 @@ if TYPE_CHECKING:
 PREFIX = "/encrypted"
 _PLAN, _KEYS, _INFER = f"{PREFIX}/plan", f"{PREFIX}/keys", f"{PREFIX}/infer"
 _ALLOWED = {_PLAN: ("GET", "HEAD"), _KEYS: ("POST", "PUT"), _INFER: ("POST",)}
-_WRITTEN = 1 << 20  # bytes of keys that are written at once, beside the loop
+_READS = 2  # of an upload, where an evaluator dies: it may have been of something else
+_AGAIN = 1.0  # seconds until an evaluator that died may be asked again
 _JSON = (b"content-type", b"application/json")
+_INTERRUPTED = "the evaluation was interrupted, and the keys are still here: send again"
 _UNKNOWN = (
     "these keys are not known here (any more): upload them again, as `g2d client encrypted keys`"
     " does"
@@ -123,39 +124,29 @@ class EncryptedCalls:
         most = self._offer.upload_bytes
         check_head(told, most)
         with self._keyring.upload(caller) as (own, file):
-            size = await self._within(self._save(receive, file, most), "keys")
-            await self._within(self._read(own, file), "keys", whole=True)
+            size = await save(receive, file, most, self._seconds)
+            await self._read(own, file)
             keys = self._keyring.keep(own, file, size, caller)
         self._tell(KeysTaken(caller.client, size, **caller.facts()))
         about = {"keys": keys.id, "bytes": size, "idle_seconds": self._keyring.idle,
                  "plan": self._offer.digest}  # fmt: skip
         return _json(201, orjson.dumps(about))
 
-    async def _save(self, receive: Receive, file: Path, most: int) -> int:
-        """Write a body to a file, of at most `most` bytes; return how many there were."""
-        size, waiting, whole = 0, bytearray(), False
-        target: IO[bytes] | None = None
-        try:
-            target = await asyncio.to_thread(file.open, "xb")
-            while not whole:
-                part, whole = await next_part(receive)
-                size += len(part)
-                if size > most:
-                    raise too_large(most)
-                waiting += part
-                if len(waiting) >= _WRITTEN or whole:
-                    await asyncio.to_thread(target.write, bytes(waiting))
-                    waiting.clear()
-        except OSError as error:
-            text = f"the keys cannot be kept here ({error.strerror}); try again later"
-            raise RequestError(503, text) from None
-        finally:
-            if target is not None:
-                await asyncio.to_thread(_close, target)
-        return size
-
     async def _read(self, own: str, file: Path) -> None:
-        await self._evaluators.read(own, file)
+        """Have an evaluator find keys right."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                for left in reversed(range(_READS)):
+                    try:
+                        await self._evaluators.read(own, file)
+                        return
+                    except BrokenError as error:
+                        self._tell(Broken(str(error)))
+                        if not left:
+                            text = "the keys could not be read; see the service's log"
+                            raise RequestError(500, text) from None
+        except TimeoutError:
+            raise self._late(True) from None
 
     # --- answers ---------------------------------------------------------------------------------
 
@@ -176,7 +167,7 @@ class EncryptedCalls:
         except TimeoutError:
             if body is not None and body.over:
                 raise over_budget(body.over) from None
-            raise self._late(body is not None and body.whole, "body") from None
+            raise self._late(body is not None and body.whole) from None
         except OverBudgetError as error:
             raise over_budget(error) from None
         finally:
@@ -202,36 +193,24 @@ class EncryptedCalls:
     ) -> tuple[bytes, tuple[int, ...]]:
         try:
             submit = self._evaluators.submit
-            return await submit(keys.id, keys.file, query.ciphertext, caller.client)
+            found = await submit(keys.id, keys.file, query.ciphertext, caller.client)
         except BrokenError as error:
-            self._keyring.lose(keys.id)  # it may have died of them
             self._tell(Broken(str(error)))
+            if self._keyring.failed(keys.id):  # another evaluator reads them from their file
+                raise RequestError(503, _INTERRUPTED, retry_after(_AGAIN)) from None
             raise RequestError(
                 500, "the evaluation failed; upload the keys again, or see the service's log"
             ) from None
         except GoneError:
             self._keyring.lose(keys.id)
             raise
+        self._keyring.succeeded(keys.id)
+        return found
 
-    async def _within(self, work: Awaitable[Any], what: str, whole: bool = False) -> Any:
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await work
-        except TimeoutError:
-            raise self._late(whole, what) from None
-        except BrokenError as error:
-            self._tell(Broken(str(error)))
-            raise RequestError(500, "the keys could not be read; see the service's log") from None
-
-    def _late(self, whole: bool, what: str) -> RequestError:
+    def _late(self, whole: bool) -> RequestError:
         if not whole:
-            return RequestError(408, f"the {what} did not arrive within {self._seconds:g} s")
+            return RequestError(408, f"the body did not arrive within {self._seconds:g} s")
         return RequestError(503, f"no answer within {self._seconds:g} s; send again later")
-
-
-def _close(target: IO[bytes]) -> None:
-    with suppress(OSError):  # a full disk fails again; it was said
-        target.close()
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class Evaluator:
         self._plan, self._reply = Plan.from_json(plan), reply
         self._generations: dict[str, Any] = {}
         self._keys: OrderedDict[str, Any] = OrderedDict()
+        self._reading, self._unwanted = set[str](), set[str]()
         self._tidying = threading.Lock()
 
     def obey(self, head: dict[str, Any], payload: bytes) -> None:
@@ -78,10 +79,17 @@ class Evaluator:
             known = self._keys.pop(name, None)
             while known is None and len(self._keys) >= _PARSED:  # before others are beside them
                 self._keys.popitem(last=False)
-        if known is None:
-            known = EvaluationKeys.read(Path(head["file"]).read_bytes(), self._plan)
-        with self._tidying:
-            self._keys[name] = known
+            self._reading.add(name)
+        try:
+            if known is None:
+                known = EvaluationKeys.read(Path(head["file"]).read_bytes(), self._plan)
+        finally:
+            with self._tidying:
+                self._reading.discard(name)
+                if name in self._unwanted:  # forgotten in between: used once, and not kept
+                    self._unwanted.discard(name)
+                elif known is not None:
+                    self._keys[name] = known
         return known
 
     def forget(self, head: dict[str, Any]) -> None:
@@ -91,7 +99,10 @@ class Evaluator:
         """
         with self._tidying:
             self._generations.pop(head.get("token", ""), None)
-            self._keys.pop(head.get("keys", ""), None)
+            name = head.get("keys", "")
+            self._keys.pop(name, None)
+            if name in self._reading:
+                self._unwanted.add(name)
 
 
 def main(folders: str, spool: str) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import secrets
-import shutil
-import tempfile
 import threading
 import weakref
 from collections import Counter
@@ -22,6 +20,7 @@ from g2d.errors import UnavailableError
 from g2d.rotation.snapshot import Live, Snapshot
 from g2d.rotation.window import Window
 from g2d.service.encrypted.process import DiedError, Process
+from g2d.service.encrypted.spool import Spool
 from g2d.service.http.limits import is_loopback
 
 _SECONDS = 1.0
@@ -96,7 +95,8 @@ class Evaluators:
         patience: float,
         count: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.spool = Path(tempfile.mkdtemp(prefix="g2d-keys-"))  # mode 700
+        self._spool = Spool()
+        self.spool = self._spool.path
         self.most, self.count = most, count
         self._patience, self._waiting = patience, Counter[str]()
         self._seconds = _SECONDS
@@ -156,7 +156,7 @@ class Evaluators:
         """End the processes at once, and forget all keys."""
         for process in self._processes:
             process.end()
-        shutil.rmtree(self.spool, ignore_errors=True)
+        self._spool.close()
 
     @property
     def waiting(self) -> int:

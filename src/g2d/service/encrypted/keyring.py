@@ -21,6 +21,10 @@ _OWN = 2
 """Keys of one client: those in use, and those that take their place."""
 _UPLOADS = 4
 """Uploads under way at once, one of each client: each holds a file of its largest size at most."""
+_LOCAL = _UPLOADS - 1
+"""Of these from loopback, where one client may stand for many: not all of them."""
+_DEATHS = 3
+"""Evaluations in a row that failed under one client's keys, after which it is the keys."""
 _AGAIN = 5.0  # seconds until an upload may be tried again
 
 
@@ -30,7 +34,7 @@ class Keys:
 
     Attributes:
         name: of who uploaded them, if he said who he is: they are his alone. client: what counts
-            as one client.
+            as one client. failed: evaluations in a row that did.
     """
 
     id: str
@@ -39,6 +43,7 @@ class Keys:
     name: str
     client: str
     used: float
+    failed: int = 0
 
 
 class KeyRing:
@@ -74,7 +79,9 @@ class KeyRing:
             BusyError: he is uploading already, or too many are.
         """
         client, own = caller.client, secrets.token_hex(16)
-        if not is_loopback(client) and any(client == other for other, _ in self._uploads):
+        local = is_loopback(client)
+        same = [c for c, _ in self._uploads if (is_loopback(c) if local else c == client)]
+        if len(same) >= (_LOCAL if local else 1):
             raise BusyError(True, _AGAIN)
         if len(self._uploads) >= _UPLOADS:
             raise BusyError(False, _AGAIN)
@@ -85,8 +92,7 @@ class KeyRing:
         finally:
             self._uploads.discard((client, own))
             if own not in self._keys:
-                with suppress(OSError):
-                    file.unlink()
+                self._delete(own, file)
 
     def keep(self, own: str, file: Path, size: int, caller: Caller) -> Keys:
         """Know keys from now on that were uploaded whole and found right."""
@@ -121,8 +127,28 @@ class KeyRing:
         """
         self._go(self.find(own, caller))
 
+    def succeeded(self, own: str) -> None:
+        """Note that an evaluation under these keys went well."""
+        keys = self._keys.get(own)
+        if keys is not None and keys.failed:
+            self._keys[own] = replace(keys, failed=0)
+
+    def failed(self, own: str) -> bool:
+        """Note that one failed, or its process died; return whether they are kept nevertheless.
+
+        What killed it may have been the system, for memory say; the third time it is these keys.
+        """
+        keys = self._keys.get(own)
+        if keys is None:
+            return False
+        if keys.failed + 1 >= _DEATHS:
+            self._go(keys)
+            return False
+        self._keys[own] = replace(keys, failed=keys.failed + 1)
+        return True
+
     def lose(self, own: str) -> None:
-        """Forget keys that an evaluator died over, or whose file has gone."""
+        """Forget keys whose file has gone."""
         if own in self._keys:
             self._go(self._keys[own])
 
@@ -136,6 +162,10 @@ class KeyRing:
 
     def _go(self, keys: Keys) -> None:
         self._keys.pop(keys.id, None)
-        self._forget(keys.id)
+        self._delete(keys.id, keys.file)
+
+    def _delete(self, own: str, file: Path) -> None:
+        """Delete a file, then have evaluators forget it: one that reads it later finds none."""
         with suppress(OSError):
-            keys.file.unlink()
+            file.unlink()
+        self._forget(own)
