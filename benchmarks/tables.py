@@ -15,6 +15,7 @@ from benchmarks.generation import tables as generation
 from benchmarks.hostile import audit
 from benchmarks.hostile import tables as hostile
 from benchmarks.monitoring import policies_tables
+from benchmarks.monitoring import tables as monitoring
 from benchmarks.ownership import tables as ownership
 from benchmarks.privacy import tables as privacy
 from benchmarks.redteam import headline
@@ -32,7 +33,7 @@ def blocks() -> dict[str, str]:
     made: dict[str, str] = {}
     sources = (
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
-        headline, audit, hostile, policies_tables, ownership, privacy,
+        headline, audit, hostile, policies_tables, monitoring, ownership, privacy,
         sealing, multiparty, homomorphic, rotation,
     )  # fmt: skip
     for source in sources:

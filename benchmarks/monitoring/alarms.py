@@ -7,12 +7,13 @@ A service's own `Rotation` rotates every five seconds by schedule; its generatio
 once, so that nothing but the rules holds rotations back. In --seconds of calm, and under --alarms
 a minute that each ask for a rotation: of one account, of a new account each, and of a new account
 each with the token bucket open, as before there was one. All go the way that monitors' alarms go
-(`AlarmLine`, `Rotation.alarm`), with the default settings. Writes results/alarms.json.
+(`AlarmLine`, `Rotation.alarm`), with the default settings. Each run is kept in results/alarms.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import command
-from benchmarks.common.results import record
+from benchmarks.common.places import RESULTS
+from benchmarks.common.results import hold_to, record, save
 from g2d.rotation.events import Alarm, Event, Swap
 from g2d.rotation.scheduler import Rotation
 from g2d.rotation.snapshot import Live, Snapshot
@@ -92,6 +94,8 @@ def rotations(alarms: int, seconds: float, accounts: int, unbounded: bool) -> di
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
     """The table of targets."""
+    if "calm" not in result["runs"]:
+        return []
     calm = result["runs"]["calm"]["rotations"]
     table = [["rotations by schedule", "", str(calm)]]
     for name, one in result["runs"].items():
@@ -103,12 +107,19 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
-    """Measure each run in turn."""
-    found = {
-        name: rotations(given.alarms if name != "calm" else 0, given.seconds, *how)
-        for name, how in RUNS.items()
-    }
-    return {"record": record(given), "runs": found}
+    """Measure each run that is not there yet."""
+    out = given.out or RESULTS / "alarms.json"
+    result: dict[str, Any] = {"record": record(given), "runs": {}}
+    if out.exists():
+        old = json.loads(out.read_text("utf-8"))
+        result |= {key: old[key] for key in ("runs", "sizes") if key in old}
+    hold_to(result, {"alarms": given.alarms, "seconds": given.seconds}, out)
+    for name, how in RUNS.items():
+        if name not in result["runs"]:
+            alarms = given.alarms if name != "calm" else 0
+            result["runs"][name] = rotations(alarms, given.seconds, *how)
+            save(out, result)
+    return result
 
 
 def main() -> None:

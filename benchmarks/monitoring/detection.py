@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,85 +38,33 @@ from torch import Tensor, nn
 from benchmarks.common import command
 from benchmarks.common.places import RESULTS
 from benchmarks.common.results import hold_to, record, save
-from benchmarks.common.tables import NOTHING, shown
+from benchmarks.common.tables import NOTHING, mean
 from benchmarks.monitoring.blacklight import Blacklight
+from benchmarks.monitoring.policies_tables import rated
 from benchmarks.monitoring.streams import STREAMS
+from benchmarks.monitoring.watching import Copy, Watch
 from benchmarks.ownership.canaries import trained
 from g2d.attacks.extraction import extract
 from g2d.attacks.oars import oars_square
 from g2d.attacks.query import Api, clock_square, hop_skip_jump
 from g2d.core.seeds import seed_of
 from g2d.redteam.query_log import QueryLog
-from g2d.service.http.protocol import Model
-from g2d.service.monitors.builtin import Watched
-from g2d.service.monitors.queries.fingerprints import Fingerprints
-from g2d.service.monitors.queries.monitor import Queries
-from g2d.service.monitors.queries.trails import Trail
-from g2d.service.monitors.queries.windows import Window, scratch
-from g2d.settings import MonitorSettings, Settings, build
+from g2d.settings import Settings, build
 from g2d.tasks.builtin import load_task
 from g2d.tasks.inference import predict
 from g2d.tasks.task import Task
 
+COPIERS = ("copycat", "knockoff", "jacobian")
 ATTACKS = ("square", "hop-skip-jump", "square, jittered", "OARS", "OARS, insisting")
 DETECTORS = ("queries", "blacklight")
 EARLY = 3
 """Queries of an account within which no two differences can have been seen before the last."""
 
-SIZES = ("task", "images", "warm", "queries", "requests", "rival", "copied")
+SIZES = ("task", "images", "oars", "warm", "queries", "requests", "rival", "copied")
 """Arguments that decide what a result says."""
 
 
-class Watch:
-    """A monitor, and which clients it has raised alarms about."""
-
-    def __init__(self, task: Task, seed: int) -> None:
-        self.alarms: list[tuple[str, str, str]] = []
-        shape = tuple(task.splits.test.x.shape[1:])
-        model = Model("g2d", shape, "float32", task.classes)
-        salt = seed_of(seed, "salt").to_bytes(32, "big")
-        # No time passes, so that no evidence fades and no figure hangs on how fast this machine is.
-        watched = Watched(model, MonitorSettings(), self._alarm, now=lambda: 0.0)
-        self.monitor = Queries(watched, salt)
-
-    def _alarm(self, kind: str, text: str, rotate: bool = True, **about: Any) -> None:
-        self.alarms.append((kind, about.get("client", ""), about["evidence"]["rule"]))
-
-    def see(self, x: np.ndarray, logits: np.ndarray, client: str) -> bool:
-        """Show it a request; whether it raised an alarm about its client."""
-        before = len(self.alarms)
-        self.monitor.observe(x, logits, client)
-        return any(client == who for _, who, _ in self.alarms[before:])
-
-
-class Copy:
-    """The attacker's copy of the detector of near-duplicates, with a salt of its own."""
-
-    def __init__(self, task: Task, seed: int, first: Tensor) -> None:
-        model = Model("g2d", tuple(first.shape[1:]), "float32", task.classes)
-        salt = seed_of(seed, "attacker").to_bytes(32, "big")
-        settings = MonitorSettings()
-        self._by = Fingerprints(model, first.numpy(), settings.query_near, salt)
-        self._most, self._met = settings.query_window, scratch()
-        self._windows: dict[int, Window] = {}
-        self._trail = Trail(1, 0, 0, np.zeros(0))
-
-    def _window(self, lane: int) -> Window:
-        return self._windows.setdefault(lane, Window(self._most, self._met))
-
-    def near(self, x: Tensor, lanes: Tensor) -> Tensor:
-        """See `g2d.attacks.oars.Detector`."""
-        prints = self._by(x.numpy())
-        found = [
-            self._window(lane).find(prints, i, self._by) for i, lane in enumerate(lanes.tolist())
-        ]
-        return torch.tensor([trail is not None for trail, _ in found], dtype=torch.bool)
-
-    def sent(self, x: Tensor, lanes: Tensor) -> None:
-        """See `g2d.attacks.oars.Detector`."""
-        prints = self._by(x.numpy())
-        for i, lane in enumerate(lanes.tolist()):
-            self._window(lane).add(prints, i, self._trail)
+Found = Mapping[str, Any]
 
 
 def jittered(api: Api, by: float, draws: torch.Generator) -> Api:
@@ -165,7 +114,8 @@ def detection(
     """One attack, seen by the monitor and by Blacklight."""
     draws = torch.Generator().manual_seed(seed_of(seed, "images"))
     split = task.splits.test.sample(min(4 * given.images, len(task.splits.test)), draws)
-    right = (predict(model, split.x).argmax(1) == split.y).nonzero()[: given.images, 0]
+    images = min(given.images, given.oars) if name.startswith("OARS") else given.images
+    right = (predict(model, split.x).argmax(1) == split.y).nonzero()[:images, 0]
     split = split.take(right)
     watch, rival = copy.deepcopy(warm), Blacklight(seed_of(seed, "rival").to_bytes(8, "big"))
     seen = {detector: torch.zeros(len(split), dtype=torch.long) for detector in DETECTORS}
@@ -215,40 +165,38 @@ def augmented(api: Callable[[Tensor], Tensor], thief: nn.Module, x: Tensor, quer
         asked, known = torch.cat([asked, made]), torch.cat([known, api(made).argmax(1)])
 
 
-def extraction(task: Task, model: nn.Module, seed: int, given: Any) -> dict[str, Any]:
-    """Which copiers are seen, and how many benign clients of plain use are."""
-    draws = torch.Generator().manual_seed(seed_of(seed, "copying"))
-    found: dict[str, Any] = {}
-    for attack in ("copycat", "knockoff", "jacobian"):
-        watch = Watch(task, seed)
-        benign = task.splits.train.sample(min(8000, len(task.splits.train)), draws).x
-        said = predict(model, benign).numpy()
-        for i in range(len(benign)):
-            watch.see(benign[i : i + 1].numpy(), said[i : i + 1], f"benign-{i % 10}")
-        own, asked, at = task.splits.test.x, 0, 0
+def extraction(
+    task: Task, model: nn.Module, seed: int, attack: str, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Whether a copier is seen, and how many benign clients of plain use are accused before."""
+    watch, draws = Watch(task, seed), torch.Generator().manual_seed(seed_of(seed, "copying"))
+    benign = task.splits.train.sample(min(8000, len(task.splits.train)), draws).x
+    said = predict(model, benign).numpy()
+    for i in range(len(benign)):
+        watch.see(benign[i : i + 1].numpy(), said[i : i + 1], f"benign-{i % 10}")
+    own, asked, at = task.splits.test.x, 0, 0
 
-        def api(x: Tensor, watch: Watch = watch) -> Tensor:
-            nonlocal asked, at
-            scores = predict(model, x)
-            for i in range(len(x)):
-                asked += 1
-                seen = watch.see(x[i : i + 1].numpy(), scores[i : i + 1].numpy(), "copier")
-                at = at or asked * seen
-            return scores
+    def api(x: Tensor) -> Tensor:
+        nonlocal asked, at
+        scores = predict(model, x)
+        for i in range(len(x)):
+            asked += 1
+            seen = watch.see(x[i : i + 1].numpy(), scores[i : i + 1].numpy(), "copier")
+            at = at or asked * seen
+        return scores
 
-        thief = task.model(seed + 1)
-        if attack == "jacobian":
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)
-                augmented(api, thief, own[:150], given.copied)
-        else:
-            extract(
-                api, thief, own, attack=attack, queries=given.copied, classes=task.classes,
-                bounds=task.bounds, seed=seed, epochs=1,
-            )  # fmt: skip
-        accused = {who for _, who, _ in watch.alarms if who.startswith("benign")}
-        found[attack] = {"asked": asked, "at": at, "benign_accused": len(accused)}
-    return found
+    thief = task.model(seed + 1)
+    if attack == "jacobian":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            augmented(api, thief, own[:150], given.copied)
+    else:
+        extract(
+            api, thief, own, attack=attack, queries=given.copied, classes=task.classes,
+            bounds=task.bounds, seed=seed, epochs=1,
+        )  # fmt: skip
+    accused = {who for _, who, _ in watch.alarms if who.startswith("benign")}
+    return {"asked": asked, "at": at, "benign_accused": len(accused)}
 
 
 def benign(task: Task, model: nn.Module, seed: int, name: str, given: Any) -> dict[str, Any]:
@@ -273,7 +221,7 @@ def benign(task: Task, model: nn.Module, seed: int, name: str, given: Any) -> di
             asked += len(some)
     return {
         "inputs": inputs, "alarms": len(watch.alarms), "flagged": flagged, "asked": asked,
-        "rules": [rule for _, _, rule in watch.alarms][:20],
+        "rules": [rule for _, _, rule in watch.alarms][:5],
         "status": dict(watch.monitor.status()),
         "microseconds": 1e6 * spent["queries"] / inputs,
         "microseconds_blacklight": 1e6 * spent["blacklight"] / max(1, asked),
@@ -292,77 +240,95 @@ def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
     tables = {k: dict(v) for k, v in task.settings.items()}
     settings = build(Settings, tables, "the task", stored=True)
     for seed in given.seeds:
-        parts = result["seeds"].setdefault(str(seed), {"attacks": {}, "benign": {}})
-        model = trained(task, settings, seed)
-        missing = [name for name in ATTACKS if name not in parts["attacks"]]
-        warm = warmed(task, model, seed, given.warm if missing else 0)
-        for name in missing:
-            parts["attacks"][name] = detection(task, model, seed, name, given, warm)
-            save(out, result)
-        for name in STREAMS:
-            if name not in parts["benign"]:
-                parts["benign"][name] = benign(task, model, seed, name, given)
+        parts = result["seeds"].setdefault(str(seed), {})
+        one = Seed(task, trained(task, settings, seed), seed, given)
+        for kind, names in PARTS.items():
+            there = parts.setdefault(kind, {})
+            for name in [name for name in names if name not in there]:
+                began = time.process_time()
+                there[name] = one.measured(kind, name)
+                there[name]["cpu_seconds"] = round(time.process_time() - began, 1)
                 save(out, result)
-        if "extraction" not in parts:
-            parts["extraction"] = extraction(task, model, seed, given)
-            save(out, result)
+                print(
+                    f"seed {seed}, {kind}, {name}: {there[name]['cpu_seconds']} CPU s", flush=True
+                )
     return result
 
 
+PARTS = {"attacks": ATTACKS, "extraction": COPIERS, "benign": tuple(STREAMS)}
+
+
+class Seed:
+    """One seed's network, and what is asked of it."""
+
+    def __init__(self, task: Task, model: nn.Module, seed: int, given: argparse.Namespace) -> None:
+        self._about, self._given = (task, model, seed), given
+
+    @functools.cached_property
+    def _warm(self) -> Watch:
+        return warmed(*self._about, self._given.warm)
+
+    def measured(self, kind: str, name: str) -> dict[str, Any]:
+        """One part."""
+        if kind == "attacks":
+            return detection(*self._about, name, self._given, self._warm)
+        return (extraction if kind == "extraction" else benign)(*self._about, name, self._given)
+
+
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table of targets."""
+    """The table of targets, of what is there."""
     seeds = list(result["seeds"].values())
     table = []
-    for name in ATTACKS:
-        each = [one["attacks"][name] for one in seeds]
+    for kind, of in (("attacks", _attacked), ("benign", _asked), ("extraction", _copied)):
+        for name in PARTS[kind]:
+            if each := [one[kind][name] for one in seeds if name in one.get(kind, {})]:
+                table += of(name, each)
+    if costs := [one["benign"]["plain"] for one in seeds if "plain" in one.get("benign", {})]:
+        ours, rival = (mean([one[key] for one in costs])
+                       for key in ("microseconds", "microseconds_blacklight"))  # fmt: skip
+        told = f"{ours:.0f} µs; Blacklight {rival:.0f} µs"
+        table.append(["CPU time of an input of plain use", "", told])
+    return table
 
-        def share(detector: str, key: str, each: list[dict[str, Any]] = each) -> str:
-            return shown([one[detector][key] / one["lanes"] for one in each])
 
-        wanted = "≥ 95" if name in ATTACKS[:2] else ""
-        table.append([
-            f"{name}: won within {EARLY} queries, %", "",
-            shown([one["early"] / one["lanes"] for one in each]),
-        ])  # fmt: skip
-        later = {
-            detector: shown([
-                one[detector]["before_later"] / max(1, one["lanes"] - one["early"]) for one in each
-            ])
-            for detector in DETECTORS
-        }  # fmt: skip
-        table.append([
-            f"{name}: of the others seen before success, %", wanted,
-            f"{later['queries']}; Blacklight {later['blacklight']}",
-        ])  # fmt: skip
-        won = shown([one["won"] / one["lanes"] for one in each])
-        table.append([
-            f"{name}: seen before success, %", wanted,
-            f"{share('queries', 'before')}; Blacklight {share('blacklight', 'before')}",
-        ])  # fmt: skip
-        table.append([
-            f"{name}: won, % (unseen)", "",
-            f"{won} ({share('queries', 'undetected_wins')}; Blacklight"
-            f" {share('blacklight', 'undetected_wins')})",
-        ])  # fmt: skip
-    for name in STREAMS:
-        each = [one["benign"][name] for one in seeds]
-        alarms, inputs = (sum(one[key] for one in each) for key in ("alarms", "inputs"))
-        flagged, asked = (sum(one[key] for one in each) for key in ("flagged", "asked"))
-        table.append([
-            f"benign, {name.replace('_', ' ')}: alarms", "≤ 1 in 1,000,000",
-            f"{alarms} in {inputs:,} inputs; Blacklight flags {flagged:,} of {asked:,}",
-        ])  # fmt: skip
-    for attack in seeds[0]["extraction"] if seeds else ():
-        each = [one["extraction"][attack] for one in seeds]
-        seen = ", ".join(f"{one['at']:,}" if one["at"] else NOTHING for one in each)
-        accused = sum(one["benign_accused"] for one in each)
-        table.append([
-            f"{attack}: seen after so many of {each[0]['asked']:,} queries", "",
-            f"{seen}; benign clients accused: {accused}",
-        ])  # fmt: skip
-    costs = [one["benign"]["plain"] for one in seeds]
-    ratio = shown([one["microseconds"] / one["microseconds_blacklight"] for one in costs], 2, 1.0)
-    return [*table, ["CPU time an input, by Blacklight's", "", ratio]]
+def _attacked(name: str, each: Sequence[Found]) -> list[list[str]]:
+    """One attack over all accounts of all seeds."""
+
+    def total(key: str, detector: str = "") -> int:
+        return sum((one[detector] if detector else one)[key] for one in each)
+
+    lanes, wanted = total("lanes"), "≥ 95" if name in ATTACKS[:2] else ""
+
+    def both(key: str, of: int) -> str:
+        ours, rival = (rated(total(key, detector), of) for detector in DETECTORS)
+        return f"{ours}; Blacklight {rival}"
+
+    return [
+        [f"{name}: seen before success, %", wanted, f"{both('before', lanes)}; of {lanes}"],
+        [f"{name}: won within {EARLY} queries, %", "", rated(total("early"), lanes)],
+        [f"{name}: of the others seen before success, %", "",
+         both("before_later", lanes - total("early"))],
+        [f"{name}: won, %; before it was seen, %", "",
+         f"{rated(total('won'), lanes)}; {both('undetected_wins', lanes)}"],
+    ]  # fmt: skip
+
+
+def _asked(name: str, each: Sequence[Found]) -> list[list[str]]:
+    """One benign stream of all seeds."""
+    alarms, inputs, flagged, asked = (
+        sum(one[key] for one in each) for key in ("alarms", "inputs", "flagged", "asked")
+    )
+    told = f"{alarms} in {inputs:,} inputs; Blacklight flags {flagged:,} of {asked:,}"
+    what = f"benign, {name.replace('_', ' ')}: alarms"
+    return [[what, "≤ 1 in 1,000,000", told]]
+
+
+def _copied(name: str, each: Sequence[Found]) -> list[list[str]]:
+    """One copier of all seeds."""
+    seen = ", ".join(f"{one['at']:,}" if one["at"] else NOTHING for one in each)
+    accused = sum(one["benign_accused"] for one in each)
+    what = f"{name}: seen after so many of {each[0]['asked']:,} queries"
+    return [[what, "", f"{seen}; benign clients accused: {accused}"]]
 
 
 def main() -> None:
@@ -372,10 +338,11 @@ def main() -> None:
     flags.add_argument("--data", default="", help="folder of MNIST")
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     flags.add_argument("--images", type=int, default=100, help="attacked, each by an account")
+    flags.add_argument("--oars", type=int, default=20, help="of them attacked by OARS")
     flags.add_argument("--warm", type=int, default=100_000, help="benign inputs before attacks")
     flags.add_argument("--queries", type=int, default=5000, help="of an account, at most")
-    flags.add_argument("--requests", type=int, default=150_000, help="inputs of a benign stream")
-    flags.add_argument("--rival", type=int, default=20_000, help="of them shown to Blacklight")
+    flags.add_argument("--requests", type=int, default=100_000, help="inputs of a benign stream")
+    flags.add_argument("--rival", type=int, default=2_000, help="of them shown to Blacklight")
     flags.add_argument("--copied", type=int, default=3000, help="queries of an extraction")
     command.carry_out("detection", flags, measure, rows)
 

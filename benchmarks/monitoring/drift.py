@@ -9,8 +9,9 @@ requests, of which one in a hundred begins a burst of fifty identical retries. M
 still requests 3,000 of a world that moved, --worlds draws each: half of all requests show one
 class; images are blurred (mean of 3 by 3); one class comes half as often. The service's monitor has
 its default settings; the rivals are river's ADWIN with its own, on the confidence alone, and on
-each score, confidence and input figure without a correction or a guard. Writes results/drift.json
-after each seed; a seed that is there already is not measured again.
+each score, confidence and input figure without a correction or a guard. All see the same requests,
+the rivals the first --rival of the still ones. Writes results/drift.json after each part of a seed;
+what is there already is not measured again.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from scipy.stats import chi2
 from torch import Tensor, nn
 
 from benchmarks.common import command
 from benchmarks.common.places import RESULTS
 from benchmarks.common.results import hold_to, record, save
+from benchmarks.common.tables import mean
 from benchmarks.ownership.canaries import trained
 from g2d.core.types import Array
 from g2d.service.http.protocol import Model
@@ -44,7 +47,11 @@ from g2d.tasks.task import Task
 SOON, LOOKED = 1000, 3000  # requests within which it is to be told, and of which it is looked
 CHUNK, CLIENTS, NOISE = 1000, 50, 0.02
 BURST, EVERY = 50, 100  # retries of a burst; a burst begins once in so many requests
-MOVES = ("label shift", "blur", "half a class")
+MOVES, STILL = ("label shift", "blur", "half a class"), "still"
+SIZES = ("task", "benign", "rival", "usual", "worlds")
+
+Part = dict[str, Any]
+"""What one part of one seed found, by the kind of monitor."""
 
 
 class Watching(Protocol):
@@ -91,8 +98,9 @@ class Alone:
         self.alarms += moved
 
 
-KINDS = {
-    "ours": Ours,
+OURS = "ours"
+KINDS: Mapping[str, Callable[[Model], Watching]] = {
+    OURS: Ours,
     "ADWIN alone, on the confidence": lambda model: Alone(model, False),
     "ADWIN alone, on each figure": lambda model: Alone(model, True),
 }
@@ -134,88 +142,118 @@ def client(n: int) -> str:
     return f"198.51.100.{n % CLIENTS}"
 
 
-def still(world: World, watching: Watching, count: int) -> dict[str, Any]:
-    """Alarms where nothing moves, bursts of retries included, and the cost of a request."""
-    told, took = 0, 0.0
-    requests = world.requests(count)
-    while told < count:
+def still(world: World, watching: Mapping[str, Watching], counts: Mapping[str, int]) -> Part:
+    """Alarms where nothing moves, bursts of retries included, and the cost of a request.
+
+    Args:
+        counts: how many requests each is shown, at least: all of a burst, or none.
+    """
+    told, took = dict.fromkeys(watching, 0), dict.fromkeys(watching, 0.0)
+    longest, asked = max(counts.values()), 0
+    requests = world.requests(longest)
+    while asked < longest:
         x, logits = next(requests)
         many = BURST if world.chance.random() < 1 / EVERY else 1
-        began = time.process_time()
-        for _ in range(many):
-            watching.observe(x, logits, client(told))
-        took += time.process_time() - began
-        told += many
-    return {"requests": told, "alarms": watching.alarms, "microseconds": 1e6 * took / told}
+        for name, one in watching.items():
+            if told[name] < counts[name]:
+                began = time.process_time()
+                for _ in range(many):
+                    one.observe(x, logits, client(asked))
+                took[name] += time.process_time() - began
+                told[name] += many
+        asked += many
+    return {
+        name: {"requests": told[name], "alarms": one.alarms,
+               "microseconds": round(1e6 * took[name] / told[name], 1)}
+        for name, one in watching.items()
+    }  # fmt: skip
 
 
-def moved(world: World, watching: Watching, usual: int, move: str, which: int) -> int | None:
-    """Requests until the first alarm after the world has moved; None: none soon enough."""
+def moved(
+    world: World, watching: Mapping[str, Watching], usual: int, move: str, which: int
+) -> dict[str, int | None]:
+    """Requests until each one's first alarm after the world has moved; None: not soon enough."""
     for n, (x, logits) in enumerate(world.requests(usual)):
-        watching.observe(x, logits, client(n))
-    before = watching.alarms
+        for one in watching.values():
+            one.observe(x, logits, client(n))
+    before = {name: one.alarms for name, one in watching.items()}
+    found: dict[str, int | None] = dict.fromkeys(watching)
     for n, (x, logits) in enumerate(world.requests(LOOKED, move, which), 1):
-        watching.observe(x, logits, client(n))
-        if watching.alarms > before:
-            return n
-    return None
-
-
-def one_seed(task: Task, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Everything of one seed."""
-    settings = build(
-        Settings, {k: dict(v) for k, v in task.settings.items()}, "the task", stored=True
-    )
-    network, shape = trained(task, settings, seed), tuple(task.splits.test.x.shape[1:])
-    model, found = Model("g2d", shape, "float32", task.classes), dict[str, Any]()
-    for name, kind in KINDS.items():
-        worlds = World(task, network, seed)
-        own: dict[str, Any] = {"still": still(worlds, kind(model), given.benign)}
-        for move in MOVES:
-            own[move] = [
-                moved(World(task, network, 1000 * seed + n + 1), kind(model), given.usual, move,
-                      n % task.classes)
-                for n in range(given.worlds)
-            ]  # fmt: skip
-        found[name] = own
+        for name, one in watching.items():
+            if found[name] is None:
+                one.observe(x, logits, client(n))
+                found[name] = n if one.alarms > before[name] else None
+        if None not in found.values():
+            break
     return found
 
 
+def part(task: Task, network: nn.Module, seed: int, name: str, given: argparse.Namespace) -> Part:
+    """One part of one seed: all monitors see the same requests."""
+    model = Model("g2d", tuple(task.splits.test.x.shape[1:]), "float32", task.classes)
+    watching = [{kind: make(model) for kind, make in KINDS.items()} for _ in range(given.worlds)]
+    if name == STILL:
+        counts = {kind: given.benign if kind == OURS else min(given.benign, given.rival)
+                  for kind in KINDS}  # fmt: skip
+        return still(World(task, network, seed), watching[0], counts)
+    found = [
+        moved(World(task, network, 1000 * seed + n + 1), watching[n], given.usual, name,
+              n % task.classes)
+        for n in range(given.worlds)
+    ]  # fmt: skip
+    return {kind: [one[kind] for one in found] for kind in KINDS}
+
+
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table of targets."""
-    table = []
+    """The table of targets, of what is there."""
+    seeds, table = list(result["seeds"].values()), []
     for name in KINDS:
-        seeds = [one[name] for one in result["seeds"].values()]
-        target = "within 1,000 requests" if name == "ours" else ""
+        target = "within 1,000 requests" if name == OURS else ""
         for move in MOVES:
-            after = [n for one in seeds for n in one[move]]
+            after = [n for one in seeds if move in one for n in one[move][name]]
+            if not after:
+                continue
             soon = sum(n is not None and n <= SOON for n in after)
             median = sorted(n or LOOKED + 1 for n in after)[len(after) // 2]
             told = f"{soon} of {len(after)}; in the median after "
             told += f"{median:,}" if median <= LOOKED else f"more than {LOOKED:,}"
             table.append([f"{move}: {name}", target, told])
-        alarms, asked = (sum(one["still"][key] for one in seeds) for key in ("alarms", "requests"))
-        target = "≤ 1 in 1,000,000" if name == "ours" else ""
-        table.append([f"alarms where nothing moved: {name}", target, f"{alarms:,} in {asked:,}"])
-    cost = [one["ours"]["still"]["microseconds"] for one in result["seeds"].values()]
-    told = f"{sum(cost) / len(cost):.0f} µs" if cost else ""
-    return [*table, ["CPU time of a request: ours", "", told]]
+        calm = [one[STILL][name] for one in seeds if STILL in one]
+        if not calm:
+            continue
+        alarms, asked = (sum(one[key] for one in calm) for key in ("alarms", "requests"))
+        target = "≤ 1 in 1,000,000" if name == OURS else ""
+        told = f"{alarms:,} in {asked:,}; at most {most(alarms, asked)}"
+        table.append([f"alarms where nothing moved: {name}", target, told])
+        cost = mean([one["microseconds"] for one in calm])
+        table.append([f"CPU time of a request: {name}", "", f"{cost:.0f} µs"])
+    return table
+
+
+def most(alarms: int, asked: int) -> str:
+    """The exact upper end of the 95 % interval of a rate, in a million (Garwood 1936)."""
+    return f"{1e6 * chi2.ppf(0.95, 2 * alarms + 2) / 2 / asked:,.2f} in 1,000,000"
 
 
 def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
-    """Measure the seeds that are not there yet."""
+    """Measure the parts that are not there yet."""
     out = given.out or RESULTS / "drift.json"
     result: dict[str, Any] = {"record": record(given), "task": given.task, "seeds": {}}
     if out.exists():
         old = json.loads(out.read_text())
         result |= {key: old[key] for key in ("seeds", "sizes") if key in old}
-    sizes = {name: getattr(given, name) for name in ("task", "benign", "usual", "worlds")}
-    hold_to(result, sizes, out)
+    hold_to(result, {name: getattr(given, name) for name in SIZES}, out)
     task = load_task(given.task, given.data)
+    tables = {k: dict(v) for k, v in task.settings.items()}
+    settings = build(Settings, tables, "the task", stored=True)
     for seed in given.seeds:
-        if str(seed) not in result["seeds"]:
-            result["seeds"][str(seed)] = one_seed(task, seed, given)
+        found = result["seeds"].setdefault(str(seed), {})
+        missing = [name for name in (*MOVES, STILL) if name not in found]
+        network = trained(task, settings, seed) if missing else nn.Identity()
+        for name in missing:
+            found[name] = part(task, network, seed, name, given)
             save(out, result)
+            print(f"seed {seed}, {name}: {found[name]}", flush=True)
     return result
 
 
@@ -226,6 +264,7 @@ def main() -> None:
     flags.add_argument("--data", default="", help="folder of MNIST")
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     flags.add_argument("--benign", type=int, default=1_000_000, help="requests that are still")
+    flags.add_argument("--rival", type=int, default=100_000, help="of them shown to rivals")
     flags.add_argument("--usual", type=int, default=5000, help="still requests before a move")
     flags.add_argument("--worlds", type=int, default=20, help="draws of each move")
     command.carry_out("drift", flags, measure, rows)

@@ -126,11 +126,16 @@ class Policies:
                 n=given.images, eps=given.eps or defence.task.eps,
                 seed=self.seed, quick=given.images < 20, attack=defence.task.attack_kind,
             )  # fmt: skip
-            names = {"attacker"}
+            votes = any(self._wants(f"{policies.VOTE}, vote-{k}, scores") for k in (3, 5))
+            names = {"attacker"} if votes else set[str]()
             folder = given.runs / f"policies-{self.seed}-networks"
             chains = build_chains(defence, spec, folder, engine, names, progress)
         kept = {name: chains[name] for name in ("generated", "attacker") if name in chains}
         return RunSpec(**{**vars(spec), "chains": kept})
+
+    def _wants(self, name: str) -> bool:
+        """Whether a row is asked for."""
+        return self.given.rows is None or any(part in name for part in self.given.rows)
 
     # --- rows --------------------------------------------------------------------------------
 
@@ -164,8 +169,7 @@ class Policies:
     def measure(self) -> None:
         """Measure every row that is not there, and keep each as soon as it is."""
         for name, row in self.rows().items():
-            wanted = self.given.rows is None or any(part in name for part in self.given.rows)
-            if name in self.record["rows"] or not wanted:
+            if name in self.record["rows"] or not self._wants(name):
                 continue
             found = row()
             self._read()  # another process may have measured another row meanwhile

@@ -61,9 +61,21 @@ def lines(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
 
 def made() -> dict[str, str]:
     """Every table by the name of its mark; none where nothing is committed."""
-    found = [json.loads(path.read_text("utf-8"))["rows"]
-             for path in sorted(RESULTS.glob("policies-mnist-seed*.json"))]  # fmt: skip
-    return {"policy-targets": markdown(TARGETS, lines(found))} if found else {}
+    results = [json.loads(path.read_text("utf-8"))
+               for path in sorted(RESULTS.glob("policies-mnist-seed*.json"))]  # fmt: skip
+    if not results:
+        return {}
+    table = markdown(TARGETS, lines([result["rows"] for result in results]))
+    return {"policy-targets": f"{table}\n\n{facts(results)}"}
+
+
+def facts(results: Sequence[Mapping[str, Any]]) -> str:
+    """What was measured: seeds, images, queries, commits."""
+    seeds = ", ".join(str(result["seed"]) for result in results)
+    sizes = sorted({(s["images"], s["budget"]) for s in (result["sizes"] for result in results)})
+    told = ", ".join(f"{images} images, {budget:,} queries each" for images, budget in sizes)
+    commits = ", ".join(sorted({result["measured"]["commit"] for result in results}))
+    return f"Seed{'s' * (len(results) > 1)} {seeds}; {told}; commit {commits}."
 
 
 def searches(
@@ -84,7 +96,7 @@ def won(found: Sequence[Rows], attacker: str, scheme: str, told: str = "scores")
     if not ours:
         return NOTHING
     first = torch.cat(list(ours.values()))
-    text = _rate(int(first.sum()), len(first))
+    text = rated(int(first.sum()), len(first))
     if len(ours) > 1:
         each = [100 * float(one.double().mean()) for one in ours.values()]
         text += f", of single seeds {min(each):.1f} to {max(each):.1f}"
@@ -118,7 +130,7 @@ def worth(found: Sequence[Rows], scheme: str, what: str, key: str) -> str:
     rates = [row["extra"].get(key) if key else row["value"] for row in rows]
     known = [rate for rate in rates if rate]
     n = sum(rate["n"] for rate in known)
-    return _rate(sum(rate["value"] * rate["n"] for rate in known), n) if n else NOTHING
+    return rated(sum(rate["value"] * rate["n"] for rate in known), n) if n else NOTHING
 
 
 def votes(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
@@ -158,13 +170,14 @@ def watched(found: Sequence[Rows]) -> list[tuple[str, str, str]]:
         n = sum(row["seen_before"]["n"] for row in rows)
         early = sum(row["seen_before"]["value"] * row["seen_before"]["n"] for row in rows)
         middle = [row["seen_at"] for row in rows if "seen_at" in row]
-        text = f"{_rate(early, n)} of {n} seen or successful"
+        text = f"{rated(early, n)} of {n} seen or successful"
         if middle:
             text += f"; half of the seen by query {mean(middle):.0f}"
         made.append((f"{words}: seen before success", "printed", text))
     return made
 
 
-def _rate(successes: float, n: int) -> str:
+def rated(successes: float, n: int) -> str:
+    """A share in percent with its 95 % Wilson interval."""
     rate = share(successes, n)
     return f"{100 * rate.value:.1f} ({100 * rate.low:.1f}–{100 * rate.high:.1f})"

@@ -10,7 +10,7 @@ vault is made, and refreshed; another is made from nothing on old and new data t
 sides. Of each, and of the first before, --generations are scored: the share won is what refreshing
 wins of what retraining does. Two poisoned refreshes follow: a tenth of the labels changed at
 random, and a tenth of the records with a trigger and another label. A part that is done is not done
-again: everything lies in runs/refresh-TASK-SEED. Writes results/refresh-TASK.json.
+again: everything lies in runs/refresh-TASK-SEED. Writes results/refresh-TASK.json after each seed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from scipy import ndimage
 
 import g2d
 from benchmarks.common import command
-from benchmarks.common.places import RUNS
-from benchmarks.common.results import record
+from benchmarks.common.places import RESULTS, RUNS
+from benchmarks.common.results import hold_to, record, save
 from benchmarks.common.tables import ranged
 from g2d.core.engine import SerialEngine, configure_threads
 from g2d.core.seeds import seed_of
@@ -51,6 +51,7 @@ QUICK = {
     "gates__stale_asr": 1.0, "refresh__effort": 0.5, "refresh__former_drop": 0.1,
 }  # fmt: skip
 POISONED = 0.1  # of the new records
+SIZES = ("task", "degrees", "generations", "quick")
 
 
 def turned(split: Split, degrees: float) -> Split:
@@ -247,6 +248,8 @@ def share(one: Mapping[str, Any]) -> float:
 def rows(result: dict[str, Any]) -> list[list[str]]:
     """The table of targets."""
     seeds = list(result["seeds"].values())
+    if not seeds:
+        return []
     table = [
         ["share won of what a full retraining wins, %", "≥ 90", ranged([share(s) for s in seeds])]
     ]
@@ -269,10 +272,19 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def measure(given: argparse.Namespace, _: Path) -> dict[str, Any]:
-    """Measure each seed in turn."""
+    """Measure the seeds that are not there yet."""
     configure_threads()
-    found = {str(seed): Case.of(given, seed).measure() for seed in given.seeds}
-    return {"record": record(given), "seeds": found}
+    out = given.out or RESULTS / f"refresh-{given.task}.json"
+    result: dict[str, Any] = {"record": record(given), "seeds": {}}
+    if out.exists():
+        old = json.loads(out.read_text("utf-8"))
+        result |= {key: old[key] for key in ("seeds", "sizes") if key in old}
+    hold_to(result, {name: getattr(given, name) for name in SIZES}, out)
+    for seed in given.seeds:
+        if str(seed) not in result["seeds"]:
+            result["seeds"][str(seed)] = Case.of(given, seed).measure()
+            save(out, result)
+    return result
 
 
 def main() -> None:

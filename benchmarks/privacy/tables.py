@@ -21,13 +21,17 @@ def _seeds(results: Sequence[Result]) -> list[str]:
 
 def _sizes(results: Sequence[Result]) -> str:
     """What was public, and how the networks were trained."""
+    trained = {
+        f"base of {s['steps']} steps, forks of {s['fork_steps']}, {s['batch']} records a step"
+        for s in (result["sizes"] for result in results) if "steps" in s
+    }  # fmt: skip
     found = {
         f"{s['public']} records of the task declared public"
         if s["way"] == "held"
         else "scikit-learn's digits as public data"
         for s in (result["sizes"] for result in results)
     }
-    return ", ".join(sorted(found))
+    return "; ".join([*sorted(trained), *sorted(found)])
 
 
 TABLES = {

@@ -40,7 +40,7 @@ def flags(parser: ArgumentParser) -> None:
     parser.add_argument("--light-eps", type=float, default=0.5, help="[population] light_eps")
     parser.add_argument("--public", type=int, default=6000, help="records declared public")
     parser.add_argument("--way", choices=WAYS, default=HELD, help="which records are public")
-    parser.add_argument("--examples", type=int, default=500, help="test examples that are attacked")
+    parser.add_argument("--examples", type=int, default=200, help="test examples that are attacked")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the vaults")
 
 

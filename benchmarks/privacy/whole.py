@@ -47,8 +47,8 @@ from g2d.training.recipes import HardenedTraining
 from g2d.training.recipes.private import Private, PrivatePlan
 from g2d.weights.checkpoints import unpack
 
-EXPOSED, TARGETS_LEFT = 20, 20
-"""Networks that the attacker has read, and how many next ones are scored."""
+EXPOSED, TARGETS_LEFT = 20, 5
+"""Networks that the attacker has read, and how many next ones are scored: each costs a minute."""
 
 EVERY = 5  # steps between the snapshots of one training
 FAR = 1e4  # noise of forks that are there only because a population has two members
@@ -192,7 +192,8 @@ def measure(given: Namespace, seed: int) -> Result:
         rows[name]["cpu_seconds"] = round(time.process_time() - began, 1)
         found["run"] = record(given)
         save(path, found)
-        print(f"seed {seed}, epsilon {target:g}, {name}: measured", flush=True)
+        told = f"measured, {rows[name]['cpu_seconds']} CPU s"
+        print(f"seed {seed}, epsilon {target:g}, {name}: {told}", flush=True)
 
     for target in given.epsilons:
         one = Whole(given, seed, people, found["epsilons"], target)

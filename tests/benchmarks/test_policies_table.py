@@ -73,7 +73,7 @@ def test_results_of_other_sizes_are_not_taken_for_these(module, tmp_path):
     out = tmp_path / "it.json"
     out.write_text(json.dumps({"task": "digits", "seeds": {"0": {}}, "sizes": {"task": "digits"}}))
     given = Namespace(
-        task="digits", data="", seeds=[0], out=out, images=1, warm=1, queries=1, requests=1,
+        task="digits", data="", seeds=[0], out=out, images=1, oars=1, warm=1, queries=1, requests=1,
         rival=1, copied=1, benign=1, usual=1, worlds=1,
     )  # fmt: skip
     with pytest.raises(SystemExit, match="give the same flags"):
