@@ -40,7 +40,8 @@ def test_batches_say_which_generations_answered():
     described, answer = asked(output(part, **told) for part, told in zip(parts, about, strict=True))
     assert described == Described("x", (4,), "FP32", 7, batch=2)
     assert np.array_equal(answer.values, X)
-    assert (answer.number, answer.others) == (7, (8,))
+    assert (answer.number, answer.others, answer.mixed) == (7, (8,), True)
+    assert answer.each == (7, 7, 8, 8, None)
     assert answer.labels.tolist() == [3] * 5
     assert not answer.labels_only
 

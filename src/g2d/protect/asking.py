@@ -59,12 +59,22 @@ class Answer:
 
     Attributes:
         number: the generation that says so, if any does. others: further ones that answered parts
-            of what was asked, where the service rotated in between.
+            of what was asked, where the service rotated in between. each: for each input what
+            names the generation that answered it, its number, or a tag that stands for it alone;
+            None: that is not told; (): it was not kept.
     """
 
     values: Array
     number: int | None
     others: tuple[int, ...] = ()
+    each: tuple[int | str | None, ...] = ()
+
+    @property
+    def mixed(self) -> bool | None:
+        """Whether several generations answered; None: who answered does not tell."""
+        if len({name for name in self.each if name is not None}) > 1 or self.others:
+            return True
+        return None if None in self.each and len(self.each) > 1 else False
 
     @property
     def labels_only(self) -> bool:
@@ -152,7 +162,8 @@ class Client:
             values = _values_in(output, len(x), described.classes, described.names)
             about = told.get("parameters")
             number = about.get("generation") if isinstance(about, dict) else None
-            return Answer(values, _number(told.get("model_version") if number is None else number))
+            said = _number(told.get("model_version") if number is None else number)
+            return Answer(values, said, (), (said,) * len(x))
         except DAMAGE:
             self._refuse(
                 f"answers neither scores nor a label for each of {len(x)} inputs: {str(told)[:200]}"
@@ -166,7 +177,8 @@ class Client:
             self._refuse("answers some inputs with more scores than others")
         number = parts[0].number
         heard = (k for part in parts for k in (part.number, *part.others))
-        return Answer(values, number, tuple(k for k in heard if k is not None and k != number))
+        others = tuple(k for k in heard if k is not None and k != number)
+        return Answer(values, number, others, tuple(name for part in parts for name in part.each))
 
     def _largest(self) -> int:
         """How many inputs a request may hold."""
@@ -206,6 +218,13 @@ class Client:
 
     def _refuse(self, what: str) -> NoReturn:
         raise ExchangeError(f"{self.url} {what}")
+
+
+def generation_of(told: Any) -> int | str | None:
+    """What names a generation: its number, or the tag of one client's; None: it is neither."""
+    if type(told) is int:
+        return told if 0 <= told < _WHOLE else None
+    return told if isinstance(told, str) and _TAG.fullmatch(told) else None
 
 
 def datatype_of(x: Array) -> str:

@@ -27,6 +27,8 @@ class Server:
 
     def __init__(self):
         self.asked, self.forge, self.own = 0, {}, OWN
+        self.drawn = False
+        self.says = {}  # of which generation an answer says it is; else 7
         self._keys = None
         self._encoded = encode(PLAN, tiny().state_dict())
 
@@ -41,10 +43,15 @@ class Server:
         answer = evaluate(PLAN, self._encoded, self._keys, query.ciphertext)
         if self.asked in self.forge:
             answer = self.forge[self.asked](answer)
-        size = len(answer)
+        size, said = len(answer), self.says.get(self.asked, 7)
         tensor = {"name": TENSOR, "datatype": "UINT8", "shape": [size],
                   "parameters": {"binary_data_size": size}}  # fmt: skip
-        head = orjson.dumps({"outputs": [tensor], "parameters": {"generation": 7}})
+        head = orjson.dumps(
+            {
+                "outputs": [tensor],
+                "parameters": {"generation": said} | ({"drawn": True} if self.drawn else {}),
+            }
+        )
         told = {"inference-header-content-length": str(len(head))}
         return Reply(200, told, head + answer)
 
@@ -108,3 +115,31 @@ def test_only_ids_that_a_service_makes_are_taken(server, client, own):
         with pytest.raises(UnknownKeysError):
             client.infer(INPUTS[:1])
     assert server.asked == 0
+
+
+def test_an_answer_says_by_which_generation_each_input_was_answered(server, client):
+    one, other = "t0123456789abcdef", "tfedcba9876543210"
+    server.says = {3: 8, 6: one, 7: one, 8: one, 5: one, 9: one, 10: other, 11: one, 12: one}
+    answer = client.infer(INPUTS)
+    assert (answer.each, answer.number, answer.others) == ((7, 7, 8, 7), 7, (8,))
+    assert answer.mixed
+    answer = client.infer(INPUTS)
+    assert (answer.each, answer.number, answer.others) == ((one,) * 4, None, ())
+    assert not answer.mixed
+    answer = client.infer(INPUTS)  # tags of two hide no more that there were two
+    assert answer.each == (one, other, one, one)
+    assert answer.mixed
+    server.asked, server.drawn = 4, True  # one tag for all that are live: several may have answered
+    answer = client.infer(INPUTS)
+    assert (answer.each, answer.number, answer.mixed) == ((None,) * 4, None, None)
+    assert client.infer(INPUTS[:1]).mixed is False
+
+
+@pytest.mark.parametrize(
+    "said", [None, True, -1, 7.0, "7", "t" + "0" * 17, "t" + "G" * 16, "x\n", [7], {"a": 7}]
+)
+def test_an_answer_that_names_no_generation_is_refused(server, client, said, monkeypatch):
+    server.says = {2: said}
+    monkeypatch.setattr(client._secret, "decrypt", None)
+    with pytest.raises(ExchangeError, match="generation"):
+        client.infer(INPUTS)

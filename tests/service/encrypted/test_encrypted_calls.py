@@ -246,8 +246,11 @@ def test_under_a_policy_each_client_has_its_generation_and_sees_a_tag(monkeypatc
         keys = await uploaded(client)
         head, _ = answered(await client.post(ASK, **posted(keys)))
         assert head["model_version"].startswith("t")
-        assert head["parameters"] == {"generation": head["model_version"]}
+        about = {"generation": head["model_version"]}
+        assert head["parameters"] == about | ({} if serving.policy == "sticky" else {"drawn": True})
 
+    run(echoing(monkeypatch, serving=serving)[0], asked)
+    serving = ServeSettings(policy="random", live=2)
     run(echoing(monkeypatch, serving=serving)[0], asked)
 
 

@@ -26,10 +26,11 @@ def test_an_answer_comes_back():
     assert told["model_version"] == "7"
 
 
-def test_of_a_tag_no_number_is_made():
-    body, headers = write_answer(QUERY, b"c", "g2d", "t1", {"generation": "t1"})
+def test_a_tag_comes_back_as_it_is():
+    tag = "t0123456789abcdef"
+    body, headers = write_answer(QUERY, b"c", "g2d", tag, {"generation": tag})
     size = dict(headers)[b"inference-header-content-length"].decode()
-    assert read_answer(body, size) == (b"c", None)
+    assert read_answer(body, size) == (b"c", tag)
 
 
 def made(**changes):

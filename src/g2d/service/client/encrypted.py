@@ -178,7 +178,8 @@ class EncryptedClient:
     def infer(self, x: Array, progress: Progress = silent) -> Answer:
         """Ask about inputs (n, *shape), one ciphertext after the other; scores are rounded.
 
-        Nothing is decrypted before all answers are there: see this module.
+        Nothing is decrypted before all answers are there: see this module. `Answer.each` says which
+        generation answered each input, as far as the service is to be believed.
 
         Raises:
             DataError: inputs are of another shape, not finite, or out of bounds: none is encrypted.
@@ -198,19 +199,21 @@ class EncryptedClient:
         if not KEY_ID.fullmatch(note.keys):
             self._unknown()
         assert self._secret is not None
-        numbers = []
+        named: list[int | str | None] = []
         with tempfile.SpooledTemporaryFile(_HELD) as answers:
             for done in range(0, len(inputs), self.plan.batch):
                 progress("ask", done, len(inputs))
                 part = torch.from_numpy(inputs[done : done + self.plan.batch])
-                ciphertext, number = self._answered(self._secret.encrypt(part), note.keys)
+                ciphertext, generation = self._answered(self._secret.encrypt(part), note.keys)
                 answers.write(ciphertext)
-                numbers.append(number)
+                named += [generation] * len(part)
             progress("ask", len(inputs), len(inputs))
             answers.seek(0)
-            scores = [self._decrypted(answers) for _ in numbers]
-        others = tuple(n for n in numbers if n is not None and n != numbers[0])
-        return Answer(np.concatenate(scores)[: len(inputs)], numbers[0], others)
+            count = range(0, len(inputs), self.plan.batch)
+            scores = np.concatenate([self._decrypted(answers) for _ in count])
+        numbers = [n if isinstance(n, int) else None for n in named]
+        others = tuple(dict.fromkeys(n for n in numbers if n not in (None, numbers[0])))
+        return Answer(scores[: len(inputs)], numbers[0], others, tuple(named))
 
     def _decrypted(self, answers: IO[bytes]) -> Array:
         """Decrypt the next answer of a call, all of whose questions have been asked."""
@@ -226,8 +229,8 @@ class EncryptedClient:
                 " up learns something of the old ones"
             ) from error
 
-    def _answered(self, query: bytes, keys: str) -> tuple[bytes, int | None]:
-        """Send a ciphertext; return the one that is the answer, and whose it is."""
+    def _answered(self, query: bytes, keys: str) -> tuple[bytes, int | str | None]:
+        """Send a ciphertext; return the one that is the answer, and what names its generation."""
         from g2d.service.encrypted.protocol import Query, read_answer, write_query
 
         body, headers = write_query(Query(query, keys, self.plan.digest))
@@ -252,7 +255,7 @@ class EncryptedClient:
                 raise ValueError(len(ciphertext))
             return ciphertext, number
         except DAMAGE:
-            self._refuse("answered no ciphertext")
+            self._refuse("answered no ciphertext, or does not say by which generation")
 
     def _ask(
         self, method: str, what: str, body: bytes | None = None,

@@ -72,4 +72,5 @@ class MultipartyClient:
                 numbers.append(answer.number)
         progress("asking", len(x), len(x))
         others = tuple(sorted(set(numbers[:-1]) - {numbers[-1]}))
-        return Answer(np.concatenate(values), numbers[-1], others)
+        each = tuple(n for n, part in zip(numbers, values, strict=True) for _ in part)
+        return Answer(np.concatenate(values), numbers[-1], others, each)

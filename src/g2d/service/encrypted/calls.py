@@ -28,7 +28,7 @@ from g2d.service.encrypted.evaluators import (
 )
 from g2d.service.encrypted.keyring import KeyRing, Keys
 from g2d.service.encrypted.offer import Offer
-from g2d.service.encrypted.protocol import KEY_ID, Query, read_query, write_answer
+from g2d.service.encrypted.protocol import DRAWN, KEY_ID, Query, read_query, write_answer
 from g2d.service.http.bodies import Bodies, Body, OverBudgetError
 from g2d.service.http.events import Broken, KeysTaken
 from g2d.service.http.headers import Told
@@ -174,6 +174,8 @@ class EncryptedCalls:
             self._metrics.in_flight.dec()
         version = self._versions.of(caller, numbers)
         about = self._versions.parameters(caller, numbers) or {"generation": version}
+        if not self._versions.tells(caller):
+            about |= {DRAWN: True}
         content, headers = write_answer(query, ciphertext, self._name, version, about)
         self._metrics.answered_encrypted(began, self._offer.batch)
         return Answered(200, content, headers)

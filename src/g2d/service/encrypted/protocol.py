@@ -11,10 +11,14 @@ from typing import Any
 
 import orjson
 
+from g2d.protect.asking import generation_of
 from g2d.service.http.protocol import HEADER_LENGTH, LARGE, RequestError
 from g2d.service.http.types import Headers
 
 TENSOR, _DATATYPE = "ciphertext", "UINT8"
+DRAWN = "drawn"
+"""Parameter of an answer, true where its `generation` is a tag that stands for all that are live,
+one of which was drawn for this request."""
 KEY_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST = 256  # characters of a request's own id, and of a digest
 
@@ -94,7 +98,8 @@ def write_answer(
     """Write an answer: its body and headers.
 
     Args:
-        version: the generation's number, or what stands for it. about: what is said of it.
+        version: the number of the generation that answered all of the query, or what stands for
+            it. about: what is said of it.
     """
     whole = {
         "model_name": model,
@@ -112,8 +117,10 @@ def write_answer(
     ]
 
 
-def read_answer(body: bytes, header_length: str) -> tuple[bytes, int | None]:
-    """Read an answer: its ciphertext, and the generation's number if that is told.
+def read_answer(body: bytes, header_length: str) -> tuple[bytes, int | str | None]:
+    """Read an answer: its ciphertext, and what names the generation that all of it is of.
+
+    None: it may be any that is live, and the service does not say which.
 
     Raises:
         ValueError, LookupError, TypeError: it is none.
@@ -124,8 +131,10 @@ def read_answer(body: bytes, header_length: str) -> tuple[bytes, int | None]:
     told = orjson.loads(body[:size])
     if told["outputs"] != [_tensor(len(body) - size)]:
         raise ValueError("no ciphertext")
-    number = told["parameters"]["generation"]
-    return body[size:], number if type(number) is int else None
+    named = generation_of(told["parameters"]["generation"])
+    if named is None:
+        raise ValueError("no generation")
+    return body[size:], None if told["parameters"].get(DRAWN) else named
 
 
 def _tensor(size: int) -> dict[str, Any]:

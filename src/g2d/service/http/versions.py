@@ -50,6 +50,10 @@ class Versions:
         """Whether a caller may know when it rotates."""
         return True
 
+    def tells(self, caller: Caller) -> bool:
+        """Whether what a caller is told of an answer names one generation, and no other."""
+        return True
+
     def release(self, client: str) -> bool:
         """Let a client move again that is pinned; return whether it was.
 
@@ -92,6 +96,10 @@ class Tags(Versions):
     def knows(self, caller: Caller) -> bool:
         """Whether the caller has said who he is, and may observe or operate."""
         return bool(caller.name) and not _TOLD.isdisjoint(caller.roles)
+
+    def tells(self, caller: Caller) -> bool:
+        """Whether numbers or a tag do: under other policies a client has one tag for all."""
+        return self.knows(caller) or self._policy == STICKY
 
     def release(self, client: str) -> bool:
         """Let a client move again that is pinned."""
