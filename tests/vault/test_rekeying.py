@@ -20,6 +20,7 @@ from g2d.vault.sealing import changing, rekeying
 from g2d.vault.sealing.envelope import About, head_of, seal_file
 from g2d.vault.sealing.record import write_record
 from g2d.vault.sealing.rekeying import rekey
+from g2d.vault.sealing.remembered import remember, remembered
 from g2d.vault.vault import Vault
 from g2d.vault.verify import verify
 from signed import run
@@ -121,19 +122,68 @@ def test_a_former_key_that_is_put_back_into_the_ledger_opens_nothing(path, urls,
     with Vault.open(path) as opened:
         stolen = opened.sealing.key(opened.sealing.record, sealing.custodian(urls[0]))
     go(path, urls, stop)
-    with Vault.open(tmp_path / "half") as half:
-        record = half.sealing.record
+    _put_former_back(path, tmp_path / "half", stolen)
+    with Vault.open(path) as vault, pytest.raises(BrokenSealError, match="another key"):
+        vault.read_generation(2)
+    edit_ledger(path, "UPDATE sealing SET record = replace(record, 'blob', 'blub')")
+    with Vault.open(path) as vault, pytest.raises(SealingError, match=r"record .* is damaged"):
+        assert vault.sealing.record
+
+
+def test_a_kill_at_the_very_end_leaves_nothing_open_to_the_former_key(
+    path, urls, tmp_path, monkeypatch
+):
+    def stop(stage, done, total):
+        if done == 2:
+            shutil.copytree(path, tmp_path / "half")
+
+    with Vault.open(path) as opened:
+        stolen = opened.sealing.key(opened.sealing.record, sealing.custodian(urls[0]))
+
+    def killed(vault, record):
+        made = changing.put_record(vault, record)
+        if record.state == "sealed":
+            raise Killed
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rekeying, "put_record", killed)
+        with pytest.raises(Killed):
+            go(path, urls, stop)
+    with Vault.open(path) as vault:
+        assert remembered(vault).former == ""
+    _put_former_back(path, tmp_path / "half", stolen)
+    with Vault.open(path) as vault, pytest.raises(BrokenSealError, match="another key"):
+        vault.read_generation(2)
+
+
+def test_what_an_older_g2d_left_open_is_closed_by_whoever_opens_the_vault(path, urls, tmp_path):
+    def stop(stage, done, total):
+        if done == 2:
+            shutil.copytree(path, tmp_path / "half")
+
+    with Vault.open(path) as opened:
+        old = opened.sealing.record.key
+        stolen = opened.sealing.key(opened.sealing.record, sealing.custodian(urls[0]))
+    go(path, urls, stop)
+    with Vault.open(path) as vault:  # as a kill of an older G2D left it
+        remember(vault, urls[1], vault.sealing.record.key, former=old)
+        assert remembered(vault).former == old
+    Vault.open(path).close()
+    _put_former_back(path, tmp_path / "half", stolen)
+    with Vault.open(path) as vault, pytest.raises(BrokenSealError, match="another key"):
+        vault.read_generation(2)
+
+
+def _put_former_back(path, half, stolen):
+    with Vault.open(half) as opened:
+        record = opened.sealing.record
     assert record.state == "rekeying"
     with Vault.open(path, write=True) as vault:
         with vault._writing():
             write_record(vault._ledger, record)
         about = vault.sealing.generation(2, "weights", vault.generation(2).files["weights"])
         vault.generation_file(2).write_bytes(seal_file(network(2), about, stolen))
-    with Vault.open(path) as vault, pytest.raises(BrokenSealError, match="another key"):
-        vault.read_generation(2)
-    edit_ledger(path, "UPDATE sealing SET record = replace(record, 'blob', 'blub')")
-    with Vault.open(path) as vault, pytest.raises(SealingError, match=r"record .* is damaged"):
-        assert vault.sealing.record
 
 
 def test_a_kill_at_each_moment_leaves_a_vault_that_opens_and_goes_on(path, urls, monkeypatch):

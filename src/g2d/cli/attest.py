@@ -371,7 +371,7 @@ def open_released(
             )
         released.released_key(opened, record, about, custodian(url).unwrap)
         mark_first(opened)
-        remember(opened, url, record.key)
+        remember(opened, url, record.key, whole=record.all_sealed or None)
     print_line(f"Generation {wanted} of {vault} opens here. Next: g2d serve {vault}")
 
 

@@ -171,7 +171,7 @@ def _use(vault: Path, url: str) -> None:
     with Vault.open(vault) as opened:
         record = require(opened)
         unwrapped(record, custodian(url), opened.path)
-        remember(opened, url, record.key)
+        remember(opened, url, record.key, whole=record.all_sealed or None)
     print_line(f"{vault} is opened by {url} on this machine.")
 
 

@@ -122,6 +122,7 @@ class Vault(VaultReader):
                 undo.callback(ledger.close)
                 check_ledger(path, ledger)
                 vault = cls(path, ledger, lock)
+                vault.sealing.settle()
                 if write:
                     if cls.remembered:
                         vault._mark.take_up(vault, ledger)

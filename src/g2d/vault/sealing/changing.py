@@ -93,7 +93,7 @@ def begin(vault: Vault, custodian: Custodian, url: str) -> Record:
             remember(vault, url, record.key, sealed=False)
         put_record(vault, record)
     if vault.remembered:
-        remember(vault, url, record.key)
+        remember(vault, url, record.key, whole=False)  # until `seal` has been through all of it
     return record
 
 
@@ -124,7 +124,9 @@ def seal(vault: Vault, custodian: Custodian, url: str, progress: Progress = sile
         done += 1
     progress("sealing", done, len(files))
     check_alone(vault)
-    put_record(vault, replace(record, state="sealed"))
+    record = put_record(vault, replace(record, state="sealed"))
+    if vault.remembered:
+        remember(vault, url, record.key, whole=True)
     return Changed(done - before, before)
 
 

@@ -53,8 +53,8 @@ class SealCheck:
             BrokenSealError: it is not what was written there.
         """
         if not is_sealed(data):
-            if self._record is not None and self._record.all_sealed:
-                raise BrokenSealError("it is not sealed, in a vault that is: it was put there")
+            if why := self._sealing.why_sealed(self._record):
+                raise BrokenSealError(f"it is not sealed, {why}")
             return data
         check_whole(data, about)
         if self.damage or self._record is None:

@@ -78,9 +78,10 @@ def rekey(
         done += 1
     progress("rekeying", done, len(files))
     check_alone(vault)
-    record = put_record(vault, replace(record, state="sealed", former=None))
     if vault.remembered:
-        remember(vault, url, record.key)
+        # Before: no kill leaves the former key open here, and none is needed any more.
+        remember(vault, url, record.key, whole=True)
+    put_record(vault, replace(record, state="sealed", former=None))
     return replace(told, files=done - before, before=before)
 
 
@@ -111,7 +112,7 @@ def _begin(
 def _remember(vault: Vault, record: Record, url: str) -> None:
     assert record.former is not None
     if vault.remembered:
-        remember(vault, url, record.key, former=record.former.key)
+        remember(vault, url, record.key, former=record.former.key, whole=True)
 
 
 def _head(vault: Vault, file: File) -> Head:

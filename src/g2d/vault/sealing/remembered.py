@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from g2d.core.files import MOST_TEXT, read_plain, replace_file
@@ -30,8 +30,10 @@ __all__ = [
     "leave",
     "named_here",
     "new_custodian",
+    "note_opened",
     "remember",
     "remembered",
+    "settle",
 ]
 
 VARIABLE = "G2D_CUSTODIAN"
@@ -47,29 +49,40 @@ class Remembered:
     Attributes:
         custodian: what opens it; "": nothing is known of that. sealed: it was sealed for good;
             False: that is being begun, or undone, or was never done. key: name of its key. former:
-            name of the key before that, while the vault is rekeyed; "": it is not.
+            name of the key before that, while the vault is rekeyed; "": it is not. whole: none of
+            its files was plain when it was read here; plaintext that comes later is not read.
     """
 
     custodian: str = ""
     sealed: bool = False
     key: str = ""
     former: str = ""
+    whole: bool = False
 
 
-def remember(vault: VaultReader, url: str, key: str, sealed: bool = True, former: str = "") -> None:
+def remember(
+    vault: VaultReader,
+    url: str,
+    key: str,
+    sealed: bool = True,
+    former: str = "",
+    whole: bool | None = None,
+) -> None:
     """Remember that this user opens a vault, where it lies now, by a custodian.
 
     Args:
-        key, sealed, former: as `Remembered` has them.
+        key, sealed, former: as `Remembered` has them. whole: likewise; None: as it was.
 
     Raises:
         SealingError: it cannot be remembered.
     """
+    if whole is None:
+        whole = sealed and remembered(vault).whole
+    said = Remembered(url, sealed, key, former, whole)
     try:
         path = state_file(vault, _FOLDER)
         private_state(_FOLDER)
-        text = json.dumps({"custodian": url, "sealed": sealed, "key": key, "former": former})
-        replace_file(path, text.encode(), path.with_suffix(".tmp"))
+        replace_file(path, json.dumps(asdict(said)).encode(), path.with_suffix(".tmp"))
     except OSError as error:
         raise SealingError(
             f"that {url} opens {vault.path} cannot be remembered ({error.strerror}): set G2D_STATE"
@@ -81,14 +94,44 @@ def remembered(vault: VaultReader) -> Remembered:
     """What was remembered of a vault; what is there and cannot be read counts as sealed."""
     try:
         found = json.loads(read_plain(state_file(vault, _FOLDER), MOST_TEXT))
-        former = str(found.get("former", ""))
-        return Remembered(str(found["custodian"]), bool(found["sealed"]), str(found["key"]), former)
+        former, whole = str(found.get("former", "")), bool(found.get("whole", False))
+        custodian, sealed = str(found["custodian"]), bool(found["sealed"])
+        return Remembered(custodian, sealed, str(found["key"]), former, sealed and whole)
     except FileNotFoundError:
         return Remembered()
     except OSError as error:
         return Remembered(sealed=error.errno != 0)  # 0: it has no identity
     except DAMAGE:
-        return Remembered(sealed=True)
+        return Remembered(sealed=True, whole=True)
+
+
+def note_opened(vault: VaultReader, record: Record) -> None:
+    """Remember that a vault is sealed, all of it: a file of it was opened, and it says so.
+
+    A vault that is being sealed or unsealed by this user's own command is left as it is.
+
+    Raises:
+        SealingError: the state folder cannot be written.
+    """
+    known = remembered(vault)
+    begun = not known.sealed and known != Remembered()
+    if record.all_sealed and not known.whole and not begun:
+        key = known.key or record.key
+        remember(vault, known.custodian, key, former=known.former, whole=True)
+
+
+def settle(vault: VaultReader, record: Record | None) -> None:
+    """Close to its former key a vault whose ledger says that it was rekeyed to the end.
+
+    A kill between the ledger's last word and this memory's leaves that key open here.
+
+    Raises:
+        SealingError: the state folder cannot be written.
+    """
+    known = remembered(vault)
+    if known.former and record is not None and record.state == "sealed":
+        if known.sealed and record.key == known.key:
+            remember(vault, known.custodian, record.key)
 
 
 def leave(vault: VaultReader, record: Record) -> None:

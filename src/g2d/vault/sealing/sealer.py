@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from g2d.core.platforms import open_plain
-from g2d.errors import BrokenSealError, SealingError
+from g2d.errors import BrokenSealError, SealingError, VaultError
 from g2d.vault.records import Entry
 from g2d.vault.sealing.envelope import (
     MAGIC,
@@ -35,8 +35,10 @@ from g2d.vault.sealing.remembered import (
     Remembered,
     named_here,
     new_custodian,
+    note_opened,
     remember,
     remembered,
+    settle,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Sealer:
         self._keys: dict[str, bytes] = {}  # by name
         self._released: dict[tuple[bytes, bytes], bytes] = {}  # keys of releases
         self._under = ""  # name of the key that all is sealed by that is written
+        self._demanded = self._noted = False
 
     def __repr__(self) -> str:
         return f"Sealer({self._vault.path})"
@@ -146,6 +149,24 @@ class Sealer:
 
     # --- reading ---------------------------------------------------------------------------------
 
+    def demand(self) -> None:
+        """From now on read nothing that is plain, whatever the ledger and this user's state say."""
+        self._demanded = True
+
+    def settle(self) -> None:
+        """Finish what a kill left undone of what is remembered, where the vault is opened."""
+        if self._vault.remembered:
+            with suppress(VaultError):  # whoever needs the record, or the state, says so
+                settle(self._vault, self.record)
+
+    def why_sealed(self, record: Record | None) -> str:
+        """Why a file that is plain was put there; "": it may be the vault's own."""
+        if record is not None and record.all_sealed:
+            return "in a vault that is: it was put there"
+        if self._demanded or (self._vault.remembered and remembered(self._vault).whole):
+            return "and the vault was, whatever its ledger says now: plaintext is not read here"
+        return ""
+
     def content(self, path: Path, about: About | None = None) -> bytes | None:
         """Return what a sealed file holds; None: what lies there is not sealed.
 
@@ -153,17 +174,18 @@ class Sealer:
             about: what it has to be; None: whatever of this vault it was sealed as.
 
         Raises:
-            BrokenSealError: it is not what was written there, or is plain in a sealed vault.
+            BrokenSealError: it is not what was written there, or is plain in a vault that is
+                sealed, or was when it was read here.
             SealingError: no custodian gives the key. OSError: the file cannot be read.
         """
         record = self.record  # before the file: while it is made, files are of both kinds
         with os.fdopen(open_plain(path), "rb") as file:
             if not is_sealed(file.read(len(MAGIC))):
-                if record is not None and record.all_sealed:
+                if why := self.why_sealed(record):
+                    command = "unseal" if record is None else "seal"
                     raise BrokenSealError(
-                        f"{path} is not sealed, in a vault that is: it was put there. Restore it"
-                        " from a backup; or if it is yours, run"
-                        f" `g2d vault seal {self._vault.path}`"
+                        f"{path} is not sealed, {why}. Restore it from a backup; or if you mean it"
+                        f" so, run `g2d vault {command} {self._vault.path}`"
                     )
                 return None
             file.seek(0)
@@ -180,6 +202,10 @@ class Sealer:
                 raise BrokenSealError(
                     f"{path} cannot be opened: {error}. Restore it from a backup"
                 ) from error
+        if self._vault.remembered and not self._noted:
+            with suppress(SealingError):  # a guard more; without a state folder there is none
+                note_opened(self._vault, record)
+            self._noted = record.all_sealed
         return found
 
     def data_key(self, record: Record, head: Head) -> bytes:
