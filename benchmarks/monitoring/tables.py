@@ -24,19 +24,32 @@ def _seeds(results: Sequence[Result]) -> list[str]:
     return sorted({seed for result in results for seed in result["seeds"]}, key=int)
 
 
+def merged(results: Sequence[Result]) -> Result:
+    """The seeds of several files, which two processes wrote side by side, as one.
+
+    Raises:
+        SystemExit: they were measured by other flags.
+    """
+    sizes = [result["sizes"] for result in results]
+    if any(one != sizes[0] for one in sizes):
+        raise SystemExit(f"results of other flags are not one table: {sizes}")
+    return {"sizes": sizes[0], "seeds": {k: v for one in results for k, v in one["seeds"].items()}}
+
+
 def _of_tasks(results: Sequence[Result]) -> list[list[str]]:
     """What was refreshed, task by task."""
+    tasks = dict.fromkeys(str(result["sizes"]["task"]) for result in results)
     return [
-        [f"{result['sizes']['task']}: {what}", *rest]
-        for result in results
-        for what, *rest in refresh.rows(result)
+        [f"{task}: {what}", *rest]
+        for task in tasks
+        for what, *rest in refresh.rows(merged([r for r in results if r["sizes"]["task"] == task]))
     ]
 
 
 TABLES = {
-    "monitoring-drift": Table("drift.json", lambda results: drift.rows(results[0]), _seeds),
+    "monitoring-drift": Table("drift*.json", lambda results: drift.rows(merged(results)), _seeds),
     "monitoring-detection": Table(
-        "detection.json", lambda results: detection.rows(results[0]), _seeds
+        "detection*.json", lambda results: detection.rows(merged(results)), _seeds
     ),
     "monitoring-refresh": Table("refresh-*.json", _of_tasks, _seeds),
 }

@@ -1,0 +1,74 @@
+"""Tables of monitors say what the JSON says, of whatever parts and files are there."""
+
+import json
+
+import pytest
+
+pytest.importorskip("psutil")
+
+from benchmarks.monitoring import alarms, detection, drift, tables
+
+
+def still(alarms_, asked):
+    return {
+        kind: {"requests": asked, "alarms": alarms_, "microseconds": 30.0} for kind in drift.KINDS
+    }
+
+
+def cells(text):
+    lines = [line.strip("| ").split(" | ") for line in text.split("\n") if line.startswith("|")]
+    return {line[0].strip(): line[-1].strip() for line in lines[2:]}
+
+
+def test_without_json_every_table_says_so(tmp_path):
+    made = tables.made(tmp_path)
+    assert all("not measured yet" in text for text in made.values())
+    assert len(made) == 6
+
+
+def test_drift_tells_of_single_parts_and_of_several_files(tmp_path):
+    blur = {"blur": {kind: [400, None, 1200] for kind in drift.KINDS}}
+    for seed, found in ((0, blur), (1, {"still": still(0, 1_000_000)})):
+        text = json.dumps({"sizes": {"task": "mnist"}, "seeds": {str(seed): found}})
+        (tmp_path / f"drift-seed{seed}.json").write_text(text)
+    text = tables.made(tmp_path)["monitoring-drift"]
+    made = cells(text)
+    assert made["blur: ours"] == "1 of 3; in the median after 1,200"
+    # Three over the count: what no event in so many says (the rule of three).
+    told = made["alarms where nothing moved: ours"]
+    assert told == "0 in 1,000,000; at most 3.00 in 1,000,000"
+    assert "Seeds 0, 1 of 3" in text
+    assert "label shift: ours" not in made
+    text = json.dumps({"sizes": {"task": "digits"}, "seeds": {}})
+    (tmp_path / "drift-other.json").write_text(text)
+    with pytest.raises(SystemExit, match="other flags"):
+        tables.made(tmp_path)
+
+
+def attack(won, early, before):
+    rival = {"before": 0, "before_later": 0, "undetected_wins": won, "median": None}
+    return {
+        "lanes": 10, "won": won, "early": early,
+        "queries": {"before": before, "before_later": before, "undetected_wins": 0, "median": 3.0},
+        "blacklight": rival,
+    }  # fmt: skip
+
+
+def test_accounts_of_all_seeds_are_counted_together():
+    seeds = {str(n): {"attacks": {"square": attack(5, 1, 9)}} for n in range(2)}
+    made = {what: told for what, _, told in detection.rows({"seeds": seeds})}
+    assert made["square: seen before success, %"].startswith("90.0 (69.9–97.2); Blacklight 0.0")
+    assert made["square: of the others seen before success, %"].startswith("100.0 (")
+    assert not any("OARS" in what or "benign" in what for what in made)
+    stream = {"alarms": 1, "inputs": 1000, "flagged": 7, "asked": 10, "microseconds": 100.0,
+              "microseconds_blacklight": 900.0}  # fmt: skip
+    made = detection.rows({"seeds": {"0": {"benign": {"plain": stream}}}})
+    assert made[0][2] == "1 in 1,000 inputs; Blacklight flags 7 of 10"
+    assert made[1][2] == "100 µs; Blacklight 900 µs"
+
+
+def test_alarms_stand_beside_the_schedule():
+    one = {"rotations": 13, "sent": 10_000, "told": 1}
+    runs = {"calm": {"rotations": 12, "sent": 0, "told": 0}, "one account": one}
+    assert alarms.rows({"runs": {"one account": one}}) == []
+    assert alarms.rows({"runs": runs})[1][1:] == ["12 ± 1", "13; 1 of 10,000 alarms told"]
