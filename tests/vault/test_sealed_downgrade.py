@@ -123,3 +123,47 @@ def test_a_damaged_memory_of_it_counts_as_sealed(made, tmp_path):
     put_plaintext(made, "sealing")
     with pytest.raises((BrokenSealError, SealingError), match="is not sealed, "):
         read(made)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_ledger_that_changes_under_a_service_gets_no_plaintext_read(made, kept, tmp_path):
+    """With a state folder and without one; by another identity, nothing that is known is found."""
+    with Vault.open(made) as vault:
+        assert vault.read_generation(1) == network(1)
+        if not kept:
+            shutil.rmtree(tmp_path / "state")
+            vault.sealing._note_opened(vault.sealing.record)
+            assert remembered(vault).whole  # it lasts as long as this process at least
+        put_plaintext(made, "sealing")
+        with pytest.raises(BrokenSealError, match="plaintext is not read"):
+            vault.read_generation(1)
+        edit_ledger(made, f"UPDATE identity SET id = '{'0' * 32}'")
+        with pytest.raises(BrokenSealError, match="plaintext is not read"):
+            vault.read_generation(1)
+
+
+def test_where_nothing_can_be_remembered_a_process_itself_does(made, monkeypatch, tmp_path, url):
+    monkeypatch.setenv("G2D_CUSTODIAN", url)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("G2D_STATE", str(tmp_path / "file" / "state"))
+    with Vault.open(made) as vault:
+        assert vault.read_generation(1) == network(1)
+        put_plaintext(made, "sealing")
+        with pytest.raises(BrokenSealError, match="plaintext is not read"):
+            vault.read_generation(1)
+
+
+def test_a_custodian_that_is_named_means_that_plaintext_is_not_served(made, url, monkeypatch):
+    """At its first start a host remembers nothing, and may have no folder for it either."""
+    from g2d.service.released import holds_releases_alone
+
+    monkeypatch.setenv("G2D_STATE", str(made.parent / "fresh"))
+    monkeypatch.setenv("G2D_CUSTODIAN", url)
+    assert not holds_releases_alone(made)
+    for state, told in (("sealing", "only half sealed"), ("", "plaintext is not served")):
+        put_plaintext(made, state)
+        with pytest.raises(SealingError, match=told) as caught:
+            holds_releases_alone(made)
+        assert "\n" not in str(caught.value)
+    monkeypatch.delenv("G2D_CUSTODIAN")
+    assert not holds_releases_alone(made)

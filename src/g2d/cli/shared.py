@@ -246,12 +246,13 @@ def refuse_ray(vault: Path) -> None:
     Raises:
         SealingError: the vault is sealed.
     """
+    from g2d.vault.sealing.remembered import remembered
     from g2d.vault.vault import Vault
 
     if not (vault / "ledger.sqlite").exists():
         return
     with Vault.open(vault) as opened:
-        if opened.sealing.record is not None:
+        if opened.sealing.record is not None or remembered(opened).sealed:
             raise SealingError(
                 f"{vault} is sealed, and a Ray cluster keeps networks in plaintext, in its object"
                 " store and in replicas' folders: use --engine local"

@@ -6,6 +6,7 @@ torch.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from g2d.rotation.events import Tell
 from g2d.rotation.scheduler import Rotation
 from g2d.rotation.snapshot import Live, Snapshot
 from g2d.rotation.triggers import AlarmBudget, Triggers
-from g2d.vault.sealing.remembered import named_here, remembered
+from g2d.vault.sealing.remembered import VARIABLE, named_here, remembered
 from g2d.vault.vault import Vault
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def holds_releases_alone(path: Path) -> bool:
     """Whether a vault is sealed, and this host opens what was released to it and no more.
 
     Raises:
-        VaultError: it cannot be read. SealingError: nobody has said what opens it here; or it was
-            sealed here, and its ledger says so no more.
+        VaultError: it cannot be read. SealingError: nobody has said what opens it here; or it is
+            plain by its ledger, and was sealed here, or a custodian is named all the same.
     """
     with Vault.open(path) as vault:
         record = vault.sealing.record
@@ -47,7 +48,18 @@ def holds_releases_alone(path: Path) -> bool:
                     f"{path} was sealed here, and its ledger says so no more: it is not served."
                     f" Restore it; or if you mean it so, run `g2d vault unseal {path}`"
                 )
+            if os.environ.get(VARIABLE):  # at the first start nothing is remembered yet
+                raise SealingError(
+                    f"{path} is not sealed, and {VARIABLE} names what opens it: plaintext is not"
+                    f" served. Seal it (`g2d vault seal {path}`), or unset {VARIABLE}"
+                )
             return False
+        if os.environ.get(VARIABLE) and not record.all_sealed and not remembered(vault).sealed:
+            raise SealingError(
+                f"{path} is only half sealed by its ledger ({record.state}), and was never opened"
+                f" here: plaintext is not served where {VARIABLE} is set. Finish it with `g2d vault"
+                f" {'unseal' if record.state == 'unsealing' else 'seal'} {path}`"
+            )
         named_here(vault)  # said before anything else: that the vault is new here is no news then
         return vault.sealing.releases_alone(record)
 

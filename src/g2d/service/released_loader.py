@@ -87,6 +87,7 @@ class ReleasedLoader(EncodingLoader):
         if self._served is None:
             private_state(_FOLDER)
             self._served = state_file(self._vault, _FOLDER)
+        self._vault.sealing.demand()  # what was released is sealed, whatever the record says
         super()._check_place(vault)
 
     def _look(self) -> int:
@@ -117,6 +118,7 @@ class ReleasedLoader(EncodingLoader):
             if self._marks is not None:
                 judge(fresh, self._marks)
             fresh.sealing.take_over(self._vault.sealing)
+            fresh.sealing.demand()
         except BaseException:
             fresh.close()
             raise

@@ -129,9 +129,10 @@ def settle(vault: VaultReader, record: Record | None) -> None:
         SealingError: the state folder cannot be written.
     """
     known = remembered(vault)
-    if known.former and record is not None and record.state == "sealed":
-        if known.sealed and record.key == known.key:
-            remember(vault, known.custodian, record.key)
+    if not (known.sealed and known.former) or record is None:
+        return
+    if record.state == "sealed" and record.key == known.key:
+        remember(vault, known.custodian, record.key)
 
 
 def leave(vault: VaultReader, record: Record) -> None:

@@ -63,6 +63,7 @@ class Sealer:
         self._released: dict[tuple[bytes, bytes], bytes] = {}  # keys of releases
         self._under = ""  # name of the key that all is sealed by that is written
         self._demanded = self._noted = False
+        self._opened = ""  # identity of the vault whose files were opened
 
     def __repr__(self) -> str:
         return f"Sealer({self._vault.path})"
@@ -163,7 +164,9 @@ class Sealer:
         """Why a file that is plain was put there; "": it may be the vault's own."""
         if record is not None and record.all_sealed:
             return "in a vault that is: it was put there"
-        if self._demanded or (self._vault.remembered and remembered(self._vault).whole):
+        other = self._opened not in ("", self._vault.identity)  # what is known of it is not found
+        known = self._vault.remembered and remembered(self._vault).whole
+        if self._demanded or other or known:
             return "and the vault was, whatever its ledger says now: plaintext is not read here"
         return ""
 
@@ -203,10 +206,17 @@ class Sealer:
                     f"{path} cannot be opened: {error}. Restore it from a backup"
                 ) from error
         if self._vault.remembered and not self._noted:
-            with suppress(SealingError):  # a guard more; without a state folder there is none
-                note_opened(self._vault, record)
-            self._noted = record.all_sealed
+            self._note_opened(record)
         return found
+
+    def _note_opened(self, record: Record) -> None:
+        """Remember that all of the vault is sealed; without a state folder, for this process."""
+        self._opened = self._opened or self._vault.identity
+        try:
+            note_opened(self._vault, record)
+        except SealingError:
+            self._demanded = record.all_sealed
+        self._noted = record.all_sealed
 
     def data_key(self, record: Record, head: Head) -> bytes:
         """The key that a file is encrypted under.
