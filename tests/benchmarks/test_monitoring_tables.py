@@ -64,7 +64,8 @@ def test_accounts_of_all_seeds_are_counted_together():
               "microseconds_blacklight": 900.0}  # fmt: skip
     made = detection.rows({"seeds": {"0": {"benign": {"plain": stream}}}})
     assert made[0][2] == "1 in 1,000 inputs; Blacklight flags 7 of 10"
-    assert made[1][2] == "100 µs; Blacklight 900 µs"
+    assert made[1][2] == "1 in 1,000 inputs; at most 4,743.86 in 1,000,000"
+    assert made[2][2] == "100 µs; Blacklight 900 µs"
 
 
 def test_alarms_stand_beside_the_schedule():
