@@ -5,6 +5,10 @@ Thin, like `main`, and as lazy. What clients do is in `service.client`; no answe
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +20,7 @@ from g2d.cli.shared import Ca, ClientCert, TokenFile
 
 if TYPE_CHECKING:
     from g2d.core.exchange import Credentials
+    from g2d.protect.asking import Answer
     from g2d.service.client import Way
 
 app = typer.Typer(
@@ -46,13 +51,12 @@ Bounds = Annotated[
     typer.Option(
         metavar="LOW HIGH",
         help="Values that an input may have, checked before it is encrypted; else 0 to 1 for"
-        " pictures.",
+        " pictures. For the encrypted way alone.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Write all scores there, too.")]
 
 
-@app.command()
 def infer(
     url: Url,
     files: Inputs,
@@ -65,6 +69,7 @@ def infer(
         ),
     ] = "plain",
     keys: Keys = None,
+    bounds: Bounds = None,
     out: Out = None,
     model: Model = "g2d",
     token_file: TokenFile = None,
@@ -75,26 +80,28 @@ def infer(
     from g2d.service.client import connect
 
     known = _known(token_file, ca, client_cert)
-    _infer(connect(url, way, model=model, known=known, keys=keys), files, out)
+    _infer(connect(url, way, model=model, known=known, keys=keys, bounds=bounds), files, out)
 
 
-@encrypted.command("infer")
-def infer_encrypted(
-    url: Url,
-    files: Inputs,
-    keys: Keys = None,
-    bounds: Bounds = None,
-    out: Out = None,
-    model: Model = "g2d",
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    client_cert: ClientCert = None,
-) -> None:
-    """Ask about encrypted inputs, and print each one's class, as `--way encrypted` does."""
-    from g2d.service.client.encrypted import EncryptedClient
+def _fixed(command: Callable[..., None], **given: str) -> Callable[..., None]:
+    """The same command, with all its options but those that are given."""
 
-    known = _known(token_file, ca, client_cert)
-    _infer(EncryptedClient(url, model, known, keys, bounds=bounds), files, out)
+    @functools.wraps(command)
+    def run(**rest: object) -> None:
+        command(**rest, **given)
+
+    signature = inspect.signature(command, eval_str=True)
+    left = [one for name, one in signature.parameters.items() if name not in given]
+    run.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in left}
+    return run
+
+
+app.command()(infer)
+encrypted.command(
+    "infer",
+    help="Ask about encrypted inputs, and print each one's class, as `--way encrypted` does.",
+)(_fixed(infer, way="encrypted"))
 
 
 @encrypted.command("keys")
@@ -147,17 +154,33 @@ def _infer(client: Way, files: list[Path], out: Path | None) -> None:
     scores = (
         [""] * len(places) if answer.labels_only else [f"{s:.4g}" for s in answer.values.max(1)]
     )
-    print_table(
-        [
-            {"input": place, "class": names[k] if k < len(names) else str(k), "score": score}
-            for place, k, score in zip(places, answer.labels.tolist(), scores, strict=True)
-        ]
-    )
-    heard = sorted({n for n in (answer.number, *answer.others) if n is not None})
-    if heard:
-        print_line(f"answered by generation {', '.join(map(str, heard))}")
+    table = [
+        {"input": place, "class": names[k] if k < len(names) else str(k), "score": score}
+        for place, k, score in zip(places, answer.labels.tolist(), scores, strict=True)
+    ]
+    if answer.mixed and answer.each:
+        for row, name in zip(table, answer.each, strict=True):
+            row["generation"] = "?" if name is None else str(name)
+    print_table(table)
+    if told := _by_whom(answer):
+        print_line(told)
     if out is not None:
         _write(out, answer.values)
+
+
+def _by_whom(answer: Answer) -> str:
+    """Which generations answered, as far as that is told."""
+    if answer.mixed is None:
+        return (
+            "answered by one of the live generations each: the service does not say which"
+            " generation, and several may have"
+        )
+    named = [*answer.each] or [answer.number, *answer.others]
+    counts = Counter(str(name) for name in named if name is not None)
+    if not answer.mixed:
+        return f"answered by generation {', '.join(counts)}" if counts else ""
+    parts = (f"{name} ({n} input{'s' * (n > 1)})" for name, n in counts.items())
+    return f"answered by several generations: {', '.join(parts)}"
 
 
 def _write(out: Path, values: object) -> None:

@@ -84,3 +84,63 @@ def test_keys_lie_by_service_model_and_plan(tmp_path, monkeypatch):
     assert one == default_file("http://x", "g2d", "d" * 64)
     others = [("http://y", "g2d", "d"), ("http://x", "m", "d"), ("http://x", "g2d", "e")]
     assert len({one, *(default_file(*other) for other in others)}) == 4
+
+
+def test_both_commands_of_the_encrypted_way_have_the_same_options():
+    from typer.main import get_command
+
+    from g2d.cli.client import app
+
+    group = get_command(app)
+    one, other = group.commands["infer"], group.commands["encrypted"].commands["infer"]
+
+    def said(command):
+        options = [p for p in command.params if p.name != "help"]
+        return {p.name: (p.opts, getattr(p, "help", ""), p.required, p.nargs) for p in options}
+
+    assert said(one).keys() - said(other).keys() == {"way"}
+    assert said(other).items() <= said(one).items()
+    assert said(other).keys() >= {"url", "files", "keys", "bounds", "out", "model", "ca"}
+
+
+def test_bounds_are_for_the_way_that_checks_them():
+    assert connect("http://x", "encrypted", bounds=(-1.0, 1.0))
+    with pytest.raises(SettingsError, match="bounds"):
+        connect("http://x", bounds=(-1.0, 1.0))
+
+
+def test_what_several_generations_answered_is_said_input_by_input(tmp_path, monkeypatch):
+    from g2d.protect.asking import Answer, Described
+
+    tags = ("t0123456789abcdef", "tfedcba9876543210")
+
+    class Mixing:
+        each = (4, 4, 5)
+
+        def __init__(self, *_, **__):
+            pass
+
+        def describe(self):
+            return Described("x", (1, 2, 2), "FP32", classes=3)
+
+        def infer(self, x, progress):
+            numbers = [n for n in self.each if isinstance(n, int)]
+            return Answer(np.eye(3), (numbers or [None])[0], tuple(numbers[1:]), self.each)
+
+    monkeypatch.setattr("g2d.service.client.encrypted.EncryptedClient", Mixing)
+    monkeypatch.setitem(WAYS, "encrypted", Mixing)
+    np.save(tmp_path / "x.npy", np.concatenate((X, X[:1])))
+    for words in (("infer", "--way", "encrypted"), ("encrypted", "infer")):
+        ask = ("client", *words, "http://x", tmp_path / "x.npy")
+        Mixing.each = (4, 4, 5)
+        said = " ".join(succeed(*ask).output.split())
+        assert "answered by several generations: 4 (2 inputs), 5 (1 input)" in said
+        assert "generation" in said.split("0.5")[0]  # a column
+        Mixing.each = (tags[0], tags[1], tags[0])
+        said = " ".join(succeed(*ask).output.split())
+        assert f"several generations: {tags[0]} (2 inputs), {tags[1]} (1 input)" in said
+        Mixing.each = (tags[0],) * 3
+        assert f"answered by generation {tags[0]}" in " ".join(succeed(*ask).output.split())
+        Mixing.each = (None,) * 3
+        said = " ".join(succeed(*ask).output.split())
+        assert "does not say which generation" in said

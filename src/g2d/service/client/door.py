@@ -39,9 +39,11 @@ class Way(Protocol):
         ...
 
 
+_BOUNDED = "encrypted"
+
 WAYS: dict[str, Callable[[str, str, Credentials, Path | None], Way]] = {
     "plain": lambda url, model, known, keys: PlainClient(url, model, known),
-    "encrypted": EncryptedClient,
+    _BOUNDED: EncryptedClient,
     "multiparty": MultipartyClient,
 }
 """Ways by their names: of a URL (of parties: their file), a model's name there, who asks, and a
@@ -55,17 +57,25 @@ def connect(
     model: str = "g2d",
     known: Credentials | None = None,
     keys: Path | str | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Way:
     """Return what asks a service; nothing is asked yet.
 
     Args:
         url: root of the service. way: one of `WAYS`. model: its name there. known: who asks.
         keys: file of this client's secret keys, where the way needs some; None: in the state
-            folder, by the URL.
+            folder, by the URL. bounds: see `EncryptedClient`; for that way alone.
 
     Raises:
-        SettingsError: there is no such way.
+        SettingsError: there is no such way, or it checks no bounds.
     """
     if way not in WAYS:
         raise SettingsError(f"there is no way {way!r}, only {', '.join(WAYS)}.{nearest(way, WAYS)}")
-    return WAYS[way](url, model, known or Credentials(), None if keys is None else Path(keys))
+    file = None if keys is None else Path(keys)
+    if bounds is None:
+        return WAYS[way](url, model, known or Credentials(), file)
+    if way != _BOUNDED:
+        raise SettingsError(
+            f"bounds are checked by the way {_BOUNDED!r}, not by {way!r}: leave them out"
+        )
+    return EncryptedClient(url, model, known or Credentials(), file, bounds=bounds)
