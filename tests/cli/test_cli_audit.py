@@ -7,12 +7,14 @@ import json
 import pytest
 
 from audit_logs import write
+from g2d.errors import KeyFileError, SealingError
 from g2d.protect.audit.ocsf import _CLASSES, to_ocsf
 from g2d.protect.audit.places import audit_key, default_log
 from g2d.protect.audit.records import GENESIS, Record, stamp
 from g2d.protect.audit.verify import read_records
 from g2d.rotation import events as rotation
 from g2d.service.http import events as service
+from g2d.vault.keys import SigningKey
 from signed import run
 
 
@@ -111,3 +113,38 @@ def test_every_event_of_ours_has_a_class():
         if isinstance(kind, type) and issubclass(kind, rotation.Event) and kind.__dict__.get("name")
     }
     assert kinds - _CLASSES.keys() == set()
+
+
+def test_the_audit_key_is_opened_by_a_custodian_from_the_start(tmp_path, monkeypatch):
+    pytest.importorskip("cryptography")
+    monkeypatch.setenv("G2D_STATE", str(tmp_path / "state"))
+    monkeypatch.delenv("G2D_CUSTODIAN", raising=False)
+    url, place = f"file:{tmp_path / 'c.key'}", tmp_path / "state" / "audit" / "audit.key"
+    assert f"opened by    {url}" in run("audit", "key", "--custodian", url)
+    assert b"BEGIN G2D SEALED PRIVATE KEY" in place.read_bytes()
+    log = tmp_path / "audit.jsonl"
+    write(log, audit_key(), 3)
+    assert "are right" in run("audit", "verify", log)
+    assert "g2d keys seal" in " ".join(run("audit", "key", code=1).split())
+    (tmp_path / "c.key").rename(tmp_path / "gone")
+    with pytest.raises(SealingError, match="there is no custodian"):
+        audit_key()
+    (tmp_path / "gone").rename(tmp_path / "c.key")
+    sealed = place.read_bytes()
+    place.unlink()  # else a plain key would be made, and sign all that follows
+    with pytest.raises(KeyFileError, match="is opened by file:"):
+        audit_key()
+    SigningKey.generate().write(place)
+    with pytest.raises(KeyFileError, match="no such file") as caught:
+        audit_key()
+    assert "\n" not in str(caught.value)
+    place.write_bytes(sealed)
+    assert audit_key().fingerprint
+
+
+def test_an_audit_key_without_its_private_half_is_not_made_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("G2D_STATE", str(tmp_path / "state"))
+    monkeypatch.delenv("G2D_CUSTODIAN", raising=False)
+    run("audit", "key")
+    (tmp_path / "state" / "audit" / "audit.key").unlink()
+    assert "verifies older logs" in " ".join(run("audit", "key", code=1).split())

@@ -1,4 +1,4 @@
-"""The commands `g2d audit verify|show|export`: they read audit logs, and change nothing of them.
+"""The commands `g2d audit key|verify|show|export`: all but the first read audit logs alone.
 
 Thin, like `main`, and as lazy. What a log is and how it is verified is in `protect.audit`.
 """
@@ -29,6 +29,33 @@ app = typer.Typer(
 LogFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="An audit log, or the vault that it is of.")
 ]
+
+
+@app.command()
+def key(
+    custodian: Annotated[
+        str,
+        typer.Option(
+            metavar="CUSTODIAN",
+            help="What opens the key's file: file:PATH, pkcs11:... or tpm:; else it is plain.",
+        ),
+    ] = "",
+) -> None:
+    """Make this machine's audit key before a service does, opened by a custodian alone."""
+    from g2d.cli.shared import made_custodian
+    from g2d.protect.audit.places import default_public, make_audit_key, private_file
+
+    if private_file().exists():
+        raise G2DError(
+            f"{private_file()} is there: to have it opened by a custodian, run"
+            f" `g2d keys seal {private_file()} --custodian CUSTODIAN`"
+        )
+    made = make_audit_key(url := made_custodian(custodian))
+    print_line(f"private key  {private_file()} (mode 600; it signs audit logs, and nothing else)")
+    print_line(f"public key   {default_public()} (keep a copy on another machine)")
+    print_line(f"fingerprint  {made.fingerprint}")
+    if url:
+        print_line(f"opened by    {url}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 
+from g2d.core.files import MOST_TEXT, read_plain
 from g2d.core.platforms import (
     open_flags,
     open_plain,
@@ -81,13 +82,44 @@ def default_public() -> Path:
     return audit_folder() / "audit.pub"
 
 
+def private_file() -> Path:
+    """Where this machine's audit key lies, or is to lie."""
+    return audit_folder() / "audit.key"
+
+
+def make_audit_key(custodian: str = "") -> SigningKey:
+    """Make this machine's audit key, mode 600, and its public half beside it.
+
+    Args:
+        custodian: opens the private file, as `g2d.protect.sealing` names it; "": it is in
+            plaintext.
+
+    Raises:
+        KeyFileError: there is one, or it cannot be made.
+        SealingError: the custodian is not there, or refuses.
+    """
+    _made()
+    if default_public().exists() and not private_file().exists():
+        raise KeyFileError(
+            f"{default_public()} is there without its private half, and verifies older logs: move"
+            " it away, and keep it; then make a new key"
+        )
+    made = SigningKey.generate()
+    made.write(private_file(), custodian)
+    made.public.write(default_public())
+    return made
+
+
 def audit_key() -> SigningKey:
     """This machine's audit key: made at the first use, mode 600, its public half beside it.
 
     Raises:
-        KeyFileError: it cannot be made or read, or others may read it.
+        KeyFileError: it cannot be made or read, others may read it, or it is plain where this user
+            had it sealed. SealingError: its custodian does not open it.
     """
-    private = _made() / "audit.key"
+    _made()
+    private = private_file()
+    _check_sealed(private)
     if not private.exists():
         made = SigningKey.generate()
         try:
@@ -99,6 +131,25 @@ def audit_key() -> SigningKey:
     if not default_public().exists():
         key.public.write(default_public())
     return key
+
+
+def _check_sealed(private: Path) -> None:
+    """Refuse a plain key, or none, where a custodian opens the key: somebody replaced it."""
+    from g2d.vault.sealing.keyfile import is_sealed_key
+    from g2d.vault.sealing.named import noted
+
+    if (custodian := noted(private)) is None:
+        return
+    try:
+        sealed = is_sealed_key(read_plain(private, MOST_TEXT))
+    except OSError:
+        sealed = False
+    if not sealed:
+        raise KeyFileError(
+            f"{private} is opened by {custodian}, and what lies there now is no such file: restore"
+            f" it from a backup, or run `g2d keys seal {private} --custodian {custodian}` if you"
+            " put a plain key there"
+        )
 
 
 def public_key(file: Path | None) -> VerifyKey:

@@ -18,7 +18,7 @@ from g2d.core.platforms import private_state, state_folder
 from g2d.errors import DAMAGE, SealingError
 from g2d.vault.sealing.remembered import VARIABLE
 
-__all__ = ["check_named", "note_named"]
+__all__ = ["check_named", "note_named", "noted"]
 
 _FOLDER = "keys"
 _HARMLESS = ("file:",)  # with what follows; others where nothing does
@@ -32,7 +32,7 @@ def check_named(path: Path, url: str) -> None:
         SealingError: with what its user has to say first.
     """
     harmless = url.startswith(_HARMLESS) or url.partition("?")[0] in _ALONE
-    if harmless or url in (os.environ.get(VARIABLE), _noted(path)):
+    if harmless or url in (os.environ.get(VARIABLE), noted(path)):
         return
     raise SealingError(
         f"{path} is opened by {url!r}, as it says itself, and what that names may be run: if it is"
@@ -58,7 +58,8 @@ def note_named(path: Path, url: str) -> None:
         ) from error
 
 
-def _noted(path: Path) -> str | None:
+def noted(path: Path) -> str | None:
+    """The custodian that this user has a key's file, where it lies, opened by; None: none."""
     try:
         found = json.loads(read_plain(_file(path), MOST_TEXT))["custodian"]
     except (OSError, *DAMAGE):
