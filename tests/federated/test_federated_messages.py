@@ -25,7 +25,8 @@ from g2d.training.federated.messages import (
     most_bytes,
 )
 from g2d.training.federated.records import shares, timetable
-from g2d.training.federated.server import STATE, Asked, Server
+from g2d.training.federated.server import STATE, Server
+from g2d.training.federated.stages import Asked
 
 FORM = Form({"a.weight": (2, 3), "b": (), "c": (4,)})
 NAMES = [f"client-{k:02d}" for k in range(5)]

@@ -37,6 +37,7 @@ from g2d.training.federated.messages import (
     most_bytes,
 )
 from g2d.training.federated.networks import Networks, check_plan
+from g2d.training.federated.stages import check_agreed, check_member
 from g2d.training.loop import Batches
 from g2d.training.recipes import HardenedTraining, fgsm_light, stale
 from g2d.training.recipes.recipe import ChangeStep, Recipe, Setup
@@ -68,7 +69,8 @@ class Client:
     Args:
         identity: its name, as its certificate says. task: its model, loss and attack. records: its
             own. like: the state whose tensors stay as they are. file: where its last answer is
-            kept; None: in memory.
+            kept; None: in memory. held: whether the server is held to the settings; it is not where
+            it is of this process.
     """
 
     def __init__(
@@ -80,7 +82,10 @@ class Client:
         networks: Networks,
         like: State,
         file: Path | None = None,
+        *,
+        held: bool = True,
     ) -> None:
+        self.held = held
         self.identity, self.task, self.records, self.settings = identity, task, records, settings
         self.networks, self.like, self.file = networks, like, file
         self._pools: dict[str, Split] = {}
@@ -92,9 +97,11 @@ class Client:
         """Take a member: attacks on it are crafted from the client's own records, and stay here.
 
         Raises:
-            FederatedError: it is no member of the task's.
+            FederatedError: it is no member of the task's, or of no name that the settings have.
         """
         found, s = decode(data, self.networks.form, MEMBER), self.settings
+        if self.held:
+            check_member(found.stage, s)
         if found.stage in self._pools or not len(self.records):
             return
         size = max(1, s.population.pool // max(1, s.federated.clients))
@@ -111,7 +118,8 @@ class Client:
         """Train for a round and return the answer; None: it has no records to learn from.
 
         Raises:
-            FederatedError: what the server sent is no round, or asks for what no client does.
+            FederatedError: what the server sent is no round, or asks for what no client does, or
+                for what this one's settings do not say (`stages.check_agreed`).
             PopulationError: training diverged.
         """
         asked = decode(data, self.networks.form, ROUND)
@@ -121,7 +129,10 @@ class Client:
             )
         if not len(self.records):
             return None
-        base, before = digest_of(asked.vector), self._before(asked.stage)
+        base, last = digest_of(asked.vector), self._answered()
+        if self.held:
+            check_agreed(asked, base, last, self.settings)
+        before = last if last is not None and last.stage == asked.stage else None
         if before is not None and before.number == asked.number and before.base == base:
             return self._last
         change = self._trained(asked) - asked.vector
@@ -152,12 +163,9 @@ class Client:
         """The last answer."""
         return self._last
 
-    def _before(self, stage: str) -> Message | None:
-        """The last answer, where it is of the same stage."""
-        if self._last is None:
-            return None
-        found = decode(self._last, self.networks.form, ANSWER)
-        return found if found.stage == stage else None
+    def _answered(self) -> Message | None:
+        """The last answer, of whichever stage."""
+        return None if self._last is None else decode(self._last, self.networks.form, ANSWER)
 
     def _trained(self, asked: Message) -> Array:
         """The network after the local steps, (P,)."""

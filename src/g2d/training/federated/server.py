@@ -32,6 +32,7 @@ from g2d.training.federated.messages import (
     is_identity,
     most_bytes,
 )
+from g2d.training.federated.stages import Asked
 
 STATE = "state.safetensors"
 
@@ -44,23 +45,6 @@ class Closed:
     answered: int
     late: int
     skipped: str = ""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a stage asks of its clients.
-
-    Attributes:
-        stage: its name, such as "member-12". rounds: how many. batch: examples a local step.
-        repelled: stages of the networks whose attacks clients learn. rate: SGD's at first; None:
-            `[federated] local_rate`.
-    """
-
-    stage: str
-    rounds: int
-    batch: int
-    repelled: tuple[str, ...] = ()
-    rate: float | None = None
 
 
 @dataclass
@@ -152,13 +136,7 @@ class Server:
 
     def ask(self) -> bytes:
         """The message of this round: parameters and plan; the same bytes until it is closed."""
-        s = self.settings
-        first = s.local_rate if self.asked.rate is None else self.asked.rate
-        rate = first * (1.0 - self.number / self.asked.rounds)
-        plan = {
-            "steps": s.local_steps, "rate": float(rate), "momentum": float(s.momentum),
-            "batch": self.asked.batch, "repelled": list(self.asked.repelled),
-        }  # fmt: skip
+        plan = self.asked.plan(self.settings, self.number)
         message = Message(ROUND, self.asked.stage, self.vector, self.number, plan=plan)
         return encode(message, self.form)
 

@@ -23,7 +23,8 @@ from g2d.training.federated.checks import Refusals
 from g2d.training.federated.client import Client
 from g2d.training.federated.messages import ANSWER, decode
 from g2d.training.federated.networks import Networks
-from g2d.training.federated.server import Asked, Server
+from g2d.training.federated.server import Server
+from g2d.training.federated.stages import Asked, rate_of
 
 ROOT = "server-root"
 """What the server's own training is called where a rule asks for it."""
@@ -90,15 +91,17 @@ class ServerSide(ABC):
         file = None
         if self.folder is not None:
             file = make_folder(self.folder / "clients", 0o700) / f"{identity}.safetensors"
-        return Client(identity, self.task, records, self.settings, self.networks, self.like, file)
+        return Client(
+            identity, self.task, records, self.settings, self.networks, self.like, file,
+            held=False,
+        )  # fmt: skip
 
     def open_stage(
         self, stage: str, start: Array, rounds: int, repelled: Sequence[str] = ()
     ) -> Server:
         """The server of a stage, as it was left."""
         s = self.settings
-        # At the base's rate a repelled fork of digits fell from 94 % to 10 % in four rounds.
-        rate = s.federated.fork_rate if stage.startswith("member-") else s.federated.local_rate
+        rate = rate_of(stage, s.federated)
         asked = Asked(stage, rounds, s.population.batch, tuple(repelled), rate)
         folder = None if self.folder is None else make_folder(self.folder, 0o700) / stage
         return Server(

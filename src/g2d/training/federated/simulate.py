@@ -25,8 +25,9 @@ from g2d.training.federated.aggregation import Around
 from g2d.training.federated.client import Client, LocalSgd
 from g2d.training.federated.messages import ANSWER, MEMBER, Message, decode, digest_of, encode
 from g2d.training.federated.records import Turn, shares, timetable
-from g2d.training.federated.server import Asked, Server
+from g2d.training.federated.server import Server
 from g2d.training.federated.side import ServerSide, check_trained
+from g2d.training.federated.stages import Asked
 from g2d.training.loop import Batches
 from g2d.training.recipes import HardenedTraining
 
