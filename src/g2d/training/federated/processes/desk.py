@@ -19,6 +19,8 @@ from g2d.training.federated.server import Server
 _TICK = 0.5  # seconds between looks at the clock
 _SAID = 30.0  # seconds between lines about a round that waits
 _MOST_SAID = 5  # lines about one client's notes
+_GRACE = 30.0  # seconds for the last f clients, at least; else
+_TIMES = 2.0  # as often as long as all but f have taken
 
 
 class Desk:
@@ -29,7 +31,8 @@ class Desk:
             waits for clients who are missing. say: hears a line of what an operator should know.
 
     Attributes:
-        tick: is called every now and then while a round is open.
+        tick: is called every now and then while a round is open. grace: seconds that the last f
+            clients are waited for, at least, when all others have spoken.
     """
 
     def __init__(
@@ -42,11 +45,13 @@ class Desk:
         self.clients, self.settings = frozenset(clients), settings
         self.patience, self.say = patience, say
         self.tick: Callable[[], None] = lambda: None
+        self.grace = _GRACE
         self.members: dict[str, bytes] = {}
         self._changed = threading.Condition()
         self._server: Server | None = None
         self._message = b""
         self._opened = self._told = 0.0
+        self._enough: float | None = None  # when no more than f were awaited
         self._present = set(self.clients)
         self._left: set[str] = set()
         self._heard: set[str] = set()
@@ -68,6 +73,7 @@ class Desk:
             self._server, self._message = server, server.ask()
             self._heard, self._passed = set(), set()
             self._opened = self._told = time.monotonic()
+            self._enough = None
         own = root(self._message)  # while clients train
         with self._changed:
             while not self._is_over(server):
@@ -108,7 +114,18 @@ class Desk:
         if len(answered) < least(server):
             return False  # whoever is away may come back: nothing is skipped for want of them
         awaited = (self._present | self._heard) - self._left - spoken
-        return not awaited or time.monotonic() - self._opened >= self.patience
+        now, f = time.monotonic(), server.aggregation.f
+        if len(awaited) > f:
+            self._enough = None
+        elif self._enough is None:
+            self._enough = now
+        if not awaited or now - self._opened >= self.patience:
+            return True
+        # f clients who ask again and again and never answer would hold up each round for all of
+        # the patience.
+        if self._enough is None:
+            return False
+        return now - self._enough >= max(self.grace, _TIMES * (self._enough - self._opened))
 
     def _tell_waiting(self, server: Server) -> None:
         now = time.monotonic()
@@ -136,6 +153,9 @@ class Desk:
             except FederatedError as error:
                 self._refuse(sender, error)
                 return Reply(words.REFUSED, str(error).encode())
+            except Exception as error:  # of a full disk, say: the client asks again, and says it
+                self._tell_failure(sender, error)
+                raise
             finally:
                 self._changed.notify_all()
             if topic != words.LEAVE:
@@ -181,6 +201,15 @@ class Desk:
             if sender not in self._passed:
                 self.say(f"{sender} does not answer round {note.number}: {note.why or 'no reason'}")
             self._passed.add(sender)
+
+    def _tell_failure(self, sender: str, error: Exception) -> None:
+        """Say what the transport keeps to itself."""
+        self._said["failures"] += 1
+        if self._said["failures"] <= _MOST_SAID:
+            self.say(
+                f"what {sender} sent could not be taken ({type(error).__name__}: {error}); it is"
+                " sent again until it can be"
+            )
 
     def _refuse(self, sender: str, error: FederatedError) -> None:
         who = sender if sender in self.clients else "a stranger"
