@@ -43,6 +43,17 @@ def test_an_attack_knows_its_rule():
     assert Seen(X, 4, deaf).moved(quiet) > Seen(X, 4, deaf).moved(loud)
 
 
+@pytest.mark.parametrize("rule", [rules.median, lambda rows: rules.multi_krum(rows, 4)])
+def test_alie_pushes_the_same_way_in_every_round(rule):
+    """What turns round from round to round cancels itself, and a rule looks better than it is."""
+    pushed = []
+    for seed in range(12):
+        X = honest(seed=seed) - 0.5
+        sent = ATTACKS["alie"].craft(Seen(X, 4, rule))
+        pushed.append(float((sent - X.mean(0)).sum()))
+    assert len({value > 0 for value in pushed}) == 1
+
+
 def test_min_max_lies_no_farther_out_than_honest_updates_do_from_each_other():
     X = honest()
     sent = min_max(Seen(X, 4, rules.mean))

@@ -87,7 +87,9 @@ def little_is_enough(seen: Seen) -> Array:
     z = NormalDist().inv_cdf(share)
     wide = seen.honest.astype(np.float64)
     mu, spread = wide.mean(0), wide.std(0)
-    return seen.farthest([mu + sign * s * z * spread for s in STRENGTHS for sign in (-1, 1)])
+    # Of one sign, as in the paper: one that was chosen anew each round turned round every fifth
+    # round of a quadratic, and did no harm at all; of one sign it left the end 40 % farther away.
+    return seen.farthest([mu - s * z * spread for s in STRENGTHS])
 
 
 def min_max(seen: Seen) -> Array:
