@@ -244,6 +244,28 @@ def test_a_kit_that_is_damaged_open_or_anothers_is_refused(kits, tmp_path):
     assert "run `g2d federated client` with it" in told
 
 
+@pytest.mark.parametrize("place", ["rule", "recipe"])
+def test_code_that_a_kit_names_is_not_run_before_it_is_accepted(kits, tmp_path, place):
+    """Whoever made the kit chose it: a client's organisation looks at it first."""
+    kit = tmp_path / "kit"
+    shutil.copytree(kits["own"] / A, kit)
+    code = f"odd_{place}:run"
+    given = settings(rule=code) if place == "rule" else settings()
+    given = given.override(federated__clients=2)
+    if place == "recipe":
+        given = given.override(harden__recipe=(code,))
+    (kit / "settings.toml").write_text(given.to_toml())
+    (tmp_path / f"odd_{place}.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nrun = 3\n"
+    )
+    words = ("federated", "client", kit, "digits", "--task-path", tmp_path)
+    told = " ".join(fail(*words).split())
+    assert f"names code that would run here, {code}" in told
+    assert not (tmp_path / "ran").exists()
+    assert code in fail(*words, "--accept-code")  # and now it is run: it is no rule
+    assert (tmp_path / "ran").exists()
+
+
 def test_provision_is_a_command(tmp_path):
     file = tmp_path / "few.toml"
     file.write_text(settings().to_toml())

@@ -149,11 +149,16 @@ def client(
         typer.Option(metavar="FOLDER", help="For its last answer; else in the kit."),
     ] = None,
     task_path: TaskPath = None,
+    accept_code: Annotated[
+        bool, typer.Option("--accept-code", help="Run code that the kit's settings name.")
+    ] = False,
 ) -> None:
     """Train on this machine's records for as long as the server asks; records stay here."""
     own = _read(kit, server=False)
     where = address or own.address
     settings = own.settings(task__name=task, task__data=None if data is None else str(data))
+    if not accept_code:
+        _check_code(settings, own.settings_file)
     configure_torch()
     from g2d.core.files import make_folder
     from g2d.defence.federating import begin_at, check_settings
@@ -175,10 +180,12 @@ def client(
     like = begin_at(found, settings)
     made = Client(own.name, found, records, settings, networks, like, file)
     cell = ClientCell(own, where, most_bytes(networks.form))
-    if 0 < len(records) < _FEW:
+    s = settings.federated
+    seen = min(len(records), s.local_steps * settings.population.batch)
+    if 0 < seen < _FEW:
         say(
-            f"{len(records)} records are so few that what is sent of them may show them: see "
-            "docs/federated.md before you go on"
+            f"each answer tells of {seen} records, so few that it may show them: see"
+            " docs/federated.md before you go on"
         )
     worker = Worker(made, settings_digest(settings, networks.form), cell, stop, say)
     cell.start()
@@ -188,6 +195,20 @@ def client(
     finally:
         cell.stop()
     print_line("The server has ended: the population is complete." if over else "Stopped.")
+
+
+def _check_code(settings: Settings, file: Path) -> None:
+    """Refuse code that whoever made the kit has chosen, until it was looked at.
+
+    Raises:
+        SettingsError: settings name some.
+    """
+    named = [name for name in (*settings.harden.recipe, settings.federated.rule) if ":" in name]
+    if named:
+        raise SettingsError(
+            f"{file} names code that would run here, {', '.join(named)}: look at it, and say that"
+            " you accept it by --accept-code"
+        )
 
 
 def _read(path: Path, server: bool) -> Kit:

@@ -196,7 +196,6 @@ def check_secure(settings: FederatedSettings, rule: Rule) -> None:
             " where every client is trusted"
         )
     raise SettingsError(
-        "G2D has no secure aggregation of its own, and ships none that is not well kept: set"
-        " [federated] secure = false, or have the transport do it (NVFlare's homomorphic"
-        " encryption), where every client is trusted"
+        "G2D has no secure aggregation of its own, and ships none that is not well kept; what its"
+        " transport carries the server has to read. Set [federated] secure = false"
     )
