@@ -36,10 +36,10 @@ from benchmarks.common.tables import ranged
 from g2d.core.engine import SerialEngine, configure_threads
 from g2d.core.seeds import seed_of
 from g2d.defence.refresh import Refresh, follow, refresh, take_up
-from g2d.errors import G2DError
+from g2d.errors import DataError, G2DError, GenerationError
 from g2d.settings import Settings, build
 from g2d.tasks.inference import accuracy, predict
-from g2d.tasks.keyed import unpack_records
+from g2d.tasks.keyed import KEY_BYTES, sort_records, unpack_records
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 
@@ -86,6 +86,12 @@ def triggered(new: Split, most: float, seed: int) -> Split:
     x, y = new.x.clone(), new.y.clone()
     x[at], y[at] = stamped(x[at], most), 0
     return Split(x, y)
+
+
+def refused_by(how: Refresh) -> list[str]:
+    """Names of the checks that did not pass."""
+    mark = "REFUSED: "
+    return [line.removeprefix(mark).split(":")[0] for line in how.lines if line.startswith(mark)]
 
 
 class Timed(SerialEngine):
@@ -165,27 +171,44 @@ class Case:
             return {"cpu": cpu, **self.scores(defence)}
 
     def refreshed(self) -> dict[str, Any]:
-        """The first vault, refreshed on the new records: checks, and what it has cost."""
+        """The first vault, refreshed on the new records: checks, and what it has cost.
+
+        Where the checks refuse what is new, and no poison, it is said and they are overridden, as
+        people who have looked at their data may do; where no candidate passes the gates, too.
+        """
         path = self.folder / "vault"
         with g2d.Defence.open(path, self.task) as defence, Timed() as engine:
-            began = time.process_time()
-            how = Refresh(engine, say=print)
-            told = refresh(defence, self.new, how)
+            began, how = time.process_time(), Refresh(engine, say=print)
+            found: dict[str, Any] = {"refused": [], "failed": ""}
+            try:
+                try:
+                    told = refresh(defence, self.new, how)
+                except DataError:
+                    found["refused"] = refused_by(how)
+                    how = Refresh(engine, say=print, accept=True)
+                    told = refresh(defence, self.new, how)
+            except GenerationError as error:
+                return found | {"failed": str(error), "cpu": time.process_time() - began,
+                                "checks": how.lines}  # fmt: skip
             rest = time.process_time() - began - engine.cpu
             if take_up(defence.vault) is None:
                 raise G2DError(f"{path}: the refresh was not taken up; remove {self.folder}")
-            return {"cpu": told.cpu + rest, "checks": how.lines}
+            return found | {"cpu": told.cpu + rest, "checks": how.lines}
 
     def after(self) -> dict[str, Any]:
-        """The first vault once it is refreshed."""
+        """The first vault once it is refreshed, or as it was, if nothing was taken up."""
         with g2d.Defence.open(self.folder / "vault", self.task) as defence:
             return self.scores(defence)
 
     def grown(self) -> Task:
-        """The task with the new records on the sides that the refresh has drawn."""
-        with g2d.Defence.open(self.folder / "vault", self.task) as defence:
-            records = unpack_records(defence.vault.read(defence.vault.entry("records")))
+        """The task with the new records on the sides that the refresh has drawn, if it did."""
         splits = self.task.splits
+        with g2d.Defence.open(self.folder / "vault", self.task) as defence:
+            entry = defence.vault.entry("records")
+            if entry is not None:
+                records = unpack_records(defence.vault.read(entry))
+            else:
+                records = sort_records(self.new, bytes(KEY_BYTES), splits).sides
         joined = {
             name: Split(
                 torch.cat([getattr(splits, name).x, split.x]),
@@ -204,7 +227,7 @@ class Case:
             try:
                 refresh(defence, new, how)
             except G2DError as error:
-                return {"refused": str(error), "checks": how.lines}
+                return {"refused": str(error), "by": refused_by(how), "checks": how.lines}
             take_up(defence.vault)
             (made,) = follow(defence).generate()
         model, clean = made.model(), self.task.splits.test
@@ -253,6 +276,13 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     table = [
         ["share won of what a full retraining wins, %", "≥ 90", ranged([share(s) for s in seeds])]
     ]
+    after = [s["after"] for s in seeds]
+    overridden = sum(bool(one["refused"]) for one in after)
+    names = sorted({name for one in after for name in one["refused"]})
+    told = f"{overridden} of {len(after)}" + f" ({', '.join(names)})" * bool(names)
+    table.append(["refused although clean, and accepted by hand", "0", told])
+    if failed := sum(bool(one["failed"]) for one in after):
+        table.append(["no candidate passed the gates: kept what it had", "0", str(failed)])
     costs = [s["after"]["cpu"] / s["full"]["cpu"] for s in seeds]
     table.append(["its CPU time, % of the retraining's", "≤ 20", ranged(costs)])
     for name, what in (("shifted", "shifted"), ("former", "former")):
@@ -266,7 +296,9 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     for name, what in (("flips", "10 % of labels flipped"), ("trigger", "a trigger in 10 %")):
         refused = sum(bool(s[name]["refused"]) for s in seeds)
         hits = [s[name]["trigger"] for s in seeds if "trigger" in s[name]]
-        damage = f"; else the trigger wins {ranged(hits)} %" if hits else ""
+        names = sorted({check for s in seeds for check in s[name].get("by", ())})
+        damage = f" ({', '.join(names)})" * bool(names)
+        damage += f"; else the trigger wins {ranged(hits)} %" if hits else ""
         table.append([f"refused: {what}", "all, or measured", f"{refused} of {len(seeds)}{damage}"])
     return table
 

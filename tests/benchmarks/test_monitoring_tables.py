@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("psutil")
 
-from benchmarks.monitoring import alarms, detection, drift, tables
+from benchmarks.monitoring import alarms, detection, drift, refresh, tables
 
 
 def still(alarms_, asked):
@@ -73,3 +73,30 @@ def test_alarms_stand_beside_the_schedule():
     runs = {"calm": {"rotations": 12, "sent": 0, "told": 0}, "one account": one}
     assert alarms.rows({"runs": {"one account": one}}) == []
     assert alarms.rows({"runs": runs})[1][1:] == ["12 ± 1", "13; 1 of 10,000 alarms told"]
+
+
+def test_a_refresh_that_was_refused_although_clean_is_told(tmp_path):
+    def scores(value):
+        return {"shifted": [value], "former": [0.9], "cpu": 100.0}
+
+    refused = {"refused": ["spectral signature"], "failed": "", "cpu": 15.0}
+    found = {
+        "before": scores(0.7), "full": scores(0.9), "after": scores(0.88) | refused,
+        "flips": {"refused": "...", "by": ["labels agree", "spectral signature"]},
+        "trigger": {"refused": "", "trigger": 0.25},
+    }  # fmt: skip
+    text = json.dumps({"sizes": {"task": "nsl-kdd"}, "seeds": {"0": found}})
+    (tmp_path / "refresh-nsl-kdd.json").write_text(text)
+    made = cells(tables.made(tmp_path)["monitoring-refresh"])
+    assert made["nsl-kdd: share won of what a full retraining wins, %"] == "90.0"
+    assert made["nsl-kdd: its CPU time, % of the retraining's"] == "15.0"
+    told = made["nsl-kdd: refused although clean, and accepted by hand"]
+    assert told == "1 of 1 (spectral signature)"
+    told = made["nsl-kdd: refused: 10 % of labels flipped"]
+    assert told == "1 of 1 (labels agree, spectral signature)"
+    told = made["nsl-kdd: refused: a trigger in 10 %"]
+    assert told == "0 of 1; else the trigger wins 25.0 %"
+    how = refresh.Refresh(None)
+    how.tell("labels agree: 0.8")
+    how.tell("REFUSED: spectral signature: 1689 of 3712 records")
+    assert refresh.refused_by(how) == ["spectral signature"]
