@@ -89,9 +89,10 @@ def triggered(new: Split, most: float, seed: int) -> Split:
 
 
 def refused_by(how: Refresh) -> list[str]:
-    """Names of the checks that did not pass."""
+    """What the lines of checks that did not pass begin with: two words, as in docs/monitoring.md."""
     mark = "REFUSED: "
-    return [line.removeprefix(mark).split(":")[0] for line in how.lines if line.startswith(mark)]
+    failed = [line.removeprefix(mark) for line in how.lines if line.startswith(mark)]
+    return [" ".join(line.split(":")[0].split()[:2]).rstrip(",") for line in failed]
 
 
 class Timed(SerialEngine):

@@ -99,4 +99,6 @@ def test_a_refresh_that_was_refused_although_clean_is_told(tmp_path):
     how = refresh.Refresh(None)
     how.tell("labels agree: 0.8")
     how.tell("REFUSED: spectral signature: 1689 of 3712 records")
-    assert refresh.refused_by(how) == ["spectral signature"]
+    how.tell("REFUSED: labels agree with the live networks on 3 of 9 (33 %, least: class 1)")
+    how.tell("REFUSED: backdoor: the smallest trigger of class 1 is smaller")
+    assert refresh.refused_by(how) == ["spectral signature", "labels agree", "backdoor"]
