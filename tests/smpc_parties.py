@@ -50,11 +50,11 @@ class Setup:
     def __init__(self, folder: Path, protocol: str = "aby3", **limits: Any) -> None:
         self.folder, self.file = folder, folder / "parties.toml"
         self.count = {"aby3": 3, "cheetah": 2}[protocol]
-        for name in [f"party{rank}" for rank in range(self.count)] + ["dealer", "client"]:
+        for name in [f"party{rank}" for rank in range(self.count)] + ["dealer", "client", "other"]:
             make_identity(folder / name)
         limits = {"silence": 60.0, "arrive": 30.0} | limits  # a busy machine is silent for long
         self.lines = [f'protocol = "{protocol}"', 'dealers = ["dealer.pem"]',
-                      'clients = ["client.pem"]']  # fmt: skip
+                      'clients = ["client.pem", "other.pem"]']  # fmt: skip
         for rank, port in enumerate(free_ports(self.count)):
             self.lines += ["[[parties]]", f'address = "127.0.0.1:{port}"',
                            f'certificate = "party{rank}.pem"']  # fmt: skip

@@ -205,7 +205,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for protocol, clip, small in setups:
         nets = generations(task, small, given.steps)
         size = len(result["rows"])
-        with Parties(folder / str(size), protocol, clip=clip, **_UNLIMITED) as parties:
+        with Parties(folder / str(size), protocol, bounds=clip, **_UNLIMITED) as parties:
             parties.start()
             parties.deal(1, nets[0][1].program, nets[0][1].parameters)
             heavy = protocol == "cheetah"
@@ -228,7 +228,7 @@ def rows(result: dict[str, Any]) -> list[tuple[object, ...]]:
     made: list[tuple[object, ...]] = []
     for place, row in enumerate(result["rows"]):
         one, many = row["single"], row["batch"]
-        clip = ", inputs held in range by the parties" if row["clip"] else ""
+        clip = ", ranges checked by the parties" if row["clip"] else ""
         about = f"{row['protocol']}, {row['network']} network{clip}"
         goals = ("≤ 0.25 s, ≤ 0.7 MB", "≤ 40 ms") if place == 1 else ("", "")
         made += [

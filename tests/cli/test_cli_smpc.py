@@ -62,6 +62,24 @@ def test_a_vault_is_not_shared_with_nobody(setup, tiny_vault, tmp_path):
     assert "does not answer" in told
 
 
+def test_sharing_that_fails_is_tried_less_and_less_often(setup, tiny_vault, tmp_path, monkeypatch):
+    """Each try sends all weights to all parties."""
+    from g2d.cli import smpc
+
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 9:
+            raise KeyboardInterrupt
+
+    shutil.copytree(tiny_vault, tmp_path / "vault")
+    monkeypatch.setattr(smpc.time, "sleep", sleep)
+    invoke("smpc", "share", tmp_path / "vault", "--config", setup.file, "--follow")
+    assert [round(w / 2**i, 1) for i, w in enumerate(waits[:5])] == pytest.approx([1] * 5, abs=0.11)
+    assert max(waits) <= 66
+
+
 @pytest.mark.skipif(bool(absent), reason=absent or "SPU is here")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)

@@ -23,7 +23,7 @@ from smpc_parties import Setup
         ('"party1.pem"', '"nothing.pem"', "cannot read the certificates"),
         ("arrive", "arives", "Did you mean 'arrive'"),
         ("silence = 60.0", "silence = -1", "silence is -1"),
-        ("silence = 60.0", 'clip = "yes"', "expected a bool"),
+        ("silence = 60.0", 'bounds = "yes"', "expected a bool"),
         ("127.0.0.1:", "127.0.0.1", "no address"),
         ("[[parties]]", "[parties", "cannot read"),
     ],

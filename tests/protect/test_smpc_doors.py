@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import struct
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,72 +15,11 @@ from g2d.protect.multiparty import wire
 from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.identities import make_identity
 from g2d.protect.multiparty.party.child import Child
-from g2d.protect.multiparty.party.coordinator import Coordinator
 from g2d.protect.multiparty.party.session import Session, session_id
 from g2d.protect.multiparty.party.store import Held, Store
-from g2d.protect.multiparty.program import Program
 from g2d.protect.multiparty.wire import Line
+from smpc_door import DENSE, NAME, SHARE, Door, Engine, refused
 from smpc_parties import Setup, wait_for
-
-VERSIONS = {"spu": "1"}
-DENSE = Program((2,), 2, ({"kind": "linear", "weight": [2, 2], "bias": False},), (0.0,), (1.0,))
-NAME = "0" * 32
-
-
-class Engine(Child):
-    """No engine: what asks it waits for ever."""
-
-    def __init__(self) -> None:
-        self.killed = False
-
-    async def ask(self, kind: str, body: bytes = b"", **asked: Any) -> Any:
-        await asyncio.sleep(3600)
-
-    def kill(self) -> None:
-        self.killed = True
-
-
-class Door:
-    """Party 0 in a thread, in front of whatever a test says."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.setup, self.said = setup, list[str]()
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-        store = Store(setup.folder / "state0")
-        self.party = self.call(self._made(store))
-        self._running = asyncio.run_coroutine_threadsafe(self.party.run(), self.loop)
-        wait_for(lambda: any("listens" in line for line in self.said))
-
-    async def _made(self, store: Store) -> Coordinator:
-        own = self.setup.own("party0")
-        return Coordinator(self.setup.config, 0, own, store, VERSIONS, self.said.append)
-
-    def call(self, what: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(what, self.loop).result(60)
-
-    def close(self) -> None:
-        async def end() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-        self.call(end())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
-        self.party.store.close()
-
-    def line(self, name: str) -> Line:
-        return Line(self.setup.config, 0, self.setup.own(name), 30.0)
-
-    def hello(self, rank: int, **changes: Any) -> dict[str, Any]:
-        return {
-            "kind": "peer", "rank": rank, "version": wire.VERSION, "versions": VERSIONS,
-            "config": self.setup.config.digest, "nonce": NAME,
-        } | changes  # fmt: skip
 
 
 @pytest.fixture
@@ -94,11 +31,6 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     made = Door(Setup(tmp_path))
     yield made
     made.close()
-
-
-def refused(line: Line, header: dict[str, Any], expected: str, body: bytes = b"") -> None:
-    with line, pytest.raises(MultipartyError, match=expected):
-        line.ask(header, body)
 
 
 def test_a_party_is_welcome_by_its_certificate(door):
@@ -128,13 +60,30 @@ def test_a_rank_is_taken_once(door):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"version": 2}, "speaks version 1, and this one 2"),
+        ({"version": 1}, "party 2 speaks version 1 of what parties say, and this side 2"),
+        ({"version": None}, "party 2 speaks version None"),
         ({"versions": {"spu": "2"}}, "has {'spu': '1'}, and this one {'spu': '2'}"),
         ({"config": "0" * 64}, "another parties.toml"),
     ],
 )
 def test_parties_that_are_not_alike_are_refused(door, changes, expected):
     refused(door.line("party2"), door.hello(2, **changes), expected)
+
+
+@pytest.mark.parametrize("role", ["client", "dealer"])
+@pytest.mark.parametrize("version", [{}, {"version": 1}, {"version": "2"}])
+def test_whoever_speaks_another_version_is_refused(door, role, version):
+    why = f"this {role} speaks version .* of what parties say, and this side {wire.VERSION}"
+    refused(door.line(role), {"kind": role, **version}, why)
+
+
+def test_a_party_of_another_version_is_noticed(door, monkeypatch):
+    with door.line("dealer") as line:
+        ask = line.ask
+        monkeypatch.setattr(wire, "VERSION", 3)
+        monkeypatch.setattr(line, "ask", lambda told: ask({**told, "version": 2}))
+        with pytest.raises(MultipartyError, match=r"party 0 at .* speaks version"):
+            line.greet("dealer")
 
 
 @pytest.mark.parametrize("session", ["", "0" * 64, None])
@@ -146,7 +95,13 @@ def test_a_session_that_was_is_refused_when_it_is_replayed(door):
     async def meet(nonces: list[str]) -> str:
         party = door.party
         party.session = Session(
-            session_id(nonces), party.config, 0, Engine(), party.link_to, party.store.sockets()
+            session_id(nonces),
+            party.config,
+            0,
+            Engine(),
+            party.link_to,
+            party.store.sockets(),
+            print,
         )
         return party.session.id
 
@@ -185,15 +140,17 @@ def test_a_generation_that_comes_is_not_retired_by_a_request_that_ends(door, mon
             dropped.append(held)
             del self.loaded[held]
 
-    async def agreed(**_: Any) -> list[Any]:
-        return []
+    async def agreed(*_: Any, **__: Any) -> Any:
+        return {}
 
     async def rotate() -> None:
         sockets = party.store.sockets()
-        made = Loading("0", party.config, 0, Engine(), party.link_to, sockets)
+        made = Loading("0", party.config, 0, Engine(), party.link_to, sockets, print)
+        made.linked = True
         made.loaded |= {old: DENSE, live: DENSE}
         party.session, party.live = made, live
-        using = asyncio.ensure_future(party._use(made, coming))
+        party.store.put(3, NAME, DENSE, SHARE)
+        using = asyncio.ensure_future(party.activate(coming))
         await came.wait()
         await party._retire(made)
         go.set()
@@ -201,6 +158,7 @@ def test_a_generation_that_comes_is_not_retired_by_a_request_that_ends(door, mon
         party.over("the test is over")
 
     monkeypatch.setattr(party, "_ask_all", agreed)
+    monkeypatch.setattr(party, "_ask", agreed)
     door.call(rotate())
     assert dropped == [old, live]
 
@@ -271,7 +229,9 @@ def test_another_party_behind_an_address_is_noticed(door):
 
 
 def test_a_client_is_told_why_nothing_answers(door):
-    refused(door.line("client"), {"kind": "client"}, "party 1 is not here|not met yet")
+    why = r"party 1 is not here|not met yet"
+    with door.line("client") as line, pytest.raises(MultipartyError, match=why):
+        line.greet("client")
     told = door.setup.status()
     assert (told["open"], told["rank"]) == (False, 0)
 
@@ -295,98 +255,6 @@ def test_what_is_no_message_ends_the_connection_alone(door, sent):
             line.receive()
     with door.line("party1") as again:
         assert again.ask(door.hello(1))[0]["kind"] == "welcome"
-
-
-# --- dealers --------------------------------------------------------------------------------------
-
-
-def weights(**changes: Any) -> dict[str, Any]:
-    about = {"kind": "weights", "number": 3, "sharing": NAME, "program": DENSE.to_json()}
-    return about | changes
-
-
-SHARE = bytes(16 * DENSE.size)
-
-
-def test_shares_are_kept_for_their_owner_alone(door):
-    line = door.line("dealer")
-    line.ask({"kind": "dealer"})
-    assert line.ask(weights(), SHARE, 0)[0]["digest"] == DENSE.digest
-    (file,) = (door.setup.folder / "state0").glob("*.share")
-    assert file.stat().st_mode & 0o77 == 0
-    refused(line, {**weights(), "kind": "activate"}, "not here|not met yet")
-    assert door.party.store.held() == [Held(3, NAME, DENSE.digest)]
-
-
-@pytest.mark.parametrize(
-    ("changes", "body", "expected"),
-    [
-        ({}, SHARE[1:], "no share of 4 weights"),
-        ({"program": DENSE.to_json() + " "}, SHARE, "no program"),
-        ({"sharing": "../../x"}, SHARE, "cannot be"),
-        ({"number": -1}, SHARE, "older|cannot be"),
-        ({"number": 10**13}, SHARE, "cannot be"),
-        ({"kind": "infer"}, SHARE, "may not infer"),
-    ],
-    ids=range(6),
-)
-def test_what_is_no_share_is_refused(door, changes, body, expected):
-    line = door.line("dealer")
-    line.ask({"kind": "dealer"})
-    refused(line, weights(**changes), expected, body)
-    assert not door.party.store.held()
-
-
-def test_weights_without_a_range_are_refused_where_inputs_are_to_be_held_in_one(door):
-    free = Program((2,), 2, DENSE.layers)
-    line = door.line("dealer")
-    line.ask({"kind": "dealer"})
-    why = "names no range of its inputs.*set clip = false"
-    refused(line, weights(program=free.to_json()), why, SHARE)
-    assert not door.party.store.held()
-
-
-def test_weights_without_a_range_are_taken_where_parties_do_not_clip(door):
-    free = Program((2,), 2, DENSE.layers)
-    door.party.limits = dataclasses.replace(door.party.limits, clip=False)
-    with door.line("dealer") as line:
-        line.ask({"kind": "dealer"})
-        assert line.ask(weights(program=free.to_json()), SHARE, 0)[0]["digest"] == free.digest
-
-
-def test_numbers_only_rise(door):
-    door.party.store.reach(4)
-    line = door.line("dealer")
-    line.ask({"kind": "dealer"})
-    refused(line, weights(), "generation 3 is older than 4", SHARE)
-
-
-def test_one_sharing_is_one_set_of_shares(door):
-    line = door.line("dealer")
-    line.ask({"kind": "dealer"})
-    line.ask(weights(), SHARE)
-    line.ask(weights(), SHARE)  # sent twice: the same
-    refused(line, weights(), "other shares of this sharing", b"\1" + SHARE[1:])
-
-
-def test_a_store_is_held_by_one_process_and_outlives_it(tmp_path):
-    store = Store(tmp_path / "shares")
-    with pytest.raises(MultipartyError, match="this rank is taken"):
-        Store(tmp_path / "shares")
-    for number in range(1, 7):
-        store.put(number, NAME, DENSE, SHARE)
-        store.reach(number)
-    store.close()
-    again = Store(tmp_path / "shares")
-    assert again.reached == 6
-    assert [held.number for held in again.held()] == [6, 5, 4]
-    assert again.load(again.held()[0]) == (DENSE, SHARE)
-    next((tmp_path / "shares").glob("000006*")).write_bytes(b"{}\n")
-    assert [held.number for held in again.held()] == [5, 4]
-    again.close()
-    (tmp_path / "shares" / "reached.json").write_text("[]")
-    with pytest.raises(MultipartyError, match="is damaged"):
-        Store(tmp_path / "shares")
 
 
 def test_a_header_that_is_no_json_is_none():

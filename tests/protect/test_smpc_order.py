@@ -13,13 +13,14 @@ from g2d.protect.multiparty.party.coordinator import Coordinator
 from g2d.protect.multiparty.party.follower import Follower
 from g2d.protect.multiparty.party.requests import Pending
 from g2d.protect.multiparty.party.server import Party
-from g2d.protect.multiparty.party.store import Held, Store
+from g2d.protect.multiparty.party.store import Agreed, Held, Store
 from g2d.protect.multiparty.program import Program
 from smpc_parties import Setup
 
 DENSE = Program((2,), 2, ({"kind": "linear", "weight": [2, 2], "bias": False},), (0.0,), (1.0,))
 NAME = "0" * 32
 OLD, NEW = (Held(number, NAME, DENSE.digest) for number in (4, 5))
+SHARE = bytes(16 * DENSE.size)
 
 
 class Loaded:
@@ -50,12 +51,24 @@ def made(kind: type[Party], rank: int, folder: Path) -> Any:
     setup = Setup(folder)
     store = Store(folder / f"state{rank}")
     party: Any = kind(setup.config, rank, setup.own(f"party{rank}"), store, {}, lambda line: None)
-    party.session, party.live = Loaded(), OLD
+    for held in (OLD, NEW):
+        store.put(held.number, held.sharing, DENSE, SHARE)
+    first = Agreed(1, *OLD)
+    store.prepare(first)
+    store.commit(first)
+    party.session, party.live, party._serial = Loaded(), OLD, 1
+    party._permitted = [NEW]
     return party
 
 
+async def turned(party: Any) -> None:
+    """A follower goes over to the new generation."""
+    for kind in ("use", "live"):
+        await party._do({"kind": kind, "agreed": [2, *NEW]})
+
+
 def asked(held: Held) -> dict[str, Any]:
-    return {"kind": "ready", "id": NAME, "n": 1, "held": list(held)}
+    return {"kind": "ready", "id": NAME, "client": "somebody", "n": 1, "held": list(held)}
 
 
 async def comes(party: Any) -> None:
@@ -67,7 +80,7 @@ def test_a_request_for_what_is_no_longer_live_is_refused(tmp_path):
     async def follow() -> None:
         party = made(Follower, 1, tmp_path)
         await comes(party)
-        await party._do({"kind": "live", "held": list(NEW)})
+        await turned(party)
         with pytest.raises(MultipartyError, match="generation 4 is older than 5, which is live"):
             await party._do(asked(OLD))
         await party._do(asked(NEW))
@@ -80,7 +93,7 @@ def test_a_request_that_was_called_for_before_the_switch_is_computed(tmp_path):
         party = made(Follower, 1, tmp_path)
         ready = asyncio.create_task(party._do(asked(OLD)))
         await asyncio.sleep(0)
-        await party._do({"kind": "live", "held": list(NEW)})
+        await turned(party)
         await comes(party)
         assert await ready == {}
 
@@ -96,7 +109,8 @@ class Peer:
 
     async def send(self, header: Any) -> None:
         async with self.turn:
-            self.heard.append((header["kind"], header.get("held", [0])[0]))
+            number = header["agreed"][1] if "agreed" in header else header["held"][0]
+            self.heard.append((header["kind"], number))
             await asyncio.sleep(0)
         reply = self.party._replies[self.rank, header["of"]]
         asyncio.get_running_loop().call_later(0.001, reply.set_result, {"kind": "yes"})
@@ -114,7 +128,7 @@ def test_party_0_calls_for_no_generation_after_it_has_switched(tmp_path, turns):
         for turn in range(40):
             if turn % 12 == turns:
                 future = asyncio.get_running_loop().create_future()
-                wanted.append(Pending(f"{turn:032x}", 1, DENSE.digest, b"", future))
+                wanted.append(Pending(f"{turn:032x}", "somebody", 1, DENSE.digest, b"", future))
                 party.took(wanted[-1])
             await asyncio.sleep(0 if turn < 30 else 0.001)
         await rotation

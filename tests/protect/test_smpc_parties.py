@@ -33,7 +33,7 @@ pytestmark = [
 def parties() -> Iterator[Setup]:
     """Three parties that answer by generation 1; tests raise the number, never lower it."""
     with short_folder() as folder:
-        setup = Setup(Path(folder))
+        setup = Setup(Path(folder), arrive=10.0)
         try:
             setup.start_all()
             setup.until_met()
@@ -81,28 +81,30 @@ def test_no_party_has_anything_but_random_numbers(parties):
             assert stats.chisquare(counts).pvalue > 1e-6
 
 
-def test_inputs_out_of_range_are_held_in_it_by_the_parties(client):
-    x = 5 * inputs(2) - 2
-    told = raw(client, x)
-    logits = from_ring(join([body for _, body in told], "aby3")).reshape(2, -1)
-    number = told[0][0]["number"]
-    assert np.abs(logits - expected(number, x.clip(0, 1))).max() < NEAR
+ENDS = np.iinfo(np.int64)
+OUT = "refuses: inputs of this request are out of the task's range: nothing was computed"
 
 
-def test_inputs_at_the_ends_of_the_ring_are_held_in_range_too(client):
-    """Integers modulo 2^64 that are no fixed-point value of any client of ours."""
-    ends = np.iinfo(np.int64)
-    x = np.tile(np.array([ends.max, ends.min + 1], np.int64), 32)
-    told = raw(client, x.reshape(1, *SHAPE), shares=split(x.view(np.uint64), "aby3"))
-    logits = from_ring(join([body for _, body in told], "aby3")).reshape(1, -1)
-    within = (x > 0).astype(np.float32).reshape(1, *SHAPE)
-    assert np.abs(logits - expected(told[0][0]["number"], within)).max() < NEAR
+@pytest.mark.parametrize("value", [-1, (1 << 18) + 1, 1 << 32, -(1 << 32), ENDS.max, ENDS.min])
+def test_inputs_out_of_range_are_refused_by_every_party(parties, client, value):
+    """Integers modulo 2^64 that no client of ours sends; the session goes on."""
+    session, x = parties.status()["session"], to_ring(inputs(2))
+    x[1, 0, 3, 3] = value % (1 << 64)
+    said = raw(client, inputs(2), shares=split(x, "aby3"))
+    assert [one.endswith(OUT) for one in said] == [True] * 3, said
+    assert client.infer(inputs(1)).logits.shape == (1, 10)
+    assert parties.status()["session"] == session
+
+
+def test_inputs_at_the_borders_of_the_range_are_taken(client):
+    x = np.stack([np.zeros(SHAPE), np.ones(SHAPE), np.full(SHAPE, 1 + 1e-7)])
+    assert np.abs(client.infer(x).logits - expected(client._last, x)).max() < NEAR
 
 
 @pytest.mark.parametrize("rank", range(3))
 def test_shares_that_do_not_belong_together_are_refused_by_every_party(parties, client, rank):
     """ABY3's second half of one party is the first half of the next: a client that sends others
-    would choose errors that `clip` does not see."""
+    would choose errors that a check of ranges does not see."""
     session, x = parties.status()["session"], inputs(2)
     shares = split(to_ring(x), "aby3")
     changed = bytearray(shares[rank])
@@ -113,6 +115,27 @@ def test_shares_that_do_not_belong_together_are_refused_by_every_party(parties, 
     assert [one.endswith(why) for one in said] == [True] * 3, said
     assert np.abs(client.infer(x).logits - expected(live(parties), x)).max() < NEAR
     assert parties.status()["session"] == session, "one request ended everybody's session"
+
+
+def test_a_request_is_one_clients_at_all_parties(parties, client):
+    """Whoever sends one party a share under another's name gets no answer, and takes none away."""
+    session, name, x = parties.status()["session"], secrets.token_hex(16), inputs(1)
+    shares = split(to_ring(x), "aby3")
+    other = Client(parties.config, parties.own("other"))
+    asked = {"kind": "infer", "id": name, "n": 1, "digest": client.program.digest}
+    assert other.program == client.program
+    other._lines[1].send(asked, shares[1])  # before it comes from whose it is
+    other._lines[2].send(asked, shares[2])
+    for line, share in zip(client._lines, shares, strict=True):
+        line.send(asked, share)
+    told = [line.receive(1 << 20) for line in client._lines]
+    logits = from_ring(join([body for _, body in told], "aby3")).reshape(1, -1)
+    assert np.abs(logits - expected(live(parties), x)).max() < NEAR
+    for rank in (1, 2):
+        with pytest.raises(MultipartyError, match="have not got this request"):
+            other._lines[rank].receive(1 << 20)
+    other.close()
+    assert parties.status()["session"] == session
 
 
 def test_a_request_comes_once(client):

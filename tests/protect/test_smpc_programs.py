@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from g2d.protect.multiparty.errors import MultipartyError, UnsupportedError
-from g2d.protect.multiparty.party.networks import clipped
 from g2d.protect.multiparty.program import MOST_VALUES, Program
 from g2d.protect.multiparty.translate import plain, translate
 from g2d.tasks.networks import ResidualBlock, digits_cnn, mnist_cnn, mnist_robust_cnn, resnet18
@@ -162,25 +161,3 @@ def test_only_programs_are_read(change):
 def test_other_texts_are_no_programs(text):
     with pytest.raises(MultipartyError, match="no program"):
         Program.from_json(text)
-
-
-def by_sign(x):
-    """max(x, 0) as SPU has it: x where the sign of 0 - x is set."""
-    return np.where(np.int64(0) - x < 0, x, 0)
-
-
-@pytest.mark.parametrize("positive", [lambda x: np.maximum(x, 0), by_sign], ids=["max", "sign"])
-@pytest.mark.parametrize(("least", "most"), [(0, 1), (-3, 5), (2, 9), (-32768, 32768)])
-def test_no_value_of_the_ring_leaves_the_range(least, most, positive):
-    """Shares may add up to any integer modulo 2^64, also to those near the borders."""
-    low, high = np.int64(least << 18), np.int64(most << 18)
-    near = np.concatenate([np.arange(1000), np.arange(36) << 18])
-    far = np.random.default_rng(0).integers(-(1 << 63), 1 << 63, 1000)
-    borders = np.iinfo(np.int64)
-    x = np.concatenate([borders.max - near, borders.min + near, near, -near, low + near, far])
-    with np.errstate(over="ignore"):
-        y = clipped(x, low, high, positive)
-    assert (y >= low).all()
-    assert (y <= high).all()
-    inner = (x > -(1 << 62)) & (x < 1 << 62)
-    assert (y[inner] == x[inner].clip(low, high)).all()

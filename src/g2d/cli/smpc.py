@@ -7,6 +7,7 @@ shares, is in an environment of its own and never imported here.
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_LOOK, _MOST = 1.0, 60.0  # seconds between looks for a new generation; between tries that fail
 
 ConfigFile = Annotated[
     Path, typer.Option("--config", metavar="FILE", help="parties.toml, the same for everybody.")
@@ -103,26 +106,31 @@ def share(
     own = _own(found, "dealers", certificate, key)
     configure_torch()
     from g2d.protect.multiparty.errors import MultipartyError
+    from g2d.rotation.triggers import Backoff
     from g2d.service.multiparty import weights
     from g2d.vault.signing import VerifyKey
 
     trusted = VerifyKey.read(signed) if signed else None
     folder = "" if data is None else str(data.absolute())
     loader = weights.SharedVault(vault, folder, trusted)
-    number, said = 0, ""
+    number, said, failures, chance = 0, "", 0, random.SystemRandom()
     try:
         while True:
+            wait = _LOOK
             try:
-                number, said = weights.follow(loader, found, own, number, _print_shared), ""
+                number, failures = weights.follow(loader, found, own, number, _print_shared), 0
+                said = ""
             except MultipartyError as error:
                 if not follow:
                     raise
+                failures += 1
+                wait = Backoff(_LOOK, _MOST).seconds(failures, chance)
                 if str(error) != said:
-                    say(f"{error}; trying again")
+                    say(f"{error}; trying again, after {_MOST:.0f} seconds at most")
                 said = str(error)
             if not follow:
                 return
-            time.sleep(1.0)
+            time.sleep(wait)
     finally:
         loader.close()
 

@@ -134,7 +134,7 @@ class Client:
             for rank in self._config.ranks:
                 line = Line(self._config, rank, self._own, _CONNECT)
                 self._lines.append(line)
-                told.append(line.ask({"kind": "client"})[0])
+                told.append(line.greet("client"))
                 line.patience(self._seconds)
             texts = {str(t["program"]) for t in told}
             if len(texts) != 1 or {t["protocol"] for t in told} != {self._config.protocol}:
@@ -158,7 +158,7 @@ class Client:
 
 
 def check_inputs(program: Program, x: Array) -> Array:
-    """Inputs as float64, if a program takes them.
+    """Inputs as float64, if a program takes them; what float32 rounded out of range is held in it.
 
     Raises:
         DataError: they are of another shape, none, not finite or out of range.
@@ -178,7 +178,7 @@ def check_inputs(program: Program, x: Array) -> Array:
             f"inputs go from {low:g} to {high:g} (or are no numbers), expected {least.min():g} to"
             f" {most.max():g}"
         )
-    return values
+    return np.clip(values, least, most)
 
 
 def share_size(program: Program, n: int, protocol: str) -> int:

@@ -57,7 +57,7 @@ class Limits:
         batch: inputs of one request. per_minute: inputs of one client's certificate, a minute.
         arrive: seconds within which all parties must have a request's shares. run: seconds that one
             request may compute. silence: seconds without a word after which a party is gone.
-        clip: whether parties hold inputs in the program's range, on shares.
+        bounds: whether parties refuse inputs out of the program's range, found on shares.
     """
 
     batch: int = 256
@@ -65,7 +65,7 @@ class Limits:
     arrive: float = 4.0
     run: float = 120.0
     silence: float = 4.0
-    clip: bool = True
+    bounds: bool = True
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Config:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what parties must have alike; certificates may be renewed one by one."""
-        told = [self.protocol, self.limits.batch, self.limits.clip]
+        told = [self.protocol, self.limits.batch, self.limits.bounds]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

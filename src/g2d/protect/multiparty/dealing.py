@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +45,9 @@ def share(
             them. activate: False: parties keep the shares, and go on answering by the former.
 
     Raises:
-        MultipartyError: a party is not there, or refuses; what was live stays live.
+        MultipartyError: a party is not there, or refuses. What was live stays live, and the shares
+            are given up; or, where it failed after all parties had agreed, this generation is live
+            as soon as they are all there.
     """
     expected = [shape for _, shape in program.parameters]
     if [tuple(one.shape) for one in parameters] != expected:
@@ -55,21 +57,28 @@ def share(
     shares = [split(to_ring(one), config.protocol) for one in parameters]
     sharing = secrets.token_hex(16)
     about = {"number": number, "sharing": sharing}
-    size = 0
     with ExitStack() as stack:
         lines: list[Line] = []
         for rank in config.ranks:
             line = stack.enter_context(Line(config, rank, own, _SECONDS))
-            told, _ = line.ask({"kind": "dealer"})
-            if told.get("protocol") != config.protocol:
+            if (told := line.greet("dealer")).get("protocol") != config.protocol:
                 raise MultipartyError(f"{line.name} computes by {told.get('protocol')}")
             lines.append(line)
-        for rank, line in enumerate(lines):
-            body = b"".join(one[rank] for one in shares)
-            size = len(body)
-            told, _ = line.ask({"kind": "weights", **about, "program": program.to_json()}, body)
-            if told.get("digest") != program.digest:
-                raise MultipartyError(f"{line.name} has understood another program")
-        if activate:
-            lines[0].ask({"kind": "activate", **about})
-    return Shared(number, sharing, size)
+        try:
+            for line in lines:
+                _send(line, {**about, "program": program.to_json()}, shares, program.digest)
+            for line in reversed(lines if activate else ()):  # party 0 then has all of them switch
+                line.ask({"kind": "activate", **about})
+        except BaseException:
+            for line in lines:
+                with suppress(MultipartyError):  # a party that is gone keeps what is bounded
+                    line.ask({"kind": "discard", **about})
+            raise
+    return Shared(number, sharing, sum(len(one[0]) for one in shares))
+
+
+def _send(line: Line, about: dict[str, object], shares: Sequence[list[bytes]], digest: str) -> None:
+    body = b"".join(one[line.rank] for one in shares)
+    told, _ = line.ask({"kind": "weights", **about}, body)
+    if told.get("digest") != digest:
+        raise MultipartyError(f"{line.name} has understood another program")

@@ -23,8 +23,8 @@ from g2d.errors import DAMAGE
 from g2d.protect.multiparty.config import Config, Who, as_pem, fingerprint
 from g2d.protect.multiparty.errors import MultipartyError
 
-VERSION = 1
-"""Of what is said on these connections."""
+VERSION = 2
+"""Of what is said on these connections; it rises with each change of it."""
 MOST_HEADER = 1 << 18
 _HEAD = struct.Struct(">IQ")
 Header = Mapping[str, Any]
@@ -110,6 +110,15 @@ def unpack_header(text: bytes) -> dict[str, Any]:
     raise WireError("a message without a header of ours")
 
 
+def check_version(told: Header, name: str) -> None:
+    """Raise `MultipartyError` unless `name` says that it speaks as this side does."""
+    if told.get("version") != VERSION:
+        raise MultipartyError(
+            f"{name} speaks version {told.get('version')!r} of what parties say, and this side"
+            f" {VERSION}: install the same release of g2d everywhere"
+        )
+
+
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
@@ -184,6 +193,16 @@ class Line:
     def patience(self, seconds: float) -> None:
         """For how long each answer is waited for from now on."""
         self._line.settimeout(seconds)
+
+    def greet(self, role: str) -> dict[str, Any]:
+        """Say who speaks, and be welcomed.
+
+        Raises:
+            MultipartyError: the party is gone, refuses, or speaks another version.
+        """
+        told, _ = self.ask({"kind": role, "version": VERSION})
+        check_version(told, self.name)
+        return told
 
     def ask(self, header: Header, body: bytes = b"", most: int = 0) -> tuple[dict[str, Any], bytes]:
         """Send a frame and wait for the answer; see `send` and `receive`."""

@@ -37,8 +37,9 @@ def versions() -> dict[str, str]:
 
 
 def say(line: str) -> None:
-    """Tell the operator."""
-    print(line, file=sys.stderr, flush=True)
+    """Tell the operator; a full disk under a log stops no party."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def party(given: argparse.Namespace) -> Party:

@@ -18,7 +18,7 @@ from g2d.protect.multiparty.errors import InconsistentError, MultipartyError
 from g2d.protect.multiparty.party.requests import Answer, Pending
 from g2d.protect.multiparty.party.server import GONE, Party
 from g2d.protect.multiparty.party.session import Session
-from g2d.protect.multiparty.party.store import Held
+from g2d.protect.multiparty.party.store import Agreed, Held
 from g2d.protect.multiparty.wire import Channel
 
 _AGAIN = 0.5  # seconds until a session that failed is tried again
@@ -34,6 +34,7 @@ class Coordinator(Party):
         self._asked = 0
         self._changed, self._turn = asyncio.Event(), asyncio.Lock()
         self._rotating, self._pins = asyncio.Lock(), Counter[Held]()
+        self._serial = 0
 
     async def meet(self) -> None:
         """Call a session whenever all are here and there is none."""
@@ -49,6 +50,8 @@ class Coordinator(Party):
                     await self._call()
                 except (MultipartyError, OSError, *DAMAGE) as error:
                     self._end(str(error))
+                    self.closed = str(error)
+                    await self._tell({"kind": "idle", "why": self.closed})
                     await asyncio.sleep(_AGAIN)
                     self._changed.set()
 
@@ -138,67 +141,109 @@ class Coordinator(Party):
     # --- sessions and generations --------------------------------------------------------------
 
     async def _call(self) -> None:
-        """Have all engines linked, and make live what all parties hold."""
+        """Have all engines linked, and make live again what the parties have agreed on."""
+        await self.spare.there()
         fresh = await self._ask_all(kind="meet")
         nonces = [secrets.token_hex(16), *(str(told["nonce"]) for told in fresh)]
         began, *told = await asyncio.gather(
             self.begin(nonces), self._ask_all(kind="session", nonces=nonces)
         )
         self.say(f"session {began.id[:8]} is open")
-        newest = self._common(told[0])
+        agreed = self._agreed(told[0])
         async with self._rotating:
-            if newest is None and self.live is None:
+            if agreed is None and self.live is None:
                 await self._tell({"kind": "idle", "why": self.closed})
-            elif newest is not None and self.live is None:  # else a dealer came first
-                await self._use(began, newest)
+            elif agreed is not None and self.live is None:  # else a dealer came first
+                await self._use(began, agreed)
 
-    def _common(self, told: list[Mapping[str, Any]]) -> Held | None:
-        """The newest generation of which all parties hold shares of one sharing."""
-        own = self.store.held()
+    def _agreed(self, told: list[Mapping[str, Any]]) -> Agreed | None:
+        """What the parties have agreed on last, if all of them hold its shares.
+
+        That is what any of them has committed: all have prepared it before, and whoever failed in
+        between commits now. What was prepared and committed by none has not been agreed on.
+        """
+        own, prepared = self.store.live, self.store.prepared
+        lives = [own, *(Agreed.read(one["live"]) if one["live"] else None for one in told)]
         others = [{Held(*row) for row in one["held"]} for one in told]
-        reached = max(self.store.reached, *(int(one["reached"]) for one in told))
-        for held in own:
-            if held.number >= reached and all(held in other for other in others):
-                return held
-        names = [{h.number for h in own}, *({h.number for h in other} for other in others)]
-        numbers = [max(each, default=0) for each in names]
+        rows = [one["prepared"] for one in told if one["prepared"]]
+        seen = [one for one in (*lives, prepared, *map(Agreed.read, rows)) if one is not None]
+        self._serial = max((one.serial for one in seen), default=0)
+        newest = max((one for one in lives if one is not None), default=None)
+        if newest is None:
+            self.closed = "the parties hold no weights yet: share them with `g2d smpc share`"
+            return None
+        if all(newest.held in held for held in (set(self.store.held()), *others)):
+            return newest
+        numbers = [0 if one is None else one.number for one in lives]
         self.closed = (
-            "the parties hold no weights yet: share them with `g2d smpc share`"
-            if not any(numbers)
-            else f"the parties hold no weights in common (newest by rank: {numbers}, live was"
-            f" {reached}): share them anew with `g2d smpc share`"
+            f"the parties hold no weights in common (live by rank: {numbers}): share them anew with"
+            " `g2d smpc share`"
         )
         return None
 
     async def activate(self, held: Held) -> None:
-        """Bring shares into all engines, then answer by them: all parties, or none."""
+        """Have all parties answer by shares, or none of them."""
+        await super().activate(held)
         async with self._rotating:
             session = self.session
             if session is None or not session.linked:
-                raise MultipartyError(self.closed)
+                raise MultipartyError(self.reason)
             if held.number < self.store.reached:
                 raise MultipartyError(f"generation {held.number} is older than what is live")
-            await self._use(session, held)
+            if held != self.live:
+                self._serial += 1
+                await self._use(session, Agreed(self._serial, *held))
 
-    async def _use(self, session: Session, held: Held) -> None:
+    async def _use(self, session: Session, agreed: Agreed) -> None:
+        held = agreed.held
         self._pins[held] += 1  # a request that ends meanwhile takes away what nobody needs
         try:
-            await asyncio.gather(
-                session.load(self.store, held), self._ask_all(kind="use", held=list(held))
-            )
-            if self.live is None:  # a session begins: who finds this party open finds all so
-                await self._ask_all(kind="live", held=list(held))
-            if self.session is not session:
-                raise MultipartyError(self.closed)
-            # From here on requests go by it, and the others hear of the switch before them; they
-            # have heard before of those that go by the former, which they refuse from then on.
-            self.now_live(held)
-            await self._ask_all(kind="live", held=list(held))
-            if self.session is not session:
-                raise MultipartyError(self.closed)
+            await self._prepare(session, agreed)
+            try:
+                await self._commit(session, agreed)
+            except MultipartyError as error:
+                self._end(str(error))  # in the next session whoever is behind comes after
+                raise
         finally:
             self._pins[held] -= 1
         await self._retire(session)
+
+    async def _prepare(self, session: Session, agreed: Agreed) -> None:
+        """Have all parties load shares and write down what is to be live; else nobody switches."""
+        told = await asyncio.gather(
+            self._own(session, agreed),
+            *(self._ask(rank, kind="use", agreed=list(agreed)) for rank in self._others()),
+            return_exceptions=True,
+        )
+        failed = [one for one in told if isinstance(one, BaseException)]
+        if not failed and self.session is session:
+            return
+        if self.session is session:
+            self.store.abort(agreed)
+            with contextlib.suppress(MultipartyError):
+                await self._ask_all(kind="abort", agreed=list(agreed))
+                if agreed.held != self.live:
+                    await session.drop(agreed.held)
+        raise failed[0] if failed else MultipartyError(self.closed)
+
+    async def _own(self, session: Session, agreed: Agreed) -> None:
+        self.check_permitted(agreed)
+        await session.load(self.store, agreed.held)
+        self.store.prepare(agreed)
+
+    async def _commit(self, session: Session, agreed: Agreed) -> None:
+        """All have prepared: from the first line on it is decided, whatever fails."""
+        self.store.commit(agreed)
+        if self.live is None:  # a session begins: who finds this party open finds all so
+            await self._ask_all(kind="live", agreed=list(agreed))
+        if self.session is not session:
+            raise MultipartyError(self.closed)
+        # From here on requests go by it, and the others hear of the switch before them; they
+        # have heard before of those that go by the former, which they refuse from then on.
+        self.now_live(agreed.held)
+        await self._ask_all(kind="live", agreed=list(agreed))
+        if self.session is not session:
+            raise MultipartyError(self.closed)
 
     async def _retire(self, session: Session) -> None:
         """Have engines forget generations that no request needs."""
@@ -219,7 +264,8 @@ class Coordinator(Party):
             return
         pending.announced = True
         self._pins[held] += 1
-        about = {"id": pending.id, "n": pending.n, "held": list(held)}
+        whose = {"id": pending.id, "client": pending.client}
+        about = {**whose, "n": pending.n, "held": list(held)}
         try:
             await asyncio.gather(
                 session.prepare(pending, held), self._ask_all(kind="ready", **about)
@@ -228,7 +274,7 @@ class Coordinator(Party):
                 await self._run(session, pending, held, about)
         except MultipartyError as error:
             pending.refuse(str(error))
-            await self._tell({"kind": "forget", "id": pending.id, "why": str(error)})
+            await self._tell({"kind": "forget", **whose, "why": str(error)})
         finally:
             self._pins[held] -= 1
             if self.session is session and held != self.live:

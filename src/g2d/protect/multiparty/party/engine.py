@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import math
 import os
+import secrets
 import signal
 import struct
 import sys
@@ -23,16 +24,18 @@ from g2d.core.types import Array
 from g2d.errors import DAMAGE
 from g2d.protect.multiparty.config import WIDTH
 from g2d.protect.multiparty.party.networks import function
+from g2d.protect.multiparty.party.ranges import NARROW, WIDE, Ranges
 from g2d.protect.multiparty.program import FRACTION, Program
 from g2d.protect.multiparty.wire import VERSION, pack, unpack_head, unpack_header
 
 _HEAD = struct.Struct(">IQ")
 _MOST = 1 << 33
-_COMPILED = 8  # sizes of a batch whose code is kept
-_STORED = {"aby3": "aby3.AShr<FM64>", "cheetah": "cheetah.AShr<FM64>"}
+_COMPILED = 24  # codes that are kept: of a size of batch the network's, and those of its ranges
+_BITS = "BShr<PT_U8,1>"
+_TYPES = {WIDE: "<u8", NARROW: "<u4"}
 
 
-def runtime_config(protocol: str) -> Any:
+def runtime_config(protocol: str, width: int = WIDE) -> Any:
     """Fixed point of `FRACTION` bits modulo 2^64; no party is trusted with anything.
 
     ABY3 draws correlated randomness from pairwise seeds, Cheetah by oblivious transfer: neither
@@ -42,7 +45,9 @@ def runtime_config(protocol: str) -> Any:
 
     kinds = {"aby3": libspu.ProtocolKind.ABY3, "cheetah": libspu.ProtocolKind.CHEETAH}
     made = libspu.RuntimeConfig(
-        protocol=kinds[protocol], field=libspu.FieldType.FM64, fxp_fraction_bits=FRACTION
+        protocol=kinds[protocol],
+        field=libspu.FieldType.FM64 if width == WIDE else libspu.FieldType.FM32,
+        fxp_fraction_bits=FRACTION if width == WIDE else 8,  # integers alone are compared
     )
     made.beaver_type = libspu.RuntimeConfig.BeaverType.MultiParty
     return made
@@ -59,9 +64,10 @@ class Engine:
         self._spu, self._libspu = spu, libspu
         self._link: Any = None
         self._runtime: Any = None
-        self._protocol, self._clip = "", True
+        self._protocol, self._bounds = "", True
         self._programs: dict[str, Program] = {}
         self._codes: dict[tuple[str, int], tuple[Any, str]] = {}
+        self._narrow: Any = None
 
     def link(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         """Join the others: blocks until all are there."""
@@ -73,8 +79,9 @@ class Engine:
         described.connect_retry_times = int(20 * asked["seconds"])
         described.recv_timeout_ms = described.http_timeout_ms = int(1000 * asked["run"])
         self._link = self._libspu.link.create_brpc(described, asked["rank"])
-        self._protocol, self._clip = asked["protocol"], asked["clip"]
+        self._protocol, self._bounds = asked["protocol"], asked["bounds"]
         self._runtime = self._spu.Runtime(self._link, runtime_config(self._protocol))
+        self._narrow = self._spu.Runtime(self._link, runtime_config(self._protocol, NARROW))
         return {}, b""
 
     def load(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -99,12 +106,17 @@ class Engine:
 
     def prepare(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         """Compile for a size of batch; tell the digest of the code."""
-        return {"code": self._code(self._programs[asked["slot"]], asked["n"])[1]}, b""
+        program, n = self._programs[asked["slot"]], asked["n"]
+        if self._bounds and program.least:
+            for width, count in Ranges(program).compared(n):
+                self._sign(width, count)
+        return {"code": self._code(program, n)[1]}, b""
 
     def run(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         """Compute one request, if all parties mean the same one; give the share of the answer.
 
-        Where its shares do not belong together, `apart` says so, at all parties alike.
+        Where its shares do not belong together, or inputs are out of range, `apart` says so, at all
+        parties alike.
         """
         slot, n, session = asked["slot"], asked["n"], asked["agree"]
         program = self._programs[slot]
@@ -118,6 +130,9 @@ class Engine:
             return {"apart": "the shares of this request do not belong together: nothing was"
                     " computed"}, b""  # fmt: skip
         began, spent = time.perf_counter(), time.process_time()
+        if self._bounds and program.least and not self._in_range(session, program, body):
+            return {"apart": "inputs of this request are out of the task's range: nothing was"
+                    " computed"}, b""  # fmt: skip
         self._set("x", (n, *program.shape), body)
         names = [f"{slot}/{name}" for name, _ in program.parameters]
         self._runtime.run(
@@ -148,51 +163,102 @@ class Engine:
         link.send(after, _digest(session, after, second))
         return hmac.compare_digest(_text(link.recv(before)), _digest(session, rank, first))
 
+    def _in_range(self, session: str, program: Program, body: bytes) -> bool:
+        """Whether all inputs are in the program's range (`ranges`); all parties find the same."""
+        ranges, about = Ranges(program), (body, self._link.rank, self._protocol)
+        if not ranges.narrow:
+            return not self._negative(self._runtime, WIDE, ranges.values(*about))
+        drawn = self._link.all_gather(secrets.token_hex(16))
+        seed = " ".join([session, *(_text(one) for one in drawn)])
+        return not (
+            self._negative(self._runtime, WIDE, ranges.sums(*about, seed))
+            or self._negative(self._narrow, NARROW, ranges.values(*about))
+        )
+
+    def _negative(self, runtime: Any, width: int, shares: Array) -> bool:
+        """Whether any of these shared integers is negative; their signs are opened."""
+        count = math.prod(shares.shape[:-1])
+        code = self._sign(width, count)
+        self._put(runtime, "v", (count,), shares.astype(_TYPES[width]).tobytes(), width, False)
+        runtime.run(
+            self._libspu.Executable(name="signs", input_names=["v"], output_names=["s"], code=code)
+        )
+        share = runtime.get_var("s")
+        runtime.del_var("v")
+        runtime.del_var("s")
+        own = np.frombuffer(self._chunks(share, _BITS), np.uint8).reshape(count, -1)[:, 0]
+        told = self._link.all_gather(np.packbits(own & 1).tobytes().hex())
+        signs = np.zeros((count + 7) // 8, np.uint8)
+        for one in told:
+            signs ^= np.frombuffer(bytes.fromhex(_text(one)), np.uint8)
+        return bool(signs.any())
+
+    def _sign(self, width: int, count: int) -> Any:
+        return self._compiled(
+            (f"signs of {width}", count),
+            lambda v: v < 0, {"v": np.zeros((count,), np.int32)}, "s",
+        )[0]  # fmt: skip
+
     def _code(self, program: Program, n: int) -> tuple[Any, str]:
-        key = (program.digest, n)
+        given = {name: np.zeros(shape, np.float32) for name, shape in program.parameters}
+        given["x"] = np.zeros((n, *program.shape), np.float32)
+        return self._compiled((program.digest, n), function(program), given, "y")
+
+    def _compiled(
+        self, key: tuple[str, int], what: Any, given: dict[str, Array], out: str
+    ) -> tuple[Any, str]:
+        """Code for SPU and its digest."""
         if key not in self._codes:
             while len(self._codes) >= _COMPILED:
                 self._codes.pop(next(iter(self._codes)))
             from spu.utils import frontend
 
             secret = self._libspu.Visibility.VIS_SECRET
-            given = [np.zeros(shape, np.float32) for _, shape in program.parameters]
-            names = [name for name, _ in program.parameters]
             made, _ = frontend.compile(
-                frontend.Kind.JAX, function(program, self._clip),
-                [*given, np.zeros((n, *program.shape), np.float32)], {},
-                [*names, "x"], [secret] * (len(names) + 1), lambda out: ["y"] * len(out),
+                frontend.Kind.JAX, what, [*given.values()], {}, [*given], [secret] * len(given),
+                lambda leaves: [out] * len(leaves),
             )  # fmt: skip
             code = made.code
             self._codes[key] = code, hashlib.sha256(_bytes(code)).hexdigest()
         return self._codes[key]
 
     def _set(self, name: str, shape: tuple[int, ...], body: bytes) -> None:
-        if len(body) != math.prod(shape) * WIDTH[self._protocol]:
+        self._put(self._runtime, name, shape, body, WIDE, True)
+
+    def _put(
+        self, runtime: Any, name: str, shape: tuple[int, ...], body: bytes, width: int, real: bool
+    ) -> None:
+        if len(body) != math.prod(shape) * WIDTH[self._protocol] * width // WIDE:
             raise ValueError(f"{len(body)} bytes for {name} of shape {shape}")
         libspu = self._libspu
         meta, chunk, share = libspu.ValueMeta(), libspu.ValueChunk(), libspu.Share()
-        meta.data_type, meta.visibility = libspu.DataType.DT_F32, libspu.Visibility.VIS_SECRET
-        meta.storage_type, meta.shape.dims = _STORED[self._protocol], list(shape)
+        meta.data_type = libspu.DataType.DT_F32 if real else libspu.DataType.DT_I32
+        meta.visibility = libspu.Visibility.VIS_SECRET
+        meta.storage_type = f"{self._protocol}.AShr<FM{width}>"
+        meta.shape.dims = list(shape)
         chunk.total_bytes, chunk.chunk_offset, chunk.content = len(body), 0, body
         share.meta, share.share_chunks = meta.SerializeToString(), [chunk.SerializeToString()]
-        self._runtime.set_var(name, share)
+        runtime.set_var(name, share)
 
     def _content(self, share: Any, values: int) -> bytes:
+        body = self._chunks(share, f"AShr<FM{WIDE}>")
+        if len(body) != values * WIDTH[self._protocol]:
+            raise ValueError(f"an answer of {len(body)} bytes, for {values} logits")
+        return body
+
+    def _chunks(self, share: Any, stored: str) -> bytes:
+        """The bytes of a value; raises `ValueError` unless it is stored like this, and secret."""
         libspu = self._libspu
         meta, secret = libspu.ValueMeta(), libspu.Visibility.VIS_SECRET
         meta.ParseFromString(share.meta)
-        if meta.storage_type != _STORED[self._protocol] or meta.visibility != secret:
-            raise ValueError(f"the answer is {meta.storage_type}, which is no share of ours")
+        if meta.storage_type != f"{self._protocol}.{stored}" or meta.visibility != secret:
+            raise ValueError(f"a result is {meta.storage_type}, which is no share of ours")
         parts: dict[int, bytes] = {}
         for text in share.share_chunks:
             chunk = libspu.ValueChunk()
             chunk.ParseFromString(text)
             parts[chunk.chunk_offset] = bytes(chunk.content)
-        body = b"".join(parts[at] for at in sorted(parts))
-        if len(body) != values * WIDTH[self._protocol]:
-            raise ValueError(f"an answer of {len(body)} bytes, for {values} logits")
-        return body
+        return b"".join(parts[at] for at in sorted(parts))
 
 
 def _digest(session: str, part: int, values: Array) -> str:

@@ -12,7 +12,7 @@ from g2d.errors import DAMAGE
 from g2d.protect.multiparty.errors import InconsistentError, MultipartyError
 from g2d.protect.multiparty.party.server import GONE, Party
 from g2d.protect.multiparty.party.session import Session
-from g2d.protect.multiparty.party.store import Held
+from g2d.protect.multiparty.party.store import Agreed, Held
 from g2d.protect.multiparty.wire import Channel
 
 _AGAIN = 0.5  # seconds between looks for party 0
@@ -72,7 +72,8 @@ class Follower(Party):
                 elif asked["kind"] == "idle":
                     self.closed = str(asked.get("why"))
                 elif asked["kind"] == "forget":
-                    if (pending := self.requests.waiting(str(asked.get("id")))) is not None:
+                    whose = str(asked.get("client")), str(asked.get("id"))
+                    if (pending := self.requests.waiting(*whose)) is not None:
                         pending.refuse(str(asked.get("why")))
                 elif asked["kind"] != "alive":
                     self.task(self._reply(channel, asked))
@@ -96,31 +97,44 @@ class Follower(Party):
     async def _do(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         kind = asked["kind"]
         if kind == "meet":
+            await self.spare.there()
             self._nonce = secrets.token_hex(16)
             return {"nonce": self._nonce}
         if kind == "session":
             return await self._begin([str(nonce) for nonce in asked["nonces"]])
         session = self.session
         if session is None:
-            raise MultipartyError(self.closed)
+            raise MultipartyError(self.reason)
+        if "agreed" in asked:
+            await self._turn(session, kind, Agreed.read(asked["agreed"]))
+            return {}
         held = Held(*asked["held"])
-        if kind == "use":
-            if held.number < self.store.reached:
-                raise MultipartyError(
-                    f"generation {held.number} is older than {self.store.reached}, which was live"
-                )
-            await session.load(self.store, held)
-        elif kind == "live" and held in session.loaded:
-            self.now_live(held)
-        elif kind == "drop" and held != self.live:
+        if kind == "drop" and held != self.live:
             await session.drop(held)
         elif kind == "ready":
             await self._ready(session, asked, held)
         elif kind == "run":
-            await self._run(session, str(asked["id"]), held)
+            await self._run(session, asked, held)
         else:
             raise MultipartyError(f"it was called for {kind!r} at the wrong time")
         return {}
+
+    async def _turn(self, session: Session, kind: str, agreed: Agreed) -> None:
+        """A phase of an activation."""
+        held = agreed.held
+        if kind == "use":
+            self.check_permitted(agreed)
+            await session.load(self.store, held)
+            self.store.prepare(agreed)
+        elif kind == "live" and held in session.loaded:
+            self.store.commit(agreed)
+            self.now_live(held)
+        elif kind == "abort":
+            self.store.abort(agreed)
+            if held != self.live:
+                await session.drop(held)
+        else:
+            raise MultipartyError(f"it was called for {kind!r} at the wrong time")
 
     async def _begin(self, nonces: list[str]) -> Mapping[str, Any]:
         nonce, self._nonce = self._nonce, ""
@@ -128,7 +142,8 @@ class Follower(Party):
             raise MultipartyError("a session that this party was not asked to: a replay")
         self.over("a new session begins")
         await self.begin(nonces)
-        return {"held": [list(h) for h in self.store.held()], "reached": self.store.reached}
+        store = self.store
+        return {"held": store.held(), "live": store.live, "prepared": store.prepared}
 
     async def _ready(self, session: Session, asked: Mapping[str, Any], held: Held) -> None:
         # What party 0 called for before it switched has begun here before this party switched.
@@ -136,16 +151,19 @@ class Follower(Party):
             raise MultipartyError(
                 f"generation {held.number} is older than {self.live.number}, which is live"
             )
-        pending = await self.requests.find(str(asked["id"]), self.limits.arrive)
+        whose = str(asked["client"]), str(asked["id"])
+        pending = await self.requests.find(*whose, self.limits.arrive)
         if pending is None:
-            raise MultipartyError(f"party {self.rank} has not got its share of the request")
+            raise MultipartyError(
+                f"party {self.rank} has not got its share of the request from this client"
+            )
         pending.announced = True
         if pending.n != asked["n"]:
             raise MultipartyError(f"party {self.rank} has {pending.n} inputs, not {asked['n']}")
         await session.prepare(pending, held)
 
-    async def _run(self, session: Session, name: str, held: Held) -> None:
-        pending = self.requests.waiting(name)
+    async def _run(self, session: Session, asked: Mapping[str, Any], held: Held) -> None:
+        pending = self.requests.waiting(str(asked["client"]), str(asked["id"]))
         if pending is None or not pending.announced:
             raise MultipartyError("it was called to compute what it has not agreed to")
         try:

@@ -10,35 +10,17 @@ from g2d.protect.multiparty.program import Layer, Program
 Tensor = Any
 
 
-def function(program: Program, clip: bool = True) -> Callable[..., Tensor]:
-    """The network as a function of all parameters, in their order, and x (n, *shape), last.
-
-    Args:
-        clip: inputs are held in the program's range first, as far as it has one.
-    """
-    import jax.numpy as jnp
+def function(program: Program) -> Callable[..., Tensor]:
+    """The network as a function of all parameters, in their order, and x (n, *shape), last."""
 
     def network(*given: Tensor) -> Tensor:
         *parameters, x = given
-        if clip and program.least:
-            least, most = jnp.asarray(program.least), jnp.asarray(program.most)
-            x = clipped(x, least, most, lambda given: jnp.maximum(given, 0))
         rest = iter(parameters)
         for layer in program.layers:
             x = _APPLY[layer["kind"]](layer, x, rest)
         return x
 
     return network
-
-
-def clipped(x: Tensor, least: Tensor, most: Tensor, positive: Callable[[Tensor], Tensor]) -> Tensor:
-    """Values held between `least` and `most`, by `positive`: a value, or 0 where it is below.
-
-    One side after the other: of any integer modulo 2^64 the result is in the range. Both sides at
-    once would save a round, and let pass what wraps around in `x - most` alone.
-    """
-    above = positive(x - least)
-    return least + above - positive(above - (most - least))
 
 
 def _conv(layer: Layer, x: Tensor, rest: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Requests of clients that wait in a party: each comes once, and in measure."""
+"""Requests that wait in a party: each is one client's, comes once, and in measure."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ from g2d.protect.multiparty.program import Program
 _ID = re.compile("[0-9a-f]{32}")
 _REMEMBERED = 1 << 17
 Answer = tuple[Mapping[str, Any], bytes]
+Key = tuple[str, str]
+"""A client's certificate, and the name that it gave a request."""
 
 
 @dataclass(eq=False)
 class Pending:
-    """A request whose share has come: its number, inputs, program as the client knows it."""
+    """A request whose share has come.
+
+    Attributes:
+        id: its name. client: whose it is: the certificate's fingerprint. n: its inputs. digest: of
+            the program as the client knows it.
+    """
 
     id: str
+    client: str
     n: int
     digest: str
     body: bytes = field(repr=False)
@@ -38,12 +46,15 @@ class Pending:
 
 
 class Requests:
-    """All that wait, by their names; a name that was there before is refused."""
+    """All that wait, by client and name: no client takes another's names, or answers.
+
+    A name that a client has given before is refused.
+    """
 
     def __init__(self, protocol: str, limits: Limits) -> None:
         self._width, self._limits = WIDTH[protocol], limits
-        self._waiting: dict[str, Pending] = {}
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._waiting: dict[Key, Pending] = {}
+        self._seen: OrderedDict[Key, None] = OrderedDict()
         self._left: dict[str, tuple[float, float]] = {}
         self._came = asyncio.Condition()
 
@@ -67,15 +78,16 @@ class Requests:
             raise MultipartyError("the request is for another program: connect anew")
         if len(body) != n * math.prod(program.shape) * self._width:
             raise MultipartyError(f"{len(body)} bytes are no share of {n} inputs {program.shape}")
-        if name in self._seen:
+        key = client, name
+        if key in self._seen:
             raise MultipartyError("this request came before: every request has a name of its own")
-        self._seen[name] = None
+        self._seen[key] = None
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         self._charge(client, n)
-        made = Pending(name, n, digest, body, asyncio.get_running_loop().create_future())
+        made = Pending(name, client, n, digest, body, asyncio.get_running_loop().create_future())
         async with self._came:
-            self._waiting[name] = made
+            self._waiting[key] = made
             self._came.notify_all()
         return made
 
@@ -89,23 +101,24 @@ class Requests:
             )
         self._left[client] = left, now
 
-    async def find(self, name: str, seconds: float) -> Pending | None:
-        """A request, as soon as it is there; None: it did not come."""
+    async def find(self, client: str, name: str, seconds: float) -> Pending | None:
+        """A client's request, as soon as it is there; None: it did not come."""
+        key = client, name
         async with self._came:
             try:
                 async with asyncio.timeout(seconds):
-                    await self._came.wait_for(lambda: name in self._waiting)
+                    await self._came.wait_for(lambda: key in self._waiting)
             except TimeoutError:
                 return None
-            return self._waiting.get(name)
+            return self._waiting.get(key)
 
-    def waiting(self, name: str) -> Pending | None:
-        """A request that is there."""
-        return self._waiting.get(name)
+    def waiting(self, client: str, name: str) -> Pending | None:
+        """A client's request that is there."""
+        return self._waiting.get((client, name))
 
     def forget(self, pending: Pending) -> None:
         """Drop a request that is answered or refused."""
-        self._waiting.pop(pending.id, None)
+        self._waiting.pop((pending.client, pending.id), None)
 
     def refuse_all(self, why: str) -> None:
         """Refuse all that wait."""

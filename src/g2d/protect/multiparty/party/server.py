@@ -17,15 +17,25 @@ from typing import Any
 from g2d.errors import DAMAGE
 from g2d.protect.multiparty.config import CLIENT, DEALER, PARTY, WIDTH, Config
 from g2d.protect.multiparty.errors import MultipartyError
-from g2d.protect.multiparty.party.child import Child
 from g2d.protect.multiparty.party.requests import Answer, Pending, Requests
 from g2d.protect.multiparty.party.session import Session, session_id
-from g2d.protect.multiparty.party.store import Held, Store
-from g2d.protect.multiparty.program import Program
-from g2d.protect.multiparty.wire import VERSION, Channel, WireError, context, everyone, quiet, whose
+from g2d.protect.multiparty.party.spare import Spare
+from g2d.protect.multiparty.party.store import Agreed, Held, Store
+from g2d.protect.multiparty.program import MOST_VALUES, Program
+from g2d.protect.multiparty.wire import (
+    VERSION,
+    Channel,
+    WireError,
+    check_version,
+    context,
+    everyone,
+    quiet,
+    whose,
+)
 
 _HANDSHAKE = 10.0
 _BUFFER = 1 << 20
+_PERMITTED = 8  # activations that dealers have asked for, and are remembered
 GONE = (OSError, EOFError, WireError)
 """How a connection ends."""
 
@@ -50,7 +60,8 @@ class Party:
         self.closed = "the parties have not met yet"
         self._serving = context(True, *own, everyone(config))
         self._dialling = [context(False, *own, place.certificates) for place in config.parties]
-        self._child: asyncio.Task[Child] | None = None
+        self.spare = Spare(say)
+        self._permitted: list[Held] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- connections ---------------------------------------------------------------------------
@@ -59,7 +70,7 @@ class Party:
         """Serve until cancelled.
 
         Raises:
-            MultipartyError: SPU does not start here. OSError: the address is taken.
+            OSError: the address is taken.
         """
         host, port = self.config.parties[self.rank].listen
         server = await asyncio.start_server(
@@ -68,15 +79,12 @@ class Party:
         )  # fmt: skip
         self.say(f"party {self.rank} listens on {host}:{port}")
         try:
-            self.spare()
+            self.spare.begin()
             await self.meet()
         finally:
             server.close()
             self.over("the party was stopped")
-            if self._child is not None:
-                self._child.cancel()  # before it is ready it kills its process itself
-                with contextlib.suppress(asyncio.CancelledError, MultipartyError):
-                    (await self._child).kill()
+            await self.spare.close()
 
     async def meet(self) -> None:
         """Meet the others, again and again: what differs between ranks."""
@@ -87,8 +95,21 @@ class Party:
         raise WireError(f"party {self.rank} is dialled by no party")
 
     async def activate(self, held: Held) -> None:
-        """Make shares live that all parties hold."""
-        raise MultipartyError(f"party {self.rank} activates nothing: ask party 0")
+        """Take note that a dealer wants shares to be live: nobody else's word will do."""
+        self._permitted = [*self._permitted[1 - _PERMITTED :], held]
+
+    def check_permitted(self, agreed: Agreed) -> None:
+        """Raise `MultipartyError` where no dealer has had these shares activated here."""
+        known = agreed in (self.store.live, self.store.prepared)
+        if not known and agreed.held not in self._permitted:
+            raise MultipartyError(
+                f"no dealer has told party {self.rank} to activate generation {agreed.number}"
+            )
+
+    @property
+    def reason(self) -> str:
+        """Why nothing is answered."""
+        return self.spare.why or self.closed
 
     async def dial(self, rank: int, hello: Mapping[str, Any]) -> Channel:
         """Connect to another party and be welcomed.
@@ -127,8 +148,10 @@ class Party:
                 self._check_party(who, asked)
                 await self._of_party(channel, who.rank, asked)
             elif (asked["kind"], who.role) == (CLIENT, CLIENT):
+                check_version(asked, "this client")
                 await self._of_client(channel, mark)
             elif (asked["kind"], who.role) == (DEALER, DEALER):
+                check_version(asked, "this dealer")
                 await self._of_dealer(channel)
             elif asked["kind"] == "status":
                 await channel.send(self.status())
@@ -158,20 +181,20 @@ class Party:
         if session is None or asked.get("session") != session.id:
             raise MultipartyError("the session is another, or over")
         await channel.send({"kind": "welcome"})
-        await session.tunnels.into(channel)
+        await session.tunnels.into(channel, rank)
 
     # --- clients and dealers -------------------------------------------------------------------
 
     def _live(self) -> tuple[Held, Program]:
         """What is live and its program; raises `MultipartyError` where nothing answers."""
         if self.session is None or self.live is None:
-            raise MultipartyError(self.closed)
+            raise MultipartyError(self.reason)
         return self.live, self.session.loaded[self.live]
 
     async def _of_client(self, channel: Channel, mark: str) -> None:
         held, program = self._live()
         about = {"rank": self.rank, "number": held.number, "digest": held.digest}
-        about |= {"protocol": self.config.protocol, "batch": self.limits.batch}
+        about |= {"protocol": self.config.protocol, "batch": self.limits.batch, "version": VERSION}
         await channel.send({"kind": "welcome", **about, "program": program.to_json()})
         most = self.limits.batch * WIDTH[self.config.protocol] * math.prod(program.shape)
         while True:
@@ -209,10 +232,10 @@ class Party:
     async def _of_dealer(self, channel: Channel) -> None:
         await channel.send({
             "kind": "welcome", "rank": self.rank, "protocol": self.config.protocol,
-            "reached": self.store.reached,
+            "reached": self.store.reached, "version": VERSION,
         })  # fmt: skip
         while True:
-            asked, body = await channel.receive(1 << 32)
+            asked, body = await channel.receive(MOST_VALUES * WIDTH[self.config.protocol])
             try:
                 await channel.send(await self._deal(asked, body))
             except MultipartyError as error:
@@ -224,21 +247,25 @@ class Party:
             program = Program.from_json(asked["program"])
             if len(body) != program.size * WIDTH[self.config.protocol]:
                 raise MultipartyError(f"{len(body)} bytes are no share of {program.size} weights")
-            if self.limits.clip and not program.least:
+            if self.limits.bounds and not program.least:
                 raise MultipartyError(
-                    "the task names no range of its inputs, so parties cannot hold them in it: give"
-                    " it bounds, or set clip = false in every parties.toml"
+                    "the task names no range of its inputs, so parties cannot check it: give it"
+                    " bounds, or set bounds = false in every parties.toml"
                 )
             held = self.store.put(number, sharing, program, body)
             self.say(f"got its share of generation {number}")
             return {"kind": "stored", "digest": held.digest}
+        if asked["kind"] == "discard":
+            self.store.discard(number, sharing)
+            self._permitted = [held for held in self._permitted if held[:2] != (number, sharing)]
+            return {"kind": "discarded", "number": number}
         if asked["kind"] != "activate":
             raise MultipartyError(f"a dealer may not {asked['kind']}")
         found = [held for held in self.store.held() if held[:2] == (number, sharing)]
         if not found:
             raise MultipartyError(f"there is no share of generation {number} here")
         await self.activate(found[0])
-        return {"kind": "live", "number": number}
+        return {"kind": "activated", "number": number}
 
     def status(self) -> dict[str, Any]:
         """What anybody who is known here may know."""
@@ -247,25 +274,21 @@ class Party:
             "kind": "status", "rank": self.rank, "open": live is not None,
             "session": self.session.id[:8] if self.session and self.session.linked else "",
             "number": live.number if live else None, "reached": self.store.reached,
-            "why": "" if live else self.closed, "protocol": self.config.protocol, **self.versions,
+            "why": "" if live else self.reason, "protocol": self.config.protocol, **self.versions,
         }  # fmt: skip
 
     # --- sessions ------------------------------------------------------------------------------
-
-    def spare(self) -> None:
-        """Start the next session's engine: importing SPU takes a second."""
-        self._child = asyncio.create_task(Child.start())
 
     async def begin(self, nonces: list[str]) -> Session:
         """Begin a session; returns when all engines are linked.
 
         Raises:
-            MultipartyError: they do not find each other.
+            MultipartyError: they do not find each other, or this party's does not start.
         """
-        assert self._child is not None
-        child, self._child = await self._child, None
-        name, sockets = session_id(nonces), self.store.sockets()
-        self.session = made = Session(name, self.config, self.rank, child, self.link_to, sockets)
+        child, name, sockets = await self.spare.take(), session_id(nonces), self.store.sockets()
+        self.session = made = Session(
+            name, self.config, self.rank, child, self.link_to, sockets, self._foul
+        )
         self.task(self._watch(made))
         self.live, self.closed = None, "the parties are being linked"
         try:
@@ -279,6 +302,10 @@ class Party:
         if self.session is session:
             self.engine_ended(f"the engine of party {self.rank} has ended")
 
+    def _foul(self, why: str) -> None:
+        self.say(f"refused: {why}")
+        self.engine_ended(why)
+
     def engine_ended(self, why: str) -> None:
         """Hear that the engine is gone and nobody has ended it: the session is over for all."""
         self.over(why)
@@ -291,14 +318,13 @@ class Party:
             self.say(f"session over: {why}")
             self.session.end()
             self.session, self.live = None, None
-            self.spare()
+            self.spare.begin()
 
     def now_live(self, held: Held) -> None:
         """Note what is live."""
         if self.live != held:
             self.say(f"generation {held.number} is live")
         self.live = held
-        self.store.reach(held.number)
 
     def task(self, what: Any) -> None:
         """Do something beside; it is kept until it is done."""
@@ -315,16 +341,13 @@ class Party:
 
     def check_hello(self, asked: Mapping[str, Any]) -> None:
         """Raise `MultipartyError` unless another party has all that must be alike."""
-        if asked.get("version") != VERSION:
-            raise MultipartyError(
-                f"party {self.rank} speaks version {VERSION}, and this one {asked.get('version')}"
-            )
+        check_version(asked, f"party {asked.get('rank')}")
         if asked.get("versions") != self.versions:
             raise MultipartyError(
                 f"party {self.rank} has {self.versions}, and this one {asked.get('versions')}"
             )
         if asked.get("config") != self.config.digest:
             raise MultipartyError(
-                f"party {self.rank} has another parties.toml: protocol, batch and clip have to be"
+                f"party {self.rank} has another parties.toml: protocol, batch and bounds have to be"
                 " the same"
             )

@@ -12,7 +12,7 @@ from g2d.protect.multiparty.errors import InconsistentError, MultipartyError
 from g2d.protect.multiparty.party.child import Child
 from g2d.protect.multiparty.party.requests import Answer, Pending
 from g2d.protect.multiparty.party.store import Held, Store
-from g2d.protect.multiparty.party.tunnels import Dial, Tunnels
+from g2d.protect.multiparty.party.tunnels import Dial, Heard, Tunnels
 from g2d.protect.multiparty.program import Program
 
 LINK = 60.0
@@ -33,12 +33,13 @@ class Session:
     """
 
     def __init__(
-        self, name: str, config: Config, rank: int, child: Child, dial: Dial, sockets: Path
-    ) -> None:
+        self, name: str, config: Config, rank: int, child: Child, dial: Dial, sockets: Path,
+        refused: Heard,
+    ) -> None:  # fmt: skip
         self.id, self.loaded = name, dict[Held, Program]()
         self.linked = False
         self._config, self._rank, self._child = config, rank, child
-        self.tunnels = Tunnels(rank, config.ranks, dial, sockets)
+        self.tunnels = Tunnels(rank, config.ranks, dial, sockets, refused)
 
     async def link(self) -> None:
         """Join the others' engines; raises `MultipartyError` where they do not come."""
@@ -47,7 +48,7 @@ class Session:
             await self._child.ask(
                 "link", session=self.id, endpoints=self.tunnels.endpoints, rank=self._rank,
                 protocol=self._config.protocol, seconds=LINK, run=self._config.limits.run,
-                clip=self._config.limits.clip,
+                bounds=self._config.limits.bounds,
             )  # fmt: skip
         self.linked = True
 
@@ -89,8 +90,9 @@ class Session:
         """
         before = self.tunnels.sent
         told, body = await self._child.ask(
-            "run", pending.body, slot=held.slot, n=pending.n, agree=f"{self.id} {pending.id}"
-        )
+            "run", pending.body, slot=held.slot, n=pending.n,
+            agree=f"{self.id} {pending.client} {pending.id}",
+        )  # fmt: skip
         if "apart" in told:
             raise InconsistentError(str(told["apart"]))
         about: Mapping[str, object] = {

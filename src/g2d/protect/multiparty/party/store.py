@@ -1,4 +1,9 @@
-"""What one party keeps of weights: its shares of the newest generations, and what was reached."""
+"""What one party keeps: its shares of weights, what all parties agreed on, what they are about to.
+
+Activation has two phases. `prepare` writes down, durably, what is to be live; `commit` renames that
+file, for which a full disk has room. What one party has committed all have prepared, so whoever
+failed in between commits when it is back. Shares alone, which nobody activated, are never live.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +12,24 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from g2d.core.files import make_folder, read_plain, write_bytes
 from g2d.core.folders import PRIVATE
-from g2d.core.platforms import FileLock, others_may_read
-from g2d.errors import DAMAGE
+from g2d.core.platforms import FileLock, others_may_read, sync_folder, take_place
+from g2d.errors import DAMAGE, G2DError
 from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.program import Program
 
-KEPT = 3
-"""Generations that are kept."""
+KEPT = 2
+"""Sets of shares that are kept beside what is live: what is shared, and not activated yet."""
+MOST_SERIAL = 1 << 62
 _NAME = re.compile(r"(\d{1,12})-([0-9a-f]{32})\.share")
-_REACHED = "reached.json"
+_STAGED = re.compile(r"\..+\.[0-9a-f]{12}")  # what a kill has left of a file that was written
+_REACHED, _NEXT = "reached.json", "next.json"
 _MOST = 1 << 32
 _LONGEST = 90  # bytes of a folder for sockets, whose names have 108 on Linux and 104 on macOS
 
@@ -42,8 +50,38 @@ class Held(NamedTuple):
         return f"{self.number}-{self.sharing}"
 
 
+class Agreed(NamedTuple):
+    """Shares that all parties answer by, or are about to; `serial` counts activations."""
+
+    serial: int
+    number: int
+    sharing: str
+    digest: str
+
+    @property
+    def held(self) -> Held:
+        """Which shares."""
+        return Held(*self[1:])
+
+    @classmethod
+    def read(cls, row: Sequence[Any]) -> Agreed:
+        """What another party names; raises `MultipartyError` where it is none."""
+        try:
+            made = cls(*row)
+        except TypeError as error:
+            raise MultipartyError(f"{row!r} is no generation") from error
+        numbers = all(type(one) is int and 0 < one < MOST_SERIAL for one in made[:2])
+        if not numbers or not all(isinstance(one, str) for one in made[2:]):
+            raise MultipartyError(f"{row!r} is no generation")
+        return made
+
+
 class Store:
     """A folder of this party's own, which one process holds at a time.
+
+    Attributes:
+        live: what was agreed on last. prepared: what is to be live next, if anything is. reached:
+            the largest number that has been live; 0: none.
 
     Raises:
         MultipartyError: it cannot be used, is open to others, or another process holds it.
@@ -57,7 +95,13 @@ class Store:
             path = folder / "lock"
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             self._lock = FileLock(self._file, path)
-            self.reached = self._read_reached()
+            for path in folder.iterdir():
+                if _STAGED.fullmatch(path.name):
+                    path.unlink()
+            self.reached, self.live = self._read_agreed(_REACHED)
+            _, self.prepared = self._read_agreed(_NEXT)
+            if self.live and self.prepared and self.prepared.serial <= self.live.serial:
+                self.abort(self.prepared)
         except BlockingIOError as error:
             raise MultipartyError(f"another process holds {folder}: this rank is taken") from error
         except OSError as error:
@@ -92,11 +136,11 @@ class Store:
         return [row for *_, row in sorted(found, reverse=True)]
 
     def put(self, number: int, sharing: str, program: Program, body: bytes) -> Held:
-        """Keep shares (durably) and give up the oldest.
+        """Keep shares (durably); of those that nobody activated the oldest give way.
 
         Raises:
-            MultipartyError: the number is below what was live here (a replay), or what is there of
-                this sharing is other.
+            MultipartyError: the number is below what was live here (a replay), what is there of
+                this sharing is other, or there is no room.
         """
         if number < self.reached:
             raise MultipartyError(
@@ -111,12 +155,36 @@ class Store:
                     f"other shares of this sharing of generation {number} lie here"
                 )
         else:
-            write_bytes(path, data, 0o600)
-        held = self.held()
-        for old in held[KEPT:]:
-            if old.number < self.reached:
-                self._path(old.number, old.sharing).unlink(missing_ok=True)
+            self._tidy(KEPT - 1)
+            self._write(path, data)
         return Held(number, sharing, program.digest)
+
+    def discard(self, number: int, sharing: str) -> None:
+        """Give up shares, unless they are live or about to be."""
+        path = self._path(number, sharing)
+        if path not in self._needed():
+            path.unlink(missing_ok=True)
+
+    def _needed(self) -> set[Path]:
+        agreed = [one for one in (self.live, self.prepared) if one is not None]
+        return {self._path(one.number, one.sharing) for one in agreed}
+
+    def _tidy(self, room: int) -> None:
+        """Leave what is live or prepared, and the newest `room` of what is not."""
+        needed = self._needed()
+        others = [
+            path for path in self._folder.iterdir()
+            if _NAME.fullmatch(path.name) and path not in needed
+        ]  # fmt: skip
+        others.sort(key=lambda path: path.stat().st_mtime_ns)
+        for path in others[: max(0, len(others) - room)]:
+            path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            write_bytes(path, data, 0o600)
+        except G2DError as error:
+            raise MultipartyError(str(error)) from error
 
     def load(self, held: Held) -> tuple[Program, bytes]:
         """A program and this party's shares of its parameters.
@@ -129,11 +197,54 @@ class Store:
             raise MultipartyError(f"the shares of generation {held.number} are of another program")
         return program, body
 
-    def reach(self, number: int) -> None:
-        """Note that a generation is live: older ones never are again."""
-        if number > self.reached:
-            write_bytes(self._folder / _REACHED, json.dumps({"reached": number}).encode(), 0o600)
-            self.reached = number
+    def prepare(self, agreed: Agreed) -> None:
+        """Write down (durably) what is to be live next; `commit` needs no room for it any more.
+
+        Raises:
+            MultipartyError: it is older than what was live, its shares are not here, or there is no
+                room.
+        """
+        if agreed in (self.live, self.prepared):
+            return
+        if agreed.number < self.reached or (self.live and agreed.serial <= self.live.serial):
+            raise MultipartyError(
+                f"generation {agreed.number} (activation {agreed.serial}) is older than"
+                f" {self.reached}, which was live"
+            )
+        if not self._path(agreed.number, agreed.sharing).exists():
+            raise MultipartyError(f"there is no share of generation {agreed.number} here")
+        told = {
+            "reached": agreed.number, "serial": agreed.serial, "sharing": agreed.sharing,
+            "digest": agreed.digest,
+        }  # fmt: skip
+        self._write(self._folder / _NEXT, json.dumps(told).encode())
+        self.prepared = agreed
+
+    def commit(self, agreed: Agreed) -> None:
+        """Note (durably) that what was prepared is live: older ones never are again.
+
+        Raises:
+            MultipartyError: it was not prepared here, or the folder cannot be written.
+        """
+        if agreed == self.live:
+            return
+        if agreed != self.prepared:
+            raise MultipartyError(f"generation {agreed.number} was not prepared here")
+        try:
+            take_place(self._folder / _NEXT, self._folder / _REACHED)
+            self.live, self.prepared, self.reached = agreed, None, agreed.number
+            sync_folder(self._folder)
+            self._tidy(KEPT)
+        except OSError as error:
+            raise MultipartyError(
+                f"cannot note that generation {agreed.number} is live: {error}"
+            ) from error
+
+    def abort(self, agreed: Agreed) -> None:
+        """Forget what was prepared, if it is this."""
+        if agreed == self.prepared:
+            (self._folder / _NEXT).unlink(missing_ok=True)
+            self.prepared = None
 
     def _path(self, number: int, sharing: str) -> Path:
         name = f"{number:06d}-{sharing}.share"
@@ -148,11 +259,16 @@ class Store:
         except (OSError, ValueError) as error:
             raise MultipartyError(f"cannot read {path}: {error}") from error
 
-    def _read_reached(self) -> int:
-        path = self._folder / _REACHED
+    def _read_agreed(self, name: str) -> tuple[int, Agreed | None]:
+        path = self._folder / name
         if not path.exists():
-            return 0
+            return 0, None
         try:
-            return int(json.loads(read_plain(path, 1 << 12))["reached"])
-        except DAMAGE as error:
+            told = json.loads(read_plain(path, 1 << 12))
+            number = int(told["reached"])
+            if "serial" not in told:  # before activations were counted
+                return number, None
+            row = (told["serial"], number, told["sharing"], told["digest"])
+            return number, Agreed.read(row)
+        except (MultipartyError, *DAMAGE) as error:
             raise MultipartyError(f"{path} is damaged ({error}): look why") from error

@@ -3,7 +3,7 @@
 SPU's own TLS trusts whatever an authority has signed, for any rank. So SPU speaks through Unix
 sockets in a folder of this user's alone, and each of its connections is carried by one of ours: the
 side that dials names session and rank, the side that is dialled knows the rank by the certificate.
-SPU's frames inside name their sender once more, which is not compared: parties are semi-honest.
+SPU's frames inside name their sender once more: one that names another ends the session (`frames`).
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from g2d.protect.multiparty.errors import MultipartyError
-from g2d.protect.multiparty.wire import Channel, quiet
+from g2d.protect.multiparty.party.frames import Frames
+from g2d.protect.multiparty.wire import Channel, WireError, quiet
 
 _PART = 1 << 18
 Dial = Callable[[int], Awaitable[Channel]]
+Heard = Callable[[str], None]
 
 
 class Tunnels:
     """Sockets of one session, and what runs through them.
 
     Args:
-        folder: for the sockets, of this user alone; it goes with the session.
+        folder: for the sockets, of this user alone; it goes with the session. refused: told why,
+            where another party has sent what it may not.
 
     Attributes:
         endpoints: what SPU is told, by rank. sent: bytes that this party has sent to others.
     """
 
-    def __init__(self, rank: int, ranks: range, dial: Dial, folder: Path) -> None:
-        self._rank, self._dial, self._folder = rank, dial, folder
+    def __init__(self, rank: int, ranks: range, dial: Dial, folder: Path, refused: Heard) -> None:
+        self._rank, self._dial, self._folder, self._refused = rank, dial, folder, refused
         self._others = [other for other in ranks if other != rank]
         self._sockets = {other: str(folder / str(other)) for other in ranks}
         self.endpoints = [f"unix:{self._sockets[other]}" for other in ranks]
@@ -63,10 +66,14 @@ class Tunnels:
         except (OSError, EOFError, MultipartyError):
             writer.close()  # SPU tries again
             return
-        await self._carry(reader, writer, channel.reader, channel.writer)
+        await self._carry(reader, writer, channel, Frames(other, asks=False))
 
-    async def into(self, channel: Channel) -> None:
-        """Carry a connection of another party to this party's SPU, until it ends."""
+    async def into(self, channel: Channel, rank: int) -> None:
+        """Carry a connection of another party to this party's SPU, until it ends.
+
+        Args:
+            rank: the other party's, by its certificate.
+        """
         try:
             reader, writer = await asyncio.open_unix_connection(
                 self._sockets[self._rank], limit=_PART
@@ -74,31 +81,42 @@ class Tunnels:
         except OSError:
             await channel.close()  # SPU does not listen yet
             return
-        await self._carry(reader, writer, channel.reader, channel.writer)
+        await self._carry(reader, writer, channel, Frames(rank, asks=True))
 
     async def _carry(
-        self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter,
-        far: asyncio.StreamReader, far_out: asyncio.StreamWriter,
+        self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter, far: Channel,
+        frames: Frames,
     ) -> None:  # fmt: skip
-        ends = {near_out, far_out}
+        ends = {near_out, far.writer}
         self._open |= ends
         if self._over:
             _close(ends)
         try:
-            await asyncio.gather(self._pass(near, far_out, True), self._pass(far, near_out, False))
+            await asyncio.gather(
+                self._out_of(near, far.writer), self._in_to(near_out, far.reader, frames)
+            )
+        except WireError as error:
+            self._refused(str(error))
         finally:
             self._open -= ends
             _close(ends)
 
-    async def _pass(
-        self, source: asyncio.StreamReader, to: asyncio.StreamWriter, count: bool
+    async def _out_of(self, near: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while part := await near.read(_PART):
+                self.sent += len(part)
+                to.write(part)
+                await to.drain()
+        to.close()
+
+    async def _in_to(
+        self, to: asyncio.StreamWriter, far: asyncio.StreamReader, frames: Frames
     ) -> None:
         with contextlib.suppress(OSError, EOFError):
-            while part := await source.read(_PART):
-                to.write(part)
-                if count:
-                    self.sent += len(part)
-                await to.drain()
+            while part := await far.read(_PART):
+                if whole := frames.passed(part):
+                    to.write(whole)
+                    await to.drain()
         to.close()
 
     def close(self) -> None:
