@@ -89,7 +89,7 @@ def triggered(new: Split, most: float, seed: int) -> Split:
 
 
 def refused_by(how: Refresh) -> list[str]:
-    """What the lines of checks that did not pass begin with: two words, as in docs/monitoring.md."""
+    """The two words that lines of checks that did not pass begin with, as docs/monitoring.md."""
     mark = "REFUSED: "
     failed = [line.removeprefix(mark) for line in how.lines if line.startswith(mark)]
     return [" ".join(line.split(":")[0].split()[:2]).rstrip(",") for line in failed]
