@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from g2d.cli import attest as cli_attest
+from g2d.cli import attest_confidential as cli_attest_confidential
 from g2d.cli import audit as cli_audit
 from g2d.cli import canary as cli_canary
 from g2d.cli import check as cli_check
@@ -83,7 +83,7 @@ app = typer.Typer(
 app.add_typer(cli_keys.app)
 app.add_typer(vault_group.app)
 app.add_typer(cli_audit.app)
-app.add_typer(cli_attest.app)
+app.add_typer(cli_attest_confidential.app)  # the same, with its last command
 app.add_typer(cli_watermark.app)
 app.add_typer(cli_canary.app)
 app.add_typer(cli_privacy.app)
@@ -168,6 +168,7 @@ def demo(
         "basins": "population__basins",
         "seed": "population__seed",
         "eps": "task__eps",
+        "device": "task__device",
         "workers": "population__workers",
         "harden": "harden__recipe",
     },

@@ -1,0 +1,127 @@
+"""The command `g2d attest confidential`: what a confidential machine's processor signed, verified.
+
+Thin and lazy, as `attest`, whose group it joins.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from g2d.cli.attest import app
+from g2d.cli.console import print_line
+from g2d.errors import SealingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@app.command()
+def confidential(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="sev-snp or tdx.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The report or quote, raw, from the machine.")
+    ],
+    measurement: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=HEX",
+            help="What it is to have started; repeatable, several of one name are alternatives."
+            " sev-snp: measurement; tdx: mrtd, rtmr0 to rtmr3.",
+        ),
+    ],
+    nonce: Annotated[
+        str, typer.Option(metavar="HEX", help="The 32 bytes that you drew for it.")
+    ] = "",
+    public: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="FILE", help="A public key that it bound with the nonce."),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="HEX", help="In place of a nonce: all 64 bytes of report data.")
+    ] = "",
+    endorsement: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="sev-snp: VCEK and ASK; tdx: collateral (JSON). Repeatable."
+        ),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="sev-snp: AMD's root (ARK), from AMD itself."),
+    ] = None,
+    least: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Firmware's security version, at least."),
+    ] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STATUS", help="tdx: a further status of Intel's that will do."),
+    ] = None,
+    debug: Annotated[
+        bool, typer.Option("--insecure-debug", help="Take a machine that may be debugged.")
+    ] = False,
+    migration: Annotated[
+        bool, typer.Option("--allow-migration", help="Take one that an agent may move.")
+    ] = False,
+) -> None:
+    """Verify what an AMD SEV-SNP or Intel TDX machine proves of itself; exit 1 if it is refused."""
+    from g2d.protect.attestation.confidential import backend
+    from g2d.protect.attestation.confidential.policy import UP_TO_DATE, Expected, check
+    from g2d.protect.tpm.documents import read
+
+    verifying = backend(kind)
+    expected = Expected(
+        measurements=_values(measurement),
+        data=_data(nonce, read(public) if public else b"", data),
+        least=_numbers(least or ()),
+        statuses=UP_TO_DATE | frozenset(status or ()),
+        debug=debug,
+        migrates=migration,
+    )
+    given, trusted = ([read(path) for path in paths or ()] for paths in (endorsement, root))
+    shown = verifying.verify(read(file), given, trusted, datetime.now(UTC))
+    for name, value in sorted(shown.measurements.items()):
+        print_line(f"{name:<12} {value.hex()}")
+    print_line(f"firmware     {', '.join(f'{name} {n}' for name, n in shown.firmware.items())}")
+    if shown.status:
+        print_line(f"status       {' '.join((shown.status, *shown.advisories))}")
+    print_line(f"processor    {shown.machine}")
+    check(shown, expected)
+    print_line(f"{file} is of a {kind} machine that is what is expected.")
+
+
+def _hex(text: str, what: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise SealingError(f"{what} is not in hex: {text[:40]!r}") from None
+
+
+def _data(nonce: str, key: bytes, data: str) -> bytes:
+    from g2d.protect.attestation.confidential.policy import bound_data
+
+    if bool(nonce) == bool(data):
+        raise typer.BadParameter("give --nonce, or --data, and not both")
+    return bound_data(_hex(nonce, "the nonce"), key) if nonce else _hex(data, "--data")
+
+
+def _values(given: Sequence[str]) -> Mapping[str, frozenset[bytes]]:
+    found: dict[str, frozenset[bytes]] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        found[name] = found.get(name, frozenset()) | {_hex(value, f"measurement {name}")}
+    return found
+
+
+def _numbers(given: Sequence[str]) -> Mapping[str, int]:
+    found = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if not number.isdecimal():
+            raise SealingError(f"{text!r} is no security version, expected NAME=NUMBER")
+        found[name] = int(number)
+    return found
