@@ -83,7 +83,7 @@ def test_a_refresh_that_was_refused_although_clean_is_told(tmp_path):
     found = {
         "before": scores(0.7), "full": scores(0.9), "after": scores(0.88) | refused,
         "flips": {"refused": "...", "by": ["labels agree", "spectral signature"]},
-        "trigger": {"refused": "", "trigger": 0.25},
+        "trigger": {"refused": "", "trigger": 0.25, "shifted": 0.8},
     }  # fmt: skip
     text = json.dumps({"sizes": {"task": "nsl-kdd"}, "seeds": {"0": found}})
     (tmp_path / "refresh-nsl-kdd.json").write_text(text)
@@ -95,7 +95,8 @@ def test_a_refresh_that_was_refused_although_clean_is_told(tmp_path):
     told = made["nsl-kdd: refused: 10 % of labels flipped"]
     assert told == "1 of 1 (labels agree, spectral signature)"
     told = made["nsl-kdd: refused: a trigger in 10 %"]
-    assert told == "0 of 1; else the trigger wins 25.0 %"
+    assert told == "0 of 1; taken, the trigger wins 25.0 %, 80.0 % are right"
+    assert "nsl-kdd: accuracy on former test data, refreshed, %" in made
     how = refresh.Refresh(None)
     how.tell("labels agree: 0.8")
     how.tell("REFUSED: spectral signature: 1689 of 3712 records")
