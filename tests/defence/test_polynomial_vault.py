@@ -78,6 +78,12 @@ def test_every_generation_says_how_large_its_pre_activations_are(squares):
         assert 0 < gate["value"] <= gate["limit"]
         assert any(gate["limit"] == pytest.approx(3 * largest) for largest in limits.values())
         assert gate["title"] == "largest pre-activation"
+    for number in (1, 2, 3):  # every layer's, of the base, too
+        made = squares.generation(number)
+        told = made.manifest["figures"]["pre_activations"]
+        assert told == pytest.approx(
+            largest_inputs(made.model(), squares.reference.split.x), rel=1e-4
+        )
     assert "largest pre-activation" in succeed("show", squares.vault.path).stdout
 
 

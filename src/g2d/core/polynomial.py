@@ -10,6 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+PRE_ACTIVATIONS = "pre_activations"
+"""Among a manifest's figures, what `largest_inputs` measured on the gate split."""
+
 
 class Polynomial(nn.Module):
     """a·x² + b·x + c, element by element, of any shape.

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from g2d.attacks.pools import compact, craft_pool
+from g2d.core.polynomial import PRE_ACTIVATIONS, largest_inputs
 from g2d.core.seeds import seed_of
 from g2d.core.sources import Digests, digests
 from g2d.core.types import Logits
@@ -46,6 +47,7 @@ from g2d.weights.checkpoints import digest, pack, unpack
 from g2d.weights.codec import Codec
 
 _WHY = 200  # characters of what a network raised
+_MOST = 1e300  # JSON has no infinity
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,22 +249,28 @@ class GenerationStore:
 
     def _figures(
         self, model: Logits, attacks: Tensor, index: Tensor, gates: Sequence[Mapping[str, Any]]
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """What a generation is worth, measured on the gate split, for its manifest.
 
         Returns:
             clean_accuracy; robust_accuracy on the attacks that are kept with it, if there are any,
             crafted on this very model by cheap PGD (an upper bound, no more); on how many examples
-            each; and worst stale ASR and least aligned distance, where its gates measured them.
+            each; worst stale ASR and least aligned distance, where its gates measured them; and
+            pre_activations, the largest magnitude given to each polynomial layer, if it has some.
         """
         split, found = self.task.splits.gate, {g["gate"]: g for g in gates}
         measured = {name: gate["value"] for name, gate in found.items()}
         clean = predict(model, split.x).argmax(1) == split.y
-        figures = {"clean_accuracy": round(float(clean.double().mean()), 6), "examples": len(split)}
+        figures: dict[str, Any] = {
+            "clean_accuracy": round(float(clean.double().mean()), 6),
+            "examples": len(split),
+        }
         if len(attacks):
             robust = clean[index] & (predict(model, attacks).argmax(1) == split.y[index])
             figures["robust_accuracy"] = round(float(robust.double().mean()), 6)
             figures["robust_examples"] = len(index)
+        if largest := largest_inputs(model, split.x):  # an encrypted service looks at every layer's
+            figures[PRE_ACTIVATIONS] = {k: min(v, _MOST) for k, v in largest.items()}
         if "robust" in measured:  # by the gate, on more examples
             figures["robust_accuracy"] = round(float(measured["robust"]), 6)
             figures["robust_examples"] = found["robust"].get("n", len(index))

@@ -18,6 +18,7 @@ from g2d.protect.homomorphic.errors import HomomorphicError, Unsupported
 from g2d.protect.homomorphic.evaluation import evaluate
 from g2d.protect.homomorphic.keys import EvaluationKeys, SecretKeys
 from g2d.protect.homomorphic.plan import Limits, Plan
+from g2d.protect.homomorphic.ranges import Ranges, ranges_of
 from g2d.protect.homomorphic.reading import pre_activations
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "HomomorphicError",
     "Limits",
     "Plan",
+    "Ranges",
     "SecretKeys",
     "Unsupported",
     "encode",
     "evaluate",
     "pre_activations",
+    "ranges_of",
 ]

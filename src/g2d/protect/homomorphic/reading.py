@@ -52,8 +52,8 @@ def pre_activations(network: nn.Module, images: Tensor) -> dict[str, float]:
     """The largest magnitude that reaches each polynomial layer, by the layer's name.
 
     A polynomial explodes outside of what it was trained on, and under encryption values beyond
-    `Plan.bound` lose their precision. Compare these numbers with it: the gate of pre-activations
-    (`defence.gates.polynomials`) does not, it is relative to what the base's polynomials see.
+    `Plan.bound` lose their precision: `ranges_of` compares these numbers with it, for each layer.
+    The gate of pre-activations (`defence.gates.polynomials`) is relative to what the base's see.
 
     Args:
         images: (n, *shape); the network is called as it is, in the mode that it is in.

@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from g2d.errors import SettingsError
+from g2d.core.polynomial import PRE_ACTIVATIONS
+from g2d.errors import SettingsError, VaultError
+from g2d.rotation.events import Alarm
 from g2d.rotation.snapshot import Snapshot
 from g2d.service.encrypted.evaluators import Evaluators
 from g2d.service.encrypted.offer import Offer
 from g2d.service.http.startup import ENCRYPTED_ONLY, NOT_ENCRYPTED, check_encrypted
 from g2d.service.loader import VaultLoader
 from g2d.tasks.building import build_model
+from g2d.weights.checkpoints import unpack
 
 if TYPE_CHECKING:
     from g2d.protect.homomorphic import Plan
@@ -32,6 +35,8 @@ class EncodingLoader(VaultLoader):
     """A `VaultLoader` whose snapshots answer ciphertexts, too, once `encrypt` was called."""
 
     _evaluators: Evaluators | None = None
+    _plan: Plan
+    _unmeasured = False  # whether it was said that a generation's numbers are not known
 
     def encrypt(self, options: Options, serving: ServeSettings) -> Encrypted:
         """Make what evaluates ciphertexts, before a generation is loaded; None: nothing is to.
@@ -42,7 +47,8 @@ class EncodingLoader(VaultLoader):
         check_encrypted(serving)
         if serving.encrypted == NOT_ENCRYPTED:
             return None
-        offer = Offer.of(self.plan(), serving.encrypted == ENCRYPTED_ONLY)
+        self._plan = self.plan()
+        offer = Offer.of(self._plan, serving.encrypted == ENCRYPTED_ONLY)
         self._evaluators = Evaluators(
             offer.text, options.encrypted_processes, options.encrypted_waiting,
             options.encrypted_timeout,
@@ -77,4 +83,32 @@ class EncodingLoader(VaultLoader):
         snapshot = super()._build(number, verified)
         if self._evaluators is None:
             return snapshot
+        self._check_ranges(number, verified)
         return replace(snapshot, encrypted=self._evaluators.encode(verified.weights))
+
+    def _check_ranges(self, number: int, verified: _Verified) -> None:
+        """Hold each layer's numbers, as the gate split had them, against what the plan keeps.
+
+        Raises:
+            VaultError: some are so large that answers would be noise.
+        """
+        from g2d.protect.homomorphic import ranges_of
+
+        manifest = verified.manifest or self._vault.generation(number).manifest
+        figures = manifest.get("figures")
+        largest = figures.get(PRE_ACTIVATIONS) if isinstance(figures, dict) else None
+        known = largest if isinstance(largest, dict) else {}
+        found = ranges_of(self._plan, unpack(verified.weights), known)
+        if found.wrapping:
+            raise VaultError(
+                f"generation {number} cannot answer ciphertexts: {found.told()}; lower [gates]"
+                " pre_activation, or serve without --encrypted"
+            )
+        told = [f"answers lose precision, for {found.told()}"] if found.over else []
+        if found.unknown and not self._unmeasured:
+            self._unmeasured = True
+            layers = ", ".join(map(repr, found.unknown))
+            told += [f"its manifest does not say how large numbers get in {layers}, nor whether"
+                     " ciphertexts keep them precise: make a new one"]  # fmt: skip
+        if told:
+            self._tell(Alarm("encrypted", f"generation {number}: {'; '.join(told)}"))
