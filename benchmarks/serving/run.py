@@ -17,14 +17,14 @@ Load comes from a second process over loopback, with keep-alive. Three questions
               turn, and every distinct answer is compared with its generation's own logits on its
               own input
 Intervals are bootstraps over turns. Writes results/serving.json and prints a table. `--vault` takes
-a digits vault; without one a tiny one is made.
+a digits vault; without one a tiny one is made. Of one that is sealed G2D_CUSTODIAN says what opens
+it; what unsealing adds to a swap alone is measured by `benchmarks.sealing.swap`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +40,7 @@ from benchmarks.common import command
 from benchmarks.common.results import record
 from benchmarks.serving.answers import judge
 from benchmarks.serving.load import Load, bodies, infer_requests
-from benchmarks.serving.process import TINY, Server, bootstrap, make_vault
+from benchmarks.serving.process import TINY, Server, bootstrap, copied, make_vault
 from g2d.errors import VaultError
 from g2d.settings import Settings
 from g2d.vault.vault import Vault
@@ -206,10 +206,10 @@ def prepare(a: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """The vault, and a copy of it with generations made ahead: more than will be rotated."""
     vault, ahead = folder / "vault", folder / "ahead"
     if a.vault:
-        shutil.copytree(a.vault, vault)
+        copied(a.vault, vault)
     else:
         make_vault(vault, TINY)
-    shutil.copytree(vault, ahead)
+    copied(vault, ahead)
     with Vault.open(ahead, write=True) as opened:
         # What is made ahead is not guided away from each other: those gates would refuse most.
         settings = Settings.from_vault(opened.settings_text)
