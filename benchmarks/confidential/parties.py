@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.common.places import ROOT
 from g2d.core.types import Array
 from g2d.protect.multiparty.client import Client
 from g2d.protect.multiparty.config import PARTIES, Config
@@ -43,18 +45,46 @@ class Parties:
         self.config, self._file = Config.read(file), file
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
+    @property
+    def heavy(self) -> bool:
+        """Whether an answer takes seconds."""
+        return self.config.protocol == "cheetah"
+
     def start(self, *ranks: int) -> None:
         """Start parties: those of these ranks, or all; return when all are linked."""
         for rank in ranks or self.config.ranks:
-            flags = ["--rank", str(rank), "--config", str(self._file)]
-            state = self.folder / f"state{rank}"
-            arguments, environment = command([*flags, "--state", str(state)])
-            with (self.folder / f"{rank}.log").open("ab") as log:
-                self._processes[rank] = subprocess.Popen(
-                    arguments, env=environment, stdout=log, stderr=log
-                )
+            self._run(rank, *command(self._flags(rank)))
+        self._until(lambda told: bool(told.get("session")))
+
+    def corrupt(self, rank: int) -> Path:
+        """Put another one's party in the place of ours; the file of its orders (`malicious`)."""
+        self.kill(rank)
+        order = self.folder / "order"
+        arguments, environment = command(self._flags(rank))
+        place = arguments.index("-m")
+        arguments[place + 1 : place + 2] = ["benchmarks.confidential.malicious", str(order)]
+        path = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+        self._run(rank, arguments, {**environment, "PYTHONPATH": path})
+        self.until_open()
+        return order
+
+    def until_open(self) -> None:
+        """Return when all parties answer."""
+        self._until(lambda told: bool(told.get("open")))
+
+    def _flags(self, rank: int) -> list[str]:
+        flags = ["--rank", str(rank), "--config", str(self._file)]
+        return [*flags, "--state", str(self.folder / f"state{rank}")]
+
+    def _run(self, rank: int, arguments: list[str], environment: dict[str, str]) -> None:
+        with (self.folder / f"{rank}.log").open("ab") as log:
+            self._processes[rank] = subprocess.Popen(
+                arguments, env=environment, stdout=log, stderr=log
+            )
+
+    def _until(self, true: Callable[[dict[str, Any]], bool]) -> None:
         until = time.monotonic() + _PATIENCE
-        while not all(self.status(rank).get("session") for rank in self.config.ranks):
+        while not all(true(self.status(rank)) for rank in self.config.ranks):
             if time.monotonic() > until:
                 raise SystemExit(f"the parties did not meet; see the logs in {self.folder}")
             time.sleep(0.02)

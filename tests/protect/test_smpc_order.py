@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,125 @@ def test_party_0_opens_last_when_a_session_begins(tmp_path):
         await rotation
 
     asyncio.run(begin())
+
+
+# --- activation: all or none ----------------------------------------------------------------------
+
+
+def told(
+    held: list[Held], live: Agreed | None, prepared: Agreed | None = None
+) -> dict[str, list[Any] | None]:
+    """What another party says of itself when a session begins, as it comes over the wire."""
+    found = {"held": held, "live": live, "prepared": prepared}
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+
+
+FIRST, NEXT = Agreed(1, *OLD), Agreed(2, *NEW)
+
+
+@pytest.mark.parametrize(
+    ("others", "expected", "serial"),
+    [
+        ([told([NEW, OLD], FIRST)] * 2, FIRST, 1),  # all hold the next, and nobody activated it
+        ([told([NEW, OLD], FIRST, NEXT)] * 2, FIRST, 2),  # prepared, and not agreed on
+        ([told([NEW, OLD], FIRST, NEXT), told([NEW, OLD], NEXT)], NEXT, 2),  # one has switched
+        ([told([OLD], FIRST), told([NEW, OLD], NEXT)], None, 2),  # which one cannot follow
+        ([told([], None)] * 2, None, 1),
+    ],
+    ids=range(5),
+)
+def test_what_is_live_when_a_session_begins(tmp_path, others, expected, serial):
+    async def begin() -> None:
+        party = made(Coordinator, 0, tmp_path)
+        party.live = None
+        assert party._agreed(others) == expected
+        assert party._serial == serial
+        assert expected is not None or "no weights in common" in party.closed
+
+    asyncio.run(begin())
+
+
+@pytest.mark.parametrize("row", [[], [1], [0, 4, "", ""], [1 << 70, 4, "", ""], [1, 4, 5, ""], 3])
+def test_what_no_party_says_is_no_generation(tmp_path, row):
+    async def begin() -> None:
+        party = made(Coordinator, 0, tmp_path)
+        with pytest.raises(MultipartyError, match="is no generation"):
+            party._agreed([{"held": [], "live": row or [1], "prepared": None}])
+
+    asyncio.run(begin())
+
+
+def test_a_party_follows_a_dealers_word_alone_and_in_order(tmp_path):
+    async def follow() -> None:
+        party = made(Follower, 1, tmp_path)
+        party._permitted = []
+
+        async def does(kind: str, agreed: Agreed) -> None:
+            await party._do({"kind": kind, "agreed": list(agreed)})
+
+        for kind, agreed, why in [
+            ("use", NEXT, "no dealer has told party 1"),
+            ("live", NEXT, "was not prepared here"),
+            ("use", FIRST._replace(serial=3), "no dealer has told party 1"),
+        ]:
+            with pytest.raises(MultipartyError, match=why):
+                await does(kind, agreed)
+        await party.activate(NEW)
+        await does("use", NEXT)
+        await does("abort", NEXT)
+        assert party.store.prepared is None
+        party.session.loaded[NEW] = DENSE
+        await does("use", NEXT)
+        await does("use", NEXT)  # again, in another session
+        await does("live", NEXT)
+        assert (party.live, party.store.live) == (NEW, NEXT)
+        party._permitted = [OLD]
+        with pytest.raises(MultipartyError, match="is older than 5, which was live"):
+            await does("use", FIRST._replace(serial=3))
+
+    asyncio.run(follow())
+
+
+class Refuses(Peer):
+    """A party that says no to one phase."""
+
+    phase = "use"
+
+    async def send(self, header: Any) -> None:
+        self.heard.append((header["kind"], header["agreed"][1]))
+        no = header["kind"] == self.phase and self.rank == 2
+        told = {"kind": "no", "why": "No space left on device"} if no else {"kind": "yes"}
+        reply = self.party._replies[self.rank, header["of"]]
+        asyncio.get_running_loop().call_soon(reply.set_result, told)
+
+
+def test_where_one_party_cannot_prepare_nobody_switches(tmp_path):
+    async def turn() -> None:
+        party = made(Coordinator, 0, tmp_path)
+        peers = party._peers = {rank: Refuses(party, rank) for rank in (1, 2)}
+        with pytest.raises(MultipartyError, match="party 2 refuses: No space left"):
+            await party.activate(NEW)
+        assert (party.live, party.store.live, party.store.prepared) == (OLD, FIRST, None)
+        for peer in peers.values():
+            assert peer.heard == [("use", 5), ("abort", 5)]
+        assert party.session is not None
+
+    asyncio.run(turn())
+
+
+def test_where_one_party_cannot_switch_the_session_ends_and_the_next_has_it_follow(tmp_path):
+    class Late(Refuses):
+        phase = "live"
+
+    async def turn() -> None:
+        party = made(Coordinator, 0, tmp_path)
+        party.spare.begin = lambda: None
+        party._peers = {rank: Late(party, rank) for rank in (1, 2)}
+        with pytest.raises(MultipartyError, match="party 2 refuses: No space left"):
+            await party.activate(NEW)
+        assert (party.session, party.live, party.store.live) == (None, None, NEXT)
+        late = [told([NEW, OLD], FIRST, NEXT), told([NEW, OLD], NEXT)]
+        assert party._agreed(late) == NEXT
+        party._peers = {}
+
+    asyncio.run(turn())

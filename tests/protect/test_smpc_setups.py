@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from g2d.protect.multiparty.client import Client
 from g2d.protect.multiparty.errors import MultipartyError
+from g2d.protect.multiparty.rings import from_ring, join, split, to_ring
 from smpc_networks import NEAR, deal, expected, inputs, raw
 from smpc_parties import Setup, short_folder, wait_for, why_absent
 
@@ -33,6 +36,25 @@ def test_parties_without_weights_say_so():
             setup.stop()
 
 
+def one_client_alone(setup: Setup, client: Client) -> None:
+    """Whoever sends one party a share under another's name gets no answer, and takes none away."""
+    session, name, x = setup.status()["session"], secrets.token_hex(16), inputs(1)
+    shares = split(to_ring(x), "aby3")
+    with Client(setup.config, setup.own("other")) as other:
+        asked = {"kind": "infer", "id": name, "n": 1, "digest": other.program.digest}
+        for rank in (1, 2):  # before it comes from whose it is
+            other.lines[rank].send(asked, shares[rank])
+        for line, share in zip(client.lines, shares, strict=True):
+            line.send(asked, share)
+        told = [line.receive(1 << 20) for line in client.lines]
+        logits = from_ring(join([body for _, body in told], "aby3")).reshape(1, -1)
+        assert np.abs(logits - expected(1, x)).max() < NEAR
+        for rank in (1, 2):
+            with pytest.raises(MultipartyError, match="have not got this request"):
+                other.lines[rank].receive(1 << 20)
+    assert setup.status()["session"] == session
+
+
 def test_a_request_that_some_parties_lack_is_refused_and_the_next_is_not():
     with short_folder() as folder:
         setup = Setup(Path(folder), arrive=6.0)
@@ -47,6 +69,7 @@ def test_a_request_that_some_parties_lack_is_refused_and_the_next_is_not():
                 (one,) = raw(asking, inputs(1), ranks=(2,))
                 assert "have not got this request" in one
                 assert asking.infer(inputs(1)).number == 1
+                one_client_alone(setup, asking)
         finally:
             setup.stop()
 

@@ -78,6 +78,12 @@ class Client:
         _ = self.program
         return self._most
 
+    @property
+    def lines(self) -> list[Line]:
+        """Connections with the parties, by rank; connects."""
+        _ = self.program
+        return self._lines
+
     def infer(self, x: Array) -> Answer:
         """Logits of inputs (n, *shape), by one generation.
 
