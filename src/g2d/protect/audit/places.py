@@ -135,16 +135,17 @@ def audit_key() -> SigningKey:
 
 def _check_sealed(private: Path) -> None:
     """Refuse a plain key, or none, where a custodian opens the key: somebody replaced it."""
+    from g2d.vault.held import is_held_key
     from g2d.vault.sealing.keyfile import is_sealed_key
     from g2d.vault.sealing.named import noted
 
     if (custodian := noted(private)) is None:
         return
     try:
-        sealed = is_sealed_key(read_plain(private, MOST_TEXT))
+        data = read_plain(private, MOST_TEXT)
     except OSError:
-        sealed = False
-    if not sealed:
+        data = b""
+    if not (is_sealed_key(data) or is_held_key(data)):
         raise KeyFileError(
             f"{private} is opened by {custodian}, and what lies there now is no such file: restore"
             f" it from a backup, or run `g2d keys seal {private} --custodian {custodian}` if you"
