@@ -37,6 +37,7 @@ from g2d.core.seeds import seed_of
 from g2d.core.types import State
 from g2d.errors import PopulationError, SettingsError
 from g2d.settings import TaskSettings, build
+from g2d.settings.federated import FederatedSettings
 from g2d.tasks.inference import accuracy, load_model, predict
 from g2d.tasks.source import by_name, resolve
 from g2d.tasks.task import Task
@@ -45,6 +46,7 @@ from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
 
 NONE, ALONE, LOCAL = "none", "server alone", "local only"
 ALPHAS, FS = (0.0, 0.5, 0.1), (0, 4, 8)
+DEFAULT = FederatedSettings().rule
 ANYWHERE = "even"  # how alpha = 0, the even split, is told
 
 
@@ -188,7 +190,8 @@ def _mean(values: Iterable[float]) -> str:
 def targets(results: Sequence[Result], given: Namespace) -> list[list[object]]:
     """What was wanted, and what one rule reached against its worst attack, on the test split.
 
-    Which rule, the gate split decides: the one whose worst attack leaves most there.
+    Which rule, the gate split decides: the one whose worst attack leaves most there. Nobody who
+    trains knows which attack will come; so the default rule stands beside it, chosen by nobody.
     """
 
     def worst(alpha: float, f: int, rule: str, split: str) -> float | None:
@@ -211,9 +214,11 @@ def targets(results: Sequence[Result], given: Namespace) -> list[list[object]]:
         if found is None or not beside:
             return NOTHING
         gap = 100 * (found[1] - statistics.mean(beside))
+        default = worst(alpha, f, DEFAULT, "accuracy")
+        beside_it = "" if default is None else f"; {DEFAULT} (default) {100 * default:.1f} %"
         few = f"; of {len(given.attacks)} of {len(ATTACKS)} attacks alone"
         return f"{100 * found[1]:.1f} % ({found[0]}), {gap:+.1f} points to {name}" + (
-            few if len(given.attacks) < len(ATTACKS) else ""
+            beside_it + (few if len(given.attacks) < len(ATTACKS) else "")
         )
 
     def alone(alpha: float) -> list[float]:

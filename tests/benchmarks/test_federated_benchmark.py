@@ -59,9 +59,10 @@ def test_rows_are_kept_and_told_beside_the_controls(stub, tmp_path, capsys, monk
 
 def test_which_rule_is_told_is_decided_off_the_test_split():
     given = aggregation.flags().parse_args(
-        ["--attacks", "alie", "ipm", "--rules", "mean", "median", "multi-krum"]
+        ["--attacks", "alie", "ipm", "--rules", "mean", "median", "multi-krum", "centred-clipping"]
     )
-    seen = {"median": (0.80, 0.85), "multi-krum": (0.90, 0.70), "mean": (0.95, 0.95)}
+    seen = {"median": (0.80, 0.85), "multi-krum": (0.90, 0.70), "mean": (0.95, 0.95),
+            "centred-clipping": (0.75, 0.80)}  # fmt: skip
     rows = {
         aggregation.name_of(0.5, 4, attack, rule): row(accuracy=accuracy, gate=gate)
         for rule, (accuracy, gate) in seen.items()
@@ -70,3 +71,4 @@ def test_which_rule_is_told_is_decided_off_the_test_split():
     rows[aggregation.name_of(0.5, 0, "none", "mean")] = row(accuracy=0.95, gate=0.95)
     [first, *_] = aggregation.targets([{"rows": rows, "controls": {}}], given)
     assert "80.0 % (median), -15.0 points" in str(first[2])
+    assert "; centred-clipping (default) 75.0 %" in str(first[2])  # known before any attack is
