@@ -121,7 +121,7 @@ class Group:
 
     def answered(self, number: int, name: str) -> bool:
         path = self.vault.with_name("vault.federated") / "base-0"
-        return (path / f"{number:06d}" / f"{name}.safetensors").exists()
+        return (path / f"{number:06d}" / f"{name}.answer").exists()
 
     def round(self) -> int:
         """Which round of the base is asked; 0 before there is a state."""

@@ -225,10 +225,24 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(FederatedError, match=r"is damaged .* remove"):
         server(tmp_path)
     (tmp_path / "new" / "000000").mkdir(parents=True)
-    (tmp_path / "new" / "000000" / f"{NAMES[0]}.safetensors").write_bytes(b"torn")
+    (tmp_path / "new" / "000000" / f"{NAMES[0]}.answer").write_bytes(b"torn")
     assert server(tmp_path / "new").taken == {}  # whoever sent it is asked again
     with pytest.raises(SettingsError, match="can be no client's name"):
         Server(FORM, START, Asked("base-0", 1, 8), FederatedSettings(rule="median"), ["a/b"])
+
+
+def test_an_answer_that_a_power_cut_left_with_zeros_is_not_taken(tmp_path):
+    """Its header is sound and its values are finite: what it lacks are the client's own."""
+    asked = server(tmp_path)
+    assert asked.take(answer(asked, NAMES[0]), NAMES[0])
+    (file,) = (tmp_path / "000000").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(server(tmp_path).taken) == [NAMES[0]]
+    whole = file.read_bytes()
+    for torn in (whole[:-50] + bytes(50), whole[:-40] + bytes(8) + whole[-32:], b"", whole[:-32]):
+        file.write_bytes(torn)
+        assert server(tmp_path).taken == {}
+        assert not file.exists()  # and who sent it is asked again
 
 
 def test_messages_round_trip_and_equal_ones_are_equal_bytes():

@@ -144,7 +144,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(digits, tmp_path, monkeyp
         patch.setattr(Server, "take", until_the_last)
         with pytest.raises(KilledError):
             trained("killed")
-    assert (tmp_path / "killed" / "base-0" / "000001" / "client-04.safetensors").exists()
+    assert (tmp_path / "killed" / "base-0" / "000001" / "client-04.answer").exists()
     again = trained("killed")
     assert again.vector.tobytes() == whole.vector.tobytes()
     assert again.closed == whole.closed
