@@ -31,7 +31,7 @@ from benchmarks.common.command import parser
 from benchmarks.common.measure import stale, white_box
 from benchmarks.common.places import RESULTS, RUNS
 from benchmarks.common.results import commit, hardware, hold_to, save
-from benchmarks.common.tables import TARGETS, markdown, mean, shown
+from benchmarks.common.tables import NOTHING, TARGETS, markdown, mean, shown
 from g2d import Defence, load_task
 from g2d.core.engine import SerialEngine
 from g2d.core.seeds import seed_of
@@ -46,6 +46,7 @@ from g2d.training.recipes import HardenedTraining
 
 SQUARE, RELU = "square", "relu"
 KINDS = (SQUARE, RELU)
+NAME = "confidential-accuracy"
 PATTERN = "confidential-accuracy-{task}-seed{seed}.json"
 _HISTORY = 8  # networks that a joint attack is crafted on
 
@@ -191,6 +192,29 @@ def _trained_of(result: Mapping[str, Any]) -> dict[str, float]:
         if own and kind == RELU:
             found["approximated"] = mean([row["approximated"] for row in own])
     return found
+
+
+def made(folder: Path = RESULTS) -> dict[str, str]:
+    """The block of docs/confidential.md, of all seeds of MNIST, by the name of its mark."""
+    paths = folder.glob(PATTERN.format(task="mnist", seed="*"))
+    found = sorted((json.loads(p.read_text("utf-8")) for p in paths), key=lambda one: one["seed"])
+    if not found:
+        name = PATTERN.format(task="mnist", seed="*")
+        return {NAME: markdown(TARGETS, [(f"`{name}`", NOTHING, "not measured yet")])}
+    parts = {row["commit"] or "unknown" for one in found for row in one["rows"].values()}
+    seeds = ", ".join(str(one["seed"]) for one in found)
+    facts = f"Seeds {seeds}; {_sizes(found)}; commit {', '.join(sorted(parts))}."
+    return {NAME: f"{markdown(TARGETS, rows(found))}\n\n{facts}"}
+
+
+def _sizes(results: Sequence[Mapping[str, Any]]) -> str:
+    """What was asked for, in words; each, where seeds differ."""
+    said = [
+        f"{s['networks']} networks of each kind, populations of {s['members']} and"
+        f" {s['generations']} rotations, {s['images']} images attacked"
+        for s in (one["sizes"] for one in results)
+    ]
+    return " / ".join(dict.fromkeys(said))
 
 
 def _percent(values: Sequence[float | None]) -> str:

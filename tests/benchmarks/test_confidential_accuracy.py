@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 
 import pytest
@@ -9,7 +10,8 @@ from torch import nn
 
 pytest.importorskip("psutil")
 
-from benchmarks.confidential.accuracy import Seed, mnist_relu_cnn, rows, tasks
+from benchmarks.common.tables import MARK, pages
+from benchmarks.confidential.accuracy import Seed, made, mnist_relu_cnn, rows, tasks
 from g2d.tasks.networks import mnist_he_cnn
 from g2d.tasks.polynomials import Square
 
@@ -58,3 +60,27 @@ def test_rows_that_are_there_are_not_measured_again_and_other_sizes_not_mixed(tm
     assert again.record == one.record
     with pytest.raises(SystemExit, match="give the same flags"):
         Seed(0, Namespace(**vars(given) | {"images": 21}))
+
+
+def test_the_block_is_of_all_seeds_and_stands_in_a_page(tmp_path):
+    (block,) = made(tmp_path).values()
+    assert "not measured yet" in block
+    sizes = {"members": 24, "basins": 4, "generations": 11, "networks": 4, "images": 1000}
+    for seed in (0, 1, 10):
+        told = result(seed, 0.001) | {"sizes": sizes}
+        told["rows"] = {name: row | {"commit": "abc"} for name, row in told["rows"].items()}
+        (tmp_path / f"confidential-accuracy-mnist-seed{seed}.json").write_text(json.dumps(told))
+    (tmp_path / "confidential-accuracy-digits-seed0.json").write_text("{}")
+    ((name, block),) = made(tmp_path).items()
+    assert "| accuracy of its ReLU twin |  | 98.00 ± 0.00 % |" in block
+    assert "Seeds 0, 1, 10; 4 networks of each kind" in block
+    assert block.endswith("commit abc.")
+    marks = {match["name"] for page in pages() for match in MARK.finditer(page.read_text("utf-8"))}
+    assert name in marks
+
+
+def test_all_tables_are_made_of_it_too():
+    from benchmarks import tables
+    from benchmarks.confidential import accuracy
+
+    assert tables.accuracy is accuracy
