@@ -13,11 +13,14 @@ from g2d.service.http.protocol import RequestError
 KEYS, ASK, PLAN = "/encrypted/keys", "/encrypted/infer", "/encrypted/plan"
 
 
+@pytest.mark.parametrize("address", ["10.0.0.1", "127.0.0.1"])  # no role comes of loopback
 @pytest.mark.parametrize("path", [KEYS, ASK, f"{KEYS}/{'0' * 32}"])
 @pytest.mark.parametrize("behind", ["/", "//", "///"])
-def test_slashes_behind_an_address_give_no_observer_what_needs_a_role(monkeypatch, path, behind):
+def test_slashes_behind_an_address_give_no_observer_what_needs_a_role(
+    monkeypatch, path, behind, address
+):
     harness, _ = echoing(monkeypatch)
-    observer = Caller("cn:o", frozenset({OBSERVE}), "certificate", "10.0.0.1")
+    observer = Caller("cn:o", frozenset({OBSERVE}), "certificate", address)
 
     async def receive():
         raise AssertionError("nothing of a body is read")
