@@ -31,7 +31,6 @@ from g2d.protect.multiparty.wire import VERSION, pack, unpack_head, unpack_heade
 _HEAD = struct.Struct(">IQ")
 _MOST = 1 << 33
 _COMPILED = 24  # codes that are kept: of a size of batch the network's, and those of its ranges
-_BITS = "BShr<PT_U8,1>"
 _TYPES = {WIDE: "<u8", NARROW: "<u4"}
 
 
@@ -176,27 +175,24 @@ class Engine:
         )
 
     def _negative(self, runtime: Any, width: int, shares: Array) -> bool:
-        """Whether any of these shared integers is negative; their signs are opened."""
+        """Whether any of these shared integers is negative; that one bit is opened."""
         count = math.prod(shares.shape[:-1])
         code = self._sign(width, count)
         self._put(runtime, "v", (count,), shares.astype(_TYPES[width]).tobytes(), width, False)
         runtime.run(
             self._libspu.Executable(name="signs", input_names=["v"], output_names=["s"], code=code)
         )
-        share = runtime.get_var("s")
+        own = self._chunks(runtime.get_var("s"), "BShr<")[0] & 1
         runtime.del_var("v")
         runtime.del_var("s")
-        own = np.frombuffer(self._chunks(share, _BITS), np.uint8).reshape(count, -1)[:, 0]
-        told = self._link.all_gather(np.packbits(own & 1).tobytes().hex())
-        signs = np.zeros((count + 7) // 8, np.uint8)
-        for one in told:
-            signs ^= np.frombuffer(bytes.fromhex(_text(one)), np.uint8)
-        return bool(signs.any())
+        told = self._link.all_gather(str(own))
+        return bool(sum(_text(one) == "1" for one in told) % 2)
 
     def _sign(self, width: int, count: int) -> Any:
+        # One bit of all: a party that adds to its shares could compare with each number opened.
         return self._compiled(
             (f"signs of {width}", count),
-            lambda v: v < 0, {"v": np.zeros((count,), np.int32)}, "s",
+            lambda v: (v < 0).any(), {"v": np.zeros((count,), np.int32)}, "s",
         )[0]  # fmt: skip
 
     def _code(self, program: Program, n: int) -> tuple[Any, str]:
@@ -251,7 +247,8 @@ class Engine:
         libspu = self._libspu
         meta, secret = libspu.ValueMeta(), libspu.Visibility.VIS_SECRET
         meta.ParseFromString(share.meta)
-        if meta.storage_type != f"{self._protocol}.{stored}" or meta.visibility != secret:
+        kind = f"{self._protocol}.{stored}"
+        if not meta.storage_type.startswith(kind) or meta.visibility != secret:
             raise ValueError(f"a result is {meta.storage_type}, which is no share of ours")
         parts: dict[int, bytes] = {}
         for text in share.share_chunks:

@@ -1,15 +1,15 @@
 """Whether a request's inputs lie in the program's range: what parties compare, of shares.
 
 An input is any integer x modulo 2^64, whatever a client of somebody else's making has sent. With
-a = x - least and w = most - least, it is in the range if neither a nor w - a is negative: bits that
-parties open, and that are 0 for every honest client. To compare in 64 bits costs them twice what it
+a = x - least and w = most - least, it is in the range if neither a nor w - a is negative. Parties
+open whether any is, of a whole request, which tells nothing of an honest client's. To compare in 64 bits costs them twice what it
 costs in 32, a ring that shares go to by themselves; but there a may be what it is not here. So sums
 of random halves of an input's values are compared in 64 bits first. An honest one's lie in 0 to the
 sum of w. Where |a| of any value is more than that, half of all sums lie outside, for a sum with it
 and the same sum without cannot both be inside: a client is found out but for one of 2^40 times.
 What is left is below 2^31, and the same number in 32 bits.
 
-Knows neither SPU nor links; `engine` compares and opens.
+Knows neither SPU nor links; `engine` compares, and opens one bit of each of the two.
 """
 
 from __future__ import annotations
