@@ -105,6 +105,10 @@ def test_another_measurement_and_another_nonce_are_refused_with_every_reason(cas
     other = {name: frozenset({bytes(48)}), "none": frozenset({bytes(48)})}
     told = judge(shown, wanted(shown, measurements=other, data=bound_data(bytes(32))))
     assert [text.split(" ")[0] for text in told] == [name, "it", "it"]
+    elsewhere = judge(shown, wanted(shown, machines=frozenset({"00"})))
+    assert any("its processor is" in text for text in elsewhere)
+    here = judge(shown, wanted(shown, machines=frozenset({"00", shown.machine})))
+    assert not any("its processor is" in text for text in here)
     both = {name: frozenset({bytes(48), value})}
     assert not any(name in text for text in judge(shown, wanted(shown, measurements=both)))
 

@@ -18,49 +18,63 @@ from g2d.errors import SealingError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from g2d.protect.attestation.confidential.policy import Shown
+
+
+Evidence = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The report or quote, raw, from the machine.")
+]
+Measurements = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME=HEX",
+        help="What it is to have started; repeatable, several of one name are alternatives."
+        " sev-snp: measurement; tdx: mrtd, rtmr0 to rtmr3.",
+    ),
+]
+Endorsements = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="sev-snp: VCEK and ASK; tdx: collateral (JSON). Repeatable."),
+]
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="sev-snp: AMD's root (ARK), from AMD itself."),
+]
+Nonce = Annotated[str, typer.Option(metavar="HEX", help="The 32 bytes that you drew for it.")]
+PublicKey = Annotated[
+    Path | None,
+    typer.Option("--key", metavar="FILE", help="A public key that it bound with the nonce."),
+]
+Data = Annotated[
+    str, typer.Option(metavar="HEX", help="In place of a nonce: all 64 bytes of report data.")
+]
+Least = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=NUMBER", help="Firmware's security version, at least."),
+]
+Statuses = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STATUS", help="tdx: a further status of Intel's that will do."),
+]
+Processors = Annotated[
+    list[str] | None,
+    typer.Option(metavar="HEX", help="It has to be this one, as shown; repeatable."),
+]
+
 
 @app.command()
 def confidential(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="sev-snp or tdx.")],
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The report or quote, raw, from the machine.")
-    ],
-    measurement: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME=HEX",
-            help="What it is to have started; repeatable, several of one name are alternatives."
-            " sev-snp: measurement; tdx: mrtd, rtmr0 to rtmr3.",
-        ),
-    ],
-    nonce: Annotated[
-        str, typer.Option(metavar="HEX", help="The 32 bytes that you drew for it.")
-    ] = "",
-    public: Annotated[
-        Path | None,
-        typer.Option("--key", metavar="FILE", help="A public key that it bound with the nonce."),
-    ] = None,
-    data: Annotated[
-        str, typer.Option(metavar="HEX", help="In place of a nonce: all 64 bytes of report data.")
-    ] = "",
-    endorsement: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="sev-snp: VCEK and ASK; tdx: collateral (JSON). Repeatable."
-        ),
-    ] = None,
-    root: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="sev-snp: AMD's root (ARK), from AMD itself."),
-    ] = None,
-    least: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=NUMBER", help="Firmware's security version, at least."),
-    ] = None,
-    status: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STATUS", help="tdx: a further status of Intel's that will do."),
-    ] = None,
+    file: Evidence,
+    measurement: Measurements,
+    nonce: Nonce = "",
+    public: PublicKey = None,
+    data: Data = "",
+    endorsement: Endorsements = None,
+    root: Roots = None,
+    least: Least = None,
+    status: Statuses = None,
+    processor: Processors = None,
     debug: Annotated[
         bool, typer.Option("--insecure-debug", help="Take a machine that may be debugged.")
     ] = False,
@@ -81,17 +95,22 @@ def confidential(
         statuses=UP_TO_DATE | frozenset(status or ()),
         debug=debug,
         migrates=migration,
+        machines=frozenset(text.lower() for text in processor or ()),
     )
     given, trusted = ([read(path) for path in paths or ()] for paths in (endorsement, root))
     shown = verifying.verify(read(file), given, trusted, datetime.now(UTC))
+    _show(shown)
+    check(shown, expected)
+    print_line(f"{file} is of a {kind} machine that is what is expected.")
+
+
+def _show(shown: Shown) -> None:
     for name, value in sorted(shown.measurements.items()):
         print_line(f"{name:<12} {value.hex()}")
     print_line(f"firmware     {', '.join(f'{name} {n}' for name, n in shown.firmware.items())}")
     if shown.status:
         print_line(f"status       {' '.join((shown.status, *shown.advisories))}")
     print_line(f"processor    {shown.machine}")
-    check(shown, expected)
-    print_line(f"{file} is of a {kind} machine that is what is expected.")
 
 
 def _hex(text: str, what: str) -> bytes:

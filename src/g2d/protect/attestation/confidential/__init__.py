@@ -59,5 +59,5 @@ def backend(kind: str) -> Backend:
         raise SealingError(
             f"{kind!r} is no kind of confidential machine that is verified: {', '.join(BACKENDS)}"
         )
-    made: Backend = importlib.import_module(f"{__name__}.{BACKENDS[kind]}")  # type: ignore[assignment]
+    made: Backend = importlib.import_module(f"{__name__}.{BACKENDS[kind]}")
     return made

@@ -49,6 +49,8 @@ class Expected:
         measurements: by name, those of which one has to be shown; one name at least. data: 64
             bytes that are fresh (`bound_data`). least: security versions by component, at least.
             statuses: of the maker's that will do. debug, migrates: whether such a machine will do.
+        machines: processors, in hex, of which it has to be one; none: any of the maker's, for who
+            has one may start the same there.
     """
 
     measurements: Mapping[str, frozenset[bytes]]
@@ -57,6 +59,7 @@ class Expected:
     statuses: frozenset[str] = UP_TO_DATE
     debug: bool = False
     migrates: bool = False
+    machines: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.measurements or not all(self.measurements.values()):
@@ -102,6 +105,8 @@ def judge(shown: Shown, expected: Expected) -> list[str]:
             said.append(f"{name} is {found.hex()[:16]}..., which is not expected")
     if not hmac.compare_digest(shown.data, expected.data):
         said.append("it does not answer this nonce: it is a replay, or another machine's")
+    if expected.machines and shown.machine not in expected.machines:
+        said.append(f"its processor is {shown.machine[:16]}..., which is not expected")
     if shown.debug and not expected.debug:
         said.append("it may be debugged: who owns the machine reads its memory")
     if shown.migrates and not expected.migrates:
