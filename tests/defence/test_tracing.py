@@ -74,6 +74,22 @@ def test_members_and_strangers_are_no_generations(opened, tracer):
     assert str(stranger).startswith("no accusation: ")
 
 
+def test_a_copy_that_was_trained_on_names_its_generation(opened, tracer):
+    split, draws = opened.task.splits.train, source(5)
+    model = load_model(opened.task, weights(opened, 2)).train().requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(40):
+        rows = torch.randint(len(split), (64,), generator=draws)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(split.x[rows]), split.y[rows]).backward()
+        optimizer.step()
+    verdict = tracer.trace(disguised(model.state_dict(), tracer._chain))
+    assert verdict.generations in ((2,), ()), str(verdict)
+    assert str(verdict.candidates[0].who) == "generation 2", str(verdict)
+    drifted = {str(name) for nest in tracer._nests for name in nest.drifts}
+    assert "generation 2" in drifted, "what its own drift explains was not taken out"
+
+
 def test_a_suspect_of_another_shape_is_refused(tracer):
     with pytest.raises(CheckpointError, match=r"the suspect does not fit the model: .*is missing"):
         tracer.trace({"weight": torch.zeros(3)})

@@ -42,6 +42,7 @@ from g2d.weights.symmetry import align, balance
 
 _UNTRAINED = 12  # networks beside one that has no basin
 _CHUNK = 64  # generations whose states are in memory at once
+_LIKELY = 2  # generations that are trained on to tell a suspect's drift
 _NEAR = 0.5  # cosine with a basin's centre from which on a network lies in it
 
 UNALIGNED = (
@@ -68,8 +69,8 @@ class _Nest:
 
     frame: Frame
     least: float = -1.0
-    newest: list[State] = field(default_factory=list)
-    drift: Tensor | None = None
+    newest: list[Known] = field(default_factory=list)
+    drifts: dict[Named, Tensor] = field(default_factory=dict)
     names: list[Named] = field(default_factory=list)
     vectors: list[Tensor] = field(default_factory=list)
 
@@ -134,14 +135,15 @@ class Tracer:
             CheckpointError: it is of another architecture, or not finite.
         """
         state = self._fitted(suspect, name, self._tell)
-        found = [(nest, _group(nest, state, unknown)) for nest in self._nests]
-        groups = [(nest, group) for nest, group in found if group is not None]
-        nearest = min(groups, key=lambda one: one[1].likeness.unexplained, default=(None, None))
+        looks = [_Look(nest, nest.frame.onto(state), unknown) for nest in self._nests]
+        looks = [look for look in looks if look.someone]
+        first = [look.group() for look in looks]
+        nearest = min(first, key=lambda group: group.likeness.unexplained, default=None)
         judged = [
-            _group(nest, state, unknown, self._drift(nest)) if nest is nearest[0] else group
-            for nest, group in groups
+            look.group(self._drift(look.nest, group) if group is nearest else None, True)
+            for look, group in zip(looks, first, strict=True)
         ]
-        return judge([g for g in judged if g is not None], self.closed and not unknown)
+        return judge(judged, self.closed and not unknown)
 
     def replicas(self, suspect: State, verdict: Verdict) -> dict[int, list[Accused]]:
         """Whose copies of the generations that a verdict names a suspect is of: see `sources`.
@@ -162,17 +164,24 @@ class Tracer:
             tell(note)
         return fitted.state
 
-    def _drift(self, nest: _Nest) -> Tensor:
-        """Where fine-tuning carries the newest networks of a nest, (k, P)."""
-        if nest.drift is None:
-            starts = nest.frame.own(nest.newest) if nest.newest else nest.stacked[:0]
-            moved = [
-                nest.frame.own(trained) - start
-                for state, start in zip(nest.newest, starts, strict=True)
-                if (trained := trained_on(self._defence.task, state))
-            ]
-            nest.drift = torch.cat([nest.stacked[:0], *moved])
-        return nest.drift
+    def _drift(self, nest: _Nest, group: Group) -> Tensor:
+        """Where fine-tuning carries a nest's newest networks, and those likest a suspect, (k, P).
+
+        What drift does not share with others', a suspect's own source shows.
+        """
+        if not nest.newest:
+            return nest.stacked[:0]
+        starts: dict[Named, State | None] = {known.name: known.state for known in nest.newest}
+        order = sorted(zip(group.likeness.score, group.names, strict=True), reverse=True)
+        likely = [name for _, name in order if name.kind == GENERATION][:_LIKELY]
+        starts = dict.fromkeys(likely) | starts
+        for name, state in starts.items():
+            if name not in nest.drifts:
+                start = state or unpack(self._defence.vault.read_generation(name.number))
+                trained = trained_on(self._defence.task, start)
+                moved = nest.frame.own(trained) if trained else nest.stacked[:0]
+                nest.drifts[name] = moved - nest.frame.own([start])
+        return torch.cat([nest.drifts[name] for name in starts])
 
     # --- gathering -------------------------------------------------------------------------------
 
@@ -193,7 +202,7 @@ class Tracer:
                     alone.append(known)
                 else:
                     nest.add(known.name, vector)
-                    nest.newest = [*nest.newest[-1:], known.state]
+                    nest.newest = [*nest.newest[-1:], known]
         for nest in nests:
             nest.__dict__.pop("stacked", None)  # more came since
         yield from nests
@@ -235,7 +244,7 @@ class Tracer:
         nest = _Nest(Frame(centre, self._chain, self._names))
         for known, vector in zip(inside, nest.frame.own([k.state for k in inside]), strict=True):
             nest.add(known.name, vector)
-        nest.newest = [known.state for known in inside[-2:]]
+        nest.newest = list(inside[-2:])
         return nest
 
     @cached_property
@@ -303,16 +312,24 @@ def _chunks(networks: Iterable[Known]) -> Iterator[list[Known]]:
         yield chunk
 
 
-def _group(
-    nest: _Nest, state: State, unknown: Collection[int], drift: Tensor | None = None
-) -> Group | None:
-    """A suspect beside the networks of a nest, those aside that nobody is to know; None: no one."""
-    out = {Named(GENERATION, number) for number in unknown}
-    kept = [place for place, name in enumerate(nest.names) if name not in out]
-    if all(nest.names[place].kind in NAMELESS for place in kept):
-        return None
-    vector = nest.frame.onto(state)
-    networks = nest.stacked if len(kept) == len(nest.names) else nest.stacked[kept]
-    near = float(torch.cosine_similarity(vector, nest.vectors[0], 0))
-    found = compare(networks, vector, nest.frame.tensor_of, drift)
-    return Group(tuple(nest.names[place] for place in kept), found, near < nest.least)
+class _Look:
+    """A suspect's vector beside the networks of a nest, those aside that nobody is to know."""
+
+    def __init__(self, nest: _Nest, vector: Tensor, unknown: Collection[int]) -> None:
+        self.nest, self._vector = nest, vector
+        out = {Named(GENERATION, number) for number in unknown}
+        self._kept = [place for place, name in enumerate(nest.names) if name not in out]
+
+    @property
+    def someone(self) -> bool:
+        """Whether anybody is left who may be named."""
+        return any(self.nest.names[place].kind not in NAMELESS for place in self._kept)
+
+    def group(self, drift: Tensor | None = None, whole: bool = False) -> Group:
+        """How like they are; `whole`: noise is measured by direction, in basins."""
+        nest, kept = self.nest, self._kept
+        networks = nest.stacked if len(kept) == len(nest.names) else nest.stacked[kept]
+        matrices = nest.frame.matrices if whole and nest.newest else None
+        found = compare(networks, self._vector, nest.frame.tensor_of, drift, matrices)
+        near = float(torch.cosine_similarity(self._vector, nest.vectors[0], 0))
+        return Group(tuple(nest.names[place] for place in kept), found, near < nest.least)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from g2d.core.types import State
+from g2d.protect.trace.structure import Matrix
 from g2d.weights.symmetry import Coupling, align, balance, incoming, permute
 
 MOST = 1 << 17
@@ -61,6 +62,15 @@ class Frame:
         sizes = [_flat(self.reference[name]).numel() for name in self.names]
         return self._chosen(torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)))
 
+    @cached_property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Rows (output units) and columns of each tensor of `names`, where all of it is compared.
+
+        A vector is a matrix of one column.
+        """
+        whole = sum(_flat(self.reference[name]).numel() for name in self.names) <= MOST
+        return tuple(_matrix(self.reference[name]) if whole else None for name in self.names)
+
     def _vector(self, state: State) -> Tensor:
         return self._chosen(torch.cat([_flat(state[name]) for name in self.names]))
 
@@ -102,6 +112,12 @@ def _balance_many(
             leaving = factor.pow(layer.degree)
             even[layer.into] = (blocks / leaving[:, None, :, None]).view(into.shape)
     return even
+
+
+def _matrix(tensor: Tensor) -> Matrix:
+    if not tensor.dim() or not tensor.numel() or tensor.is_complex():
+        return None
+    return len(tensor), tensor.numel() // len(tensor)
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ what is left of it when all that the others have in common with it is taken away
 a_i / √(G⁻¹)_ii is the suspect's product with that residual at unit length (Frisch-Waugh-Lovell). So
 what a basin, its members or their polish share accuses nobody, a neighbour of the culprit is left
 alone, and a soup is explained by its parts. Each tensor counts by one over its noise, which is
-measured (feasible generalised least squares), for a quantised suspect has as many steps as tensors.
+measured (feasible generalised least squares), for a quantised suspect has as many steps as tensors;
+and within a tensor each direction does, for fine-tuning moves along few of them (`structure`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ import torch
 from torch import Tensor
 
 from g2d.core.types import Array
+from g2d.protect.trace.structure import Basis, Matrix
 
 _PRUNED = 0.02
 """From this share of exact zeros on a suspect was pruned: where it is zero it is no evidence."""
 
 _ROUNDS = 3  # of noise by tensor
+_TURNS = 2  # of noise by direction
+_SAMPLES = 64  # networks whose own differences tell the directions, at most
+_WIDE = 8192  # coordinates that are in memory as float64 at once
 _FLOOR = 1e-5  # least noise, as a share of a tensor's root mean square: float16 has 5e-4
 
 
@@ -51,7 +56,11 @@ class Likeness:
 
 
 def compare(
-    networks: Tensor, suspect: Tensor, tensor_of: Tensor, drift: Tensor | None = None
+    networks: Tensor,
+    suspect: Tensor,
+    tensor_of: Tensor,
+    drift: Tensor | None = None,
+    matrices: Sequence[Matrix] | None = None,
 ) -> Likeness:
     """Explain a suspect (P,) by networks (n, P) of one frame.
 
@@ -59,39 +68,130 @@ def compare(
         tensor_of: the tensor that each coordinate is of, (P,) and ascending, as `Frame` has it.
         drift: directions (k, P) in which a suspect may have moved, of whomever it is; they explain
             what they can, and nobody is told of them.
+        matrices: of each tensor: the noise is then measured by direction, not by tensor alone.
+            What was pruned is compared by tensor in any case: its matrices have holes.
     """
     n = len(networks)
-    networks = networks if drift is None else torch.cat([networks, drift])
-    networks, suspect, tensor_of = _seen(networks, suspect, tensor_of)
+    known = networks if drift is None else torch.cat([networks, drift])
+    known, suspect, tensor_of = _seen(known, suspect, tensor_of)
+    free = max(1.0, len(suspect) - len(known))
     sizes = torch.bincount(tensor_of)
+    fit = _by_tensor(known, suspect, sizes, free)
+    if matrices is not None and known.shape[1] == networks.shape[1]:
+        fit = _by_direction(fit, n, known, suspect, tensor_of, matrices, free)
+    score = fit.a / np.sqrt(np.maximum(np.diag(fit.inverse), 1e-300))
+    between = _between(fit.inverse, free)[:n, :n]
+    gram, onto = fit.gram[:n, :n], fit.onto[:n]
+    cosine = _cosines(gram, onto, fit.energy)
+    return Likeness(cosine, fit.a[:n], score[:n], between, gram, onto, fit.unexplained)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """A weighted least squares: products, the inverse of `gram`, coefficients `a`.
+
+    `energy`: the suspect's own weighted square. `noise`: of each tensor, (T,).
+    """
+
+    gram: Array
+    onto: Array
+    inverse: Array
+    a: Array
+    energy: float
+    unexplained: float
+    noise: Array
+
+
+def _by_tensor(known: Tensor, suspect: Tensor, sizes: Tensor, free: float) -> _Fit:
+    """Each tensor counts by one over its noise, which is measured in turn with coefficients."""
     grams, ontos, squares = [], [], []
-    for known, found in zip(
-        networks.split(sizes.tolist(), 1), suspect.split(sizes.tolist()), strict=True
+    for part, found in zip(
+        known.split(sizes.tolist(), 1), suspect.split(sizes.tolist()), strict=True
     ):
-        wide, target = known.double(), found.double()
+        wide, target = part.double(), found.double()
         grams.append((wide @ wide.T).numpy())
         ontos.append((wide @ target).numpy())
         squares.append(float(target.square().sum()))
     counts, energy = sizes.double().numpy(), np.array(squares)
     G, b = np.stack(grams), np.stack(ontos)
-    free = max(1.0, counts.sum() - len(networks))
     floor = np.square(_FLOOR) * energy / np.maximum(counts, 1) + 1e-30
     noise = np.maximum(energy / np.maximum(counts, 1), floor)
     for _ in range(_ROUNDS):
-        gram, onto = np.tensordot(1 / noise, G, 1), (1 / noise) @ b
-        inverse = _inverse(gram)
-        a = inverse @ onto
+        a = _inverse(np.tensordot(1 / noise, G, 1)) @ ((1 / noise) @ b)
         left = energy - 2 * b @ a + np.einsum("i,tij,j->t", a, G, a)
         noise = np.maximum(left / np.maximum(counts, 1) * counts.sum() / free, floor)
     gram, onto = np.tensordot(1 / noise, G, 1), (1 / noise) @ b
     inverse = _inverse(gram)
-    a = inverse @ onto
-    score = a / np.sqrt(np.maximum(np.diag(inverse), 1e-300))
     unexplained = float(left.sum() / max(energy.sum(), 1e-30))
-    between = _between(inverse, free)[:n, :n]
-    gram, onto = gram[:n, :n], onto[:n]
-    cosine = _cosines(gram, onto, float(energy @ (1 / noise)))
-    return Likeness(cosine, a[:n], score[:n], between, gram, onto, unexplained)
+    return _Fit(
+        gram, onto, inverse, inverse @ onto, float(energy @ (1 / noise)), unexplained, noise
+    )
+
+
+def _by_direction(
+    first: _Fit,
+    n: int,
+    known: Tensor,
+    suspect: Tensor,
+    tensor_of: Tensor,
+    matrices: Sequence[Matrix],
+    free: float,
+) -> _Fit:
+    """Each direction counts by one over its noise, which the suspect itself tells."""
+    sizes = torch.bincount(tensor_of)
+    samples = _differences(first.gram, known, n, torch.from_numpy(1 / first.noise)[tensor_of])
+    basis = Basis.of(samples, matrices, sizes.tolist())
+    known, suspect = basis.turned(known), basis.turned(suspect)
+    energy = torch.bincount(tensor_of, suspect.double().square(), minlength=len(sizes))
+    floor = (np.square(_FLOOR) * energy / sizes.clamp_min(1) + 1e-30)[tensor_of]
+    a = first.a
+    for _ in range(_TURNS):
+        left = _residual(known, suspect, a)
+        variance = torch.maximum(basis.variance(left) * (len(left) / free), floor)
+        gram, onto = _products(known, suspect, 1 / variance)
+        inverse = _inverse(gram)
+        a = inverse @ onto
+    whole = float((suspect.double().square() / variance).sum())
+    left = _residual(known, suspect, a)
+    unexplained = float(left.square().sum() / energy.sum().clamp_min(1e-30))
+    return _Fit(gram, onto, inverse, a, whole, unexplained, first.noise)
+
+
+def _differences(gram: Array, known: Tensor, n: int, weight: Tensor) -> Tensor:
+    """Examples (m, P) of how the like of a suspect's noise lies: by them directions are found.
+
+    Half of their weight is of drifts, without what the n networks explain of them; half of what
+    each network has that no other one has, for that was trained, too.
+    """
+    inverse = _inverse(gram[:n, :n])
+    rows = np.unique(np.linspace(0, n - 1, _SAMPLES).astype(int))
+    own = torch.from_numpy((inverse / np.diag(inverse)[:, None])[rows]).float() @ known[:n]
+    explained = torch.from_numpy(gram[n:, :n] @ inverse).float()
+    found = []
+    for some in (own, known[n:] - explained @ known[:n]):
+        length = (some.double() * weight.sqrt()).norm(dim=1, keepdim=True).clamp_min(1e-150)
+        found.append(some / length / max(1, len(some)) ** 0.5)
+    return torch.cat(found)
+
+
+def _products(known: Tensor, suspect: Tensor, weight: Tensor) -> tuple[Array, Array]:
+    """Weighted products of networks (n, n), and of the suspect with each (n,), in float64."""
+    gram = torch.zeros(len(known), len(known), dtype=torch.float64)
+    onto = torch.zeros(len(known), dtype=torch.float64)
+    for wide, target, by in zip(
+        *(x.split(_WIDE, -1) for x in (known, suspect, weight)), strict=True
+    ):
+        weighted = wide.double() * by
+        gram += weighted @ wide.double().T
+        onto += weighted @ target.double()
+    return gram.numpy(), onto.numpy()
+
+
+def _residual(known: Tensor, suspect: Tensor, a: Array) -> Tensor:
+    """What `a` networks leave of a suspect, (P,) float64."""
+    by = torch.from_numpy(a)
+    parts = zip(known.split(_WIDE, 1), suspect.split(_WIDE), strict=True)
+    return torch.cat([target.double() - by @ wide.double() for wide, target in parts])
 
 
 def shares(likeness: Likeness, parts: Sequence[int]) -> list[float]:

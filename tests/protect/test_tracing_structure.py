@@ -1,0 +1,125 @@
+"""Noise that lies in few directions of each matrix is measured direction by direction."""
+
+import numpy as np
+import pytest
+import torch
+
+from g2d.protect.trace import Frame, Named, compare, judge
+from g2d.protect.trace.frame import MOST
+from g2d.protect.trace.judgement import GENERATION, Group
+from g2d.protect.trace.structure import Basis
+from small_models import source
+
+MATRICES = ((30, 40), (30, 1), (10, 30), None)
+SIZES = [1200, 30, 300, 70]
+TENSOR_OF = torch.arange(4).repeat_interleave(torch.tensor(SIZES))
+NAMES = tuple(Named(GENERATION, i) for i in range(20))
+
+
+class Trained:
+    """Differences as training leaves them: rows and columns of matrices are correlated."""
+
+    def __init__(self, seed):
+        self.draws = source(seed)
+        self.sides = [
+            [self.normal(n, n) @ torch.diag(0.8 ** torch.arange(n)) for n in matrix]
+            for matrix in ((30, 40), (10, 30))
+        ]
+        self.mean = 5 * self.normal(sum(SIZES))
+
+    def normal(self, *shape):
+        return torch.randn(*shape, generator=self.draws)
+
+    def difference(self):
+        (a, b), (c, d) = self.sides
+        wide = (a @ self.normal(30, 40) @ b.T, self.normal(30), c @ self.normal(10, 30) @ d.T)
+        return torch.cat([*(part.flatten() / part.std() for part in wide), self.normal(70)])
+
+    def many(self, count):
+        return torch.stack([self.difference() for _ in range(count)])
+
+
+@pytest.fixture
+def trained():
+    return Trained(0)
+
+
+@pytest.fixture
+def known(trained):
+    return trained.mean + trained.many(len(NAMES))
+
+
+def test_directions_are_orthogonal_and_spread_as_differences_are(trained):
+    basis = Basis.of(trained.many(60), MATRICES, SIZES)
+    fresh = trained.many(40)
+    turned = basis.turned(fresh)
+    assert torch.allclose(turned @ turned.T, fresh @ fresh.T, rtol=1e-4, atol=1e-2)
+    assert torch.equal(turned[:, -70:], fresh[:, -70:])
+    for spread in basis.spread.split(SIZES):
+        assert float(spread.mean()) == pytest.approx(1.0)
+    # What was one draw in few directions is as many as there are, once each counts by its spread.
+    wide = turned[:, :1200].double()
+    even = wide / basis.spread[:1200].sqrt()
+    assert torch.corrcoef(wide.square()).shape == (40, 40)
+    effective = [float(x.square().sum() ** 2 / x.square().square().sum()) for x in (wide, even)]
+    assert effective[1] > 4 * effective[0]
+
+
+def test_the_variance_follows_the_suspect_not_the_networks(trained):
+    basis = Basis.of(trained.many(60), MATRICES, SIZES)
+    white = basis.variance(3 * trained.normal(sum(SIZES)))
+    assert all(float(part.max() / part.min()) < 1.5 for part in white.split(SIZES)), (
+        "a quantised copy's noise is as wide in every direction"
+    )
+    assert float(white[:1200].mean()) == pytest.approx(9.0, rel=0.2)
+    own = basis.variance(basis.turned(2 * trained.difference()))
+    ratio = own[:1200] / basis.spread[:1200]
+    assert float(ratio.max() / ratio.min()) < 3.0
+    assert torch.equal(basis.variance(torch.zeros(sum(SIZES))) > 0, torch.ones(sum(SIZES)) > 0)
+
+
+@pytest.mark.parametrize("tuned", [0.5, 1.0])
+def test_what_was_trained_on_is_named_more_surely_than_by_tensors_alone(trained, known, tuned):
+    ratios = []
+    for place in (0, 7, 13):
+        suspect = known[place] + tuned * trained.difference()
+        found = [
+            compare(known, suspect, TENSOR_OF, trained.many(4), matrices)
+            for matrices in (None, MATRICES)
+        ]
+        scores = [one.score[place] / np.delete(one.score, place).std() for one in found]
+        ratios.append(scores[1] / scores[0])
+        assert judge([Group(NAMES, found[1])]).generations == (place,)
+        assert np.abs(np.delete(found[1].score, place)).max() < 6
+    assert np.median(ratios) > 1.5
+
+
+def test_nobody_is_accused_of_what_is_no_ones(trained, known):
+    least = []
+    for place in range(60):
+        suspect = trained.mean + (1 + place % 3) * trained.difference()
+        if place % 2:
+            suspect = suspect + 3 * trained.normal(len(suspect))
+        found = compare(known, suspect, TENSOR_OF, trained.many(2), MATRICES)
+        verdict = judge([Group(NAMES, found)], closed=bool(place % 3))
+        assert verdict.accused == (), str(verdict)
+        least.append(verdict.candidates[0].p)
+    assert sum(p < 0.1 for p in least) < 18
+
+
+def test_a_copy_as_it_is_and_a_pruned_one_are_named_too(trained, known):
+    pruned = torch.where(known[3].abs() < known[3].abs().median(), 0.0, known[3])
+    by_tensor = compare(known, pruned, TENSOR_OF)
+    assert np.array_equal(compare(known, pruned, TENSOR_OF, None, MATRICES).score, by_tensor.score)
+    for suspect in (pruned, known[3], 0.5 * known[3] + 0.5 * known[9]):
+        found = compare(known, suspect, TENSOR_OF, None, MATRICES)
+        assert 3 in judge([Group(NAMES, found)]).generations
+
+
+def test_matrices_are_those_of_tensors_that_are_compared_whole():
+    state = {
+        "conv": torch.zeros(4, 3, 5, 5), "bias": torch.zeros(4), "scale": torch.zeros(()),
+        "waves": torch.zeros(2, 3, dtype=torch.complex64),
+    }  # fmt: skip
+    assert Frame(state, (), tuple(state)).matrices == ((4, 75), (4, 1), None, None)
+    assert Frame({"w": torch.zeros(2, MOST)}, (), ("w",)).matrices == (None,)
