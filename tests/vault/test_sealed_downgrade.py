@@ -117,6 +117,16 @@ def test_who_demands_sealed_files_reads_no_plaintext_at_the_first_start(made, tm
                 vault.read_generation(1)
 
 
+def test_what_an_older_g2d_remembered_is_all_of_it(made, tmp_path):
+    (place,) = (tmp_path / "state" / "custodians").iterdir()
+    said = json.loads(place.read_text())
+    del said["whole"]
+    place.write_text(json.dumps(said))
+    put_plaintext(made, "sealing")
+    with pytest.raises(BrokenSealError, match="plaintext is not read"):
+        read(made)
+
+
 def test_a_damaged_memory_of_it_counts_as_sealed(made, tmp_path):
     (place,) = (tmp_path / "state" / "custodians").iterdir()
     place.write_text("{")

@@ -94,8 +94,8 @@ def remembered(vault: VaultReader) -> Remembered:
     """What was remembered of a vault; what is there and cannot be read counts as sealed."""
     try:
         found = json.loads(read_plain(state_file(vault, _FOLDER), MOST_TEXT))
-        former, whole = str(found.get("former", "")), bool(found.get("whole", False))
         custodian, sealed = str(found["custodian"]), bool(found["sealed"])
+        former, whole = str(found.get("former", "")), bool(found.get("whole", sealed))  # older
         return Remembered(custodian, sealed, str(found["key"]), former, sealed and whole)
     except FileNotFoundError:
         return Remembered()
