@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from g2d.protect.attestation.confidential.policy import Shown
 
 
+_LARGEST = 1 << 20  # bytes
+
 Evidence = Annotated[
     Path, typer.Argument(metavar="FILE", help="The report or quote, raw, from the machine.")
 ]
@@ -85,20 +87,19 @@ def confidential(
     """Verify what an AMD SEV-SNP or Intel TDX machine proves of itself; exit 1 if it is refused."""
     from g2d.protect.attestation.confidential import backend
     from g2d.protect.attestation.confidential.policy import UP_TO_DATE, Expected, check
-    from g2d.protect.tpm.documents import read
 
     verifying = backend(kind)
     expected = Expected(
         measurements=_values(measurement),
-        data=_data(nonce, read(public) if public else b"", data),
+        data=_data(nonce, _read(public) if public else b"", data),
         least=_numbers(least or ()),
         statuses=UP_TO_DATE | frozenset(status or ()),
         debug=debug,
         migrates=migration,
         machines=frozenset(text.lower() for text in processor or ()),
     )
-    given, trusted = ([read(path) for path in paths or ()] for paths in (endorsement, root))
-    shown = verifying.verify(read(file), given, trusted, datetime.now(UTC))
+    given, trusted = ([_read(path) for path in paths or ()] for paths in (endorsement, root))
+    shown = verifying.verify(_read(file), given, trusted, datetime.now(UTC))
     _show(shown)
     check(shown, expected)
     print_line(f"{file} is of a {kind} machine that is what is expected.")
@@ -111,6 +112,16 @@ def _show(shown: Shown) -> None:
     if shown.status:
         print_line(f"status       {' '.join((shown.status, *shown.advisories))}")
     print_line(f"processor    {shown.machine}")
+
+
+def _read(path: Path) -> bytes:
+    """A file that the user names; lists of revoked certificates are the largest of them."""
+    from g2d.core.files import read_plain
+
+    try:
+        return read_plain(path, _LARGEST, follow=True)
+    except OSError as error:
+        raise SealingError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
 def _hex(text: str, what: str) -> bytes:
