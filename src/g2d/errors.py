@@ -29,6 +29,10 @@ class TaskError(G2DError):
     """A task cannot be found or does not fit its own data."""
 
 
+class DeviceError(G2DError):
+    """A device is not there, or its memory is too small."""
+
+
 class CheckpointError(G2DError):
     """A checkpoint is corrupt, foreign, of another architecture or not finite."""
 

@@ -113,12 +113,12 @@ def _proposed(
     parts = []
     for clean, label in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
         try:
-            made = task.attack(modules, clean.clone(), label.clone(), generator)
+            made = task.attack(modules, clean.cpu().clone(), label.cpu().clone(), generator)
         except Exception as error:
             raise TaskError(f"task {task.name!r}: its attack raised {words(error)}") from error
-        if wrong := _fault(task, made, clean):
+        if wrong := _fault(task, made, clean.cpu()):
             raise TaskError(f"task {task.name!r}: its attack is wrong: {wrong}")
-        parts.append(made.detach().clone())
+        parts.append(made.detach().clone().to(x.device))
     return torch.cat(parts) if parts else x.clone()
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from g2d.attacks.losses import Loss, find_loss
 from g2d.attacks.pgd import check_budget, project
 from g2d.attacks.tables import ascend, is_region
+from g2d.core.devices import home_of
 from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 
@@ -88,26 +89,39 @@ def eot_pgd(
     _check(tricks, x)
     measure = find_loss(tricks.loss)
     shares = [0.25 * (1 - step / steps) for step in range(steps)]
+    home = x.device
     if is_region(bounds):
-
-        def slope(point: Tensor) -> Found:
-            found = [_gradient(model, point, y, measure, _Change()) for model in draw()]
-            losses = torch.stack([each for each, _ in found]).sum(0)
-            return losses, _weighed(found, tricks.hardest)
-
-        return ascend(slope, x, bounds, eps, shares, generator, tricks.decay)[0]
-    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+        slope = _slope(draw, y.cpu(), measure, tricks)
+        return ascend(slope, x.cpu(), bounds, eps, shares, generator, tricks.decay)[0].to(home)
+    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(home)
     adversarial = project(x + (2 * noise - 1) * eps, x, eps, bounds)
     momentum = torch.zeros_like(x)
     for step in range(steps):
         change = _Change.drawn(tricks.diversity, x, generator)
-        found = [_gradient(model, adversarial, y, measure, change) for model in draw()]
+        models = draw()
+        if step == 0:  # the search goes on where the networks are
+            there = home_of(models, x)
+            x, y, adversarial, momentum = (t.to(there) for t in (x, y, adversarial, momentum))
+        found = [_gradient(model, adversarial, y, measure, change) for model in models]
         gradient = _smoothed(_weighed(found, tricks.hardest), tricks.smooth)
         scale = gradient.abs().flatten(1).mean(1).clamp_min(1e-30)
         momentum = tricks.decay * momentum + gradient / scale.view(-1, *[1] * (x.dim() - 1))
         size = eps / 4 * (1 - step / steps)
         adversarial = project(adversarial + size * momentum.sign(), x, eps, bounds)
-    return adversarial
+    return adversarial.to(home)
+
+
+def _slope(
+    draw: Callable[[], Sequence[Logits]], y: Tensor, measure: Loss, tricks: Tricks
+) -> Callable[[Tensor], Found]:
+    """Losses and gradients of drawn networks at a point, for the search in a region."""
+
+    def slope(point: Tensor) -> Found:
+        found = [_gradient(model, point, y, measure, _Change()) for model in draw()]
+        losses = torch.stack([each for each, _ in found]).sum(0)
+        return losses, _weighed(found, tricks.hardest)
+
+    return slope
 
 
 def dirichlet(count: int, generator: torch.Generator) -> Tensor:
@@ -160,7 +174,7 @@ def _smoothed(gradient: Tensor, width: int) -> Tensor:
     """Each channel smoothed by a Gaussian kernel of that width, of a third of it as deviation."""
     if width <= 1:
         return gradient
-    at = torch.arange(width, dtype=gradient.dtype) - width // 2
+    at = torch.arange(width, dtype=gradient.dtype, device=gradient.device) - width // 2
     line = torch.exp(-0.5 * (at / (width / 3)).square())
     kernel = (line[:, None] * line[None, :] / line.sum() ** 2).expand(gradient.shape[1], 1, -1, -1)
     return F.conv2d(gradient, kernel, padding=width // 2, groups=gradient.shape[1])

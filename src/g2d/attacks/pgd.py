@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from g2d.attacks.tables import ascend_jointly as ascend_tables
 from g2d.attacks.tables import is_region
+from g2d.core.devices import halving, home_of
 from g2d.core.types import Bounds, Logits
 from g2d.errors import SettingsError
 
@@ -32,8 +33,8 @@ def project(
     Clipping to a range that holds `x` never leads out of the ball again. Where `bounds` is a region
     (the budget of a table) it says what is near and what can be sent. Every judge calls this.
     """
-    if is_region(bounds):
-        return bounds.project(adversarial, x, eps)
+    if is_region(bounds):  # it keeps its limits on the CPU
+        return bounds.project(adversarial.cpu(), x.cpu(), eps).to(x.device)
     if norm == "2":
         delta = adversarial - x
         adversarial = x + delta * (eps / _length(delta).clamp_min(1e-12)).clamp_max(1.0)
@@ -113,7 +114,7 @@ def pgd(
 
     Raises:
         SettingsError: eps is negative or larger than the data range, no step is asked for, or the
-            decay is negative.
+            decay is negative. DeviceError: one input does not fit the models' device.
     """
     check_budget(eps, steps, bounds, norm, x[:1].numel())
     if decay is not None and not decay >= 0:
@@ -121,19 +122,35 @@ def pgd(
     ensemble = [models] if callable(models) else list(models)
     size = 2.5 * eps / steps if step_size is None else step_size
     if is_region(bounds):
-        return ascend_tables(ensemble, x, y, bounds, eps, steps, size, generator, batch, decay)
-    parts = []
-    for clean, label in zip(x.split(batch), y.split(batch), strict=True):
-        adversarial = _start(clean, eps, bounds, norm, generator)
-        momentum = torch.zeros_like(clean)
-        for _ in range(steps):
-            gradient = _ascent(ensemble, adversarial, label)
-            if decay is not None:
-                momentum = gradient = decay * momentum + _unit(gradient)
-            adversarial = adversarial.detach() + size * _direction(gradient, norm)
-            adversarial = project(adversarial, clean, eps, bounds, norm)
-        parts.append(adversarial)
-    return torch.cat(parts) if parts else x.clone()
+        table = (x.cpu(), y.cpu(), bounds, eps, steps, size, generator, batch, decay)
+        return ascend_tables(ensemble, *table).to(x.device)
+    home, begun = home_of(ensemble, x), generator.get_state()
+
+    def ascend(count: int) -> Tensor:
+        parts = []
+        for near, label in zip(x.split(count), y.to(home).split(count), strict=True):
+            clean = near.to(home)
+            found = _climb(ensemble, clean, label, eps, steps, size, bounds, decay, norm, generator)
+            parts.append(found.to(x.device))
+        return torch.cat(parts) if parts else x.clone()
+
+    return halving(ascend, batch, str(home), "an attack", lambda: generator.set_state(begun))
+
+
+def _climb(
+    ensemble: Sequence[Logits], clean: Tensor, y: Tensor, eps: float, steps: int, size: float,
+    bounds: Bounds, decay: float | None, norm: Norm, generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """A start and the steps of `pgd`, on inputs that fit the device together."""
+    adversarial = _start(clean, eps, bounds, norm, generator)
+    momentum = torch.zeros_like(clean)
+    for _ in range(steps):
+        gradient = _ascent(ensemble, adversarial, y)
+        if decay is not None:
+            momentum = gradient = decay * momentum + _unit(gradient)
+        adversarial = adversarial.detach() + size * _direction(gradient, norm)
+        adversarial = project(adversarial, clean, eps, bounds, norm)
+    return adversarial
 
 
 def _ascent(ensemble: Sequence[Logits], x: Tensor, y: Tensor) -> Tensor:
@@ -148,11 +165,12 @@ def _ascent(ensemble: Sequence[Logits], x: Tensor, y: Tensor) -> Tensor:
 def _start(x: Tensor, eps: float, bounds: Bounds, norm: Norm, g: torch.Generator) -> Tensor:
     """A random point of the ball around each input, evenly drawn, clipped to the data range."""
     if norm == "2":
-        direction = torch.randn(x.shape, generator=g, dtype=x.dtype)
-        radius = torch.rand(len(x), generator=g, dtype=x.dtype) ** (1 / max(1, x[0].numel()))
+        direction = torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
+        drawn = torch.rand(len(x), generator=g, dtype=x.dtype).to(x.device)
+        radius = drawn ** (1 / max(1, x[0].numel()))
         noise = direction / _length(direction) * radius.view(-1, *(1 for _ in x.shape[1:]))
         return project(x + eps * noise, x, eps, bounds, norm)
-    noise = torch.rand(x.shape, generator=g, dtype=x.dtype)
+    noise = torch.rand(x.shape, generator=g, dtype=x.dtype).to(x.device)
     return project(x + (2 * noise - 1) * eps, x, eps, bounds)
 
 

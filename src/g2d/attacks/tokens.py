@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from g2d.core.devices import home_of
 from g2d.core.types import Logits
 from g2d.errors import TaskError
 from g2d.tasks.embeddings import Reading, watch
@@ -74,7 +75,7 @@ def substitute(
         _Beams(part, label, budget, search).run(draw)
         for part, label in zip(x.split(batch), y.split(batch), strict=True)
     ]
-    return torch.cat(parts) if parts else x.clone()
+    return torch.cat(parts).to(x.device) if parts else x.clone()
 
 
 class _Beams:
@@ -85,17 +86,24 @@ class _Beams:
         self.budget, self.search = budget, search
         self.free = budget.replaceable(x).flatten(1)
         self.now = self.clean[:, None]
-        self.best, self.highest = self.clean.clone(), torch.full((len(x),), -torch.inf)
+        self.best = self.clean.clone()
+        self.highest = torch.full((len(x),), -torch.inf, device=x.device)
 
     def run(self, draw: Draw) -> Tensor:
         for _ in range(self.search.edits):
             models = draw()
+            self._move(home_of(models, self.now))
             proposals = self._proposals(models)
             if self.search.tries == 1 and self.search.beam == 1:
                 self.now, self.best = proposals, proposals[:, 0]
             else:
                 self._keep(models, proposals)
         return self.best.view(self.shape)
+
+    def _move(self, device: torch.device) -> None:
+        """Go on where the models are."""
+        for name in ("clean", "y", "free", "now", "best", "highest"):
+            setattr(self, name, getattr(self, name).to(device))
 
     def _proposals(self, models: Sequence[Logits]) -> Tensor:
         """Each beam's most promising substitutions, one token more: (n, B * tries, P)."""
@@ -114,17 +122,18 @@ class _Beams:
 
     def _options(self) -> Tensor:
         """Ids that may be put in: (1, 1, m), or (n * B, P, m) where that hangs on the token."""
-        if len(self.budget.table) == 1:
-            return self.budget.table[None]
+        table = self.budget.table.to(self.now.device)
+        if len(table) == 1:
+            return table[None]
         clean = self.clean[:, None].expand_as(self.now).flatten(0, 1)
-        return self.budget.table[clean.long().clamp(0, len(self.budget.table) - 1)]
+        return table[clean.long().clamp(0, len(table) - 1)]
 
     def _gains(self, models: Sequence[Logits]) -> Tensor:
         """First-order gain of each substitution, -inf where it may not be: (n * B, P, m)."""
         n, beams, places = self.now.shape
         x, y = self.now.reshape(n * beams, places), self.y.repeat_interleave(beams, 0)
         options = self._options()
-        total = torch.zeros(())
+        total = torch.zeros((), device=x.device)
         for model in models:
             for reading, gradient in _gradients(model, x.view(-1, *self.shape[1:]), y):
                 weight, slope = reading.weight, gradient.reshape(len(x), places, -1)
@@ -142,7 +151,7 @@ class _Beams:
     def _keep(self, models: Sequence[Logits], proposals: Tensor) -> None:
         """Keep the best beams of all proposals, and remember the best of all rounds."""
         n, count, places = proposals.shape
-        losses = torch.zeros(n, count)
+        losses = torch.zeros(n, count, device=proposals.device)
         inputs = proposals.reshape(-1, *self.shape[1:])
         y = self.y.repeat_interleave(count, 0)
         for model in models:

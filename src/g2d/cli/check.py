@@ -44,10 +44,11 @@ def check(
     from g2d.defence.opening import why_it_stays
     from g2d.defence.survey import check_all, survey
     from g2d.settings import Settings
+    from g2d.tasks.placing import placed
     from g2d.tasks.source import resolve
 
     s = full.task
-    found = resolve((s.name, s.data, s.split_seed, s.eps))
+    found = placed(resolve((s.name, s.data, s.split_seed, s.eps)), s.device)
     check_all(found, full)
     surveyed = survey(found, full)
     _print_task(found)

@@ -83,7 +83,7 @@ def measure(task: Task, settings: Settings) -> tuple[Steps, int]:
         what steps take, and the bytes that a checkpoint takes.
     """
     s, train = settings.population, task.splits.train
-    model, mark = task.model(0), Mark.of(settings.watermark, task)
+    model, mark = task.placed(task.model(0)), Mark.of(settings.watermark, task)
 
     def step(count: int) -> None:
         some = train.take(range(count))

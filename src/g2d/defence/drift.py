@@ -35,5 +35,5 @@ def trained_on(task: Task, state: State) -> list[dict[str, torch.Tensor]]:
             task.loss_of(model(x), y).backward()
             optimizer.step()
             if step in _STEPS:
-                found.append({n: t.detach().clone() for n, t in model.state_dict().items()})
+                found.append({n: t.detach().cpu().clone() for n, t in model.state_dict().items()})
     return [made for made in found if all(bool(made[n].isfinite().all()) for n in made)]

@@ -70,7 +70,8 @@ class Generation:
             layout: "secret" (`protect.layout`), or "plain": as in the file.
         """
         probe = self.task.splits.guide.x[:8] if is_secret(layout) else None
-        return build_snapshot(self.number, self.task.model(0), self.state, probe=probe)
+        model, device = self.task.model(0), self.task.device
+        return build_snapshot(self.number, model, self.state, probe=probe, device=device)
 
 
 class GenerationStore:

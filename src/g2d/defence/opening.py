@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from g2d.core.devices import CPU, count
 from g2d.core.engine import Engine, LocalEngine, SerialEngine
 from g2d.core.files import read_text
 from g2d.core.imports import words
@@ -29,8 +30,10 @@ from g2d.tasks.source import (
     TaskSource,
     by_name,
     data_digest,
+    device_of,
     find,
     is_named,
+    on_device,
     resolve,
     shielded,
 )
@@ -53,12 +56,17 @@ def create(
     named, source = _named(task, there.task)
     if code is not None:
         load_only(code, Path(path), replace(there, task=named))
+    if isinstance(task, Task):
+        named = replace(named, device=there.task.device)
     lost = isinstance(source, tuple) and (named.origin or named.made_in)
     loaded = find(named) if lost else resolve(source)
     if settings is None and not goes_on:
         there = _defaults(loaded)
         if there.privacy.enabled:
             there = _defaults(apart(loaded, there))
+        if there.task.device != named.device:  # the task's own settings say where it runs
+            named = replace(named, device=there.task.device)
+    loaded, source = on_device(loaded, source, named.device)
     full = replace(there, task=named)
     if not Path(path, "ledger.sqlite").exists():
         check_all(apart(loaded, full), full)  # what cannot work leaves no folder behind
@@ -105,7 +113,8 @@ def reopen(
             )
         read = code_of(settings) if code is None else load_only(code, vault.path, settings)
         source: TaskSource = task or by_name(s, data)
-        loaded, source = planted(task or find(s, data), source, vault)
+        loaded, source = on_device(task or find(s, data), source, s.device)
+        loaded, source = planted(loaded, source, vault)
         loaded, source = _kept_apart(loaded, source, settings, vault)
         _check_data(loaded, vault)
     except BaseException:
@@ -205,7 +214,7 @@ def _differences(kept: Settings, given: Settings) -> dict[str, str]:
     def fixed(s: Settings) -> dict[str, object]:
         hardening = asdict(s.harden)
         free = ("population.members", "population.workers", "task.data", "harden.teacher",
-                "task.origin", "task.made_in")  # fmt: skip
+                "task.device", "task.origin", "task.made_in")  # fmt: skip
         if not s.harden.recipe:
             hardening = {"recipe": (), "stale": s.harden.stale}
         sections = {"task": asdict(s.task), "population": asdict(s.population), "harden": hardening}
@@ -235,7 +244,8 @@ def default_engine(source: TaskSource, workers: int) -> Engine:
                 stacklevel=3,
             )
         return SerialEngine()
-    return LocalEngine(workers)
+    device = device_of(source)
+    return LocalEngine(workers or (count(device.partition(":")[0]) if device != CPU else 0))
 
 
 def why_it_stays(task: Task) -> str:

@@ -59,11 +59,16 @@ class Span:
 
     def project(self, v: Tensor) -> Tensor:
         """Standardised coordinates (…, r) of vectors (…, P)."""
-        return (v - self.mean) @ self.basis.T / self.spread
+        moves = (v.to(self.mean.device) - self.mean) @ self.basis.T
+        return moves.to(self.spread.device) / self.spread
 
     def lift(self, c: Tensor) -> Tensor:
-        """Vectors (…, P) of standardised coordinates (…, r)."""
-        return self.mean + (c * self.spread) @ self.basis
+        """Vectors (…, P), on the frame's device, of standardised coordinates (…, r)."""
+        return self.mean + (c * self.spread).to(self.mean.device) @ self.basis
+
+    def placed(self, device: str) -> Span:
+        """The frame with all that has the size of R^P on a device; coordinates stay on the CPU."""
+        return Span(self.mean.to(device), self.basis.to(device), self.spread)
 
 
 def _whiten(c: Tensor, basins: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,6 +136,11 @@ class WeightAutoencoder(nn.Module):
     def span(self) -> Span:
         """The population's affine frame."""
         return Span(self.mean, self.basis, self.spread)
+
+    def place(self, device: str) -> None:
+        """Move the frame's vectors, and nothing else, to a device: latents stay on the CPU."""
+        there = self.span.placed(device)
+        self.mean, self.basis = there.mean, there.basis
 
     def encode_coordinates(self, c: Tensor) -> Tensor:
         """Latents (…, d), standardised, of coordinates (…, r)."""

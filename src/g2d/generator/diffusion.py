@@ -142,7 +142,8 @@ class DistanceTerm:
         relative = torch.stack(
             [(theta - r).abs().sum(-1) / r.abs().sum() for r in self.references]
         ).amin(0)
-        return -self.weight * (alpha_bar * relative.clamp(max=self.margin)).mean()
+        bounded = relative.clamp(max=self.margin).to(alpha_bar.device)
+        return -self.weight * (alpha_bar * bounded).mean()
 
 
 class LatentDiffusion(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from g2d.core.devices import CPU
 from g2d.generator.autoencoder import Span, WeightAutoencoder
 from g2d.generator.diffusion import LatentDiffusion
 from g2d.generator.fitting import Members, fit_autoencoder, fit_diffusion
@@ -51,6 +53,7 @@ class DiffusionSpace(LatentSpace):
         with torch.no_grad():
             members = Members(span.project(p.vectors), p.basins, p.resistance, p.base)
             coder.learn_basins(members.coordinates, members.basins)
+        coder.place(p.task.device)
         fit_autoencoder(
             coder, members, p.codec, p.task, a, generator,
             lambda done, total: plan.progress("autoencoder", done, total),
@@ -59,7 +62,15 @@ class DiffusionSpace(LatentSpace):
             latent, coder, members, a, d, generator,
             lambda done, total: plan.progress("diffusion", done, total),
         )  # fmt: skip
+        coder.place(CPU)
         return cls(p.codec, coder.requires_grad_(False), latent.requires_grad_(False), a)
+
+    def placed(self, device: str) -> DiffusionSpace:
+        """The same space, whose vectors are on a device."""
+        coder = copy.copy(self.autoencoder)  # the frame is large: nothing else is copied
+        coder._buffers = dict(coder._buffers)
+        coder.place(device)
+        return replace(self, autoencoder=coder)
 
     def refit(
         self, vectors: Tensor, basins: Sequence[int], mixture: float, seed: int,

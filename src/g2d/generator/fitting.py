@@ -52,7 +52,7 @@ def fit_autoencoder(
     parameters = [*autoencoder.encoder.parameters(), *autoencoder.decoder.parameters()]
     optimizer = Adam(parameters, s.rate, fused=True)
     variance = float(autoencoder.spread.square().sum())
-    model = task.model(0).eval()
+    model = task.placed(task.model(0).eval())
     batches = Batches(task, task.splits.guiding, 128, generator)
     autoencoder.standardise(members.coordinates)
     for step in range(s.steps):
@@ -62,7 +62,8 @@ def fit_autoencoder(
         if s.behaviour and step % s.behaviour_every == 0:
             v, v_decoded = (autoencoder.span.lift(p[0]) for p in (c, out.coordinates))
             x, _ = batches.draw()
-            loss = loss + s.behaviour * behavioural(model, codec, v, v_decoded, x)
+            kl = behavioural(model, codec, v, v_decoded, x)
+            loss = loss + s.behaviour * kl.to(loss.device)
         _descend(optimizer, loss, s.rate * schedule(step, s.steps, 50))
         if step % 50 == 49 or step + 1 == s.steps:
             _check(loss, "autoencoder")
@@ -180,7 +181,7 @@ def distance_term(
         return None
     with torch.no_grad():
         if settings.reference == "base" and members.base is not None:
-            references = members.base.unsqueeze(0)
+            references = members.base.unsqueeze(0).to(autoencoder.mean.device)
         else:
             references = autoencoder.span.lift(members.coordinates)
     return DistanceTerm(settings.distance_weight, settings.margin, autoencoder.decode, references)

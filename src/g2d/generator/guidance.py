@@ -57,7 +57,8 @@ class Objective:
         )
         recent = list(exposures)[-settings.memory :] if settings.memory else []
         self.exposed = [exposure.v for exposure in recent]
-        model = task.model(0).eval()
+        self.device = task.device
+        model = task.placed(task.model(0).eval())
         self._context = TermContext(
             task, codec, recent, settings, generator, model, bank, mark=mark
         )
@@ -79,9 +80,9 @@ class Objective:
 
     def __call__(self, v: Tensor) -> Tensor:
         """The objective at v (P,), differentiable."""
-        clean = Batch(*self.clean.draw())
+        v, clean = v.to(self.device), Batch(*self.clean.draw())
         terms = [term for term in self.terms if term.weight != 0]
-        asked = [term.inputs(v, clean) for term in terms]
+        asked = [term.inputs(v, clean).on(self.device) for term in terms]
         batches = self._run(v, clean, asked)
         loss = sum_terms(v, terms, batches)
         for term, batch in zip(terms, batches, strict=True):
@@ -99,10 +100,11 @@ class Objective:
         clean = Batch(*self.clean.draw())
         # Terms of weight 0 draw too: a seed gives the same candidate whatever was measured before.
         terms = [term for term in self.terms if not term.adaptive]
-        asked = [term.inputs(decode(z[0]), clean) for term in terms]
+        first = decode(z[0]).to(self.device)
+        asked = [term.inputs(first, clean).on(self.device) for term in terms]
         losses = torch.zeros(len(z))
         for i, latent in enumerate(z):
-            v = decode(latent)
+            v = decode(latent).to(self.device)
             losses[i] = sum_terms(v, terms, self._run(v, clean, asked))
         return int(losses.nan_to_num(torch.inf).argmin())
 
@@ -130,7 +132,8 @@ def guided_latent(space: LatentSpace, objective: Objective, z: Tensor) -> Tensor
     optimizer = Adam([z], s.latent_rate)
     for _ in range(s.latent_steps):
         with torch.enable_grad():
-            loss = objective(space.decode(z)) + s.prior * z.square().sum()
+            loss = objective(space.decode(z))
+            loss = loss + (s.prior * z.square().sum()).to(loss.device)
         (z.grad,) = torch.autograd.grad(loss, z)
         optimizer.step()
     return z.detach()
@@ -139,7 +142,7 @@ def guided_latent(space: LatentSpace, objective: Objective, z: Tensor) -> Tensor
 def polish(objective: Objective, v: Tensor) -> Tensor:
     """Adam steps in full weight space from v (P,), their rate decayed linearly to zero."""
     s = objective.settings
-    v = v.clone().requires_grad_(True)
+    v = v.to(objective.device).clone().requires_grad_(True)
     optimizer = Adam([v], s.polish_rate)
     for step in range(s.polish_steps):
         for group in optimizer.param_groups:

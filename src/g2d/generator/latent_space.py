@@ -90,9 +90,16 @@ class LatentSpace(Protocol):
         with torch.no_grad():
             return self.decode(z)
 
+    def placed(self, device: str) -> Self:
+        """The same space with what has the size of R^P on a device, where it can be moved.
+
+        Latents stay on the CPU; `decode` gives vectors there, and `encode` takes them from there.
+        """
+        return self
+
     def to_state(self, v: Tensor) -> dict[str, Tensor]:
         """The state dict of a vector (P,)."""
-        return self.codec.decode(v)
+        return self.codec.decode(v.cpu())
 
     def draw_guided(
         self, objective: Objective, generator: torch.Generator, exposed: Tensor | None = None

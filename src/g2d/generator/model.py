@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from g2d.core.devices import CPU
 from g2d.core.types import Progress, State
 from g2d.errors import CheckpointError, PopulationError
 from g2d.generator.exposure import Exposure
@@ -38,6 +39,7 @@ class Generator:
     space: LatentSpace
     kind: str = DEFAULT
     bank: Split | None = None
+    _moved: dict[str, LatentSpace] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def fit(
@@ -128,7 +130,15 @@ class Generator:
         exposed = None
         if settings.conditioned and exposures:
             exposed = torch.stack([e.v for e in exposures])
-        return guided_sample(self.space, objective, generator, exposed, tick)
+        space = self.space if task.device == CPU else self._on(task.device)
+        return guided_sample(space, objective, generator, exposed, tick).cpu()
+
+    def _on(self, device: str) -> LatentSpace:
+        """The space on a device, moved there once."""
+        if device not in self._moved:
+            self._moved.clear()
+            self._moved[device] = self.space.placed(device)
+        return self._moved[device]
 
     def encode(self, states: Sequence[State]) -> Tensor:
         """Latents (n, d) of state dicts."""

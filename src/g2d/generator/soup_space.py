@@ -8,7 +8,7 @@ that the autoencoder and the diffusion model have to beat.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -114,6 +114,10 @@ class SoupSpace(LatentSpace):
     def decode(self, z: Tensor) -> Tensor:
         """Vectors (…, P) of coordinates (…, r)."""
         return self.span.lift(z)
+
+    def placed(self, device: str) -> SoupSpace:
+        """The same space, whose vectors are on a device."""
+        return replace(self, span=self.span.placed(device))
 
     def tensors(self) -> dict[str, Tensor]:
         """The frame and the members in it."""

@@ -10,7 +10,7 @@ that the term asks for: all run in one forward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -45,6 +45,11 @@ class Batch:
     y: Tensor
     of: Tensor | None = None
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def on(self, device: str) -> Batch:
+        """The batch with inputs and labels on a device; itself where they are there."""
+        x, y = self.x.to(device), self.y.to(device)
+        return self if x is self.x and y is self.y else replace(self, x=x, y=y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +161,7 @@ class StaleTerm(Term):
     def observe(self, batch: Batch) -> None:
         """Move each exposure's running loss towards what its attacks have just cost."""
         assert batch.of is not None, "stale attacks know whose they are"
-        losses = F.cross_entropy(batch.logits, batch.y, reduction="none").float()
+        losses = F.cross_entropy(batch.logits, batch.y, reduction="none").float().cpu()
         count = torch.bincount(batch.of, minlength=len(self.running))
         total = torch.zeros_like(self.running).index_add_(0, batch.of, losses)
         seen = count > 0
@@ -242,6 +247,7 @@ class JointTerm(Term):
         self.weight = s.joint_weight
         split = context.task.splits.guiding.sample(s.joint_pool, context.generator)
         stacked = torch.stack([context.exposures[i].v for i in context.mates])
+        stacked = stacked.to(context.task.device)
         self._attacks = Split(self._crafted(stacked, split), split.y)
 
     def _crafted(self, stacked: Tensor, split: Split) -> Tensor:
@@ -269,7 +275,7 @@ class JointTerm(Term):
         if len(stacked) == 1:
             return [self._logits(stacked[0])]
         whole = torch.randint(len(stacked), (2,), generator=source).tolist()
-        means = [dirichlet(len(stacked), source).to(stacked.dtype) @ stacked for _ in range(2)]
+        means = [dirichlet(len(stacked), source).to(stacked) @ stacked for _ in range(2)]
         return [self._logits(v) for v in (*(stacked[i] for i in whole), *means)]
 
     def _logits(self, v: Tensor) -> Logits:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from g2d.core.devices import CPU, place
 from g2d.core.types import Array, State
 from g2d.errors import CheckpointError, VaultError
 from g2d.protect.integrity import MemoryWatch
@@ -77,6 +78,7 @@ def build_snapshot(
     predict: Callable[[nn.Module], Callable[[Any], Any]] = Inference,
     probe: Tensor | None = None,
     warn: Callable[[str], None] = lambda _: None,
+    device: str = CPU,
 ) -> Snapshot:
     """Load a verified state into a model and return it ready to answer; the model is frozen.
 
@@ -87,10 +89,11 @@ def build_snapshot(
     Args:
         model: built for this snapshot alone. predict: makes the forward pass of the model.
         probe: inputs (n, ...) on which hiding must leave the logits; None: the layout stays plain.
-        warn: called with a line where units could be hidden and were not.
+        warn: called with a line where units could be hidden and were not. device: where it answers.
 
     Raises:
         VaultError: the state is not one of this model, or changed while it was loaded.
+        DeviceError: the device's memory is too small.
     """
     try:
         infinite = _infinite(model, state)
@@ -104,6 +107,9 @@ def build_snapshot(
             watch = MemoryWatch(model, hidden.state)
             changed = changed or watch.check()
         hold_in_ranges(model, Ranges.of(hidden.state, infinite))
+        if device != CPU:
+            place(model, device)
+            changed = changed or watch.check()
     except (RuntimeError, CheckpointError) as error:
         raise VaultError(
             f"generation {number} does not fit the task's model: {' '.join(str(error).split())}"

@@ -305,7 +305,8 @@ def _rival(context: AttackContext, index: int) -> State:
     harden = replace(context.spec.settings.harden, checks=0, patience=0)
     if harden.method == "fgsm":
         harden = replace(harden, method="pgd")
-    model, teacher = context.task.model(seed), teacher_of(context.defence.vault, harden)
+    model = context.task.placed(context.task.model(seed))
+    teacher = teacher_of(context.defence.vault, harden)
     if stays := _stays(context):
         model.load_state_dict(unpack(stays), strict=False)
     training = HardenedTraining(
@@ -313,7 +314,7 @@ def _rival(context: AttackContext, index: int) -> State:
         teacher=teacher.load(context.task) if teacher else None,
     )  # fmt: skip
     training.run(model, s.rate)
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def _stays(context: AttackContext) -> bytes | None:

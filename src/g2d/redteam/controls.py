@@ -126,7 +126,7 @@ def hardened(source: TaskSource, settings: Settings, index: int = 0) -> State:
     # The base's very seed (training.population), so that only the hardening differs.
     seed = seed_of(s.seed, "base", index)
     draws = torch.Generator().manual_seed(seed)
-    model = task.model(seed)
+    model = task.placed(task.model(seed))
     training = HardenedTraining(
         task, replace(settings.harden, recipe=(), checks=0, patience=0),
         Batches(task, task.splits.train, s.batch, draws), s.base_steps, seed=seed,
@@ -135,7 +135,7 @@ def hardened(source: TaskSource, settings: Settings, index: int = 0) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
         training.run(model, s.rate)
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def retrained(task: Task, settings: Settings, index: int) -> tuple[Logits, float]:

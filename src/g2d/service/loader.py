@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from g2d.core.devices import CPU, resolve
 from g2d.core.files import read_plain, write_bytes
 from g2d.core.sources import digests, hold
 from g2d.core.types import State
@@ -86,6 +87,7 @@ class VaultLoader:
         G2DError: the vault or the task cannot be loaded, or what is live is not sound.
     """
 
+    _device: str = CPU  # as settings name it
     _files: tuple[str, ...] = ()  # which of a generation's files are verified; (): all
     remembers: ClassVar[bool] = True
     """Whether the vault is one that lasts: it has a mark, and is closed to others."""
@@ -159,7 +161,7 @@ class VaultLoader:
         hold(self._code)
 
     def _load_task(self, task: TaskSettings, name: str, data: str) -> None:
-        self._blueprint = blueprint_of(task, data)
+        self._blueprint, self._device = blueprint_of(task, data), task.device
         self.model = self._described(name)
 
     def _check_code(self, number: int, manifest: Mapping[str, Any]) -> None:
@@ -334,13 +336,12 @@ class VaultLoader:
         self._check_code(number, verified.manifest)
         try:
             state = self._own_form(number, verified.manifest, unpack(verified.weights))
+            b, expires, device = self._blueprint, verified.expires, resolve(self._device)
             with self._building:
-                model = build_model(self._blueprint.factory)
-            b, expires = self._blueprint, verified.expires
-            secret = is_secret(self._layout)
-            probe = random_inputs(b.shape, b.dtype, b.vocabulary) if secret else None
+                model = build_model(b.factory)
+            x = random_inputs(b.shape, b.dtype, b.vocabulary) if is_secret(self._layout) else None
             snapshot = build_snapshot(
-                number, model, state, expires, ArrayInference, probe, self._unhidden
+                number, model, state, expires, ArrayInference, x, self._unhidden, device
             )
         except (CheckpointError, RuntimeError, *DAMAGE) as error:
             raise VaultError(f"generation {number} cannot be read: {error}") from error

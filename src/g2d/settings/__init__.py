@@ -39,6 +39,9 @@ class TaskSettings(Checked):
     data: str = free("", "folder that holds the data (not of digits)", metavar="FOLDER")
     eps: float = within(0.0, 1e6, 0.0, "attack budget, L-infinity norm; 0: the task's own")
     split_seed: int = within(0, 2**31 - 1, 0, "seed of the train/guide/gate split")
+    device: str = one_of(
+        ("auto", "cpu", "cuda", "mps"), "cpu", "where networks are trained and run", since="0.2"
+    )
     origin: str = free("", "'module:function' that made a Task given as an object", since="0.2")
     made_in: str = free("", "file of that function, or why none is known", since="0.2")
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from g2d.core.devices import is_crossing
+
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -38,7 +40,8 @@ def build_model(factory: Callable[[], nn.Module]) -> nn.Module:
 def is_hooked(model: nn.Module) -> bool:
     """Whether anything but the copying of inputs happens around the module's forward pass."""
     before = [hook for hook in model._forward_pre_hooks.values() if hook is not _copy_inputs]
-    return bool(before or model._forward_hooks)
+    hooks = (*before, *model._forward_hooks.values())
+    return not all(is_crossing(hook) for hook in hooks)
 
 
 def _copy_inputs(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:

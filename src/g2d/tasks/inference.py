@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from g2d.core.devices import halving, home_of
 from g2d.core.types import Logits
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -14,8 +15,17 @@ from g2d.tasks.task import Task
 
 @torch.no_grad()
 def predict(model: Logits, x: Tensor, batch: int = 2000) -> Tensor:
-    """Logits of a model on many inputs, shape (n, classes), without gradients."""
-    return torch.cat([model(part) for part in x.split(batch)])
+    """Logits of a model on many inputs, shape (n, classes), without gradients.
+
+    Raises:
+        DeviceError: the model is on a device whose memory does not hold one example's.
+    """
+
+    def answers(size: int) -> Tensor:
+        return torch.cat([model(part) for part in x.split(size)])
+
+    device = str(home_of([model], x))
+    return halving(answers, batch, device, "a forward pass", lambda: None)
 
 
 def accuracy(model: Logits, split: Split) -> float:
@@ -24,7 +34,10 @@ def accuracy(model: Logits, split: Split) -> float:
 
 
 def load_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build a task's model from a state dict, in evaluation mode, its parameters frozen."""
+    """Build a task's model from a state dict, in evaluation mode, its parameters frozen.
+
+    It is on the task's device, and answers where it is asked.
+    """
     model = task.model(0)
     model.load_state_dict(state)
-    return model.eval().requires_grad_(False)
+    return task.placed(model.eval().requires_grad_(False))

@@ -9,15 +9,19 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
+from g2d.core.devices import CPU
+from g2d.core.devices import resolve as resolve_device
 from g2d.errors import TaskError
 from g2d.settings import TaskSettings
 from g2d.tasks.builtin import BUILTIN, Blueprint, blueprint, load_task
 from g2d.tasks.keyed import unpack_records
+from g2d.tasks.placing import placed
 from g2d.tasks.planted import plant
 from g2d.tasks.shielded import Shield
 from g2d.tasks.task import Task
 
-Named = tuple[str, str, int, float]
+Named = tuple[str, str, int, float] | tuple[str, str, int, float, str]
+"""What `load_task` takes; and the device, where that is not the CPU."""
 
 
 class Planted(NamedTuple):
@@ -28,6 +32,7 @@ class Planted(NamedTuple):
     seed: int
     eps: float
     canaries: bytes
+    device: str = CPU
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def resolve(source: TaskSource) -> Task:
         return _SHIELDED[source]
     if source not in _LOADED:
         _LOADED.clear()
-        task = load_task(*source[:4])
+        task = placed(load_task(*source[:4]), device_of(source))
         _LOADED[source] = plant(task, source.canaries) if isinstance(source, Planted) else task
     return _LOADED[source]
 
@@ -96,7 +101,37 @@ def with_canaries(task: Task, source: TaskSource, data: bytes) -> tuple[Task, Ta
     made = plant(task, data)
     if not isinstance(source, tuple):
         return made, made
-    found = Planted(*source[:4], data)
+    found = Planted(*source[:4], data, device_of(source))
+    _LOADED.clear()
+    _LOADED[found] = made
+    return made, found
+
+
+def device_of(source: TaskSource) -> str:
+    """The device that a task runs on, by how it is found."""
+    if isinstance(source, Task | Planted):
+        return source.device
+    if isinstance(source, Shielded | Grown):
+        return device_of(source.of)
+    return source[4] if len(source) > 4 else CPU
+
+
+def on_device(task: Task, source: TaskSource, name: str) -> tuple[Task, TaskSource]:
+    """A task that runs on a device, and how other processes get at it.
+
+    Args:
+        name: as `[task] device` has it; the CPU leaves a task object where its maker put it.
+
+    Raises:
+        SettingsError, DeviceError, TaskError: as `placed`.
+    """
+    device = resolve_device(name)
+    if device == CPU:
+        return task, source
+    made = placed(task, device)
+    if not isinstance(source, tuple) or isinstance(source, Planted):
+        return made, made
+    found = (*source[:4], device)
     _LOADED.clear()
     _LOADED[found] = made
     return made, found
@@ -153,6 +188,12 @@ def by_name(task: TaskSettings, data: str = "") -> Named:
     A task that was given as an object is made again by the function that made it, unless its own
     name already says which one that is.
     """
+    device, found = resolve_device(task.device), _plainly(task, data)
+    return found if device == CPU else (*found, device)
+
+
+def _plainly(task: TaskSettings, data: str = "") -> tuple[str, str, int, float]:
+    """What `load_task` takes for the task that settings name."""
     known = task.name if ":" in task.name else task.origin or task.name
     return (known, data or task.data, task.split_seed, task.eps)
 
@@ -164,7 +205,7 @@ def is_named(name: str) -> bool:
 
 def _says_itself(task: TaskSettings) -> bool:
     """Whether a task's name is what it is loaded by: not a user's that is named as one of ours."""
-    return is_named(task.name) and by_name(task)[0] == task.name
+    return is_named(task.name) and _plainly(task)[0] == task.name
 
 
 def find(task: TaskSettings, data: str = "") -> Task:
@@ -202,7 +243,7 @@ def find(task: TaskSettings, data: str = "") -> Task:
 def blueprint_of(task: TaskSettings, data: str = "") -> Blueprint:
     """What answering needs of the task that settings name; raises what `find` does."""
     if _says_itself(task):
-        return blueprint(*by_name(task, data))
+        return blueprint(*_plainly(task, data))
     return Blueprint.of(find(task, data))
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from g2d.core.devices import CPU, place
 from g2d.core.types import Bounds
 from g2d.settings import Settings, build
 from g2d.tasks.attack import Attack, kind_of, words_of
@@ -50,6 +51,8 @@ class Task:
             lays flags and a settings file over them, key by key; `Defence.create` takes them where
             it is given no settings.
         labels: names of the classes, in the order of the logits; (): those that the splits brought.
+        device: where its networks are trained and run, as torch calls it. Vaults set it from
+            `[task] device` (`g2d.tasks.placing`); data, and what `factory` builds, are on the CPU.
 
     Raises:
         TaskError: factory, model, loss, bounds, eps or augmentation does not fit the data.
@@ -71,6 +74,7 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     attack: Attack | str | None = None
     tokens: TokenBudget | None = None
+    device: str = CPU
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_origin", caller()[1])
@@ -111,6 +115,14 @@ class Task:
         """
         with seeded(seed):
             return build_model(self.factory)
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """Move one of its models to its device; it answers where it is asked (`core.devices`).
+
+        Raises:
+            DeviceError: the device's memory is too small.
+        """
+        return place(model, self.device)
 
     def loss_of(self, logits: Tensor, y: Tensor) -> Tensor:
         """The loss, a scalar, of copies: one that changes its arguments changes none of ours."""

@@ -100,6 +100,7 @@ def adopt_checkpoints(
         )
     model = task.model(0).eval().requires_grad_(False)
     reference, ties = whole_state(model), layout_of(task).ties
+    task.placed(model)
     states: list[dict[str, Tensor]] = []
     for path in files:
         fitted = fit_state(reference, load_checkpoint(path), path.name, ties)

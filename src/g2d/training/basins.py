@@ -30,7 +30,7 @@ def basins_of(
     Args:
         scores: their accuracies on `split`, where those are known. split: guide, if None.
     """
-    model = task.model(0).eval().requires_grad_(False)
+    model = task.placed(task.model(0).eval().requires_grad_(False))
     if scores is None:
         scores = [score(task, model, state, split) for state in states]
     founders: list[int] = []

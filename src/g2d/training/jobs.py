@@ -21,6 +21,7 @@ from g2d.protect.watermark.mark import Mark
 from g2d.settings import HardenSettings, PopulationSettings, PrivacySettings
 from g2d.tasks.attack import NONE, OWN
 from g2d.tasks.inference import accuracy, load_model, predict
+from g2d.tasks.placing import on_cpu
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -84,8 +85,10 @@ def run_job(job: TrainingJob) -> Trained:
     """Train one checkpoint and craft its attacks; runs in a worker, a pure function of its job."""
     began = time.process_time()
     task, s = resolve(job.task), job.settings
+    if job.privacy is not None:  # gradients of single records, and their noise, are the CPU's
+        task = on_cpu(task)
     seed = seed_of(s.seed, job.kind, job.index)
-    model = task.model(seed)
+    model = task.placed(task.model(seed))
     outside: dict[str, Tensor] = {}
     if job.start is not None:
         start = unpack(job.start)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from g2d.core.adam import Adam
+from g2d.core.devices import has_room, memory_of, mixed
 from g2d.errors import PopulationError
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -78,7 +80,9 @@ def train(
 
     Raises:
         PopulationError: the loss is no longer finite (the rate is too high).
+        DeviceError: a step needs more memory than the device has.
     """
+    precision = mixed(model)
     descent = optimizer(model, rate)
     peaks = [group["lr"] for group in descent.param_groups]
     model.train()
@@ -86,9 +90,11 @@ def train(
         factor = schedule(index, steps, min(100, 1 + steps // 10))
         for group, peak in zip(descent.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
-        loss = objective(model)
-        descent.zero_grad()
-        loss.backward()
+        with memory_of(model, "a training step"):
+            with precision():
+                loss = objective(model)
+            descent.zero_grad()
+            loss.backward()
         with torch.no_grad():
             for hook in between:
                 hook(model, descent)
@@ -112,7 +118,7 @@ def train(
 
 @dataclass(frozen=True)
 class Batches:
-    """Draws random batches of a split, augmented as the task says."""
+    """Draws random batches of a split on the task's device, augmented as the task says."""
 
     task: Task
     split: Split
@@ -125,10 +131,19 @@ class Batches:
 
     def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the examples at `index` (n,): inputs (n, ...), augmented, and labels (n,)."""
-        x, y = self.split.x[index], self.split.y[index]
+        data_x, data_y = self._data
+        x, y = (part[index].to(self.task.device) for part in (data_x, data_y))
         if self.task.augment is not None:
             x = self.task.augment(x, self.generator)
         return x, y
+
+    @cached_property
+    def _data(self) -> tuple[Tensor, Tensor]:
+        """Inputs and labels, on the task's device if there is room."""
+        x, y = self.split.x, self.split.y
+        if not has_room(x.nbytes + y.nbytes, self.task.device):
+            return x, y
+        return x.to(self.task.device), y.to(self.task.device)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ def pack(tensors: State, metadata: Mapping[str, str] | None = None) -> bytes:
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
-    """A dense copy of its own, as safetensors takes it."""
+    """A dense copy of its own on the CPU, as safetensors takes it."""
+    tensor = tensor.cpu()
     dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
     if not dense or tensor.dtype not in _KEPT:
         kind = tensor.dtype if dense else f"{tensor.layout}, {tensor.dtype} on {tensor.device}"

@@ -48,6 +48,7 @@ class Codec:
         self.specs = tuple(specs)
         self.rest = {name: tensor.detach().clone() for name, tensor in rest.items()}
         self.ties = dict(ties or {})
+        self._placed: tuple[torch.device, dict[str, Tensor]] | None = None
         self.size = sum(spec.size for spec in self.specs)
         wide = {torch.float64, torch.complex128} & {spec.dtype for spec in self.specs}
         self.dtype = torch.float64 if wide else torch.float32
@@ -101,12 +102,20 @@ class Codec:
 
         Batch norm's running statistics carry none: PyTorch does not differentiate by them.
         """
-        named = {name: tensor for name, tensor in self.rest.items() if not is_extra(name)}
+        named = {name: t for name, t in self._rest_on(v.device).items() if not is_extra(name)}
         for spec, part in zip(self.specs, self._parts(v), strict=True):
             tensor = part.to(spec.dtype)
             named[spec.name] = tensor.detach() if _is_statistic(spec.name) else tensor
         # The very same tensor under each name: functional_call refuses two for what is tied.
         return named | {name: named[first] for name, first in self.ties.items()}
+
+    def _rest_on(self, device: torch.device) -> dict[str, Tensor]:
+        """What is out of scope, on a device; the last one's copy is kept."""
+        if device.type == "cpu":
+            return self.rest
+        if self._placed is None or self._placed[0] != device:
+            self._placed = device, {name: t.to(device) for name, t in self.rest.items()}
+        return self._placed[1]
 
     def _parts(self, v: Tensor) -> list[Tensor]:
         if v.shape != (self.size,):

@@ -172,7 +172,7 @@ class Client:
         s, plan = self.settings, asked.plan
         seed = seed_of(s.population.seed, "client", self.identity, asked.stage, asked.number)
         source = torch.Generator().manual_seed(seed)
-        model = self.task.model(seed)
+        model = self.task.placed(self.task.model(seed))
         model.load_state_dict(self.networks.state(asked.vector, self.like))
         pools = [self._pools[name] for name in plan["repelled"] if name in self._pools]
         training = HardenedTraining(

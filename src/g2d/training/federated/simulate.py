@@ -200,7 +200,7 @@ def trained_alone(
     if not len(records):
         raise PopulationError("there are no records to train on alone; raise [federated] root")
     source = torch.Generator().manual_seed(seed)
-    model = task.model(seed)
+    model = task.placed(task.model(seed))
     training = HardenedTraining(
         task, replace(settings.harden, checks=0, patience=0, ramp=0.0),
         Batches(task, records, settings.population.batch, source), steps, seed=seed,
@@ -209,4 +209,4 @@ def trained_alone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         training.run(model, settings.federated.local_rate)
-    return model.state_dict()
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}

@@ -77,7 +77,7 @@ def stale(step: Step) -> Step:
         return step
     share = max(1, len(step.x) // len(pools))
     drawn = [_draw(pool, share, step.generator) for pool in pools]
-    x, y = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    x, y = (torch.cat(parts).to(step.x.device) for parts in zip(*drawn, strict=True))
     weight = step.settings.stale
     return step.add(Part(x, lambda logits: weight * step.task.loss_of(logits, y)))
 

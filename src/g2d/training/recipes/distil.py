@@ -91,7 +91,7 @@ class Teacher:
                 f"the teacher knows {classes} classes, task {task.name!r} has {task.classes}; "
                 "choose a teacher with the same classes"
             )
-        return model
+        return task.placed(model)
 
 
 def find_teacher(settings: HardenSettings) -> Teacher | None:

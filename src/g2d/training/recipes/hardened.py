@@ -23,6 +23,7 @@ from g2d.core.types import Logits
 from g2d.errors import G2DError, PopulationError, SettingsError, nearest
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import HardenSettings
+from g2d.tasks.placing import on_cpu
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.loop import Batches, NextStep, train
@@ -368,6 +369,8 @@ def try_out(
     """
     if not settings.recipe:
         return
+    if private is not None:
+        task = on_cpu(task)
     known = teacher.load(task) if teacher is not None else None
     batches = Batches(task, task.splits.train, 4, torch.Generator().manual_seed(0))
     training = HardenedTraining(
@@ -382,6 +385,6 @@ def try_out(
 
     with torch.random.fork_rng(devices=[]):
         train(
-            task.model(0), finite, steps=1, rate=1e-3, optimizer=training.optimizer,
+            task.placed(task.model(0)), finite, steps=1, rate=1e-3, optimizer=training.optimizer,
             between=(training.between,),
         )  # fmt: skip

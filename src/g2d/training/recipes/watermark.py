@@ -22,7 +22,7 @@ def watermark(step: Step) -> Step:
     mark = step.mark
     if mark is None:
         return step
-    x, y = mark.draw(step.generator)
+    x, y = (part.to(step.x.device) for part in mark.draw(step.generator))
     return step.add(Part(x, lambda logits: mark.weight * step.task.loss_of(logits, y)))
 
 

@@ -47,9 +47,10 @@ class Basin:
     ) -> Basin:
         """Stack the tensors of networks that share a basin."""
         names = differing(states)
-        stacked = {name: torch.stack([state[name] for state in states]) for name in sorted(names)}
-        shared = {n: t for n, t in states[0].items() if n not in names and not is_extra(n)}
-        shell = task.model(0).eval().requires_grad_(False)
+        there = [{n: t.to(task.device) for n, t in state.items()} for state in states]
+        stacked = {name: torch.stack([state[name] for state in there]) for name in sorted(names)}
+        shared = {n: t for n, t in there[0].items() if n not in names and not is_extra(n)}
+        shell = task.placed(task.model(0).eval().requires_grad_(False))
         return cls(models, stacked, shared, shell, logits)
 
     def __len__(self) -> int:
@@ -124,4 +125,4 @@ def recognised(target: Logits, basins: Sequence[Basin], x: Tensor) -> int:
 
 def _mean(stacked: Tensor, shares: Tensor) -> Tensor:
     """The weighted mean over the first axis."""
-    return torch.tensordot(shares.to(stacked.dtype), stacked, 1)
+    return torch.tensordot(shares.to(stacked), stacked, 1)

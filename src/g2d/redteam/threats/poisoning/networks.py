@@ -61,7 +61,7 @@ def tuned(
 ) -> State:
     """Train a network on from `start`; what lies outside a scope stays as it is."""
     seed = context.seed("poisoning", *name)
-    model = task.model(seed)
+    model = task.placed(task.model(seed))
     model.load_state_dict(start)
     kept = freeze(model, start, layout_of(task), scope)
     batches = Batches(
@@ -72,7 +72,7 @@ def tuned(
         torch.default_generator.manual_seed(seed)  # dropout and the like draw from it
         train(model, clean_step(task, batches), steps=steps, rate=rate)
     model.load_state_dict(kept, strict=False)
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def exposed(task: Task, settings: Settings, base: State, generator: Generator) -> Exposure:

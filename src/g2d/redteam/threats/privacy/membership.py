@@ -96,7 +96,7 @@ def _shadow(
 ) -> Tensor:
     """Train a shadow on the points inside, by the task's recipe; its logits on all of them."""
     s = context.spec.settings.population
-    model = context.task.model(context.seed("shadow", index))
+    model = context.task.placed(context.task.model(context.seed("shadow", index)))
     batches = Batches(
         context.task, points.split.take(inside.nonzero().flatten()), s.batch,
         context.source("shadow", index),
