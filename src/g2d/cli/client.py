@@ -145,7 +145,7 @@ def _infer(client: Way, files: list[Path], out: Path | None) -> None:
     read = [read_inputs(file, described.shape) for file in files]
     with show_progress() as progress:
         answer = client.infer(np.concatenate(read), progress)
-    names = described.names or tuple(map(str, range(described.classes)))
+    names = described.names
     places = [
         f"{file} {i}" if len(x) > 1 else str(file)
         for file, x in zip(files, read, strict=True)

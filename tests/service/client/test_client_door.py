@@ -121,7 +121,7 @@ def test_what_several_generations_answered_is_said_input_by_input(tmp_path, monk
             pass
 
         def describe(self):
-            return Described("x", (1, 2, 2), "FP32", classes=3)
+            return Described("x", (1, 2, 2), "FP32", classes=10**15)  # names of none are made
 
         def infer(self, x, progress):
             numbers = [n for n in self.each if isinstance(n, int)]

@@ -143,3 +143,22 @@ def test_an_answer_that_names_no_generation_is_refused(server, client, said, mon
     monkeypatch.setattr(client._secret, "decrypt", None)
     with pytest.raises(ExchangeError, match="generation"):
         client.infer(INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("told", "slept"), [("nan", 1.0), ("-inf", 0.1), ("inf", 30.0), ("soon", 1.0), ("7", 7.0)]
+)
+def test_a_busy_server_decides_neither_for_how_long_nor_that_the_client_fails(
+    server, client, told, slept, monkeypatch
+):
+    pauses, sound = [], server.ask
+
+    def busy(method, url, *rest, **more):
+        if url.endswith("/infer") and not pauses:
+            return Reply(503, {"retry-after": told}, b"")
+        return sound(method, url, *rest, **more)
+
+    monkeypatch.setattr(encrypted, "ask", busy)
+    client._wait = pauses.append
+    assert client.infer(INPUTS[:1]).number == 7
+    assert pauses == pytest.approx([slept])

@@ -9,6 +9,7 @@ that a call tells it one bit of the key at most, whether or not another one come
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -289,6 +290,7 @@ def _parts(blob: bytes, progress: Progress) -> Iterator[bytes]:
 
 def _pause(reply: Reply) -> float:
     try:
-        return min(max(float(reply.headers.get("retry-after", "1")), 0.1), _LONGEST)
+        pause = float(reply.headers.get("retry-after", "1"))
     except ValueError:
         return 1.0
+    return 1.0 if math.isnan(pause) else min(max(pause, 0.1), _LONGEST)
