@@ -41,15 +41,13 @@ Row = dict[str, Any]
 NONE = "unmarked"
 WAYS: Mapping[str, Mapping[str, float]] = {
     NONE: {},
-    "four sets": {"sets": 4, "weight": 1.0},
-    "four sets, weight 0.3": {"sets": 4, "weight": 0.3},
-    "four sets, weight 0.1": {"sets": 4, "weight": 0.1},
-    "four sets, 16 triggers a step": {"sets": 4, "weight": 1.0, "batch": 16},
-    "two sets": {"sets": 2, "weight": 1.0},
-    "two sets, weight 0.3": {"sets": 2, "weight": 0.3},
+    "four sets of 100": {"sets": 4, "triggers": 100, "weight": 1.0},
+    "four sets of 64": {"sets": 4, "triggers": 64, "weight": 1.0},
+    "two sets of 100, weight 0.3": {"sets": 2, "triggers": 100, "weight": 0.3},
+    "two sets of 64": {"sets": 2, "triggers": 64, "weight": 1.0},
     "two sets of 64, weight 0.3": {"sets": 2, "triggers": 64, "weight": 0.3},
 }
-"""Ways of marking: settings of `[watermark]`, of 100 triggers a set and weight 1 at first."""
+"""Ways of marking: settings of `[watermark]`; of weight 1 where none is named."""
 
 
 def members_of(given: Namespace, seed: int, way: str) -> tuple[Defence, list[State]]:
