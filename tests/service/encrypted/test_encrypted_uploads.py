@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from echoing import GOOD, OPTIONS, EchoingProcess, answered, echoing, posted
+from g2d.errors import G2DError
 from g2d.service.access.identity import Caller
 from g2d.service.encrypted import arriving
 from g2d.service.encrypted.evaluators import BusyError
@@ -130,23 +131,36 @@ def harness_live(monkeypatch, evaluators):
     return Live(replace(numbered(1), encrypted=evaluators.encode(b"1")))
 
 
-def test_keys_outlive_an_evaluator_that_dies_once_and_not_one_that_dies_of_them(monkeypatch):
+def test_keys_outlive_evaluators_that_die_and_not_the_third_that_dies_of_them(monkeypatch):
     harness, _ = echoing(monkeypatch)
 
     async def work(client):
         keys = (await client.post(KEYS, content=GOOD)).json()["keys"]
-        for _ in range(3):  # a right answer in between: it was not these keys
-            told = await client.post(ASK, **posted(keys, b"die"))
+        for query in (b"die", b"fail"):  # another process may have died of anything
+            told = await client.post(ASK, **posted(keys, query))
             assert told.status_code == 503, told.text
             assert told.headers["retry-after"]
             assert "-11" not in told.text
             assert answered(await client.post(ASK, **posted(keys)))[1] == b"1:c"
-        for query, status in ((b"die", 503), (b"fail", 503), (b"die", 500)):
-            assert (await client.post(ASK, **posted(keys, query))).status_code == status
+        assert (await client.post(ASK, **posted(keys, b"die"))).status_code == 500
         assert (await client.post(ASK, **posted(keys))).status_code == 404
         assert [line for line in harness.lines() if line["event"] == "broken"]
 
     run(harness, work)
+
+
+def test_failures_of_long_ago_are_no_reason_to_forget_keys(tmp_path):
+    now = [0.0]
+    ring = KeyRing(tmp_path, 3, 1e6, clock=lambda: now[0])
+    with ring.upload(REMOTE) as (own, file):
+        ring.keep(own, file, 4, REMOTE)
+    for hours in (0, 0, 2, 2, 4):
+        now[0] = 3600.0 * hours
+        assert ring.failed(own)
+    assert ring.failed(own)
+    assert not ring.failed(own)
+    assert not ring.failed(own)
+    assert len(ring) == 0
 
 
 def test_an_upload_is_read_again_by_the_evaluator_after_one_that_died(monkeypatch):
@@ -201,6 +215,13 @@ def test_folders_of_keys_are_private_locked_and_removed_once_they_are_nobodys(
     assert second.path.exists()
     second.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_folder_can_be_made_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(G2DError, match="TMPDIR") as told:
+        Spool()
+    assert "\n" not in str(told.value)
 
 
 def test_nothing_else_is_removed_for_a_folder_of_keys(tmp_path, monkeypatch):

@@ -48,11 +48,13 @@ def ranges_of(plan: Plan, state: State, largest: Mapping[str, Any]) -> Ranges:
         state: its weights, which hold coefficients that were learned. largest: magnitude of x by
             the polynomial's name, as `pre_activations` and the vault's manifests have it.
     """
-    over, wrapping, unknown = {}, {}, []
+    over: dict[str, float] = {}
+    wrapping: dict[str, float] = {}
+    unknown: list[str] = []
     for step in plan.steps[:-1]:
         assert step.activation is not None
         name = step.activation.name
-        given = largest.get(name)
+        given: Any = largest.get(name)
         if type(given) not in (int, float) or not 0 <= given < math.inf:
             unknown.append(name)
             continue

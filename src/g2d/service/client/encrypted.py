@@ -213,8 +213,9 @@ class EncryptedClient:
             count = range(0, len(inputs), self.plan.batch)
             scores = np.concatenate([self._decrypted(answers) for _ in count])
         numbers = [n if isinstance(n, int) else None for n in named]
-        others = tuple(dict.fromkeys(n for n in numbers if n not in (None, numbers[0])))
-        return Answer(scores[: len(inputs)], numbers[0], others, tuple(named))
+        first = numbers[0]
+        others = tuple(dict.fromkeys(n for n in numbers if n is not None and n != first))
+        return Answer(scores[: len(inputs)], first, others, tuple(named))
 
     def _decrypted(self, answers: IO[bytes]) -> Array:
         """Decrypt the next answer of a call, all of whose questions have been asked."""

@@ -38,7 +38,7 @@ async def save(receive: Receive, file: Path, size: int, seconds: float) -> int:
                 waiting = bytearray()
                 while len(waiting) < _WRITTEN and not coming.whole:
                     waiting += await coming.part()
-                await asyncio.to_thread(target.write, waiting)
+                await asyncio.to_thread(target.write, bytes(waiting))
     except TimeoutError:
         raise RequestError(408, f"the keys did not arrive within {seconds:g} s") from None
     except OSError as error:

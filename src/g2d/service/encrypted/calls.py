@@ -195,7 +195,7 @@ class EncryptedCalls:
     ) -> tuple[bytes, tuple[int, ...]]:
         try:
             submit = self._evaluators.submit
-            found = await submit(keys.id, keys.file, query.ciphertext, caller.client)
+            return await submit(keys.id, keys.file, query.ciphertext, caller.client)
         except BrokenError as error:
             self._tell(Broken(str(error)))
             if self._keyring.failed(keys.id):  # another evaluator reads them from their file
@@ -206,8 +206,6 @@ class EncryptedCalls:
         except GoneError:
             self._keyring.lose(keys.id)
             raise
-        self._keyring.succeeded(keys.id)
-        return found
 
     def _late(self, whole: bool) -> RequestError:
         if not whole:

@@ -23,8 +23,8 @@ _UPLOADS = 4
 """Uploads under way at once, one of each client: each holds a file of its largest size at most."""
 _LOCAL = _UPLOADS - 1
 """Of these from loopback, where one client may stand for many: not all of them."""
-_DEATHS = 3
-"""Evaluations in a row that failed under one client's keys, after which it is the keys."""
+_FAILURES, _WHILE = 3, 3600.0
+"""Evaluations under one client's keys that may fail within so many seconds: then it is the keys."""
 _AGAIN = 5.0  # seconds until an upload may be tried again
 
 
@@ -34,7 +34,7 @@ class Keys:
 
     Attributes:
         name: of who uploaded them, if he said who he is: they are his alone. client: what counts
-            as one client. failed: evaluations in a row that did.
+            as one client. failed: when evaluations did, of the last hour.
     """
 
     id: str
@@ -43,7 +43,7 @@ class Keys:
     name: str
     client: str
     used: float
-    failed: int = 0
+    failed: tuple[float, ...] = ()
 
 
 class KeyRing:
@@ -127,24 +127,20 @@ class KeyRing:
         """
         self._go(self.find(own, caller))
 
-    def succeeded(self, own: str) -> None:
-        """Note that an evaluation under these keys went well."""
-        keys = self._keys.get(own)
-        if keys is not None and keys.failed:
-            self._keys[own] = replace(keys, failed=0)
-
     def failed(self, own: str) -> bool:
-        """Note that one failed, or its process died; return whether they are kept nevertheless.
+        """Note that an evaluation failed, or its process died; return whether they are kept.
 
         What killed it may have been the system, for memory say; the third time it is these keys.
         """
         keys = self._keys.get(own)
         if keys is None:
             return False
-        if keys.failed + 1 >= _DEATHS:
+        now = self._clock()
+        failed = (*(when for when in keys.failed if when > now - _WHILE), now)
+        if len(failed) >= _FAILURES:
             self._go(keys)
             return False
-        self._keys[own] = replace(keys, failed=keys.failed + 1)
+        self._keys[own] = replace(keys, failed=failed)
         return True
 
     def lose(self, own: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from g2d.core import platforms
 from g2d.core.platforms import FileLock, open_flags
+from g2d.errors import G2DError
 
 _PREFIX = "g2d-evaluation-keys-"
 _TRIES = 16  # a folder may be taken for a stale one in the moment before it is locked
@@ -28,13 +29,21 @@ class Spool:
         path: of the folder.
 
     Raises:
-        OSError: it cannot be made.
+        G2DError: it cannot be made.
     """
 
     def __init__(self) -> None:
-        parent = Path(tempfile.gettempdir())
-        remove_stale(parent)
         self._held: int | None = None
+        try:
+            self._make(Path(tempfile.gettempdir()))
+        except OSError as error:
+            why = error.strerror or error
+            raise G2DError(
+                f"no folder for clients' keys can be made ({why}): name another with $TMPDIR"
+            ) from error
+
+    def _make(self, parent: Path) -> None:
+        remove_stale(parent)
         for _ in range(_TRIES):
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 700
             if not _locks():
@@ -43,7 +52,7 @@ class Spool:
             if _lock(self._held) is not False and _is(self.path, self._held):
                 return
             os.close(self._held)
-        raise OSError(f"no folder for keys stays in {parent}: somebody removes them")
+        raise OSError(f"none stays in {parent}: somebody removes them")
 
     def close(self) -> None:
         """Remove it."""
