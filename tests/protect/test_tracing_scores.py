@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from g2d.protect.trace import Frame, Named, Null, compare, judge
+from g2d.protect.trace import Frame, Likeness, Named, Null, compare, judge
 from g2d.protect.trace.judgement import GENERATION, MEMBER, Group
 from small_models import source
 
@@ -139,6 +139,21 @@ def test_a_drift_that_is_known_hides_nobody(basin):
     assert aware.score[3] > 3 * unaware.score[3]
     assert aware.unexplained < unaware.unexplained
     assert judge([Group(NAMES, aware)]).generations == (4,)
+
+
+def test_a_drift_away_from_all_members_hides_no_generation():
+    draws, n = np.random.default_rng(3), len(NAMES)
+    score = np.concatenate([draws.normal(size=GENERATIONS), draws.normal(-60, 5, MEMBERS)])
+    score[4] = 40.0
+    between = draws.normal(size=(n, n))
+    np.fill_diagonal(between, np.nan)
+    likeness = Likeness(score / 100, score / 100, score, between, np.eye(n), score, 0.1)
+    assert Null.fit(score).p(40.0) > 1e-3
+    for closed in (True, False):
+        verdict = judge([Group(NAMES, likeness)], closed)
+        assert verdict.generations == (5,), str(verdict)
+        assert len(verdict.accused) == 1
+    assert verdict.accused[0].score > verdict.accused[0].needed
 
 
 def test_too_few_networks_are_no_ground_to_judge_on():

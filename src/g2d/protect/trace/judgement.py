@@ -72,13 +72,22 @@ class Group:
     likeness: Likeness
     apart: bool = False
 
-    @property
-    def left_out(self) -> list[tuple[Array, Array]]:
-        """For each generation, as if nobody knew it: scores of all others, of generations alone."""
-        generation = np.array([name.kind == GENERATION for name in self.names])
-        rows = self.likeness.between[generation]
-        others = [~np.isnan(row) for row in rows]
-        return [(row[o], row[o & generation]) for row, o in zip(rows, others, strict=True)]
+    def scores(self, kind: str | None = None) -> Array:
+        """Of all networks, or of those of a kind."""
+        return self.likeness.score[self._of(kind)]
+
+    def left_out(self, kind: str | None = None) -> list[tuple[Array, Array]]:
+        """For each generation, as if nobody knew it: scores of all others, of generations alone.
+
+        Or both times of others of a kind.
+        """
+        rows = self.likeness.between[self._of(GENERATION)]
+        among, tested = self._of(kind), self._of(kind or GENERATION)
+        there = [~np.isnan(row) for row in rows]
+        return [(row[t & among], row[t & tested]) for row, t in zip(rows, there, strict=True)]
+
+    def _of(self, kind: str | None) -> Array:
+        return np.array([kind in (None, name.kind) for name in self.names])
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,8 @@ class Verdict:
 def judge(groups: Sequence[Group], closed: bool = True) -> Verdict:
     """Judge a suspect against all networks of all groups that may be named.
 
-    Every one is tested; the p-values are multiplied by their number (Bonferroni).
+    Every one is tested against two nulls, of all networks and of those of its kind; p-values are
+    multiplied by twice their number (Bonferroni).
 
     Args:
         closed: the vault knows every generation that ever was. Else the suspect may be one that
@@ -156,18 +166,33 @@ def shown(p: float) -> str:
 
 
 def _candidates(group: Group, others: Sequence[Group], tests: int, closed: bool) -> list[Candidate]:
-    likeness = group.likeness
-    null = Null.fit(likeness.score, [other.likeness.score for other in others])
-    if not closed:
-        left_out = [row for each in (group, *others) for row in each.left_out]
-        null = null.wider(excess(left_out, null.freedom))
-    needed, p = null.needed(ACCUSED / tests), np.minimum(1.0, null.p(likeness.score) * tests)
-    p = np.ones_like(p) if group.apart else p
-    return [
-        Candidate(name, float(likeness.cosine[i]), float(likeness.score[i]), needed, float(p[i]))
-        for i, name in enumerate(group.names)
-        if name.kind not in NAMELESS
-    ]
+    likeness, found = group.likeness, []
+    whole = _null(group, others, None, closed)
+    kinds = {name.kind for name in group.names} - set(NAMELESS)
+    nulls = {kind: (whole, _null(group, others, kind, closed)) for kind in kinds}
+    for i, name in enumerate(group.names):
+        if name.kind in NAMELESS:
+            continue
+        score, own = float(likeness.score[i]), nulls[name.kind]
+        looks = tests * len(own)
+        p = 1.0 if group.apart else min(1.0, looks * min(float(null.p(score)) for null in own))
+        needed = min(null.needed(ACCUSED / looks) for null in own)
+        found.append(Candidate(name, float(likeness.cosine[i]), score, needed, p))
+    return found
+
+
+def _null(group: Group, others: Sequence[Group], kind: str | None, closed: bool) -> Null:
+    """What the scores of all networks say of chance, or those of one kind.
+
+    Training on carries every copy away from members in much the same way, which says nothing of
+    generations; yet where it does not, more networks tell chance better. So both are asked, and
+    count as two tests.
+    """
+    null = Null.fit(group.scores(kind), [other.scores(kind) for other in others])
+    if closed:
+        return null
+    left_out = [row for each in (group, *others) for row in each.left_out(kind)]
+    return null.wider(excess(left_out, null.freedom))
 
 
 def _with_shares(group: Group, accused: list[Candidate]) -> list[Candidate]:

@@ -20,6 +20,7 @@ Matrix = tuple[int, int] | None
 """Rows and columns of a tensor, all of whose coordinates are compared; None: it has none."""
 
 _WIDEST = 1024  # a side with more has its coordinates left as they are: eigenvectors cost n^3
+_CHUNK = 64  # vectors that are in memory as float64 at once
 _PRIOR = 4.0  # samples that the product of a row's and a column's mean counts for
 _LEAST = 1e-4  # of a tensor's mean square: no direction is free of noise
 _SHARES = (0, 0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.99, 0.997, 0.9999)
@@ -54,13 +55,15 @@ class Basis:
 
     def turned(self, vectors: Tensor) -> Tensor:
         """Coordinates of vectors (..., P) along the directions, float32; lengths stay."""
-        made = torch.empty(vectors.shape, dtype=torch.float32)
-        blocks = zip(
-            vectors.split(list(self.sizes), -1), made.split(list(self.sizes), -1), strict=True
-        )
-        for (block, out), matrix, turn in zip(blocks, self.matrices, self.turns, strict=True):
-            out.copy_(_turned(block.double(), matrix, turn))
-        return made
+        flat = vectors.reshape(-1, vectors.shape[-1])
+        made = torch.empty(flat.shape, dtype=torch.float32)
+        for some, into in zip(flat.split(_CHUNK), made.split(_CHUNK), strict=True):
+            blocks, places = some.split(list(self.sizes), 1), into.split(list(self.sizes), 1)
+            for block, out, matrix, turn in zip(
+                blocks, places, self.matrices, self.turns, strict=True
+            ):
+                out.copy_(_turned(block.double(), matrix, turn))
+        return made.view(vectors.shape)
 
     def variance(self, residual: Tensor) -> Tensor:
         """The variance of noise along each direction, (P,), given one draw of it, (P,) turned.
