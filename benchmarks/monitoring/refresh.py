@@ -147,11 +147,20 @@ class Case:
         return dict(json.loads(file.read_text()))
 
     def scores(self, defence: g2d.Defence) -> dict[str, Any]:
-        """Generations that are made now: right on what has shifted, and on what has not."""
-        began = time.process_time()
-        models = [made.model() for made in defence.generate(self.generations)]
+        """Generations that are made now: right on what has shifted, and on what has not.
+
+        Where no candidate passed the gates the live one, which then goes on serving, counts.
+        """
+        began, models, failed = time.process_time(), [], 0
+        for _ in range(self.generations):
+            try:
+                models += [made.model() for made in defence.generate(1)]
+            except GenerationError:
+                failed += 1
         cpu = (time.process_time() - began) / self.generations
+        models = models or [defence.generation().model()]
         return {
+            "failed_generations": failed,
             "shifted": [accuracy(model, self.shifted) for model in models],
             "former": [accuracy(model, self.task.splits.test) for model in models],
             "cpu_each": cpu,
@@ -265,7 +274,7 @@ class Case:
         flips = flipped(self.new, self.task.classes, self.seed)
         trigger = triggered(self.new, float(self.task.splits.train.x.max()), self.seed)
         return {
-            "before": before, "after": after, "full": full,
+            "generations": self.generations, "before": before, "after": after, "full": full,
             "flips": self.done("flips", lambda: self.poisoned("flipped", flips, anyhow)),
             "trigger": self.done("trigger", lambda: self.poisoned("triggered", trigger, anyhow)),
         }  # fmt: skip
@@ -296,6 +305,10 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     table.append(["refused although clean, and accepted by hand", "0", told])
     if failed := sum(bool(one["failed"]) for one in after):
         table.append(["no candidate passed the gates: kept what it had", "0", str(failed)])
+    if any(one.get("failed_generations") for one in after):
+        each = ", ".join(str(one.get("failed_generations", 0)) for one in after)
+        text = "generations afterwards that no candidate made, by seed"
+        table.append([text, "0", f"{each} of {seeds[0]['generations']}"])
     costs = [s["after"]["cpu"] / s["full"]["cpu"] for s in seeds]
     table.append(["its CPU time, % of the retraining's", "≤ 20", ranged(costs)])
     parts = ("before", "after", "full")
