@@ -19,7 +19,8 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from g2d.core.files import make_folder, read_plain, take_place, write_bytes
+from g2d.core.files import make_folder, read_plain, write_bytes
+from g2d.core.platforms import take_place
 from g2d.core.types import Array
 from g2d.errors import DAMAGE, FederatedError, G2DError, SettingsError
 from g2d.settings.federated import FederatedSettings
