@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from g2d.protect.multiparty.party import __main__ as party
+from g2d.protect.multiparty.party.frames import Leaving
 from g2d.protect.multiparty.party.tunnels import Tunnels
 
 FLIP, NAME = "flip", "name"
@@ -51,13 +52,13 @@ def harmful(harm: Harm) -> None:
     """Have tunnels of this process carry changed messages."""
 
     async def out_of(self: Tunnels, near: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        leaving = Leaving()
         with contextlib.suppress(OSError, EOFError):
             while True:
                 frame = bytearray(await near.readexactly(12))
                 frame += await near.readexactly(struct.unpack_from(">I", frame, 4)[0])
                 harm.done_to(frame)
-                self.sent += len(frame)
-                to.write(bytes(frame))
+                to.write(leaving.passed(bytes(frame)))
                 await to.drain()
         to.close()
 

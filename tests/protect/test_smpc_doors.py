@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from g2d.protect.multiparty import wire
 from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.identities import make_identity
+from g2d.protect.multiparty.party import server
 from g2d.protect.multiparty.party.child import Child
 from g2d.protect.multiparty.party.session import Session, session_id
 from g2d.protect.multiparty.party.store import Held, Store
@@ -60,7 +62,7 @@ def test_a_rank_is_taken_once(door):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"version": 1}, "party 2 speaks version 1 of what parties say, and this side 2"),
+        ({"version": 1}, "party 2 speaks version 1 of what parties say, and this side 3"),
         ({"version": None}, "party 2 speaks version None"),
         ({"versions": {"spu": "2"}}, "has {'spu': '1'}, and this one {'spu': '2'}"),
         ({"config": "0" * 64}, "another parties.toml"),
@@ -71,7 +73,7 @@ def test_parties_that_are_not_alike_are_refused(door, changes, expected):
 
 
 @pytest.mark.parametrize("role", ["client", "dealer"])
-@pytest.mark.parametrize("version", [{}, {"version": 1}, {"version": "2"}])
+@pytest.mark.parametrize("version", [{}, {"version": 2}, {"version": "3"}])
 def test_whoever_speaks_another_version_is_refused(door, role, version):
     why = f"this {role} speaks version .* of what parties say, and this side {wire.VERSION}"
     refused(door.line(role), {"kind": role, **version}, why)
@@ -80,8 +82,8 @@ def test_whoever_speaks_another_version_is_refused(door, role, version):
 def test_a_party_of_another_version_is_noticed(door, monkeypatch):
     with door.line("dealer") as line:
         ask = line.ask
-        monkeypatch.setattr(wire, "VERSION", 3)
-        monkeypatch.setattr(line, "ask", lambda told: ask({**told, "version": 2}))
+        monkeypatch.setattr(wire, "VERSION", 4)
+        monkeypatch.setattr(line, "ask", lambda told: ask({**told, "version": 3}))
         with pytest.raises(MultipartyError, match=r"party 0 at .* speaks version"):
             line.greet("dealer")
 
@@ -187,6 +189,16 @@ def test_an_expired_certificate_gets_no_word(tmp_path, monkeypatch):
     with pytest.raises(MultipartyError, match=NO_WORD):
         unknown(made, setup.own("party1"))
     made.close()
+
+
+def test_one_certificate_has_few_connections(door):
+    """Each may send as much as a request is large, and wait."""
+    with ExitStack() as stack:
+        for _ in range(server.CONNECTIONS):
+            stack.enter_context(door.line("dealer")).greet("dealer")
+        refused(door.line("dealer"), {"kind": "status"}, "connections of one certificate")
+        assert door.setup.status()["rank"] == 0  # another's
+    wait_for(lambda: not door.party._connections)
 
 
 def test_what_a_pinned_key_signs_is_not_pinned(door):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from g2d.protect.multiparty.errors import MultipartyError
+from g2d.protect.multiparty.party import coordinator
 from g2d.protect.multiparty.party.coordinator import Coordinator
 from g2d.protect.multiparty.party.follower import Follower
 from g2d.protect.multiparty.party.requests import Pending
@@ -201,6 +202,37 @@ def test_what_no_party_says_is_no_generation(tmp_path, row):
             party._agreed([{"held": [], "live": row or [1], "prepared": None}])
 
     asyncio.run(begin())
+
+
+def test_a_party_that_counts_far_ahead_is_refused(tmp_path):
+    """It would leave no number for the activations after it, for good."""
+
+    async def begin() -> None:
+        party = made(Coordinator, 0, tmp_path)
+        far = NEXT._replace(serial=1 << 40)
+        for one in (told([OLD], far), told([OLD], FIRST, far)):
+            with pytest.raises(MultipartyError, match="party 2 names activation"):
+                party._agreed([told([OLD], FIRST), one])
+        assert party._serial == 1
+
+    asyncio.run(begin())
+
+
+def test_a_party_that_never_replies_holds_no_activation_up(tmp_path, monkeypatch):
+    class Mute(Peer):
+        async def send(self, header: Any) -> None:
+            if self.rank == 1 or header["kind"] == "abort":
+                await super().send(header)
+
+    async def turn() -> None:
+        party = made(Coordinator, 0, tmp_path)
+        party._peers = {rank: Mute(party, rank) for rank in (1, 2)}
+        with pytest.raises(MultipartyError, match="party 2 has not replied"):
+            await party.activate(NEW)
+        assert (party.live, party.store.prepared) == (OLD, None)
+
+    monkeypatch.setattr(coordinator, "_PATIENCE", 1.0)
+    asyncio.run(turn())
 
 
 def test_a_party_follows_a_dealers_word_alone_and_in_order(tmp_path):

@@ -13,9 +13,9 @@ VALUES = 6
 ENDS = np.iinfo(np.int64)
 
 
-def ranges(least: tuple[float, ...], most: tuple[float, ...]) -> Ranges:
+def ranges(least: tuple[float, ...], most: tuple[float, ...], protocol: str = "aby3") -> Ranges:
     dense = {"kind": "linear", "weight": [2, VALUES], "bias": False}
-    return Ranges(Program((VALUES,), 2, (dense,), least, most))
+    return Ranges(Program((VALUES,), 2, (dense,), least, most), protocol)
 
 
 def whole(shares: list[np.ndarray], protocol: str) -> np.ndarray:
@@ -23,14 +23,14 @@ def whole(shares: list[np.ndarray], protocol: str) -> np.ndarray:
     return join([one.astype("<u8").tobytes() for one in shares], protocol).view(np.int64)
 
 
-def accepted(found: Ranges, x: np.ndarray, protocol: str, seed: str = "seed") -> bool:
+def accepted(found: Ranges, x: np.ndarray, seed: str = "seed") -> bool:
     """Whether parties take one input of these integers, computed from their shares."""
+    protocol = found.protocol
     bodies = split(x.view(np.uint64), protocol)
-    values = [found.values(body, rank, protocol) for rank, body in enumerate(bodies)]
-    sums = [found.sums(body, rank, protocol, seed) for rank, body in enumerate(bodies)]
-    assert [(WIDE, sums[0][..., 0].size), (NARROW, values[0][..., 0].size)] == (
-        found.compared(1) if found.narrow else [(WIDE, sums[0][..., 0].size), (NARROW, 2 * VALUES)]
-    )
+    values = [found.values(body, rank) for rank, body in enumerate(bodies)]
+    sums = [found.sums(body, rank, seed) for rank, body in enumerate(bodies)]
+    counts = [(WIDE, sums[0][..., 0].size), (NARROW, values[0][..., 0].size)]
+    assert found.compared(1) == (counts if found.narrow else [(WIDE, 2 * VALUES)])
     signed = whole(values, protocol)
     if not found.narrow:
         return bool((signed >= 0).all())
@@ -45,13 +45,13 @@ def accepted(found: Ranges, x: np.ndarray, protocol: str, seed: str = "seed") ->
      ((0.0, -1.0, 0.1, 2.0, 0.0, 0.0), (1.0, 1.0, 0.2, 9.0, 1.0, 0.5))],
 )  # fmt: skip
 def test_exactly_what_is_in_range_is_taken(protocol, least, most):
-    found = ranges(least, most)
-    assert found.narrow == (max(most) < 1000)
+    found = ranges(least, most, protocol)
+    assert found.narrow == (protocol == "aby3" and max(most) < 1000)
     low, high = (to_ring(np.broadcast_to(side, VALUES)).view(np.int64) for side in (least, most))
     rng = np.random.default_rng(0)
     inside = rng.integers(low, high + 1, (20, VALUES))
     for x in [low, high, *inside]:
-        assert accepted(found, x, protocol)
+        assert accepted(found, x)
     far = [ENDS.max, ENDS.min, ENDS.min + 1, -(1 << 32), 1 << 32, 1 << 31, -(1 << 31), 1 << 63 - 1]
     for offset in [1, 2, 1 << 18, *far, *rng.integers(ENDS.min, ENDS.max, 20)]:
         for at in range(VALUES):
@@ -60,7 +60,7 @@ def test_exactly_what_is_in_range_is_taken(protocol, least, most):
                 with np.errstate(over="ignore"):
                     x[at] += np.int64(sign) * np.int64(offset)
                 if not low[at] <= x[at] <= high[at]:
-                    assert not accepted(found, x, protocol), (x, at)
+                    assert not accepted(found, x), (x, at)
 
 
 def test_what_wraps_around_in_32_bits_is_found_by_sums():
@@ -69,7 +69,7 @@ def test_what_wraps_around_in_32_bits_is_found_by_sums():
     for pair in ((1 << 32, -(1 << 32)), (1 << 63, 1 << 63), (1 << 32, 1 << 32)):
         x = np.zeros(VALUES, np.uint64)
         x[:2] = [one % (1 << 64) for one in pair]
-        told = [accepted(found, x.view(np.int64), "aby3", f"seed {i}") for i in range(50)]
+        told = [accepted(found, x.view(np.int64), f"seed {i}") for i in range(50)]
         assert not any(told)
 
 

@@ -23,7 +23,7 @@ from g2d.errors import DAMAGE
 from g2d.protect.multiparty.config import Config, Who, as_pem, fingerprint
 from g2d.protect.multiparty.errors import MultipartyError
 
-VERSION = 2
+VERSION = 3
 """Of what is said on these connections; it rises with each change of it."""
 MOST_HEADER = 1 << 18
 _HEAD = struct.Struct(">IQ")

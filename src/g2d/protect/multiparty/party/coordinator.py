@@ -22,6 +22,8 @@ from g2d.protect.multiparty.party.store import Agreed, Held
 from g2d.protect.multiparty.wire import Channel
 
 _AGAIN = 0.5  # seconds until a session that failed is tried again
+_PATIENCE = 180.0  # seconds for a reply of a party that lives: linking may take two minutes
+_AHEAD = 1 << 20  # activations that a party without its state can have missed
 
 
 class Coordinator(Party):
@@ -111,8 +113,14 @@ class Coordinator(Party):
         key = (rank, self._asked)
         self._replies[key] = reply = asyncio.get_running_loop().create_future()
         try:
-            await channel.send({**asked, "of": key[1]})
-            told = await reply
+            # How long a request may run is its caller's to say.
+            async with asyncio.timeout(None if asked.get("kind") == "run" else _PATIENCE):
+                await channel.send({**asked, "of": key[1]})
+                told = await reply
+        except TimeoutError as error:
+            raise MultipartyError(
+                f"party {rank} has not replied for {_PATIENCE:g} seconds, and lives"
+            ) from error
         except OSError as error:
             raise MultipartyError(f"party {rank} is gone") from error
         finally:
@@ -165,9 +173,16 @@ class Coordinator(Party):
         own, prepared = self.store.live, self.store.prepared
         lives = [own, *(Agreed.read(one["live"]) if one["live"] else None for one in told)]
         others = [{Held(*row) for row in one["held"]} for one in told]
-        rows = [one["prepared"] for one in told if one["prepared"]]
-        seen = [one for one in (*lives, prepared, *map(Agreed.read, rows)) if one is not None]
-        self._serial = max((one.serial for one in seen), default=0)
+        nexts = [Agreed.read(one["prepared"]) if one["prepared"] else None for one in told]
+        known = max(0 if one is None else one.serial for one in (own, prepared))
+        for rank, pair in enumerate(zip(lives[1:], nexts, strict=True), 1):
+            for one in pair:
+                if one is not None and one.serial > known + _AHEAD:
+                    raise MultipartyError(
+                        f"party {rank} names activation {one.serial}, and this is {known}"
+                    )
+        seen = [one.serial for one in (*lives, prepared, *nexts) if one is not None]
+        self._serial = max(seen, default=0)
         newest = max((one for one in lives if one is not None), default=None)
         if newest is None:
             self.closed = "the parties hold no weights yet: share them with `g2d smpc share`"

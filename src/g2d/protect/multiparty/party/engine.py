@@ -80,7 +80,8 @@ class Engine:
         self._link = self._libspu.link.create_brpc(described, asked["rank"])
         self._protocol, self._bounds = asked["protocol"], asked["bounds"]
         self._runtime = self._spu.Runtime(self._link, runtime_config(self._protocol))
-        self._narrow = self._spu.Runtime(self._link, runtime_config(self._protocol, NARROW))
+        if self._protocol == "aby3":
+            self._narrow = self._spu.Runtime(self._link, runtime_config(self._protocol, NARROW))
         return {}, b""
 
     def load(self, asked: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -107,7 +108,7 @@ class Engine:
         """Compile for a size of batch; tell the digest of the code."""
         program, n = self._programs[asked["slot"]], asked["n"]
         if self._bounds and program.least:
-            for width, count in Ranges(program).compared(n):
+            for width, count in Ranges(program, self._protocol).compared(n):
                 self._sign(width, count)
         return {"code": self._code(program, n)[1]}, b""
 
@@ -164,7 +165,7 @@ class Engine:
 
     def _in_range(self, session: str, program: Program, body: bytes) -> bool:
         """Whether all inputs are in the program's range (`ranges`); all parties find the same."""
-        ranges, about = Ranges(program), (body, self._link.rank, self._protocol)
+        ranges, about = Ranges(program, self._protocol), (body, self._link.rank)
         if not ranges.narrow:
             return not self._negative(self._runtime, WIDE, ranges.values(*about))
         drawn = self._link.all_gather(secrets.token_hex(16))

@@ -2,12 +2,13 @@
 
 An input is any integer x modulo 2^64, whatever a client of somebody else's making has sent. With
 a = x - least and w = most - least, it is in the range if neither a nor w - a is negative. Parties
-open whether any is, of a whole request, which tells nothing of an honest client's. To compare in 64 bits costs them twice what it
-costs in 32, a ring that shares go to by themselves; but there a may be what it is not here. So sums
-of random halves of an input's values are compared in 64 bits first. An honest one's lie in 0 to the
-sum of w. Where |a| of any value is more than that, half of all sums lie outside, for a sum with it
-and the same sum without cannot both be inside: a client is found out but for one of 2^40 times.
-What is left is below 2^31, and the same number in 32 bits.
+open whether any is, of a whole request, which tells nothing of an honest client's. To compare in 64
+bits costs them twice what it costs in 32, a ring that shares go to by themselves; but there a may
+be what it is not here. So sums of random halves of an input's values are compared in 64 bits first.
+An honest one's lie in 0 to the sum of w. Where |a| of any value is more than that, half of all sums
+lie outside, for a sum with it and the same sum without cannot both be inside: a client is found out
+but for one of 2^40 times. What is left is below 2^31, and the same number in 32 bits.
+Under Cheetah, whose second ring would cost a set-up of its own, all is compared in 64 bits.
 
 Knows neither SPU nor links; `engine` compares, and opens one bit of each of the two.
 """
@@ -37,6 +38,7 @@ class Ranges:
     """The comparisons of one program's inputs; it has a range."""
 
     program: Program
+    protocol: str
 
     @cached_property
     def _least(self) -> Array:
@@ -53,28 +55,28 @@ class Ranges:
 
     @property
     def narrow(self) -> bool:
-        """Whether sums of an honest input are small enough for 32 bits."""
-        return sum(map(int, self._width)) < _REACH
+        """Whether it is compared in 32 bits: sums of an honest input are small enough."""
+        return self.protocol == "aby3" and sum(map(int, self._width)) < _REACH
 
     def compared(self, n: int) -> list[tuple[int, int]]:
         """Of n inputs: in how many bits is compared, and how many numbers are."""
         values = 2 * n * math.prod(self.program.shape)
         return [(WIDE, 2 * n * SUMS), (NARROW, values)] if self.narrow else [(WIDE, values)]
 
-    def values(self, body: bytes, rank: int, protocol: str) -> Array:
+    def values(self, body: bytes, rank: int) -> Array:
         """This party's shares of a and w - a of all inputs, (2 n, values, parts), uint64."""
-        parts = WIDTH[protocol] // 8
+        parts = WIDTH[self.protocol] // 8
         made = np.frombuffer(body, "<u8").reshape(-1, math.prod(self.program.shape), parts).copy()
         _add(made, -self._least, rank)
         return self._both(made, self._width, rank)
 
-    def sums(self, body: bytes, rank: int, protocol: str, seed: str) -> Array:
+    def sums(self, body: bytes, rank: int, seed: str) -> Array:
         """The same of random sums of a, (2 n, SUMS, parts).
 
         Args:
             seed: drawn by all parties together, after all of them had the request.
         """
-        parts = WIDTH[protocol] // 8
+        parts = WIDTH[self.protocol] // 8
         chosen = _chosen(seed, math.prod(self.program.shape))
         given = np.frombuffer(body, "<u8").reshape(-1, chosen.shape[1], parts).copy()
         _add(given, -self._least, rank)

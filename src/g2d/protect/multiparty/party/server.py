@@ -10,6 +10,7 @@ import contextlib
 import math
 import secrets
 import ssl
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from g2d.protect.multiparty.wire import (
 _HANDSHAKE = 10.0
 _BUFFER = 1 << 20
 _PERMITTED = 8  # activations that dealers have asked for, and are remembered
+CONNECTIONS = 16
+"""Of one client's or dealer's certificate at a time: each may send what a request is large."""
 GONE = (OSError, EOFError, WireError)
 """How a connection ends."""
 
@@ -62,6 +65,7 @@ class Party:
         self._dialling = [context(False, *own, place.certificates) for place in config.parties]
         self.spare = Spare(say)
         self._permitted: list[Held] = []
+        self._connections = Counter[str]()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- connections ---------------------------------------------------------------------------
@@ -139,9 +143,12 @@ class Party:
         return await self.dial(rank, {"kind": "link", "rank": self.rank, "session": name})
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = Channel(reader, writer)
+        channel, mark = Channel(reader, writer), ""
         try:
             who, mark = whose(self.config, writer.get_extra_info("ssl_object"))
+            self._connections[mark] += 1
+            if who.role != PARTY and self._connections[mark] > CONNECTIONS:
+                raise MultipartyError(f"more than {CONNECTIONS} connections of one certificate")
             async with asyncio.timeout(_HANDSHAKE):
                 asked, _ = await channel.receive()
             if asked["kind"] in ("peer", "link"):
@@ -165,6 +172,8 @@ class Party:
         except DAMAGE as error:  # what somebody has sent
             self.say(f"a message was not understood: {type(error).__name__}: {error}")
         finally:
+            self._connections[mark] -= 1
+            self._connections += Counter()  # none of those that are gone
             await channel.close()
 
     def _check_party(self, who: Any, asked: Mapping[str, Any]) -> None:

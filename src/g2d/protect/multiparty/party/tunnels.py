@@ -3,7 +3,7 @@
 SPU's own TLS trusts whatever an authority has signed, for any rank. So SPU speaks through Unix
 sockets in a folder of this user's alone, and each of its connections is carried by one of ours: the
 side that dials names session and rank, the side that is dialled knows the rank by the certificate.
-SPU's frames inside name their sender once more: one that names another ends the session (`frames`).
+What travels is the messages inside SPU's frames, in nobody else's name (`frames`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from g2d.protect.multiparty.errors import MultipartyError
-from g2d.protect.multiparty.party.frames import Frames
+from g2d.protect.multiparty.party.frames import Coming, Leaving
 from g2d.protect.multiparty.wire import Channel, WireError, quiet
 
 _PART = 1 << 18
@@ -66,7 +66,7 @@ class Tunnels:
         except (OSError, EOFError, MultipartyError):
             writer.close()  # SPU tries again
             return
-        await self._carry(reader, writer, channel, Frames(other, asks=False))
+        await self._carry(reader, writer, channel, Coming(other, asks=False))
 
     async def into(self, channel: Channel, rank: int) -> None:
         """Carry a connection of another party to this party's SPU, until it ends.
@@ -81,11 +81,11 @@ class Tunnels:
         except OSError:
             await channel.close()  # SPU does not listen yet
             return
-        await self._carry(reader, writer, channel, Frames(rank, asks=True))
+        await self._carry(reader, writer, channel, Coming(rank, asks=True))
 
     async def _carry(
         self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter, far: Channel,
-        frames: Frames,
+        coming: Coming,
     ) -> None:  # fmt: skip
         ends = {near_out, far.writer}
         self._open |= ends
@@ -93,7 +93,7 @@ class Tunnels:
             _close(ends)
         try:
             await asyncio.gather(
-                self._out_of(near, far.writer), self._in_to(near_out, far.reader, frames)
+                self._out_of(near, far.writer), self._in_to(near_out, far.reader, coming)
             )
         except WireError as error:
             self._refused(str(error))
@@ -102,19 +102,21 @@ class Tunnels:
             _close(ends)
 
     async def _out_of(self, near: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        leaving = Leaving()
         with contextlib.suppress(OSError, EOFError):
             while part := await near.read(_PART):
-                self.sent += len(part)
-                to.write(part)
+                short = leaving.passed(part)
+                self.sent += len(short)
+                to.write(short)
                 await to.drain()
         to.close()
 
     async def _in_to(
-        self, to: asyncio.StreamWriter, far: asyncio.StreamReader, frames: Frames
+        self, to: asyncio.StreamWriter, far: asyncio.StreamReader, coming: Coming
     ) -> None:
         with contextlib.suppress(OSError, EOFError):
             while part := await far.read(_PART):
-                if whole := frames.passed(part):
+                if whole := coming.passed(part):
                     to.write(whole)
                     await to.drain()
         to.close()
