@@ -178,6 +178,22 @@ def test_a_foreign_certificate_another_name_and_too_many_bytes_do_not_arrive(kit
     assert {data for _, _, data in heard.all} == {b"sound", b"sound again"}
 
 
+def test_a_clients_certificate_does_not_pass_for_the_servers(kits, start, tmp_path):
+    """It is of the same authority; but the host that clients ask for is not in it."""
+    heard, fake = Heard(), tmp_path / "fake"
+    shutil.copytree(kits["own"] / B, fake)
+    for end in ("crt", "key"):
+        (fake / f"client.{end}").rename(fake / f"server.{end}")
+    own, where = read_kit(kits["own"] / "server"), f"localhost:{free_port()}"
+    kit = Kit(fake, own.name, own.address, own.clients, own.text)
+    start(cells.ServerCell(kit, where, MOST, heard))
+    wait_for(lambda: _listens(int(where.rpartition(":")[2])), SECONDS)
+    one = connect(kits["own"] / A, where, start)
+    with pytest.raises(cells.Unreachable):
+        one.ask(words.NEXT, b"to the wrong one", 5.0)
+    assert heard.all == []
+
+
 def test_an_address_that_is_taken_or_none_is_said(kits):
     kit = read_kit(kits["own"] / "server")
     with socket.create_server(("127.0.0.1", 0)) as held:
