@@ -14,6 +14,7 @@ from g2d.core.types import Progress, Say, State, unsaid
 from g2d.errors import PopulationError, VaultError
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import PopulationSettings, Settings
+from g2d.tasks.adapters import is_adapter
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.task import Task
 from g2d.training.basins import basins_of, score
@@ -22,7 +23,7 @@ from g2d.training.population import fingerprint
 from g2d.training.recipes.distil import keep_teacher
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import find_checkpoints, load_checkpoint, pack
-from g2d.weights.foreign import fit_state
+from g2d.weights.foreign import Fitted, fit_state
 from g2d.weights.layout import whole_state
 
 GIVEN = "adopted base"
@@ -47,16 +48,15 @@ def adopt_base(
     Raises:
         CheckpointError: it does not fit the task's model. VaultError: the vault has another base.
     """
-    fitted = fit_state(whole_state(task.model(0)), state, "the base", layout_of(task).ties)
-    fitting = fitted.state
+    fitted = _fitted(task, state)
     for line in fitted.notes:
         say(line)
-    weights, there = pack(fitting), vault.entry("base")
+    weights, there = pack(fitted.state), vault.entry("base")
     if there is not None:
         if vault.read(there) != weights:
             raise VaultError(f"{vault.path} has another base already; use a new folder")
         return there
-    model, s = load_model(task, fitting), settings.population
+    model, s = load_model(task, fitted.state), settings.population
     mark = Mark.of(settings.watermark, task, vault.path)
     seed = seed_of(s.seed, "base", 0)
     pool = craft_pool(task, model, task.splits.pooled, s.pool, s.pool_steps, seed)
@@ -73,6 +73,16 @@ def adopt_base(
         **({} if mark is None else {"watermark": mark.share(model)}),
     }
     return vault.put("base", 0, {"weights": weights, "attacks": pack_pool(*pool, task)}, info)
+
+
+def _fitted(task: Task, state: State) -> Fitted:
+    """A state under the model's names; adapters that it lacks are fresh ones: no logit changes."""
+    reference, ties = whole_state(task.model(0)), layout_of(task).ties
+    without = not any(is_adapter(name) for name in state)
+    fresh = {n: t for n, t in reference.items() if without and is_adapter(n)}
+    bare = {n: t for n, t in reference.items() if n not in fresh}
+    found = fit_state(bare, state, "the base", ties)
+    return Fitted(found.state | fresh, found.notes)
 
 
 def adopt_checkpoints(

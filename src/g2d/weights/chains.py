@@ -124,7 +124,9 @@ def read_chain(model: nn.Module) -> tuple[Coupling, ...]:
         own = [prefix + n for n, t in module.state_dict().items() if t.dim() > 0]
         if isinstance(module, _WEIGHTED):
             weight = module.weight
-            if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups != 1:
+            grouped = isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups != 1
+            # One that computes with more than these, as with an adapter, is none of ours.
+            if grouped or any(n.removeprefix(prefix) not in ("weight", "bias") for n in own):
                 return ()
             if layer is not None:
                 if weight.shape[1] % layer.units:
