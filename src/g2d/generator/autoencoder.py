@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from g2d.errors import PopulationError
+from g2d.generator.out_of_core import combined, gram_of, is_large
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,23 @@ class Span:
             raise PopulationError(
                 f"a population of {len(members)} has no directions; make at least two members"
             )
+        if is_large(members):  # coordinates without a basis: gram has all that they are made of
+            mean, gram = gram_of(members)
+            exact = _directions(gram)
+            rotation, spread = _whiten(gram @ exact.T, torch.as_tensor(basins))
+            basis = combined((rotation @ exact).to(members.dtype), members, mean)
+            return cls(mean, basis, spread.to(members.dtype))
         mean = members.mean(0)
         centred = members - mean
-        gram = (centred @ centred.T).double()
-        values, vectors = torch.linalg.eigh(gram)
-        kept = values > values.max() * 1e-7
-        if not bool(kept.any()) or float(values.max()) <= 0:
-            raise PopulationError("all members are equal: there is nothing to generate from")
-        weights = (vectors[:, kept] / values[kept].sqrt()).flip(1).T.to(members.dtype)
-        basis = weights @ centred
+        basis = _directions((centred @ centred.T).double()).to(members.dtype) @ centred
         coordinates = centred @ basis.T
         rotation, spread = _whiten(coordinates.double(), torch.as_tensor(basins))
         return cls(mean, rotation.to(members.dtype) @ basis, spread.to(members.dtype))
 
     def project(self, v: Tensor) -> Tensor:
         """Standardised coordinates (…, r) of vectors (…, P)."""
+        if v.dim() == 2 and len(v) > 1 and is_large(v):
+            return torch.cat([self.project(row) for row in v.split(1)])
         moves = (v.to(self.mean.device) - self.mean) @ self.basis.T
         return moves.to(self.spread.device) / self.spread
 
@@ -69,6 +72,19 @@ class Span:
     def placed(self, device: str) -> Span:
         """The frame with all that has the size of R^P on a device; coordinates stay on the CPU."""
         return Span(self.mean.to(device), self.basis.to(device), self.spread)
+
+
+def _directions(gram: Tensor) -> Tensor:
+    """Weights (r, K), float64, of members whose sums are orthonormal, the widest first.
+
+    Raises:
+        PopulationError: all members are equal.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > values.max() * 1e-7
+    if not bool(kept.any()) or float(values.max()) <= 0:
+        raise PopulationError("all members are equal: there is nothing to generate from")
+    return (vectors[:, kept] / values[kept].sqrt()).flip(1).T
 
 
 def _whiten(c: Tensor, basins: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from g2d.errors import CheckpointError, PopulationError
 from g2d.generator.exposure import Exposure
 from g2d.generator.guidance import Objective, guided_sample
 from g2d.generator.latent_space import DEFAULT, FitPlan, LatentSpace, Population, find_space
+from g2d.generator.out_of_core import room
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import AutoencoderSettings, DiffusionSettings, GuidanceSettings
 from g2d.tasks.splits import Split
@@ -83,10 +84,13 @@ class Generator:
             states = [states[0], *(align(states[0], state, chain) for state in states[1:])]
         codec = Codec.fit(states, autoencoder.scope, layout)
         _check_rest(layout.stays(autoencoder.scope), states)
+        vectors = room(len(states), codec.size)
+        for row, state in zip(vectors, states, strict=True):
+            row.copy_(codec.encode(state))
         population = Population(
             task,
             codec,
-            torch.stack([codec.encode(state) for state in states]).float(),
+            vectors,
             torch.as_tensor(list(basins)),
             codec.encode(base or states[0]).float(),
             resistance,
