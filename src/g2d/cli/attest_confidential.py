@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from g2d.protect.attestation.confidential.policy import Shown
 
+__all__ = ["app"]
 
 _LARGEST = 1 << 20  # bytes
 

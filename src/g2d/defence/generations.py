@@ -17,7 +17,6 @@ from g2d.attacks.pools import compact, craft_pool
 from g2d.core.polynomial import PRE_ACTIVATIONS, largest_inputs
 from g2d.core.seeds import seed_of
 from g2d.core.sources import Digests, digests
-from g2d.core.types import Logits
 from g2d.defence.marking import fit_mark
 from g2d.defence.privacy.stamps import stamp
 from g2d.defence.renewal import lineage, splits_of
@@ -249,7 +248,7 @@ class GenerationStore:
         return records | ({"accepted": accepted} if accepted else {})
 
     def _figures(
-        self, model: Logits, attacks: Tensor, index: Tensor, gates: Sequence[Mapping[str, Any]]
+        self, model: nn.Module, attacks: Tensor, index: Tensor, gates: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """What a generation is worth, measured on the gate split, for its manifest.
 
