@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # with one of them. In the order of tests/conftest.py: xdist's own begins with groups of many tests.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check ci lint format docs release hashes clean smpc test-smpc
+.PHONY: demo test check ci lint format docs release hashes clean smpc test-smpc tensorflow test-tensorflow
 
 demo: .venv/demo.stamp
 	$(BIN)/g2d demo
@@ -69,6 +69,12 @@ smpc: .venv-smpc/smpc.stamp
 test-smpc: smpc .venv/dev.stamp
 	$(BIN)/python -m pytest -rs tests/protect/test_smpc_*.py tests/cli/test_cli_smpc.py
 
+# TensorFlow, in an environment of its own: it asks whether what is exported for Keras loads there.
+tensorflow: .venv-tf/tensorflow.stamp
+
+test-tensorflow: tensorflow .venv/dev.stamp
+	$(BIN)/python -m pytest -rs tests/interop/test_tensorflow.py
+
 # dist/: packages, a CycloneDX list of what is deployed with them, and the SHA-256 of each file.
 release: .venv/dev.stamp
 	$(BIN)/python .ci/release.py
@@ -78,7 +84,7 @@ hashes: .venv/dev.stamp
 	$(BIN)/python .ci/hashes.py
 
 clean:
-	rm -rf .venv .venv-smpc site demo runs build dist .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv .venv-smpc .venv-tf site demo runs build dist .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -95,6 +101,11 @@ clean:
 	$(PYTHON) -m venv .venv-smpc
 	.venv-smpc/bin/python -m pip --disable-pip-version-check install --quiet --constraint $< spu
 	echo '$(CURDIR)/src' > $$(.venv-smpc/bin/python -c 'import site; print(site.getsitepackages()[0])')/g2d.pth
+	touch $@
+
+.venv-tf/tensorflow.stamp: tensorflow-constraints.txt
+	$(PYTHON) -m venv .venv-tf
+	.venv-tf/bin/python -m pip --disable-pip-version-check install --quiet --constraint $< tensorflow-cpu keras
 	touch $@
 
 .venv/docs.stamp: pyproject.toml constraints.txt | .venv/bin/python

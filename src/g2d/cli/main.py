@@ -207,9 +207,9 @@ def population(
                 defence.adopt(from_checkpoints, progress, print_line)
             else:
                 if base is not None:
-                    from g2d.weights.checkpoints import load_checkpoint
+                    from g2d.interop.bases import read_base
 
-                    defence.adopt_base(load_checkpoint(base), print_line)
+                    defence.adopt_base(read_base(defence.task, base), print_line)
                 with make_engine(engine, ray_address, count, vault) as jobs:
                     defence.populate(jobs, progress, tell=say)
         print_population(defence.vault, defence.settings)

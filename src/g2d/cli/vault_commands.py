@@ -6,10 +6,9 @@ Thin, like `main`, which attaches them, and as lazy: none of them imports torch.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,14 +21,11 @@ from g2d.cli.console import (
     print_population,
     when,
 )
+from g2d.cli.export import export
 from g2d.cli.shared import VaultPath, vault_settings
 from g2d.errors import G2DError
 from g2d.report.results import UNATTACKED
 from g2d.settings import Settings
-
-if TYPE_CHECKING:
-    from g2d.vault.model_signing import ExportKey
-    from g2d.vault.vault import Vault
 
 _RESTORE = "restore what is damaged from a backup"
 _ADVICE = {
@@ -131,72 +127,6 @@ def accept(vault: VaultPath) -> None:
         marks = FileMark(opened.path, opened.identity)
         print_line(accepting(opened, marks))
         print_line(f"mark         {marks.file}")
-
-
-def export(
-    vault: VaultPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
-    number: Annotated[
-        int | None, typer.Option(help="Number of the generation; the live one by default.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Public key: it must have signed it.")
-    ] = None,
-    sign: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Export key: sign for model_signing, as OUT.sig."),
-    ] = None,
-) -> None:
-    """Verify a generation and write it as a plain safetensors state dict."""
-    from g2d.core.files import write_bytes
-    from g2d.vault.serving import open_to_serve
-
-    signature = out.with_name(f"{out.name}.sig")
-    for path in (out, signature) if sign else (out,):
-        if path.exists() and not force:
-            raise G2DError(f"{path} exists; name another file, or overwrite it with --force")
-    signing = _export_key(sign)
-    with open_to_serve(vault) as opened:
-        _refuse_inside(out, opened)
-        number = opened.live() if number is None else number
-        if number is None:
-            raise G2DError(f"{opened.path} has no generation yet; run `g2d fit` first")
-        weights = _verified(opened, number, key) if key else opened.read_generation(number)
-        about = {"vault": opened.identity, "generation": number} if signing else {}
-    write_bytes(out, weights)
-    if signing:
-        write_bytes(signature, signing.sign(out.name, weights, about))
-        print_line(f"{signature} is its signature: model_signing verify key {out} --signature ..")
-    print_line(
-        f"generation {number} is in {out}: model.load_state_dict(safetensors.torch.load_file(..))"
-    )
-
-
-def _refuse_inside(out: Path, vault: Vault) -> None:
-    """Write no plaintext into the folder of a sealed vault."""
-    inside = out.absolute().resolve().is_relative_to(vault.path.resolve())
-    if inside and vault.sealing.record is not None:
-        raise G2DError(f"{out} lies in a sealed vault, and an export is plain: name a file outside")
-
-
-def _export_key(file: Path | None) -> ExportKey | None:
-    if file is None:
-        return None
-    from g2d.vault.model_signing import ExportKey
-
-    return ExportKey.read(file)
-
-
-def _verified(vault: Vault, number: int, key: Path) -> bytes:
-    from g2d.vault.signing import VerifyKey, verify_generation
-
-    trusted = VerifyKey.read(key)
-    found = verify_generation(
-        vault, number, trusted, after=number - 1, now=time.time(), files=("weights",),
-        settings=False,
-    )  # fmt: skip
-    return found.weights
 
 
 def settings(

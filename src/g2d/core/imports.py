@@ -35,9 +35,10 @@ def import_module(name: str, module_name: str, what: str, error: type[G2DError])
                 f"{what} {name!r}: {not_found(module_name)}; write 'package.module:callable', "
                 "without '.py'"
             ) from failure
+        hint = "; for Keras on torch set KERAS_BACKEND=torch" if missing == "tensorflow" else ""
         raise error(
-            f"{what} {name!r}: importing {module_name!r} raised {words(failure)}"
-        ) from failure  # fmt: skip
+            f"{what} {name!r}: importing {module_name!r} raised {words(failure)}{hint}"
+        ) from failure
 
 
 def _check_place(name: str, module_name: str, what: str, error: type[G2DError]) -> None:

@@ -72,7 +72,7 @@ class Adapter(nn.Module):
             )
         if self.training:
             self._write(after)
-        return logits  # type: ignore[no-any-return]
+        return logits
 
     def _seed(self, x: Tensor) -> Tensor:
         if not self.training:

@@ -56,15 +56,16 @@ def _module(value: Value, layer: Any, width: int, groups: int, bias: bool) -> nn
     if rank not in (1, 2) or layer.padding not in ("same", "valid"):
         raise Untranslated(f"layer {layer.name!r} has {rank} axes, or padding {layer.padding!r}")
     kernel, stride, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
-    usual: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if rank == 1 else nn.Conv2d
+    usual: Any = nn.Conv1d if rank == 1 else nn.Conv2d
     pads: tuple[int, ...] | None = (0,) * rank
     if layer.padding == "same":
         pads = _pads(value.shape[:-1], kernel, stride, dilation)
         if pads is None:
             usual = network.SameConv1d if rank == 1 else network.SameConv2d
-    return usual(
+    module: nn.Module = usual(
         value.width, width, tuple(kernel), tuple(stride), pads or 0, tuple(dilation), groups, bias
-    )  # type: ignore[arg-type]
+    )
+    return module
 
 
 def _convolution(reading: Reading, layer: Any, given: list[Value]) -> Value:
@@ -137,7 +138,7 @@ def _pool(reading: Reading, layer: Any, given: list[Value]) -> Value:
     _check(layer)
     value = reading.first(given[0])
     kernel, stride = tuple(layer.pool_size), tuple(layer.strides)
-    pads: tuple[int, ...] | None = (0, 0)
+    pads: Any = (0, 0)
     if layer.padding == "same":
         pads = _pads(value.shape[:-1], kernel, stride, (1, 1))
     largest = type(layer).__name__ == "MaxPooling2D"
@@ -176,7 +177,7 @@ def _zero_padding(reading: Reading, layer: Any, given: list[Value]) -> Value:
     _check(layer)
     value = reading.first(given[0])
     pads = [tuple(pair) for pair in layer.padding]
-    module = nn.ZeroPad2d(tuple(one for pair in reversed(pads) for one in pair))  # type: ignore[arg-type]
+    module = nn.ZeroPad2d(tuple(one for pair in reversed(pads) for one in pair))
     shape = tuple(
         None if size is None else size + sum(pair)
         for size, pair in zip(value.shape[:-1], pads, strict=True)

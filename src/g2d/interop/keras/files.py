@@ -77,7 +77,7 @@ def weights(task: Task, path: Path | str) -> dict[str, Tensor]:
             f"of another model ({short(error)})"
         ) from error
     values = [one.value.detach().clone() for one in variables(model)]
-    return as_state(factory.moves(model), values)
+    return {**task.model(0).state_dict(), **as_state(factory.moves(model), values)}  # and counters
 
 
 def _fill(factory: KerasFactory, model: Any, state: State) -> None:

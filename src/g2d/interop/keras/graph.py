@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from g2d.interop.keras.building import variables
 from g2d.interop.keras.moves import Move
-from g2d.interop.keras.network import Network, Permute, Reorder
+from g2d.interop.network import Network, Permute, Reorder
 
 
 class Untranslated(Exception):  # noqa: N818 (no error: the adapter takes over)
@@ -168,7 +168,7 @@ def _step(reading: Reading, operation: Any, given: list[Value], layers: Any) -> 
         if len(given) != 1 or len(graph.inputs) != 1 or len(graph.outputs) != 1:
             raise Untranslated(f"the model {operation.name!r} in it has several inputs or outputs")
         return _run(reading, graph, reading.plain(given[0]), layers)
-    return layers.translate(reading, operation, given)  # type: ignore[no-any-return]
+    return layers.translate(reading, operation, given)
 
 
 def _tensors(node: Any) -> list[Any]:

@@ -15,14 +15,8 @@ from torch import Tensor, nn
 
 from g2d.interop.keras import convolutions
 from g2d.interop.keras.graph import Reading, Untranslated, Value
-from g2d.interop.keras.network import (
-    Concatenate,
-    KerasBatchNorm1d,
-    KerasBatchNorm2d,
-    Merge,
-    Rescale,
-    View,
-)
+from g2d.interop.keras.network import KerasBatchNorm1d, KerasBatchNorm2d
+from g2d.interop.network import Concatenate, Merge, Rescale, View
 
 Translator = Callable[[Reading, Any, list[Value]], Value]
 
