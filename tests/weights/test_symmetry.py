@@ -130,3 +130,9 @@ def test_a_guess_that_changes_logits_is_discarded():
 def test_what_is_done_to_the_inputs_first_does_not_break_the_chain():
     probe = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     assert len(couplings(mnist_robust_cnn(), probe)) == 4
+
+
+def test_a_norm_of_flattened_images_is_no_chain_and_no_crash():
+    """Its tensors are longer than the units before it: to index them by units raised."""
+    layers = nn.Conv2d(1, 4, 3), nn.Flatten(), nn.BatchNorm1d(4 * 36), nn.ReLU()
+    assert couplings(nn.Sequential(*layers, nn.Linear(4 * 36, 3)), torch.rand(4, 1, 8, 8)) == ()

@@ -137,8 +137,8 @@ def read_chain(model: nn.Module) -> tuple[Coupling, ...]:
             if own and not isinstance(module, _NORMS):
                 return ()
             # What is done to the inputs before the first layer touches no hidden unit.
-        elif isinstance(module, _NORMS):
-            layer.normed(own)
+        elif isinstance(module, _NORMS) and module.num_features == layer.units:
+            layer.normed(own)  # another number is of an image that was flattened before
         elif isinstance(module, Polynomial):
             layer.activated(module)
         elif isinstance(module, _POINTWISE + _MEANS + _LARGEST + _HOMOGENEOUS + _ACTIVATIONS):
