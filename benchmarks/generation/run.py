@@ -49,17 +49,30 @@ Progress = Callable[[str, int, int], None]
 
 
 class Seed:
-    """One seed's run: a vault, a workshop, and rows that are measured once."""
+    """One seed's run: a vault, a workshop, and rows that are measured once.
+
+    Attributes:
+        budgets: eps of the attacks. examples: how many single attacks are scored on, and joint
+            ones. targets: of the guided chain.
+    """
+
+    budgets: Sequence[float] = (0.1, 0.2)
+    examples: tuple[int, int] = (1000, 500)
+    targets: int = TARGETS
 
     def __init__(self, seed: int, data: str, out: Path, work: Path) -> None:
-        self.seed, self.path = seed, out / f"generation-mnist-seed{seed}.json"
-        self.record: dict[str, Any] = {"seed": seed, "hardware": hardware(), "rows": {}}
-        if self.path.exists():
-            self.record = json.loads(self.path.read_text())
+        self.begin(seed, out / f"generation-mnist-seed{seed}.json")
         settings = Settings().override(task__name="mnist", task__data=data, population__seed=seed)
         self.settings = settings
         self.defence = g2d.Defence.create("mnist", work / f"mnist-{seed}", settings)
         self.task = self.defence.task
+
+    def begin(self, seed: int, path: Path) -> None:
+        """Go on with what is in the seed's file."""
+        self.seed, self.path = seed, path
+        self.record: dict[str, Any] = {"seed": seed, "hardware": hardware(), "rows": {}}
+        if path.exists():
+            self.record = json.loads(path.read_text())
 
     def note(self, key: str, value: Any) -> None:
         """Keep one result."""
@@ -85,7 +98,8 @@ class Seed:
         self.member_models = [self.shop.model(state) for state in self.shop.members]
         base = self.shop.model(self.shop.base)
         self.test = self.task.splits.test
-        self.trials = {eps: (self._trial(eps, 1000), self._trial(eps, 500)) for eps in (0.1, 0.2)}
+        some, few = self.examples
+        self.trials = {eps: (self._trial(eps, some), self._trial(eps, few)) for eps in self.budgets}
         columns = function_columns([base], [], self.test)
         self.base_accuracy = columns["clean_mean"]
         if "base" not in self.record:
@@ -218,7 +232,7 @@ class Seed:
         states = [g.state for g in generations]
         spent = [g.manifest["cpu_seconds"] for g in generations[1:]]
         last = len(states) - 1
-        targets = [(last - i * STRIDE, last - i * STRIDE - HISTORY) for i in range(TARGETS)]
+        targets = [(last - i * STRIDE, last - i * STRIDE - HISTORY) for i in range(self.targets)]
         row = self.measured(states, statistics.mean(spent), targets)
         models = [self.shop.model(state) for state in states[1:]]
         whole = function_columns(models, [], self.test)
@@ -280,8 +294,9 @@ class Seed:
 def brief(row: dict[str, Any]) -> str:
     """One line of a row."""
     text = ""
-    if "eps_0.2" in row:
-        text = ", ".join(f"{k} {v:.1%}" for k, v in row["eps_0.2"].items())
+    budgets = [key for key in row if key.startswith("eps_") and not key.endswith("_each")]
+    if budgets:
+        text = ", ".join(f"{k} {v:.1%}" for k, v in row[budgets[-1]].items())
         text += f"; clean {row['clean_mean']:.2%}, worst {row['clean_worst']:.2%}"
         text += f"; novelty {row['novelty']}; {row['cpu_seconds']:.2f} CPU s"
     return text or f"{row.get('collapsed')} collapsed"

@@ -22,6 +22,7 @@ from g2d.defence.members import fitted_members
 from g2d.generator import Exposure, Generator
 from g2d.generator.diffusion_space import DiffusionSpace
 from g2d.settings import GuidanceSettings, HardenSettings, PopulationSettings
+from g2d.tasks.inference import load_model
 from g2d.tasks.splits import Split
 from g2d.training.loop import Batches, train
 from g2d.training.population import TrainingJob, run_job
@@ -58,9 +59,7 @@ class Maker:
 
     def model(self, state: State) -> torch.nn.Module:
         """A frozen model."""
-        model = self.task.model(0)
-        model.load_state_dict(state)
-        return model.eval().requires_grad_(False)
+        return load_model(self.task, state)
 
     # --- drawn independently ---
 
@@ -215,7 +214,7 @@ class Maker:
         """
         s = self.defence.settings.population
         began = time.process_time()
-        model = self.task.model(seed_of(self.seed, "retrained", index))
+        model = self.task.placed(self.task.model(seed_of(self.seed, "retrained", index)))
         if fork:
             model.load_state_dict(self.base)
         splits = self.task.splits
@@ -228,7 +227,7 @@ class Maker:
         course = HardenedTraining(self.task, HardenSettings(), batches, steps, seed=0, extra=extra,
                         pools=[e.guide for e in exposures])  # fmt: skip
         train(model, course, steps=steps, rate=s.rate)
-        state = {n: t.detach().clone() for n, t in model.state_dict().items()}
+        state = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
         self.expose(state, 10**6 + index, self.defence.settings.guidance)  # its share of attacks
         return [state], time.process_time() - began
 
