@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from g2d.tasks.splits import Split, Splits
+
+os.environ.setdefault("KERAS_BACKEND", "torch")  # before any test imports Keras
 
 SHAPE = (9, 9, 3)
 

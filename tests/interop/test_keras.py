@@ -16,7 +16,6 @@ from g2d.errors import CheckpointError, DataWarning, TaskError
 from keras_models import BUILDERS, TRANSLATED, chain_norm, own_class, splits
 from small_models import source
 
-os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="g2d[keras] is not installed")
 worlds = pytest.importorskip("g2d.interop.keras")
 if keras.backend.backend() != "torch":
