@@ -18,5 +18,6 @@ if __name__ == "__main__":
     inputs = np.load(folder / "inputs.npy")
     print(keras.backend.backend(), keras.__version__)
     for file in sorted(folder.glob("*.keras")):
-        answers = keras.saving.load_model(file).predict(inputs, verbose=0, batch_size=500)
-        np.save(file.with_suffix(".npy"), np.asarray(answers))
+        model = keras.saving.load_model(file)
+        answers = keras.ops.convert_to_numpy(model(inputs, training=False))
+        np.save(file.with_suffix(".npy"), answers)

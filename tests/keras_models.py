@@ -23,6 +23,17 @@ def splits(shape: tuple[int, ...] = SHAPE, n: int = 48) -> Splits:
     return Splits(part(), part(), part(), part())
 
 
+def shaken(model, seed=0):
+    """A state as training might leave it: no statistic or bias is 0 or 1 any more."""
+    draws, state = torch.Generator().manual_seed(seed), model.state_dict()
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    for name, t in state.items():
+        if t.is_floating_point() and name not in fixed:
+            moved = t + 0.2 * torch.randn(t.shape, generator=draws)
+            state[name] = moved.abs() if name.endswith(("var", "variance")) else moved
+    return state
+
+
 def chain_norm():
     """Stride 2 and "same", norms before and behind a flattened image, a softmax at the end."""
     import keras

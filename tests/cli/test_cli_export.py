@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 import g2d
 from commands import fail, invoke, succeed
 from places import ROOT
+
+os.environ.setdefault("KERAS_BACKEND", "torch")  # before any test imports Keras
 
 
 @pytest.fixture(scope="module")

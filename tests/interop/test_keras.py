@@ -13,24 +13,13 @@ import pytest
 import torch
 
 from g2d.errors import CheckpointError, DataWarning, TaskError
-from keras_models import BUILDERS, TRANSLATED, chain_norm, own_class, splits
+from keras_models import BUILDERS, TRANSLATED, chain_norm, own_class, shaken, splits
 from small_models import source
 
 keras = pytest.importorskip("keras", reason="g2d[keras] is not installed")
 worlds = pytest.importorskip("g2d.interop.keras")
 if keras.backend.backend() != "torch":
     pytest.skip("Keras runs on another backend here", allow_module_level=True)
-
-
-def shaken(model, seed=0):
-    """A state as training might leave it: no statistic or bias is 0 or 1 any more."""
-    draws, state = source(seed), model.state_dict()
-    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
-    for name, t in state.items():
-        if t.is_floating_point() and name not in fixed:
-            moved = t + 0.2 * torch.randn(t.shape, generator=draws)
-            state[name] = moved.abs() if name.endswith(("var", "variance")) else moved
-    return state
 
 
 @functools.cache

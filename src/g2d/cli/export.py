@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,11 +72,9 @@ def export(
     file = Path(target)
     signature = file.with_name(f"{file.name}.sig")
     signing = _export_key(sign)
-    for path in (file, signature) if sign else (file,):
-        if path.exists() and not force and not mlflow:
-            raise G2DError(f"{path} exists; name another file, or overwrite it with --force")
+    if not force and not mlflow:
+        _refuse_existing((file, signature) if sign else (file,))
     weights, about = _read(vault, Path(target.partition(":")[2]) if mlflow else file, number, key)
-    number = about["generation"]
     if mlflow or file.suffix == ".onnx" or file.name.endswith(_KERAS):
         bound = code_to_load(vault, vault_settings(vault), accept_code)
         where = "" if data is None else str(data.absolute())
@@ -89,10 +88,16 @@ def export(
     if signing is not None:
         from g2d.core.files import write_bytes
 
-        of = {"vault": about["vault"], "generation": number}
+        of = {"vault": about["vault"], "generation": about["generation"]}
         write_bytes(signature, signing.sign(file.name, file.read_bytes(), of))
         print_line(f"{signature} is its signature: model_signing verify key {file} --signature ..")
-    print_line(f"generation {number} is in {said}")
+    print_line(f"generation {about['generation']} is in {said}")
+
+
+def _refuse_existing(files: Sequence[Path]) -> None:
+    for path in files:
+        if path.exists():
+            raise G2DError(f"{path} exists; name another file, or overwrite it with --force")
 
 
 def _read(

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from g2d.interop.keras.network import SameAvgPool2d, SameConv1d, SameConv2d, SameMaxPool2d
 from g2d.interop.network import Concatenate, Permute, View
 from g2d.interop.onnx.export import require
+from g2d.interop.onnx.functions import Axes, Function, Pads, Reduce
 from g2d.interop.onnx.reading import Reading
 
 Translator = Callable[[Reading, Any, dict[str, Any]], bool]
@@ -250,50 +250,6 @@ def _softmax(reading: Reading, node: Any, a: dict[str, Any]) -> bool:
     return True
 
 
-class Function(nn.Module):
-    """A function of torch by the operator's name, of values and of one constant beside them.
-
-    Args:
-        constant: a number or tensor that is not trained. last: it comes behind the value.
-    """
-
-    def __init__(self, kind: str, constant: Tensor | None = None, last: bool = True) -> None:
-        super().__init__()
-        self.kind, self.last = kind, last
-        self.register_buffer("constant", constant)
-
-    def forward(self, *values: Tensor) -> Tensor:
-        """What the function gives."""
-        constant = getattr(self, "constant", None)
-        if constant is not None:
-            values = (*values, constant) if self.last else (constant, *values)
-        return _FUNCTIONS[self.kind](*values)
-
-
-class Reduce(nn.Module):
-    """The mean, sum or largest over axes."""
-
-    def __init__(self, kind: str, axes: tuple[int, ...], keep: bool) -> None:
-        super().__init__()
-        self.kind, self.axes, self.keep = kind, axes, keep
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x without the axes."""
-        if self.kind == "ReduceMean":
-            return x.mean(self.axes, self.keep)
-        if self.kind == "ReduceSum":
-            return x.sum(self.axes, self.keep)
-        return x.amax(self.axes, self.keep)
-
-
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow,
-    "Max": torch.maximum, "Min": torch.minimum, "MatMul": torch.matmul, "Erf": torch.erf,
-    "Sqrt": torch.sqrt, "Exp": torch.exp, "Log": torch.log, "Neg": torch.neg, "Abs": torch.abs,
-    "Reciprocal": torch.reciprocal,
-}  # fmt: skip
-
-
 def _function(reading: Reading, node: Any, kind: str) -> bool:
     given = [name for name in node.input if name]
     known = [name for name in given if name in reading.constants]
@@ -339,22 +295,6 @@ def _reduce(reading: Reading, node: Any, a: dict[str, Any]) -> bool:
     return True
 
 
-class Axes(nn.Module):
-    """Axes of size 1, put in or taken out."""
-
-    def __init__(self, kind: str, axes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.kind, self.axes = kind, axes
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x with other axes."""
-        if self.kind == "Squeeze":
-            return x.squeeze(self.axes)
-        for axis in sorted(self.axes):
-            x = x.unsqueeze(axis)
-        return x
-
-
 def _axes(reading: Reading, node: Any, a: dict[str, Any]) -> bool:
     given = _constant(reading, node, 1)
     axes = tuple(given.tolist()) if given is not None else tuple(a.get("axes", ()))
@@ -371,18 +311,6 @@ def _clip(reading: Reading, node: Any, a: dict[str, Any]) -> bool:
     module = nn.ReLU6() if (least, most) == (0, 6) else nn.Hardtanh(least, most)
     reading.add(node, module, [node.input[0]])
     return True
-
-
-class Pads(nn.Module):
-    """Zeros around the last axes, as `F.pad` takes them."""
-
-    def __init__(self, pads: tuple[int, ...]) -> None:
-        super().__init__()
-        self.pads = pads
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x, padded."""
-        return F.pad(x, self.pads)
 
 
 def _pad(reading: Reading, node: Any, a: dict[str, Any]) -> bool:
