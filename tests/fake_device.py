@@ -32,7 +32,7 @@ class There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> There:
-        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+        return torch.Tensor._make_wrapper_subclass(
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
             dtype=inner.dtype, device=_THERE,
         )  # fmt: skip

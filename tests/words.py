@@ -32,7 +32,7 @@ class Bag(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, ids):
-        places = self.places(torch.arange(LENGTH))
+        places = self.places(torch.arange(LENGTH, device=self.places.weight.device))
         return self.head((self.words(ids) + places).tanh().mean(1))
 
 

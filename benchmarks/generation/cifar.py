@@ -171,7 +171,8 @@ def overhead(task: g2d.Task, rounds: int = 5, steps: int = 10, batch: int = 128)
         batches = Batches(task, task.splits.train, batch, source)
         train(task.model(0), clean_step(task, batches), steps=steps, rate=1e-3)
 
-    bare(), ours()
+    bare()
+    ours()
     ratios = []
     for _ in range(rounds):
         spent = []

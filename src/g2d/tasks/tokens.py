@@ -108,7 +108,7 @@ class TokenBudget:
         """Which tokens of x (n, ...) may be replaced at all; bool, the shape of `x`."""
         free = torch.ones_like(x, dtype=torch.bool)
         if self.special:
-            free &= ~torch.isin(x, torch.tensor(self.special, device=x.device))
+            free &= ~torch.isin(x, torch.tensor(self.special).to(x.device))
         if self.fixed:
             free.view(len(x), -1)[:, list(self.fixed)] = False
         if len(self.table) > 1:
