@@ -222,12 +222,13 @@ def test_regularizers_are_told_of():
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_another_backend_is_one_line(backend):
     code = (
-        "import keras\nfrom g2d.errors import TaskError\nfrom g2d.interop.keras import building\n"
+        "from g2d.errors import TaskError\nfrom g2d.interop.keras import building\n"
         "try:\n    print(building.require().__name__)\nexcept TaskError as error:\n    print(error)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300,
         env={**os.environ, "KERAS_BACKEND": backend},
     )  # fmt: skip
-    wanted = "keras" if backend == "torch" else "Keras runs on numpy in this process"
-    assert done.stdout.startswith(wanted)
+    # Keras' numpy backend needs jax, which is not everywhere.
+    refused = ("Keras runs on numpy in this process", "Keras cannot be imported with KERAS_BACKEND")
+    assert done.stdout.startswith(("keras",) if backend == "torch" else refused)

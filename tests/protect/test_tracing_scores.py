@@ -156,6 +156,23 @@ def test_a_drift_away_from_all_members_hides_no_generation():
     assert verdict.accused[0].score > verdict.accused[0].needed
 
 
+def test_where_no_innocent_generation_scores_below_zero_other_basins_say_nothing():
+    # As of a soup of eight of eleven, balanced as a whole: the three left all score above zero.
+    draws, n = np.random.default_rng(4), GENERATIONS + MEMBERS
+
+    def group(own, members):
+        score = np.concatenate([own, members])
+        between = draws.normal(size=(n, n))
+        np.fill_diagonal(between, np.nan)
+        return Group(NAMES, Likeness(score / 200, score / 200, score, between, np.eye(n), score, 0))
+
+    parts = draws.uniform(80, 160, GENERATIONS - 3)
+    soup = group(np.concatenate([parts, [11.5, 24.4, 28.2]]), draws.normal(0, 6, MEMBERS))
+    other = group(draws.normal(0, 1.5, GENERATIONS), draws.normal(0, 2, MEMBERS))
+    verdict = judge([soup, other])
+    assert verdict.generations == tuple(range(1, GENERATIONS - 2)), str(verdict)
+
+
 def test_too_few_networks_are_no_ground_to_judge_on():
     null = Null.fit(np.array([3.0, 5.0]))
     assert null.freedom == 0

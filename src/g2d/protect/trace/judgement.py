@@ -15,6 +15,8 @@ from g2d.protect.trace.regression import Likeness, shares
 ACCUSED = 1e-6
 """The p-value, after Bonferroni over all that might be named, from which on one is accused."""
 
+_FEWEST = 3  # scores below zero, for a null of one kind
+
 GENERATION, MEMBER, EARLY, BASE = "generation", "member", "early checkpoint", "base"
 UNRELEASED, UNTRAINED = "unreleased", "untrained"
 NAMELESS = (UNRELEASED, UNTRAINED)
@@ -169,7 +171,10 @@ def _candidates(group: Group, others: Sequence[Group], tests: int, closed: bool)
     likeness, found = group.likeness, []
     whole = _null(group, others, None, closed)
     kinds = {name.kind for name in group.names} - set(NAMELESS)
-    nulls = {kind: (whole, _null(group, others, kind, closed)) for kind in kinds}
+    nulls = {
+        kind: (whole, _null(group, others, kind, closed) if _tells(group, kind) else whole)
+        for kind in kinds
+    }
     for i, name in enumerate(group.names):
         if name.kind in NAMELESS:
             continue
@@ -179,6 +184,15 @@ def _candidates(group: Group, others: Sequence[Group], tests: int, closed: bool)
         needed = min(null.needed(ACCUSED / looks) for null in own)
         found.append(Candidate(name, float(likeness.cosine[i]), score, needed, p))
     return found
+
+
+def _tells(group: Group, kind: str) -> bool:
+    """Whether enough of a kind score below zero for its own null.
+
+    Of a soup of nearly all generations of a basin few are left, and where all of these score above
+    zero nothing of the suspect's own says how far chance carries: other basins know no better.
+    """
+    return int((group.scores(kind) < 0).sum()) >= _FEWEST
 
 
 def _null(group: Group, others: Sequence[Group], kind: str | None, closed: bool) -> Null:
