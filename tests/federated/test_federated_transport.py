@@ -129,7 +129,7 @@ def test_one_certificate_holds_no_more_connections_than_it_needs(kits, start):
         assert len(lines) == count
     oldest = next(iter(lines.values()))
     server.tidy()
-    # It takes nothing from here on; gRPC lets it go when its client sends next, up to a minute later.
+    # It takes nothing from here on; gRPC lets it go when its client sends next, within a minute.
     assert oldest.conn.closing
     assert cell.ask(words.NEXT, b"the newest").kind == words.WAIT
 
