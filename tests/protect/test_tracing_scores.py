@@ -33,7 +33,7 @@ class Basin:
 
     def judged(self, suspect, closed=True, known=None, names=NAMES):
         found = compare(self.known if known is None else known, suspect, TENSOR_OF)
-        return judge([Group(names, found)], closed)
+        return judge([Group(names, found)], closed=closed)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_drift_away_from_all_members_hides_no_generation():
     likeness = Likeness(score / 100, score / 100, score, between, np.eye(n), score, 0.1)
     assert Null.fit(score).p(40.0) > 1e-3
     for closed in (True, False):
-        verdict = judge([Group(NAMES, likeness)], closed)
+        verdict = judge([Group(NAMES, likeness)], closed=closed)
         assert verdict.generations == (5,), str(verdict)
         assert len(verdict.accused) == 1
     assert verdict.accused[0].score > verdict.accused[0].needed
@@ -171,6 +171,30 @@ def test_where_no_innocent_generation_scores_below_zero_other_basins_say_nothing
     other = group(draws.normal(0, 1.5, GENERATIONS), draws.normal(0, 2, MEMBERS))
     verdict = judge([soup, other])
     assert verdict.generations == tuple(range(1, GENERATIONS - 2)), str(verdict)
+
+
+def test_two_comparisons_name_what_either_does_and_count_as_twice_as_many_tests():
+    # Noise by tensor tells the parts of a soup, noise by direction what was trained on.
+    draws, n = np.random.default_rng(5), len(NAMES)
+
+    def group(*guilty):
+        score = draws.normal(size=n)
+        score[list(guilty)] = 60.0
+        between = draws.normal(size=(n, n))
+        np.fill_diagonal(between, np.nan)
+        gram = np.eye(n) + 0.1
+        return Group(NAMES, Likeness(score / 100, score / 100, score, between, gram, score, 0.1))
+
+    soup, tuned, neither = group(2, 5), group(7), group()
+    assert judge([soup]).generations == (3, 6)
+    assert judge([soup], [neither]).generations == judge([neither], [soup]).generations == (3, 6)
+    both = judge([soup], [tuned])
+    assert both.generations == (3, 6, 8)
+    assert both.tests == judge([soup]).tests == n
+    once, twice = ({c.who: c for c in v.candidates}[NAMES[2]] for v in (judge([soup]), both))
+    assert twice.p / once.p == pytest.approx(2)
+    assert twice.needed > once.needed
+    assert judge([neither], [neither]).accused == ()
 
 
 def test_too_few_networks_are_no_ground_to_judge_on():

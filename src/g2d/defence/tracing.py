@@ -139,11 +139,11 @@ class Tracer:
         looks = [look for look in looks if look.someone]
         first = [look.group() for look in looks]
         nearest = min(first, key=lambda group: group.likeness.unexplained, default=None)
-        judged = [
+        finer = [
             look.group(self._drift(look.nest, group) if group is nearest else None, True)
             for look, group in zip(looks, first, strict=True)
         ]
-        return judge(judged, self.closed and not unknown)
+        return judge(first, finer, closed=self.closed and not unknown)
 
     def replicas(self, suspect: State, verdict: Verdict) -> dict[int, list[Accused]]:
         """Whose copies of the generations that a verdict names a suspect is of: see `sources`.

@@ -136,21 +136,27 @@ class Verdict:
         return f"no accusation: {why}"
 
 
-def judge(groups: Sequence[Group], closed: bool = True) -> Verdict:
+def judge(*comparisons: Sequence[Group], closed: bool = True) -> Verdict:
     """Judge a suspect against all networks of all groups that may be named.
 
-    Every one is tested against two nulls, of all networks and of those of its kind; p-values are
-    multiplied by twice their number (Bonferroni).
+    Every one is tested in each comparison, against two nulls: of all networks and of those of its
+    kind. P-values are multiplied by the number of all these tests (Bonferroni).
 
     Args:
+        comparisons: the same groups, compared in different ways: with noise by tensor, which tells
+            the parts of a soup; by direction, which tells what was trained on. Shares are the
+            first one's.
         closed: the vault knows every generation that ever was. Else the suspect may be one that
             nobody knows any more, and shares more with its like than others do (`null.excess`).
     """
+    groups = comparisons[0]
     tests = sum(name.kind not in NAMELESS for group in groups for name in group.names)
-    found = [
-        _candidates(group, [other for other in groups if other is not group], tests, closed)
-        for group in groups
+    looks = tests * len(comparisons)
+    ways = [
+        [_candidates(group, [o for o in way if o is not group], looks, closed) for group in way]
+        for way in comparisons
     ]
+    found = [[_likest(same) for same in zip(*own, strict=True)] for own in zip(*ways, strict=True)]
     accused = [
         with_share
         for group, own in zip(groups, found, strict=True)
@@ -167,7 +173,12 @@ def shown(p: float) -> str:
     return "p < 1e-300" if p < 1e-300 else f"p = {p:.2g}"
 
 
-def _candidates(group: Group, others: Sequence[Group], tests: int, closed: bool) -> list[Candidate]:
+def _likest(same: Sequence[Candidate]) -> Candidate:
+    """What counts of one network in several comparisons: where it is likest."""
+    return min(same, key=lambda c: (c.p, -c.score / c.needed))
+
+
+def _candidates(group: Group, others: Sequence[Group], looks: int, closed: bool) -> list[Candidate]:
     likeness, found = group.likeness, []
     whole = _null(group, others, None, closed)
     kinds = {name.kind for name in group.names} - set(NAMELESS)
@@ -179,9 +190,9 @@ def _candidates(group: Group, others: Sequence[Group], tests: int, closed: bool)
         if name.kind in NAMELESS:
             continue
         score, own = float(likeness.score[i]), nulls[name.kind]
-        looks = tests * len(own)
-        p = 1.0 if group.apart else min(1.0, looks * min(float(null.p(score)) for null in own))
-        needed = min(null.needed(ACCUSED / looks) for null in own)
+        times = looks * len(own)
+        p = 1.0 if group.apart else min(1.0, times * min(float(null.p(score)) for null in own))
+        needed = min(null.needed(ACCUSED / times) for null in own)
         found.append(Candidate(name, float(likeness.cosine[i]), score, needed, p))
     return found
 
