@@ -57,6 +57,11 @@ def test_a_vault_is_sealed_used_and_unsealed(vault, url, tmp_path):
     assert "is sound" in succeed("verify", vault).output
 
 
+def test_a_cluster_serves_no_plaintext_where_a_custodian_is_named(vault, url, monkeypatch):
+    monkeypatch.setenv("G2D_CUSTODIAN", url)
+    assert "plaintext is not served" in fail("serve", vault, "--engine", "ray", "--port", "0")
+
+
 def test_who_opens_it_is_said_by_flag_variable_or_once(vault, url, tmp_path, monkeypatch):
     assert "no custodian is named" in fail("vault", "seal", vault)
     assert "is not sealed" in fail("vault", "custodians", vault)

@@ -81,6 +81,7 @@ def serve(
     check_encrypted(options.serving(settings.serve), engine == "ray")
     if engine == "ray":
         refuse_ray(vault)
+        _refuse_plaintext(vault)
         refuse_policy_on_ray(options.serving(settings.serve))
     parts: dict[str, Any] = {
         "token": token, "key": key, "served": served, "audit": audit, "say": say,
@@ -98,6 +99,14 @@ def _here(vault: Path, options: Options, parts: dict[str, Any]) -> None:
     bound = server.listen(options)
     configure_torch()
     server.serve(vault, options, bound=bound, **parts)
+
+
+def _refuse_plaintext(vault: Path) -> None:
+    """What a service on this machine refuses to serve, a cluster does not serve either."""
+    from g2d.service.released import holds_releases_alone
+
+    if (vault / "ledger.sqlite").exists():
+        holds_releases_alone(vault)
 
 
 def _on_ray(
