@@ -9,12 +9,13 @@ from typing import Any
 
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
-from benchmarks.sealing import attest, attest_kills, cost, host, kills
+from benchmarks.sealing import attest, attest_kills, cost, host, kills, swap
 
 Rows = Callable[[dict[str, Any]], Sequence[Sequence[object]]]
 
 TABLES: dict[str, tuple[tuple[str, Rows], ...]] = {
     "sealing-rest": (("sealing-kills.json", kills.rows), ("sealing-cost.json", cost.rows)),
+    "sealing-swap": (("sealing_swap.json", swap.rows),),
     "sealing-host": (("sealing-host.json", host.rows),),
     "sealing-attest": (("attest.json", attest.rows), ("attest-kills.json", attest_kills.rows)),
 }
