@@ -10,7 +10,9 @@ still requests 3,000 of a world that moved, --worlds draws each: half of all req
 class; images are blurred (mean of 3 by 3); one class comes half as often. The service's monitor has
 its default settings; the rivals are river's ADWIN with its own, on the confidence alone, and on
 each score, confidence and input figure without a correction or a guard. All see the same requests,
-the rivals the first --rival of the still ones. Writes results/drift.json after each part of a seed;
+the rivals the first --rival of the still ones. What can be told of half a class at all is shown by
+one that no service can have: it sees the true labels and knows all shares, before and after; it may
+err once in a million requests. Writes results/drift.json after each part of a seed;
 what is there already is not measured again.
 """
 
@@ -48,6 +50,7 @@ SOON, LOOKED = 1000, 3000  # requests within which it is to be told, and of whic
 CHUNK, CLIENTS, NOISE = 1000, 50, 0.02
 BURST, EVERY = 50, 100  # retries of a burst; a burst begins once in so many requests
 MOVES, STILL = ("label shift", "blur", "half a class"), "still"
+KNOWING = "whoever knows labels, class and shares"
 SIZES = ("task", "benign", "rival", "usual", "worlds")
 
 Part = dict[str, Any]
@@ -106,6 +109,20 @@ KINDS: Mapping[str, Callable[[Model], Watching]] = {
 }
 
 
+class Knowing:
+    """The test of Shiryaev and Roberts, best or nearly so (Pollak 1985), for a change that is
+    known: only when is not. It errs once in a million requests, in the mean."""
+
+    def __init__(self, before: Array, after: Array) -> None:
+        self._ratios, self._evidence, self.alarms = after / before, 0.0, 0
+
+    def observe(self, label: int) -> None:
+        """Take one request's true label."""
+        self._evidence = (self._evidence + 1) * float(self._ratios[label])
+        if self._evidence >= 1e6:
+            self.alarms, self._evidence = self.alarms + 1, 0.0
+
+
 class World:
     """Requests to one network: images with their logits, as long as one asks."""
 
@@ -115,13 +132,25 @@ class World:
         self.network, self.classes = network, task.classes
         self.chance, self.noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
 
-    def requests(self, count: int, move: str = "", which: int = 0) -> Iterator[tuple[Array, Array]]:
-        """Yield one request's image (1, ...) and its logits (1, classes) after the other."""
+    def weights(self, move: str, which: int) -> Array:
+        """How often each class (classes,) comes, by how often it did."""
         weight = np.ones(self.classes)
         if move == "half a class":
             weight[which] = 0.5
         elif move == "label shift":
             weight[which] = self.classes - 1.0
+        return weight
+
+    def shares(self, move: str = "", which: int = 0) -> Array:
+        """The shares of the true classes (classes,)."""
+        counts = np.bincount(self.y, minlength=self.classes) * self.weights(move, which)
+        return counts / counts.sum()
+
+    def requests(
+        self, count: int, move: str = "", which: int = 0
+    ) -> Iterator[tuple[Array, Array, int]]:
+        """Yield one request's image (1, ...), its logits (1, classes) and label after the other."""
+        weight = self.weights(move, which)
         p = weight[self.y] / weight[self.y].sum()
         for begin in range(0, count, CHUNK):
             drawn = self.chance.choice(len(self.y), min(CHUNK, count - begin), p=p)
@@ -129,7 +158,8 @@ class World:
             x = blurred(x) if move == "blur" else x
             x = (x + NOISE * torch.randn(x.shape, generator=self.noise)).clamp(0, 1)
             logits = predict(self.network, x).numpy()
-            yield from zip(x.numpy()[:, None], logits[:, None], strict=True)
+            labels = self.y[drawn].tolist()
+            yield from zip(x.numpy()[:, None], logits[:, None], labels, strict=True)
 
 
 def blurred(x: Tensor) -> Tensor:
@@ -152,7 +182,7 @@ def still(world: World, watching: Mapping[str, Watching], counts: Mapping[str, i
     longest, asked = max(counts.values()), 0
     requests = world.requests(longest)
     while asked < longest:
-        x, logits = next(requests)
+        x, logits, _ = next(requests)
         many = BURST if world.chance.random() < 1 / EVERY else 1
         for name, one in watching.items():
             if told[name] < counts[name]:
@@ -173,16 +203,24 @@ def moved(
     world: World, watching: Mapping[str, Watching], usual: int, move: str, which: int
 ) -> dict[str, int | None]:
     """Requests until each one's first alarm after the world has moved; None: not soon enough."""
-    for n, (x, logits) in enumerate(world.requests(usual)):
+    knowing = Knowing(world.shares(), world.shares(move, which)) if move == MOVES[2] else None
+    everyone = {**watching, **({KNOWING: knowing} if knowing else {})}
+    for n, (x, logits, label) in enumerate(world.requests(usual)):
         for one in watching.values():
             one.observe(x, logits, client(n))
-    before = {name: one.alarms for name, one in watching.items()}
-    found: dict[str, int | None] = dict.fromkeys(watching)
-    for n, (x, logits) in enumerate(world.requests(LOOKED, move, which), 1):
+        if knowing:
+            knowing.observe(label)
+    before = {name: one.alarms for name, one in everyone.items()}
+    found: dict[str, int | None] = dict.fromkeys(everyone)
+    for n, (x, logits, label) in enumerate(world.requests(LOOKED, move, which), 1):
         for name, one in watching.items():
             if found[name] is None:
                 one.observe(x, logits, client(n))
-                found[name] = n if one.alarms > before[name] else None
+        if knowing and found[KNOWING] is None:
+            knowing.observe(label)
+        for name, watched in everyone.items():
+            if found[name] is None and watched.alarms > before[name]:
+                found[name] = n
         if None not in found.values():
             break
     return found
@@ -201,16 +239,16 @@ def part(task: Task, network: nn.Module, seed: int, name: str, given: argparse.N
               n % task.classes)
         for n in range(given.worlds)
     ]  # fmt: skip
-    return {kind: [one[kind] for one in found] for kind in KINDS}
+    return {kind: [one[kind] for one in found] for kind in found[0]}
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
     """The table of targets, of what is there."""
     seeds, table = list(result["seeds"].values()), []
-    for name in KINDS:
+    for name in (*KINDS, KNOWING):
         target = "within 1,000 requests" if name == OURS else ""
         for move in MOVES:
-            after = [n for one in seeds if move in one for n in one[move][name]]
+            after = [n for one in seeds for n in one.get(move, {}).get(name, [])]
             if not after:
                 continue
             soon = sum(n is not None and n <= SOON for n in after)
@@ -218,7 +256,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
             told = f"{soon} of {len(after)}; in the median after "
             told += f"{median:,}" if median <= LOOKED else f"more than {LOOKED:,}"
             table.append([f"{move}: {name}", target, told])
-        calm = [one[STILL][name] for one in seeds if STILL in one]
+        calm = [one[STILL][name] for one in seeds if name in one.get(STILL, {})]
         if not calm:
             continue
         alarms, asked = (sum(one[key] for one in calm) for key in ("alarms", "requests"))
