@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from g2d.settings import Settings, build
+from g2d.training.federated.answers import ANSWERS, AnswerFile
 from g2d.training.federated.records import Turn
 from g2d.training.federated.simulate import Simulation
 from places import ROOT
@@ -120,8 +121,8 @@ class Group:
         return (self.folder / f"{name}.log").read_text()
 
     def answered(self, number: int, name: str) -> bool:
-        path = self.vault.with_name("vault.federated") / "base-0"
-        return (path / f"{number:06d}" / f"{name}.answer").exists()
+        path = self.vault.with_name("vault.federated") / "base-0" / ANSWERS
+        return name in dict(AnswerFile(path, 1 << 24).read(number))
 
     def round(self) -> int:
         """Which round of the base is asked; 0 before there is a state."""

@@ -47,6 +47,7 @@ from g2d import Defence, Settings
 from g2d.core.types import silent
 from g2d.defence.federating import begin_at, federate
 from g2d.settings import build
+from g2d.training.federated.answers import ANSWERS, AnswerFile
 from g2d.training.federated.client import Client
 from g2d.training.federated.messages import most_bytes
 from g2d.training.federated.networks import Networks
@@ -56,7 +57,6 @@ from g2d.training.federated.processes.kits import read_kit
 from g2d.training.federated.processes.words import settings_digest
 from g2d.training.federated.processes.work import Worker
 from g2d.training.federated.records import Turn
-from g2d.training.federated.server import ANSWER
 from g2d.training.federated.simulate import Simulation
 from g2d.training.federated.stages import Asked
 from g2d.vault.vault import Vault
@@ -168,8 +168,9 @@ class Group:
 
     def answered(self, number: int, names: Sequence[str]) -> int:
         """How many of these clients have answered a round of the base that is open."""
-        path = self.vault.with_name("vault.federated") / "base-0" / f"{number:06d}"
-        return sum((path / f"{name}{ANSWER}").exists() for name in names)
+        path = self.vault.with_name("vault.federated") / "base-0" / ANSWERS
+        known = {sender for sender, _ in AnswerFile(path, 1 << 30).read(number)}
+        return len(known & set(names))
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait; who ends by itself before, with an error, is one."""

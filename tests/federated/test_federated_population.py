@@ -18,6 +18,7 @@ from g2d.settings import Settings, build
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.splits import Split
 from g2d.training.federated import FEDERATED
+from g2d.training.federated.answers import ANSWERS, AnswerFile
 from g2d.training.federated.messages import ANSWER, decode
 from g2d.training.federated.networks import Networks, check_plan
 from g2d.training.federated.server import Server
@@ -144,7 +145,8 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(digits, tmp_path, monkeyp
         patch.setattr(Server, "take", until_the_last)
         with pytest.raises(KilledError):
             trained("killed")
-    assert (tmp_path / "killed" / "base-0" / "000001" / "client-04.answer").exists()
+    kept = AnswerFile(tmp_path / "killed" / "base-0" / ANSWERS, 1 << 24)
+    assert "client-04" in dict(kept.read(1))
     again = trained("killed")
     assert again.vector.tobytes() == whole.vector.tobytes()
     assert again.closed == whole.closed

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -20,10 +21,15 @@ class Form:
 
     shapes: Mapping[str, tuple[int, ...]]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """P, the length of the vector."""
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def described(self) -> int:
+        """Bytes that a header takes at most to say which tensors there are."""
+        return sum(2 * len(name) + 32 * len(shape) + 128 for name, shape in self.shapes.items())
 
     def join(self, tensors: Mapping[str, Array]) -> Array:
         """One vector (P,) float32 of the tensors."""

@@ -52,7 +52,7 @@ def clip_norms(X: Array, times: float) -> Array:
 
 def mean(X: Array) -> Array:
     """The mean of the rows: federated averaging (McMahan et al. 2017), all clients alike."""
-    return _narrow(_wide(X).mean(0))
+    return _narrow(X.mean(0, dtype=np.float64))
 
 
 def median(X: Array) -> Array:

@@ -6,11 +6,9 @@ counts, so that whoever was killed ends with the same bytes. Knows no torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,11 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from g2d.core.files import make_folder, read_plain, write_bytes
-from g2d.core.platforms import take_place
 from g2d.core.types import Array
-from g2d.errors import DAMAGE, FederatedError, G2DError, SettingsError
+from g2d.errors import DAMAGE, FederatedError, SettingsError
 from g2d.settings.federated import FederatedSettings
 from g2d.training.federated.aggregation import Aggregation, Around
+from g2d.training.federated.answers import ANSWERS, AnswerFile
 from g2d.training.federated.checks import Inbox, Refusals
 from g2d.training.federated.form import Form
 from g2d.training.federated.messages import (
@@ -38,8 +36,6 @@ from g2d.training.federated.messages import (
 from g2d.training.federated.stages import Asked
 
 STATE = "state.safetensors"
-ANSWER = ".answer"
-"""Ends the name of a file with a client's answer, which is followed by its SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -62,40 +58,6 @@ class _State:
     bases: dict[int, str] = field(default_factory=dict)
     closed: list[Closed] = field(default_factory=list)
     counted: dict[int, list[str]] = field(default_factory=dict)
-
-
-_DIGEST = hashlib.sha256().digest_size
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Keep an answer, whole or not at all whoever is killed.
-
-    Nothing is flushed, which took four fifths of a round's time: after a power cut a client whose
-    answer is not there whole is asked again, and sends the same bytes.
-
-    Raises:
-        G2DError: it cannot be written.
-    """
-    staged = path.with_name(f".{path.name}.part")
-    try:
-        staged.unlink(missing_ok=True)
-        with open(staged, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(data + hashlib.sha256(data).digest())
-        take_place(staged, path)
-    except OSError as error:
-        raise G2DError(f"{path} cannot be written: {error}") from error
-
-
-def _got(data: bytes) -> bytes:
-    """What `_put` has kept.
-
-    Raises:
-        FederatedError: it is not whole.
-    """
-    found, digest = data[:-_DIGEST], data[-_DIGEST:]
-    if hashlib.sha256(found).digest() != digest:
-        raise FederatedError("an answer that is not whole", "format")
-    return found
 
 
 class Server:
@@ -135,9 +97,11 @@ class Server:
         self.aggregation = Aggregation.of(settings)
         zeros = np.zeros(form.size, np.float32)
         self._began = digest_of(start)
+        self._answers: AnswerFile | None = None
         self._state = _State(np.asarray(start, np.float32), zeros)
         if folder is not None:
             make_folder(folder, 0o700)
+            self._answers = AnswerFile(folder / ANSWERS, most_bytes(form))
             self._restore()
         self._open()
 
@@ -238,23 +202,21 @@ class Server:
             self.form, frozenset(self.clients), self.asked.stage, state.number, state.bases,
             state.counted,
         )  # fmt: skip
-        folder = self._answers()
-        for file in sorted(folder.glob(f"*{ANSWER}")) if folder and folder.is_dir() else ():
-            try:
-                data = _got(read_plain(file, most_bytes(self.form) + _DIGEST))
-                self._inbox.take(data, file.name.removesuffix(ANSWER))
-            except (OSError, FederatedError):  # whoever sent it is asked again
-                file.unlink(missing_ok=True)
-
-    def _answers(self) -> Path | None:
-        return None if self.folder is None else self.folder / f"{self.number:06d}"
+        if self._answers is None:
+            return
+        if self.done:
+            self._answers.remove()
+            return
+        for sender, data in self._answers.read(state.number):
+            with suppress(FederatedError):  # whoever sent it is asked again
+                self._inbox.take(data, sender)
 
     def _keep(self, data: bytes, sender: str) -> None:
-        if (folder := self._answers()) is not None:
-            _put(make_folder(folder, 0o700) / f"{sender}{ANSWER}", data)
+        if self._answers is not None:
+            self._answers.add(sender, data)
 
     def _save(self) -> None:
-        """Put the state on disk; the answers that went into it are wanted no more."""
+        """Put the state on disk; the answers that went into it are written over from now on."""
         if self.folder is None:
             return
         state = self._state
@@ -269,7 +231,6 @@ class Server:
         tensors = {"x": state.x, "last": state.last}
         data = safetensors.numpy.save(tensors, {"g2d": json.dumps(notes, sort_keys=True)})
         write_bytes(self.folder / STATE, data, 0o600)
-        shutil.rmtree(self.folder / f"{state.number - 1:06d}", ignore_errors=True)
 
     def _restore(self) -> None:
         assert self.folder is not None, "there is a folder to read"
