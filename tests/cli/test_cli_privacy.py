@@ -111,3 +111,13 @@ def test_nothing_is_claimed_of_another_unit(vault):
     path = vault / "task.toml"
     path.write_text(path.read_text().replace('unit = "record"', 'unit = "person"'))
     assert "what was spent was of record" in fail("privacy", vault)
+
+
+def test_nothing_is_claimed_at_a_smaller_delta_than_gates_were_stopped_at(vault):
+    with Vault.open(vault, write=True) as opened:
+        note = {"unit": "record", "budget": 3.0, "delta": 1e-5}
+        PrivacyLedger(opened).spend(Spending("gate", "held", "gaussian", 50.0, note=note))
+    assert json.loads(succeed("privacy", vault, "--json").stdout)["epsilon"] == 3.0
+    path = vault / "task.toml"
+    path.write_text(path.read_text().replace("delta = 1e-05", "delta = 1e-07"))
+    assert "nothing can be claimed of them at a smaller one" in fail("privacy", vault)

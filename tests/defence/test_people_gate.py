@@ -12,7 +12,7 @@ from g2d.defence.privacy import gating
 from g2d.defence.privacy.charging import blocks_due
 from g2d.defence.privacy.gating import PeopleGate
 from g2d.errors import PrivacyError
-from g2d.protect.privacy.accounting import epsilon, total
+from g2d.protect.privacy.accounting import Spending, epsilon, guaranteed_delta, total
 from g2d.protect.privacy.ledger import PrivacyLedger
 from g2d.settings import Settings
 from g2d.vault.spendings import THRESHOLD
@@ -127,17 +127,19 @@ def test_laplace_noise_has_its_scale():
 def test_a_number_of_looks_that_records_decide_claims_the_budget(gate):
     gate({"lost": 0})
     (one,) = spent(gate)
-    assert dict(one.note) == {"unit": "record", "budget": 3.0}
+    assert dict(one.note) == {"unit": "record", "budget": 3.0, "delta": 1e-5}
     assert epsilon([one], 1e-5) == pytest.approx(0.5, rel=0.02)
-    assert total([one], 1e-5) == 3.0
+    assert total([one], 1e-5) == total([one], 1e-4) == 3.0
+    assert total([one], 1e-6) == math.inf, "the longest run may cost more at a smaller delta"
+    assert [guaranteed_delta([one], at) for at in (0.0, 2.9, 3.0)] == [1.0, 1.0, 1e-5]
 
 
-def test_a_refresh_is_charged_to_blocks_that_were_put_back_too():
-    ids = {1: "a" * 32, 2: "b" * 32}
-    vault = SimpleNamespace(
-        sources=lambda: [{"source": n} for n in (1, 0, 2, 1)],
-        entry=lambda kind, source: SimpleNamespace(info={"id": ids[source]}),
-    )
-    new = SimpleNamespace(info={"id": "c" * 32})
-    found = blocks_due(vault, new)
+def test_a_refresh_is_charged_to_every_block_that_ever_was(gate):
+    """Put back, or dropped before it was taken up: its records may be given again."""
+    ledger, new = PrivacyLedger(gate.vault), SimpleNamespace(info={"id": "c" * 32})
+    assert blocks_due(gate.vault, new) == ("records", "refresh cccccccc")
+    gate({"lost": 0})
+    for block in ("records", "refresh aaaaaaaa", "refresh bbbbbbbb", "refresh cccccccc"):
+        ledger.spend(Spending("base", block, "sampled_gaussian", 5.0, 0.01, 1))
+    found = blocks_due(gate.vault, new)
     assert found == ("records", *(f"refresh {letter * 8}" for letter in "abc"))

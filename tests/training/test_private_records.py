@@ -249,3 +249,14 @@ def test_recipes_draw_from_what_nobody_can_follow(digits):
     run = training_of(digits, plan_of())
     assert run.setup.generator is run.private._secret
     assert run.private._public is not run.private._secret
+
+
+def test_an_empty_batch_changes_no_later_choice_of_attacked_networks(digits, released):
+    """What a step does may hang on what was given out before, and not on who was in a sample."""
+    chosen = []
+    for size in (0, 3):
+        run = training_of(digits, plan_of(released=released), 2)
+        run.setup = run.setup.replace(batches=Fixed(digits.splits.train.take(range(size))))
+        run(digits.model(0).train())
+        chosen.append(run.private._public.get_state())
+    assert torch.equal(*chosen)

@@ -316,6 +316,7 @@ def claim_of(spendings: Sequence[Spending], delta: float) -> Claim:
     blocks = list(accounting.by_block(spendings).values())
     grid = np.linspace(0, 1.25 * epsilon, _PROFILE).tolist()
     pairs = tuple(
-        (one, max((accounting.delta_of(own, one) for own in blocks), default=0.0)) for one in grid
+        (one, max((accounting.guaranteed_delta(own, one) for own in blocks), default=0.0))
+        for one in grid
     )
     return Claim(delta, epsilon, pairs)

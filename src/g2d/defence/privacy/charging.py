@@ -9,33 +9,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from g2d.protect.privacy.accounting import Spending
-from g2d.protect.privacy.ledger import PrivacyLedger
+from g2d.protect.privacy.accounting import Spending, by_block
+from g2d.protect.privacy.ledger import PrivacyLedger, spendings_of
 from g2d.protect.privacy.releases import STAMP
 from g2d.settings import Settings
 from g2d.training.charging import RECORDS, cost_of
 from g2d.training.jobs import TrainingJob
+from g2d.vault.reading import VaultReader
+from g2d.vault.spendings import read
 from g2d.vault.vault import Entry, Vault
 
 HELD = "held"
 """The block of people's records that gates count on, and nothing is trained on."""
 
 
-def blocks_of(records: Sequence[Entry]) -> tuple[str, ...]:
-    """The blocks of a task that refreshes have grown: of its first records, and of each refresh."""
-    return (RECORDS, *(f"refresh {str(entry.info['id'])[:8]}" for entry in records))
-
-
-def blocks_due(vault: Vault, records: Entry) -> tuple[str, ...]:
+def blocks_due(vault: VaultReader, records: Entry) -> tuple[str, ...]:
     """The blocks that a refresh on new records is charged to: every one that ever was, and its own.
 
-    Those that were put back, too. Their records are not known to the vault's source any more, so
-    that a record of one of them may be given again: it is in two blocks then, and as all that the
-    second costs is charged to the first, the first one's epsilon bounds what is told of it.
+    Those that were put back, and those of refreshes that were dropped before they were taken up,
+    too. Their records are not known to the vault's source, so that a record of one of them may be
+    given again: it is in two blocks then, and as all that the second costs is charged to the first,
+    the first one's epsilon bounds what is told of it. Whoever trains anew until a trial passes has
+    chosen among all of these trainings.
     """
-    sources = sorted({int(row["source"]) for row in vault.sources()} - {0})
-    ever = [vault.entry("records", source=number) for number in sources]
-    return blocks_of([*(entry for entry in ever if entry is not None), records])
+    own = f"refresh {str(records.info['id'])[:8]}"
+    ever = dict.fromkeys([RECORDS, *by_block(spendings_of(read(vault)))])
+    return (*(block for block in ever if block not in (HELD, own)), own)
 
 
 @dataclass(frozen=True)

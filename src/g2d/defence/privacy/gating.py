@@ -24,7 +24,7 @@ from g2d.defence.gates.view import GateResult
 from g2d.defence.members import read_base
 from g2d.defence.privacy.charging import HELD
 from g2d.errors import DAMAGE, PrivacyError
-from g2d.protect.privacy.accounting import BUDGET, UNIT, Spending
+from g2d.protect.privacy.accounting import BUDGET, DELTA, UNIT, Spending
 from g2d.protect.privacy.ledger import PrivacyLedger
 from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
@@ -109,7 +109,8 @@ class PeopleGate:
 
     def _spend(self, what: str, mechanism: str, noise: float) -> int:
         s = self.settings.privacy
-        note = {UNIT: s.unit, BUDGET: s.epsilon}  # answers decide how often this comes
+        # Answers decide how often this comes.
+        note = {UNIT: s.unit, BUDGET: s.epsilon, DELTA: s.delta}
         spending = Spending(what, HELD, mechanism, noise, note=note)  # type: ignore[arg-type]
         return PrivacyLedger(self.vault, self.settings).spend(spending).number
 

@@ -20,7 +20,7 @@ from g2d.errors import G2DError
 Mechanism = Literal["sampled_gaussian", "gaussian", "laplace", "sparse_vector", "unbounded"]
 MECHANISMS: tuple[str, ...] = get_args(Mechanism)
 
-UNIT, BUDGET = "unit", "budget"
+UNIT, BUDGET, DELTA = "unit", "budget", "delta"
 """Keys of a spending's note."""
 
 _GRID = 1e-3
@@ -46,8 +46,8 @@ class Spending:
             how far one unit moves the result, in the Euclidean or in the L1 norm.
         rate: chance of each record to be in a sample; of `sampled_gaussian` alone.
         count: how many times.
-        note: what else is kept. `UNIT`: whose records count as one. `BUDGET`: how many such
-            spendings there are hangs on records, and stops at this epsilon; see `guaranteed`.
+        note: what else is kept. `UNIT`: whose records count as one. `BUDGET`, `DELTA`: how many
+            such spendings there are hangs on records, and stops at this epsilon; see `guaranteed`.
 
     Raises:
         ValueError: a field is of another type, or out of its range.
@@ -150,13 +150,27 @@ def guaranteed(spendings: Iterable[Spending], delta: float) -> float:
     Composition is of a number of mechanisms that is fixed beforehand. Where answers about records
     decide how many there are, and so when somebody looks at the sum, the sum so far is no
     guarantee (an odometer: Rogers et al. 2016, arXiv 1605.08294); that of the longest run which the
-    budget allows is, as whoever stops early sees less of it.
+    budget allows is, as whoever stops early sees less of it. At a smaller delta than the budget was
+    kept at nothing is known of that run: infinite.
 
     Raises:
         As `epsilon`.
     """
     own = list(spendings)
-    return max(epsilon(own, delta), _stopped_at(own))
+    return max(epsilon(own, delta), _stopped_at(own, delta))
+
+
+def guaranteed_delta(spendings: Iterable[Spending], eps: float) -> float:
+    """Return the delta that may be claimed of one block at an epsilon, as `guaranteed` claims.
+
+    Where answers decided how many spendings there are, only the budget and its delta are known.
+
+    Raises:
+        As `delta_of`.
+    """
+    own = list(spendings)
+    kept = [at if budget <= eps else 1.0 for budget, at in _budgets(own)]
+    return max([delta_of(own, eps), *kept])
 
 
 def total(spendings: Iterable[Spending], delta: float) -> float:
@@ -183,16 +197,28 @@ def naive(spendings: Iterable[Spending], delta: float) -> float:
         As `epsilon`.
     """
     sums = [
-        max(_stopped_at(own), sum(epsilon([one], delta / len(own)) for one in own))
+        max(_stopped_at(own, delta), sum(epsilon([one], delta / len(own)) for one in own))
         for own in by_block(spendings).values()
     ]
     return float(max(sums, default=0.0))
 
 
-def _stopped_at(own: Iterable[Spending]) -> float:
+def _stopped_at(own: Iterable[Spending], delta: float) -> float:
     """The greatest budget under which answers decided how many spendings there are; 0: none."""
-    found = (one.note.get(BUDGET, 0.0) for one in own if one.count)
-    return max((float(b) for b in found if isinstance(b, int | float)), default=0.0)
+    found = (budget if at <= delta else math.inf for budget, at in _budgets(own))
+    return max(found, default=0.0)
+
+
+def _budgets(own: Iterable[Spending]) -> list[tuple[float, float]]:
+    """The budgets that spendings stopped at, each with the delta at which it was kept."""
+    told = [(one.note[BUDGET], one.note.get(DELTA, 1.0)) for one in own
+            if one.count and BUDGET in one.note]  # fmt: skip
+    return [(_positive(budget, math.inf), _positive(at, 1.0)) for budget, at in told]
+
+
+def _positive(found: object, unknown: float) -> float:
+    known = isinstance(found, int | float) and not isinstance(found, bool) and found > 0
+    return float(found) if known else unknown  # type: ignore[arg-type]
 
 
 Group = tuple[str, float, float, int]  # mechanism, noise, rate, count

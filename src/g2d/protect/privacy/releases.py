@@ -16,10 +16,13 @@ from g2d.vault.reading import VaultReader
 from g2d.vault.records import RENEWAL
 from g2d.vault.spendings import Spent, read
 
-__all__ = ["STAMP", "Release", "releases"]
+__all__ = ["ANSWER", "STAMP", "Release", "releases"]
 
 STAMP = "privacy"
 """The key of a manifest, or of an entry's notes, that says how much had been spent."""
+
+ANSWER = "answer"
+"""The key of a spending's note where what it paid for left at once: a federated client's answer."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Release:
 
     Attributes:
         name: "base", "member 3", "generator", "generation 12". kind: "base", "early", "member",
-            "generator" or "generation" (weights, manifest, attacks, canaries and answers).
+            "generator" or "generation" (weights, manifest, attacks, canaries and answers); or an
+            "answer" of a federated client, whose ledger is a vault without any of these.
         index: its index or number. source: the renewal that it is of.
         spent: how many spendings, from the ledger's first one on, it may rest on.
         covered: whether they bound what it tells of a unit. why: why not, in words; "".
@@ -55,8 +59,13 @@ def releases(vault: VaultReader) -> list[Release]:
         PrivacyError: the ledger is not what was recorded. VaultError: the vault cannot be read.
     """
     spent = read(vault)
-    unbounded = _first_unbounded(spendings_of(spent))
-    found = []
+    spendings = spendings_of(spent)
+    unbounded = _first_unbounded(spendings)
+    found = [
+        Release(one.what, "answer", number - 1, number, True)
+        for number, one in enumerate(spendings, 1)
+        if one.note.get(ANSWER)
+    ]
     for name, kind, index, source, notes in _all(vault):
         why, count = _judged(notes, spent)
         if not why and unbounded is not None and count > unbounded:

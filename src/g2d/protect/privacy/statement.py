@@ -11,7 +11,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from g2d.errors import PrivacyError
-from g2d.protect.privacy.accounting import UNIT, Spending, by_block, guaranteed, naive, total
+from g2d.protect.privacy.accounting import (
+    BUDGET,
+    DELTA,
+    UNIT,
+    Spending,
+    by_block,
+    guaranteed,
+    naive,
+    total,
+)
 from g2d.protect.privacy.ledger import spendings_of
 from g2d.protect.privacy.releases import Release, releases
 from g2d.settings import Settings
@@ -153,13 +162,15 @@ def state(vault: VaultReader, settings: Settings, key: VerifyKey | None = None) 
         key: every line of the ledger has to be signed by it; None: signatures are counted alone.
 
     Raises:
-        PrivacyError: the ledger is not what was recorded, or is of another unit than settings say.
+        PrivacyError: the ledger is not what was recorded, or settings say another unit, or a
+            smaller delta than a budget was kept at.
         VaultError: the vault cannot be read.
         G2DError: the accountant's package is not installed, and something was spent.
     """
     spent = read(vault)
     spendings, delta = spendings_of(spent), settings.privacy.delta
     _check_unit(spendings, settings.privacy.unit)
+    _check_delta(spendings, delta)
     known: dict[int, float] = {}
 
     def of(release: Release) -> float:
@@ -197,6 +208,17 @@ def _check_unit(spendings: Sequence[Spending], unit: str) -> None:
         )
 
 
+def _check_delta(spendings: Sequence[Spending], delta: float) -> None:
+    """Refuse to speak at a smaller delta than that at which looks of gates were stopped."""
+    kept = [float(one.note.get(DELTA, 1.0)) for one in spendings if BUDGET in one.note]
+    if kept and max(kept) > delta:
+        raise PrivacyError(
+            f"[privacy] delta is {delta:g}, and gates on people's records were stopped by a budget"
+            f" at delta {max(kept):g}: nothing can be claimed of them at a smaller one. Set it back"
+            " in task.toml"
+        )
+
+
 def _rows(made: Sequence[Release], of: Callable[[Release], float]) -> Iterator[Row]:
     """One row for each kind, source and reason; of a kind's members the one that rests on most."""
     groups: dict[tuple[str, int, str], list[Release]] = {}
@@ -207,7 +229,10 @@ def _rows(made: Sequence[Release], of: Callable[[Release], float]) -> Iterator[R
         after = f" of renewal {source}" if source else ""
         first, last = own[0].index, own[-1].index
         single = kind in ("base", "generator")
-        plural = {"early": "early checkpoints", "member": "members", "generation": "generations"}
+        plural = {
+            "answer": "answers", "early": "early checkpoints", "member": "members",
+            "generation": "generations",
+        }  # fmt: skip
         name = kind if single else f"{plural[kind]} {first} to {last}"
         if len(own) == 1:
             name = own[0].name.removesuffix(after)

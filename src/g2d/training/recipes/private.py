@@ -137,9 +137,10 @@ class Private(Recipe):
 
         Ours craft each row by itself; one of the user's own is given records one at a time.
         """
+        # Drawn for an empty batch, too: else later choices would tell that one was empty.
+        targets = self._targets() if step.task.attack_kind != NONE else []
         if not len(step.x):
             return step.x[:, None]
-        targets = self._targets() if step.task.attack_kind != NONE else []
         alone = step.task.attack_kind == OWN
         each = zip(step.x.split(1), step.y.split(1), strict=True)
         steps = [step.replace(x=x, y=y, targets=y) for x, y in each] if alone else [step]
