@@ -43,10 +43,10 @@ def few(**changes):
     return build(FederatedSettings, FEW | {"clients": 2} | changes, "tests")
 
 
-def desk_of(said=None, **changes):
+def desk_of(said=None, away=None, **changes):
     """A desk with a stage of two rounds that runs on a thread of its own."""
     s = few(**changes)
-    desk = Desk([A, B], "d" * 64, s.patience, unsaid if said is None else said.append)
+    desk = Desk([A, B], "d" * 64, s.patience, unsaid if said is None else said.append, away)
     start = np.zeros(FORM.size, np.float32)
     server = Server(FORM, start, Asked("base-0", 2, 8, ("early-0",)), s, [A, B])
     desk.members["early-0"] = b"a member"
@@ -113,6 +113,51 @@ def test_who_leaves_or_is_missing_for_long_is_waited_for_no_more():
     desk.handle(A, words.ANSWER, answer_of(server, A))
     thread.join(SECONDS)
     assert server.done
+
+
+def test_who_had_left_before_a_restart_is_not_waited_for_once_more(tmp_path):
+    away = tmp_path / "vault.federated" / "away.json"
+    desk, *_ = desk_of(away=away)
+    desk.handle(B, words.LEAVE, Note("d" * 64).encode())
+    assert not away.parent.exists()  # of a run that is over nothing is written any more
+    next_of(desk, B)
+    away.parent.mkdir()
+    desk.handle(B, words.LEAVE, Note("d" * 64).encode())
+    again, server, thread = desk_of(away=away)  # the first server is killed at this moment
+    for number in range(2):
+        wait_for(lambda: next_of(again, A).kind == words.ROUND)
+        again.handle(A, words.ANSWER, answer_of(server, A))
+        wait_for(lambda number=number: server.number == number + 1)
+    thread.join(SECONDS)
+    third, server, _ = desk_of(away=away)
+    next_of(third, B)  # it is back, and waited for: now, and by the next one
+    for desk in (third, Desk([A, B], "d" * 64, 3600.0, unsaid, away)):
+        assert desk._expected == {A, B}
+    third.handle(A, words.ANSWER, answer_of(server, A))
+    assert not third._is_over(server)
+
+
+def test_who_was_silent_for_too_long_is_known_after_a_restart(tmp_path):
+    desk, server, _ = desk_of(away=tmp_path / "away.json", patience=0.0)
+    desk.handle(A, words.ANSWER, answer_of(server, A))
+    wait_for(lambda: server.number == 1)
+    wait_for(lambda: next_of(desk, A).kind == words.ROUND)
+    assert Desk([A, B], "d" * 64, 3600.0, unsaid, tmp_path / "away.json")._expected == {A}
+
+
+def test_a_list_of_who_left_that_is_damaged_has_everybody_waited_for(tmp_path):
+    away = tmp_path / "away.json"
+    for odd in ("", "{}", "[1]", "[" * 100_000, '["nobody"]'):
+        away.write_text(odd)
+        said: list[str] = []
+        desk = Desk([A, B], "d" * 64, 3600.0, said.append, away)
+        assert desk._expected == {A, B}
+        assert [line for line in said if "everybody is waited for" in line] == said
+        assert len(said) == (odd != '["nobody"]')
+    away.unlink()
+    away.mkdir()  # nor can it be written
+    desk.handle(A, words.LEAVE, Note("d" * 64).encode())
+    assert desk._expected == {B}
 
 
 def test_who_leaves_after_its_answer_is_not_waited_for_in_the_next_round():

@@ -9,10 +9,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from g2d.core.types import Array, Say
 from g2d.errors import FederatedError
 from g2d.training.federated.processes import words
+from g2d.training.federated.processes.away import AwayFile
 from g2d.training.federated.processes.words import Note, Reply, decode_note, digest_of_bytes
 from g2d.training.federated.server import Server
 
@@ -29,6 +31,7 @@ class Desk:
     Args:
         clients: who may. settings: digest of what all train by. patience: seconds that a round
             waits for clients who are missing. say: hears a line of what an operator should know.
+        away: where it is kept who is not waited for; None: nowhere.
 
     Attributes:
         tick: is called every now and then while a round is open. grace: seconds that the last f
@@ -41,6 +44,7 @@ class Desk:
         settings: str,
         patience: float,
         say: Say,
+        away: Path | None = None,
     ) -> None:
         self.clients, self.settings = frozenset(clients), settings
         self.patience, self.say = patience, say
@@ -52,7 +56,8 @@ class Desk:
         self._message = b""
         self._opened = self._told = 0.0
         self._enough: float | None = None  # when no more than f were awaited
-        self._present = set(self.clients)
+        self._away = AwayFile(away, say)
+        self._present = set(self.clients - self._away.read())
         self._left: set[str] = set()
         self._heard: set[str] = set()
         self._passed: set[str] = set()
@@ -84,6 +89,7 @@ class Desk:
             self._present = self._heard | self._passed | server.taken.keys()
             closed = server.close(own)
             self._server = None
+            self._note_away()
         name = f"round {closed.number} of {server.asked.stage}"
         if missing:
             there = len(self.clients) - len(missing)
@@ -113,7 +119,7 @@ class Desk:
             return True
         if len(answered) < least(server):
             return False  # whoever is away may come back: nothing is skipped for want of them
-        awaited = (self._present | self._heard) - self._left - spoken
+        awaited = self._expected - spoken
         now, f = time.monotonic(), server.aggregation.f
         if len(awaited) > f:
             self._enough = None
@@ -126,6 +132,14 @@ class Desk:
         if self._enough is None:
             return False
         return now - self._enough >= max(self.grace, _TIMES * (self._enough - self._opened))
+
+    @property
+    def _expected(self) -> set[str]:
+        """Who is there, as far as is known."""
+        return (self._present | self._heard) - self._left
+
+    def _note_away(self) -> None:
+        self._away.write(self.clients - self._expected)
 
     def _tell_waiting(self, server: Server) -> None:
         now = time.monotonic()
@@ -161,6 +175,7 @@ class Desk:
             if topic != words.LEAVE:
                 self._heard.add(sender)
                 self._left.discard(sender)
+            self._note_away()
             return reply
 
     def _take(self, sender: str, data: bytes) -> Reply:
