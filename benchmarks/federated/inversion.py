@@ -6,10 +6,10 @@
 Three kinds of messages of the same records, from the same network: `plain`, the gradient of one
 step over all of them (the positive control: it leaks); `message`, what the product's client
 answers to a first round; `unrolled`, the same message, by an attacker who unrolls the client's
-steps; `private`, the message by DP-SGD (`[privacy] noise`, clip 1, every record in half of the
-steps), by both attackers. They know labels, network, and how many records there are. Beside them
-`class mean`: the mean of the server's own records of that class, which needs no message at all.
-SSIM and PSNR are of each record with the found one that fits it best, labels alike.
+steps; `private`, the message of a client with `[federated] private` (clip 1, every record in
+half of the steps), by both. Attackers know labels, network, and how many records there are. Beside
+them `class mean`: the mean of the server's own records of that class, which needs no message at
+all. SSIM and PSNR are of each record with the found one that fits it best, labels alike.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ from benchmarks.common.results import commit, hold_to, record, save
 from benchmarks.common.tables import TARGETS, markdown
 from g2d.attacks.gradients import Inversion, Local, gradients, invert
 from g2d.core.seeds import seed_of
-from g2d.settings import PrivacySettings, Settings
+from g2d.settings import Settings
 from g2d.tasks.source import by_name, resolve
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
-from g2d.training.federated.client import Client, LocalSgd
+from g2d.training.federated.client import Client
+from g2d.training.federated.ledgers import ClientLedger
 from g2d.training.federated.messages import ANSWER, ROUND, Message, decode, encode
 from g2d.training.federated.networks import Networks
-from g2d.training.loop import Batches
-from g2d.training.recipes import HardenedTraining, Private, PrivatePlan
 
 KINDS = ("plain", "message", "unrolled", "private", "private, unrolled", "class mean")
 PRIVATE = tuple(kind for kind in KINDS if kind.startswith("private"))
@@ -105,20 +104,24 @@ class Bench:
 
     def sent(self, kind: str) -> list[Tensor]:
         """What the client sends, as changes of parameters."""
-        model = self.task.model(self.seed)
-        model.load_state_dict(self.like)
         if kind == "plain":
+            model = self.task.model(self.seed)
+            model.load_state_dict(self.like)
             found = gradients(self.task, model, self.records.x, self.records.y)
             return [-g.detach() for g in found]
-        if kind not in PRIVATE:
-            return self.changes(self._answer())
-        before = self.networks.vector(self.like)
-        self._private(model)
-        return self.changes(self.networks.vector(model.state_dict()) - before)
+        return self.changes(self._answer(kind in PRIVATE))
 
-    def _answer(self) -> np.ndarray:
-        s, form = self.settings.federated, self.networks.form
-        client = Client("client", self.task, self.records, self.settings, self.networks, self.like)
+    def _answer(self, private: bool) -> np.ndarray:
+        """What the product's client answers to a first round; every record is in half of the steps
+        of a private one.
+        """
+        s, form, count = self.settings.federated, self.networks.form, len(self.records)
+        p = replace(self.settings.privacy, records=2 * count, batch=count, clip=1.0, epsilon=1000.0)
+        own = replace(self.settings, privacy=p)
+        client = Client(
+            "client", self.task, self.records, own, self.networks, self.like,
+            ledger=ClientLedger(own) if private else None,
+        )  # fmt: skip
         plan = {
             "steps": s.local_steps, "rate": s.local_rate, "momentum": s.momentum, "repelled": [],
             "batch": self.settings.population.batch,
@@ -127,19 +130,6 @@ class Bench:
         data = client.answer(encode(ask, form))
         assert data is not None, "it has records"
         return decode(data, form, ANSWER).vector
-
-    def _private(self, model: torch.nn.Module) -> None:
-        s, count = self.settings, len(self.records)
-        privacy = PrivacySettings(
-            records=2 * count, batch=count, noise=s.privacy.noise or 1.0, clip=1.0
-        )
-        training = HardenedTraining(
-            self.task, replace(s.harden, checks=0, patience=0, ramp=0.0),
-            Batches(self.task, self.records, count, torch.Generator().manual_seed(self.seed)),
-            s.federated.local_steps, seed=self.seed, begun=True, extra=(LocalSgd(),),
-            private=Private(PrivatePlan(privacy, privacy.noise)),
-        )  # fmt: skip
-        training.run(model, s.federated.local_rate)
 
     def found(self, kind: str, how: Inversion) -> Tensor:
         """What the attacker makes of it (n, ...)."""

@@ -109,6 +109,9 @@ def _base_alone(settings: Settings, attack: str, malicious: int | None) -> None:
     if found.alone is not None:
         own = f"accuracy {_rate(found.alone, n)}: trained on {len(sim.root)} records of its own"
         print_line(f"server alone {own}")
+    if (spent := sim.spent) is not None:
+        delta = settings.privacy.delta
+        print_line(f"private      epsilon {spent:.3f} at delta {delta:g}, of whom it cost most")
     skipped = [closed for closed in found.server.closed if closed.skipped]
     print_line(f"rounds       {len(found.server.closed)}, of which {len(skipped)} were skipped")
     print_line(f"refused      {_refused(found.server.refusals)}")

@@ -30,6 +30,7 @@ from g2d.settings import Settings
 if TYPE_CHECKING:
     from types import FrameType
 
+    from g2d.training.federated.client import Client
     from g2d.training.federated.processes.kits import Kit
 
 _FEW = 32  # records: of one alone gradient inversion found an image again
@@ -108,6 +109,7 @@ def server(
     from g2d.defence.federating import begin_at, federate, folder_of
     from g2d.training.federated.messages import most_bytes
     from g2d.training.federated.networks import Networks
+    from g2d.training.federated.processes.away import AWAY
     from g2d.training.federated.processes.cells import ServerCell
     from g2d.training.federated.processes.desk import Desk
     from g2d.training.federated.processes.remote import Remote
@@ -117,7 +119,8 @@ def server(
     with defence:
         s, form = defence.settings, Networks.of(defence.task).form
         wait = s.federated.patience
-        desk = Desk(own.clients, settings_digest(s, form), wait, say)
+        away = folder_of(defence.vault) / AWAY
+        desk = Desk(own.clients, settings_digest(s, form), wait, say, away)
         where = bind or f"0.0.0.0:{own.address.rpartition(':')[2]}"
         cell = ServerCell(own, where, most_bytes(form), desk.handle)
         desk.tick = cell.tidy
@@ -148,6 +151,13 @@ def client(
         Path | None,
         typer.Option(metavar="FOLDER", help="For its last answer; else in the kit."),
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For what its records' privacy has cost, over all runs; else in the kit.",
+        ),
+    ] = None,
     task_path: TaskPath = None,
     accept_code: Annotated[
         bool, typer.Option("--accept-code", help="Run code that the kit's settings name.")
@@ -160,12 +170,7 @@ def client(
     if not accept_code:
         _check_code(settings, own.settings_file)
     configure_torch()
-    from g2d.core.files import make_folder
-    from g2d.defence.federating import begin_at, check_settings
-    from g2d.tasks.source import by_name, resolve
-    from g2d.training.federated.client import Client
     from g2d.training.federated.messages import most_bytes
-    from g2d.training.federated.networks import Networks
     from g2d.training.federated.processes.cells import ClientCell
     from g2d.training.federated.processes.words import settings_digest
     from g2d.training.federated.processes.work import Worker
@@ -173,28 +178,59 @@ def client(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    found = resolve(by_name(settings.task))
-    check_settings(found, settings)
-    networks, records = Networks.of(found), found.splits.train
-    file = make_folder(state or kit / "state", 0o700) / f"{own.name}.safetensors"
-    like = begin_at(found, settings)
-    made = Client(own.name, found, records, settings, networks, like, file)
-    cell = ClientCell(own, where, most_bytes(networks.form))
-    s = settings.federated
-    seen = min(len(records), s.local_steps * settings.population.batch)
+    made = _make_client(own, settings, state or kit / "state", ledger or kit / "ledger")
+    form = made.networks.form
+    cell = ClientCell(own, where, most_bytes(form))
+    _say_what_is_guaranteed(made)
+    worker = Worker(made, settings_digest(settings, form), cell, stop, say)
+    cell.start()
+    say(f"{own.name} has {len(made.records)} records and asks {where}")
+    try:
+        over = worker.run()
+    finally:
+        cell.stop()
+    if made.ledger is not None:
+        say(f"spent: epsilon {made.ledger.epsilon():.3f} at delta {settings.privacy.delta:g}")
+    print_line("The server has ended: the population is complete." if over else "Stopped.")
+
+
+def _make_client(kit: Kit, settings: Settings, state: Path, ledger: Path) -> Client:
+    """The client of a kit, with the records of its task and what it knows from before."""
+    from g2d.core.files import make_folder
+    from g2d.defence.federating import begin_at, check_settings
+    from g2d.tasks.source import by_name, resolve
+    from g2d.training.federated.client import Client
+    from g2d.training.federated.ledgers import ledger_at
+    from g2d.training.federated.networks import Networks
+
+    task = resolve(by_name(settings.task))
+    check_settings(task, settings)
+    return Client(
+        kit.name, task, task.splits.train, settings, Networks.of(task), begin_at(task, settings),
+        make_folder(state, 0o700) / f"{kit.name}.safetensors", ledger=ledger_at(ledger, settings),
+    )  # fmt: skip
+
+
+def _say_what_is_guaranteed(client: Client) -> None:
+    """Say what answers may tell of records, before the first of them leaves."""
+    from g2d.training.federated.ledgers import told
+    from g2d.training.federated.private import rounds_left
+
+    s = client.settings
+    if client.ledger is not None:
+        for line in told(client.ledger, rounds_left(s, client.answered)):
+            say(line)
+        return
+    say(
+        "no privacy guarantee: answers may tell of single records; [federated] private = true in"
+        " settings.toml of this kit trains by [privacy]"
+    )
+    seen = min(len(client.records), s.federated.local_steps * s.population.batch)
     if 0 < seen < _FEW:
         say(
             f"each answer tells of {seen} records, so few that it may show them: see"
             " docs/federated.md before you go on"
         )
-    worker = Worker(made, settings_digest(settings, networks.form), cell, stop, say)
-    cell.start()
-    say(f"{own.name} has {len(records)} records and asks {where}")
-    try:
-        over = worker.run()
-    finally:
-        cell.stop()
-    print_line("The server has ended: the population is complete." if over else "Stopped.")
 
 
 def _check_code(settings: Settings, file: Path) -> None:

@@ -31,6 +31,7 @@ from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.task import Task
 from g2d.training.federated import FEDERATED
 from g2d.training.federated.aggregation import Aggregation
+from g2d.training.federated.private import check_private
 from g2d.training.federated.server import Server
 from g2d.training.federated.side import ServerSide
 from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
@@ -55,8 +56,12 @@ class FederatedBase:
     server: Server
 
 
-def check_settings(task: Task, settings: Settings) -> None:
+def check_settings(task: Task, settings: Settings, own: bool = True) -> None:
     """Refuse settings that clients cannot train by, before anything is trained.
+
+    Args:
+        own: whether a client trains in this process; how others keep their records private is
+            theirs to check.
 
     Raises:
         SettingsError: a recipe needs what clients have not; the rule does not bear f.
@@ -66,10 +71,13 @@ def check_settings(task: Task, settings: Settings) -> None:
     check(task, s.harden)
     if s.privacy.enabled:
         raise SettingsError(
-            "[privacy] enabled = true charges one trainer's records, and clients keep theirs: "
-            "federated members have no guarantee. With 20 clients, noise for whole clients drowns "
-            "what they learn; train privately in one place, or set it to false"
+            "[privacy] enabled = true keeps one ledger for one trainer's records, and clients keep"
+            " theirs: set it to false, and [federated] private = true, by which each client trains"
+            " its records privately with a ledger of its own. (It covers single records: noise for"
+            " whole clients drowns what 20 of them learn)"
         )
+    if s.federated.private and own:
+        check_private(task, s)
     if s.watermark.key:
         raise SettingsError(
             "[watermark] key: clients would have to be sent the secret triggers. Train without, "
@@ -154,7 +162,7 @@ def federate(
         PopulationError: the base is worse than the server's records alone, or a member stands
             too far below it; what is complete is kept.
     """
-    check_settings(task, settings)
+    check_settings(task, settings, own=clients is None)
     work = _Federation(task, vault, settings, hostile, progress, say, clients)
     work.check_vault()
     work.base()
@@ -352,6 +360,10 @@ class _Federation:
             "late": sum(closed.late for closed in counted),
             "refused": dict(sorted(server.refusals.counts.items())),
         }  # fmt: skip
+        if s.private:
+            notes["private"] = True
+            if (spent := self.sim.spent) is not None:
+                notes |= {"epsilon": round(spent, 4), "delta": self.settings.privacy.delta}
         if alone is not None:
             notes["server_alone"] = round(alone, 6)
         if hostile is not None:

@@ -53,7 +53,16 @@ class FederatedSettings(Checked):
     stragglers: float = within(
         0.0, 1.0, 0.0, "simulation: share that comes one to three rounds later", since="0.2"
     )
+    private: bool = free(
+        False, "clients train by [privacy], record by record, each with a ledger of its own",
+        since="0.2",
+    )  # fmt: skip
     secure: bool = free(False, "secure aggregation; refused, the error says why", since="0.2")
+
+    @property
+    def agreed(self) -> dict[str, Any]:
+        """What server and clients have to have alike; how private it is each decides for itself."""
+        return {name: value for name, value in self.of_training.items() if name != "private"}
 
     @property
     def of_training(self) -> dict[str, Any]:

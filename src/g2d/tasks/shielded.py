@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -164,6 +164,17 @@ class ShieldedSplits(Splits):
         return self._made(train, self.guide, self.gate, self.test, held, self.shield, counts)
 
 
+def one_of_each(people: Split, key: bytes, unit: str = RECORD) -> Split:
+    """Of records that all train the one of each unit that is used; see `Shield`.
+
+    Raises:
+        PrivacyError: the unit is no column of the records.
+    """
+    if unit != RECORD and unit not in people.keys:
+        raise _no_column(unit, people.keys)
+    return _parts(people, Shield("", key, False, unit), ())[0]
+
+
 def _undrawn(people: Splits, shield: Shield) -> tuple[Split, Split]:
     """All records but those of the test split, and the test split; what `Drawn` says, by digests.
 
@@ -229,9 +240,13 @@ def _check_unit(people: Splits, unit: str) -> None:
         return
     have = set.intersection(*(set(p.keys) for p in (people.train, people.guide, people.gate)))
     if unit not in have:
-        known = ", ".join(sorted(have)) or "none"
-        raise PrivacyError(
-            f"[privacy] unit names the key column {unit!r}, and the task has {known}:"
-            f" give split_dataset(keys=...) that column, or set unit to 'record'."
-            f"{nearest(unit, [*have, RECORD])}"
-        )
+        raise _no_column(unit, have)
+
+
+def _no_column(unit: str, have: Iterable[str]) -> PrivacyError:
+    known = ", ".join(sorted(have)) or "none"
+    return PrivacyError(
+        f"[privacy] unit names the key column {unit!r}, and the task has {known}:"
+        f" give split_dataset(keys=...) that column, or set unit to 'record'."
+        f"{nearest(unit, [*have, RECORD])}"
+    )

@@ -21,6 +21,7 @@ from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.federated.checks import Refusals
 from g2d.training.federated.client import Client
+from g2d.training.federated.ledgers import ClientLedger
 from g2d.training.federated.messages import ANSWER, decode
 from g2d.training.federated.networks import Networks
 from g2d.training.federated.server import Server
@@ -74,6 +75,11 @@ class ServerSide(ABC):
             PopulationError: not one round had answers enough.
         """
 
+    @property
+    def spent(self) -> float | None:
+        """The greatest epsilon that a client of this process has spent; None: there is none."""
+        return None
+
     @cached_property
     def networks(self) -> Networks:
         """How networks are sent."""
@@ -88,12 +94,15 @@ class ServerSide(ABC):
 
     def make_client(self, identity: str, records: Split) -> Client:
         """A client of this process, and where it keeps its last answer."""
-        file = None
+        file = place = ledger = None
         if self.folder is not None:
             file = make_folder(self.folder / "clients", 0o700) / f"{identity}.safetensors"
+            place = self.folder / "ledgers" / identity
+        if self.settings.federated.private and identity != ROOT:  # of clients' records alone
+            ledger = ClientLedger(self.settings, place)
         return Client(
             identity, self.task, records, self.settings, self.networks, self.like, file,
-            held=False,
+            held=False, ledger=ledger,
         )  # fmt: skip
 
     def open_stage(

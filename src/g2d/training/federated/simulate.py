@@ -7,7 +7,7 @@ processes does, calls the same `Server` and `Client`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from g2d.attacks.byzantine import Byzantine, Seen, replaced
 from g2d.core.seeds import seed_of
 from g2d.core.types import Array, Progress, silent
-from g2d.errors import PopulationError, SettingsError
+from g2d.errors import PopulationError, PrivacyError, SettingsError
 from g2d.settings import Settings
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -51,6 +51,7 @@ class Simulation(ServerSide):
     hostile: Hostile | None = None
 
     simulated = True
+    _stopped: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         count, most = self.hostile.count if self.hostile else 0, self.settings.federated.clients
@@ -69,6 +70,12 @@ class Simulation(ServerSide):
         count = self.hostile.count if self.hostile else 0
         return self.identities[len(self.identities) - count :]
 
+    @property
+    def spent(self) -> float | None:
+        """See `ServerSide`."""
+        ledgers = [client.ledger for client in self.clients.values() if client.ledger is not None]
+        return max((ledger.epsilon() for ledger in ledgers), default=None)
+
     @cached_property
     def clients(self) -> dict[str, Client]:
         """Every client with its records; the malicious with what they make of theirs."""
@@ -77,7 +84,7 @@ class Simulation(ServerSide):
         parts = shares(train.y.numpy(), s.clients, s.alpha, seed)
         found = {}
         for identity, part in zip(self.identities, parts, strict=True):
-            records = Split(train.x[part], train.y[part])
+            records = train.take(torch.from_numpy(part))
             poison = self.hostile.attack.poison if self.hostile else None
             if identity in self._malicious and poison is not None and len(records):
                 source = torch.Generator().manual_seed(seed_of(seed, "poison", identity))
@@ -146,11 +153,17 @@ class Simulation(ServerSide):
         return crafted and identity in self._malicious
 
     def _answer(self, client: Client, message: bytes) -> bytes | None:
-        """What a client answers; None where its own training diverges, which it says."""
+        """What a client answers; None where its own training diverges, or where its ledger does not
+        cover the round, which it says."""
         try:
             return client.answer(message)
         except PopulationError as error:
             self.say(f"{client.identity} does not answer: {error}")
+            return None
+        except PrivacyError as error:  # a process of its own would end here
+            if client.identity not in self._stopped:
+                self.say(f"{client.identity} stops: {error}")
+            self._stopped.add(client.identity)
             return None
 
     def _hostile_answers(

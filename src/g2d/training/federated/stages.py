@@ -111,7 +111,7 @@ def check_agreed(asked: Message, base: str, before: Message | None, settings: Se
 
 
 def _check_order(asked: Message, base: str, before: Message) -> None:
-    now, then = _place(asked), _place(before)
+    now, then = place_of(asked.stage, asked.number), place_of(before.stage, before.number)
     if now > then or (now == then and base == before.base):
         return
     again = "of another network" if now == then else f"after round {before.number} of"
@@ -123,9 +123,10 @@ def _check_order(asked: Message, base: str, before: Message) -> None:
     )
 
 
-def _place(message: Message) -> tuple[int, int, int]:
-    kind, index = _parts(message.stage)
-    return KINDS.index(kind) if kind in KINDS else len(KINDS), index, message.number
+def place_of(stage: str, number: int) -> tuple[int, int, int]:
+    """Where a round stands in a run: kind of its stage, index of the stage, number."""
+    kind, index = _parts(stage)
+    return KINDS.index(kind) if kind in KINDS else len(KINDS), index, number
 
 
 def _parts(stage: str) -> tuple[str, int]:

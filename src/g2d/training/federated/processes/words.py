@@ -122,7 +122,7 @@ def settings_digest(settings: Settings, form: Form) -> str:
     whole = {
         "population": {k: v for k, v in stored(s.population).items() if k not in _OWN},
         "harden": {k: v for k, v in stored(s.harden).items() if k not in _OWN},
-        "federated": s.federated.of_training,
+        "federated": s.federated.agreed,
         "form": [[name, list(shape)] for name, shape in form.shapes.items()],
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

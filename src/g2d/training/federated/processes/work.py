@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Protocol
 
 from g2d.core.types import Say
-from g2d.errors import FederatedError, PopulationError
+from g2d.errors import FederatedError, PopulationError, PrivacyError
 from g2d.training.federated.client import Client
-from g2d.training.federated.messages import MEMBER, ROUND, decode
+from g2d.training.federated.messages import MEMBER, ROUND, Message, decode
 from g2d.training.federated.processes import words
 from g2d.training.federated.processes.cells import Unreachable
 from g2d.training.federated.processes.words import Note, Reply, digest_of_bytes
@@ -46,6 +46,7 @@ class Worker:
 
         Raises:
             FederatedError: the server refuses this client, or sends what it should not.
+            PrivacyError: its ledger covers no further round; the server was told to go on.
         """
         pause = _SHORT
         while not self.stop.is_set():
@@ -58,9 +59,13 @@ class Worker:
             if reply.kind == words.END:
                 return True
             self._do(reply)
+        self._leave()
+        return False
+
+    def _leave(self) -> None:
+        """Say that nobody has to wait for this client, if anybody hears it."""
         with suppress(Unreachable):
             self.line.ask(words.LEAVE, Note(self.settings).encode())
-        return False
 
     def _do(self, reply: Reply) -> None:
         if reply.kind == words.REFUSED:
@@ -87,12 +92,19 @@ class Worker:
             answer = self.client.answer(data)
         except PopulationError as error:
             answer, why = None, str(error)
+        except PrivacyError:
+            self._pass(asked, "its privacy ledger covers no further round, and it leaves")
+            self._leave()
+            raise
         if answer is None:
             self.say(f"round {asked.number} of {asked.stage} is not answered: {why}")
-            note = Note(self.settings, {}, asked.stage, asked.number, why)
-            self._deliver(words.PASS, note.encode())
+            self._pass(asked, why)
             return
         self._deliver(words.ANSWER, answer, f"the answer to round {asked.number} of {asked.stage}")
+
+    def _pass(self, asked: Message, why: str) -> None:
+        note = Note(self.settings, {}, asked.stage, asked.number, why)
+        self._deliver(words.PASS, note.encode())
 
     def _deliver(self, topic: str, data: bytes, what: str = "") -> None:
         """Send what was made until the server has it, or refuses it."""
