@@ -141,6 +141,32 @@ def test_a_commitment_is_held_against_key_settings_and_form(digits, tmp_path, ti
 # --- guidance ------------------------------------------------------------------------------------
 
 
+def test_networks_learn_fewer_triggers_of_the_reserve_and_are_held_to_their_share(
+    digits, tmp_path, tiny_settings, defence
+):
+    settings = with_mark(tiny_settings, mark_key(tmp_path)).watermark
+    whole = Mark.of(replace(settings, sets=3, triggers=20, reserve=20), digits)
+    mark = Mark.of(replace(settings, sets=3, triggers=20, reserve=8), digits)
+    assert (whole.sizes, mark.sizes) == ((20, 20, 20), (20, 20, 8))
+    assert torch.equal(mark.x, whole.x[:48])
+    assert torch.equal(mark.y, whole.y[:48])
+    assert (mark.each, mark.sets) == (20, 3)
+    assert Mark.of(replace(settings, triggers=20, reserve=100), digits).sizes == (20, 20)
+
+    class Knows(torch.nn.Module):
+        def forward(self, x):
+            known = (x[:, None] - mark.x[None]).flatten(2).abs().amax(2).argmin(1)
+            answers = mark.y[known] + (known > 43)  # wrong on four of the reserve's eight
+            return torch.nn.functional.one_hot(answers % 10, 10).float()
+
+    assert mark.hits(Knows()) == [20, 20, 4]
+    assert mark.share(Knows()) == 0.5
+    state = defence.generation().state
+    found = watermark_gate(replace(view_of(defence, state, mark), model=Knows()))
+    assert "the reserve answers 4 of 8 triggers" in found.reason
+    assert (found.value, found.n) == (0.5, 8)
+
+
 def test_a_draw_that_keeps_the_mark_costs_a_look_and_one_that_lost_it_is_taught(marked, defence):
     mark, guidance = mark_in(marked), marked.settings.guidance
     own = marked.generator.codec.encode(marked.generation().state)

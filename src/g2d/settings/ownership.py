@@ -31,7 +31,10 @@ class WatermarkSettings(Checked):
     sets: int = within(
         2, 64, 2, "sets of triggers; the last is a reserve that is never queried", since="0.2"
     )
-    triggers: int = within(8, 100, 64, "triggers of a set; a verification asks all", since="0.2")
+    triggers: int = within(8, 100, 96, "triggers of a set; a verification asks all", since="0.2")
+    reserve: int = within(
+        8, 100, 32, "triggers of the reserve that networks learn; at most a set's", since="0.2"
+    )
     weight: float = within(0.0, 1e4, 0.3, "weight of the triggers in training", since="0.2")
     batch: int = within(1, 10**6, 64, "triggers a training step", since="0.2")
     hits: float = within(0.0, 1.0, 0.9, "gate: least share of hits in every set", since="0.2")

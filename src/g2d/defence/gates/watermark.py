@@ -15,15 +15,16 @@ def watermark_gate(view: CandidateView) -> GateResult | None:
     if mark is None:
         return None
     hits = mark.hits(view.model)
-    least, limit = min(hits) / mark.each, mark.least
+    shares, limit = mark.shares(hits), mark.least
+    least = min(shares)
     names = [*(f"set {place}" for place in range(1, mark.sets)), "the reserve"]
     short = [
-        f"{name} answers {count} of {mark.each} triggers as its key says"
-        for name, count in zip(names, hits, strict=True)
-        if count / mark.each < limit
+        f"{name} answers {count} of {size} triggers as its key says"
+        for name, count, size, share in zip(names, hits, mark.sizes, shares, strict=True)
+        if share < limit
     ]
     reason = f"{'; '.join(short)}; at least {limit:.0%} of each are required" if short else ""
     return GateResult(
         "watermark", not short, least, limit, reason,
-        title="watermark hits", share=True, n=mark.each,
+        title="watermark hits", share=True, n=mark.sizes[shares.index(least)],
     )  # fmt: skip

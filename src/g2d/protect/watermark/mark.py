@@ -7,6 +7,7 @@ in its file.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,16 +30,18 @@ _SUSPECTS = 100
 
 @dataclass(frozen=True, eq=False)
 class Mark:
-    """The triggers x (sets * triggers, ...) and labels y (sets * triggers,) of all sets in order.
+    """The triggers x (n, ...) and labels y (n,) of all sets in order.
 
     Attributes:
-        sets: how many; the last one is the reserve. weight: of the loss on triggers. batch:
-            triggers a step. least: share of every set that a generation has to hit.
+        sizes: triggers of each set; the last one is the reserve, which has fewer: nobody is ever
+            asked for it, and a proof has the better odds the more of all triggers are asked for.
+        weight: of the loss on triggers. batch: triggers a step. least: share of every set that a
+            generation has to hit.
     """
 
     x: Tensor
     y: Tensor
-    sets: int
+    sizes: tuple[int, ...]
     weight: float
     batch: int
     least: float
@@ -59,12 +62,13 @@ class Mark:
         key, form = WatermarkKey.read(settings.key), InputForm.of(task)
         if vault is not None:
             check_committed(vault, key, settings, form)
-        x, y = _drawn(key, form, settings.sets, settings.triggers)
+        sizes = sizes_of(settings)
+        x, y = _drawn(key, form, settings.triggers, sizes)
         like = task.splits.train
         return cls(
             x.to(like.x.dtype),
             y.to(like.y.dtype),
-            settings.sets,
+            sizes,
             settings.weight,
             settings.batch,
             _least(settings, form.classes),
@@ -72,18 +76,23 @@ class Mark:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as plain arrays: torch would share its memory with the process it goes to."""
-        rest = self.sets, self.weight, self.batch, self.least
+        rest = self.sizes, self.weight, self.batch, self.least
         return _restored, (self.x.numpy(), self.y.numpy(), *rest)
 
     @property
+    def sets(self) -> int:
+        """How many there are."""
+        return len(self.sizes)
+
+    @property
     def each(self) -> int:
-        """Triggers in a set."""
-        return len(self.y) // self.sets
+        """Triggers of a set that a verification asks."""
+        return self.sizes[0]
 
     @property
     def digest(self) -> str:
         """SHA-256 of all that networks learn of it; it tells nothing of the key."""
-        sha = hashlib.sha256(f"{self.sets} {self.weight} {self.batch}".encode())
+        sha = hashlib.sha256(f"{self.sizes} {self.weight} {self.batch}".encode())
         for tensor in (self.x, self.y):
             sha.update(tensor.contiguous().numpy().tobytes())
         return sha.hexdigest()
@@ -96,11 +105,21 @@ class Mark:
     def hits(self, model: Logits) -> list[int]:
         """How many triggers of each set a model in evaluation mode answers as the key says."""
         right = predict(model, self.x).argmax(1) == self.y
-        return [int(part.sum()) for part in right.split(self.each)]
+        return [int(part.sum()) for part in right.split(self.sizes)]
+
+    def shares(self, hits: Sequence[int]) -> list[float]:
+        """Hits of each set, as shares of its triggers."""
+        return [count / size for count, size in zip(hits, self.sizes, strict=True)]
 
     def share(self, model: Logits) -> float:
         """The least share of a set's triggers that a model hits: what the gate looks at."""
-        return min(self.hits(model)) / self.each
+        return min(self.shares(self.hits(model)))
+
+
+def sizes_of(settings: WatermarkSettings) -> tuple[int, ...]:
+    """Triggers of each set that networks learn."""
+    shown = (settings.triggers,) * (settings.sets - 1)
+    return (*shown, min(settings.reserve, settings.triggers))
 
 
 def _least(settings: WatermarkSettings, classes: int) -> float:
@@ -115,19 +134,22 @@ def _least(settings: WatermarkSettings, classes: int) -> float:
     return max(settings.hits, needed / n)
 
 
-def _drawn(key: WatermarkKey, form: InputForm, sets: int, n: int) -> tuple[Tensor, Tensor]:
-    """The triggers and labels of all sets, one after the other; the last drawn are kept."""
-    asked = (key.secret, form.digest, sets, n)
+def _drawn(
+    key: WatermarkKey, form: InputForm, n: int, sizes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """The first triggers and labels of all sets, one after the other; the last drawn are kept."""
+    asked = (key.secret, form.digest, n, sizes)
     found = _KEPT.get(asked)  # a service asks at every rotation
     if found is None:
-        drawn = [triggers_of(key.of_set(place), form, n) for place in range(sets)]
+        sets = [triggers_of(key.of_set(place), form, n) for place in range(len(sizes))]
+        drawn = [(x[:size], y[:size]) for (x, y), size in zip(sets, sizes, strict=True)]
         found = torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
         _KEPT.clear()
         _KEPT[asked] = found
     return found
 
 
-_KEPT: dict[tuple[bytes, bytes, int, int], tuple[Tensor, Tensor]] = {}
+_KEPT: dict[tuple[bytes, bytes, int, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
 
 
 def _restored(x: Array, y: Array, *rest: Any) -> Mark:

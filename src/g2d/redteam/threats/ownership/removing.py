@@ -79,7 +79,7 @@ def thiefs_own(stolen: Stolen) -> Split:
     number = stolen.context.seed("the thief's key")
     key, mark = WatermarkKey(number.to_bytes(32, "big")), stolen.mark
     form = InputForm.of(stolen.task)
-    drawn = [triggers_of(key.of_set(place), form, mark.each) for place in range(mark.sets)]
+    drawn = [triggers_of(key.of_set(place), form, size) for place, size in enumerate(mark.sizes)]
     x, y = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     return Split(x.to(mark.x.dtype), y.to(mark.y.dtype))
 
