@@ -162,3 +162,26 @@ def test_a_busy_server_decides_neither_for_how_long_nor_that_the_client_fails(
     client._wait = pauses.append
     assert client.infer(INPUTS[:1]).number == 7
     assert pauses == pytest.approx([slept])
+
+
+def test_an_upload_waits_for_a_place_and_not_for_a_full_disk(server, client, monkeypatch):
+    pauses, sound, refused = [], server.ask, []
+
+    def busy(method, url, body=None, *rest, **more):
+        if not refused:
+            return sound(method, url, body, *rest, **more)
+        next(iter(body))
+        return refused.pop()
+
+    monkeypatch.setattr(encrypted, "ask", busy)
+    client._wait = pauses.append
+    refused[:] = [Reply(429, {"retry-after": "3"}, b""), Reply(503, {"retry-after": "5"}, b"")]
+    assert client.upload() > 0
+    assert pauses == [5.0, 3.0]
+    refused[:] = [Reply(503, {}, b"the keys cannot be kept here")]
+    with pytest.raises(ExchangeError, match="cannot be kept"):
+        client.upload()
+    refused[:] = [Reply(503, {"retry-after": "5"}, b"others wait")] * 9
+    with pytest.raises(ExchangeError, match="others wait"):
+        client.upload()
+    assert len(refused) == 4

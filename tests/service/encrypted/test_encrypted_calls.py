@@ -147,7 +147,8 @@ def test_a_full_disk_is_said_and_a_failing_thread_goes_on(service, monkeypatch):
         keys = await uploaded(client)
         with monkeypatch.context() as patched:
             patched.setattr(evaluators, "spool", evaluators.spool / "gone")
-            patched.setattr(harness.service.encrypted._keyring, "_folder", evaluators.spool / "no")
+            places = harness.service.encrypted._keyring._uploads
+            patched.setattr(places, "_folder", evaluators.spool / "no")
             refused = await client.post(KEYS, content=GOOD)
         assert refused.status_code == 503
         assert "cannot be kept" in refused.json()["error"]

@@ -16,6 +16,7 @@ from g2d.service.encrypted import arriving
 from g2d.service.encrypted.evaluators import BusyError
 from g2d.service.encrypted.keyring import KeyRing
 from g2d.service.encrypted.spool import Spool, remove_stale
+from g2d.service.encrypted.uploads import Upload
 from g2d.service.http.protocol import RequestError
 from stand_ins import run, wait_for
 
@@ -66,8 +67,10 @@ def test_whoever_keeps_the_pace_has_all_the_time_and_no_more(tmp_path, monkeypat
             part = left.pop()
             return {"type": "http.request", "body": part, "more_body": bool(left)}
 
-        file = tmp_path / f"{pause}"
-        return await arriving.save(receive, file, 100, most)
+        upload = Upload("", tmp_path / f"{pause}", "", 0.0)
+        await arriving.save(receive, upload, 100, most)
+        assert upload.file.stat().st_size == upload.size
+        return upload.size
 
     assert asyncio.run(sent(9.0)) == 100
     for pause in (11.5, 40.0):
@@ -95,8 +98,8 @@ def test_what_loopback_is_exempt_from_and_what_not(tmp_path, monkeypatch):
     for caller, kept in ((LOCAL, 3), (REMOTE, 2), (NAMED, 2)):
         made = []
         for _ in range(4):
-            with ring.upload(caller) as (own, file):
-                made.append(ring.keep(own, file, 4, caller).id)
+            with ring.upload(caller) as upload:
+                made.append(ring.keep(upload.id, upload.file, 4, caller).id)
         assert len(set(made) & set(ring._keys)) == kept
     _, evaluators = echoing(monkeypatch)  # four wait, two of one client
 
@@ -152,8 +155,8 @@ def test_keys_outlive_evaluators_that_die_and_not_the_third_that_dies_of_them(mo
 def test_failures_of_long_ago_are_no_reason_to_forget_keys(tmp_path):
     now = [0.0]
     ring = KeyRing(tmp_path, 3, 1e6, clock=lambda: now[0])
-    with ring.upload(REMOTE) as (own, file):
-        ring.keep(own, file, 4, REMOTE)
+    with ring.upload(REMOTE) as upload:
+        own = ring.keep(upload.id, upload.file, 4, REMOTE).id
     for hours in (0, 0, 2, 2, 4):
         now[0] = 3600.0 * hours
         assert ring.failed(own)
@@ -189,14 +192,14 @@ def test_an_upload_is_read_again_by_the_evaluator_after_one_that_died(monkeypatc
 def test_what_is_not_kept_is_forgotten_by_evaluators_too_once_its_file_is_gone(tmp_path):
     told = []
     ring = KeyRing(tmp_path, 3, 100.0, lambda own: told.append((own, (tmp_path / own).exists())))
-    with ring.upload(LOCAL) as (own, file):
-        file.write_bytes(b"keys")
-    assert told == [(own, False)]
-    with ring.upload(LOCAL) as (own, file):
-        file.write_bytes(b"keys")
-        ring.keep(own, file, 4, LOCAL)
-    ring.drop(own, LOCAL)
-    assert told[1:] == [(own, False)]  # in this order: who still parses it finds no file
+    with ring.upload(LOCAL) as upload:
+        upload.file.write_bytes(b"keys")
+    assert told == [(upload.id, False)]
+    with ring.upload(LOCAL) as upload:
+        upload.file.write_bytes(b"keys")
+        ring.keep(upload.id, upload.file, 4, LOCAL)
+    ring.drop(upload.id, LOCAL)
+    assert told[1:] == [(upload.id, False)]  # in this order: who still parses it finds no file
 
 
 def test_folders_of_keys_are_private_locked_and_removed_once_they_are_nobodys(

@@ -9,7 +9,7 @@ from g2d.service.encrypted.evaluators import BusyError, GoneError
 from g2d.service.encrypted.keyring import KeyRing
 
 A = Caller("", frozenset(), "", "10.0.0.1")
-B = Caller("", frozenset(), "", "10.0.0.2")
+B = Caller("", frozenset(), "", "10.0.1.2")
 NAMED = Caller("jwt:a", frozenset(), "jwt", "10.0.0.1")
 OTHER = Caller("jwt:b", frozenset(), "jwt", "10.0.0.1")
 LOCAL = Caller("", frozenset(), "", "127.0.0.1")
@@ -31,17 +31,17 @@ def ring(tmp_path):
 
 
 def keep(ring, caller):
-    with ring.upload(caller) as (own, file):
-        file.write_bytes(b"keys")
-        return ring.keep(own, file, 4, caller)
+    with ring.upload(caller) as upload:
+        upload.file.write_bytes(b"keys")
+        return ring.keep(upload.id, upload.file, 4, caller)
 
 
 def test_what_is_not_kept_is_deleted_and_what_is_stays(ring, tmp_path):
-    with ring.upload(A) as (_, file):
-        file.write_bytes(b"half")
+    with ring.upload(A) as upload:
+        upload.file.write_bytes(b"half")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileExistsError), ring.upload(A) as (_, file):
-        file.mkdir(file.write_bytes(b"half"))
+    with pytest.raises(FileExistsError), ring.upload(A) as upload:
+        upload.file.mkdir(upload.file.write_bytes(b"half"))
     assert list(tmp_path.iterdir()) == []
     kept = keep(ring, A)
     assert list(tmp_path.iterdir()) == [kept.file]

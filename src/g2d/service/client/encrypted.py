@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _UPLOAD, _ANSWER = 1800.0, 300.0  # seconds
 _PART = 1 << 20  # bytes of an upload at once
+_BUSY = 429, 503
 _TRIES, _LONGEST = 5, 30.0  # of a service that is busy; seconds between them
 _HELD = 1 << 26  # bytes of answers in memory; more wait in an unnamed file to be decrypted
 _PICTURES = 3  # sides of a picture, whose values lie in 0 to 1
@@ -123,6 +124,8 @@ class EncryptedClient:
     def upload(self, progress: Progress = silent) -> int:
         """Upload what the service needs for these keys, as often as it has forgotten it.
 
+        Where it says when to come again, having too many uploads, this comes again.
+
         Returns:
             How many bytes were sent.
 
@@ -134,10 +137,15 @@ class EncryptedClient:
         assert self._secret is not None
         blob = self._secret.upload()
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(blob))}
-        reply = ask(
-            "POST", f"{self.url}/encrypted/keys", _parts(blob, progress), headers,
-            known=self._known, timeout=_UPLOAD,
-        )  # fmt: skip
+        for left in reversed(range(_TRIES)):
+            reply = ask(
+                "POST", f"{self.url}/encrypted/keys", _parts(blob, progress), headers,
+                known=self._known, timeout=_UPLOAD,
+            )  # fmt: skip
+            busy = reply.status in _BUSY and "retry-after" in reply.headers  # not a full disk
+            if not busy or not left:
+                break
+            self._wait(_pause(reply))
         if reply.status != 201:
             self._refuse(f"took no keys: it answered {reply.said}")
         try:
@@ -238,7 +246,7 @@ class EncryptedClient:
         body, headers = write_query(Query(query, keys, self.plan.digest))
         for left in reversed(range(_TRIES)):
             reply = self._ask("POST", "infer", body, headers)
-            if reply.status not in (429, 503) or not left:
+            if reply.status not in _BUSY or not left:
                 break
             self._wait(_pause(reply))
         if reply.status == 404:

@@ -42,8 +42,9 @@ class Answering:
         self.only, self._live, self._evaluators = offer.only, live, evaluators
         evaluators.count = rotation.count
         keyring = KeyRing(
-            evaluators.spool, options.encrypted_keys, options.encrypted_idle, evaluators.forget
-        )
+            evaluators.spool, options.encrypted_keys, options.encrypted_idle, evaluators.forget,
+            patience=options.encrypted_timeout / 4,
+        )  # fmt: skip
         metrics.count_encrypted(lambda: evaluators.waiting, lambda: len(keyring))
         self._keyring = keyring
         self._calls = EncryptedCalls(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from pathlib import Path
 from typing import IO
 
+from g2d.service.access.quotas import retry_after
+from g2d.service.encrypted.uploads import AGAIN, Upload
 from g2d.service.http.protocol import RequestError
 from g2d.service.http.reading import next_part, too_large
 from g2d.service.http.types import Receive
@@ -17,8 +18,8 @@ holds a place of others."""
 _WRITTEN = 1 << 20  # bytes of keys that are written at once, beside the loop
 
 
-async def save(receive: Receive, file: Path, size: int, seconds: float) -> int:
-    """Write a body to a new file; return how many bytes there were.
+async def save(receive: Receive, upload: Upload, size: int, seconds: float) -> None:
+    """Write a body to an upload's file, which is new; afterwards the upload is whole.
 
     Whoever sends is held to the pace that makes `size` bytes whole in time, ten seconds behind it
     at most (a quarter of all, where that is less). Only the time counts that he lets us wait.
@@ -27,40 +28,40 @@ async def save(receive: Receive, file: Path, size: int, seconds: float) -> int:
         size: bytes that keys have, and the most that are read. seconds: until all must be there.
 
     Raises:
-        RequestError: 408, it is late, or too slow; 413, larger; 503, the disk takes no more.
+        RequestError: 408, it is late, or too slow; 413, larger; 503, it gave way to another, or the
+            disk takes no more.
     """
-    coming = _Coming(receive, size, seconds)
+    coming = _Coming(receive, upload, size, seconds)
     target: IO[bytes] | None = None
     try:
-        async with asyncio.timeout(seconds):
-            target = await asyncio.to_thread(file.open, "xb")
-            while not coming.whole:
+        async with asyncio.timeout(seconds) as upload.limit:
+            target = await asyncio.to_thread(upload.file.open, "xb")
+            while not upload.whole:
                 waiting = bytearray()
-                while len(waiting) < _WRITTEN and not coming.whole:
+                while len(waiting) < _WRITTEN and not upload.whole:
                     waiting += await coming.part()
                 await asyncio.to_thread(target.write, bytes(waiting))
     except TimeoutError:
+        if upload.over:
+            when = retry_after(AGAIN)
+            text = f"others wait, and these keys come slowly; send again in {when[1].decode()} s"
+            raise RequestError(503, text, when) from None
         raise RequestError(408, f"the keys did not arrive within {seconds:g} s") from None
     except OSError as error:
         text = f"the keys cannot be kept here ({error.strerror}); try again later"
         raise RequestError(503, text) from None
     finally:
+        upload.limit = None
         if target is not None:
             await asyncio.to_thread(_close, target)
-    return coming.size
 
 
 class _Coming:
-    """A body that comes; see `save`.
+    """A body that comes; see `save`. What has come is noted in its upload."""
 
-    Attributes:
-        size: bytes that have come. whole: they are all.
-    """
-
-    def __init__(self, receive: Receive, most: int, seconds: float) -> None:
-        self._receive, self._most, self._seconds = receive, most, seconds
+    def __init__(self, receive: Receive, upload: Upload, most: int, seconds: float) -> None:
+        self._receive, self._upload, self._most, self._seconds = receive, upload, most, seconds
         self._grace, self._waited = min(_GRACE, seconds / 4), 0.0
-        self.size, self.whole = 0, False
 
     async def part(self) -> bytes:
         """What comes next."""
@@ -68,8 +69,8 @@ class _Coming:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            async with asyncio.timeout(self._grace + pace * self.size - self._waited):
-                part, self.whole = await next_part(self._receive)
+            async with asyncio.timeout(self._grace + pace * self._upload.size - self._waited):
+                part, whole = await next_part(self._receive)
         except TimeoutError:
             least = self._most / 1e6 / self._seconds
             raise RequestError(
@@ -78,9 +79,10 @@ class _Coming:
                 f" {self._seconds:g} s",
             ) from None
         self._waited += loop.time() - began
-        self.size += len(part)
-        if self.size > self._most:
+        self._upload.size += len(part)
+        if self._upload.size > self._most:
             raise too_large(self._most)
+        self._upload.whole = whole
         return part
 
 

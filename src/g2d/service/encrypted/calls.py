@@ -123,12 +123,12 @@ class EncryptedCalls:
         """Take a client's keys: onto the disk as they come, then read once by an evaluator."""
         most = self._offer.upload_bytes
         check_head(told, most)
-        with self._keyring.upload(caller) as (own, file):
-            size = await save(receive, file, most, self._seconds)
-            await self._read(own, file)
-            keys = self._keyring.keep(own, file, size, caller)
-        self._tell(KeysTaken(caller.client, size, **caller.facts()))
-        about = {"keys": keys.id, "bytes": size, "idle_seconds": self._keyring.idle,
+        with self._keyring.upload(caller) as upload:
+            await save(receive, upload, most, self._seconds)
+            await self._read(upload.id, upload.file)
+            keys = self._keyring.keep(upload.id, upload.file, upload.size, caller)
+        self._tell(KeysTaken(caller.client, keys.size, **caller.facts()))
+        about = {"keys": keys.id, "bytes": keys.size, "idle_seconds": self._keyring.idle,
                  "plan": self._offer.digest}  # fmt: skip
         return _json(201, orjson.dumps(about))
 

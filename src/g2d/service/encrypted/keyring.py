@@ -6,7 +6,6 @@ What they are is in `protect.homomorphic`; nothing of them is secret, and they d
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,18 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from g2d.service.access.identity import Caller
-from g2d.service.encrypted.evaluators import BusyError, GoneError
+from g2d.service.encrypted.evaluators import GoneError
+from g2d.service.encrypted.uploads import Upload, Uploads
 from g2d.service.http.limits import is_loopback
 
 _OWN = 2
 """Keys of one client: those in use, and those that take their place."""
-_UPLOADS = 4
-"""Uploads under way at once, one of each client: each holds a file of its largest size at most."""
-_LOCAL = _UPLOADS - 1
-"""Of these from loopback, where one client may stand for many: not all of them."""
 _FAILURES, _WHILE = 3, 3600.0
 """Evaluations under one client's keys that may fail within so many seconds: then it is the keys."""
-_AGAIN = 5.0  # seconds until an upload may be tried again
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,8 @@ class KeyRing:
     Args:
         folder: where files lie. most: keys of all clients; those give way that were not used for
             longest, a client's own first where he has two. idle: seconds until unused ones go.
-            forget: called with the id of keys that go.
+            forget: called with the id of keys that go. patience: seconds that an upload has its
+            place, whoever waits for it; see `uploads`.
     """
 
     def __init__(
@@ -62,37 +58,30 @@ class KeyRing:
         idle: float,
         forget: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        patience: float = 30.0,
     ) -> None:
-        self._folder, self._most, self.idle = folder, most, idle
+        self._most, self.idle = most, idle
         self._forget, self._clock = forget, clock
         self._keys: dict[str, Keys] = {}  # least recently used first
-        self._uploads: set[tuple[str, str]] = set()
+        self._uploads = Uploads(folder, patience, clock)
 
     def __len__(self) -> int:
         return len(self._keys)
 
     @contextmanager
-    def upload(self, caller: Caller) -> Iterator[tuple[str, Path]]:
-        """Make room for an upload; give an id, and the file to fill. What is not kept is deleted.
+    def upload(self, caller: Caller) -> Iterator[Upload]:
+        """Make room for an upload, whose file is to be filled. What is not kept is deleted.
 
         Raises:
-            BusyError: he is uploading already, or too many are.
+            BusyError: he is uploading already, or too many are, and none of them gives way.
         """
-        client, own = caller.client, secrets.token_hex(16)
-        local = is_loopback(client)
-        same = [c for c, _ in self._uploads if (is_loopback(c) if local else c == client)]
-        if len(same) >= (_LOCAL if local else 1):
-            raise BusyError(True, _AGAIN)
-        if len(self._uploads) >= _UPLOADS:
-            raise BusyError(False, _AGAIN)
-        self._uploads.add((client, own))
-        file = self._folder / own
+        made = self._uploads.open(caller.client)
         try:
-            yield own, file
+            yield made
         finally:
-            self._uploads.discard((client, own))
-            if own not in self._keys:
-                self._delete(own, file)
+            self._uploads.close(made)
+            if made.id not in self._keys:
+                self._delete(made.id, made.file)
 
     def keep(self, own: str, file: Path, size: int, caller: Caller) -> Keys:
         """Know keys from now on that were uploaded whole and found right."""
