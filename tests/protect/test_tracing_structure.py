@@ -8,6 +8,7 @@ from g2d.protect.trace import Frame, Named, compare, judge
 from g2d.protect.trace.frame import MOST
 from g2d.protect.trace.judgement import GENERATION, Group
 from g2d.protect.trace.structure import Basis
+from g2d.weights.symmetry import Coupling, balance, rescale
 from small_models import source
 
 MATRICES = ((30, 40), (30, 1), (10, 30), None)
@@ -115,6 +116,42 @@ def test_a_copy_as_it_is_and_a_pruned_one_are_named_too(trained, known):
     for suspect in (pruned, known[3], 0.5 * known[3] + 0.5 * known[9]):
         found = compare(known, suspect, TENSOR_OF, None, MATRICES)
         assert 3 in judge([Group(NAMES, found)]).generations
+
+
+def test_scales_of_hidden_units_accuse_nobody_and_hide_nobody(trained):
+    sizes = {"into": (12, 9), "bias": (12,), "out": (5, 12), "last": (5,)}
+    layer = Coupling(12, ("into", "bias"), ("into", "bias"), "out")
+
+    def state():
+        return {name: trained.normal(*shape) for name, shape in sizes.items()}
+
+    base = state()
+    networks = [{n: base[n] + 0.1 * own[n] for n in base} for own in (state() for _ in range(20))]
+    frame = Frame(balance(base, (layer,)), (layer,), tuple(base))
+    known = frame.own(networks)
+    step = 1e-3
+    for unit in (0, 7):
+        by = torch.ones(12)
+        by[unit] += step
+        moved = rescale(frame.reference, (layer,), (by,))
+        flat = torch.cat([(moved[n] - frame.reference[n]).flatten() for n in frame.names]) / step
+        assert torch.allclose(flat, frame.scales.directions()[unit], atol=5e-3)
+    scales, by = frame.scales, 0.2 * trained.normal(12).double().numpy()
+    suspect = scales.undone(known[4], -by) + 1e-3 * trained.normal(185)
+    assert torch.allclose(scales.undone(scales.undone(known[4], -by), by), known[4], atol=1e-5)
+    aware, blind = (
+        judge([Group(NAMES, compare(known, suspect, frame.tensor_of, scales=given))])
+        for given in (scales, None)
+    )
+    assert aware.generations == (4,)
+    assert blind.accused == ()
+    suspect = scales.undone(known[4], -by)
+    gone = [*range(9), 108, *range(120, 180, 12)]
+    suspect[gone] = 0  # a unit that was pruned away: all that enters it, and what leaves it
+    found = compare(known, suspect, frame.tensor_of, scales=scales)
+    assert np.isfinite(found.score).all()
+    assert judge([Group(NAMES, found)]).generations == (4,)
+    assert Frame(base, (), tuple(base)).scales is None
 
 
 def test_matrices_are_those_of_tensors_that_are_compared_whole():

@@ -330,6 +330,7 @@ class _Look:
         nest, kept = self.nest, self._kept
         networks = nest.stacked if len(kept) == len(nest.names) else nest.stacked[kept]
         matrices = nest.frame.matrices if whole and nest.newest else None
-        found = compare(networks, self._vector, nest.frame.tensor_of, drift, matrices)
+        frame = nest.frame
+        found = compare(networks, self._vector, frame.tensor_of, drift, matrices, frame.scales)
         near = float(torch.cosine_similarity(self._vector, nest.vectors[0], 0))
         return Group(tuple(nest.names[place] for place in kept), found, near < nest.least)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from g2d.core.types import State
+from g2d.protect.trace.scales import Scales
 from g2d.protect.trace.structure import Matrix
 from g2d.weights.symmetry import Coupling, align, balance, incoming, permute
 
@@ -20,7 +21,7 @@ Cosines over a random half million or over all of them tell the same; a thousand
 float32 vectors of this length are half a gigabyte.
 """
 
-
+_MOST_UNITS = 1024  # whose scales are fitted: a thousand vectors of MOST are half a gigabyte
 _CHUNK = 64  # networks that are balanced at once
 
 
@@ -70,6 +71,32 @@ class Frame:
         """
         whole = sum(_flat(self.reference[name]).numel() for name in self.names) <= MOST
         return tuple(_matrix(self.reference[name]) if whole else None for name in self.names)
+
+    @cached_property
+    def scales(self) -> Scales | None:
+        """What scales of hidden units touch; None: there are none, or too many to be fitted."""
+        layers = [layer for layer in self.chain if layer.homogeneous]
+        count = sum(layer.units for layer in layers)
+        if not 0 < count <= _MOST_UNITS:
+            return None
+        flat = {name: _flat(self.reference[name]) for name in self.names}
+        enters, leaves = ({n: torch.full_like(t, count) for n, t in flat.items()} for _ in "io")
+        degree, vertex = ({n: torch.zeros_like(t) for n, t in flat.items()} for _ in "dv")
+        first = 0
+        for layer in layers:
+            units = torch.arange(first, first + layer.units).float()
+            for name in flat.keys() & {*layer.scaled}:
+                enters[name] = units.repeat_interleave(len(flat[name]) // layer.units)
+                vertex[name] += layer.vertex * (name == layer.bias)
+            if layer.into in flat:
+                outputs, size = len(self.reference[layer.into]), len(flat[layer.into])
+                width = size // layer.units // outputs
+                leaves[layer.into] = units.repeat_interleave(width).repeat(outputs)
+                degree[layer.into] += layer.degree
+            first += layer.units
+        put = [self._chosen(torch.cat([part[n] for n in self.names]))
+               for part in (enters, leaves, degree, vertex, flat)]  # fmt: skip
+        return Scales(count, put[0].long(), put[1].long(), *put[2:])
 
     def _vector(self, state: State) -> Tensor:
         return self._chosen(torch.cat([_flat(state[name]) for name in self.names]))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from g2d.core.types import Array
+from g2d.protect.trace.scales import Scales
 from g2d.protect.trace.structure import Basis, Matrix
 
 _PRUNED = 0.02
@@ -28,6 +29,7 @@ _PRUNED = 0.02
 
 _ROUNDS = 3  # of noise by tensor
 _TURNS = 2  # of noise by direction
+_STEPS = 3  # of Gauss and Newton's, for scales
 _SAMPLES = 64  # networks whose own differences tell the directions, at most
 _WIDE = 8192  # coordinates that are in memory as float64 at once
 _FLOOR = 1e-5  # least noise, as a share of a tensor's root mean square: float16 has 5e-4
@@ -61,6 +63,7 @@ def compare(
     tensor_of: Tensor,
     drift: Tensor | None = None,
     matrices: Sequence[Matrix] | None = None,
+    scales: Scales | None = None,
 ) -> Likeness:
     """Explain a suspect (P,) by networks (n, P) of one frame.
 
@@ -70,20 +73,47 @@ def compare(
             what they can, and nobody is told of them.
         matrices: of each tensor: the noise is then measured by direction, not by tensor alone.
             What was pruned is compared by tensor in any case: its matrices have holes.
+        scales: of hidden units, which are fitted, too.
     """
     n = len(networks)
     known = networks if drift is None else torch.cat([networks, drift])
-    known, suspect, tensor_of = _seen(known, suspect, tensor_of)
-    free = max(1.0, len(suspect) - len(known))
+    moved, kept = len(known), _seen(networks, suspect)
+    if not kept.all():
+        known, suspect, tensor_of = known[:, kept], suspect[kept], tensor_of[kept]
+        scales = None if scales is None else scales.seen(kept)
     sizes = torch.bincount(tensor_of)
+    if scales is not None:
+        known, suspect = _settled(n, known, suspect, sizes, scales)
+    free = max(1.0, len(suspect) - len(known))
     fit = _by_tensor(known, suspect, sizes, free)
-    if matrices is not None and known.shape[1] == networks.shape[1]:
-        fit = _by_direction(fit, n, known, suspect, tensor_of, matrices, free)
+    if matrices is not None and kept.all():
+        fit = _by_direction(fit, (n, moved), known, suspect, tensor_of, matrices, free)
     score = fit.a / np.sqrt(np.maximum(np.diag(fit.inverse), 1e-300))
     between = _between(fit.inverse, free)[:n, :n]
     gram, onto = fit.gram[:n, :n], fit.onto[:n]
     cosine = _cosines(gram, onto, fit.energy)
     return Likeness(cosine, fit.a[:n], score[:n], between, gram, onto, fit.unexplained)
+
+
+def _settled(
+    n: int, known: Tensor, suspect: Tensor, sizes: Tensor, scales: Scales
+) -> tuple[Tensor, Tensor]:
+    """A suspect with the scales that explain it best by n networks; what is known, and directions.
+
+    Directions in which scales move it stay among the known: they are found no better than that.
+    A unit that was pruned away has none.
+    """
+    ways = scales.directions()
+    alive = ways.norm(dim=1) > 0
+    for _ in range(_STEPS):
+        both = torch.cat([known, ways[alive]])
+        a = _by_tensor(both, suspect, sizes, max(1.0, len(suspect) - len(both))).a
+        found = np.zeros(scales.units)
+        found[alive.numpy()] = a[len(known) :]
+        suspect = scales.undone(suspect, found)
+        fresh = scales.directions(torch.from_numpy(a[:n]).float() @ known[:n])
+        ways = torch.where(fresh.norm(dim=1, keepdim=True) > 0, fresh, ways)
+    return torch.cat([known, ways[alive]]), suspect
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,16 +160,20 @@ def _by_tensor(known: Tensor, suspect: Tensor, sizes: Tensor, free: float) -> _F
 
 def _by_direction(
     first: _Fit,
-    n: int,
+    upto: tuple[int, int],
     known: Tensor,
     suspect: Tensor,
     tensor_of: Tensor,
     matrices: Sequence[Matrix],
     free: float,
 ) -> _Fit:
-    """Each direction counts by one over its noise, which the suspect itself tells."""
-    sizes = torch.bincount(tensor_of)
-    samples = _differences(first.gram, known, n, torch.from_numpy(1 / first.noise)[tensor_of])
+    """Each direction counts by one over its noise, which the suspect itself tells.
+
+    Of `known` the first are networks, up to the next drifts: these tell how noise lies.
+    """
+    (n, moved), sizes = upto, torch.bincount(tensor_of)
+    weight = torch.from_numpy(1 / first.noise)[tensor_of]
+    samples = _differences(first.gram[:moved, :moved], known[:moved], n, weight)
     basis = Basis.of(samples, matrices, sizes.tolist())
     known, suspect = basis.turned(known), basis.turned(suspect)
     energy = torch.bincount(tensor_of, suspect.double().square(), minlength=len(sizes))
@@ -237,9 +271,9 @@ def _cosines(gram: Array, onto: Array, energy: float) -> Array:
     return np.clip(rest / np.sqrt(own * size), -1.0, 1.0)
 
 
-def _seen(networks: Tensor, suspect: Tensor, tensor_of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Only coordinates that tell something: none that were pruned away."""
+def _seen(networks: Tensor, suspect: Tensor) -> Tensor:
+    """Which coordinates (P,) tell something: none that were pruned away."""
     pruned = (suspect == 0) & (networks != 0).any(0)
     if float(pruned.double().mean()) < _PRUNED:
-        return networks, suspect, tensor_of
-    return networks[:, ~pruned], suspect[~pruned], tensor_of[~pruned]
+        return torch.ones_like(pruned)
+    return ~pruned

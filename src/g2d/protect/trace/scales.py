@@ -1,0 +1,61 @@
+"""How a suspect's hidden units are scaled is not known: it is fitted with everything else.
+
+A unit's scale changes no function, so networks are balanced before they are compared. That is off
+where a suspect was changed: what is pruned has other norms, and a mean of networks is balanced as a
+whole and not part by part. Left alone, such scales look like noise that lies in few directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from g2d.core.types import Array
+
+_FURTHEST = 0.5  # logarithm of a scale that one step may find
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """Which of P coordinates the scales of H hidden units touch.
+
+    Attributes:
+        units: H. enters, leaves: the unit that a coordinate enters, and that it leaves, (P,); H:
+            it is none's.
+        degree: what leaves a unit is divided by its scale to this power, (P,). vertex: the value of
+            a coordinate that no scale moves, (P,). reference: a network (P,) to begin from.
+    """
+
+    units: int
+    enters: Tensor
+    leaves: Tensor
+    degree: Tensor
+    vertex: Tensor
+    reference: Tensor
+
+    def seen(self, kept: Tensor) -> Scales:
+        """The same of some coordinates."""
+        names = ("enters", "leaves", "degree", "vertex", "reference")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+
+    def directions(self, network: Tensor | None = None) -> Tensor:
+        """Where a network (P,), or the reference, moves as each unit is scaled up, (H, P) float32.
+
+        By the logarithm of the scale, at 1.
+        """
+        at = self.reference if network is None else network.float()
+        made = torch.zeros(self.units + 1, len(at))
+        place = torch.arange(len(at))
+        made[self.enters, place] += at - self.vertex
+        made[self.leaves, place] -= self.degree * at
+        return made[: self.units]
+
+    def undone(self, network: Tensor, scales: Array) -> Tensor:
+        """A network (P,) whose units were scaled by exp(`scales`), (H,), as it was before."""
+        by = torch.from_numpy(scales).clamp(-_FURTHEST, _FURTHEST)
+        by = torch.cat([by, by.new_zeros(1)])
+        entering, leaving = torch.exp(-by[self.enters]), torch.exp(self.degree * by[self.leaves])
+        moved = (network.double() - self.vertex) * entering * leaving + self.vertex
+        return moved.to(network.dtype)
