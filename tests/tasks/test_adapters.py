@@ -18,6 +18,18 @@ from g2d.tasks.adapters import Adapted, is_adapter
 from g2d.weights.symmetry import couplings
 
 
+class Shared(nn.Module):
+    """A head that shares its weight with another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.first(x))
+
+
 class Body(nn.Module):
     """A network large beside its adapters: 1 x 8 x 8 images, two classes."""
 
@@ -58,6 +70,24 @@ def test_an_adapter_begins_as_nothing_and_is_merged_to_the_very_logits() -> None
     assert couplings(model, x) == ()  # a permuted layer would leave its adapter behind
 
 
+def test_a_layer_whose_weight_others_take_has_its_adapter_there_too() -> None:
+    """In evaluation torch's encoder takes the weights of its layers, which it never calls."""
+
+    def encoder() -> nn.Module:
+        torch.manual_seed(2)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+        return nn.Sequential(layer, nn.Flatten(), nn.Linear(24, 2))
+
+    model = Adapted(encoder, layers=["0.linear*"], rank=2)().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if is_adapter(name):
+                parameter.normal_(0, 1)
+    x = torch.rand(4, 3, 8)
+    with torch.no_grad():
+        assert torch.allclose(model(x), model.train()(x), atol=1e-5)
+
+
 def test_adapters_and_what_is_named_train_and_nothing_else() -> None:
     model = pickle.loads(pickle.dumps(ADAPTED))()
     free = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -65,6 +95,12 @@ def test_adapters_and_what_is_named_train_and_nothing_else() -> None:
     assert free == {"head.weight", "head.bias", *adapters}
     small = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert small <= 0.01 * sum(p.numel() for p in model.parameters())
+
+
+def test_a_tied_layer_is_refused() -> None:
+    said = r"layer 'head' shares its weight with 'first.weight' \(tied\)"
+    with pytest.raises(TaskError, match=said):
+        Adapted(Shared, layers=["head"])()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from g2d.errors import TaskError
 
@@ -36,7 +35,8 @@ class Adapted:
         train: names or patterns of parameters that train as they are (`classifier.*`, `*norm*`).
 
     Raises:
-        TaskError: when it is called: a pattern matches nothing, or a layer of another kind.
+        TaskError: when it is called: a pattern matches nothing, or a layer of another kind or
+            with tied weights.
     """
 
     factory: Callable[[], nn.Module]
@@ -58,8 +58,9 @@ class Adapted:
         model = self.factory().requires_grad_(False)
         named = dict(model.named_modules())
         fitting = [name for name, module in named.items() if type(module) in _KINDS]
+        owners = _owners(model)
         for name in _matched(self.layers, list(named), "layer", fitting):
-            _adapt(named[name], name, self.rank, self.alpha or float(self.rank))
+            _adapt(named[name], name, self.rank, self.alpha or float(self.rank), owners)
         parameters = dict(model.named_parameters())
         own = [name for name in parameters if not is_adapter(name)]
         for name in _matched(self.train, own, "parameter", own):
@@ -84,25 +85,36 @@ def is_adapter(name: str) -> bool:
     return name.rpartition(".")[2] in (DOWN, UP)
 
 
-class _Linear(nn.Linear):
+class _Adapted:
+    """A layer whose `weight`, whoever asks for it, has the adapter in it.
+
+    Not `forward` alone: `nn.TransformerEncoderLayer` in evaluation, and users' own `F.linear`, take
+    the weights of layers that they never call. The frozen weight stays a parameter of its name.
+    """
+
     adapter_scale: float
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, _weight_of(self), self.bias)
+    @property
+    def weight(self) -> Tensor:
+        """The weight as it is computed with."""
+        assert isinstance(self, nn.Module)
+        down, up, frozen = (self._parameters[name] for name in (DOWN, UP, "weight"))
+        assert down is not None
+        assert up is not None
+        assert frozen is not None
+        return _changed(frozen, up, down, self.adapter_scale)
 
 
-class _Conv1d(nn.Conv1d):
-    adapter_scale: float
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, _weight_of(self), self.bias)
+class _Linear(_Adapted, nn.Linear):
+    pass
 
 
-class _Conv2d(nn.Conv2d):
-    adapter_scale: float
+class _Conv1d(_Adapted, nn.Conv1d):
+    pass
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, _weight_of(self), self.bias)
+
+class _Conv2d(_Adapted, nn.Conv2d):
+    pass
 
 
 _KINDS: Mapping[type[nn.Module], type[nn.Module]] = {
@@ -110,16 +122,22 @@ _KINDS: Mapping[type[nn.Module], type[nn.Module]] = {
 }  # fmt: skip
 
 
-def _weight_of(layer: _Linear | _Conv1d | _Conv2d) -> Tensor:
-    down, up = getattr(layer, DOWN), getattr(layer, UP)
-    return _changed(layer.weight, up, down, layer.adapter_scale)
-
-
 def _changed(weight: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
     return weight + scale * (up @ down).view(weight.shape)
 
 
-def _adapt(layer: nn.Module, name: str, rank: int, alpha: float) -> None:
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """The names of each parameter, by its identity: several where modules share it."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(name, recurse=False):
+            owners.setdefault(id(parameter), []).append(own)
+    return owners
+
+
+def _adapt(
+    layer: nn.Module, name: str, rank: int, alpha: float, owners: Mapping[int, list[str]]
+) -> None:
     """Make a layer one with an adapter, under its own name, its weights where they are."""
     if type(layer) not in _KINDS:
         kinds = ", ".join(f"nn.{kind.__name__}" for kind in _KINDS)
@@ -129,6 +147,11 @@ def _adapt(layer: nn.Module, name: str, rank: int, alpha: float) -> None:
         )
     weight = layer.weight
     assert isinstance(weight, Tensor)
+    if others := [one for one in owners[id(weight)] if one.rpartition(".")[0] != name]:
+        raise TaskError(
+            f"adapters: layer {name!r} shares its weight with {others[0]!r} (tied), and an adapter"
+            " would change one of the two alone; name other layers"
+        )
     outputs, inputs = len(weight), weight[0].numel()
     least = min(rank, outputs, inputs)
     down = torch.empty(least, inputs, dtype=weight.dtype)
