@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from g2d.core.devices import CPU, resolve
+from g2d.core.devices import CPU, memory_of, resolve
 from g2d.core.imports import words
 from g2d.errors import G2DError, TaskError
 from g2d.tasks.task import Task
@@ -46,15 +46,16 @@ def _moved(task: Task, device: str) -> Task:
 
 def _try_out(task: Task) -> None:
     """One step of two examples, as training takes it."""
-    split = task.splits.train
-    x, y = split.x[:2].to(task.device), split.y[:2].to(task.device)
-    what = "augmentation"
+    split, what = task.splits.train, "model"
     try:
-        with torch.random.fork_rng(devices=[]):
+        model = task.placed(task.model(0)).eval()
+        with torch.random.fork_rng(devices=[]), memory_of(model, "a step of two examples"):
+            what = "data or augmentation"
+            x, y = split.x[:2].to(task.device), split.y[:2].to(task.device)
             if task.augment is not None:
                 x = task.augment(x, torch.Generator().manual_seed(0))
             what = "model"
-            logits = task.placed(task.model(0)).eval()(x)
+            logits = model(x)
             what = "loss"
             task.loss_of(logits, y)
     except G2DError:
