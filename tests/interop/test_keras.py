@@ -104,6 +104,25 @@ def test_an_adapter_trains_only_in_training_mode_and_its_dropout_follows_torch()
     assert len(list(model.parameters())) == 6
 
 
+class Silent(keras.Model):
+    """Its call() takes no `training`, and hands none on: Keras knows by how the model is called."""
+
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.drop, self.head = keras.layers.Dropout(0.5), keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.head(self.drop(x))
+
+
+def test_an_adapter_drops_where_a_model_says_nothing_of_training():
+    task = worlds.task(Silent, splits((8,)))
+    assert "a class of its own" in worlds.way(task)
+    model, x = task.model(0), splits((8,)).test.x
+    assert torch.equal(model.eval()(x), model(x))
+    assert not torch.equal(model.train()(x), model(x))
+
+
 def test_a_planted_mix_up_of_axes_is_caught(monkeypatch):
     """Flattened as torch has it: the translation does not count, and Keras runs the model."""
     from g2d.interop.keras import layers

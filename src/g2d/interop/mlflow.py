@@ -64,7 +64,7 @@ def log(
                 client.set_terminated(run.info.run_id, "FAILED")
                 raise
             client.set_terminated(run.info.run_id)
-    except errors as error:
+    except (errors, OSError) as error:  # OSError: a folder that cannot be written
         raise TaskError(f"MLflow refuses: {words(error)}") from error
     return f"version {version.version} of the registered model {name!r}"
 
@@ -85,7 +85,7 @@ def _client(where: str) -> tuple[Any, type[Exception]]:
         raise TaskError(f"MLflow needs more ({error}): pip install 'g2d[mlflow]'") from error
     try:
         return MlflowClient(tracking_uri=where, registry_uri=where), MlflowException
-    except (MlflowException, ImportError) as error:
+    except (MlflowException, ImportError, OSError) as error:
         raise TaskError(f"MLflow cannot be used at {where}: {words(error)}") from error
 
 

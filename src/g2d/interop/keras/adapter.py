@@ -19,13 +19,33 @@ _HEADS = {"softmax": 1e-5, "sigmoid": 1e-5}
 
 
 class Held:
-    """A Keras model that is no part of the module: its own weights are never read nor written."""
+    """A Keras model that is no part of the module: its own weights are never read nor written.
+
+    Attributes:
+        trained, others: its variables, which Keras would find anew for each call.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.trained = tuple(model.trainable_variables)
+        self.others = tuple(model.non_trainable_variables)
 
     def __deepcopy__(self, memo: object) -> Held:
         return self  # what differs between copies is given with each call
+
+    def __call__(
+        self, trained: Sequence[Tensor], others: Sequence[Tensor], x: Tensor, training: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits of x, and what became of `others`, with other values than the variables' own.
+
+        As the model is called, and not its `call()` as `stateless_call` has it: that would have to
+        take `training`, and layers in it that are not given it would never know.
+        """
+        keras = require()
+        values = [*zip(self.trained, trained, strict=True), *zip(self.others, others, strict=True)]
+        with keras.device(str(x.device)), keras.StatelessScope(values) as scope:
+            logits = self.model(x, training=training)
+        return logits, [scope.get_current_value(one) for one in self.others]
 
 
 class Adapter(nn.Module):
@@ -39,7 +59,7 @@ class Adapter(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self._held = Held(model)
-        trains = {id(one) for one in model.trainable_variables}
+        trains = {id(one) for one in self._held.trained}
         name_of = {}
         for name, one in zip(names(model), variables(model), strict=True):
             value = one.value.detach().clone()
@@ -48,12 +68,12 @@ class Adapter(nn.Module):
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
-        self._trained = [name_of[id(one)] for one in model.trainable_variables]
+        self._trained = [name_of[id(one)] for one in self._held.trained]
         # None: the state of a layer's randomness, drawn anew for each call.
-        self._others = [name_of.get(id(one)) for one in model.non_trainable_variables]
+        self._others = [name_of.get(id(one)) for one in self._held.others]
         self._foreign = {
             place: one.value.detach().clone()
-            for place, one in enumerate(model.non_trainable_variables)
+            for place, one in enumerate(self._held.others)
             if id(one) not in name_of and not one.path.endswith(SEEDS)
         }
 
@@ -61,15 +81,12 @@ class Adapter(nn.Module):
         """Logits (N, classes) of x (N, ...)."""
         trained = [getattr(self, name) for name in self._trained]
         others = [
-            self._foreign[place] if place in self._foreign else self._seed(x)
+            self._foreign[place].to(x.device) if place in self._foreign else self._seed(x)
             if name is None
             else getattr(self, name)
             for place, name in enumerate(self._others)
         ]  # fmt: skip
-        with require().device(str(x.device)):
-            logits, after = self._held.model.stateless_call(
-                trained, others, x, training=self.training
-            )
+        logits, after = self._held(trained, others, x, self.training)
         if self.training:
             self._write(after)
         return logits

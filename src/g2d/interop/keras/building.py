@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sys
@@ -15,6 +16,8 @@ import torch
 
 from g2d.core.imports import words
 from g2d.errors import TaskError
+from g2d.interop.keras.archives import architecture
+from g2d.interop.wording import short
 
 Builder = Callable[[], Any] | Path | str
 """Builds a fresh `keras.Model`; or a `.keras` file, whose architecture is taken."""
@@ -96,22 +99,26 @@ def _seeded() -> Iterator[None]:
 
 
 def _from_file(path: Path) -> Callable[[], Any]:
-    """The architecture of a file, initialised anew with each call; nothing in it is run as code."""
+    """Builds the architecture of a file, initialised anew; nothing in it is run as code."""
     keras = require()
-    try:
-        known = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever a file makes Keras raise
-        raise TaskError(
-            f"{path} is no Keras model that can be loaded without running its code, or is cut off"
-            f" ({short(error)}); pass the function that builds the model instead"
-        ) from error
-    return lambda: keras.models.clone_model(known)
+    text = architecture(path)
 
+    def make() -> Any:
+        from keras.src.saving import serialization_lib as reading
 
-def short(error: BaseException) -> str:
-    """What Keras says of an error, which may be pages, on a line."""
-    said = words(error)
-    return said if len(said) <= 160 else said[:157] + "..."
+        try:
+            config = {**json.loads(text), "compile_config": None}
+            # A scope, too: what a process has set by enable_unsafe_deserialization() goes before
+            # the argument.
+            with reading.SafeModeScope(True), reading.ObjectSharingScope():
+                return keras.saving.deserialize_keras_object(config, safe_mode=True)
+        except Exception as error:  # whatever a file makes Keras raise
+            raise TaskError(
+                f"{path} holds a model that Keras does not build ({short(error)}); pass the"
+                " function that builds the model instead"
+            ) from error
+
+    return make
 
 
 def _build_with(keras: Any, model: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -6,6 +6,7 @@ What was written is read again by Keras, and asked, before it is put where it wa
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from g2d.core.files import write_bytes
 from g2d.core.types import State
 from g2d.errors import CheckpointError, TaskError
-from g2d.interop.keras.building import require, short, variables
+from g2d.interop.keras.archives import extract_weights
+from g2d.interop.keras.building import names, require, variables
 from g2d.interop.keras.moves import as_state, as_values
 from g2d.interop.keras.tasks import WITHIN, KerasFactory, factory_of
+from g2d.interop.wording import short
 from g2d.tasks.building import seeded
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.task import Task
@@ -62,22 +65,41 @@ def weights(task: Task, path: Path | str) -> dict[str, Tensor]:
     For `Defence.adopt_base`. Of a `.keras` file the weights alone are read, and no code is run.
 
     Raises:
-        CheckpointError: it is no such file, is cut off, or is of another model.
+        CheckpointError: it is no such file, is cut off, is of another model, or lacks weights.
     """
     path, factory = Path(path), factory_of(task)
     with seeded(0):
         model = factory.keras_model()
     if not path.is_file() or not path.name.endswith(ENDINGS):
         raise CheckpointError(f"{path} is no file named .keras or .weights.h5")
+    _empty(model)
     try:
-        model.load_weights(path)
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            # Keras warns of what a file lacks, and keeps what was drawn; here it is found missing.
+            warnings.simplefilter("ignore")
+            model.load_weights(extract_weights(path, Path(folder), _room(model)))
     except Exception as error:  # whatever a file makes Keras, zipfile or h5py raise
         raise CheckpointError(
             f"{path} cannot be read as weights of this model: it is cut off, of another kind, or "
             f"of another model ({short(error)})"
         ) from error
+    own = zip(names(model), variables(model), strict=True)
+    if lacking := [name for name, one in own if bool(one.value.isnan().all())]:
+        raise CheckpointError(f"{path} has no numbers for {lacking[0]!r} of this model")
     values = [one.value.detach().clone() for one in variables(model)]
     return {**task.model(0).state_dict(), **as_state(factory.moves(model), values)}  # and counters
+
+
+def _empty(model: Any) -> None:
+    """Put NaN wherever a file should have numbers."""
+    for one in variables(model):
+        if one.value.is_floating_point():
+            one.assign(torch.full_like(one.value, torch.nan))
+
+
+def _room(model: Any) -> int:
+    """Bytes that a file of a model may hold: an optimizer's state beside it, in float64."""
+    return 16 * sum(one.value.nbytes for one in variables(model)) + (1 << 24)
 
 
 def _fill(factory: KerasFactory, model: Any, state: State) -> None:

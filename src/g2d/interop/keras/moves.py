@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from g2d.core.types import State
@@ -54,4 +53,4 @@ def as_values(moves: Sequence[Move], state: State, shapes: Sequence[Sequence[int
         move.index: move.to_keras(state[move.name].detach(), shapes[move.index]) for move in moves
     }
     assert sorted(found) == list(range(len(shapes))), "a variable has no tensor"
-    return [found[index].to(torch.get_default_dtype()) for index in range(len(shapes))]
+    return [found[index] for index in range(len(shapes))]

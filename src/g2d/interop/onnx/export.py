@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from g2d.core.files import write_bytes
-from g2d.core.imports import words
 from g2d.core.types import State
 from g2d.errors import TaskError
+from g2d.interop.wording import short
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.task import Task
 
@@ -60,9 +60,15 @@ def save(
     for key, value in (about or {}).items():
         entry = made.metadata_props.add()
         entry.key, entry.value = key, value
-    onnx.checker.check_model(made, full_check=True)
-    data = made.SerializeToString()
-    far = distance(runtime, data, predict(network, x), x)
+    try:
+        onnx.checker.check_model(made, full_check=True)
+        data = made.SerializeToString()
+        far = distance(runtime, data, predict(network, x), x)
+    except Exception as error:  # onnx's, protobuf's beyond 2 GiB, onnxruntime's
+        raise TaskError(
+            f"onnxruntime cannot run what torch.onnx made of this network ({short(error)}); nothing"
+            " was written"
+        ) from error
     if not far <= WITHIN:  # NaN, too
         raise TaskError(
             f"onnxruntime's answers are {far:.1e} away from torch's for {path.name}, more than "
@@ -87,10 +93,7 @@ def exported(network: nn.Module, x: Tensor) -> Any:
         assert program is not None
         return program.model_proto
     except Exception as error:  # whatever a user's forward() makes torch.export raise
-        said = words(error)
-        raise TaskError(
-            f"torch.onnx cannot export this network: {said if len(said) < 200 else said[:197]}"
-        ) from error
+        raise TaskError(f"torch.onnx cannot export this network: {short(error)}") from error
 
 
 def distance(runtime: Any, data: bytes, wanted: Tensor, x: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from g2d.interop.keras.network import SameAvgPool2d, SameConv1d, SameConv2d, SameMaxPool2d
 from g2d.interop.network import Concatenate, Permute, View
 from g2d.interop.onnx.export import require
+from g2d.interop.onnx.folding import folded
 from g2d.interop.onnx.functions import Axes, Function, Pads, Reduce
 from g2d.interop.onnx.reading import Reading
 
@@ -23,10 +24,21 @@ Translator = Callable[[Reading, Any, dict[str, Any]], bool]
 
 def translate(reading: Reading, node: Any) -> bool:
     """Put a node into the plan; False: it is not covered."""
+    try:
+        return _put(reading, node)
+    except Exception:  # torch's or onnx's, of what a file says that makes no sense
+        return False
+
+
+def _put(reading: Reading, node: Any) -> bool:
     onnx, _ = require()
     given = [name for name in node.input if name]
-    if all(name in reading.constants for name in given) and node.op_type not in _RANDOM:
-        return _fold(reading, node, given)
+    if all(name in reading.constants for name in given):
+        made = folded(node, reading.constants, reading.opsets, reading.room)
+        if made is not None:
+            reading.room -= sum(value.numel() for value in made.values())
+            reading.constants |= made
+        return made is not None
     if node.op_type == "Shape":
         return _shape(reading, node)
     known = COVERED.get(node.op_type)
@@ -34,19 +46,6 @@ def translate(reading: Reading, node: Any) -> bool:
         return False
     attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
     return known(reading, node, attributes)
-
-
-_RANDOM = ("RandomNormal", "RandomUniform")
-
-
-def _fold(reading: Reading, node: Any, given: list[str]) -> bool:
-    """Compute what depends on constants alone."""
-    from onnx.reference import ReferenceEvaluator
-
-    taken = {name: reading.constants[name].numpy() for name in given}
-    for name, value in zip(node.output, ReferenceEvaluator(node).run(None, taken), strict=False):
-        reading.constants[name] = torch.as_tensor(value)
-    return True
 
 
 def _shape(reading: Reading, node: Any) -> bool:

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from g2d.core.imports import words
+from g2d.core.files import read_plain
 from g2d.errors import CheckpointError, TaskError
 from g2d.interop.network import Network
 from g2d.interop.onnx.export import WITHIN, distance, require
+from g2d.interop.onnx.folding import ROOM
+from g2d.interop.wording import legible, short
+from g2d.tasks.building import seeded
 from g2d.tasks.inference import predict
+from g2d.tasks.one_logit import TwoClasses
 from g2d.tasks.splits import Splits
 from g2d.tasks.task import Task
 
 _TRIED = 64  # examples that a model which was read is tried on
+_TOLD = 8  # kinds of operators that a message names
+_MOST = 1 << 31  # bytes: what protobuf holds
+_WIDE = 1 << 27  # numbers that a value may have for each example: half a gigabyte
 
 
 @dataclass
@@ -34,7 +42,8 @@ class Reading:
     Attributes:
         constants: tensors that are known, by name. steps: which step gives a name; 0: the input.
         shapes: of what has a known rank, by name; None where a size is not known.
-        uses: how often a name is taken. weights: the file's values, by the module's names.
+        uses: how often a name is taken. opsets: the file's. room: numbers that may be computed of
+            constants. weights: the file's values, by the module's names.
         uncovered: operators that are not known, and of known ones what is not.
         head: a last softmax or sigmoid that was left out.
     """
@@ -42,6 +51,8 @@ class Reading:
     constants: dict[str, Tensor]
     shapes: dict[str, tuple[int | None, ...]]
     uses: Counter[str]
+    opsets: Any
+    room: int
     steps: dict[str, int] = field(default_factory=dict)
     modules: list[tuple[str, nn.Module]] = field(default_factory=list)
     plan: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
@@ -92,12 +103,23 @@ def weights(made: Task, path: Path | str) -> dict[str, Tensor]:
     """Read a file's weights as the state dict of an ONNX task, for `Defence.adopt_base`.
 
     Raises:
-        TaskError: the file cannot be read. CheckpointError: it is of another model.
+        TaskError: the file cannot be read. CheckpointError: it is of another model, or the task's
+            model answers otherwise with its weights than onnxruntime does.
     """
-    state = made.model(0).state_dict()
-    read = model(path).state_dict()
+    path, factory = Path(path).absolute(), made.factory
+    plain = factory.factory if isinstance(factory, TwoClasses) else factory
+    with seeded(0):
+        network = plain()
+    state, read = network.state_dict(), model(path).state_dict()
     if {n: t.shape for n, t in read.items()} != {n: t.shape for n, t in state.items()}:
         raise CheckpointError(f"{path} is of another model than task {made.name!r}")
+    network.load_state_dict(read)
+    far = _away(path, network.eval(), made.splits.guide.x[:_TRIED])
+    if not far <= WITHIN:
+        raise CheckpointError(
+            f"{path} is of another model than task {made.name!r}: with its weights the task's"
+            f" answers are {far:.1e} away from the file's"
+        )
     return read
 
 
@@ -116,36 +138,53 @@ def task(
         TaskError: the file cannot be read, answers otherwise than onnxruntime, or does not fit.
     """
     path = Path(path).absolute()
-    _, runtime = require()
     module, x = model(path), splits.guide.x[:_TRIED]
-    head = built(path)[1].head
-    try:
-        found = predict(module, x)
-        said = {"softmax": found.softmax(-1), "sigmoid": found.sigmoid()}.get(head, found)
-        far = distance(runtime, path.read_bytes(), said, x)
-    except Exception as error:  # torch's, or onnxruntime's own kinds
-        raise TaskError(
-            f"{path} cannot run on the examples, which are {tuple(x.shape[1:])} {x.dtype}: "
-            f"{words(error)}"
-        ) from error
+    far = _away(path, module, x)
     if not far <= WITHIN:
         raise TaskError(
             f"{path} was read as a module whose answers are {far:.1e} away from onnxruntime's, "
             f"more than {WITHIN:g}: it has something that is not covered"
         )
+    found = predict(module, x[:2])
     width = found.shape[1] if found.dim() == 2 else 0
     count = classes or len(splits.labels) or (2 if width == 1 else width)
     return Task(name, OnnxFactory(path), splits, classes=count, **more)
 
 
-def built(path: Path) -> tuple[nn.Module, Reading]:
-    """A fresh module of a file, and what was read."""
+def _away(path: Path, module: nn.Module, x: Tensor) -> float:
+    """How far a module's answers are from those of a file, in onnxruntime.
+
+    Raises:
+        TaskError: one of the two cannot run on x.
+    """
+    _, runtime = require()
+    head = built(path)[1].head
     try:
-        data = path.read_bytes()
+        found = predict(module, x)
+        said = {"softmax": found.softmax(-1), "sigmoid": found.sigmoid()}.get(head, found)
+        return distance(runtime, _data(path), said, x)
+    except Exception as error:  # torch's, or onnxruntime's own kinds
+        raise TaskError(
+            f"{path} cannot run on the examples, which are {tuple(x.shape[1:])} {x.dtype}: "
+            f"{short(error)}"
+        ) from error
+
+
+def built(path: Path) -> tuple[nn.Module, Reading]:
+    """A fresh module of a file, and what was read.
+
+    Raises:
+        TaskError: it cannot be read, or not as a module.
+    """
+    reading = _read(_parsed(_data(path), path), path)
+    return Network(reading.modules, reading.plan, len(reading.plan)), reading
+
+
+def _data(path: Path) -> bytes:
+    try:
+        return read_plain(path, _MOST, follow=True)
     except OSError as error:
         raise TaskError(f"cannot read {path}: {error.strerror}") from error
-    reading = _read(_parsed(data, path), path)
-    return Network(reading.modules, reading.plan, len(reading.plan)), reading
 
 
 @lru_cache(maxsize=2)
@@ -154,31 +193,47 @@ def _parsed(data: bytes, path: Path) -> Any:
     onnx, _ = require()
     try:
         made = onnx.load_from_string(data)
-        onnx.checker.check_model(made)
-        return onnx.shape_inference.infer_shapes(made)
+        inside = not _refers(made)
+        if inside:
+            onnx.checker.check_model(made)
+            return onnx.shape_inference.infer_shapes(made)
     except Exception as error:  # protobuf's, the checker's
-        said = words(error)
-        raise TaskError(
-            f"{path} is no whole ONNX model ({said if len(said) < 160 else said[:157]}); weights in"
-            " a file beside it are not read"
-        ) from error
+        raise TaskError(f"{path} is no whole ONNX model ({short(error)})") from error
+    raise TaskError(
+        f"{path} has weights in files beside it, which are not read; save it as one file"
+        " (onnx.save_model(model, path, save_as_external_data=False))"
+    )
+
+
+def _refers(message: Any) -> bool:
+    """Whether a tensor, wherever it is in a model, has its numbers in another file."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        return bool(message.external_data) or message.data_location == message.EXTERNAL
+    return any(
+        _refers(part)
+        for field, value in message.ListFields()
+        if field.message_type is not None
+        for part in (value if hasattr(value, "__len__") else (value,))
+    )
 
 
 def _read(made: Any, path: Path) -> Reading:
     from g2d.interop.onnx.operators import COVERED, translate
 
-    graph, reading = made.graph, _begun(made.graph, path)
+    graph, reading = made.graph, _begun(made, path)
     for node in graph.node:
         if not translate(reading, node):
             known = " (as it is used here)" if node.op_type in COVERED else ""
-            reading.uncovered.append(node.op_type + known)
-        if reading.uncovered and node.output[0] not in reading.steps:
-            reading.steps[node.output[0]] = 0  # go on, to tell of all at once
+            reading.uncovered.append(legible(node.op_type) + known)
+        for name in node.output:  # go on, to tell of all at once
+            if reading.uncovered and name not in reading.constants:
+                reading.steps.setdefault(name, 0)
     if reading.uncovered:
-        kinds = ", ".join(dict.fromkeys(reading.uncovered))
+        kinds = list(dict.fromkeys(reading.uncovered))
+        more = ", …" if len(kinds) > _TOLD else ""
         raise TaskError(
-            f"{path} has operators that are not covered: {kinds}. Covered are "
-            f"{', '.join(sorted(COVERED))}"
+            f"{path} has operators that are not covered: {', '.join(kinds[:_TOLD])}{more}. Covered"
+            f" are {', '.join(sorted(COVERED))}"
         )
     (out,) = [value.name for value in graph.output]
     if reading.steps.get(out) != len(reading.plan) or not reading.plan:
@@ -189,17 +244,24 @@ def _read(made: Any, path: Path) -> Reading:
         reading.head = type(last).__name__.lower()
         reading.modules.pop()
         reading.plan.pop()
+    if not reading.plan:
+        raise TaskError(f"{path} has nothing before its last {reading.head}")
     return reading
 
 
-def _begun(graph: Any, path: Path) -> Reading:
+def _begun(made: Any, path: Path) -> Reading:
     onnx, _ = require()
+    graph = made.graph
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        constants = {
-            one.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(one)))
-            for one in graph.initializer
-        }
+        try:
+            constants = {
+                one.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(one)))
+                for one in graph.initializer
+            }
+        except Exception as error:  # bfloat16, text, numbers of four bits
+            raise TaskError(f"{path} has weights that are no numbers of NumPy's ({short(error)})"
+                            ) from error  # fmt: skip
     inputs = [value.name for value in graph.input if value.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise TaskError(f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs, not one")
@@ -211,6 +273,10 @@ def _begun(graph: Any, path: Path) -> Reading:
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.HasField("shape")
     }
+    if (most := max((prod(n or 1 for n in s[1:]) for s in shapes.values()), default=0)) > _WIDE:
+        raise TaskError(f"{path} has a value of {most} numbers for each example, expected {_WIDE}"
+                        " at most")  # fmt: skip
     uses = Counter(name for node in graph.node for name in node.input)
     uses.update(value.name for value in graph.output)
-    return Reading(constants, shapes, uses, {inputs[0]: 0})
+    room = ROOM + 4 * sum(value.numel() for value in constants.values())
+    return Reading(constants, shapes, uses, made.opset_import, room, {inputs[0]: 0})
