@@ -41,11 +41,11 @@ Row = dict[str, Any]
 NONE = "unmarked"
 WAYS: Mapping[str, Mapping[str, float]] = {
     NONE: {},
-    "four sets of 100": {"sets": 4, "triggers": 100, "weight": 1.0},
-    "four sets of 64": {"sets": 4, "triggers": 64, "weight": 1.0},
-    "two sets of 100, weight 0.3": {"sets": 2, "triggers": 100, "weight": 0.3},
-    "two sets of 64": {"sets": 2, "triggers": 64, "weight": 1.0},
-    "two sets of 64, weight 0.3": {"sets": 2, "triggers": 64, "weight": 0.3},
+    "four sets of 100": {"sets": 4, "triggers": 100, "reserve": 100, "weight": 1.0},
+    "four sets of 64": {"sets": 4, "triggers": 64, "reserve": 64, "weight": 1.0},
+    "two sets of 100, weight 0.3": {"sets": 2, "triggers": 100, "reserve": 100, "weight": 0.3},
+    "two sets of 64": {"sets": 2, "triggers": 64, "reserve": 64, "weight": 1.0},
+    "two sets of 64, weight 0.3": {"sets": 2, "triggers": 64, "reserve": 64, "weight": 0.3},
 }
 """Ways of marking: settings of `[watermark]`; of weight 1 where none is named."""
 
