@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # with one of them. In the order of tests/conftest.py: xdist's own begins with groups of many tests.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check ci lint format docs release hashes clean smpc test-smpc tensorflow test-tensorflow
+.PHONY: demo test check ci lint format docs release hashes clean smpc test-smpc tensorflow test-tensorflow orion
 
 demo: .venv/demo.stamp
 	$(BIN)/g2d demo
@@ -75,6 +75,10 @@ tensorflow: .venv-tf/tensorflow.stamp
 test-tensorflow: tensorflow .venv/dev.stamp
 	$(BIN)/python -m pytest -rs tests/interop/test_tensorflow.py
 
+# Orion, a rival of encrypted inference, in an environment of its own (1 GB): it pins SciPy, and wants
+# a torchvision of torch's own version. `benchmarks.confidential.orion` measures it beside ours.
+orion: .venv-orion/orion.stamp
+
 # dist/: packages, a CycloneDX list of what is deployed with them, and the SHA-256 of each file.
 release: .venv/dev.stamp
 	$(BIN)/python .ci/release.py
@@ -84,7 +88,7 @@ hashes: .venv/dev.stamp
 	$(BIN)/python .ci/hashes.py
 
 clean:
-	rm -rf .venv .venv-smpc .venv-tf site demo runs build dist .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv .venv-smpc .venv-tf .venv-orion site demo runs build dist .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -106,6 +110,11 @@ clean:
 .venv-tf/tensorflow.stamp: tensorflow-constraints.txt
 	$(PYTHON) -m venv .venv-tf
 	.venv-tf/bin/python -m pip --disable-pip-version-check install --quiet --constraint $< tensorflow-cpu keras
+	touch $@
+
+.venv-orion/orion.stamp: orion-constraints.txt
+	$(PYTHON) -m venv .venv-orion
+	.venv-orion/bin/python -m pip --disable-pip-version-check install --quiet $(INDEX) --constraint $< orion-fhe
 	touch $@
 
 .venv/docs.stamp: pyproject.toml constraints.txt | .venv/bin/python

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from benchmarks.cluster import tables as cluster
 from benchmarks.common.tables import fill
-from benchmarks.confidential import accuracy, homomorphic, multiparty, rotation
+from benchmarks.confidential import (
+    accuracy,
+    ciphertexts,
+    homomorphic,
+    multiparty,
+    orion,
+    rotation,
+)
 from benchmarks.federated import tables as federated
 from benchmarks.generation import basins_tables as basins
 from benchmarks.generation import tables as generation
@@ -35,7 +42,7 @@ def blocks() -> dict[str, str]:
     sources = (
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
         headline, audit, hostile, policies_tables, monitoring, ownership, privacy,
-        sealing, multiparty, homomorphic, rotation, accuracy, federated,
+        sealing, multiparty, homomorphic, orion, ciphertexts, rotation, accuracy, federated,
     )  # fmt: skip
     for source in sources:
         own = source.made()

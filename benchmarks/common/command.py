@@ -28,11 +28,12 @@ def carry_out(
     measure: Callable[[Namespace, Path], Result],
     rows: Callable[[Result], Sequence[Sequence[object]]],
     shown: str = "",
+    header: Sequence[str] = TARGETS,
 ) -> None:
     """Read the flags, measure, save the result as `NAME.json`, and print its table.
 
     Args:
-        shown: a key of the result that is printed before it.
+        shown: a key of the result that is printed before it. header: of the table.
     """
     flags.add_argument("--out", type=Path, help=f"default: benchmarks/results/{name}.json")
     given = flags.parse_args()
@@ -42,4 +43,4 @@ def carry_out(
     save(given.out or RESULTS / f"{name}.json", result)
     if shown:
         print(json.dumps(result[shown], indent=1))
-    print(markdown(TARGETS, rows(result)))
+    print(markdown(header, rows(result)))

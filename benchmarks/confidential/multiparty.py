@@ -22,7 +22,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,12 @@ from benchmarks.common.places import RESULTS
 from benchmarks.common.results import commit, hardware, hold_to, save
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
 from benchmarks.confidential import views
+from benchmarks.confidential.answers import COLUMNS, IDS, line
 from benchmarks.confidential.parties import Parties
 from g2d import Task, load_task
 from g2d.core.types import Array
 from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.translate import Translated, translate
-from g2d.redteam.rows import Identifiers
 
 NAME, MARK = "confidential-multiparty", "confidential-multiparty"
 ATTACKS = "confidential-multiparty-attacks"
@@ -52,11 +52,6 @@ SIZES = {
     "steps": 1500, "singles": 30, "batch": 250, "batches": 5, "images": 10_000, "answers": 1000,
     "viewed": 2000, "times": 12,
 }  # fmt: skip
-IDS = Identifiers(
-    "AML.T0024 Exfiltration via AI Inference API", "nearest: NISTAML.03 privacy compromise",
-    "nearest: ML05 Model Theft",
-)  # fmt: skip
-_ATTACKED = ("who does what", "to whom", "measured", "got", "")
 NEAR = 1e-3
 _UNLIMITED = {"per_minute": 1_000_000}
 _GENERATIONS = 6
@@ -343,18 +338,8 @@ def attacks(result: Result) -> list[tuple[object, ...]]:
     made: list[tuple[object, ...]] = []
     for row in result["rows"].values():
         listed = row["found"] if isinstance(row["found"], list) else []
-        made += [
-            (one["threat"], one["target"], one["metric"], _got(one), one["note"]) for one in listed
-        ]
+        made += [line(one) for one in listed]
     return made
-
-
-def _got(row: Mapping[str, Any]) -> str:
-    value, extra = row["value"], row["extra"]
-    if value is None:
-        return f"{extra['area']:.3f}"
-    text = f"{value['value']:.3f} of {value['n']:,}"
-    return f"{text}, {extra['refused']} refused" if "refused" in extra else text
 
 
 def made(folder: Path = RESULTS) -> dict[str, str]:
@@ -368,7 +353,7 @@ def made(folder: Path = RESULTS) -> dict[str, str]:
     told = f"\n\nCommit {', '.join(commits)}."
     return {
         MARK: markdown(TARGETS, rows(result)) + told,
-        ATTACKS: markdown(_ATTACKED, attacks(result)) + told,
+        ATTACKS: markdown(COLUMNS, attacks(result)) + told,
     }
 
 
@@ -386,7 +371,7 @@ def main() -> None:
         run = Run(given, given.out, Path(folder))
         run.measure()
     print(markdown(TARGETS, rows(run.record)))
-    print(markdown(_ATTACKED, attacks(run.record)))
+    print(markdown(COLUMNS, attacks(run.record)))
 
 
 if __name__ == "__main__":

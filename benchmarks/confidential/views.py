@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
+from benchmarks.confidential.answers import halves, through
 from benchmarks.confidential.malicious import FLIP, NAME
 from benchmarks.confidential.parties import Parties
 from g2d import Task
@@ -27,7 +27,6 @@ from g2d.protect.multiparty.errors import MultipartyError
 from g2d.protect.multiparty.rings import from_ring, join, split, to_ring
 from g2d.redteam.rows import Row
 from g2d.redteam.scoring import share
-from g2d.redteam.threats.privacy.membership import area
 
 FAMILY = "parties"
 NEAR = 1e-3
@@ -197,41 +196,11 @@ def through_answers(
     parties: Parties, task: Task, model: nn.Module, fresh: nn.Module, n: int, batch: int, steps: int
 ) -> Iterator[Row]:
     """Extraction and membership by the parties' logits, and by the plain network's."""
-    members, others = (part.take(range(min(n, len(part)))) for part in
-                       (task.splits.train, task.splits.test))  # fmt: skip
-    x, y = torch.cat([members.x, others.x]), torch.cat([members.y, others.y])
+    both = halves(task, n)
+    x = torch.cat([part.x for part in both])
     _, logits = seen(parties, x.numpy(), batch)
     with torch.no_grad():
         plain = model(x)
-    state = {key: value.clone() for key, value in fresh.state_dict().items()}
-    for target, told in (("parties", torch.from_numpy(logits).float()), ("plain", plain)):
-        fresh.load_state_dict(state)
-        copied = _copied(fresh.train(), others.x, told[len(members) :], steps)
-        with torch.no_grad():
-            same = (copied(members.x).argmax(1) == plain[: len(members)].argmax(1)).sum()
-        kind = {"chain": parties.config.protocol if target == "parties" else "plain"}
-        yield Row(
-            FAMILY, "party-copy", "a client trains a copy on answers", target,
-            f"{len(others)} inputs, their logits", share(float(same), len(members)),
-            metric="agreement with the network", **kind,
-            note="answers are the network's: what limits it is rates and rotation",
-        )  # fmt: skip
-        scores = -F.cross_entropy(told, y, reduction="none")
-        yield Row(
-            FAMILY, "party-membership", "a client guesses who was in the training data", target,
-            "loss of an answer", None, metric="area under the curve", **kind,
-            extra={"area": area(scores, len(members)), "members": len(members)},
-        )  # fmt: skip
-
-
-def _copied(model: nn.Module, x: torch.Tensor, logits: torch.Tensor, steps: int) -> nn.Module:
-    source = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.Adam(model.parameters(), 2e-3)
-    for _ in range(steps):
-        chosen = torch.randint(len(x), (64,), generator=source)
-        optimiser.zero_grad()
-        F.kl_div(
-            F.log_softmax(model(x[chosen]), 1), F.softmax(logits[chosen], 1), reduction="batchmean"
-        ).backward()
-        optimiser.step()
-    return model.eval()
+    told = {"parties": (parties.config.protocol, torch.from_numpy(logits).float()),
+            "plain": ("plain", plain)}  # fmt: skip
+    yield from through("party", FAMILY, told, both, fresh, steps)

@@ -14,7 +14,7 @@ from benchmarks.confidential.homomorphic import measure, rows
 
 
 def test_a_network_of_digits_is_measured():
-    given = Namespace(task="digits", data="", images=2, steps=150, seed=0)
+    given = Namespace(task="digits", data="MNIST's folder", images=2, steps=150, seed=0)
     result = measure(given, Path())
     assert result["agreement"] == {"same": 2, "of": 2}
     assert result["error"]["exact"] < 1e-3

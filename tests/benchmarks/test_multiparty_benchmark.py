@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import numpy as np
 import pytest
 
-from benchmarks.confidential import malicious, multiparty, views
+from benchmarks.confidential import answers, malicious, multiparty, views
 from g2d.protect.multiparty import rings
 from g2d.protect.multiparty.translate import plain
 from g2d.redteam.rows import Row
@@ -27,7 +27,7 @@ def timing(seconds: float) -> dict[str, object]:
 def attacked(kind: str, **more: object) -> dict[str, object]:
     row = Row("parties", kind, "one party looks", "party 0 of aby3", "ridge", share(103, 1000),
               metric="classes guessed", note="chance is 0.112", extra=more)  # fmt: skip
-    return row.as_json(multiparty.IDS)
+    return row.as_json(answers.IDS)
 
 
 FOUND = {
@@ -38,6 +38,7 @@ FOUND = {
                        "share_seconds": 0.5, "falls": 0},
     "aby3: killed": {"refusal": 0.06, "back": 3.0},
     "aby3: curious": [attacked("party-view")],
+    "cheetah: curious": [attacked("party-view", p_weights=0.412, p_inputs=0.08, p_answers=1.2e-9)],
     "aby3: harmful": [attacked("party-flip", refused=3)],
 }  # fmt: skip
 RESULT = {"rows": {name: {"found": found, "commit": "abc"} for name, found in FOUND.items()}}
@@ -51,6 +52,8 @@ def test_the_tables_are_of_the_json(tmp_path):
     assert "| class as torch's | ≥ 9,990 of 10,000 | 9,998 of 10,000 |" in text
     row = "| one party looks | party 0 of aby3 | classes guessed | 0.103 of 1,000 |"
     assert f"{row} chance is 0.112 |" in attacks
+    assert f"{row} chance is 0.112; χ² against uniform: p = 0.41 (weights), 0.08" in attacks
+    assert "0.08 (inputs), 1.2e-09 (answers) |" in attacks
     assert "| 0.103 of 1,000, 3 refused |" in attacks
     assert text.endswith("Commit abc.")
     json.loads(json.dumps(RESULT), parse_constant=pytest.fail)
