@@ -19,8 +19,8 @@ from g2d.settings import build
 from g2d.tasks.sizes import defaults_of
 
 SIZES = (
-    "task", "members", "batch", "steps", "fork_steps", "public", "way", "noise_ratio", "light_eps",
-    "examples",
+    "task", "members", "batch", "steps", "fork_steps", "public", "public_steps", "way",
+    "noise_ratio", "light_eps", "examples", "accuracy_drop", "class_drop",
 )  # fmt: skip
 """Flags that decide what a row says: rows of others are not mixed with them."""
 
@@ -39,7 +39,10 @@ def flags(parser: ArgumentParser) -> None:
     parser.add_argument("--noise-ratio", type=float, default=2.0, help="fork's by base's")
     parser.add_argument("--light-eps", type=float, default=0.5, help="[population] light_eps")
     parser.add_argument("--public", type=int, default=6000, help="records declared public")
+    parser.add_argument("--public-steps", type=int, default=0, help="[privacy] public_steps")
     parser.add_argument("--way", choices=WAYS, default=HELD, help="which records are public")
+    parser.add_argument("--accuracy-drop", type=float, help="[gates]; else the task's own")
+    parser.add_argument("--class-drop", type=float, help="[gates]; else the task's own")
     parser.add_argument("--examples", type=int, default=200, help="test examples that are attacked")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the vaults")
 
@@ -71,6 +74,9 @@ def settings_of(people: People, given: Namespace, seed: int, target: float) -> S
     """A private vault's settings, its noise still to be set by `calibrated`."""
     task = people.task
     made = build(Settings, defaults_of(task), task.name, stored=True)
+    for name in ("accuracy_drop", "class_drop"):
+        if (limit := getattr(given, name)) is not None:
+            made = made.override(**{f"gates__{name}": limit})
     return made.override(
         task__name=task.name, task__eps=task.eps, population__seed=seed,
         population__members=given.members, population__recipe="repelled", population__basins=1,
@@ -79,7 +85,7 @@ def settings_of(people: People, given: Namespace, seed: int, target: float) -> S
         privacy__enabled=True, privacy__epsilon=target, privacy__delta=1e-5,
         privacy__records=people.records, privacy__public=str(people.public.absolute()),
         privacy__batch=given.batch, privacy__steps=given.steps,
-        privacy__fork_steps=given.fork_steps,
+        privacy__fork_steps=given.fork_steps, privacy__public_steps=given.public_steps,
     )  # fmt: skip
 
 

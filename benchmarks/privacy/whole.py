@@ -8,9 +8,11 @@ For each seed and each of --epsilons a vault of --members members is made
 and --count generations. Rows are kept one by one in results/privacy-whole-TASK-seedN.json: an
 interrupted run goes on where it stopped. `cost`: what the ledger says of everything, and naive
 composition. `clean`: the test split, all generations. `alone`: one private network that has the
-whole budget for itself. `stale`: attacks crafted jointly on the last twenty generations, on the
-next one, and on one of the twenty ("had it stayed"). `iterates`: the same of snapshots of one
-training, which cost nothing more. What a step costs is measured by `benchmarks.privacy.cost`.
+whole budget for itself. `public`: the network where the base begins, which has learned
+--public-steps batches of the public records that guide, and nobody's. `stale`: attacks crafted
+jointly on the last twenty generations, on the next one, and on one of the twenty ("had it stayed").
+`iterates`: the same of snapshots of one training, which cost nothing more. What a step costs is
+measured by `benchmarks.privacy.cost`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from benchmarks.common.results import hold_to, record, save
 from benchmarks.common.tables import TARGETS, markdown, ranged, shown
 from benchmarks.privacy.vaults import SIZES, People, calibrated, flags, made, settings_of
 from g2d import Defence, Settings
+from g2d.core.seeds import seed_of
 from g2d.core.types import Logits
 from g2d.protect.privacy import accounting
 from g2d.protect.privacy.ledger import PrivacyLedger
@@ -45,6 +48,7 @@ from g2d.tasks.inference import load_model
 from g2d.training.loop import Batches, NextStep
 from g2d.training.recipes import HardenedTraining
 from g2d.training.recipes.private import Private, PrivatePlan
+from g2d.training.recipes.private_public import learn_public
 from g2d.weights.checkpoints import unpack
 
 EXPOSED, TARGETS_LEFT = 20, 5
@@ -52,7 +56,7 @@ EXPOSED, TARGETS_LEFT = 20, 5
 
 EVERY = 5  # steps between the snapshots of one training
 FAR = 1e4  # noise of forks that are there only because a population has two members
-ROWS = ("cost", "clean", "alone", "stale", "iterates")
+ROWS = ("cost", "clean", "alone", "public", "stale", "iterates")
 
 
 class Whole:
@@ -134,6 +138,14 @@ class Whole:
                 "epsilon": accounting.total(spent, defence.settings.privacy.delta),
             }
 
+    def public(self) -> Result:
+        """The network where the base begins: what private training adds is what is beyond it."""
+        task, s = self.defence.task, self.defence.settings
+        seed = seed_of(self.seed, "base", 0)
+        model = task.model(seed)
+        learn_public(task, model, s.privacy.public_steps, s.population, seed)
+        return {"accuracy": accuracy_rate(model.eval(), task.splits.test).value}
+
     def stale(self) -> Result:
         """Joint attacks on the twenty generations before: on the next, and on the newest read."""
         return self._joint(self.models())
@@ -151,8 +163,9 @@ class Whole:
 
     def iterates(self) -> Result:
         """Snapshots of the base's own training, the last forty, one every few steps."""
-        s, task = self.settings(), self.people.task
+        s, task = self.settings(), self.defence.task  # people and public records are apart there
         p, model, taken, states = s.privacy, task.model(self.seed), 0, []
+        learn_public(task, model, p.public_steps, s.population, self.seed)
         plan = PrivatePlan(p, p.noise)
         batches = Batches(
             task, task.splits.train, p.batch, torch.Generator().manual_seed(self.seed)
@@ -171,7 +184,7 @@ class Whole:
             return before(network, rate)
 
         training.after = keep  # type: ignore[method-assign]
-        training.run(model, s.population.rate)
+        training.run(model, p.rate)
         return self._joint([load_model(task, state) for state in states])
 
 
@@ -241,6 +254,9 @@ def _rows_of(target: str, results: Sequence[Mapping[str, Any]]) -> list[tuple[st
             less = shown([one["accuracy"] - mean for one, mean in both], 2)
             lines.append((f"{at}: one private network, %", "", alone))
             lines.append((f"{at}: generations below it, points", "<= 1", less))
+    if public := of("public"):
+        text = shown([one["accuracy"] for one in public], 2)
+        lines.append((f"{at}: the public records alone, %", "", text))
     for row, what in (("stale", "generations"), ("iterates", "iterates of the base")):
         if made := [one for one in of(row) if one["next"]]:
             lines.append(_stale(f"{at}: stale ASR joint-20, {what}, %", made, row == "stale"))
@@ -258,6 +274,7 @@ def parser() -> ArgumentParser:
     """The flags."""
     made = ArgumentParser(description=(__doc__ or "").split("\n")[0])
     flags(made)
+    made.set_defaults(public_steps=600)
     made.add_argument("--epsilons", type=float, nargs="+", default=[3.0, 1.0])
     made.add_argument("--count", type=int, default=120, help="generations")
     made.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))

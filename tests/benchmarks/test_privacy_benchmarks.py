@@ -14,8 +14,10 @@ pytest.importorskip("opacus")
 
 from benchmarks.privacy import audit, faults, nslkdd, tables, whole
 from benchmarks.privacy.data import enlarged, people_and_public
+from benchmarks.privacy.flows import MOST, public_mlp
 from g2d.defence.privacy import charging
 from g2d.settings import PopulationSettings, PrivacySettings
+from g2d.tasks.nslkdd import WIDTH, nslkdd_mlp
 from g2d.training.recipes import private_optimizer
 from g2d.training.recipes.private_entropy import PoissonSample
 from g2d.training.recipes.private_optimizer import SecretNoise
@@ -74,7 +76,7 @@ def test_the_whole_system_is_told_by_budget(tmp_path):
         "cost": {"epsilon": 2.98, "naive": 20.0, "members": 24, "generations": 121,
                  "uncovered": []},
         "clean": {"generations": [0.98, 0.97], "members": [0.98]},
-        "alone": {"accuracy": 0.985, "epsilon": 3.0},
+        "alone": {"accuracy": 0.985, "epsilon": 3.0}, "public": {"accuracy": 0.965},
         "stale": {"next": [0.2], "stayed": [0.9]},
     }  # fmt: skip
     result = {"seed": 0, "epsilons": {"3": rows, "1": {}}, "sizes": SIZES, "run": {"commit": "d"}}
@@ -85,6 +87,7 @@ def test_the_whole_system_is_told_by_budget(tmp_path):
     assert made["epsilon 3: naive composition"] == "20.0"
     assert made["epsilon 3: clean, worst generation, %"] == "97.00"
     assert made["epsilon 3: generations below it, points"] == "1.00"
+    assert made["epsilon 3: the public records alone, %"] == "96.50"
     stale = made["epsilon 3: stale ASR joint-20, generations, %"]
     assert stale == "20.0; had it stayed 90.0"
     assert not [name for name in made if "iterates" in name or name.startswith("epsilon 1")]
@@ -95,12 +98,27 @@ def test_flows_stand_beside_those_without_privacy(tmp_path):
     def vault(accuracy: float) -> dict:
         return {"generations": {"accuracy": [accuracy]}, "epsilon": 0.99}
 
-    vaults = {"private": vault(0.77), "plain": vault(0.78)}
+    vaults = {"private": vault(0.77), "plain": vault(0.78), "public": vault(0.76)}
     write(tmp_path, "privacy-nsl-kdd-seed0.json",
           {"seed": 0, "vaults": vaults, "sizes": SIZES, "run": {"commit": "e"}})  # fmt: skip
     made = cells(tables.made(tmp_path)["privacy-nsl-kdd"])
     assert made["accuracy below that without privacy, points"] == "1.00"
+    assert made["accuracy, the public flows alone, %"] == "76.00"
     assert nslkdd.rows([{"vaults": {"plain": vault(1.0)}}]) == []
+
+
+def test_inputs_are_standardised_by_public_flows_alone():
+    public = torch.zeros(50, WIDTH)
+    public[:, 0], public[:25, 3] = torch.arange(5.0, 55.0), 1.0
+    model = public_mlp(public)()
+    found = model[0](public)
+    assert torch.allclose(found.mean(0), torch.zeros(WIDTH), atol=1e-5)
+    assert found[:, 3].std() == pytest.approx(1.0)
+    rare = torch.zeros(1, WIDTH)
+    rare[0, 9] = 1.0  # what no public flow has is seen, and bounded
+    assert float(model[0](rare)[0, 9]) == MOST
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert shapes == {n: t.shape for n, t in nslkdd_mlp().state_dict().items()}, "and no records"
 
 
 def step(fault) -> torch.Tensor:

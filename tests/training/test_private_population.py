@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,10 @@ from g2d.core.engine import SerialEngine
 from g2d.errors import G2DError, PrivacyError, SettingsError
 from g2d.settings import HardenSettings, PopulationSettings, PrivacySettings
 from g2d.tasks.inference import accuracy
+from g2d.tasks.shielded import Shield
+from g2d.tasks.splits import Split
 from g2d.training.charging import cost_of
+from g2d.training.jobs import TrainingJob, _length
 from g2d.training.loop import Batches
 from g2d.training.population import build_population, fingerprint
 from g2d.training.recipes import (
@@ -29,6 +34,7 @@ from g2d.training.recipes import (
     find,
 )
 from g2d.training.recipes.monitor import TrainingMonitor
+from g2d.training.recipes.private_public import learn_public
 from g2d.vault.vault import Vault
 
 pytest.importorskip("opacus")
@@ -263,3 +269,42 @@ def test_a_defence_is_refused_before_there_is_a_vault(tmp_path, tiny_settings):
     with pytest.raises(G2DError):
         g2d.Defence.create("digits", tmp_path / "v", settings)
     assert not (tmp_path / "v").exists()
+
+
+# --- where it begins -----------------------------------------------------------------------------
+
+
+def test_it_may_begin_at_what_public_records_have_taught_and_at_nobody_elses(digits, tmp_path):
+    np.save(tmp_path / "x.npy", digits.splits.test.x.numpy())
+    np.save(tmp_path / "y.npy", digits.splits.test.y.numpy())
+    task = Shield(str(tmp_path), b"k" * 32).over(digits)
+    model, fresh = task.model(0), task.model(0)
+    learn_public(task, model, 0, FORKS, 0)
+    assert same_weights(model, fresh)
+    learn_public(task, model, 60, FORKS, 0)
+    assert accuracy(model, task.splits.guide) > 0.5
+    again, others = task.model(0), replace(task, splits=without_people(task.splits))
+    learn_public(others, again, 60, FORKS, 0)
+    assert same_weights(model, again), "no record of anybody's was read"
+    refused(digits, "none are kept apart in task 'digits'", replace(PRIVACY, public_steps=5))
+
+
+def same_weights(one, other):
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def without_people(splits):
+    found = copy.copy(splits)
+    empty = Split(torch.zeros_like(splits.train.x), splits.train.y.flip(0))
+    object.__setattr__(found, "train", empty)
+    return found
+
+
+def test_a_whole_private_training_has_a_rate_of_its_own(digits):
+    job = TrainingJob(
+        SOURCE, "base", 0, 0, "base", replace(FORKS, rate=0.5, fork_rate=0.25), None, (),
+        privacy=replace(PRIVACY, rate=0.125),
+    )  # fmt: skip
+    assert _length(job) == (PRIVACY.steps, 0.125)
+    assert _length(replace(job, kind="member", recipe="repelled")) == (PRIVACY.fork_steps, 0.25)

@@ -31,6 +31,15 @@ class PrivacySettings(Checked):
         1e-6, 1e6, 0.5, "longest gradient of one record, Euclidean; longer are cut", since="0.2"
     )
     steps: int = within(1, 10**7, 700, "private steps of the base", since="0.2")
+    # At the 0.003 that suits plain training MNIST lost 5 points, NSL-KDD a half (docs/privacy.md).
+    rate: float = within(
+        1e-8, 10.0, 1e-2, "Adam's peak learning rate of those; [population] rate is of plain ones",
+        since="0.2",
+    )  # fmt: skip
+    public_steps: int = within(
+        0, 10**7, 0, "plain steps on public data, with [population] rate, before those",
+        since="0.2",
+    )  # fmt: skip
     fork_steps: int = within(1, 10**7, 30, "private steps of each fork", since="0.2")
     against: int = within(
         0, 1000, 1, "released networks that a fork learns attacks on, in each step", since="0.2"

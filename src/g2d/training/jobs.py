@@ -38,6 +38,7 @@ from g2d.training.recipes import (
     watermark,
 )
 from g2d.training.recipes.private_entropy import secret_generator
+from g2d.training.recipes.private_public import learn_public
 from g2d.training.recipes.recipe import ChangeStep
 from g2d.training.recipes.watermark import NAME as MARK
 from g2d.weights.checkpoints import pack, unpack
@@ -107,6 +108,8 @@ def run_job(job: TrainingJob) -> Trained:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
+        if job.privacy is not None and _is_whole(job):
+            learn_public(task, model, job.privacy.public_steps, s, seed)
         if job.privacy is not None:  # and must not fall as anybody could tell
             torch.set_rng_state(secret_generator().get_state())
         training.run(model, rate)
@@ -157,7 +160,7 @@ def _length(job: TrainingJob) -> tuple[int, float]:
     s, p = job.settings, job.privacy
     if p is not None and not (job.kind == "early" and s.early_steps == 0):
         whole = _is_whole(job)
-        return (p.steps, s.rate) if whole else (p.fork_steps, s.fork_rate)
+        return (p.steps, p.rate) if whole else (p.fork_steps, s.fork_rate)
     if job.kind in (MARKING, REFRESHING):
         return s.fork_steps, s.fork_rate
     if job.kind == "base" or job.recipe == "seeds":

@@ -55,7 +55,7 @@ __all__ = [
 
 _OF_TRAINING = (
     "records", "batch", "noise", "fork_noise", "clip", "steps", "fork_steps", "against",
-    "against_steps", "unit",
+    "against_steps", "unit", "rate", "public_steps",
 )  # fmt: skip
 
 _WAVE = 6  # members a wave where there are fewer basins: enough to keep several workers busy

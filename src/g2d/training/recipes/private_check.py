@@ -19,6 +19,7 @@ from g2d.tasks.task import Task
 from g2d.training.recipes.hardened import find, try_out
 from g2d.training.recipes.private import Private, PrivatePlan, require_opacus
 from g2d.training.recipes.private_gradients import pick
+from g2d.training.recipes.private_public import check_public
 from g2d.weights.layout import same_bits
 
 _BUILT_IN = {"l2", "clamp", "adversarial"}  # of parameters alone, or of each record by itself
@@ -45,6 +46,7 @@ def check_private_training(
     check_numbers(privacy)
     _check_population(population)
     _check_recipes(harden, marked)
+    check_public(task, privacy.public_steps)
     check_model(task)
     few = PrivatePlan(replace(privacy, batch=min(4, privacy.batch)), privacy.noise)
     try_out(task, harden, private=Private(few))
