@@ -55,18 +55,18 @@ def test_what_pulls_mu_both_ways_is_one_hint():
     assert "or mu" not in said
 
 
-def followed(settings, *failures):
-    """Run through candidates that fail so, one a draw; return mu of each."""
+def followed(settings, *failures, longest=1, of=lambda guidance: guidance.mu):
+    """Run through candidates that fail so, one a draw; return mu, or what is asked for, of each."""
     made = []
 
     def ahead(draws, settings):
         for draw in draws:
             made.append(draw.attempt)
-            mu = settings.guidance.mu
+            mu = of(settings.guidance)
             yield candidate(*failures[draw.attempt], attempt=draw.attempt, mu=mu)
 
     draws = [Draw(k, b"secret", False) for k in range(len(failures))]
-    found = list(adapting(draws, settings, ahead))
+    found = list(adapting(draws, settings, ahead, longest))
     assert [one.draw.attempt for one in found] == list(range(len(failures))) == made
     return [one.mu for one in found]
 
@@ -83,6 +83,20 @@ def test_mu_adapts_where_accuracy_alone_fails_and_only_where_it_may():
         0.25,
     ]
     assert followed(Settings(), clean, clean) == [2, 2]  # as ever, unless it is asked for
+
+
+def test_a_renewed_vault_polishes_longer_where_accuracy_alone_fails():
+    """Its members are short forks: candidates that are polished as before stay below its base."""
+    new, stale = ("new_data",), ("accuracy", "stale_asr")
+
+    def steps(*failures, longest=4):
+        own = Settings().override(guidance__polish_steps=300)
+        return followed(own, *failures, longest=longest, of=lambda g: g.polish_steps)
+
+    assert steps(new, stale, new, new, new) == [300, 600, 600, 1200, 1200]
+    assert steps(new, new, new, longest=3) == [300, 600, 900]
+    assert steps(new, new, longest=1) == [300, 300]  # one that was never renewed: as ever
+    assert followed(Settings(), new, new, longest=4) == [2, 1]  # and repels less
 
 
 def test_too_few_gate_examples_are_refused_before_the_work():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,31 @@ def test_few_new_examples_are_held_to_what_they_can_show():
         "accuracy, new data: may be 21.61% below the base's (95% bound; measured 5.00% on 20 gate"
         " examples); 13.91% is allowed; 20 show none below that"
     )
+
+
+def differing(new: int, worse: int, better: int, old: int = 4000, drop: float = 0.0075):
+    """A candidate and its base that differ on new data: some one way, some the other."""
+    wrong, base = torch.zeros(old + new, dtype=torch.bool), torch.ones(old + new, dtype=torch.bool)
+    wrong[old : old + worse] = True
+    base[old + worse : old + worse + better] = False
+    seen = view(wrong, new, drop)
+    return new_data_gate(replace(seen, reference=replace(seen.reference, base_correct=base)))
+
+
+def test_a_candidate_about_as_good_as_its_base_is_not_refused_for_how_few_new_examples_there_are():
+    """On NSL-KDD's shift networks of a vault differ in two of a hundred new flows either way."""
+    as_good = differing(2200, 50, 44)
+    assert as_good is not None
+    assert as_good.passed
+    assert as_good.value > 0.0075  # the bound alone said no
+    assert as_good.limit == pytest.approx(0.0103, abs=1e-4)
+    worse = differing(2200, 58, 30)  # by 1.27 points
+    assert worse is not None
+    assert not worse.passed
+    assert "0.98% is allowed, 0.23% of it because 2200 examples leave more open" in worse.reason
+    one_way = differing(2200, 30, 0)  # what is lost earns nothing
+    assert one_way is not None
+    assert (one_way.passed, one_way.limit) == (False, 0.0075)
 
 
 def test_where_none_of_the_new_examples_is_a_gate_example_nothing_is_shown():

@@ -79,7 +79,7 @@ class Candidate:
     """Proposed parameters and every gate's verdict on them; seconds of CPU that both took.
 
     `mu` is what guidance was made with, where that adapts; `basin` where it began, if that is
-    to be noted.
+    to be noted; `polish_steps` how long it was polished, where that depends on those before it.
     """
 
     draw: Draw
@@ -89,6 +89,7 @@ class Candidate:
     cpu: float
     mu: float | None = None
     basin: int | None = None
+    polish_steps: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -124,7 +125,7 @@ class Candidate:
 
     @property
     def _optional(self) -> dict[str, float | int | None]:
-        return {"mu": self.mu, BASIN: self.basin}
+        return {"mu": self.mu, BASIN: self.basin, "polish_steps": self.polish_steps}
 
 
 class Judge:
@@ -205,9 +206,11 @@ def make(
     v = generator.propose(task, recent, s.guidance, draw.source(), tick, judge.mark, begin)
     state = generator.to_state(v)
     results = judge(state, recent, states, s.gates)
-    mu = s.guidance.mu if s.guidance.adapt else None
+    renewed = task.splits.added("gate") > 0
+    mu = s.guidance.mu if s.guidance.adapt or renewed else None
     basin = generator.space.basin_of(v) if s.guidance.resting or s.growth.unseen else None
-    return Candidate(draw, state, results, began, time.process_time() - cpu, mu, basin)
+    steps = s.guidance.polish_steps if renewed else None
+    return Candidate(draw, state, results, began, time.process_time() - cpu, mu, basin, steps)
 
 
 def make_many(engine: Engine, job: CandidateJob, draws: Sequence[Draw]) -> Iterator[Candidate]:

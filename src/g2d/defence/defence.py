@@ -24,7 +24,7 @@ from g2d.defence.generations import Generation, GenerationStore
 from g2d.defence.members import begin_in, fit_if_needed, read_base, read_generator
 from g2d.defence.populating import populate, take_base, take_zoo
 from g2d.defence.privacy.gating import PeopleGate
-from g2d.defence.refusal import adapting, check_gate_split, give_up
+from g2d.defence.refusal import adapting, check_gate_split, give_up, longest
 from g2d.errors import GenerationError
 from g2d.generator import Exposure, Generator
 from g2d.generator.terms import find_terms
@@ -278,7 +278,7 @@ class Defence:
             made = self._candidates(draws, settings, recent, exposed, tick, engine)
             return made if people is None else people.judged(made)
 
-        for candidate in adapting(draws, self.settings, ahead):
+        for candidate in adapting(draws, self.settings, ahead, longest(self.task, self.settings)):
             if candidate.passed:
                 return self._keep(candidate, rejected, recent, activate)
             rejected.append(replace(candidate, state={}))  # its weights are wanted no more

@@ -15,6 +15,14 @@ class RefreshSettings(Checked):
         0.001, 10.0, 0.15, "optimiser steps of all forks, as a share of the population's",
         since="0.2",
     )  # fmt: skip
+    rate: float = within(
+        0.01, 100.0, 2.0, "peak learning rate of forks, by [population] fork_rate; not of private",
+        since="0.2",
+    )  # fmt: skip
+    polish: int = within(
+        1, 64, 4, "where accuracy alone fails: up to so often polish_steps, and less mu; 1: not",
+        since="0.2",
+    )  # fmt: skip
     pool: int = within(1, 10**7, 500, "attacks crafted on each fork, at most", since="0.2")
     former_drop: float = within(
         0.0, 1.0, 0.02, "accuracy on the former gate data that may be lost", since="0.2"

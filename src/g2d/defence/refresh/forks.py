@@ -65,6 +65,12 @@ class Forks:
         total = p.base_steps + p.basins * p.early_steps + p.members * p.fork_steps
         return max(1, round(self.settings.refresh.effort * total / count))
 
+    @property
+    def rate(self) -> float:
+        """Adam's peak rate of each fork. Noise of private ones is tuned to the population's."""
+        own = self.settings.population.fork_rate
+        return own if self.settings.privacy.enabled else min(10.0, own * self.settings.refresh.rate)
+
     def train(self, engine: Engine, progress: Progress) -> float:
         """Train the forks that do not wait there yet; return the CPU seconds of all.
 
@@ -94,15 +100,19 @@ class Forks:
         return kept is not None and self._made_from(start).items() <= kept.info.items()
 
     def _made_from(self, start: Entry) -> dict[str, Any]:
-        return {"forked": start.files["weights"], "refresh_steps": self.steps}
+        return {
+            "forked": start.files["weights"], "refresh_steps": self.steps,
+            "refresh_rate": self.rate,
+        }  # fmt: skip
 
     def _job(self, place: int) -> TrainingJob:
         start, s = self.starts[place], self.settings
         how = str(start.info.get("how", start.info.get("recipe")))
         repelled, private = how == "repelled", s.privacy.enabled
         population = replace(
-            s.population, fork_steps=self.steps, pool=min(s.population.pool, s.refresh.pool)
-        )
+            s.population, fork_steps=self.steps, fork_rate=self.rate,
+            pool=min(s.population.pool, s.refresh.pool),
+        )  # fmt: skip
         return TrainingJob(
             self.source, REFRESHING, start.index, int(start.info["basin"]),
             "repelled" if repelled else "forks", population, self.vault.read(start),

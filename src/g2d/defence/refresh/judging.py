@@ -27,7 +27,7 @@ from g2d.defence.refresh.checks import (
     probabilities,
     spectral_check,
 )
-from g2d.defence.refusal import adapting, give_up
+from g2d.defence.refusal import adapting, give_up, longest
 from g2d.errors import DataError
 from g2d.generator import Generator
 from g2d.protect.canaries.kept import read_canaries
@@ -156,7 +156,7 @@ def trial(
 
     rejected = []
     draws = draws_of(vault.next_number(), None, s.gates.attempts, ())
-    for candidate in adapting(draws, s, made):
+    for candidate in adapting(draws, s, made, longest(grown, s)):
         if candidate.passed:
             return candidate
         rejected.append(candidate)
