@@ -9,7 +9,16 @@ from typing import Any
 
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
-from benchmarks.ownership import canaries, carried, layout, rivals, strength, tracing, verification
+from benchmarks.ownership import (
+    asked,
+    canaries,
+    carried,
+    layout,
+    rivals,
+    strength,
+    tracing,
+    verification,
+)
 
 Result = dict[str, Any]
 Rows = Sequence[Sequence[object]]
@@ -90,6 +99,10 @@ TABLES = {
         "ownership-carried-mnist-seed*.json",
         lambda results: carried.lines([result["rows"] for result in results]),
         _of_seeds, _populations,
+    ),
+    "ownership-asked": Table(
+        "ownership-asked.json", lambda results: asked.rows(results[0]), _within,
+        lambda _: "vaults of commit 5f10d35, two sets of 64",
     ),
     "ownership-verification": Table(
         "ownership-verification.json",
