@@ -1,6 +1,7 @@
 """Rules against attacks of malicious clients: split x f x attack x rule, beside the controls.
 
     python -m benchmarks.federated.aggregation --task mnist --data FOLDER --seeds 0 1 2
+    python -m benchmarks.federated.aggregation --targets ...    # rows that targets are judged by
     python -m benchmarks.federated.aggregation --rounds 2 --attacks sign-flip --rules mean  # a try
 
 A base is trained for each row, by the product's own messages. Every attack knows the rule and all
@@ -8,7 +9,8 @@ honest updates. `mean` is averaging without any defence (no clipping, no mixing)
 norms and mix nearest neighbours first. Controls: the server's own records alone, the mean of
 clients that train alone, and averaging without malicious clients. Accuracy is of the test split; a
 backdoor also has its success there. Kept row by row in
-benchmarks/results/federated-TASK-seedN.json: an interrupted run goes on.
+benchmarks/results/federated-TASK-seedN.json: an interrupted run goes on, and one with other splits,
+f, attacks or rules adds to it.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
 NONE, ALONE, LOCAL = "none", "server alone", "local only"
 ALPHAS, FS = (0.0, 0.5, 0.1), (0, 4, 8)
 DEFAULT = FederatedSettings().rule
+WANTED = ((0.5, 4), (0.0, 8), (0.5, 8), (0.1, 8))
+"""Split and f of every target; each is held against averaging without f, or the server alone."""
 ANYWHERE = "even"  # how alpha = 0, the even split, is told
 
 
@@ -68,7 +72,13 @@ def cases(given: Namespace) -> Iterator[tuple[float, int, str, str]]:
         for f in given.fs:
             for attack in given.attacks if f else [NONE]:
                 for rule in given.rules:
-                    yield alpha, f, attack, rule
+                    if not given.targets or is_wanted(alpha, f, rule):
+                        yield alpha, f, attack, rule
+
+
+def is_wanted(alpha: float, f: int, rule: str) -> bool:
+    """Whether a target is judged by a row; all others cost as much, and no two share a training."""
+    return (alpha, f) in WANTED or (f == 0 and rule == "mean" and alpha in (0.0, 0.5))
 
 
 def name_of(alpha: float, f: int, attack: str, rule: str) -> str:
@@ -165,12 +175,33 @@ def table(results: Sequence[Result], given: Namespace) -> str:
         for f in given.fs:
             for attack in given.attacks if f else [NONE]:
                 cells = [_cell(results, (alpha, f, attack, rule)) for rule in given.rules]
-                lines.append([split, f, attack, *cells])
+                if any(cell != NOTHING for cell in cells):
+                    lines.append([split, f, attack, *cells])
         for name in (ALONE, LOCAL):
             kept = [r["controls"].get(f"{alpha:g}", {}).get(name) for r in results]
             values = [one["accuracy"] for one in kept if one]
             lines.append([split, NOTHING, name, _mean(values), *[""] * (len(given.rules) - 1)])
     return markdown(["alpha", "f", "attack", *given.rules], lines)
+
+
+def told(results: Sequence[Result]) -> Namespace:
+    """What rows there are of, whichever runs added them: the axes of the table."""
+    keys = {key for result in results for key in result["rows"]}
+    alphas, fs, attacks, rules = (
+        {key.split(" | ")[place] for key in keys} for place in range(4)
+    )  # fmt: skip
+    splits = {f"alpha {alpha:g}": alpha for alpha in (*ALPHAS, *_others(alphas))}
+    return Namespace(
+        alphas=[alpha for name, alpha in splits.items() if name in alphas],
+        fs=sorted(int(name.removeprefix("f ")) for name in fs),
+        attacks=[name for name in ATTACKS if name in attacks],
+        rules=[name for name in RULES if name in rules],
+    )
+
+
+def _others(names: Iterable[str]) -> list[float]:
+    known = (float(name.removeprefix("alpha ")) for name in names)
+    return sorted(alpha for alpha in known if alpha not in ALPHAS)
 
 
 def _cell(results: Sequence[Result], case: tuple[float, int, str, str]) -> str:
@@ -254,6 +285,7 @@ def flags() -> ArgumentParser:
     found.add_argument("--fs", type=int, nargs="+", default=list(FS))
     found.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=list(ATTACKS))
     found.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
+    found.add_argument("--targets", action="store_true", help="only what targets are judged by")
     found.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return found
 

@@ -68,7 +68,8 @@ def measured(given: Namespace, seed: int, f: int, rule: str) -> Result:
     with Defence.create(given.task, folder, settings_of(given, seed, f, rule)) as defence:
         try:
             federate(defence.task, defence.vault, defence.settings, hostile, silent, lambda _: None)
-            defence.fit()
+            if defence.vault.entry("generator") is None:  # else it was interrupted after
+                defence.fit()
             while (defence.vault.live() or 0) <= given.count:
                 defence.generate()
         except (SettingsError, PopulationError, GenerationError) as error:
@@ -91,7 +92,7 @@ def run(given: Namespace, seed: int, path: Path) -> Result:
     hold_to(result, {name: getattr(given, name) for name in names} | {"commit": commit()}, path)
     rows = result.setdefault("rows", {})
     for f in (0, *given.fs):
-        for rule in given.rules:
+        for rule in given.rules if f else given.controls or given.rules:
             key = f"f {f} | {rule}"
             if key not in rows:
                 print(f"seed {seed}: {key}", file=sys.stderr)
@@ -124,18 +125,20 @@ def _told(rows: Sequence[Result], stage: str, what: str) -> str:
     return f"{100 * statistics.mean(values):.1f} (worst {100 * worst:.1f})"
 
 
-def targets(results: Sequence[Result], given: Namespace) -> list[list[object]]:
+def targets(results: Sequence[Result]) -> list[list[object]]:
     """What was wanted, and what was found, of every rule but the plain mean."""
     found: list[list[object]] = []
-    for f in given.fs:
-        for rule in (rule for rule in given.rules if rule != "mean"):
-            rows = [r["rows"][f"f {f} | {rule}"] for r in results if f"f {f} | {rule}" in r["rows"]]
-            made, members = (_values(rows, stage, "asr") for stage in ("generations", "members"))
-            reached = NOTHING
-            if made and members:
-                reached = f"{100 * max(made):.1f} %; members {100 * max(members):.1f} %"
-            what = f"backdoor ASR of generations, {rule}, f = {f}"
-            found.append([what, "≤ 1 %, never above the members'", reached])
+    for key in dict.fromkeys(key for result in results for key in result["rows"]):
+        f, _, rule = key.removeprefix("f ").partition(" | ")
+        if f == "0" or rule == "mean":
+            continue
+        rows = [result["rows"][key] for result in results if key in result["rows"]]
+        made, members = (_values(rows, stage, "asr") for stage in ("generations", "members"))
+        reached = NOTHING
+        if made and members:
+            reached = f"{100 * max(made):.1f} %; members {100 * max(members):.1f} %"
+        what = f"backdoor ASR of generations, {rule}, f = {f}"
+        found.append([what, "≤ 1 %, never above the members'", reached])
     return found
 
 
@@ -155,6 +158,8 @@ def flags() -> ArgumentParser:
     found.add_argument("--fs", type=int, nargs="+", default=[4, 8])
     found.add_argument("--rules", nargs="+", choices=list(RULES),
                        default=["mean", "centred-clipping", "multi-krum", "fltrust"])  # fmt: skip
+    found.add_argument("--controls", nargs="+", choices=list(RULES), default=[],
+                       help="rules of vaults where nobody is malicious; else --rules")  # fmt: skip
     found.add_argument("--runs", type=Path, default=RUNS)
     found.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return found
@@ -168,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = {s: given.out / f"federated-backdoor-{given.task}-seed{s}.json" for s in given.seeds}
     results = [run(given, seed, path) for seed, path in paths.items()]
     print(table(results))
-    print(markdown(TARGETS, targets(results, given)))
+    print(markdown(TARGETS, targets(results)))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ def _both(table: str, rows: Sequence[Sequence[object]]) -> str:
 
 
 def _rules(results: Results) -> str:
-    given = _given(results)
+    given = aggregation.told(results)
     return _both(aggregation.table(results, given), aggregation.targets(results, given))
 
 
 def _backdoor(results: Results) -> str:
-    return _both(backdoor.table(results), backdoor.targets(results, _given(results)))
+    return _both(backdoor.table(results), backdoor.targets(results))
 
 
 def _inversion(results: Results) -> str:

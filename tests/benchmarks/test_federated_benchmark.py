@@ -72,3 +72,24 @@ def test_which_rule_is_told_is_decided_off_the_test_split():
     [first, *_] = aggregation.targets([{"rows": rows, "controls": {}}], given)
     assert "80.0 % (median), -15.0 points" in str(first[2])
     assert "; centred-clipping (default) 75.0 %" in str(first[2])  # known before any attack is
+
+
+def test_rows_of_targets_alone_are_asked_for_and_later_runs_add_theirs(stub, tmp_path):
+    words = ["--out", str(tmp_path), "--attacks", "alie", "ipm", "--rules", "mean", "median"]
+    aggregation.main([*words, "--targets"])
+    wanted = {
+        (alpha, f, attack, rule)
+        for alpha, f in ((0.5, 4), (0.0, 8), (0.5, 8), (0.1, 8))
+        for attack in ("alie", "ipm")
+        for rule in ("mean", "median")
+    }
+    assert set(stub) == wanted | {(0.0, 0, "none", "mean"), (0.5, 0, "none", "mean")}
+    aggregation.main([*words[:-1], "centred-clipping", "--alphas", "1", "--fs", "2"])
+    kept = json.loads((tmp_path / "federated-digits-seed0.json").read_text())
+    shown = aggregation.told([kept])
+    assert (shown.alphas, shown.fs) == ([0.0, 0.5, 0.1, 1.0], [0, 2, 4, 8])
+    assert (shown.attacks, shown.rules) == (["alie", "ipm"], ["mean", "median", "centred-clipping"])
+    told = aggregation.table([kept], shown)
+    assert "| 1 | 2 | alie | 70.0 | – | 88.0 |" in told
+    assert "| 0.5 | 2 |" not in told  # nobody has asked for it
+    assert "82.0 % (median), +2.0 points" in str(aggregation.targets([kept], shown)[2][2])
