@@ -47,5 +47,5 @@ def public_mlp(public: Tensor) -> Callable[[], nn.Module]:
 
 
 def _made(public: Tensor) -> nn.Module:
-    own = list(nslkdd_mlp())
+    own = list(nslkdd_mlp().children())
     return nn.Sequential(PublicScale(public), *own[1:])
