@@ -224,7 +224,7 @@ def driven(group: Group) -> None:
     given, source, others = group.given, random.Random(group.seed), group.names[:-1]
     count = round(given.dropout * given.clients)
     away = [set(source.sample(others, count)) for _ in range(given.rounds)]
-    # The first two rounds have everybody: a server that was killed does not know who had left.
+    # The first two rounds have everybody: in the second one server and client are killed.
     away = [set(), set(), *away[2:], set()]
     for name in ("server", *others):
         group.start(name)
