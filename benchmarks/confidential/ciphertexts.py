@@ -1,7 +1,7 @@
 """What a service that computes on ciphertexts sees, and what encrypted answers give away.
 
     python -m benchmarks.confidential.ciphertexts --data ../shared/data/mnist    # 15 CPU minutes
-    python -m benchmarks.confidential.ciphertexts --task digits --n 60 --steps 300
+    python -m benchmarks.confidential.ciphertexts --task digits --n 20 --steps 150
 
 One network of `mnist-he`, by the library: queries as a client encrypts them, answers as the service
 makes them, both as they travel. Who learns from them is the linear classifier that looks at
