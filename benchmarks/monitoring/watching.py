@@ -54,7 +54,7 @@ class Copy:
         self._by = Fingerprints(model, first.numpy(), settings.query_near, salt)
         self._most, self._met = settings.query_window, scratch()
         self._windows: dict[int, Window] = {}
-        self._trail = Trail(1, 0, 0, np.zeros(0))
+        self._trail = Trail(1, np.zeros(2), 0, np.zeros(0))
 
     def _window(self, lane: int) -> Window:
         return self._windows.setdefault(lane, Window(self._most, self._met))
@@ -65,7 +65,7 @@ class Copy:
         found = [
             self._window(lane).find(prints, i, self._by) for i, lane in enumerate(lanes.tolist())
         ]
-        return torch.tensor([trail is not None for trail, _ in found], dtype=torch.bool)
+        return torch.tensor([trail is not None for trail, *_ in found], dtype=torch.bool)
 
     def sent(self, x: Tensor, lanes: Tensor) -> None:
         """See `g2d.attacks.oars.Detector`."""

@@ -9,7 +9,7 @@ from g2d.service.http.options import Options
 from g2d.service.http.protocol import Model
 from g2d.service.monitors.builtin import Watched
 from g2d.service.monitors.listed import built_in
-from g2d.service.monitors.queries.copying import Copiers, abnormal, usual_rate
+from g2d.service.monitors.queries.copying import Copiers, Copying, abnormal, usual_rate
 from g2d.service.monitors.queries.monitor import Queries
 from g2d.settings import MonitorSettings
 from stand_ins import Harness
@@ -139,6 +139,19 @@ def test_bursts_retries_and_cameras_raise_no_alarm(client):
     assert told["repeated"] >= 6 * 28
 
 
+def test_a_camera_that_turns_to_a_scene_of_which_the_network_is_less_sure_raises_no_alarm():
+    """Scenes have a background in common: half of the hashes are the same."""
+    world = World()
+    scenes = np.repeat(world.images(1), 6, 0)
+    scenes[:, 0, 5:9, 5:9] = world.draws.random((6, 4, 4))
+    for n, scene in enumerate(scenes):
+        for _ in range(120):
+            said = np.array([[30 - 5 * n + world.draws.normal(), 0, 0]], np.float32)
+            world.ask(world.variant(scene, 0.01), "camera", said)
+    assert world.alarms == []
+    assert world.monitor.status()["near"] > 600
+
+
 def test_a_constant_stream_and_what_is_no_number_are_not_judged():
     world = World(warm=0)
     for _ in range(300):
@@ -233,6 +246,21 @@ def test_a_test_that_others_fail_too_or_that_nobody_has_made_says_nothing():
     assert usual_rate(29, 0) == 1.0
     assert usual_rate(100, 80) > 0.5
     assert 0.15 < usual_rate(100, 0) < 0.2
+
+
+def test_a_client_is_compared_with_the_one_whose_tests_fail_most():
+    copiers, factors = Copiers(), []
+    copiers.tests = 1000  # of many who pass
+    viewer = copiers._kept["viewer"] = Copying()
+    viewer.tests, viewer.failed = 12, 6
+    seeds = values(np.random.default_rng(1), 30)
+    for n in range(1000):
+        spread = 1 + 60 * (n % 5 == 0)
+        near = np.clip(seeds[n % 30].astype(int) + spread * (n % 3), 0, 255)
+        tested = copiers.add("another", near.astype(np.uint8), 0)
+        factors += [tested[1]] if tested else []
+    assert factors
+    assert set(factors) == {1.0}
 
 
 def test_copying_is_an_alarm_of_its_own_kind_and_does_not_rotate():

@@ -16,7 +16,7 @@ from g2d.service.monitors.queries.evidence import (
 )
 from g2d.service.monitors.queries.trails import LAST, Margins, Trail
 
-NONE = np.zeros(0, np.uint8)
+NONE, SURE = np.zeros(0, np.uint8), np.array([10.0, 0.0])
 
 
 def test_ranks_of_values_in_no_order_are_even_ties_or_none():
@@ -66,7 +66,7 @@ def test_a_purse_never_pays_more_than_it_was_paid():
 
 def test_a_search_needs_no_more_than_some_dozens_of_queries():
     draws = np.random.default_rng(2)
-    purse, trail, best = Purse(5e-7), Trail(1, 0, 8, NONE), 10.0
+    purse, trail, best = Purse(5e-7), Trail(1, SURE, 8, NONE), 10.0
     for query in range(1, 200):  # noqa: B007 - its last value is what is asked
         purse.earn(1)
         margin = best + draws.exponential(1.0) - 0.4
@@ -79,9 +79,39 @@ def test_a_search_needs_no_more_than_some_dozens_of_queries():
     assert trail.descent.staked <= 5e-7 * query
 
 
+def test_evidence_that_has_to_wait_is_no_more_than_enough():
+    purse, test = Purse(1e-3), Test()
+    purse.earn(1000)
+    for _ in range(50):
+        assert not test.add((1e-6,), purse, wait=True)
+        assert worth(test.evidence) <= 1.0
+    assert test.add((1e-6,), purse)
+    assert test.evidence == NOTHING
+
+
+def test_a_trail_has_fallen_where_an_answer_is_a_quarter_less_sure_than_the_first():
+    trail = Trail(1, SURE, 8, NONE)
+    for margin, fallen in ((9.0, False), (7.6, False), (7.5, True)):
+        trail.add(np.array([margin, 0.0]), NONE, False, 0.5, 0)
+        assert trail.fallen == fallen
+    for _ in range(LAST):
+        trail.add(SURE, NONE, False, 0.5, 0)
+    assert not trail.fallen  # that is long ago
+
+
+def test_what_differs_more_than_the_first_variants_did_is_another_scene():
+    trail = Trail(1, SURE, 8, NONE)
+    for reach, leaps in ((20, False), (5, False), (40, False), (30, False), (64, False)):
+        assert trail.leaps(reach) == leaps
+        trail.add(SURE, NONE, False, 0.5, 0)
+    assert trail.leaps(103)
+    assert not trail.leaps(100)
+    assert not Trail(1, SURE, 8, NONE).leaps(255)  # nothing is known of the first
+
+
 def test_margins_of_another_network_are_not_compared():
     draws = np.random.default_rng(3)
-    trail, p = Trail(1, 0, 4, NONE), []
+    trail, p = Trail(1, SURE, 4, NONE), []
     for epoch in range(100):  # each generation is less sure; none has seven variants
         p += [
             trail.add(
@@ -97,7 +127,7 @@ def test_margins_of_another_network_are_not_compared():
     [(1, 0.5, 200, True), (1, 0.5, LAST - 1, False), (0.4, 0.5, 200, False), (1, 0, 200, False)],
 )
 def test_variants_lie_at_a_boundary_where_margins_stay_low_and_labels_change(low, flips, count, at):
-    draws, trail, found = np.random.default_rng(4), Trail(1, 0, 8, NONE), False
+    draws, trail, found = np.random.default_rng(4), Trail(1, SURE, 8, NONE), False
     for _ in range(count):
         logits = np.array([0.0, 1.0 if draws.random() < flips else -1.0])
         trail.add(logits, NONE, bool(draws.random() < low), 0.5, 0)
@@ -110,7 +140,7 @@ def test_inputs_that_move_away_from_the_first_are_told_from_those_that_stay():
     purse.earn(10**6)
 
     def moves(by: float) -> bool:
-        trail, there = Trail(1, 0, 8, np.zeros(32, np.uint8)), 0.0
+        trail, there = Trail(1, SURE, 8, np.zeros(32, np.uint8)), 0.0
         for query in range(150):
             there += by
             values = np.clip(draws.normal(20 + there, 5, 32), 0, 255).astype(np.uint8)

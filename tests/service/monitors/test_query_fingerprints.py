@@ -26,10 +26,10 @@ def found(by: Fingerprints, seen: np.ndarray, asked: np.ndarray) -> list[tuple[i
     """Which of the inputs seen (by its place) each input asked about is told to be near."""
     window, prints = Window(64, scratch()), by(seen)
     for place in range(len(seen)):
-        window.add(prints, place, Trail(place, 0, 8, NONE))
+        window.add(prints, place, Trail(place, np.array([1.0, 0.0]), 8, NONE))
     asked_prints = by(asked)
     each = [window.find(asked_prints, i, by) for i in range(len(asked))]
-    return [(trail.number if trail else None, same) for trail, same in each]
+    return [(met.trail.number if met.trail else None, met.same) for met in each]
 
 
 def test_large_requests_are_hashed_a_part_at_a_time(monkeypatch):
@@ -122,10 +122,10 @@ def test_a_clients_window_holds_its_last_inputs_and_no_more():
     by = Fingerprints(IMAGES, x, 0.4, SALT)
     window, prints = Window(20, scratch()), by(x)
     for place in range(100):
-        window.add(prints, place, Trail(place, 0, 8, NONE))
+        window.add(prints, place, Trail(place, np.array([1.0, 0.0]), 8, NONE))
     told = [window.find(prints, place, by) for place in range(100)]
-    assert [same for _, same in told] == [False] * 80 + [True] * 20
-    assert [trail.number for trail, _ in told[80:]] == list(range(80, 100))
+    assert [met.same for met in told] == [False] * 80 + [True] * 20
+    assert [met.trail.number for met in told[80:] if met.trail] == list(range(80, 100))
     assert len(window._digests) == 20
 
 

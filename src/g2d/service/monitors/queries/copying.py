@@ -22,7 +22,8 @@ NORMAL = 0.95
 """Shapiro and Wilk's W below which distances are not normal (the paper's for most data)."""
 
 _SUSPECTED = 0.9  # rate at which a copier's tests fail
-_USELESS = 0.5  # where other clients' tests fail as often, the test says nothing
+_USELESS = 0.4  # where other clients' tests fail as often, the test says nothing
+_OWN = 10  # tests of one other client, from which on its own rate counts, if that is higher
 _BASELINE = 30  # tests of others before which nothing is known
 _SURE = 0.01  # chance that their rate is under-estimated
 _CLASS, _CLIENTS = 64, 256  # inputs that are kept of a class, 512 of a client; clients
@@ -124,6 +125,9 @@ class Copiers:
         if failed is None:
             return None
         usual = usual_rate(self.tests - before[0], self.failed - before[1])
+        # Clients are not alike: of viewers whose brightness was moved some failed half of them.
+        others = (each for each in self._kept.values() if each is not one and each.tests >= _OWN)
+        usual = max([usual, *(each.failed / each.tests for each in others)])
         self.tests += 1
         self.failed += failed
         if usual >= _USELESS:

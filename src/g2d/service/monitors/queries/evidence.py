@@ -101,16 +101,27 @@ class Test:
     def __init__(self) -> None:
         self.evidence, self.staked = NOTHING, 0.0
 
-    def add(self, p: Sequence[float], purse: Purse, enough: float = ENOUGH) -> bool:
-        """Add p-values; whether the evidence is enough, which spends it."""
-        return self.weigh(_bets(p), purse, enough)
+    def add(
+        self, p: Sequence[float], purse: Purse, enough: float = ENOUGH, wait: bool = False
+    ) -> bool:
+        """Add p-values; whether the evidence is enough, which spends it.
 
-    def weigh(self, factors: Sequence[float], purse: Purse, enough: float = ENOUGH) -> bool:
+        Args:
+            wait: it is not, whatever there is, and no more than what is enough is kept.
+        """
+        return self.weigh(_bets(p), purse, enough, wait)
+
+    def weigh(
+        self, factors: Sequence[float], purse: Purse, enough: float = ENOUGH, wait: bool = False
+    ) -> bool:
         """Change the evidence by factors of mean 1 at most; whether it is enough, likewise."""
         stake = purse.next() if self.staked else purse.first()
         self.staked += stake
         self.evidence = step(self.evidence, stake, factors)
-        if worth(self.evidence) < enough:
+        if (found := worth(self.evidence)) < enough:
+            return False
+        if wait:
+            self.evidence = tuple(enough * part / found for part in self.evidence)
             return False
         self.evidence = NOTHING
         return True

@@ -117,9 +117,9 @@ class Fingerprints:
             return np.zeros(0, np.intp)
         most, limit = int(_FAR * values.shape[1]), np.uint8(round(255 * self.near))
         # A few values rule nearly all out.
-        few = _apart(value[:_GLANCE], values[:, :_GLANCE]) > limit
+        few = apart_from(value[:_GLANCE], values[:, :_GLANCE]) > limit
         places = np.flatnonzero(few.sum(1, dtype=np.uint8) <= most)
-        far = _apart(value, values[places]) > limit
+        far = apart_from(value, values[places]) > limit
         return places[far.sum(1, dtype=np.uint8) <= most]
 
     def _scale(self, flat: Array) -> tuple[Array, Array]:
@@ -188,7 +188,7 @@ class Fingerprints:
         return self.near
 
 
-def _apart(value: Array, values: Array) -> Array:
+def apart_from(value: Array, values: Array) -> Array:
     """How far unsigned values (v,) are from others (m, v)."""
     return np.maximum(values, value) - np.minimum(values, value)
 

@@ -174,16 +174,17 @@ class Queries(BuiltIn):
             self._counts["judged"] += 1
             answer = _Answer(prints, i, logits[i], margin, request.client, request.epoch)
             again = self._everybody.same(prints.digests[i])
-            trail, same = window.find(prints, i, by)
-            if same:
+            met = window.find(prints, i, by)
+            if met.same:
                 self._counts["repeated"] += 1
                 continue
-            near = trail is not None
-            trail = self._own(answer, trail)
+            near = met.trail is not None
+            other = met.trail is not None and met.trail.leaps(met.reach)
+            trail = self._own(answer, None if other else met.trail)
             self._marked(answer, trail, near)
             window.add(prints, i, trail)
             if not again:
-                self._together(answer, trail)
+                self._together(answer, known=near)
             # Variants that anybody may send are no sign that inputs are made from each other.
             if not 0 < trail.variants <= self.watched.settings.query_variants:
                 self._copying(answer)
@@ -202,8 +203,7 @@ class Queries(BuiltIn):
 
     def _trail(self, answer: _Answer, head: Array) -> Trail:
         self._numbers += 1
-        label = int(answer.logits.argmax())
-        return Trail(self._numbers, label, self.watched.settings.query_variants, head)
+        return Trail(self._numbers, answer.logits, self.watched.settings.query_variants, head)
 
     def _even(self) -> float:
         return 1.0 - float(self._chance.random())
@@ -221,7 +221,7 @@ class Queries(BuiltIn):
             # What an evicted window had, or others whose accounts are forgotten, is not lost.
             trail.descent.evidence = max(trail.descent.evidence, account.evidence, key=worth)
             account.evidence = NOTHING
-            if trail.descent.add(step.descent, self._purses["descent"]):
+            if trail.descent.add(step.descent, self._purses["descent"], wait=not trail.fallen):
                 self._tell("descent", trail, [answer.client], trail.descent.staked)
         if step.drift and not trail.drifted:
             trail.drifted = trail.drift.add(step.drift, self._purses["boundary"], MOVES)
@@ -267,8 +267,12 @@ class Queries(BuiltIn):
         low = self._margins.low(answer.margin)
         return trail.add(answer.logits, values, low, self._even(), answer.epoch)
 
-    def _together(self, answer: _Answer, own: Trail) -> None:
-        """Take an answer into the trail that several clients share, and judge that."""
+    def _together(self, answer: _Answer, known: bool) -> None:
+        """Take an answer into the trail that several clients share, and judge that.
+
+        Args:
+            known: it is near another one of its client, and was judged with that.
+        """
         hashes, kept = answer.prints.hashes[answer.place], int(answer.prints.kept[answer.place])
         if not kept:
             self._counts["not_judged"] += 1  # blank: by its hashes; its values are looked at
@@ -279,7 +283,7 @@ class Queries(BuiltIn):
             if len(self._shared) >= _SHARED:
                 self._shared.popitem(last=False)
             self._shared[trail.number] = trail
-        elif self._shared_step(trail, answer, own):
+        elif self._shared_step(trail, answer, known):
             clients = sorted({answer.client, *trail.clients})
             rule = "together" if len(clients) > 1 else "descent"
             self._tell(rule, trail, clients, trail.descent.staked)
@@ -288,16 +292,16 @@ class Queries(BuiltIn):
             trail.clients += (answer.client,)
         self._everybody.add(hashes, trail.number)
 
-    def _shared_step(self, trail: Trail, answer: _Answer, own: Trail) -> bool:
+    def _shared_step(self, trail: Trail, answer: _Answer, known: bool) -> bool:
         """Take in an answer of a trail of everybody's; whether its clients go downhill."""
         step = self._step(trail, answer, _NONE)
         alone = trail.clients == (answer.client,)
-        if alone and own.variants >= trail.variants:  # that is judged as its own trail
+        if alone and known:
             return False
         # Else others, or much else, have driven its own one out: it would be judged nowhere.
         self._counts["near_others"] += not alone
         return step.descent is not None and trail.descent.add(
-            step.descent, self._purses["together"]
+            step.descent, self._purses["together"], wait=not trail.fallen
         )
 
     def _tell(self, rule: str, trail: Trail, clients: list[str], chance: float,

@@ -24,6 +24,15 @@ MOVES = 1e-3
 """Evidence of moving that is enough at a boundary, if of a thousand inputs with many variants one
 at most is ambiguous by itself."""
 
+_FALLEN = 0.75
+"""Share of the first answer's margin to which it has to fall before a descent is told: what is not
+on its way to a boundary is no search, however it came about."""
+
+_SETTLED, _LEAP, _FLOOR = 4, 1.6, 8
+"""An input that differs from the nearest one of its trail by more than so many times what any of
+the first variants did, be they four, is another scene: it begins a trail of its own. At least so
+many levels of 8 bits."""
+
 _LOW = 0.5  # probabilities of the best two classes closer than this: a low margin
 _USUAL, _FEWEST = 0.1, 64  # unless more than a tenth of the answers to fresh inputs are so
 
@@ -53,20 +62,21 @@ class Trail:
     """
 
     __slots__ = (
-        "_epoch", "_gaps", "_head", "_last", "_margins", "_moves", "_skip", "clients", "counted",
-        "descent", "drift", "drifted", "flips", "label", "number", "variants",
+        "_epoch", "_gaps", "_head", "_last", "_margins", "_moves", "_reach", "_skip", "_sure",
+        "clients", "counted", "descent", "drift", "drifted", "flips", "label", "number", "variants",
     )  # fmt: skip
 
     # Made with the first variant: most inputs have none, and are kept by the hundred thousand.
     _margins: Ranks
     _gaps: Ranks
     _moves: Ranks
-    _last: deque[tuple[bool, int]]
+    _last: deque[tuple[bool, int, float]]
     descent: Test
     drift: Test
 
-    def __init__(self, number: int, label: int, skip: int, head: Array) -> None:
-        self.number, self.label, self._skip = number, label, skip
+    def __init__(self, number: int, logits: Array, skip: int, head: Array) -> None:
+        self.number, self.label, self._skip = number, int(logits.argmax()), skip
+        self._sure, self._reach = gap(logits), _FLOOR
         self.variants = self.flips = self._epoch = 0
         self.drifted = self.counted = False
         self.clients: tuple[str, ...] = ()
@@ -76,6 +86,18 @@ class Trail:
         self._margins, self._gaps, self._moves = (Ranks(self._skip) for _ in range(3))
         self._last = deque(maxlen=LAST)
         self.descent, self.drift = Test(), Test()
+
+    def leaps(self, reach: int) -> bool:
+        """Whether an input that differs by so much from the nearest one is another scene's."""
+        if self.variants >= _SETTLED and reach > _LEAP * self._reach:
+            return True
+        self._reach = max(self._reach, reach)
+        return False
+
+    @property
+    def fallen(self) -> bool:
+        """Whether an answer to one of the last variants was that much less sure than the first."""
+        return any(margin <= _FALLEN * self._sure for *_, margin in self._last)
 
     def add(self, logits: Array, values: Array, low: bool, chance: float, epoch: int) -> Step:
         """Take in a variant.
@@ -91,22 +113,19 @@ class Trail:
             self._margins.restart()
             self._gaps.restart()
             self._epoch = epoch
-        scores = logits.tolist()
-        best = max(scores)
-        label = scores.index(best)
-        second = max(score for place, score in enumerate(scores) if place != label)
-        margin = scores[self.label] - (second if label == self.label else best)
+        label, apart = int(logits.argmax()), gap(logits)
+        margin = apart if label == self.label else float(logits[self.label] - logits[label])
         self.variants += 1
         self.flips += label != self.label
-        self._last.append((low, label))
-        p, gap = self._margins.add(margin, chance), self._gaps.add(best - second, chance)
+        self._last.append((low, label, margin))
+        p, q = self._margins.add(margin, chance), self._gaps.add(apart, chance)
         far = None
         if len(values):
             far = self._moves.add(
                 -float(np.square(values.astype(np.float32) - self._head).sum()), chance
             )
         return Step(
-            None if p is None or gap is None else (p, 1 - p, gap),
+            None if p is None or q is None else (p, 1 - p, q),
             None if far is None else (far, 1 - far),
         )
 
@@ -116,15 +135,21 @@ class Trail:
         if (
             self.variants < LAST
             or len(self._last) < LAST
-            or sum(low for low, _ in self._last) < AT_BOUNDARY
+            or sum(low for low, *_ in self._last) < AT_BOUNDARY
         ):
             return False
-        common = Counter(label for _, label in self._last).most_common(1)[0][1]
+        common = Counter(label for _, label, _ in self._last).most_common(1)[0][1]
         return LAST - common >= FLIPS
 
     def forget_boundary(self) -> None:
         """Count the next variants anew: this boundary was told."""
         self._last.clear()
+
+
+def gap(logits: Array) -> float:
+    """The difference of the best two of scores (classes,)."""
+    second, best = np.partition(logits, -2)[-2:].tolist()
+    return float(best - second)
 
 
 class Margins:

@@ -6,13 +6,13 @@ size, in which newer ones take the places of older ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from g2d.core.types import Array
 from g2d.service.monitors.queries.evidence import NOTHING, Evidence, worth
-from g2d.service.monitors.queries.fingerprints import KEPT, Fingerprints, Prints
+from g2d.service.monitors.queries.fingerprints import KEPT, Fingerprints, Prints, apart_from
 
 if TYPE_CHECKING:
     from g2d.service.monitors.queries.trails import Trail
@@ -22,12 +22,26 @@ MATCHES = 0.5
 paper's)."""
 
 _ONES = np.ones(KEPT, np.float32)
+_REACH = 3  # as so many values say how far inputs are apart
 _FIRST = 16  # places of a client's window at first
 
 
 def scratch() -> Array:
     """Room to note which hashes an input has, for `Window`."""
     return np.zeros(1 << 16, np.float32)
+
+
+class Met(NamedTuple):
+    """The input of a window that is most like another one.
+
+    Attributes:
+        trail: its trail; None: none is near. same: it is the same, bit by bit. reach: how far a few
+            of its values lie from the other's, in levels of 8 bits.
+    """
+
+    trail: Trail | None
+    same: bool = False
+    reach: int = 0
 
 
 class Window:
@@ -46,28 +60,33 @@ class Window:
         self._digests = np.zeros(0, np.uint64)
         self._trails: list[Trail] = []
 
-    def find(self, prints: Prints, i: int, by: Fingerprints) -> tuple[Trail | None, bool]:
-        """Return the trail of the input most like input i, None: none is near; and if it is the
-        same input, bit by bit."""
+    def find(self, prints: Prints, i: int, by: Fingerprints) -> Met:
+        """Return what is most like input i."""
         used = self._used
         if not used:
-            return None, False
+            return Met(None)
         same = np.flatnonzero(self._digests[:used] == prints.digests[i])
         if len(same):
-            return self._trails[same[0]], True
-        close = by.close(prints.values[i], self._values[:used])
+            return Met(self._trails[same[0]], True)
+        value, values = prints.values[i], self._values[:used]
+        close = by.close(value, values)
         if len(close):
-            return self._trails[close[-1]], False
+            # Of several the nearest, for one may have been sent beside others that it is near to.
+            apart = apart_from(value, values[close])
+            best = int(apart.sum(1, dtype=np.int64).argmin())
+            return Met(self._trails[close[best]], False, _reach(apart[best]))
         kept = int(prints.kept[i])
         if not kept:
-            return None, False
+            return Met(None)
         tags = _tags(prints.hashes[i])
         self._met[tags] = 1
         self._met[0] = 0  # of inputs with fewer hashes
         shared = self._met[self._tags[:used]] @ _ONES
         self._met[tags] = 0
         best = int(shared.argmax())
-        return (self._trails[best] if shared[best] >= MATCHES * kept else None), False
+        if shared[best] < MATCHES * kept:
+            return Met(None)
+        return Met(self._trails[best], False, _reach(apart_from(value, values[best])))
 
     @property
     def evidence(self) -> Evidence:
@@ -138,6 +157,11 @@ class Everybody:
         own = hashes[hashes > 0]
         places = (own & self._mask).astype(np.int64)
         self._hashes[places], self._trails[places] = own, trail
+
+
+def _reach(apart: Array) -> int:
+    """The third largest of differences (v,): one or two may be an accident; 0: there are none."""
+    return int(np.partition(apart, -_REACH)[-_REACH]) if len(apart) >= _REACH else 0
 
 
 def _tags(hashes: Array) -> Array:
