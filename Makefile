@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # with one of them. In the order of tests/conftest.py: xdist's own begins with groups of many tests.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check ci lint format docs release hashes clean smpc test-smpc tensorflow test-tensorflow orion
+.PHONY: demo test check ci lint format docs release hashes clean smpc test-smpc tensorflow test-tensorflow timm test-timm orion
 
 demo: .venv/demo.stamp
 	$(BIN)/g2d demo
@@ -75,6 +75,13 @@ tensorflow: .venv-tf/tensorflow.stamp
 test-tensorflow: tensorflow .venv/dev.stamp
 	$(BIN)/python -m pytest -rs tests/interop/test_tensorflow.py
 
+# timm, in an environment of its own (11 MB) beside this one: it wants torchvision, whose build on
+# PyPI is for CUDA, and which where it is broken breaks what looks for it (transformers).
+timm: .venv-timm/timm.stamp
+
+test-timm: timm
+	$(BIN)/python -m pytest -rs tests/interop/test_hugging_face.py
+
 # Orion, a rival of encrypted inference, in an environment of its own (1 GB): it pins SciPy, and wants
 # a torchvision of torch's own version. `benchmarks.confidential.orion` measures it beside ours.
 orion: .venv-orion/orion.stamp
@@ -88,7 +95,7 @@ hashes: .venv/dev.stamp
 	$(BIN)/python .ci/hashes.py
 
 clean:
-	rm -rf .venv .venv-smpc .venv-tf .venv-orion site demo runs build dist .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv .venv-smpc .venv-tf .venv-timm .venv-orion site demo runs build dist .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -105,6 +112,15 @@ clean:
 	$(PYTHON) -m venv .venv-smpc
 	.venv-smpc/bin/python -m pip --disable-pip-version-check install --quiet --constraint $< spu
 	echo '$(CURDIR)/src' > $$(.venv-smpc/bin/python -c 'import site; print(site.getsitepackages()[0])')/g2d.pth
+	touch $@
+
+.venv-timm/timm.stamp: .venv/dev.stamp
+	$(PYTHON) -m venv .venv-timm
+	.venv-timm/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
+	  timm==1.0.31 torchvision==0.28.0
+	for python in .venv-timm $(CURDIR)/.venv; do \
+	  $$python/bin/python -c 'import site; print(site.getsitepackages()[0])'; done | { read own; \
+	  read here; printf '%s\n' '$(CURDIR)/src' "$$here" > "$$own/g2d.pth"; }
 	touch $@
 
 .venv-tf/tensorflow.stamp: tensorflow-constraints.txt
