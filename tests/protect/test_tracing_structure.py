@@ -151,6 +151,15 @@ def test_scales_of_hidden_units_accuse_nobody_and_hide_nobody(trained):
     found = compare(known, suspect, frame.tensor_of, scales=scales)
     assert np.isfinite(found.score).all()
     assert judge([Group(NAMES, found)]).generations == (4,)
+    suspect[-5:] = 0  # a whole tensor
+    found = compare(known, suspect, frame.tensor_of, scales=scales)
+    assert judge([Group(NAMES, found)]).generations == (4,)
+    at, vectors = known[7], known[:3]
+    ways, kinds = scales.directions(at), frame.tensor_of
+    for kind, (own, cross) in enumerate(zip(*scales.products(at, vectors, kinds, 4), strict=True)):
+        some = ways[:, kinds == kind].double()
+        assert torch.allclose(own, some @ some.T, atol=1e-5)
+        assert torch.allclose(cross, some @ vectors[:, kinds == kind].double().T, atol=1e-5)
     assert Frame(base, (), tuple(base)).scales is None
 
 

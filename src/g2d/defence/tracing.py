@@ -140,7 +140,7 @@ class Tracer:
         first = [look.group() for look in looks]
         nearest = min(first, key=lambda group: group.likeness.unexplained, default=None)
         finer = [
-            look.group(self._drift(look.nest, group) if group is nearest else None, True)
+            look.group(self._drift(look.nest, group), True) if group is nearest else group
             for look, group in zip(looks, first, strict=True)
         ]
         return judge(first, finer, closed=self.closed and not unknown)

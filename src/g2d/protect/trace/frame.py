@@ -21,7 +21,7 @@ Cosines over a random half million or over all of them tell the same; a thousand
 float32 vectors of this length are half a gigabyte.
 """
 
-_MOST_UNITS = 1024  # whose scales are fitted: a thousand vectors of MOST are half a gigabyte
+_MOST_UNITS = 512  # whose scales are fitted: as many vectors of MOST are 256 MiB
 _CHUNK = 64  # networks that are balanced at once
 
 

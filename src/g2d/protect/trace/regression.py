@@ -14,7 +14,7 @@ and within a tensor each direction does, for fine-tuning moves along few of them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -81,11 +81,11 @@ def compare(
     if not kept.all():
         known, suspect, tensor_of = known[:, kept], suspect[kept], tensor_of[kept]
         scales = None if scales is None else scales.seen(kept)
-    sizes = torch.bincount(tensor_of)
+    products = _Products.of(known, suspect, torch.bincount(tensor_of))
     if scales is not None:
-        known, suspect = _settled(n, known, suspect, sizes, scales)
+        products, known, suspect = _settled(n, products, known, suspect, tensor_of, scales)
     free = max(1.0, len(suspect) - len(known))
-    fit = _by_tensor(known, suspect, sizes, free)
+    fit = _by_tensor(products, free)
     if matrices is not None and kept.all():
         fit = _by_direction(fit, (n, moved), known, suspect, tensor_of, matrices, free)
     score = fit.a / np.sqrt(np.maximum(np.diag(fit.inverse), 1e-300))
@@ -95,25 +95,86 @@ def compare(
     return Likeness(cosine, fit.a[:n], score[:n], between, gram, onto, fit.unexplained)
 
 
+@dataclass(frozen=True, eq=False)
+class _Products:
+    """Products in each of T tensors: of k vectors (T, k, k), with the suspect (T, k), its square.
+
+    `counts`: coordinates of each tensor, (T,).
+    """
+
+    gram: Array
+    onto: Array
+    energy: Array
+    counts: Array
+
+    @classmethod
+    def of(cls, vectors: Tensor, suspect: Tensor, sizes: Tensor) -> _Products:
+        grams, ontos, squares = [], [], []
+        for part, found in zip(
+            vectors.split(sizes.tolist(), 1), suspect.split(sizes.tolist()), strict=True
+        ):
+            wide, target = part.double(), found.double()
+            grams.append((wide @ wide.T).numpy())
+            ontos.append((wide @ target).numpy())
+            squares.append(float(target.square().sum()))
+        return cls(np.stack(grams), np.stack(ontos), np.array(squares), sizes.numpy())
+
+    def with_ways(
+        self, own: Tensor, cross: Tensor, suspect: Tensor, tensor_of: Tensor
+    ) -> _Products:
+        """With further vectors, and another suspect, by what `Scales.products` gives.
+
+        The last column of `cross` is of the suspect, the others are of the vectors that are here.
+        """
+        square = torch.bincount(tensor_of, suspect.double().square(), minlength=len(self.counts))
+        both, onto = cross[:, :, :-1].numpy(), cross[:, :, -1].numpy()
+        gram = np.concatenate([
+            np.concatenate([self.gram, both.transpose(0, 2, 1)], 2),
+            np.concatenate([both, own.numpy()], 2),
+        ], 1)  # fmt: skip
+        return replace(
+            self, gram=gram, onto=np.concatenate([self.onto, onto], 1), energy=square.numpy()
+        )
+
+    def about(self, vectors: Tensor, suspect: Tensor) -> _Products:
+        """The same of another suspect."""
+        parts = zip(
+            *(x.split(self.counts.tolist(), -1) for x in (vectors, suspect)),
+            strict=True,
+        )
+        onto = [(part.double() @ found.double()).numpy() for part, found in parts]
+        return replace(self, onto=np.stack(onto))
+
+
 def _settled(
-    n: int, known: Tensor, suspect: Tensor, sizes: Tensor, scales: Scales
-) -> tuple[Tensor, Tensor]:
+    n: int,
+    products: _Products,
+    known: Tensor,
+    suspect: Tensor,
+    tensor_of: Tensor,
+    scales: Scales,
+) -> tuple[_Products, Tensor, Tensor]:
     """A suspect with the scales that explain it best by n networks; what is known, and directions.
 
     Directions in which scales move it stay among the known: they are found no better than that.
     A unit that was pruned away has none.
     """
-    ways = scales.directions()
-    alive = ways.norm(dim=1) > 0
-    for _ in range(_STEPS):
-        both = torch.cat([known, ways[alive]])
-        a = _by_tensor(both, suspect, sizes, max(1.0, len(suspect) - len(both))).a
+    at, tensors = scales.reference, len(products.counts)
+    alive = scales.directions().norm(dim=1) > 0
+    for last in (*[False] * _STEPS, True):
+        vectors = torch.cat([known, suspect[None]])
+        own, cross = scales.products(at, vectors, tensor_of, tensors)
+        joined = products.with_ways(own[:, alive][:, :, alive], cross[:, alive], suspect, tensor_of)
+        if last:
+            break
+        a = _by_tensor(joined, max(1.0, len(suspect) - joined.gram.shape[1])).a
         found = np.zeros(scales.units)
         found[alive.numpy()] = a[len(known) :]
         suspect = scales.undone(suspect, found)
-        fresh = scales.directions(torch.from_numpy(a[:n]).float() @ known[:n])
-        ways = torch.where(fresh.norm(dim=1, keepdim=True) > 0, fresh, ways)
-    return torch.cat([known, ways[alive]]), suspect
+        products = products.about(known, suspect)
+        explained = torch.from_numpy(a[:n]).float() @ known[:n]
+        at = explained if bool(explained.any()) else at
+    return joined, torch.cat([known, scales.directions(at)[alive]]), suspect
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,24 +193,16 @@ class _Fit:
     noise: Array
 
 
-def _by_tensor(known: Tensor, suspect: Tensor, sizes: Tensor, free: float) -> _Fit:
+def _by_tensor(products: _Products, free: float) -> _Fit:
     """Each tensor counts by one over its noise, which is measured in turn with coefficients."""
-    grams, ontos, squares = [], [], []
-    for part, found in zip(
-        known.split(sizes.tolist(), 1), suspect.split(sizes.tolist()), strict=True
-    ):
-        wide, target = part.double(), found.double()
-        grams.append((wide @ wide.T).numpy())
-        ontos.append((wide @ target).numpy())
-        squares.append(float(target.square().sum()))
-    counts, energy = sizes.double().numpy(), np.array(squares)
-    G, b = np.stack(grams), np.stack(ontos)
-    floor = np.square(_FLOOR) * energy / np.maximum(counts, 1) + 1e-30
-    noise = np.maximum(energy / np.maximum(counts, 1), floor)
+    G, b, energy = products.gram, products.onto, products.energy
+    counts = np.maximum(products.counts, 1)
+    floor = np.square(_FLOOR) * energy / counts + 1e-30
+    noise = np.maximum(energy / counts, floor)
     for _ in range(_ROUNDS):
         a = _inverse(np.tensordot(1 / noise, G, 1)) @ ((1 / noise) @ b)
-        left = energy - 2 * b @ a + np.einsum("i,tij,j->t", a, G, a)
-        noise = np.maximum(left / np.maximum(counts, 1) * counts.sum() / free, floor)
+        left = energy - 2 * b @ a + (G @ a) @ a
+        noise = np.maximum(left / counts * counts.sum() / free, floor)
     gram, onto = np.tensordot(1 / noise, G, 1), (1 / noise) @ b
     inverse = _inverse(gram)
     unexplained = float(left.sum() / max(energy.sum(), 1e-30))

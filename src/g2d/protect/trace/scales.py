@@ -52,6 +52,30 @@ class Scales:
         made[self.leaves, place] -= self.degree * at
         return made[: self.units]
 
+    def products(
+        self, network: Tensor, vectors: Tensor, tensor_of: Tensor, tensors: int
+    ) -> tuple[Tensor, Tensor]:
+        """Of the directions of a network with each other and with vectors (k, P), by tensor.
+
+        (tensors, H, H) and (tensors, H, k) in float64. A coordinate is of two units at most, so
+        sums over coordinates do what products of dense matrices would.
+        """
+        at, few = network.double(), self.units + 1
+        entering, leaving = at - self.vertex, -self.degree * at
+        own = torch.zeros(tensors * few * few, dtype=torch.float64)
+        sides = ((self.enters, entering), (self.leaves, leaving))
+        for one, of_one in sides:
+            for other, of_other in sides:
+                own.index_add_(0, (tensor_of * few + one) * few + other, of_one * of_other)
+        cross = torch.zeros(tensors * few, len(vectors), dtype=torch.float64)
+        for unit, moved in sides:
+            cross.index_add_(0, tensor_of * few + unit, (vectors.double() * moved).T)
+        count = self.units
+        return (
+            own.view(tensors, few, few)[:, :count, :count],
+            cross.view(tensors, few, -1)[:, :count],
+        )
+
     def undone(self, network: Tensor, scales: Array) -> Tensor:
         """A network (P,) whose units were scaled by exp(`scales`), (H,), as it was before."""
         by = torch.from_numpy(scales).clamp(-_FURTHEST, _FURTHEST)
