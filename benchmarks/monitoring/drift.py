@@ -204,7 +204,9 @@ def moved(
 ) -> dict[str, int | None]:
     """Requests until each one's first alarm after the world has moved; None: not soon enough."""
     knowing = Knowing(world.shares(), world.shares(move, which)) if move == MOVES[2] else None
-    everyone = {**watching, **({KNOWING: knowing} if knowing else {})}
+    everyone: dict[str, Watching | Knowing] = {**watching}
+    if knowing:
+        everyone[KNOWING] = knowing
     for n, (x, logits, label) in enumerate(world.requests(usual)):
         for one in watching.values():
             one.observe(x, logits, client(n))
