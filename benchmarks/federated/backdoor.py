@@ -1,7 +1,8 @@
 """A backdoor of malicious clients, followed from the base to members to generations.
 
     python -m benchmarks.federated.backdoor --task mnist --data FOLDER --seeds 0 1 2
-    python -m benchmarks.federated.backdoor --members 2 --count 1 --rounds 2 --fs 1    # a try
+    python -m benchmarks.federated.backdoor --clients 5 --members 2 --basins 1 --count 1 \\
+        --rounds 24 --fs 1 --rules mean --root 20 --member-drop 0.9                    # a try
 
 For each seed, f and rule a vault is made by clients of whom f replace the model
 (runs/federated-TASK-SEED-...), beside one without any malicious client; the generator is fitted,
@@ -56,6 +57,7 @@ def settings_of(given: Namespace, seed: int, f: int, rule: str) -> Settings:
         "federated__rounds": given.rounds, "federated__rule": rule,
         "federated__f": 0 if plain else f, "federated__mix": not plain,
         "federated__clip": 0.0 if plain else 2.0, "federated__member_drop": given.member_drop,
+        "federated__root": given.root,
     }  # fmt: skip
     return own.override(**changes)
 
@@ -88,7 +90,8 @@ def measured(given: Namespace, seed: int, f: int, rule: str) -> Result:
 def run(given: Namespace, seed: int, path: Path) -> Result:
     """Measure what is missing of one seed, vault by vault."""
     result = json.loads(path.read_text()) if path.exists() else record(given)
-    names = ("task", "clients", "alpha", "rounds", "members", "basins", "count", "member_drop")
+    names = ("task", "clients", "alpha", "rounds", "members", "basins", "count", "member_drop",
+             "root")  # fmt: skip
     hold_to(result, {name: getattr(given, name) for name in names} | {"commit": commit()}, path)
     rows = result.setdefault("rows", {})
     for f in (0, *given.fs):
@@ -151,6 +154,7 @@ def flags() -> ArgumentParser:
     found.add_argument("--clients", type=int, default=20)
     found.add_argument("--alpha", type=float, default=0.5)
     found.add_argument("--rounds", type=int, default=60)
+    found.add_argument("--root", type=int, default=200, help="records of the server's own")
     found.add_argument("--members", type=int, default=24)
     found.add_argument("--basins", type=int, default=2)
     found.add_argument("--member-drop", type=float, default=0.1)
