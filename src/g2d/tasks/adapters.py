@@ -105,15 +105,15 @@ class _Adapted:
         return _changed(frozen, up, down, self.adapter_scale)
 
 
-class _Linear(_Adapted, nn.Linear):
+class _Linear(_Adapted, nn.Linear):  # type: ignore[override]
     pass
 
 
-class _Conv1d(_Adapted, nn.Conv1d):
+class _Conv1d(_Adapted, nn.Conv1d):  # type: ignore[override]
     pass
 
 
-class _Conv2d(_Adapted, nn.Conv2d):
+class _Conv2d(_Adapted, nn.Conv2d):  # type: ignore[override]
     pass
 
 
