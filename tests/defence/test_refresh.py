@@ -15,11 +15,13 @@ import g2d
 from g2d.core.engine import SerialEngine
 from g2d.defence.refresh import Refresh, follow, judging, refresh, take_up
 from g2d.defence.refresh.checks import Check
+from g2d.defence.refresh.work import _check_enough as check_enough
 from g2d.defence.tracing import Tracer
 from g2d.errors import DataError, VaultError
 from g2d.protect.trace.judgement import MEMBER
 from g2d.service.worker import Worker
 from g2d.settings import Settings
+from g2d.tasks.keyed import Sorted
 from g2d.tasks.splits import Split
 from g2d.vault.sources import STAGED, put_back
 from g2d.vault.vault import Vault
@@ -157,3 +159,11 @@ def test_too_few_new_records_are_said_before_anything_is_trained(path, digits):
     with pytest.raises(DataError, match="beyond chance"):
         made(path, wrong, engine, anew=True)
     assert engine.done == 0
+
+
+def test_new_records_to_train_on_of_one_class_are_refused():
+    one = Split(torch.rand(40, 1, 8, 8), torch.full((40,), 3))
+    both = Split(one.x, torch.arange(40) % 2)
+    with pytest.raises(DataError, match=r"all of one class: .* records of at least two"):
+        check_enough(Sorted({"train": one, "guide": both, "gate": both}))
+    check_enough(Sorted({"train": both, "guide": one, "gate": one}))

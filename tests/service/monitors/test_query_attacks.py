@@ -21,9 +21,10 @@ class World:
     """A monitor of images that a linear network answers; alarms are kept."""
 
     def __init__(self, warm: int = 100, **settings) -> None:
-        self.draws, self.alarms = np.random.default_rng(0), []
+        self.draws, self.alarms, self.seconds = np.random.default_rng(0), [], 1000.0
         made = MonitorSettings(**settings)
-        self.monitor = Queries(Watched(IMAGES, made, self._alarm), bytes(32))
+        watched = Watched(IMAGES, made, self._alarm, lambda: self.seconds)
+        self.monitor = Queries(watched, bytes(32))
         self.weights = self.draws.normal(size=(256, 3))
         for image in self.images(warm):
             self.ask(image, f"benign-{self.draws.integers(5)}")
@@ -183,6 +184,40 @@ def test_more_near_duplicates_than_an_identity_may_have_are_a_notice_that_does_n
         for _ in range(6):
             world.ask(world.variant(image, 0.05), "busy")
     assert world.alarms == [("query_attack", "busy", "budget", False)]
+
+
+def test_many_users_behind_one_address_raise_no_alarm_and_hide_no_search():
+    world = World()
+    for image in world.images(400):
+        for _ in range(world.draws.integers(1, 4)):
+            world.ask(world.variant(image, 0.05), "many-users")
+    assert world.alarms == []
+    assert world.search(["many-users"]) < 200
+    assert {client for _, client, *_ in world.alarms} == {"many-users"}
+
+
+def test_answers_of_one_class_alone_are_no_alarm():
+    world = World()
+    for image in world.images(30):
+        for _ in range(12):
+            said = np.array([[9 + world.draws.normal(), 0, 0]], np.float32)
+            world.ask(world.variant(image, 0.05), "one-class", said)
+    assert world.alarms == []
+
+
+def test_a_clock_that_jumps_neither_wipes_out_near_duplicates_nor_counts_them_twice():
+    world = World(query_budget=20)
+    image = world.images(1)[0]
+    for n in range(60):
+        world.seconds = 0.0 if n % 2 else 1000.0 + n  # put back, and forth again by minutes
+        world.ask(world.variant(image, 0.05), "busy")
+    account = world.monitor._accounts.of("busy")
+    assert 0 <= account.near <= 59
+    assert [one for one in world.alarms if one[2] == "budget"] in (
+        [], [("query_attack", "busy", "budget", False)]
+    )  # fmt: skip
+    world.seconds += 10**9
+    assert world.monitor._accounts.of("busy").near == 0
 
 
 def test_an_evicted_client_has_its_evidence_when_it_comes_back():
