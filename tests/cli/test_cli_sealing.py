@@ -46,7 +46,8 @@ def test_a_vault_is_sealed_used_and_unsealed(vault, url, tmp_path):
     assert found_in(vault, first | fresh) == {}
     assert "sealed, key" in succeed("show", vault).output
     assert "is sound" in succeed("verify", vault).output
-    assert "lies in a sealed vault" in fail("export", vault, vault / "out.safetensors")
+    for inside in (vault / "out.safetensors", f"mlflow:{vault}/s", f"mlflow:{vault.as_uri()}/%73"):
+        assert "lies in a sealed vault" in fail("export", vault, "--to", inside)
     assert "use --engine local" in fail("generate", vault, "--engine", "ray")
     loader = VaultLoader(vault, "g2d")
     assert loader.first()[0].number == 2

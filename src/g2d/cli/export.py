@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 
@@ -74,7 +76,7 @@ def export(
     signing = _export_key(sign)
     if not force and not mlflow:
         _refuse_existing((file, signature) if sign else (file,))
-    weights, about = _read(vault, Path(target.partition(":")[2]) if mlflow else file, number, key)
+    weights, about = _read(vault, _folder(target) if mlflow else file, number, key)
     if mlflow or file.suffix == ".onnx" or file.name.endswith(_KERAS):
         bound = code_to_load(vault, vault_settings(vault), accept_code)
         where = "" if data is None else str(data.absolute())
@@ -147,6 +149,13 @@ def _elsewhere(
 
     save_keras(task, state, file)
     return f"{file}: Keras read it, and answered as the generation does"
+
+
+def _folder(target: str) -> Path:
+    """The folder of `mlflow:FOLDER`, or of `mlflow:file:///FOLDER`."""
+    where = target.partition(":")[2]
+    parts = urlsplit(where)
+    return Path(url2pathname(parts.path)) if parts.scheme == "file" else Path(where)
 
 
 def _refuse_inside(out: Path, vault: Vault) -> None:
