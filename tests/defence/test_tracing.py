@@ -95,6 +95,17 @@ def test_a_suspect_of_another_shape_is_refused(tracer):
         tracer.trace({"weight": torch.zeros(3)})
 
 
+def test_weights_that_are_zero_throughout_are_a_line_and_extreme_ones_a_verdict(opened, tracer):
+    state = opened.generation().state
+    with pytest.raises(CheckpointError, match=r"^found: all weights .* are zero"):
+        tracer.trace({name: torch.zeros_like(tensor) for name, tensor in state.items()}, "found")
+    first = next(iter(state))
+    for change in (torch.ones_like, lambda t: 1e9 * t, lambda t: 1e-9 * t):
+        verdict = tracer.trace({name: change(tensor) for name, tensor in state.items()})
+        assert all(0 <= c.p <= 1 for c in verdict.candidates)
+    tracer.trace({**state, first: torch.zeros_like(state[first])})
+
+
 def test_without_a_chain_networks_are_compared_as_they_stand(opened, monkeypatch):
     monkeypatch.setattr(tracing, "hidden_units", lambda *_: ())
     told = []

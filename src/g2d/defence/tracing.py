@@ -132,7 +132,7 @@ class Tracer:
                 weights had been given up.
 
         Raises:
-            CheckpointError: it is of another architecture, or not finite.
+            CheckpointError: it is of another architecture, not finite, or zero throughout.
         """
         state = self._fitted(suspect, name, self._tell)
         looks = [_Look(nest, nest.frame.onto(state), unknown) for nest in self._nests]
@@ -162,6 +162,10 @@ class Tracer:
         fitted = fit_state(reference, suspect, name, self._layout.ties)
         for note in fitted.notes:
             tell(note)
+        if not any(bool(fitted.state[counted].any()) for counted in self._names):
+            raise CheckpointError(
+                f"{name}: all weights that are compared are zero: look at the file"
+            )
         return fitted.state
 
     def _drift(self, nest: _Nest, group: Group) -> Tensor:
