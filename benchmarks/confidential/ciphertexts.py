@@ -11,7 +11,6 @@ parties' views (`views.guessed`); that it can learn is shown on what the secret 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +26,9 @@ from torch import nn
 from benchmarks.common.command import carry_out, parser
 from benchmarks.common.places import RESULTS
 from benchmarks.common.results import record
-from benchmarks.common.tables import NOTHING, TARGETS, markdown
 from benchmarks.confidential.answers import COLUMNS, IDS, halves, line, through
 from benchmarks.confidential.homomorphic import task_of, trained
+from benchmarks.confidential.pages import block
 from benchmarks.confidential.views import guessed
 from g2d.core.types import Array
 from g2d.protect.homomorphic import EvaluationKeys, Plan, SecretKeys, encode, evaluate
@@ -133,12 +132,7 @@ def rows(result: dict[str, Any]) -> list[tuple[object, ...]]:
 
 def made(folder: Path = RESULTS) -> dict[str, str]:
     """The block of docs/confidential.md, by the name of its mark."""
-    path = folder / f"{NAME}.json"
-    if not path.exists():
-        return {NAME: markdown(TARGETS, [(f"`{path.name}`", NOTHING, "not measured yet")])}
-    result = json.loads(path.read_text("utf-8"))
-    facts = f"One network, seed {result['arguments']['seed']}; commit {result['commit']}."
-    return {NAME: f"{markdown(COLUMNS, rows(result))}\n\n{facts}"}
+    return block(NAME, rows, COLUMNS, folder)
 
 
 def main() -> None:

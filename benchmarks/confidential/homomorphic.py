@@ -11,7 +11,6 @@ rounded. 1,000 images take ten CPU minutes. `--task digits` with `--images 20` t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -27,7 +26,7 @@ from torch import nn
 from benchmarks.common.command import carry_out, parser
 from benchmarks.common.places import RESULTS
 from benchmarks.common.results import record
-from benchmarks.common.tables import NOTHING, TARGETS, markdown
+from benchmarks.confidential.pages import block
 from g2d import load_task
 from g2d.protect.homomorphic import (
     EvaluationKeys,
@@ -140,12 +139,7 @@ def rows(result: dict[str, Any]) -> list[tuple[object, ...]]:
 
 def made(folder: Path = RESULTS) -> dict[str, str]:
     """The table by the name of its mark, for `benchmarks.tables`."""
-    path = folder / f"{NAME}.json"
-    if not path.exists():
-        return {NAME: markdown(TARGETS, [(f"`{path.name}`", NOTHING, "not measured yet")])}
-    result = json.loads(path.read_text("utf-8"))
-    facts = f"One network, seed {result['arguments']['seed']}; commit {result['commit']}."
-    return {NAME: f"{markdown(TARGETS, rows(result))}\n\n{facts}"}
+    return block(NAME, rows, folder=folder)
 
 
 def main() -> None:
