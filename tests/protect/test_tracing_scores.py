@@ -36,8 +36,9 @@ class Basin:
         return judge([Group(names, found)], closed=closed)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def basin():
+    """Anew for each test: what one draws must not depend on which others ran before it."""
     return Basin()
 
 

@@ -122,6 +122,12 @@ def test_while_it_rotates_each_answer_is_one_generations(tmp_path):
         wait_for(lambda: len(service.evaluators._weights) == 1)  # only what is live is held
 
 
+def test_a_generation_that_answered_last_is_let_go_without_another_request(service, client):
+    client.infer(images(1))
+    service.harness.live.swap(service.snapshot(service.harness.live.number + 1))
+    wait_for(lambda: len(service.evaluators._weights) == 1)
+
+
 def test_wrong_ciphertexts_are_refused_and_right_ones_still_answered(service, client):
     plan, note = client.plan, Note.read(client.file)
     query = SecretKeys.load(client.file, plan).encrypt(ciphers.torch.from_numpy(images(1)))

@@ -50,7 +50,10 @@ def vault(tmp_path) -> Path:
 
 def test_it_answers_follows_the_ledger_and_drains(vault, tmp_path):
     patient = ("--drain", "10m", "--timeout", "10m", "--encrypted-timeout", "10m")
-    with Process(vault, "--encrypted-only", *patient, log=tmp_path / "log") as served:
+    with (
+        Vault.open(vault, write=True) as opened,  # ours from the start: its worker would hold it
+        Process(vault, "--encrypted-only", *patient, log=tmp_path / "log") as served,
+    ):
         wait_for(lambda: "ciphertexts are answered at" in served.text())
         client = EncryptedClient(served.address, keys=tmp_path / "my.keys")
         client.make_keys()
@@ -59,8 +62,7 @@ def test_it_answers_follows_the_ledger_and_drains(vault, tmp_path):
         plain = {"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.0] * 64}
         status, told = served.ask("/v2/models/g2d/infer", {"inputs": [plain]})
         assert (status, "only ciphertexts" in told["error"]) == (403, True)
-        with Vault.open(vault, write=True) as opened:
-            accept(opened, 2)
+        accept(opened, 2)
         wait_for(lambda: served.rotation()["generation"] == 2)
         answers = []
         asking = threading.Thread(target=lambda: answers.append(client.infer(X)))

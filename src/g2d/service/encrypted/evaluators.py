@@ -214,19 +214,24 @@ class Evaluators:
     # --- a thread for each process ---------------------------------------------------------------
 
     def _run(self, process: Process, live: Live) -> None:
-        assert self._loop is not None
         while (job := self._jobs.get()) is not None:
-            answer: bytes | Exception = b""
-            numbers: tuple[int, ...] = ()
-            if not job.future.done():
-                snapshot = _chosen(live, job.client)  # the whole request is answered by this one
-                numbers = (snapshot.number,)
-                self._busy[process] = job
-                answer = self._attempt(process, job, snapshot.encrypted)
-                del self._busy[process]
-            if job.do == "evaluate" and numbers and not isinstance(answer, Exception):
-                self.count(1)
-            self._loop.call_soon_threadsafe(self._deliver, job, answer, numbers)
+            self._work(process, live, job)
+            del job  # a thread that waits for the next one holds neither weights nor a ciphertext
+
+    def _work(self, process: Process, live: Live, job: Job) -> None:
+        """Have a job done by what is live, and let go of that."""
+        assert self._loop is not None
+        answer: bytes | Exception = b""
+        numbers: tuple[int, ...] = ()
+        if not job.future.done():
+            snapshot = _chosen(live, job.client)  # the whole request is answered by this one
+            numbers = (snapshot.number,)
+            self._busy[process] = job
+            answer = self._attempt(process, job, snapshot.encrypted)
+            del self._busy[process]
+        if job.do == "evaluate" and numbers and not isinstance(answer, Exception):
+            self.count(1)
+        self._loop.call_soon_threadsafe(self._deliver, job, answer, numbers)
 
     def _attempt(self, process: Process, job: Job, held: Encoded | None) -> bytes | Exception:
         """What a process makes of a job; this thread outlives whatever happens over it."""
