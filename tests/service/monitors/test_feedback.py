@@ -98,6 +98,21 @@ def test_it_is_bounded_by_rows_and_by_days(tmp_path):
     assert len(log(tmp_path, days=1.0, now=lambda: clock[0])) == 0  # a start forgets as well
 
 
+def test_a_clock_that_jumps_loses_no_label_for_a_while_and_keeps_none_for_ever(tmp_path):
+    clock = [1_000_000.0]
+    made = log(tmp_path, days=10.0, now=lambda: clock[0])
+    made.add(inputs(2), np.array([0, 1]))
+    clock[0] -= 3600.0  # an hour back: no row is too old, none from too far ahead
+    assert made.add(inputs(2, first=4), np.array([0, 1])) == [0, 1]
+    assert len(made) == 4
+    clock[0] += 86_400.0 * 3650  # ten years ahead: all is too old, and the next rows are of then
+    assert made.add(inputs(1, first=20), np.array([0])) == [0]
+    assert len(made) == 1
+    clock[0] = 1_000_000.0  # and put right: those would else be kept for ten years
+    assert made.add(inputs(1, first=30), np.array([1])) == [0]
+    assert len(made) == len(lines(tmp_path)) - 1 == 1
+
+
 def test_a_restart_in_the_middle_of_a_line_goes_on(tmp_path):
     made = log(tmp_path)
     made.add(inputs(3), np.array([0, 1, 0]))
@@ -275,6 +290,7 @@ def test_feedback_is_for_whoever_may_give_it_and_says_nothing_of_what_was_right(
             ({"labels": [0, 3]}, 422, "labels[1]"), ({"labels": [0, True]}, 422, "labels[1]"),
             ({"labels": ["secret", 1]}, 422, "labels[0]"), ({"labels": None}, 422, "list"),
             ({"inputs": []}, 400, "one tensor"),
+            ({"inputs": [sent["inputs"][0] | {"data": [1e39] * 8}]}, 400, "finite"),
         ):  # fmt: skip
             wrong = await client.post("/feedback", json=sent | changed, headers=ADMIN)
             assert wrong.status_code == status, changed

@@ -36,6 +36,7 @@ FORMAT = "g2d feedback 1"
 MOST = 1 << 28
 """Bytes of a log, whatever the number of its rows."""
 _EARLIER = 15 / 16  # of its days: rows go a little early, many together
+_AHEAD = 86_400  # seconds: rows of a later day came while the clock was wrong, and would stay
 
 
 def log_path(vault: Path) -> Path:
@@ -156,7 +157,7 @@ class FeedbackLog:
         if len(self._known) + rows > self._rows or self._size + size > MOST:
             most = self._rows if self._size + size <= MOST else len(self._known)
             self._rewrite(min(most * 3 // 4, self._rows - rows))
-        elif next(iter(self._known.values()), at) < at - 86_400 * self._days:
+        elif not at - 86_400 * self._days <= next(iter(self._known.values()), at) <= at + _AHEAD:
             self._rewrite(self._rows, _EARLIER)
 
     def _rewrite(self, rows: int, days: float = 1.0) -> None:
@@ -165,11 +166,12 @@ class FeedbackLog:
         Args:
             days: the share of all days that is young enough.
         """
-        since = int(self._now() - 86_400 * self._days * days)
+        now = int(self._now())
+        since = int(now - 86_400 * self._days * days)
         kept = dict[bytes, tuple[int, bytes]]()
         for line in self._read():
             said = _row(line, self._model)
-            if said is not None and said[1] >= since:
+            if said is not None and since <= said[1] <= now + _AHEAD:
                 kept.setdefault(said[0], (said[1], line))
         last = list(kept.items())[-rows:] if rows else []
         data = self._head + b"".join(line + b"\n" for _, (_, line) in last)
