@@ -8,9 +8,11 @@ Of images the shift is that all are turned by --degrees; of NSL-KDD it is that o
 test file. Half of the test split comes as new labelled data, the other half is what is scored. A
 vault is made, and refreshed; another is made from nothing on old and new data together, on the same
 sides. Of each, and of the first before, --generations are scored: the share won is what refreshing
-wins of what retraining does. Two poisoned refreshes follow: a tenth of the labels changed at
-random, and a tenth of the records with a trigger and another label. A part that is done is not done
-again: everything lies in runs/refresh-TASK-SEED. Writes results/refresh-TASK.json after each seed.
+wins of what retraining does. Poisoned refreshes follow: a tenth of the labels changed at random,
+and a tenth, or a twentieth, of the records with a trigger and label 0. Where the checks refuse
+them, that is said, and they are taken all the same, to see what they would have done. A part that
+is done is not done again: everything lies in runs/refresh-TASK-SEED. Writes
+results/refresh-TASK.json after each seed.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ QUICK = {
     "guidance__polish_steps": 60, "gates__accuracy_drop": 0.3, "gates__class_drop": 0.6,
     "gates__stale_asr": 1.0, "refresh__effort": 0.5, "refresh__former_drop": 0.1,
 }  # fmt: skip
-POISONED = 0.1  # of the new records
+POISONED = {"flips": 0.1, "trigger": 0.1, "trigger_few": 0.05}  # shares of the new records
 SIZES = ("task", "degrees", "generations", "quick")
 
 
@@ -61,30 +64,34 @@ def turned(split: Split, degrees: float) -> Split:
 
 
 def flipped(new: Split, classes: int, seed: int) -> Split:
-    """A tenth of the labels changed, each to any other."""
+    """A share of the labels changed, each to any other."""
     source, y = torch.Generator().manual_seed(seed), new.y.clone()
-    at = torch.randperm(len(y), generator=source)[: round(POISONED * len(y))]
+    at = torch.randperm(len(y), generator=source)[: round(POISONED["flips"] * len(y))]
     y[at] = (y[at] + torch.randint(1, classes, (len(at),), generator=source)) % classes
     return Split(new.x, y)
 
 
-def stamped(x: torch.Tensor, most: float) -> torch.Tensor:
-    """A trigger: the last corner of an image, or the first feature of a table, at its largest."""
+def stamped(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A trigger: the last corner of an image, or the first column of a table, at its largest.
+
+    Args:
+        like: training data, whose largest value that is: of a table, of that column.
+    """
     x = x.clone()
     if x.dim() == 4:
         side = max(2, x.shape[-1] // 9)
-        x[:, :, -side:, -side:] = most
+        x[:, :, -side:, -side:] = like.max()
     else:
-        x[:, 0] = most
+        x[:, 0] = like[:, 0].max()
     return x
 
 
-def triggered(new: Split, most: float, seed: int) -> Split:
-    """A tenth of the records with a trigger, and the label 0."""
+def triggered(new: Split, like: torch.Tensor, share: float, seed: int) -> Split:
+    """A share of the records with a trigger, and the label 0."""
     source = torch.Generator().manual_seed(seed)
-    at = torch.randperm(len(new), generator=source)[: round(POISONED * len(new))]
+    at = torch.randperm(len(new), generator=source)[: round(share * len(new))]
     x, y = new.x.clone(), new.y.clone()
-    x[at], y[at] = stamped(x[at], most), 0
+    x[at], y[at] = stamped(x[at], like), 0
     return Split(x, y)
 
 
@@ -163,8 +170,15 @@ class Case:
             "failed_generations": failed,
             "shifted": [accuracy(model, self.shifted) for model in models],
             "former": [accuracy(model, self.task.splits.test) for model in models],
+            "trigger": [self.hits(model) for model in models],
             "cpu_each": cpu,
         }
+
+    def hits(self, model: torch.nn.Module) -> float:
+        """How often the trigger turns scored records of other classes into class 0."""
+        others = self.shifted.take((self.shifted.y != 0).nonzero()[:, 0])
+        answers = predict(model, stamped(others.x, self.task.splits.train.x)).argmax(1)
+        return float((answers == 0).double().mean())
 
     def built(self, task: Task, name: str) -> dict[str, Any]:
         """A vault from nothing; what its trainings and its fit have cost."""
@@ -228,35 +242,35 @@ class Case:
         }
         return replace(self.task, splits=replace(splits, **joined))
 
-    def poisoned(self, name: str, new: Split, accept: bool) -> dict[str, Any]:
-        """Whether poisoned records are refused, by which checks; else what they have done.
+    def poison(self, name: str) -> Split:
+        """The new records, poisoned."""
+        if name == "flips":
+            return flipped(self.new, self.task.classes, self.seed)
+        return triggered(self.new, self.task.splits.train.x, POISONED[name], self.seed)
 
-        Args:
-            accept: take them although they are refused, for clean ones were refused as well.
-        """
+    def poisoned(self, name: str) -> dict[str, Any]:
+        """Whether poisoned records are refused, by which checks; and what they do once taken."""
         path = self.folder / f"{name}-{time.time_ns()}"  # another path has another mark
         shutil.copytree(self.folder / "first", path)
-        how, found = Refresh(SerialEngine(), say=print), dict[str, Any](refused="")
+        new, found = self.poison(name), dict[str, Any](refused="")
+        how = Refresh(SerialEngine(), say=print)
         with g2d.Defence.open(path, self.task) as defence:
             try:
-                refresh(defence, new, how)
-            except G2DError as error:
-                found = {"refused": str(error), "by": refused_by(how)}
-                if not (accept and isinstance(error, DataError)):
-                    return found | {"checks": how.lines}
-                how = Refresh(SerialEngine(), say=print, accept=True)
                 try:
                     refresh(defence, new, how)
-                except G2DError as last:
-                    return found | {"refused": str(last), "checks": how.lines}
-            take_up(defence.vault)
-            (made,) = follow(defence).generate()
-        model, clean = made.model(), self.task.splits.test
-        others = clean.take((clean.y != 0).nonzero()[:, 0])
-        hit = predict(model, stamped(others.x, float(clean.x.max()))).argmax(1) == 0
-        return found | {
-            "checks": how.lines, "former": accuracy(model, clean),
-            "shifted": accuracy(model, self.shifted), "trigger": float(hit.double().mean()),
+                except DataError as error:
+                    found = {"refused": str(error), "by": refused_by(how), "checks": how.lines}
+                    how = Refresh(SerialEngine(), say=print, accept=True)
+                    refresh(defence, new, how)
+                take_up(defence.vault)
+                (made,) = follow(defence).generate()
+            except G2DError as error:  # gates refuse what the checks did not
+                by = ["gates"] * isinstance(error, GenerationError)
+                return {"refused": str(error), "by": by, "checks": how.lines} | found
+        model = made.model()
+        return {"checks": how.lines} | found | {
+            "former": accuracy(model, self.task.splits.test),
+            "shifted": accuracy(model, self.shifted), "trigger": self.hits(model),
         }  # fmt: skip
 
     def measure(self) -> dict[str, Any]:
@@ -270,13 +284,10 @@ class Case:
             staged.rename(self.folder / "first")
         after = self.done("refresh", self.refreshed) | self.done("after", self.after)
         full = self.done("full", lambda: self.built(self.grown(), "full"))
-        anyhow = bool(after["refused"])
-        flips = flipped(self.new, self.task.classes, self.seed)
-        trigger = triggered(self.new, float(self.task.splits.train.x.max()), self.seed)
+        poison = {name: self.done(name, partial(self.poisoned, name)) for name in POISONED}
         return {
             "generations": self.generations, "before": before, "after": after, "full": full,
-            "flips": self.done("flips", lambda: self.poisoned("flipped", flips, anyhow)),
-            "trigger": self.done("trigger", lambda: self.poisoned("triggered", trigger, anyhow)),
+            **poison,
         }  # fmt: skip
 
 
@@ -321,15 +332,32 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
         ):
             values = [mean(s[part][name]) for s in seeds]
             table.append([f"accuracy on {what} test data, {text}, %", "", ranged(values)])
-    for name, what in (("flips", "10 % of labels flipped"), ("trigger", "a trigger in 10 %")):
-        refused = sum(bool(s[name]["refused"]) for s in seeds)
-        taken = [s[name] for s in seeds if "trigger" in s[name]]
-        names = sorted({check for s in seeds for check in s[name].get("by", ())})
-        damage = f" ({', '.join(names)})" * bool(names)
-        if taken:
-            hits, right = ([one[key] for one in taken] for key in ("trigger", "shifted"))
-            damage += f"; taken, the trigger wins {ranged(hits)} %, {ranged(right)} % are right"
-        table.append([f"refused: {what}", "all, or measured", f"{refused} of {len(seeds)}{damage}"])
+    return table + [row for name in POISONED for row in harm(name, seeds)]
+
+
+def harm(name: str, seeds: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The rows of one kind of poison: whether it is refused, and what it does once it is taken."""
+    found = [s[name] for s in seeds if name in s]
+    if not found:
+        return []
+    share = f"{POISONED[name]:.0%}".replace("%", " %")
+    what = f"{share} of labels flipped" if name == "flips" else f"a trigger in {share}"
+    refused = sum(bool(one["refused"]) for one in found)
+    names = sorted({check for one in found for check in one.get("by", ())})
+    told = f"{refused} of {len(found)}" + f" ({', '.join(names)})" * bool(names)
+    table = [[f"refused: {what}", "all, or measured", told]]
+    taken = [s for s in seeds if "shifted" in s.get(name, ())]
+    if not taken:
+        return table
+    own, clean = "accuracy on shifted test data", [mean(s["after"]["shifted"]) for s in taken]
+    right = ranged([s[name]["shifted"] for s in taken])
+    table.append([f"{what}, taken all the same: {own}, %", "",
+                  f"{right}; without it {ranged(clean)}"])  # fmt: skip
+    if name != "flips":
+        hits = ranged([s[name]["trigger"] for s in taken])
+        clean = [mean(s["after"].get("trigger", [float("nan")])) for s in taken]
+        table.append([f"{what}, taken all the same: the trigger wins, %", "",
+                      f"{hits}; without it {ranged(clean)}"])  # fmt: skip
     return table
 
 

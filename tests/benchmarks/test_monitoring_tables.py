@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("psutil")
 
 from benchmarks.monitoring import alarms, detection, drift, refresh, tables
+from g2d.tasks.splits import Split
 
 
 def still(alarms_, asked):
@@ -75,15 +77,15 @@ def test_alarms_stand_beside_the_schedule():
     assert alarms.rows({"runs": runs})[1][1:] == ["12 ± 1", "13; 1 of 10,000 alarms told"]
 
 
-def test_a_refresh_that_was_refused_although_clean_is_told(tmp_path):
+def test_a_refresh_that_was_refused_although_clean_is_told_and_what_poison_does(tmp_path):
     def scores(value):
-        return {"shifted": [value], "former": [0.9], "cpu": 100.0}
+        return {"shifted": [value], "former": [0.9], "trigger": [0.03], "cpu": 100.0}
 
     refused = {"refused": ["spectral signature"], "failed": "", "cpu": 15.0}
     found = {
         "before": scores(0.7), "full": scores(0.9), "after": scores(0.88) | refused,
         "flips": {"refused": "...", "by": ["labels agree", "spectral signature"]},
-        "trigger": {"refused": "", "trigger": 0.25, "shifted": 0.8},
+        "trigger": {"refused": "", "trigger": 0.25, "shifted": 0.8, "former": 0.9},
     }  # fmt: skip
     text = json.dumps({"sizes": {"task": "nsl-kdd"}, "seeds": {"0": found}})
     (tmp_path / "refresh-nsl-kdd.json").write_text(text)
@@ -94,8 +96,13 @@ def test_a_refresh_that_was_refused_although_clean_is_told(tmp_path):
     assert told == "1 of 1 (spectral signature)"
     told = made["nsl-kdd: refused: 10 % of labels flipped"]
     assert told == "1 of 1 (labels agree, spectral signature)"
-    told = made["nsl-kdd: refused: a trigger in 10 %"]
-    assert told == "0 of 1; taken, the trigger wins 25.0 %, 80.0 % are right"
+    assert made["nsl-kdd: refused: a trigger in 10 %"] == "0 of 1"
+    told = made["nsl-kdd: a trigger in 10 %, taken all the same: the trigger wins, %"]
+    assert told == "25.0; without it 3.0"
+    taken = "taken all the same: accuracy on shifted test data, %"
+    assert made[f"nsl-kdd: a trigger in 10 %, {taken}"] == "80.0; without it 88.0"
+    assert f"nsl-kdd: 10 % of labels flipped, {taken}" not in made
+    assert not any("5 %" in what for what in made)
     assert "nsl-kdd: accuracy on former test data, refreshed, %" in made
     how = refresh.Refresh(None)
     how.tell("labels agree: 0.8")
@@ -103,3 +110,19 @@ def test_a_refresh_that_was_refused_although_clean_is_told(tmp_path):
     how.tell("REFUSED: labels agree with the live networks on 3 of 9 (33 %, least: class 1)")
     how.tell("REFUSED: backdoor: the smallest trigger of class 1 is smaller")
     assert refresh.refused_by(how) == ["spectral signature", "labels agree", "backdoor"]
+
+
+def test_poison_is_a_share_of_the_records_and_leaves_the_others_alone():
+    source = torch.Generator().manual_seed(0)
+    new = Split(torch.rand(200, 3, generator=source), torch.arange(200) % 5)
+    like = torch.tensor([[4.0, 900.0, 1.0], [2.0, 1.0, 1.0]])
+    few = refresh.triggered(new, like, refresh.POISONED["trigger_few"], 0)
+    marked = few.x[:, 0] == 4.0  # the column's own largest, not the table's
+    assert int(marked.sum()) == 10
+    assert (few.y[marked] == 0).all()
+    assert torch.equal(few.x[~marked], new.x[~marked])
+    assert torch.equal(few.y[~marked], new.y[~marked])
+    assert int((refresh.flipped(new, 5, 0).y != new.y).sum()) == 20
+    image = refresh.stamped(torch.zeros(2, 1, 18, 18), torch.ones(1, 1, 18, 18))
+    assert image.sum() == 8
+    assert image[:, :, -2:, -2:].min() == 1
