@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from g2d.defence.refresh.backdoor import anomaly, backdoor_check
 from g2d.defence.refresh.checks import (
+    Check,
     agreement_check,
     canary_check,
     confident_errors,
@@ -16,6 +20,8 @@ from g2d.defence.refresh.checks import (
     noise_check,
     spectral_check,
 )
+from g2d.defence.refresh.judging import refuse
+from g2d.errors import DataError
 from g2d.tasks.splits import Split
 
 N, CLASSES = 600, 5
@@ -54,6 +60,17 @@ def test_hard_records_are_not_taken_for_wrong_ones(truth):
     unsure[:100] = answers((truth[:100] + 1) % CLASSES, 0.45)  # wrong, and not sure of it
     unsure[torch.arange(100), truth[:100]] = 0.4
     assert noise_check(unsure, truth, 0.05).value == 0.0
+
+
+def test_a_class_that_was_never_trained_on_is_new_and_not_wrong(truth):
+    unknown = answers(truth)
+    unknown[truth == 4] = torch.tensor([0.9, 0.05, 0.03, 0.02, 0.0])
+    found = agreement_check(unknown, Split(torch.zeros(N, 1), truth), CLASSES, 0.1)
+    assert found.passed
+    assert f"least in class 4 (0 of {int((truth == 4).sum())})" in found.text
+    begun = answers(truth)  # forks that have begun to learn it
+    begun[truth == 4] = torch.tensor([0.4, 0.1, 0.1, 0.1, 0.3])
+    assert noise_check(begun, truth, 0.05).value == 0.0
 
 
 def test_labels_of_other_records_agree_no_better_than_chance(truth):
@@ -147,6 +164,7 @@ def test_a_backdoor_is_a_class_whose_trigger_is_far_smaller_than_before(digits, 
     assert found is not None
     assert not found.passed
     assert "trigger of class 3" in found.text
+    assert "it lies in rows 7 to 7, columns 7 to 7 (from 0)" in found.text
     assert backdoor_check(plain, bad, digits, new, 0.0, 8, 0) is None
 
 
@@ -155,3 +173,24 @@ def test_the_anomaly_index_counts_in_spreads_and_knows_few_classes():
     assert anomaly(values, 5) > 6
     assert anomaly(torch.zeros(10), 0) == 0.0
     assert anomaly(torch.tensor([2.0, 0.0]), 0) == pytest.approx(2 / 0.3)
+
+
+def test_a_check_that_fails_says_what_to_do_and_ids_that_nothing_was_searched(digits):
+    said: list[str] = []
+    how = SimpleNamespace(accept=False, tell=said.append)
+    lost = Check("former_data", False, 0.03, 0.02, "former gate data: 3 % lost")
+    with pytest.raises(DataError, match=r"3 % lost \(forks forget .*effort=\.\.`, it is 0\.15\)"):
+        refuse([lost], how, 0.15)
+    assert said == ["REFUSED: former gate data: 3 % lost"]
+    names = {"agreement", "label_noise", "spectral", "new_data", "canaries", "backdoor"}
+    failed = [replace(lost, name=name) for name in sorted(names)]
+    accepting = SimpleNamespace(accept=True, tell=said.append)
+    assert refuse(failed, accepting, 0.15) == sorted(names)
+    with pytest.raises(DataError, match="find who supplied the data"):
+        refuse(failed, how, 0.15)
+    x = torch.zeros(4, 3, dtype=torch.int64)
+    task = SimpleNamespace(splits=SimpleNamespace(guide=Split(x, x[:, 0])), classes=2)
+    found = backdoor_check(nn.Identity(), nn.Identity(), task, Split(x, x[:, 0]), 3.5, 8, 0)
+    assert found is not None
+    assert found.passed
+    assert "not searched, for inputs are ids" in found.text

@@ -13,7 +13,7 @@ from g2d.errors import SealingError, VaultError
 from g2d.protect.sealing import make_custodian
 from g2d.settings import Settings
 from g2d.vault.sealing import changing
-from g2d.vault.sources import STAGED
+from g2d.vault.sources import STAGED, order_back
 from g2d.vault.vault import Vault
 
 
@@ -77,6 +77,12 @@ def test_a_challenger_of_what_is_the_source_no_more_is_told(vault):
     with pytest.raises(VaultError, match="is the source no more: run `g2d refresh` with its data"):
         take_up(vault)
     vault.put("generator", 0, {"weights": b"first"}, {})
+    assert not begin(vault)  # the command once more, and what was ready is judged anew
+    assert take_up(vault) is None
+    with Staging.open(vault.path / STAGED, write=True) as staged:
+        staged.put("generator", 0, {"weights": b"g"}, {READY: True})
+    with pytest.raises(VaultError, match=r"waits in .*refreshing: remove that folder to drop it"):
+        order_back(vault)
     taken = take_up(vault)
     assert (taken.source, vault.source) == (1, 1)
     assert not (vault.path / STAGED).exists()

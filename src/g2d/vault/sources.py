@@ -79,9 +79,15 @@ def former(vault: Vault) -> int:
         VaultError: the present one is the first: there is nothing to go back to.
     """
     if not (now := vault.source):
+        waits = vault.path / STAGED
+        more = (
+            f"; a refresh that is not taken up yet waits in {waits}: remove that folder to drop it"
+        )
         raise VaultError(
             f"{vault.path} was never refreshed, or is back already: its generations come from its"
             " first population, and there is no former one to go back to"
+            + more
+            * (waits / "ledger.sqlite").exists()
         )
     made = next((row for row in vault.sources() if row["source"] == now), {})
     parent = made.get("parent")

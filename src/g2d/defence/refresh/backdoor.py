@@ -9,6 +9,8 @@ easy by nature raise no alarm.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,34 +26,57 @@ _BATCH, _KNOWN = 64, 256
 _SHRINK = 0.7  # of the places that go on after each success
 _SPREAD = 0.3  # least spread of the logarithms: a size more or less is a factor of 1 / 0.7
 _FEWEST = 4  # classes, below which a median of them says nothing
+_SHOWN = 6  # places of a trigger that are named
 
 
 def backdoor_check(
     before: nn.Module, after: nn.Module, task: Task, new: Split, limit: float, steps: int, seed: int
 ) -> Check | None:
-    """The anomaly index of the class whose trigger shrank most; None: not searched.
+    """The anomaly index of the class whose trigger shrank most; None: it is turned off.
 
     Args:
         before, after: a network, and the same one refreshed. new: records; classes with the most of
             them are searched. limit: of the index; 0: off. steps: of each search.
     """
-    if not limit or not task.splits.guide.x.is_floating_point():
+    if not limit:
         return None
+    if not task.splits.guide.x.is_floating_point():
+        text = "backdoor: not searched, for inputs are ids, which no pattern can be fitted to"
+        return Check("backdoor", True, 0.0, limit, text)
     counts = torch.bincount(new.y, minlength=task.classes)
     chosen = counts.argsort(descending=True)[:_CLASSES].sort().values.tolist()
-    ratios = []
+    ratios, masks = [], []
     for label in chosen:
-        sizes = [smallest_trigger(m, task, label, steps, seed + label) for m in (before, after)]
-        ratios.append(torch.tensor(sizes).double().log())
-    shrunk = torch.stack([r[0] - r[1] for r in ratios])
+        old, own = (smallest_trigger(m, task, label, steps, seed + label) for m in (before, after))
+        ratios.append(math.log(size_of(old) / size_of(own)))
+        masks.append(own)
+    shrunk = torch.tensor(ratios, dtype=torch.float64)
     place = int(shrunk.argmax())
     index, times = anomaly(shrunk, place), float(shrunk[place].exp())
     text = (
         f"backdoor: the smallest trigger of class {chosen[place]} is {times:.1f} times "
         f"smaller than before the refresh (anomaly index {index:.1f}); at most {limit:g} "
-        f"is allowed, of {len(chosen)} classes"
+        f"is allowed, of {len(chosen)} classes; it lies in {_named(masks[place])}"
     )
     return Check("backdoor", index <= limit, index, limit, text)
+
+
+def size_of(mask: Tensor) -> int:
+    """Of how many places a trigger is; one more than there are where none was found."""
+    return int(mask.sum()) or mask.numel() + 1
+
+
+def _named(mask: Tensor) -> str:
+    """Where a trigger lies, in words: rows and columns of an image, columns of a table."""
+    at = mask.nonzero()
+    if not len(at):
+        return "no place: none was found"
+    if mask.dim() == 3:
+        low, high = at.amin(0).tolist(), at.amax(0).tolist()
+        return f"rows {low[1]} to {high[1]}, columns {low[2]} to {high[2]} (from 0)"
+    shown = ", ".join(",".join(map(str, one)) for one in at[:_SHOWN].tolist())
+    more = f" and {len(at) - _SHOWN} more" if len(at) > _SHOWN else ""
+    return f"column {shown}{more} (from 0)"
 
 
 def anomaly(values: Tensor, place: int) -> float:
@@ -68,8 +93,8 @@ def anomaly(values: Tensor, place: int) -> float:
     return max(0.0, float(values[place] - median)) / max(mad, _SPREAD)
 
 
-def smallest_trigger(model: nn.Module, task: Task, label: int, steps: int, seed: int) -> int:
-    """Of how many places the smallest patch is that was found to turn other inputs into `label`.
+def smallest_trigger(model: nn.Module, task: Task, label: int, steps: int, seed: int) -> Tensor:
+    """Where the smallest patch lies that was found to turn other inputs into `label`.
 
     It begins with the whole input. While the best pattern in the mask turns `_ENOUGH` of a batch,
     the places whose values matter least to the margin are given up, and the pattern learns on.
@@ -78,7 +103,8 @@ def smallest_trigger(model: nn.Module, task: Task, label: int, steps: int, seed:
         model: frozen, in evaluation mode. steps: Adam's, in each mask.
 
     Returns:
-        places (pixels in all channels, or features); one more than there are where none worked.
+        which places it takes (1, h, w) of pixels in all channels, or (features,): 1 there, 0
+        elsewhere; 0 everywhere where none worked.
     """
     generator = torch.Generator().manual_seed(seed)
     split = task.splits.guiding
@@ -88,7 +114,7 @@ def smallest_trigger(model: nn.Module, task: Task, label: int, steps: int, seed:
     places = (1, *shape[1:]) if len(shape) == 3 else tuple(shape)
     mask, pattern = torch.ones(places), torch.zeros(shape, requires_grad=True)
     optimizer = Adam([pattern], 0.5)
-    size, target = mask.numel() + 1, torch.full((_BATCH,), label)
+    found, target = torch.zeros(places), torch.full((_BATCH,), label)
     while True:
         for _ in range(steps):
             x = others[torch.randint(len(others), (_BATCH,), generator=generator)]
@@ -99,10 +125,10 @@ def smallest_trigger(model: nn.Module, task: Task, label: int, steps: int, seed:
         soft = mask.clone().requires_grad_()
         logits = model(_patched(others[:_BATCH], soft, low, high, pattern.detach()))
         if float((logits.argmax(1) == label).double().mean()) < _ENOUGH:
-            return size
-        size = int(mask.sum())
+            return found
+        found, size = mask, int(mask.sum())
         if size == 1:
-            return size
+            return found
         others_best = logits.index_fill(1, target[:1], -torch.inf).amax(1)
         (logits[:, label] - others_best).mean().backward()  # a loss near zero tells no place apart
         assert soft.grad is not None, "the margin depends on the mask"

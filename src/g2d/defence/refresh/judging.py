@@ -41,6 +41,21 @@ from g2d.weights.checkpoints import unpack
 _MOST = 8
 """Networks whose answers are averaged: the newest of each side."""
 
+_HELP = {
+    "agreement": "labels of other records, or numbered otherwise? Look at the file",
+    "label_noise": "look at a sample of the labels by hand",
+    "spectral": "look at that class's records: a trigger, or a new kind of object",
+    "former_data": "forks forget what they knew: train them longer (`g2d population VAULT --set "
+    "refresh.effort=..`, it is {effort:g}), give fewer new records, or allow more "
+    "([refresh] former_drop)",
+    "new_data": "the new records teach nothing: is this the drift that you think, and are their "
+    "labels right?",
+    "canaries": "look at the data before you go on",
+    "backdoor": "find who supplied the data, and what these records have in those places; a class "
+    "that has really become so easy looks alike",
+}
+"""What to do where a check fails, by its name."""
+
 
 class Asked(Protocol):
     """What a refresh is asked for, as far as judging goes."""
@@ -51,8 +66,11 @@ class Asked(Protocol):
         """Say a line."""
 
 
-def refuse(checks: Sequence[Check], how: Asked) -> list[str]:
+def refuse(checks: Sequence[Check], how: Asked, effort: float) -> list[str]:
     """Say what was measured; names of the checks that failed, if that is accepted.
+
+    Args:
+        effort: `[refresh] effort`, as it is.
 
     Raises:
         DataError: one failed, and it is not.
@@ -63,9 +81,12 @@ def refuse(checks: Sequence[Check], how: Asked) -> list[str]:
     if failed and not how.accept:
         raise DataError(
             "the new data are refused: "
-            + "; ".join(check.text for check in failed)
-            + ". Nothing of the vault was changed. Look at the data; --accept-data takes them all "
-            "the same, and [refresh] holds the limits"
+            + "; ".join(
+                f"{check.text} ({_HELP[check.name].format(effort=effort)})" for check in failed
+            )
+            + ". Nothing of the vault was changed. --accept-data takes them all the same, once you"
+            " have looked at them; [refresh] holds the limits, which `g2d population VAULT --set`"
+            " changes"
         )
     return [check.name for check in failed]
 
@@ -99,7 +120,7 @@ class Judged:
         spectral = spectral_check(
             new, probabilities(live, train.x), train, task.classes, self.limits.spectral
         )
-        made += [spectral] if spectral else []
+        made.append(spectral or _unjudged(self.limits.spectral))
         progress("looking for poison", 1, 3)
         made += influence_checks(
             old, new, self.defence.task.splits.gate, sides["gate"], self.limits.former_drop
@@ -128,6 +149,11 @@ class Judged:
 
     def _models(self, vault: Vault, entries: Sequence[Entry]) -> list[nn.Module]:
         return [load_model(self.grown, unpack(vault.read(entry))) for entry in entries[-_MOST:]]
+
+
+def _unjudged(limit: float) -> Check:
+    text = "spectral signature: not judged, for no class has enough records that stand apart"
+    return Check("spectral", True, 0.0, limit, text)
 
 
 def trial(

@@ -135,12 +135,13 @@ def _challenge(defence: Defence, staged: Vault, found: Sorted, how: Refresh) -> 
     private = settings.privacy.enabled
     if private:
         how.tell(UNCHECKED)
-    failed = [] if private else refuse(judged.before(), how)
+    effort = settings.refresh.effort
+    failed = [] if private else refuse(judged.before(), how, effort)
     charge = Charger.of(vault, settings, blocks_due(vault, records))
     forks = Forks(source, vault, staged, settings, defence.task, charge or free)
     cpu = forks.train(how.engine, how.progress)
     members = staged.entries("member")
-    failed += [] if private else refuse(judged.after(staged, how.progress), how)
+    failed += [] if private else refuse(judged.after(staged, how.progress), how, effort)
     base = staged.entry("base")
     assert base is not None, "the base is forked first"
     retired = retired_of(vault)
@@ -226,6 +227,7 @@ def _goes_on(staged: Vault, vault: Vault, digest: str, how: Refresh) -> bool:
             f"an unfinished refresh of {vault.path} with other data waits: give those once more to "
             "go on with it, or --anew to drop it"
         )
+    staged.delete("generator")  # it is judged anew: what is refused this time, nobody takes up
     return True
 
 
