@@ -2,6 +2,7 @@
 
     python -m benchmarks.federated.aggregation --task mnist --data FOLDER --seeds 0 1 2
     python -m benchmarks.federated.aggregation --targets ...    # rows that targets are judged by
+    python -m benchmarks.federated.aggregation --decide ...     # the fewest that decide them
     python -m benchmarks.federated.aggregation --rounds 2 --attacks sign-flip --rules mean  # a try
 
 A base is trained for each row, by the product's own messages. Every attack knows the rule and all
@@ -10,7 +11,8 @@ norms and mix nearest neighbours first. Controls: the server's own records alone
 clients that train alone, and averaging without malicious clients. Accuracy is of the test split; a
 backdoor also has its success there. Kept row by row in
 benchmarks/results/federated-TASK-seedN.json: an interrupted run goes on, and one with other splits,
-f, attacks or rules adds to it.
+f, attacks or rules adds to it. `--decide` chooses a rule for each target on a seed of its own first
+(federated-choice-TASK.json), then measures that rule and the default alone (`deciding`).
 """
 
 from __future__ import annotations
@@ -33,24 +35,38 @@ from benchmarks.common.command import Result, parser
 from benchmarks.common.places import RESULTS
 from benchmarks.common.results import commit, hold_to, record, save
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
+from benchmarks.federated.deciding import (
+    CHOSEN_ON,
+    HONEST,
+    WANTED,
+    Case,
+    chosen,
+    cost,
+    deciding,
+    key_of,
+)
+from benchmarks.federated.judging import (
+    ALONE,
+    DEFAULT,
+    LOCAL,
+    NONE,
+    name_of,
+    over_seeds,
+    targets,
+)
 from g2d import Settings
 from g2d.attacks.byzantine import ATTACKS, TARGET
 from g2d.core.seeds import seed_of
 from g2d.core.types import State
 from g2d.errors import PopulationError, SettingsError
 from g2d.settings import TaskSettings, build
-from g2d.settings.federated import FederatedSettings
 from g2d.tasks.inference import accuracy, load_model, predict
 from g2d.tasks.source import by_name, resolve
 from g2d.tasks.task import Task
 from g2d.training.federated.aggregation import RULES
 from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
 
-NONE, ALONE, LOCAL = "none", "server alone", "local only"
 ALPHAS, FS = (0.0, 0.5, 0.1), (0, 4, 8)
-DEFAULT = FederatedSettings().rule
-WANTED = ((0.5, 4), (0.0, 8), (0.5, 8), (0.1, 8))
-"""Split and f of every target; each is held against averaging without f, or the server alone."""
 ANYWHERE = "even"  # how alpha = 0, the even split, is told
 
 
@@ -66,7 +82,7 @@ def settings_of(given: Namespace, seed: int, alpha: float, f: int, rule: str) ->
     return build(Settings, tables, "benchmark")
 
 
-def cases(given: Namespace) -> Iterator[tuple[float, int, str, str]]:
+def cases(given: Namespace) -> Iterator[Case]:
     """Every row: alpha, f, attack, rule; without malicious clients there is one attack, none."""
     for alpha in given.alphas:
         for f in given.fs:
@@ -78,15 +94,10 @@ def cases(given: Namespace) -> Iterator[tuple[float, int, str, str]]:
 
 def is_wanted(alpha: float, f: int, rule: str) -> bool:
     """Whether a target is judged by a row; all others cost as much, and no two share a training."""
-    return (alpha, f) in WANTED or (f == 0 and rule == "mean" and alpha in (0.0, 0.5))
+    return (alpha, f) in WANTED or (f == 0 and rule == "mean" and alpha in HONEST)
 
 
-def name_of(alpha: float, f: int, attack: str, rule: str) -> str:
-    """The key of a row."""
-    return f"alpha {alpha:g} | f {f} | {attack} | {rule}"
-
-
-def measured(task: Task, given: Namespace, seed: int, case: tuple[float, int, str, str]) -> Result:
+def measured(task: Task, given: Namespace, seed: int, case: Case) -> Result:
     """Train one base, and what it is worth; a rule that refuses so many says so."""
     alpha, f, attack, rule = case
     settings, began = settings_of(given, seed, alpha, f, rule), time.process_time()
@@ -120,35 +131,77 @@ def worth(task: Task, state: State, backdoor: bool = False) -> Result:
 
 def controls(task: Task, given: Namespace, seed: int, alpha: float) -> dict[str, Result]:
     """The server's own records alone, and clients that train alone: their mean, and the best."""
-    settings = settings_of(given, seed, alpha, 0, "mean")
+    settings, began = settings_of(given, seed, alpha, 0, "mean"), time.process_time()
     sim = Simulation(task, settings, task.model(seed_of(seed, "base", 0)).state_dict())
     steps = given.rounds * given.local_steps
     own = trained_alone(task, sim.root, settings, steps, seed_of(seed, "alone"))
-    found = {ALONE: worth(task, own)}
-    each = []
+    found = {ALONE: worth(task, own) | {"cpu_seconds": round(time.process_time() - began, 2)}}
+    each, began = [], time.process_time()
     for identity, client in list(sim.clients.items())[: given.locals]:
         if len(client.records):
             state = trained_alone(task, client.records, settings, steps, seed_of(seed, identity))
-            each.append(worth(task, state)["accuracy"])
+            each.append(accuracy(load_model(task, state), task.splits.test))
     if each:
-        found[LOCAL] = {"accuracy": statistics.mean(each), "best": max(each), "clients": len(each)}
+        found[LOCAL] = {
+            "accuracy": statistics.mean(each), "best": max(each), "clients": len(each),
+            "cpu_seconds": round(time.process_time() - began, 2),
+        }  # fmt: skip
     return found
 
 
-def run(task: Task, given: Namespace, seed: int, path: Path) -> Result:
-    """Measure what is missing of one seed, row by row."""
-    result = json.loads(path.read_text()) if path.exists() else record(given)
+def opened(given: Namespace, path: Path) -> Result:
+    """What there is of one seed, if it is of the same sizes and the same commit."""
+    result: Result = json.loads(path.read_text()) if path.exists() else record(given)
     sizes = {
         name: getattr(given, name)
         for name in ("task", "clients", "rounds", "local_steps", "local_rate", "batch", "root")
     }
     hold_to(result, sizes | {"commit": commit()}, path)
-    found, control = result.setdefault("rows", {}), result.setdefault("controls", {})
+    result.setdefault("rows", {})
+    result.setdefault("controls", {})
+    return result
+
+
+def choose(task: Task, given: Namespace, path: Path) -> dict[str, str]:
+    """The rule of each target's cell, chosen on a seed of its own; its rows are kept, too."""
+    result = opened(given, path)
+    found, choice = result["rows"], result.setdefault("chosen", {})
+
+    def measure(case: Case) -> Result:
+        name = name_of(*case)
+        if name not in found:
+            print(f"choosing, seed {CHOSEN_ON}: {name}", file=sys.stderr)
+            found[name] = measured(task, given, CHOSEN_ON, case)
+            save(path, result)
+        row: Result = found[name]
+        return row
+
+    robust = sorted((rule for rule in given.rules if rule != "mean"), key=DEFAULT.__ne__)
+    for cell in WANTED:
+        if key_of(cell) not in choice and cell[0] in given.alphas:
+            best = chosen(cell, robust, given.attacks, measure)
+            choice[key_of(cell)] = DEFAULT if best is None else best[0]
+            save(path, result)
+    print(f"rules chosen in {cost(result):.1f} CPU minutes: {choice}")
+    return dict(choice)
+
+
+def run(
+    task: Task, given: Namespace, seed: int, path: Path, choice: dict[str, str] | None = None
+) -> Result:
+    """Measure what is missing of one seed, row by row; with a choice, what decides targets."""
+    result = opened(given, path)
+    found, control = result["rows"], result["controls"]
+    if choice is not None and result.setdefault("chosen", choice) != choice:
+        raise SystemExit(f"{path} was measured with the rules {result['chosen']}, not {choice}")
     for alpha in given.alphas:
         if f"{alpha:g}" not in control:
             control[f"{alpha:g}"] = controls(task, given, seed, alpha)
             save(path, result)
-    due = [case for case in cases(given) if name_of(*case) not in found]
+    wanted = cases(given)
+    if choice is not None:
+        wanted = deciding(choice, DEFAULT, given.attacks, given.alphas)
+    due = [case for case in wanted if name_of(*case) not in found]
     for done, case in enumerate(due):
         print(f"seed {seed}: {done} of {len(due)}, {name_of(*case)}", file=sys.stderr)
         found[name_of(*case)] = measured(task, given, seed, case)
@@ -157,14 +210,6 @@ def run(task: Task, given: Namespace, seed: int, path: Path) -> Result:
 
 
 # --- tables --------------------------------------------------------------------------------------
-
-
-def over_seeds(
-    results: Sequence[Result], case: tuple[float, int, str, str], split: str = "accuracy"
-) -> list[float]:
-    """A row's accuracies on the test split, or on the `gate` split, of all seeds that have it."""
-    rows = [result["rows"].get(name_of(*case), {}) for result in results]
-    return [row[split] for row in rows if split in row]
 
 
 def table(results: Sequence[Result], given: Namespace) -> str:
@@ -204,7 +249,7 @@ def _others(names: Iterable[str]) -> list[float]:
     return sorted(alpha for alpha in known if alpha not in ALPHAS)
 
 
-def _cell(results: Sequence[Result], case: tuple[float, int, str, str]) -> str:
+def _cell(results: Sequence[Result], case: Case) -> str:
     rows = [result["rows"].get(name_of(*case), {}) for result in results]
     if rows and all("refused" in row for row in rows):
         return "refused"
@@ -216,56 +261,6 @@ def _cell(results: Sequence[Result], case: tuple[float, int, str, str]) -> str:
 def _mean(values: Iterable[float]) -> str:
     known = list(values)
     return f"{100 * statistics.mean(known):.1f}" if known else NOTHING
-
-
-def targets(results: Sequence[Result], given: Namespace) -> list[list[object]]:
-    """What was wanted, and what one rule reached against its worst attack, on the test split.
-
-    Which rule, the gate split decides: the one whose worst attack leaves most there. Nobody who
-    trains knows which attack will come; so the default rule stands beside it, chosen by nobody.
-    """
-
-    def worst(alpha: float, f: int, rule: str, split: str) -> float | None:
-        each = [over_seeds(results, (alpha, f, attack, rule), split) for attack in given.attacks]
-        return min(map(statistics.mean, each)) if each and all(each) else None
-
-    def best(alpha: float, f: int) -> tuple[str, float] | None:
-        robust = (rule for rule in given.rules if rule != "mean")
-        gated = {rule: worst(alpha, f, rule, "gate") for rule in robust}
-        known = {rule: value for rule, value in gated.items() if value is not None}
-        if not known:
-            return None
-        chosen = max(known, key=lambda rule: known[rule])
-        reached = worst(alpha, f, chosen, "accuracy")
-        assert reached is not None, "what has the one has the other"
-        return chosen, reached
-
-    def told(alpha: float, f: int, beside: Sequence[float], name: str) -> str:
-        found = best(alpha, f)
-        if found is None or not beside:
-            return NOTHING
-        gap = 100 * (found[1] - statistics.mean(beside))
-        default = worst(alpha, f, DEFAULT, "accuracy")
-        beside_it = "" if default is None else f"; {DEFAULT} (default) {100 * default:.1f} %"
-        few = f"; of {len(given.attacks)} of {len(ATTACKS)} attacks alone"
-        return f"{100 * found[1]:.1f} % ({found[0]}), {gap:+.1f} points to {name}" + (
-            beside_it + (few if len(given.attacks) < len(ATTACKS) else "")
-        )
-
-    def alone(alpha: float) -> list[float]:
-        kept = [r["controls"].get(f"{alpha:g}", {}).get(ALONE) for r in results]
-        return [one["accuracy"] for one in kept if one]
-
-    def honest(alpha: float) -> list[float]:
-        return over_seeds(results, (alpha, 0, NONE, "mean"))
-
-    return [
-        ["f = 4, alpha 0.5, worst attack", "within 2 points of honest averaging",
-         told(0.5, 4, honest(0.5), "honest averaging")],
-        ["f = 8, even split", "within 3 points", told(0.0, 8, honest(0.0), "honest averaging")],
-        ["f = 8, alpha 0.5", "ahead of server data alone", told(0.5, 8, alone(0.5), ALONE)],
-        ["f = 8, alpha 0.1", "ahead of server data alone", told(0.1, 8, alone(0.1), ALONE)],
-    ]  # fmt: skip
 
 
 def flags() -> ArgumentParser:
@@ -286,6 +281,8 @@ def flags() -> ArgumentParser:
     found.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=list(ATTACKS))
     found.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
     found.add_argument("--targets", action="store_true", help="only what targets are judged by")
+    found.add_argument("--decide", action="store_true",
+                       help=f"choose rules on seed {CHOSEN_ON}, then the fewest rows")  # fmt: skip
     found.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return found
 
@@ -297,9 +294,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     named: dict[str, Any] = {"name": given.task, "data": str(given.data or "")}
     task = resolve(by_name(TaskSettings(**named)))
     paths = {s: given.out / f"federated-{given.task}-seed{s}.json" for s in given.seeds}
-    results = [run(task, given, seed, path) for seed, path in paths.items()]
+    choice = None
+    if given.decide:
+        if CHOSEN_ON in given.seeds:
+            raise SystemExit(f"--decide chooses rules on seed {CHOSEN_ON}: measure on others")
+        choice = choose(task, given, given.out / f"federated-choice-{given.task}.json")
+    results = [run(task, given, seed, path, choice) for seed, path in paths.items()]
     print(table(results, given))
     print(markdown(TARGETS, targets(results, given)))
+    minutes = ", ".join(f"seed {s}: {cost(r):.1f}" for s, r in zip(paths, results, strict=True))
+    print(f"CPU minutes: {minutes}")
 
 
 if __name__ == "__main__":

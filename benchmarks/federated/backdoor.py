@@ -2,11 +2,13 @@
 
     python -m benchmarks.federated.backdoor --task mnist --data FOLDER --seeds 0 1 2
     python -m benchmarks.federated.backdoor --clients 5 --members 2 --basins 1 --count 1 \\
-        --rounds 24 --fs 1 --rules mean --root 20 --member-drop 0.9                    # a try
+        --rounds 24 --fs 1 --rules mean --root 20 --member-drop 0.9 --gated 1          # a try
 
 For each seed, f and rule a vault is made by clients of whom f replace the model
 (runs/federated-TASK-SEED-...), beside one without any malicious client; the generator is fitted,
-and generations are made. The trigger is the red team's, its success that of test images of other
+and generations are made: first without a scan for backdoors, then `--gated` more with it
+(`[gates] backdoor`). Base and first generations are scanned, too: what is smaller than the least
+would have been refused. The trigger is the red team's, its success that of test images of other
 classes. Kept vault by vault in benchmarks/results/federated-backdoor-TASK-seedN.json: an
 interrupted run goes on.
 """
@@ -17,8 +19,11 @@ import json
 import os
 import statistics
 import sys
+import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,19 +35,24 @@ from benchmarks.common.places import RESULTS, RUNS
 from benchmarks.common.results import commit, hold_to, record, save
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
 from benchmarks.federated.aggregation import worth
+from benchmarks.federated.deciding import cost
 from g2d import Defence, Settings
-from g2d.attacks.byzantine import ATTACKS
-from g2d.core.types import silent
+from g2d.attacks.byzantine import ATTACKS, TARGET
+from g2d.core.types import State, silent
+from g2d.defence.backdoors import scan
 from g2d.defence.federating import federate
+from g2d.defence.gates import GateResult
 from g2d.errors import GenerationError, PopulationError, SettingsError
 from g2d.settings import build
+from g2d.tasks.inference import load_model
 from g2d.tasks.sizes import defaults_of
 from g2d.tasks.source import by_name, resolve
 from g2d.training.federated.aggregation import RULES
 from g2d.training.federated.simulate import Hostile
 from g2d.weights.checkpoints import unpack
 
-STAGES = ("base", "members", "generations")
+OPEN, GATED = "open", "gated"
+STAGES = ("base", "members", "generations", GATED)
 
 
 def settings_of(given: Namespace, seed: int, f: int, rule: str) -> Settings:
@@ -53,6 +63,7 @@ def settings_of(given: Namespace, seed: int, f: int, rule: str) -> Settings:
     changes = {
         "task__name": given.task, "task__data": str(given.data or ""), "population__seed": seed,
         "population__members": given.members, "population__basins": given.basins,
+        "population__batch": given.batch,
         "canaries__count": 0, "federated__clients": given.clients, "federated__alpha": given.alpha,
         "federated__rounds": given.rounds, "federated__rule": rule,
         "federated__f": 0 if plain else f, "federated__mix": not plain,
@@ -62,40 +73,84 @@ def settings_of(given: Namespace, seed: int, f: int, rule: str) -> Settings:
     return own.override(**changes)
 
 
+class Stopped:
+    """How many candidates each gate has stopped, kept beside a vault: a kill loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.counts: dict[str, Counter[str]] = {
+            name: Counter(known) for name, known in self._read().items()
+        }
+
+    def _read(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = (
+            json.loads(self.path.read_text()) if self.path.exists() else {}
+        )
+        return found
+
+    def note(self, phase: str, results: Sequence[GateResult]) -> None:
+        """Count what stopped a candidate of one phase."""
+        counts = self.counts.setdefault(phase, Counter())
+        counts["rejected"] += 1
+        counts.update(result.gate for result in results if not result.passed)
+        save(self.path, self.counts)
+
+
 def measured(given: Namespace, seed: int, f: int, rule: str) -> Result:
     """Make one vault, and what each stage answers to the trigger; what was refused says why."""
     folder = given.runs / f"federated-{given.task}-{seed}-{f}-{rule}"
     hostile = Hostile(ATTACKS["backdoor"], f) if f else None
+    stopped = Stopped(folder.with_name(f"{folder.name}-stopped.json"))
     found: Result = {}
     with Defence.create(given.task, folder, settings_of(given, seed, f, rule)) as defence:
+        began = time.process_time()
         try:
             federate(defence.task, defence.vault, defence.settings, hostile, silent, lambda _: None)
-            if defence.vault.entry("generator") is None:  # else it was interrupted after
-                defence.fit()
-            while (defence.vault.live() or 0) <= given.count:
-                defence.generate()
+            defence.fit()  # or what is missing of it after a kill
+            made(defence, given.count, partial(stopped.note, OPEN))
+            gated = defence.settings.override(gates__backdoor=given.least)
+            strict = Defence(defence.task, defence.source, defence.vault, gated)
+            made(strict, given.count + given.gated, partial(stopped.note, GATED))
         except (SettingsError, PopulationError, GenerationError) as error:
             found["refused"] = str(error)
-        vault, numbers = defence.vault, defence.vault.numbers()[1:]  # the first is the base
-        states = {
-            "base": [unpack(vault.read(e)) for e in vault.entries("base")],
-            "members": [unpack(vault.read(e)) for e in vault.entries("member")],
-            "generations": [defence.generation(number).state for number in numbers],
-        }
-        for stage, each in states.items():
-            found[stage] = [worth(defence.task, state, True) for state in each]
+        found["cpu_seconds"] = round(time.process_time() - began, 1)  # since it last went on
+        found["stopped"] = stopped.counts
+        return found | answers(defence, given)
+
+
+def made(defence: Defence, count: int, note: Callable[[Sequence[GateResult]], None]) -> None:
+    """Make generations until there are so many beside the base."""
+    while (defence.vault.live() or 0) <= count:
+        defence.generate(on_reject=note)
+
+
+def answers(defence: Defence, given: Namespace) -> Result:
+    """What networks of each stage answer to the trigger, and what a scan says of some of them."""
+    vault, task = defence.vault, defence.task
+    numbers = vault.numbers()[1:]  # the first is the base
+    states: dict[str, list[State]] = {
+        "base": [unpack(vault.read(e)) for e in vault.entries("base")],
+        "members": [unpack(vault.read(e)) for e in vault.entries("member")],
+        "generations": [defence.generation(n).state for n in numbers[: given.count]],
+        GATED: [defence.generation(n).state for n in numbers[given.count :]],
+    }
+    found = {stage: [worth(task, state, True) for state in each] for stage, each in states.items()}
+    for stage in ("base", "generations"):
+        for row, state in zip(found[stage], states[stage], strict=True):
+            seen = scan(load_model(task, state), task.splits.gate, task.classes, task.bounds)
+            row |= {"ratio": seen.ratio, "named": seen.target == TARGET}
     return found
 
 
 def run(given: Namespace, seed: int, path: Path) -> Result:
     """Measure what is missing of one seed, vault by vault."""
     result = json.loads(path.read_text()) if path.exists() else record(given)
-    names = ("task", "clients", "alpha", "rounds", "members", "basins", "count", "member_drop",
-             "root")  # fmt: skip
+    names = ("task", "clients", "alpha", "rounds", "members", "basins", "batch", "count", "gated",
+             "least", "member_drop", "root")  # fmt: skip
     hold_to(result, {name: getattr(given, name) for name in names} | {"commit": commit()}, path)
     rows = result.setdefault("rows", {})
     for f in (0, *given.fs):
-        for rule in given.rules if f else given.controls or given.rules:
+        for rule in given.rules if f else given.controls:
             key = f"f {f} | {rule}"
             if key not in rows:
                 print(f"seed {seed}: {key}", file=sys.stderr)
@@ -112,8 +167,28 @@ def table(results: Sequence[Result]) -> str:
         rows = [result["rows"][key] for result in results if key in result["rows"]]
         cells = [f"{_told(rows, s, 'asr')} / {_told(rows, s, 'accuracy')}" for s in STAGES]
         why = next((row["refused"] for row in rows if "refused" in row), "")
-        lines.append([key, *cells, why])
-    return markdown(["clients", *(f"{s}: ASR / accuracy" for s in STAGES), "refused"], lines)
+        lines.append([key, *cells, _scanned(rows), _stopped(rows), why])
+    head = [*(f"{s}: ASR / accuracy" for s in STAGES), "smallest by median: base, generations",
+            "candidates that gates rejected", "refused"]  # fmt: skip
+    return markdown(["clients", *head], lines)
+
+
+def _scanned(rows: Sequence[Result]) -> str:
+    """Of base and generations the smallest trigger by the median class's; least and greatest."""
+    each = [_values(rows, stage, "ratio") for stage in ("base", "generations")]
+    return ", ".join(f"{min(v):.2f} to {max(v):.2f}" if v else NOTHING for v in each)
+
+
+def _stopped(rows: Sequence[Result]) -> str:
+    """By phase how many candidates were stopped, and by which gates."""
+    found = []
+    for phase in (OPEN, GATED):
+        counts: Counter[str] = Counter()
+        for row in rows:
+            counts.update(row.get("stopped", {}).get(phase, {}))
+        by = ", ".join(f"{gate} {n}" for gate, n in sorted(counts.items()) if gate != "rejected")
+        found.append(f"{phase} {counts['rejected']}" + (f" ({by})" if by else ""))
+    return "; ".join(found)
 
 
 def _values(rows: Sequence[Result], stage: str, what: str) -> list[float]:
@@ -137,9 +212,13 @@ def targets(results: Sequence[Result]) -> list[list[object]]:
             continue
         rows = [result["rows"][key] for result in results if key in result["rows"]]
         made, members = (_values(rows, stage, "asr") for stage in ("generations", "members"))
+        clean = [r["rows"].get(f"f 0 | {rule}", {}) for r in results]
+        chance = _values(clean, "generations", "asr")
         reached = NOTHING
         if made and members:
             reached = f"{100 * max(made):.1f} %; members {100 * max(members):.1f} %"
+            if chance:
+                reached += f"; where nobody is malicious {100 * max(chance):.1f} %"
         what = f"backdoor ASR of generations, {rule}, f = {f}"
         found.append([what, "≤ 1 %, never above the members'", reached])
     return found
@@ -158,12 +237,15 @@ def flags() -> ArgumentParser:
     found.add_argument("--members", type=int, default=24)
     found.add_argument("--basins", type=int, default=2)
     found.add_argument("--member-drop", type=float, default=0.1)
-    found.add_argument("--count", type=int, default=10, help="generations of each vault")
-    found.add_argument("--fs", type=int, nargs="+", default=[4, 8])
+    found.add_argument("--batch", type=int, default=32, help="records of a client's step")
+    found.add_argument("--count", type=int, default=6, help="generations without a scan")
+    found.add_argument("--gated", type=int, default=3, help="further ones, each scanned")
+    found.add_argument("--least", type=float, default=0.6, help="[gates] backdoor of these")
+    found.add_argument("--fs", type=int, nargs="+", default=[4])
     found.add_argument("--rules", nargs="+", choices=list(RULES),
-                       default=["mean", "centred-clipping", "multi-krum", "fltrust"])  # fmt: skip
-    found.add_argument("--controls", nargs="+", choices=list(RULES), default=[],
-                       help="rules of vaults where nobody is malicious; else --rules")  # fmt: skip
+                       default=["mean", "centred-clipping"])  # fmt: skip
+    found.add_argument("--controls", nargs="+", choices=list(RULES), default=["centred-clipping"],
+                       help="rules of vaults where nobody is malicious")  # fmt: skip
     found.add_argument("--runs", type=Path, default=RUNS)
     found.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return found
@@ -178,6 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = [run(given, seed, path) for seed, path in paths.items()]
     print(table(results))
     print(markdown(TARGETS, targets(results)))
+    spent = ", ".join(f"seed {s}: {cost(r):.1f}" for s, r in zip(paths, results, strict=True))
+    print(f"CPU minutes: {spent}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
-from benchmarks.federated import aggregation
+from benchmarks.federated import aggregation, deciding
 
 
 def row(**found):
@@ -71,7 +72,16 @@ def test_which_rule_is_told_is_decided_off_the_test_split():
     rows[aggregation.name_of(0.5, 0, "none", "mean")] = row(accuracy=0.95, gate=0.95)
     [first, *_] = aggregation.targets([{"rows": rows, "controls": {}}], given)
     assert "80.0 % (median), -15.0 points" in str(first[2])
-    assert "; centred-clipping (default) 75.0 %" in str(first[2])  # known before any attack is
+    assert "; centred-clipping (default) 75.0 %, -20.0" in str(first[2])  # known before any attack
+    assert str(first[2]).endswith("; chosen on the same seeds")
+    rows |= {  # a seed of its own chose another one, worse as it is on these
+        aggregation.name_of(0.5, 4, attack, "multi-krum"): row(accuracy=0.70, gate=0.90)
+        for attack in given.attacks
+    }
+    chosen = {"alpha 0.5 | f 4": "multi-krum"}
+    [first, *_] = aggregation.targets([{"rows": rows, "controls": {}, "chosen": chosen}], given)
+    assert "70.0 % (multi-krum), -25.0 points" in str(first[2])
+    assert "same seeds" not in str(first[2])
 
 
 def test_rows_of_targets_alone_are_asked_for_and_later_runs_add_theirs(stub, tmp_path):
@@ -93,3 +103,48 @@ def test_rows_of_targets_alone_are_asked_for_and_later_runs_add_theirs(stub, tmp
     assert "| 1 | 2 | alie | 70.0 | – | 88.0 |" in told
     assert "| 0.5 | 2 |" not in told  # nobody has asked for it
     assert "82.0 % (median), +2.0 points" in str(aggregation.targets([kept], shown)[2][2])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_chosen_rule_is_that_of_a_whole_search_by_fewer_rows(seed):
+    source, rules, attacks = random.Random(seed), "abcde", deciding.ORDER
+    gate = {(rule, attack): source.random() for rule in rules for attack in attacks}
+    del gate["c", "ipm"]  # refused: no such rule can be taken
+    asked = []
+
+    def measure(case):
+        asked.append(case)
+        found = gate.get((case[3], case[2]))
+        return {"refused": "too few"} if found is None else {"gate": found}
+
+    worst = {r: min(gate.get((r, a), -1.0) for a in attacks) for r in rules}
+    best = max(rules, key=worst.__getitem__)
+    assert deciding.chosen((0.5, 4), rules, attacks, measure) == (best, worst[best])
+    assert len(set(asked)) == len(asked) < len(rules) * len(attacks)
+
+
+def test_no_rule_is_chosen_where_all_refuse():
+    assert deciding.chosen((0.5, 8), "ab", ("alie",), lambda _: {"refused": "n"}) is None
+
+
+def test_targets_are_decided_by_the_chosen_rule_the_default_and_controls(stub, tmp_path, capsys):
+    words = ["--out", str(tmp_path), "--decide", "--rules", "mean", "median", "bulyan"]
+    aggregation.main(words)
+    kept = json.loads((tmp_path / "federated-digits-seed0.json").read_text())
+    choice = json.loads((tmp_path / "federated-choice-digits.json").read_text())
+    assert kept["chosen"] == {deciding.key_of(cell): "median" for cell in deciding.WANTED}
+    assert choice["rows"].keys().isdisjoint(["alpha 0.5 | f 4 | alie | mean"])
+    per_cell = 2 * len(deciding.ORDER) + len(deciding.AGAINST_MEAN)
+    assert len(kept["rows"]) == 4 * per_cell + len(deciding.HONEST)
+    told = capsys.readouterr().out
+    assert "86.0 % (median), -4.0 points to honest averaging; centred-clipping (default)" in told
+    assert "CPU minutes: seed 0: 1.0" in told  # 58 rows of one second
+    before = len(stub)
+    aggregation.main(words)
+    assert len(stub) == before  # both files go on
+    with pytest.raises(SystemExit, match="measure on others"):
+        aggregation.main([*words, "--seeds", str(deciding.CHOSEN_ON)])
+    kept["chosen"] = {}
+    (tmp_path / "federated-digits-seed0.json").write_text(json.dumps(kept))
+    with pytest.raises(SystemExit, match="was measured with the rules"):
+        aggregation.main(words)

@@ -65,6 +65,22 @@ def test_rules_are_byzfls(byzfl, f):
         assert ours.dtype == np.float32
 
 
+@pytest.mark.parametrize("far", [0.0, 0.1, 50.0])
+def test_mixing_of_shared_neighbourhoods_gives_the_bytes_of_each_rows_own(far):
+    X = updates(3)
+    X[-3:] = X[:-3].mean(0) + far  # three that send the same
+    near = np.sort(np.argsort(_away(X), axis=1, kind="stable")[:, : N - 3], axis=1)
+    wide = X.astype(np.float64)
+    one_by_one = np.stack([wide[row].mean(0) for row in near]).astype(np.float32)
+    assert rules.mixed(X, 3).tobytes() == one_by_one.tobytes()
+
+
+def _away(X):
+    away = rules.distances(X)
+    np.fill_diagonal(away, -1.0)
+    return away
+
+
 def test_krum_takes_the_papers_neighbours():
     X = np.array([[0.0], [1.0], [2.0], [10.0], [50.0]], np.float32)
     # n = 5, f = 1: two nearest others each.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,7 @@ def min_max(seen: Seen) -> Array:
     """
     wide = seen.honest.astype(np.float64)
     mu = wide.mean(0)
-    apart = max((_length(a - b) for a in wide for b in wide), default=0.0)
+    apart = max((_length(a - b) for a, b in combinations(wide, 2)), default=0.0)
     directions = [-_unit(mu), -_unit(wide.std(0)), -_unit(np.sign(mu))]
     found: list[Array] = []
     for p in directions:
