@@ -91,7 +91,7 @@ def test_a_vault_that_was_never_refreshed_has_no_such_gates():
     assert new_data_gate(untouched) is None
 
 
-def test_half_of_a_batch_is_what_was_added_or_more(digits):
+def test_a_third_of_a_batch_is_what_was_added_or_more(digits):
     split = digits.splits.train
     few = NewAndOld(digits, split, 64, torch.Generator().manual_seed(0), added=10)
     late = {tuple(row) for row in split.x[-10:].flatten(1).tolist()}
@@ -99,7 +99,7 @@ def test_half_of_a_batch_is_what_was_added_or_more(digits):
     def new(batches: NewAndOld) -> int:
         return sum(tuple(row) in late for row in batches.draw()[0].flatten(1).tolist())
 
-    assert new(few) == 32
+    assert new(few) == 21
     many = NewAndOld(
         digits, split, 100, torch.Generator().manual_seed(0), added=len(split) * 4 // 5
     )

@@ -16,7 +16,7 @@ class RefreshSettings(Checked):
         since="0.2",
     )  # fmt: skip
     rate: float = within(
-        0.01, 100.0, 2.0, "peak learning rate of forks, by [population] fork_rate; not of private",
+        0.01, 100.0, 4.0, "peak learning rate of forks, by [population] fork_rate; not of private",
         since="0.2",
     )  # fmt: skip
     polish: int = within(
@@ -27,6 +27,10 @@ class RefreshSettings(Checked):
     former_drop: float = within(
         0.0, 1.0, 0.02, "accuracy on the former gate data that may be lost", since="0.2"
     )
+    class_drop: float = within(
+        0.0, 1.0, 0.05, "accuracy on them that any one class may be shown to have lost",
+        since="0.2",
+    )  # fmt: skip
     agreement: float = within(
         0.0,
         1.0,

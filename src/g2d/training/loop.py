@@ -148,10 +148,11 @@ class Batches:
 
 @dataclass(frozen=True)
 class NewAndOld(Batches):
-    """Draws from a split to whose end `added` examples came: half of a batch of these, or more.
+    """Draws from a split to whose end `added` examples came: a third of a batch of these, or more.
 
     A few hundred new examples beside tens of thousands would hardly be seen; and what they replace
-    must not be forgotten.
+    must not be forgotten: of half a batch, networks on NSL-KDD's shift won no more on new gate
+    data than of a third, and lost twice as much on former ones.
     """
 
     added: int = 0
@@ -161,7 +162,7 @@ class NewAndOld(Batches):
         if not self.added:
             return super().draw()
         n = len(self.split)
-        new = max(self.size // 2, round(self.size * self.added / n))
+        new = max(self.size // 3, round(self.size * self.added / n))
         first = torch.randint(n - self.added, (self.size - new,), generator=self.generator)
         last = torch.randint(n - self.added, n, (new,), generator=self.generator)
         return self.at(torch.cat([first, last]))
