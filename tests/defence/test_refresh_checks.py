@@ -14,6 +14,7 @@ from g2d.defence.refresh.checks import (
     Check,
     agreement_check,
     canary_check,
+    class_check,
     confident_errors,
     features,
     influence_checks,
@@ -131,6 +132,26 @@ def test_what_the_base_loses_and_wins_is_measured_on_each_data_by_themselves(tru
     assert canary_check([nn.Identity()], [worse], split.x, truth).passed
 
 
+def test_a_class_that_is_given_up_is_told_though_all_together_lose_little(truth):
+    split = Split(answers(truth), truth)
+    third = int((truth == 3).sum()) // 3
+    lost = (truth == 3).nonzero()[:third, 0]
+
+    def worse(x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        y[lost] = x[lost].roll(1, 1)
+        return y
+
+    found = class_check(nn.Identity(), worse, split, CLASSES, 0.05)
+    assert not found.passed
+    assert found.value > 0.2
+    assert found.text.startswith(f"former class 3: {third} of {int((truth == 3).sum())} gate exam")
+    assert class_check(nn.Identity(), nn.Identity(), split, CLASSES, 0.05).passed
+    few = split.take(range(28))  # of a few examples a lost one shows nothing
+    one = lambda x: torch.cat([x[:1].roll(1, 1), x[1:]])  # noqa: E731
+    assert class_check(nn.Identity(), one, few, CLASSES, 0.05).passed
+
+
 def test_former_data_too_few_to_show_the_limit_are_held_to_what_they_can_show(truth):
     """On 28 gate examples, those of 178 records, no drop below 10 % can be shown."""
     few = Split(answers(truth), truth).take(range(28))
@@ -173,6 +194,9 @@ def test_the_anomaly_index_counts_in_spreads_and_knows_few_classes():
     assert anomaly(values, 5) > 6
     assert anomaly(torch.zeros(10), 0) == 0.0
     assert anomaly(torch.tensor([2.0, 0.0]), 0) == pytest.approx(2 / 0.3)
+    grown = torch.tensor([0.1, -2.0])  # as good as the same, where another class has become harder
+    assert anomaly(grown, 0) == pytest.approx(0.1 / 0.3)
+    assert anomaly(torch.tensor([0.0, -2.0, -2.0, -2.0, -2.0]), 0) == 0.0
 
 
 def test_a_check_that_fails_says_what_to_do_and_ids_that_nothing_was_searched(digits):
@@ -182,7 +206,8 @@ def test_a_check_that_fails_says_what_to_do_and_ids_that_nothing_was_searched(di
     with pytest.raises(DataError, match=r"3 % lost \(forks forget .*effort=\.\.`, it is 0\.15\)"):
         refuse([lost], how, 0.15)
     assert said == ["REFUSED: former gate data: 3 % lost"]
-    names = {"agreement", "label_noise", "spectral", "new_data", "canaries", "backdoor"}
+    names = {"agreement", "backdoor", "canaries", "former_class", "label_noise", "new_data",
+             "spectral"}  # fmt: skip
     failed = [replace(lost, name=name) for name in sorted(names)]
     accepting = SimpleNamespace(accept=True, tell=said.append)
     assert refuse(failed, accepting, 0.15) == sorted(names)

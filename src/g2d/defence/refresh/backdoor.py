@@ -82,15 +82,19 @@ def _named(mask: Tensor) -> str:
 def anomaly(values: Tensor, place: int) -> float:
     """How far one of some values (n,) lies above the median, in units of the normal MAD.
 
-    The MAD is at least `_SPREAD`: values that are all but equal make no outlier of the largest. Of
-    few values it says nothing: then the largest is held against the next one, in that unit.
+    And above 0, where that is less: a trigger that is as large as it was is no new one, however
+    much those of other classes have grown. The MAD is at least `_SPREAD`: values that are all but
+    equal make no outlier of the largest. Of few values it says nothing: then the largest is held
+    against the next one, in that unit.
     """
+    own, unit = float(values[place]), _SPREAD
     if len(values) < _FEWEST:
         others = torch.cat([values[:place], values[place + 1 :]])
-        return max(0.0, float(values[place] - others.max()) / _SPREAD) if len(others) else 0.0
-    median = values.median()
-    mad = 1.4826 * float((values - median).abs().median())
-    return max(0.0, float(values[place] - median)) / max(mad, _SPREAD)
+        usual = float(others.max()) if len(others) else own
+    else:
+        usual = float(values.median())
+        unit = max(1.4826 * float((values - values.median()).abs().median()), _SPREAD)
+    return max(0.0, min(own, own - usual)) / unit
 
 
 def smallest_trigger(model: nn.Module, task: Task, label: int, steps: int, seed: int) -> Tensor:
@@ -109,7 +113,7 @@ def smallest_trigger(model: nn.Module, task: Task, label: int, steps: int, seed:
     generator = torch.Generator().manual_seed(seed)
     split = task.splits.guiding
     others = split.take((split.y != label).nonzero()[:, 0]).sample(_KNOWN, generator).x
-    low, high = _ends(task, others)
+    low, high = _ends(task)
     shape = others.shape[1:]
     places = (1, *shape[1:]) if len(shape) == 3 else tuple(shape)
     mask, pattern = torch.ones(places), torch.zeros(shape, requires_grad=True)
@@ -141,8 +145,12 @@ def _patched(x: Tensor, mask: Tensor, low: Tensor, high: Tensor, pattern: Tensor
     return x * (1 - mask) + (low + (high - low) * pattern.sigmoid()) * mask
 
 
-def _ends(task: Task, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the most of each value: of the task's range, else of its own data."""
+def _ends(task: Task) -> tuple[Tensor, Tensor]:
+    """The least and the most of each value: of the task's range, else of all that is trained on.
+
+    A trigger is often a value that hardly any sound record has, and a sample of them none.
+    """
     if task.bounds is not None:
         return torch.tensor(task.bounds[0]), torch.tensor(task.bounds[1])
+    x = task.splits.train.x
     return x.amin(0), x.amax(0)

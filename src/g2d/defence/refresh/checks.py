@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -230,6 +231,41 @@ def _paired(before: Logits, after: Logits, split: Split) -> tuple[float, float, 
     worse, better = int((old & ~own).sum()), int((~old & own).sum())
     bound = largest_drop(worse, better, len(split), CONFIDENCE)
     return float(old.double().mean()), float(own.double().mean()), bound
+
+
+def class_check(before: Logits, after: Logits, former: Split, classes: int, limit: float) -> Check:
+    """The class that lost most on former gate data: what all of them together could hide.
+
+    Labels of one class that were all changed alike agree with each other, and no network that
+    learned them finds them wrong. Held by the lower bound of the paired drop: classes have few
+    examples.
+
+    Args:
+        before, after: the base, and the same network refreshed. former: gate examples.
+    """
+    old, own = (predict(m, former.x).argmax(1) == former.y for m in (before, after))
+    found = []
+    for label in range(classes):
+        of = former.y == label
+        n, worse, better = (int(p.sum()) for p in (of, of & old & ~own, of & ~old & own))
+        if n:
+            lost = worse - better
+            found.append((_least_drop(worse, better, n), lost / n, label, lost, n))
+    least, _, label, lost, n = max(found)
+    text = (
+        f"former class {label}: {lost} of {n} gate examples fewer are right, more than of any other"
+        f" class (a drop of {least:.2%} at least); {limit:.2%} is allowed"
+    )
+    return Check("former_class", least <= limit, least, limit, text)
+
+
+def _least_drop(worse: int, better: int, n: int) -> float:
+    """One-sided lower bound of a paired drop, 0 at least: see `largest_drop`, of the upper one."""
+    drop = (worse - better) / n
+    spread = math.sqrt((worse + better) / n - drop * drop)
+    normal = drop - NormalDist().inv_cdf(CONFIDENCE) * spread / math.sqrt(n)
+    exact = 1 - highest_share(n - max(0, worse - better), n, CONFIDENCE)
+    return max(0.0, min(normal, exact))
 
 
 def canary_check(

@@ -22,6 +22,7 @@ from g2d.defence.refresh.checks import (
     Check,
     agreement_check,
     canary_check,
+    class_check,
     influence_checks,
     noise_check,
     probabilities,
@@ -50,6 +51,8 @@ _HELP = {
     "([refresh] former_drop)",
     "new_data": "the new records teach nothing: is this the drift that you think, and are their "
     "labels right?",
+    "former_class": "look at the labels of new records that look like that class; if they are "
+    "right, train longer (refresh.effort), or allow more ([refresh] class_drop)",
     "canaries": "look at the data before you go on",
     "backdoor": "find who supplied the data, and what these records have in those places; a class "
     "that has really become so easy looks alike",
@@ -124,6 +127,11 @@ class Judged:
         progress("looking for poison", 1, 3)
         made += influence_checks(
             old, new, self.defence.task.splits.gate, sides["gate"], self.limits.former_drop
+        )
+        made.append(
+            class_check(
+                old, new, self.defence.task.splits.gate, task.classes, self.limits.class_drop
+            )
         )
         made += self._canaries(forks)
         progress("looking for poison", 2, 3)

@@ -104,7 +104,12 @@ def take_up(vault: Vault) -> Taken | None:
         }  # fmt: skip
         vault.renew(number, info, _moved(staged, number, generator.info))
     shutil.rmtree(folder, ignore_errors=True)
-    return Taken(number, before, f"generations come from {_name(number)} from now on")
+    text = f"generations come from {_name(number)} from now on"
+    if accepted := info["accepted"]:
+        text += (
+            f"; its data had failed checks, which was accepted ({', '.join(map(str, accepted))})"
+        )
+    return Taken(number, before, text)
 
 
 def _was_taken(vault: Vault, records: Entry) -> bool:
