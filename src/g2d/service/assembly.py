@@ -45,6 +45,7 @@ from g2d.service.monitors.canaries import CanaryWatch, KeptCanaries
 from g2d.service.monitors.desk import Desk
 from g2d.service.monitors.feedback.judge import FeedbackJudge
 from g2d.service.monitors.feedback.log import FeedbackLog, log_path
+from g2d.service.monitors.given_up import GivenUp
 from g2d.service.monitors.listed import built_in
 from g2d.service.monitors.memory import Monitor
 from g2d.service.monitors.observer import Observer, ObserverQueue, Observers
@@ -151,7 +152,8 @@ def assemble(
         partial(_pages, results, desk), watching, versions, answers_of(serving), answering,
     )  # fmt: skip
     # Suspects first: canaries that cannot be asked must not keep pins from being kept.
-    also = (*keeping, CanaryWatch(live, loader, rotation, metrics).watch)
+    others = GivenUp(live, loader.describe, rotation), CanaryWatch(live, loader, rotation, metrics)
+    also = (*keeping, *(each.watch for each in others))
     monitor = Monitor(live, loader, rotation, metrics, options.check_every, now, also)
     return Parts(live, rotation, metrics, event_log, service, monitor, desk)
 
@@ -187,7 +189,10 @@ def _desk(
 
     path = log_path(vault)
     log = FeedbackLog(path, model, settings.feedback_rows, settings.feedback_days)
-    judge = FeedbackJudge(live, model, settings, accuracy, observers.line, log)
+    judge = FeedbackJudge(
+        live, model, settings, accuracy, observers.line, log,
+        lambda number: loader.describe(number).get("renewal", 0),
+    )  # fmt: skip
     return Desk(monitors, observers.line, judge, pinned)
 
 

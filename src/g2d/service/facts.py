@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from g2d.vault.sources import RENEWED_BY, source_of
+
 _SHOWN = ("gates", "created", "attempt", "cpu_seconds", "origin")
 
 
@@ -15,6 +17,8 @@ def facts_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     gates = gates if isinstance(gates, list) else []
     facts["gates"] = [gate for gate in gates if isinstance(gate, dict)]
     figures = figures if isinstance(figures, dict) else {}
+    if renewal := source_of(manifest):
+        facts[RENEWED_BY] = renewal
     return facts | {
         "accuracy": figures.get("clean_accuracy"),
         "robust": figures.get("robust_accuracy"),

@@ -212,6 +212,17 @@ def test_labels_that_agree_are_no_alarm_and_those_that_do_not_are_one(tmp_path):
     assert made.status()["judged"] < 40  # counted anew since
 
 
+def test_what_a_former_population_answered_says_nothing_of_the_one_after_a_refresh(tmp_path):
+    made, told = judge(tmp_path, right=False)
+    made._population = lambda number: number // 10
+    made.take(inputs(2), np.zeros(2, int))
+    sound = np.array([[1.0, 0.0]], "float32")
+    made._live = Live(Snapshot(11, lambda x: np.repeat(sound, len(x), 0)))
+    made.take(inputs(1, first=50), np.zeros(1, int))
+    assert (made.status()["judged"], made.status()["accuracy"]) == (1, 1.0)
+    assert told == []
+
+
 def test_one_label_many_times_is_one_label(tmp_path):
     made, told = judge(tmp_path, right=False)
     for _ in range(200):

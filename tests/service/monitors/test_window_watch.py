@@ -13,6 +13,7 @@ from g2d.rotation.snapshot import Snapshot
 from g2d.rotation.window import Window
 from g2d.service.http.metrics import Metrics
 from g2d.service.monitors.canaries import CanaryWatch
+from g2d.service.monitors.given_up import GivenUp
 from g2d.service.monitors.memory import Monitor
 from g2d.settings import ServeSettings
 from stand_ins import Fake, into, numbered, wait_for
@@ -41,6 +42,7 @@ class Watched:
         self.live, self.copies = Window([numbered(n) for n in (1, 2, 3)], policy, 3), Copies()
         self.told: list[tuple[str, dict]] = []
         rotation = Rotation(self.live, Fake(), Fake(), Triggers(), into(self.told))
+        self.rotation = rotation
         metrics = Metrics(rotation.status)
         self.memory = Monitor(self.live, self.copies, rotation, metrics, every=0.05)
         self.canaries = CanaryWatch(self.live, self.copies, rotation, metrics)
@@ -95,6 +97,23 @@ def test_an_older_one_whose_time_has_ended_leaves_with_an_alarm_and_that_is_note
     text = "generation 2 has expired: it answers no more, nor does what is older"
     assert [facts for _, facts in watched.told] == [{"kind": "expired", "text": text}]
     assert [each.number for each in live.snapshots] == [3]
+
+
+def test_what_a_rollback_has_left_answers_nobody_once_a_newer_one_is_live():
+    watched, facts = Watched(), {2: {"renewal": 1}, 3: {"renewal": 1}}
+    watch = GivenUp(watched.live, lambda number: facts.get(number, {}), watched.rotation).watch
+    watch()
+    assert watched.numbers == [1, 2, 3]  # refreshed: older ones stay until they retire
+    watched.live.swap(numbered(4))  # of the first population again
+    watch()
+    assert watched.numbers == [4]
+    texts = [facts["text"] for _, facts in watched.told]
+    assert texts == [
+        "generation 3 comes from a population that was given up: it answers no more, nor does"
+        " what is older"
+    ]
+    watch()
+    assert len(watched.told) == 1
 
 
 def test_canaries_ask_all_that_answer(monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,7 @@ class _Tally(NamedTuple):
     right: int = 0
     n: int = 0
     least: float = 1.0
+    of: object = None
 
 
 class FeedbackJudge:
@@ -31,11 +32,12 @@ class FeedbackJudge:
     Feedback carries the input itself, not the name of an answer: so nothing of what clients ask
     has to be kept, and what is judged is the generation that answers now. Labels of several
     generations count together, against the least accuracy that any of them may have: each passed
-    the gates, so each one's accuracy on the gate split, less the allowed drop, is a promise.
+    the gates, so each one's accuracy on the gate split, less the allowed drop, is a promise. What
+    a former population answered before a refresh says nothing of the one after.
 
     Args:
         accuracy: a generation's accuracy on the gate split, by its number; None: it is not known,
-            and its answers count for nothing.
+            and its answers count for nothing. population: what a generation was made from.
     """
 
     name: ClassVar[str] = "feedback"
@@ -48,7 +50,9 @@ class FeedbackJudge:
         accuracy: Callable[[int], float | None],
         alarm: RaiseAlarm,
         log: FeedbackLog,
+        population: Callable[[int], object] = lambda _: None,
     ) -> None:
+        self._population = population
         self.model, self._live, self._accuracy = model, live, accuracy
         self._settings, self._alarm, self._log = settings, alarm, log
         self._mutex = threading.Lock()
@@ -93,11 +97,12 @@ class FeedbackJudge:
 
     def _judge(self, found: Array, promised: float, number: int) -> None:
         """Count answers, whether each was right (n,), and test all that are judged together."""
-        right, n, least = self._tally
+        of = self._population(number)
+        right, n, least, _ = self._tally if self._tally.of == of else _Tally()
         least = min(least, promised - self._settings.accuracy_drop)
         right += int(found.sum())
         n += len(found)
-        self._tally = _Tally(right, n, least)
+        self._tally = _Tally(right, n, least, of)
         bound = upper_bound(right, n, self._settings.accuracy_alarms)
         if bound >= least:
             return
