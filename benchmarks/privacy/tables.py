@@ -22,7 +22,9 @@ def _seeds(results: Sequence[Result]) -> list[str]:
 def _sizes(results: Sequence[Result]) -> str:
     """What was public, and how the networks were trained."""
     trained = {
-        f"base of {s['steps']} steps, forks of {s['fork_steps']}, {s['batch']} records a step"
+        f"base of {s['steps']} steps, forks of {s['fork_steps']}"
+        + (" on public data" if s.get("forks") == "public" else "")
+        + f", {s['batch']} records a step"
         for s in (result["sizes"] for result in results) if "steps" in s
     }  # fmt: skip
     found = {

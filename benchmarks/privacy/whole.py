@@ -2,17 +2,21 @@
 
     python -m benchmarks.privacy.whole --data FOLDER --seeds 0 1 2            # MNIST, hours
     python -m benchmarks.privacy.whole --data FOLDER --seeds 0 --rows cost clean
+    python -m benchmarks.privacy.whole --data FOLDER --forks private --fork-steps 30 --out FOLDER
 
-For each seed and each of --epsilons a vault of --members members is made
+With `--forks public`, the default, forks learn public records and what the private base answers,
+which costs nothing, so that the base has the whole budget; with `--forks private` they learn
+people's, and are charged. For each seed and each of --epsilons a vault of --members members is made
 (runs/privacy-TASK-SEED-eps...), its noise the least that keeps the population within that budget,
 and --count generations. Rows are kept one by one in results/privacy-whole-TASK-seedN.json: an
 interrupted run goes on where it stopped. `cost`: what the ledger says of everything, and naive
 composition. `clean`: the test split, all generations. `alone`: one private network that has the
-whole budget for itself. `public`: the network where the base begins, which has learned
---public-steps batches of the public records that guide, and nobody's. `stale`: attacks crafted
-jointly on the last twenty generations, on the next one, and on one of the twenty ("had it stayed").
-`iterates`: the same of snapshots of one training, which cost nothing more. What a step costs is
-measured by `benchmarks.privacy.cost`.
+whole budget for itself; with public forks that is the base. `public`: the network where the base
+begins, which has learned --public-steps batches of the public records that guide, and nobody's; and
+a public fork of it, made as members are, but of a base that has never seen anybody. `stale`:
+attacks crafted jointly on the last twenty generations, on the next one, and on one of the twenty
+("had it stayed"). `iterates`: the same of snapshots of one training, which cost nothing more. What
+a step costs is measured by `benchmarks.privacy.cost`.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from benchmarks.common.results import hold_to, record, save
 from benchmarks.common.tables import TARGETS, markdown, ranged, shown
 from benchmarks.privacy.vaults import SIZES, People, calibrated, flags, made, settings_of
 from g2d import Defence, Settings
+from g2d.attacks.pools import craft_pool, pack_pool
 from g2d.core.seeds import seed_of
 from g2d.core.types import Logits
 from g2d.protect.privacy import accounting
@@ -44,18 +49,22 @@ from g2d.protect.privacy.ledger import PrivacyLedger
 from g2d.protect.privacy.releases import releases
 from g2d.redteam.scoring import Trial, accuracy_rate
 from g2d.settings import HardenSettings
+from g2d.settings.privacy import PRIVATE, PUBLIC
 from g2d.tasks.inference import load_model
+from g2d.training.jobs import TrainingJob, run_job
 from g2d.training.loop import Batches, NextStep
 from g2d.training.recipes import HardenedTraining
 from g2d.training.recipes.private import Private, PrivatePlan
 from g2d.training.recipes.private_public import learn_public
-from g2d.weights.checkpoints import unpack
+from g2d.weights.checkpoints import pack, unpack
 
 EXPOSED, TARGETS_LEFT = 20, 5
 """Networks that the attacker has read, and how many next ones are scored: each costs a minute."""
 
 EVERY = 5  # steps between the snapshots of one training
 FAR = 1e4  # noise of forks that are there only because a population has two members
+FORK_STEPS = 30  # of a refresh, which nothing here makes
+OWN = ("count", "forks", "fork_rate", "soft", "base_weight", "stale_weight", "clip", "rate")
 ROWS = ("cost", "clean", "alone", "public", "stale", "iterates")
 
 
@@ -70,10 +79,21 @@ class Whole:
 
     def settings(self) -> Settings:
         """The vault's settings."""
+        return calibrated(self._uncalibrated(), self.given.noise_ratio)
+
+    def _uncalibrated(self) -> Settings:
         given = self.given
-        return calibrated(
-            settings_of(self.people, given, self.seed, self.target), given.noise_ratio
+        made = settings_of(self.people, given, self.seed, self.target)
+        made = made.override(
+            privacy__clip=given.clip, privacy__rate=given.rate, privacy__forks=given.forks
         )
+        if given.forks == PUBLIC:
+            made = made.override(
+                population__fork_steps=given.fork_steps, population__fork_rate=given.fork_rate,
+                privacy__soft=given.soft, privacy__fork_steps=FORK_STEPS,
+                guidance__base_weight=given.base_weight, harden__stale=given.stale_weight,
+            )  # fmt: skip
+        return made
 
     @property
     def defence(self) -> Defence:
@@ -121,22 +141,27 @@ class Whole:
         }
 
     def alone(self) -> Result:
-        """One network with the whole budget: a base whose two forks cost next to nothing."""
+        """One network with the whole budget: the base, or one whose forks cost next to nothing."""
+        if self.given.forks == PUBLIC:
+            return self._of_base(self.defence)
         path, s = self._path("-alone"), None
         if not path.exists():
-            s = settings_of(self.people, self.given, self.seed, self.target).override(
+            s = self._uncalibrated().override(
                 population__recipe="forks", population__members=2, privacy__fork_steps=1
             )
             s = calibrated(s, 50.0).override(privacy__fork_noise=FAR)
         with made(self.people, path, s or Settings(), 0, self.seed) as defence:
-            base = defence.vault.entry("base")
-            assert base is not None, "it is trained"
-            model = load_model(self.people.task, unpack(defence.vault.read(base)))
-            spent = PrivacyLedger(defence.vault, defence.settings).spendings()
-            return {
-                "accuracy": accuracy_rate(model, self.people.task.splits.test).value,
-                "epsilon": accounting.total(spent, defence.settings.privacy.delta),
-            }
+            return self._of_base(defence)
+
+    def _of_base(self, defence: Defence) -> Result:
+        base = defence.vault.entry("base")
+        assert base is not None, "it is trained"
+        model = load_model(self.people.task, unpack(defence.vault.read(base)))
+        spent = PrivacyLedger(defence.vault, defence.settings).spendings()
+        return {
+            "accuracy": accuracy_rate(model, self.people.task.splits.test).value,
+            "epsilon": accounting.total(spent, defence.settings.privacy.delta),
+        }
 
     def public(self) -> Result:
         """The network where the base begins: what private training adds is what is beyond it."""
@@ -144,7 +169,23 @@ class Whole:
         seed = seed_of(self.seed, "base", 0)
         model = task.model(seed)
         learn_public(task, model, s.privacy.public_steps, s.population, seed)
-        return {"accuracy": accuracy_rate(model.eval(), task.splits.test).value}
+        found: Result = {"accuracy": accuracy_rate(model.eval(), task.splits.test).value}
+        if self.given.forks == PUBLIC:
+            found["fork"] = self._fork_of(model.requires_grad_(False))
+        return found
+
+    def _fork_of(self, model: nn.Module) -> float:
+        """Accuracy of a public fork of a network that is not private, nor needs to be."""
+        defence, s = self.defence, self.defence.settings
+        p, task, weights = s.population, defence.task, pack(model.state_dict())
+        split = task.splits.pooled
+        attacks, index = craft_pool(task, model, split, p.pool, p.pool_steps, self.seed)
+        job = TrainingJob(
+            defence.source, "member", 0, 0, "repelled", p, weights,
+            (pack_pool(attacks, index, task),), harden=s.harden, privacy=s.privacy, base=weights,
+        )  # fmt: skip
+        fork = load_model(task, unpack(run_job(job).weights))
+        return accuracy_rate(fork, task.splits.test).value
 
     def stale(self) -> Result:
         """Joint attacks on the twenty generations before: on the next, and on the newest read."""
@@ -194,7 +235,7 @@ def measure(given: Namespace, seed: int) -> Result:
     found: Result = {"seed": seed, "epsilons": {}}
     if path.exists():
         found = json.loads(path.read_text("utf-8"))
-    hold_to(found, {name: getattr(given, name) for name in (*SIZES, "count")}, path)
+    hold_to(found, {name: getattr(given, name) for name in (*SIZES, *OWN)}, path)
     people = People.of(given)
 
     def once(rows: dict[str, Any], name: str, work: Callable[[], Any], target: float = 0.0) -> None:
@@ -257,6 +298,8 @@ def _rows_of(target: str, results: Sequence[Mapping[str, Any]]) -> list[tuple[st
     if public := of("public"):
         text = shown([one["accuracy"] for one in public], 2)
         lines.append((f"{at}: the public records alone, %", "", text))
+        if forks := [one["fork"] for one in public if "fork" in one]:
+            lines.append((f"{at}: a fork of those as members are made, %", "", shown(forks, 2)))
     for row, what in (("stale", "generations"), ("iterates", "iterates of the base")):
         if made := [one for one in of(row) if one["next"]]:
             lines.append(_stale(f"{at}: stale ASR joint-20, {what}, %", made, row == "stale"))
@@ -274,7 +317,16 @@ def parser() -> ArgumentParser:
     """The flags."""
     made = ArgumentParser(description=(__doc__ or "").split("\n")[0])
     flags(made)
-    made.set_defaults(public_steps=600)
+    made.set_defaults(public_steps=600, fork_steps=300)
+    made.add_argument("--forks", choices=(PUBLIC, PRIVATE), default=PUBLIC, help="what they learn")
+    made.add_argument("--fork-rate", type=float, default=2e-3, help="of public forks")
+    made.add_argument("--soft", type=float, default=0.9, help="[privacy] soft, of those")
+    made.add_argument(
+        "--base-weight", type=float, default=1.0, help="[guidance] base_weight, with them"
+    )
+    made.add_argument("--stale-weight", type=float, default=0.3, help="[harden] stale, of those")
+    made.add_argument("--clip", type=float, default=0.5, help="[privacy] clip")
+    made.add_argument("--rate", type=float, default=1e-2, help="[privacy] rate, of the base")
     made.add_argument("--epsilons", type=float, nargs="+", default=[3.0, 1.0])
     made.add_argument("--count", type=int, default=120, help="generations")
     made.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))

@@ -8,7 +8,7 @@ import pytest
 from commands import fail, invoke, succeed
 from g2d.protect.privacy.accounting import Spending
 from g2d.protect.privacy.ledger import PrivacyLedger
-from g2d.protect.privacy.releases import STAMP
+from g2d.protect.privacy.releases import LEARNED, STAMP
 from g2d.settings import Settings
 from g2d.vault.keys import SigningKey
 from g2d.vault.spendings import SPENDINGS
@@ -48,6 +48,20 @@ def test_it_says_the_guarantee_in_words_and_as_a_table(vault):
     assert "post-processing" in said
     assert "not covered:" in said
     assert "infinite" not in said
+
+
+def test_it_says_which_forks_read_public_data_only(vault):
+    assert "forks" not in succeed("privacy", vault).stdout
+    with Vault.open(vault, write=True) as opened:
+        now = {STAMP: PrivacyLedger(opened).spent().stamp(1)}
+        for k in (2, 3):
+            opened.put("member", k, {"weights": b"w"}, {LEARNED: "public", **now})
+    said = " ".join(succeed("privacy", vault).stdout.split())
+    assert "forks 2 members read public data only, and what the base answers there" in said
+    found = json.loads(succeed("privacy", "--json", vault).stdout)
+    assert found["public_forks"] == 2
+    own = {one["name"]: one["spent"] for one in found["releases"]}
+    assert own["member 3"] == 1, "the base's spending, and no other"
 
 
 def test_it_says_the_same_to_machines(vault):

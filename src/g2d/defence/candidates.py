@@ -148,7 +148,7 @@ class Judge:
         )  # fmt: skip
         self.scope = layout_of(task).in_scope(scope)
         self._task, self.chain = task, hidden_units(task, self.scope)
-        self.mark = mark
+        self.mark, self.base = mark, model
 
     def __call__(
         self,
@@ -203,7 +203,9 @@ def make(
 ) -> Candidate:
     """Propose, guided away from `recent` and in one of the basins `begin`, if any; and judge."""
     began, cpu, s = time.time(), time.process_time(), settings
-    v = generator.propose(task, recent, s.guidance, draw.source(), tick, judge.mark, begin)
+    v = generator.propose(
+        task, recent, s.guidance, draw.source(), tick, judge.mark, begin, judge.base
+    )
     state = generator.to_state(v)
     results = judge(state, recent, states, s.gates)
     renewed = task.splits.added("gate") > 0

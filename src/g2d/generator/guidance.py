@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from g2d.core.adam import Adam
-from g2d.core.types import Tick
+from g2d.core.types import Logits, Tick
 from g2d.generator.exposure import Exposure
 from g2d.generator.terms import POLISH_TERMS, Batch, Term, TermContext, make_terms
 from g2d.protect.watermark.mark import Mark
@@ -35,6 +35,7 @@ class Objective:
     """The guidance objective as a function of v, drawing fresh batches each call.
 
     `begin`: basins that a candidate is to begin in, where its space knows them; (): in any.
+    `base`: the base's logits, which `base_weight` asks for.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Objective:
         bank: Split | None = None,
         mark: Mark | None = None,
         begin: Sequence[int] = (),
+        base: Logits | None = None,
     ) -> None:
         self.settings, self.begin = settings, tuple(begin)
         split, later = task.splits.guiding, task.splits.added("guiding")
@@ -60,7 +62,7 @@ class Objective:
         self.device = task.device
         model = task.placed(task.model(0).eval())
         self._context = TermContext(
-            task, codec, recent, settings, generator, model, bank, mark=mark
+            task, codec, recent, settings, generator, model, bank, mark=mark, base=base
         )
         self.terms = make_terms(self._context)
 

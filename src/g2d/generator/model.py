@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from g2d.core.devices import CPU
-from g2d.core.types import Progress, State
+from g2d.core.types import Logits, Progress, State
 from g2d.errors import CheckpointError, PopulationError
 from g2d.generator.exposure import Exposure
 from g2d.generator.guidance import Objective, guided_sample
@@ -122,14 +122,16 @@ class Generator:
         tick: Callable[[int, int], None] = lambda *_: None,
         mark: Mark | None = None,
         begin: Sequence[int] = (),
+        base: Logits | None = None,
     ) -> Tensor:
         """Draw one candidate (P,) that repels the attacks of the exposures in memory.
 
         A candidate whose guidance diverged is not finite; the gates say so. It keeps the `mark`,
-        and begins in one of the basins `begin` where the space can be told.
+        and begins in one of the basins `begin` where the space can be told. `base`: the base's
+        logits, which `[guidance] base_weight` asks for.
         """
         objective = Objective(
-            task, self.codec, exposures, settings, generator, self.bank, mark, begin
+            task, self.codec, exposures, settings, generator, self.bank, mark, begin, base
         )
         exposed = None
         if settings.conditioned and exposures:

@@ -30,6 +30,7 @@ from g2d.tasks.attack import BALL, NONE
 from g2d.tasks.inference import predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
+from g2d.training.recipes.step import divergence, mix
 from g2d.weights.codec import Codec
 
 
@@ -59,7 +60,7 @@ class TermContext:
     Attributes:
         bank: attacks that the generator keeps of its population, if it does. mates: places, among
             the exposures, of those that share the candidate's basin; known once it is drawn.
-        mark: the watermark's triggers, if there are any.
+        mark: the watermark's triggers, if there are any. base: maps inputs to the base's logits.
     """
 
     task: Task
@@ -71,6 +72,7 @@ class TermContext:
     bank: Split | None = None
     mates: Sequence[int] = ()
     mark: Mark | None = None
+    base: Logits | None = None
 
     def logits(self, v: Tensor, x: Tensor) -> Tensor:
         """Logits (n, classes) of the candidate v (P,) on x (n, ...), differentiable by both."""
@@ -166,6 +168,33 @@ class StaleTerm(Term):
         total = torch.zeros_like(self.running).index_add_(0, batch.of, losses)
         seen = count > 0
         self.running[seen] = 0.8 * self.running[seen] + 0.2 * total[seen] / count[seen]
+
+
+class BaseTerm(Term):
+    """The base's answers on mixtures of clean inputs, where guide data alone would teach less."""
+
+    def __init__(self, base: Logits, context: TermContext) -> None:
+        self._base, self._context = base, context
+        self.weight = context.settings.base_weight
+
+    @classmethod
+    def of(cls, context: TermContext) -> BaseTerm | None:
+        """The term, or None where it counts nothing."""
+        if context.settings.base_weight == 0:
+            return None
+        assert context.base is not None, "whoever asks for its answers gives the base"
+        return cls(context.base, context)
+
+    def inputs(self, v: Tensor, clean: Batch) -> Batch:
+        """Mix the clean examples with one another; tokens and the like stay as they are."""
+        can = self._context.task.attack_kind == BALL
+        return Batch(mix(clean.x, self._context.generator) if can else clean.x, clean.y)
+
+    def __call__(self, v: Tensor, batch: Batch) -> Tensor:
+        """KL(base || theta_gen) on mixtures."""
+        with torch.no_grad():
+            answers = self._base(batch.x).softmax(1)
+        return divergence(batch.logits, answers)
 
 
 class RobustTerm(Term):
@@ -344,7 +373,7 @@ def _some(split: Split, count: int, generator: torch.Generator) -> tuple[Tensor,
     return split.x[at], split.y[at]
 
 
-TERMS: tuple[MakeTerm, ...] = (CleanTerm, StaleTerm.of, RobustTerm, MarkTerm.of)
+TERMS: tuple[MakeTerm, ...] = (CleanTerm, StaleTerm.of, RobustTerm, MarkTerm.of, BaseTerm.of)
 """Every term of the objective, in the order of their draws; a new one is a line here."""
 POLISH_TERMS: tuple[MakeTerm, ...] = (BankTerm.of, JointTerm.of)
 """What polish descends besides: made once the candidate, and so its basin, is known."""

@@ -335,8 +335,9 @@ def _draw(context: AttackContext, name: str, index: int) -> State | None:
     for attempt in range(context.spec.settings.gates.attempts):
         source = torch.Generator().manual_seed(seed_of(context.spec.seed, name, index, attempt))
         v = generator.propose(
-            defence.task, recent, context.spec.settings.guidance, source, mark=mark, begin=begin
-        )
+            defence.task, recent, context.spec.settings.guidance, source, mark=mark, begin=begin,
+            base=load_model(defence.task, _base(defence)),
+        )  # fmt: skip
         state = generator.to_state(v)
         if all(result.passed for result in defence.judge(state, recent, exposed)):
             return state

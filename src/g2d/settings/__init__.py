@@ -195,6 +195,10 @@ class GuidanceSettings(Checked):
         0.0, 1e4, 0.0, "polish: weight of attacks on members, of which see [generator] bank",
         since="0.2",
     )  # fmt: skip
+    base_weight: float = within(
+        0.0, 1e4, 0.0, "weight of the base's answers on mixtures of clean inputs; 0: off",
+        since="0.2",
+    )  # fmt: skip
     extra: tuple[str, ...] = free((), "terms of your own, each a 'module:function'", since="0.2")
 
 

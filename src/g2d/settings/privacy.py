@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from g2d.settings.fields import Checked, free, one_of, within
 
+PRIVATE, PUBLIC = "private", "public"
+
 
 @dataclass(frozen=True)
 class PrivacySettings(Checked):
@@ -26,7 +28,7 @@ class PrivacySettings(Checked):
     noise: float = within(
         0.0, 1e4, 1.5, "standard deviation of the base's noise, in clips", since="0.2"
     )
-    fork_noise: float = within(0.0, 1e4, 3.0, "the same, of each fork", since="0.2")
+    fork_noise: float = within(0.0, 1e4, 3.0, "the same, of each private fork", since="0.2")
     clip: float = within(
         1e-6, 1e6, 0.5, "longest gradient of one record, Euclidean; longer are cut", since="0.2"
     )
@@ -40,7 +42,16 @@ class PrivacySettings(Checked):
         0, 10**7, 0, "plain steps on public data, with [population] rate, before those",
         since="0.2",
     )  # fmt: skip
-    fork_steps: int = within(1, 10**7, 30, "private steps of each fork", since="0.2")
+    forks: str = one_of(
+        (PRIVATE, PUBLIC), PRIVATE,
+        "what forks learn: people's records, charged; or public data and the base's answers, free",
+        since="0.2",
+    )  # fmt: skip
+    soft: float = within(
+        0.0, 1.0, 0.9, "public forks: share of the base's answers in the loss; labels get the rest",
+        since="0.2",
+    )  # fmt: skip
+    fork_steps: int = within(1, 10**7, 30, "private steps of each private fork", since="0.2")
     against: int = within(
         0, 1000, 1, "released networks that a fork learns attacks on, in each step", since="0.2"
     )

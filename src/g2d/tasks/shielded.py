@@ -117,6 +117,11 @@ class ShieldedSplits(Splits):
         return found
 
     @property
+    def of_public(self) -> ShieldedSplits:
+        """The splits of a training that may read nobody: each part of them is public."""
+        return self._made(self.guide, self.guide, self.gate, self.gate, None, self.shield, {})
+
+    @property
     def pooled(self) -> Split:
         """Public: attacks that are kept are raw inputs plus a perturbation."""
         return self.guide

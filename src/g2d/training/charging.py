@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 from g2d.errors import PrivacyError
 from g2d.protect.privacy.accounting import UNIT, Spending
 from g2d.settings import PopulationSettings
-from g2d.settings.privacy import PrivacySettings
+from g2d.settings.privacy import PUBLIC, PrivacySettings
 
 if TYPE_CHECKING:
     from g2d.training.jobs import TrainingJob
+
+OF_POPULATION = ("early", "member")
+"""Kinds of jobs that are a population's forks, unless it is made of whole trainings."""
 
 RECORDS = "records"
 """The block of the records that a vault began with; each refresh has one of its own."""
@@ -29,6 +32,25 @@ Charge = Callable[["TrainingJob"], Mapping[str, Any]]
 def free(_: TrainingJob) -> Mapping[str, Any]:
     """Charge nothing: the vault is not private."""
     return {}
+
+
+def is_whole(kind: str, recipe: str) -> bool:
+    """Whether a training begins at fresh weights; else it is a fork's.
+
+    Args:
+        kind, recipe: of its job.
+    """
+    return kind == "base" or (kind in OF_POPULATION and recipe == "seeds")
+
+
+def reads_people(kind: str, recipe: str, privacy: PrivacySettings) -> bool:
+    """Whether a training of a private vault samples people's records.
+
+    One answer decides what a training is given and what it is charged: with `[privacy] forks` =
+    "public" the forks of a population are given public data alone, and cost nothing. Those of a
+    refresh learn records of people that are new, whatever it says.
+    """
+    return privacy.forks != PUBLIC or is_whole(kind, recipe) or kind not in OF_POPULATION
 
 
 def cost_of(
@@ -47,7 +69,9 @@ def cost_of(
     p = privacy
     if kind == "early" and population.early_steps == 0:
         return []  # it is the base
-    whole = kind == "base" or (kind == "member" and population.recipe == "seeds")
+    if not reads_people(kind, population.recipe, p):
+        return []  # it is made of the base and public data (post-processing)
+    whole = is_whole(kind, population.recipe)
     noise, steps = (p.noise, p.steps) if whole else (p.fork_noise, p.fork_steps)
     what = kind if kind == "base" else f"{kind} {index}"
     rate = min(1.0, p.batch / max(1, p.records))

@@ -17,14 +17,17 @@ from torch import Tensor
 from g2d.attacks.pools import craft_pool, pack_pool, unpack_pool
 from g2d.core.seeds import seed_of
 from g2d.core.types import State
+from g2d.protect.privacy.releases import LEARNED
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import HardenSettings, PopulationSettings, PrivacySettings
+from g2d.settings.privacy import PUBLIC
 from g2d.tasks.attack import NONE, OWN
 from g2d.tasks.inference import accuracy, load_model, predict
 from g2d.tasks.placing import on_cpu
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
+from g2d.training.charging import is_whole, reads_people
 from g2d.training.layouts import layout_of
 from g2d.training.loop import Batches, NewAndOld
 from g2d.training.recipes import (
@@ -38,8 +41,9 @@ from g2d.training.recipes import (
     watermark,
 )
 from g2d.training.recipes.private_entropy import secret_generator
+from g2d.training.recipes.private_forks import KeepBase, without_people
 from g2d.training.recipes.private_public import learn_public
-from g2d.training.recipes.recipe import ChangeStep
+from g2d.training.recipes.recipe import ChangeStep, Recipe
 from g2d.training.recipes.watermark import NAME as MARK
 from g2d.weights.checkpoints import pack, unpack
 from g2d.weights.layout import Layout
@@ -71,6 +75,7 @@ class TrainingJob:
     attacks: bytes | None = None  # a pool to keep as it is; None: one is crafted
     privacy: PrivacySettings | None = None  # whether records are learned privately, and how
     released: tuple[bytes, ...] = ()  # private networks that are paid for, for attacks of records
+    base: bytes | None = None  # the private base, whose answers a fork on public data learns
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,11 @@ def run_job(job: TrainingJob) -> Trained:
     """Train one checkpoint and craft its attacks; runs in a worker, a pure function of its job."""
     began = time.process_time()
     task, s = resolve(job.task), job.settings
-    if job.privacy is not None:  # gradients of single records, and their noise, are the CPU's
+    private = _is_private(job)
+    if private:  # gradients of single records, and their noise, are the CPU's
         task = on_cpu(task)
+    elif job.privacy is not None:
+        task = without_people(task)  # nothing that follows could read them
     seed = seed_of(s.seed, job.kind, job.index)
     model = task.placed(task.model(seed))
     outside: dict[str, Tensor] = {}
@@ -108,9 +116,9 @@ def run_job(job: TrainingJob) -> Trained:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout and the like draw from torch's own generator
-        if job.privacy is not None and _is_whole(job):
+        if job.privacy is not None and is_whole(job.kind, job.recipe):
             learn_public(task, model, job.privacy.public_steps, s, seed)
-        if job.privacy is not None:  # and must not fall as anybody could tell
+        if private:  # and must not fall as anybody could tell
             torch.set_rng_state(secret_generator().get_state())
         training.run(model, rate)
     model.load_state_dict(outside, strict=False)  # batch norm's statistics move without a gradient
@@ -126,6 +134,8 @@ def run_job(job: TrainingJob) -> Trained:
     if len(attacks):
         right = predict(model, attacks.x).argmax(1) == attacks.y
         info["robust"] = float(right.double().mean())
+    if job.privacy is not None and not private:
+        info[LEARNED] = PUBLIC
     if job.mark is not None:
         info["watermark"] = job.mark.share(model)
     if training.monitor is not None:
@@ -158,8 +168,8 @@ def _batches(job: TrainingJob, task: Task, generator: torch.Generator) -> Batche
 def _length(job: TrainingJob) -> tuple[int, float]:
     """How many steps a training takes, and its peak rate."""
     s, p = job.settings, job.privacy
-    if p is not None and not (job.kind == "early" and s.early_steps == 0):
-        whole = _is_whole(job)
+    if p is not None and _is_private(job) and not (job.kind == "early" and s.early_steps == 0):
+        whole = is_whole(job.kind, job.recipe)
         return (p.steps, p.rate) if whole else (p.fork_steps, s.fork_rate)
     if job.kind in (MARKING, REFRESHING):
         return s.fork_steps, s.fork_rate
@@ -168,22 +178,22 @@ def _length(job: TrainingJob) -> tuple[int, float]:
     return (s.early_steps, s.rate) if job.kind == "early" else (s.fork_steps, s.fork_rate)
 
 
-def _is_whole(job: TrainingJob) -> bool:
-    """Whether a training begins at fresh weights; else it is a fork's."""
-    return job.kind == "base" or (job.kind != REFRESHING and job.recipe == "seeds")
+def _is_private(job: TrainingJob) -> bool:
+    """Whether people's records are learned privately; a public fork of a private vault has none."""
+    return job.privacy is not None and reads_people(job.kind, job.recipe, job.privacy)
 
 
 def _private(job: TrainingJob, task: Task) -> Private | None:
     """What makes a training private; None: nothing does."""
     p = job.privacy
-    if p is None:
+    if p is None or not _is_private(job):
         return None
     adversarial = any(find(name).adversarial for name in job.harden.recipe)
     repelled = job.recipe == "repelled"
     return Private(
         PrivatePlan(
             p,
-            p.noise if _is_whole(job) else p.fork_noise,
+            p.noise if is_whole(job.kind, job.recipe) else p.fork_noise,
             adversarial,
             job.settings.light_eps * task.eps if repelled else 0.0,
             [load_model(task, unpack(weights)) for weights in job.released],
@@ -191,10 +201,17 @@ def _private(job: TrainingJob, task: Task) -> Private | None:
     )
 
 
-def extra_recipes(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
+def extra_recipes(job: TrainingJob, task: Task) -> tuple[Recipe | ChangeStep, ...]:
     """What a training learns beside the hardening: what repels it, and the watermark last."""
     unnamed = job.mark is not None and MARK not in job.harden.recipe
-    return (*_repelled(job, task), *((watermark,) if unnamed else ()))
+    return (*_of_base(job, task), *_repelled(job, task), *((watermark,) if unnamed else ()))
+
+
+def _of_base(job: TrainingJob, task: Task) -> tuple[Recipe, ...]:
+    """What a fork on public data learns of the private base."""
+    if job.base is None or job.privacy is None or _is_private(job):
+        return ()
+    return (KeepBase(load_model(task, unpack(job.base)), job.privacy.soft),)
 
 
 def _repelled(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
@@ -203,7 +220,7 @@ def _repelled(job: TrainingJob, task: Task) -> tuple[ChangeStep, ...]:
     The light FGSM would only repeat adversarial training at a smaller budget; an attack of the
     task's own has no lighter form.
     """
-    if job.recipe != "repelled" or task.attack_kind == NONE or job.privacy is not None:
+    if job.recipe != "repelled" or task.attack_kind == NONE or _is_private(job):
         return ()  # of a private one each record brings its own attacks
     eps = job.settings.light_eps * task.eps
     if (

@@ -24,9 +24,10 @@ from g2d.core.types import Progress
 from g2d.errors import SettingsError, VaultError
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import HardenSettings, PopulationSettings, PrivacySettings, stored
+from g2d.settings.privacy import PUBLIC
 from g2d.tasks.source import TaskSource, resolve
 from g2d.tasks.task import Task
-from g2d.training.charging import Charge, Charged, free
+from g2d.training.charging import Charge, Charged, free, reads_people
 from g2d.training.jobs import Trained, TrainingJob, extra_recipes, freeze, run_job
 from g2d.training.layouts import layout_of
 from g2d.training.recipes import (
@@ -88,7 +89,8 @@ def build_population(
     `made` is called with each checkpoint that has been kept. What is trained carries the `mark`.
     `charge` is called with each job before it is handed to the engine; what it returns is kept.
     With `privacy` all is trained privately, and charged: one base, and short forks of it whose
-    records learn attacks on networks that are there already.
+    records learn attacks on networks that are there already; or the base alone, and forks that are
+    given public data (`[privacy] forks`).
 
     A base that was given (`adopt_base`) is where basins begin, one after the other: each early
     checkpoint is trained on the attacks of the base and of the basins before it.
@@ -197,7 +199,9 @@ class _Builder:
         recipe = "base" if kind == "base" else self.settings.recipe
         pools: tuple[bytes, ...] = ()
         released: tuple[bytes, ...] = ()
-        if self.privacy is not None:  # pools are of other inputs: no record may learn those
+        privacy, base = self.privacy, None
+        if privacy is not None and reads_people(kind, recipe, privacy):
+            # Pools are of other inputs: no record may learn those.
             if kind == "member" and recipe == "repelled":
                 released = attack_sources(self.vault, self.settings, index, "weights")
         elif kind == "early" and self.given:
@@ -208,11 +212,13 @@ class _Builder:
                 if kind == "member"
                 else (self._base("attacks"),)
             )
+        if privacy is not None and not reads_people(kind, recipe, privacy):
+            base = self._base("weights")
         return TrainingJob(
             self.source, kind, index, basin, recipe, self.settings,
             self._start(kind, index, basin), pools, self.scope, self.harden, self.teacher,
             None if kind == "base" else self.stays, self.mark,
-            privacy=self.privacy, released=released,
+            privacy=privacy, released=released, base=base,
         )  # fmt: skip
 
     def _start(self, kind: str, index: int, basin: int) -> bytes | None:
@@ -322,4 +328,6 @@ def fingerprint(
         fields["watermark"] = mark.digest
     if privacy is not None:  # a budget may be raised later, and what is judged on may change
         fields["privacy"] = {name: getattr(privacy, name) for name in _OF_TRAINING}
+        if privacy.forks == PUBLIC:  # as above: for vaults from before there were such forks
+            fields["privacy"] |= {"forks": PUBLIC, "soft": privacy.soft}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,14 +12,18 @@ from typing import Any
 
 from g2d.protect.privacy.accounting import Spending
 from g2d.protect.privacy.ledger import spendings_of
+from g2d.settings.privacy import PUBLIC
 from g2d.vault.reading import VaultReader
 from g2d.vault.records import RENEWAL
 from g2d.vault.spendings import Spent, read
 
-__all__ = ["ANSWER", "STAMP", "Release", "releases"]
+__all__ = ["ANSWER", "LEARNED", "STAMP", "Release", "of_public", "releases"]
 
 STAMP = "privacy"
 """The key of a manifest, or of an entry's notes, that says how much had been spent."""
+
+LEARNED = "learned"
+"""The key of a checkpoint's notes that says "public" where no record of anybody's was learned."""
 
 ANSWER = "answer"
 """The key of a spending's note where what it paid for left at once: a federated client's answer."""
@@ -72,6 +76,15 @@ def releases(vault: VaultReader) -> list[Release]:
             why = "people's records were used as they are before it was made"
         found.append(Release(name, kind, index, count, not why, why, source))
     return found
+
+
+def of_public(vault: VaultReader) -> int:
+    """How many members learned public data and a release's answers alone, of which none is charged.
+
+    Raises:
+        VaultError: the vault cannot be read.
+    """
+    return sum(entry.info.get(LEARNED) == PUBLIC for entry in vault.entries("member"))
 
 
 def _all(vault: VaultReader) -> Iterator[tuple[str, str, int, int, Mapping[str, Any]]]:

@@ -22,7 +22,7 @@ from g2d.protect.privacy.accounting import (
     total,
 )
 from g2d.protect.privacy.ledger import spendings_of
-from g2d.protect.privacy.releases import Release, releases
+from g2d.protect.privacy.releases import Release, of_public, releases
 from g2d.settings import Settings
 from g2d.vault.keys import VerifyKey
 from g2d.vault.reading import VaultReader
@@ -77,6 +77,7 @@ class Guarantee:
     Attributes:
         epsilon: of everything released, at `delta`, for one `unit`; infinite where anything is not
             covered. naive: the same by adding single epsilons. enabled: whether private mode is on.
+        public_forks: members that learned public data and a release's answers alone.
         lines, signed, torn: of the ledger. unsigned: lines that no given key has signed.
     """
 
@@ -94,6 +95,7 @@ class Guarantee:
     signed: int
     torn: bool
     unsigned: tuple[int, ...] = ()
+    public_forks: int = 0
     not_covered: tuple[str, ...] = NOT_COVERED
 
     def as_json(self) -> dict[str, Any]:
@@ -141,6 +143,12 @@ class Guarantee:
                 f"epsilon {self.budget:g} for each block of records: it holds, too, where releases"
                 " decided how many more there were; lower figures are of a plan that was fixed",
             )
+            if self.public_forks:
+                yield (
+                    "forks",
+                    f"{self.public_forks} members read public data only, and what the base answers"
+                    " there: they cost nothing more (post-processing)",
+                )
             yield (
                 "answers",
                 "a service's answers, and generations drawn from the generator, cost nothing more:"
@@ -195,6 +203,7 @@ def state(vault: VaultReader, settings: Settings, key: VerifyKey | None = None) 
         tuple((one, _looked_up(one, known)) for one in made), len(spent.lines),
         sum(bool(line.signature) for line in spent.lines), spent.torn,
         tuple(line.number for line in spent.lines if key and not line.signed_by(key)),
+        of_public(vault),
     )  # fmt: skip
 
 

@@ -13,9 +13,11 @@ from dataclasses import replace
 
 from torch import nn
 
+from g2d.errors import SettingsError
 from g2d.protect.privacy.accounting import UNIT, Spending
 from g2d.protect.privacy.releases import ANSWER
 from g2d.settings import Settings
+from g2d.settings.privacy import PUBLIC
 from g2d.tasks.shielded import one_of_each
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
@@ -36,6 +38,11 @@ def check_private(task: Task, settings: Settings) -> None:
         G2DError: opacus or dp-accounting is not installed.
     """
     # Early checkpoints and basins of clients are paid for round by round, as all stages are.
+    if settings.privacy.forks == PUBLIC:
+        raise SettingsError(
+            "[privacy] forks = 'public' is of a vault that trains its own population: a client has"
+            " records of people alone, and pays for each round; set forks = 'private'"
+        )
     alone = replace(settings.population, basins=1, early_steps=0)
     check_private_training(task, settings.privacy, alone, settings.harden)
 

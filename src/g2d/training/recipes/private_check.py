@@ -18,6 +18,7 @@ from g2d.settings import HardenSettings, PopulationSettings, PrivacySettings
 from g2d.tasks.task import Task
 from g2d.training.recipes.hardened import find, try_out
 from g2d.training.recipes.private import Private, PrivatePlan, require_opacus
+from g2d.training.recipes.private_forks import check_public_forks
 from g2d.training.recipes.private_gradients import pick
 from g2d.training.recipes.private_public import check_public
 from g2d.weights.layout import same_bits
@@ -47,6 +48,7 @@ def check_private_training(
     _check_population(population)
     _check_recipes(harden, marked)
     check_public(task, privacy.public_steps)
+    check_public_forks(task, privacy, population)
     check_model(task)
     few = PrivatePlan(replace(privacy, batch=min(4, privacy.batch)), privacy.noise)
     try_out(task, harden, private=Private(few))

@@ -149,6 +149,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+def mix(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mix each input (n, ...) with another of the batch, in a share of its own, uniform in [0, 1].
+
+    Mixup (Zhang et al. 2018, arXiv 1710.09412), of inputs alone: who answers on them gives labels.
+    """
+    other = torch.randperm(len(x), generator=generator).to(x.device)
+    share = torch.rand(len(x), *[1] * (x.dim() - 1), generator=generator).to(x.device, x.dtype)
+    return share * x + (1 - share) * x[other]
+
+
 def divergence(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Mean KL(targets || softmax(logits / temperature)); targets are probabilities (n, classes)."""
     predicted = (logits / temperature).log_softmax(1)

@@ -26,7 +26,9 @@ def proposals(
     count: int, *name: object, mark: Mark | None = None,
 ) -> list[State]:  # fmt: skip
     """Guided proposals, as a rotation makes them; they keep the `mark` of a marked population."""
-    settings: GuidanceSettings = replace(context.spec.settings.guidance, conditioned=False)
+    settings: GuidanceSettings = replace(
+        context.spec.settings.guidance, conditioned=False, base_weight=0.0
+    )  # of a base that another population has
     return [
         generator.to_state(
             generator.propose(
