@@ -6,7 +6,6 @@ norm's statistics are parameters there, and `.train()` changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from g2d.errors import TaskError
 from g2d.interop.keras.building import SEEDS, names, require, variables
+from g2d.interop.keras.direct import Bound, Call, Kind, calls, open_to_calls, watched
 
 _HEADS = {"softmax": 1e-5, "sigmoid": 1e-5}
 
@@ -22,30 +22,39 @@ class Held:
     """A Keras model that is no part of the module: its own weights are never read nor written.
 
     Attributes:
-        trained, others: its variables, which Keras would find anew for each call.
+        names: of its variables that are parameters or buffers, by identity. others: those of them
+            that a call may write. seeds, foreign: the states of layers' own randomness, drawn anew
+            for each call, and what else is no weight; by identity.
+        calls: layers that are called without Keras' own checks (`direct`), by identity.
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self.trained = tuple(model.trainable_variables)
-        self.others = tuple(model.non_trainable_variables)
+        self.keras, self.model = require(), model
+        own = list(zip(names(model), variables(model), strict=True))
+        self.names = {id(one): (name, one.value.dtype) for name, one in own}
+        trains = {id(one) for one in model.trainable_variables}
+        self.others = {id(one): name for name, one in own if id(one) not in trains}
+        strange = [one for one in model.non_trainable_variables if id(one) not in self.names]
+        self.seeds = {id(one) for one in strange if one.path.endswith(SEEDS)}
+        self.foreign = {
+            id(one): one.value.detach().clone() for one in strange if id(one) not in self.seeds
+        }
+        self.calls: dict[int, Call] = {}
 
     def __deepcopy__(self, memo: object) -> Held:
         return self  # what differs between copies is given with each call
 
-    def __call__(
-        self, trained: Sequence[Tensor], others: Sequence[Tensor], x: Tensor, training: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Logits of x, and what became of `others`, with other values than the variables' own.
+    def __call__(self, bound: Bound, x: Tensor, training: bool) -> Tensor:
+        """Logits of x, with other values than the variables' own.
 
         As the model is called, and not its `call()` as `stateless_call` has it: that would have to
         take `training`, and layers in it that are not given it would never know.
         """
-        keras = require()
-        values = [*zip(self.trained, trained, strict=True), *zip(self.others, others, strict=True)]
-        with keras.device(str(x.device)), keras.StatelessScope(values) as scope:
-            logits = self.model(x, training=training)
-        return logits, [scope.get_current_value(one) for one in self.others]
+        scope = self.keras.StatelessScope()
+        scope.state_mapping = bound
+        with self.keras.device(str(x.device)), scope:
+            logits: Tensor = self.model(x, training=training)
+        return logits
 
 
 class Adapter(nn.Module):
@@ -54,53 +63,76 @@ class Adapter(nn.Module):
     What trains is a parameter, everything else a buffer; each is named by its place and kind. In
     training mode layers behave so, and buffers that move are written. The randomness of layers
     comes from torch's global generator.
+
+    Args:
+        model: built for this alone. tried: a few examples, to see which layers of it can be called
+            directly; None: none is.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, tried: Tensor | None = None) -> None:
         super().__init__()
         self._held = Held(model)
-        trains = {id(one) for one in self._held.trained}
-        name_of = {}
         for name, one in zip(names(model), variables(model), strict=True):
             value = one.value.detach().clone()
-            name_of[id(one)] = name
-            if id(one) in trains:
-                self.register_parameter(name, nn.Parameter(value))
-            else:
+            if id(one) in self._held.others:
                 self.register_buffer(name, value)
-        self._trained = [name_of[id(one)] for one in self._held.trained]
-        # None: the state of a layer's randomness, drawn anew for each call.
-        self._others = [name_of.get(id(one)) for one in self._held.others]
-        self._foreign = {
-            place: one.value.detach().clone()
-            for place, one in enumerate(self._held.others)
-            if id(one) not in name_of and not one.path.endswith(SEEDS)
-        }
+            else:
+                self.register_parameter(name, nn.Parameter(value))
+        if tried is not None:
+            self._call_directly(tried)
+
+    @property
+    def direct(self) -> int:
+        """How many layers are called directly."""
+        return len(self._held.calls)
+
+    @torch.no_grad()
+    def _call_directly(self, x: Tensor) -> None:
+        seen: dict[int, set[Kind | None]] = {}
+        model = self._held.model
+        with watched(model):
+            self._held(self._bound(x, False, seen), x, False)
+        self._held.calls = calls(model, seen)
+        for layer in model._flatten_layers():
+            if id(layer) in self._held.calls:
+                open_to_calls(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of x (N, ...)."""
-        trained = [getattr(self, name) for name in self._trained]
-        others = [
-            self._foreign[place].to(x.device) if place in self._foreign else self._seed(x)
-            if name is None
-            else getattr(self, name)
-            for place, name in enumerate(self._others)
-        ]  # fmt: skip
-        logits, after = self._held(trained, others, x, self.training)
+        bound = self._bound(x, self.training)
+        logits = self._held(bound, x, self.training)
         if self.training:
-            self._write(after)
+            self._write(bound)
         return logits
 
-    def _seed(self, x: Tensor) -> Tensor:
-        if not self.training:
+    def _bound(
+        self, x: Tensor, training: bool, seen: dict[int, set[Kind | None]] | None = None
+    ) -> Bound:
+        """The values of all variables, as they are asked for."""
+        held = self._held
+
+        def value_of(key: int) -> Tensor | None:
+            if (found := held.names.get(key)) is not None:
+                name, dtype = found
+                value: Tensor = getattr(self, name)
+                return value if value.dtype == dtype else value.to(dtype)
+            if key in held.seeds:
+                bound[key] = self._seed(x, training)  # one for all of this call
+                return bound[key]
+            return held.foreign[key].to(x.device) if key in held.foreign else None
+
+        bound = Bound(value_of, held.calls, seen)
+        return bound
+
+    def _seed(self, x: Tensor, training: bool) -> Tensor:
+        if not training:
             return torch.zeros(2, dtype=torch.int32, device=x.device)
         return torch.randint(2**31 - 1, (2,), dtype=torch.int32).to(x.device)
 
     @torch.no_grad()
-    def _write(self, after: Sequence[Tensor]) -> None:
-        for name, value in zip(self._others, after, strict=True):
-            if name is not None and (buffer := getattr(self, name)) is not value:
-                buffer.copy_(value)
+    def _write(self, bound: Bound) -> None:
+        for key in bound.keys() & self._held.others.keys():
+            getattr(self, self._held.others[key]).copy_(bound[key])
 
 
 def beheaded(model: Any, x: Tensor, classes: int) -> str:

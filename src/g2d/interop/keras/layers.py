@@ -30,8 +30,8 @@ def translate(reading: Reading, layer: Any, given: list[Value]) -> Value:
     kind, home = type(layer).__name__, type(layer).__module__
     if home.startswith("keras.src.ops.") and kind in _OPERATIONS:
         return _operation(reading, layer, given)
-    known = _LAYERS.get(kind) or convolutions.LAYERS.get(kind)
-    if known is None or not home.startswith("keras.src.layers."):
+    found = _LAYERS.get(kind) or convolutions.LAYERS.get(kind)
+    if found is None or not known(type(layer)):
         what = "" if home.startswith("keras.src.") else ", a class of yours,"
         raise Untranslated(f"layer {layer.name!r} ({kind}){what} has no translation")
     policy = layer.dtype_policy
@@ -39,7 +39,14 @@ def translate(reading: Reading, layer: Any, given: list[Value]) -> Value:
         raise Untranslated(f"layer {layer.name!r} computes in {policy.compute_dtype}")
     if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         raise Untranslated(f"layer {layer.name!r} is quantised, or has a low-rank adapter")
-    return known(reading, layer, given)
+    return found(reading, layer, given)
+
+
+def known(kind: type) -> bool:
+    """Whether a class of layers is Keras' own, and has a translation."""
+    name = kind.__name__
+    own = kind.__module__.startswith("keras.src.layers.")
+    return own and (name in _LAYERS or name in convolutions.LAYERS)
 
 
 def activate(reading: Reading, layer: Any, function: Any, value: Value) -> Value:

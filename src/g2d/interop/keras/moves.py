@@ -28,9 +28,13 @@ class Move:
 
     def to_torch(self, value: Tensor) -> Tensor:
         """The tensor of a variable's value."""
+        return self.seen(value).contiguous()
+
+    def seen(self, value: Tensor) -> Tensor:
+        """The same as `to_torch`, in the variable's own memory where that is possible."""
         value = value if self.order is None else value[self.order]
         value = value.permute(self.axes) if self.axes else value
-        return (value if self.shape is None else value.reshape(self.shape)).contiguous()
+        return value if self.shape is None else value.reshape(self.shape)
 
     def to_keras(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         """The variable's value, of its shape, from the tensor; undoes `to_torch`."""

@@ -28,17 +28,23 @@ def _pad(
 class SameConv1d(nn.Conv1d):
     """A convolution padded as TensorFlow's "same"."""
 
+    def padded(self, x: Tensor) -> Tensor:
+        """x (N, C, L), with what "same" puts around it."""
+        return _pad(x, self.kernel_size, self.stride, self.dilation, 0.0)
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        x = _pad(x, self.kernel_size, self.stride, self.dilation, 0.0)
-        return self._conv_forward(x, self.weight, self.bias)
+        return self._conv_forward(self.padded(x), self.weight, self.bias)
 
 
 class SameConv2d(nn.Conv2d):
     """A convolution padded as TensorFlow's "same"."""
 
+    def padded(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W), with what "same" puts around it."""
+        return _pad(x, self.kernel_size, self.stride, self.dilation, 0.0)
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        x = _pad(x, self.kernel_size, self.stride, self.dilation, 0.0)
-        return self._conv_forward(x, self.weight, self.bias)
+        return self._conv_forward(self.padded(x), self.weight, self.bias)
 
 
 class SameMaxPool2d(nn.MaxPool2d):
@@ -74,24 +80,32 @@ class _AsKeras:
 
     def _kept(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.BatchNorm1d | nn.BatchNorm2d)
-        if self.fixed or not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+        assert self.running_mean is not None
         assert self.running_var is not None
+        out = self.normalised(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training
+        )
+        if self.training and not self.fixed and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return out
+
+    def normalised(
+        self, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
+        bias: Tensor | None, training: bool,
+    ) -> Tensor:  # fmt: skip
+        """x (N, C, ...) normalised; in training `mean` and `variance` (C,) move towards its own."""
+        assert isinstance(self, nn.BatchNorm1d | nn.BatchNorm2d)
+        if self.fixed or not training:
+            return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
         assert self.momentum is not None
         # torch writes n/(n-1) of the batch's variance, into a copy: what it has written to, the
         # backward pass wants unchanged.
-        written = self.running_var.clone()
-        out = F.batch_norm(
-            x, self.running_mean, written, self.weight, self.bias, True, self.momentum, self.eps
-        )
+        written = variance.clone()
+        out = F.batch_norm(x, mean, written, weight, bias, True, self.momentum, self.eps)
         n = x.numel() // x.shape[1]
         with torch.no_grad():
-            former = self.running_var * (1 - self.momentum)
-            self.running_var.copy_(former + (written - former) * ((n - 1) / n))
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
+            former = variance * (1 - self.momentum)
+            variance.copy_(former + (written - former) * ((n - 1) / n))
         return out
 
 

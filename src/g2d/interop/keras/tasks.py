@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from g2d.interop.keras.adapter import Adapter, beheaded
 from g2d.interop.keras.building import Builder, build, names, require, variables
 from g2d.interop.keras.graph import Untranslated, read
 from g2d.interop.keras.moves import Move, as_state
+from g2d.interop.keras.trial import WITHIN, difference, still
 from g2d.tasks.building import seeded
 from g2d.tasks.one_logit import TwoClasses
 from g2d.tasks.splits import Splits
 from g2d.tasks.task import Task
 
-WITHIN = 1e-5
-"""How far a translation's logits may be from Keras' own, in units of the largest, or of 1."""
+__all__ = ["WITHIN", "KerasFactory", "factory_of", "task", "way"]
+
 _TRIED = 64  # examples that a translation is tried on
 
 
@@ -33,6 +34,7 @@ class KerasFactory:
         builder: the user's. shape, dtype: of one example, channels last. classes: of the logits.
         native: whether the model is translated to torch; else Keras runs it. why: why it is not.
         head: what was taken off its end, so that it answers logits: "softmax", "sigmoid" or "".
+        direct: whether common layers of what Keras runs are called directly, by torch.
     """
 
     builder: Builder
@@ -43,6 +45,7 @@ class KerasFactory:
     why: str = ""
     head: str = ""
     probe: Tensor | None = field(default=None, repr=False, compare=False)
+    direct: bool = False
 
     def __call__(self) -> nn.Module:
         """Build the module."""
@@ -51,7 +54,13 @@ class KerasFactory:
             return translated(model)
         if self.head and self.probe is not None:
             beheaded(model, self.probe, self.classes)
-        return Adapter(model)
+        return self.adapter(model)
+
+    def adapter(self, model: Any) -> Adapter:
+        """A model that answers logits, run by Keras; it is used for this alone."""
+        return Adapter(
+            model, torch.zeros(2, *self.shape, dtype=self.dtype) if self.direct else None
+        )
 
     def keras_model(self) -> Any:
         """Build the Keras model as it is."""
@@ -115,10 +124,13 @@ def task(
             raise TaskError(f"the Keras model cannot be translated to torch: {why}")
     if why or native is False:
         with seeded(0):
-            head = beheaded(build(builder, factory.shape, x.dtype), x, count)
+            model = build(builder, factory.shape, x.dtype)
+        head = beheaded(model, x, count)
         factory = KerasFactory(
-            builder, factory.shape, x.dtype, count, False, why, head, x[:8].clone()
+            builder, factory.shape, x.dtype, count, False, why, head, x[:8].clone(), True
         )
+        if not _is_right(factory, model, x):
+            factory = replace(factory, direct=False)
     else:
         factory = KerasFactory(builder, factory.shape, x.dtype, count, head=head)
     return Task(name, factory, splits, classes=count, **more)
@@ -134,7 +146,8 @@ def way(made: Task) -> str:
     head = f"; its last {factory.head} is taken off" if factory.head else ""
     if factory.native:
         return f"translated to torch{head}"
-    return f"run by Keras, more slowly, for {factory.why}{head}"
+    how = "its common layers by torch" if factory.direct else "more slowly"
+    return f"run by Keras, {how}, for {factory.why}{head}"
 
 
 def factory_of(made: Task) -> KerasFactory:
@@ -163,35 +176,23 @@ def _width(model: Any, x: Tensor) -> int:
 
 def _try_translation(model: Any, x: Tensor) -> tuple[str, str]:
     """What a translation takes off the model's end, and why there is none; "": it is right."""
+    still(model)
     try:
         network, moves, head = read(model)
     except Untranslated as error:
         return "", str(error)
-    with seeded(1):
-        # What a fresh model has at 0 or 1 would hide a tensor in the wrong place.
-        values = [_shaken(one) for one in variables(model)]
-    for one, value in zip(variables(model), values, strict=True):
-        one.assign(value)
-    network.load_state_dict(as_state(moves, values), strict=False)
-    with require().device("cpu"), torch.no_grad():
-        wanted = model(x, training=False)
-        found = network.eval()(x)
-    if head:
-        found = found.softmax(-1) if head == "softmax" else found.sigmoid()
-    if found.shape != wanted.shape:
-        return "", "a translation answered another shape"
-    far = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1))
-    if not far <= WITHIN:  # NaN, too
-        return "", f"a translation was {far:.1e} away from what Keras answers"
-    return head, ""
+    why = difference(model, network, moves, x, head)
+    return ("", why) if why else (head, "")
 
 
-def _shaken(variable: Any) -> Tensor:
-    value: Tensor = variable.value.detach()
-    if not value.is_floating_point():
-        return value.clone()
-    value = value + 0.1 * torch.randn(value.shape, dtype=value.dtype)
-    return value.abs() if variable.path.endswith("variance") else value
+def _is_right(factory: KerasFactory, model: Any, x: Tensor) -> bool:
+    """Whether layers of a model that answers logits can be called directly."""
+    still(model)
+    try:
+        adapter = factory.adapter(model)
+        return adapter.direct > 0 and not difference(model, adapter, factory.moves(model), x)
+    except Exception:  # whatever a user's model makes of it: Keras calls all of its layers
+        return False
 
 
 def _tell_losses(model: Any) -> None:

@@ -1,0 +1,1 @@
+"""What models of other worlds cost here: Keras beside PyTorch."""
