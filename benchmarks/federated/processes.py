@@ -17,6 +17,7 @@ benchmarks/results/federated-processes-TASK-seedN.json, seed by seed. Needs `g2d
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -52,6 +53,7 @@ from g2d.training.federated.client import Client
 from g2d.training.federated.messages import most_bytes
 from g2d.training.federated.networks import Networks
 from g2d.training.federated.processes import words
+from g2d.training.federated.processes.away import AWAY
 from g2d.training.federated.processes.cells import ClientCell
 from g2d.training.federated.processes.kits import read_kit
 from g2d.training.federated.processes.words import settings_digest
@@ -63,6 +65,7 @@ from g2d.vault.vault import Vault
 
 KINDS = ("base", "early", "member")
 _LOOK = 0.2  # seconds
+HEARD = 600.0  # seconds in which a client that leaves is heard
 _MISSING = re.compile(r"round (\d+) of ([a-z0-9-]+): \d+ of \d+ answered, without (.+)")
 
 
@@ -172,9 +175,22 @@ class Group:
         known = {sender for sender, _ in AnswerFile(path, 1 << 30).read(number)}
         return len(known & set(names))
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait; who ends by itself before, with an error, is one."""
+    def away(self) -> set[str]:
+        """Clients that the server does not wait for."""
+        path = self.vault.with_name("vault.federated") / AWAY
+        return set(json.loads(path.read_text())) if path.exists() else set()
+
+    def leave(self, name: str) -> None:
+        """End a client by SIGTERM; its round would wait for it if the server had not heard so."""
+        self.end(name, signal.SIGTERM)
+        self.until(lambda: name in self.away(), HEARD, f"the server has not heard {name} leave")
+
+    def until(self, condition: Callable[[], bool], most: float = math.inf, why: str = "") -> None:
+        """Wait; who ends by itself before, with an error, is one; so is what takes too long."""
+        began = time.monotonic()
         while not condition():
+            if time.monotonic() - began > most:
+                raise SystemExit(f"{why}: {self.log('server')[-2000:]}")
             for name, process in self.running.items():
                 if process.poll() not in (None, 0):
                     raise SystemExit(f"{name} failed: {self.log(name)[-2000:]}")
@@ -237,8 +253,12 @@ def driven(group: Group) -> None:
         for number in range(given.rounds):
             _round(group, number, away, [n for n in others if n not in away[number]])
             worker.turn.release()
+        # Before the last round is closed they would answer it, and nothing of it were lost; and the
+        # next stage, which this process's own answer holds open, is to hear them.
+        group.until(lambda: group.round() >= given.rounds)
         for name in sorted(away[given.rounds - 1]):
             group.start(name)
+        group.until(lambda: not group.away() & set(others))
         worker.turn.release(1000)  # of members nothing is held back
         group.until(lambda: group.running["server"].poll() == 0)
         group.until(lambda: all(p.poll() == 0 for p in group.running.values()))
@@ -262,7 +282,7 @@ def _round(group: Group, number: int, away: list[set[str]], there: list[str]) ->
             group.start(name)
     group.until(lambda: group.answered(number, there) == len(there))
     for name in sorted(away[number + 1] - away[number]):
-        group.end(name, signal.SIGTERM)
+        group.leave(name)
 
 
 def measured(given: Namespace, seed: int, folder: Path) -> Result:
