@@ -2,12 +2,14 @@
 
     python -m benchmarks.generation.cifar --data ../shared/data/cifar10        # hours on one core
     python -m benchmarks.generation.cifar --overhead --data ...                # of a training step
+    python -m benchmarks.generation.cifar --short --scope norms adapters --data ...   # 1 % moves
     benchmarks/gpu.sh [--rehearse]                                             # ResNet-18, minutes
 
 The network is pretrained once (kept in `--work`, gone on with), taken as the base, and its members
 are forks. Attacks at 2/255 and 8/255. `--short` has population, fit, 20 generations and their stale
-and white-box rows alone. Rows that are in the seed's JSON are not measured again. Writes
-benchmarks/results/generation-cifar-NETWORK-seed*.json.
+and white-box rows alone. Rows that are in the seed's JSON are not measured again. Where norms and
+head or adapters alone move, the file's name says so. `--network tiny --short`, without data, is a
+try of a minute. Writes benchmarks/results/generation-cifar-NETWORK[-SCOPE]-seed*.json.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import os
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from torch.nn import functional as F
 import g2d
 from benchmarks.common.measure import PeakMemory, function_columns, stale, white_box
 from benchmarks.common.places import RESULTS
+from benchmarks.common.tables import TARGETS, markdown
+from benchmarks.generation import scopes
 from benchmarks.generation.pretraining import NETWORKS, Plan, pretrained
 from benchmarks.generation.run import Seed, plain_progress
 from benchmarks.generation.ways import Maker
@@ -94,16 +99,22 @@ class Cifar(Seed):
     examples = (500, 200)
     targets = 2
 
-    def __init__(self, network: str, seed: int, options: argparse.Namespace) -> None:
-        self.begin(seed, options.out / f"generation-cifar-{network}-seed{seed}.json")
+    def __init__(self, network: str, scope: str, seed: int, options: argparse.Namespace) -> None:
+        name = network if scope == "all" else f"{network}-{scope}"
+        self.begin(seed, options.out / f"generation-cifar-{name}-seed{seed}.json")
         self.task, self.began = task_of(network, options.data, options.device), time.perf_counter()
         state, found = pretrained(self.task, PLANS[network], options.work / "pretrained")
         self.note("pretrained", {**found, "seconds": round(time.perf_counter() - self.began, 1)})
         tables = {name: dict(table) for name, table in SIZES[network].items()}
         tables["population"]["seed"] = seed
         tables["task"] = {"device": options.device}
+        named = scopes.names_of(network, scope)
+        if named:
+            tables["autoencoder"] = {**tables.get("autoencoder", {}), "scope": named}
         self.settings = build(Settings, tables, "benchmark")
-        vault = options.work / f"cifar-{network}-{seed}"
+        self.task = replace(self.task, factory=scopes.factory_of(network, scope))
+        self.note("scope", {"name": scope, **scopes.share_of(self.task, named, network)})
+        vault = options.work / f"cifar-{name}-{seed}"
         self.defence = g2d.Defence.create(self.task, vault, self.settings)
         self.task = self.defence.task
         self.defence.adopt_base(state)
@@ -121,7 +132,7 @@ class Cifar(Seed):
                 self.note(f"{name}_seconds", round(time.perf_counter() - began, 1))
                 self.note(f"{name}_peak_mib", round(memory.mib))
 
-    def short(self, count: int = 20) -> None:
+    def short(self, count: int) -> None:
         """`count` generations; stale and white-box rows of the last, beside the base that stays."""
         began, times = time.perf_counter(), []
         missing = count + 1 - self.defence.vault.exposures()[-1]
@@ -194,6 +205,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=Path("runs"), help="where vaults are kept")
     parser.add_argument("--short", action="store_true", help="20 generations, stale and white-box")
+    parser.add_argument("--generations", type=int, default=20, help="of --short")
+    parser.add_argument("--scope", choices=scopes.SCOPES, nargs="+", default=["all"])
     parser.add_argument("--overhead", action="store_true", help="of a step over bare PyTorch")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -202,16 +215,24 @@ def main() -> None:
         print(f"a step takes {found:.3f} times a bare one's CPU time (at most {MOST_OVERHEAD})")
         raise SystemExit(found > MOST_OVERHEAD)
     for seed in options.seeds:
-        run = Cifar(options.network, seed, options)
-        run.build(only_population=False)
+        found = {scope: measured(scope, seed, options) for scope in options.scope}
         if options.short:
-            run.short()
-        else:
-            run.prepare()
-            run.waves()
-            run.product()
-            run.controls()
-        run.defence.close()
+            print(markdown(TARGETS, scopes.rows(found)))
+
+
+def measured(scope: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what is asked for with one scope and one seed; return its record."""
+    run = Cifar(options.network, scope, seed, options)
+    run.build(only_population=False)
+    if options.short:
+        run.short(options.generations)
+    else:
+        run.prepare()
+        run.waves()
+        run.product()
+        run.controls()
+    run.defence.close()
+    return run.record
 
 
 if __name__ == "__main__":
