@@ -65,7 +65,8 @@ def settings_of(given: Namespace, seed: int, f: int, rule: str) -> Settings:
         "population__members": given.members, "population__basins": given.basins,
         "population__batch": given.batch,
         "canaries__count": 0, "federated__clients": given.clients, "federated__alpha": given.alpha,
-        "federated__rounds": given.rounds, "federated__rule": rule,
+        "federated__rounds": given.rounds, "federated__early_rounds": given.early_rounds,
+        "federated__fork_rounds": given.fork_rounds, "federated__rule": rule,
         "federated__f": 0 if plain else f, "federated__mix": not plain,
         "federated__clip": 0.0 if plain else 2.0, "federated__member_drop": given.member_drop,
         "federated__root": given.root,
@@ -145,8 +146,8 @@ def answers(defence: Defence, given: Namespace) -> Result:
 def run(given: Namespace, seed: int, path: Path) -> Result:
     """Measure what is missing of one seed, vault by vault."""
     result = json.loads(path.read_text()) if path.exists() else record(given)
-    names = ("task", "clients", "alpha", "rounds", "members", "basins", "batch", "count", "gated",
-             "least", "member_drop", "root")  # fmt: skip
+    names = ("task", "clients", "alpha", "rounds", "early_rounds", "fork_rounds", "members",
+             "basins", "batch", "count", "gated", "least", "member_drop", "root")  # fmt: skip
     hold_to(result, {name: getattr(given, name) for name in names} | {"commit": commit()}, path)
     rows = result.setdefault("rows", {})
     for f in (0, *given.fs):
@@ -233,6 +234,8 @@ def flags() -> ArgumentParser:
     found.add_argument("--clients", type=int, default=20)
     found.add_argument("--alpha", type=float, default=0.5)
     found.add_argument("--rounds", type=int, default=60)
+    found.add_argument("--early-rounds", type=int, default=20)
+    found.add_argument("--fork-rounds", type=int, default=10)
     found.add_argument("--root", type=int, default=200, help="records of the server's own")
     found.add_argument("--members", type=int, default=24)
     found.add_argument("--basins", type=int, default=2)
