@@ -63,13 +63,14 @@ def _alike(task, x):
 def test_every_kind_of_layer_answers_and_trains_as_keras(builder, monkeypatch):
     task = worlds.task(_calm(builder), splits(), native=False)
     assert "its common layers by torch" in worlds.way(task)
-    called, real = [], direct.Call.__call__
+    called = []
+    for kind in (direct.InTorch, direct.Through):
 
-    def noted(call, *more):
-        called.append(call)
-        return real(call, *more)
+        def noted(call, *more, real=kind.__call__):
+            called.append(call)
+            return real(call, *more)
 
-    monkeypatch.setattr(direct.Call, "__call__", noted)
+        monkeypatch.setattr(kind, "__call__", noted)
     _alike(task, splits().test.x)
     assert len(called) == 2 * task.model(0).direct > 9
 

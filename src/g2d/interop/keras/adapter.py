@@ -53,7 +53,12 @@ class Held:
         scope = self.keras.StatelessScope()
         scope.state_mapping = bound
         with self.keras.device(str(x.device)), scope:
-            logits: Tensor = self.model(x, training=training)
+            context = self.model._get_call_context()
+            context.set_value("training", training)
+            try:
+                logits: Tensor = self.model(x, training=training)
+            finally:
+                self.model._maybe_reset_call_context()
         return logits
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from g2d.interop.keras.graph import Reading, Untranslated, Value
+from g2d.interop.keras.graph import Reading, Untranslated, Value, nodes_of, tensors_of
 from g2d.interop.keras.moves import Move
 from g2d.interop.keras.network import KerasBatchNorm1d, KerasBatchNorm2d, SameConv1d, SameConv2d
 
@@ -62,8 +62,19 @@ class Step(NamedTuple):
     given: tuple[int, ...]
 
 
-class Call(NamedTuple):
-    """What a layer does, in torch, if it is called with `kind`."""
+class Call(Protocol):
+    """What a layer does if it is called with `kind`."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it has to be called with."""
+
+    def __call__(self, bound: Bound, given: Sequence[Tensor], training: bool) -> Tensor:
+        """What the layer gives, of the order in which Keras has it."""
+
+
+class InTorch(NamedTuple):
+    """What a layer does, in torch."""
 
     kind: Kind
     steps: tuple[Step, ...]
@@ -79,6 +90,30 @@ class Call(NamedTuple):
                 tensors = {name: move.seen(bound.get(key)) for name, key, move in held}
                 values[place] = run(module, tensors, training, values[took[0]])
         return values[self.out]
+
+
+class Through(NamedTuple):
+    """What a chain or graph of layers does: each is called, in order, on what others gave.
+
+    Attributes:
+        nodes: a layer or operation, the values that it takes and whether as a list, whether it is
+            told of training, and the value that it gives.
+    """
+
+    kind: Kind
+    nodes: tuple[tuple[Any, tuple[int, ...], bool, bool, int], ...]
+    source: int
+    out: int
+
+    def __call__(self, bound: Bound, given: Sequence[Tensor], training: bool) -> Tensor:
+        """What the last one gives."""
+        values: dict[int, Any] = {self.source: given[0]}
+        for operation, took, listed, told, gives in self.nodes:
+            args: list[Any] = [values[one] for one in took]
+            more = {"training": training} if told else {}
+            values[gives] = operation(args, **more) if listed else operation(*args, **more)
+        found: Tensor = values[self.out]
+        return found
 
 
 def _linear(module: nn.Linear, held: Held, training: bool, x: Tensor) -> Tensor:
@@ -129,14 +164,19 @@ _RUNS: dict[type[nn.Module], Run] = {
 
 
 def candidates(model: Any) -> list[Any]:
-    """Layers of Keras' own kinds that may have a translation, as deep as they lie."""
+    """Layers of Keras' own kinds that may be called directly, as deep as they lie; itself, too."""
     from g2d.interop.keras import layers
 
     return [
         layer
         for layer in model._flatten_layers()
-        if layers.known(type(layer)) and "call" not in vars(layer)
+        if (layers.known(type(layer)) or _is_graph(layer)) and "call" not in vars(layer)
     ]
+
+
+def _is_graph(layer: Any) -> bool:
+    own = type(layer).__module__.startswith("keras.src.models.")
+    return own and type(layer).__name__ in ("Sequential", "Functional")
 
 
 def calls(model: Any, seen: Mapping[int, set[Kind | None]]) -> dict[int, Call]:
@@ -147,10 +187,42 @@ def calls(model: Any, seen: Mapping[int, set[Kind | None]]) -> dict[int, Call]:
         kind = next(iter(kinds), None)
         if len(kinds) == 1 and kind is not None:
             try:
-                found[id(layer)] = _call(layer, kind)
+                found[id(layer)] = (_through if _is_graph(layer) else _call)(layer, kind)
             except Untranslated:
                 continue  # Keras calls it
     return found
+
+
+def _through(model: Any, kind: Kind) -> Call:
+    """How a chain or graph of layers runs on what it was called with, which it takes as it is.
+
+    Raises:
+        Untranslated: it would convert that, or takes or gives several values.
+    """
+    graph = getattr(model, "_functional", None) or model
+    if not hasattr(graph, "_nodes_by_depth") or len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise Untranslated("it has no graph with one input and one output")
+    if isinstance(graph._outputs_struct, dict):
+        raise Untranslated("it gives a dictionary")
+    wanted = graph.inputs[0]
+    same = len(kind) == 1 and len(kind[0][0]) + 1 == len(wanted.shape)
+    if not same or str(kind[0][1]) != f"torch.{wanted.dtype}" or not _is_float32(model):
+        raise Untranslated("Keras converts what it is called with")
+    nodes = []
+    for node in nodes_of(graph):
+        took, args = tensors_of(node), list(node.arguments.args)
+        if len(node.outputs) != 1:
+            raise Untranslated("a layer gives several results")
+        listed = len(args) == 1 and isinstance(args[0], list | tuple)
+        told = "training" in getattr(node.operation, "_call_context_args", ())
+        places = tuple(id(one) for one in took)
+        nodes.append((node.operation, places, listed, told, id(node.outputs[0])))
+    return Through(kind, tuple(nodes), id(wanted), id(graph.outputs[0]))
+
+
+def _is_float32(layer: Any) -> bool:
+    policy = layer.dtype_policy
+    return policy.compute_dtype == policy.variable_dtype == "float32"
 
 
 def _call(layer: Any, kind: Kind) -> Call:
@@ -179,7 +251,7 @@ def _call(layer: Any, kind: Kind) -> Call:
             if move.name.partition(".")[0] == name
         )
         steps.append(Step(run, module, held, took))
-    return Call(kind, tuple(steps), out.step)
+    return InTorch(kind, tuple(steps), out.step)
 
 
 def open_to_calls(layer: Any) -> None:

@@ -134,13 +134,18 @@ def _graph(model: Any) -> Any:
     return graph
 
 
-def _run(reading: Reading, graph: Any, given: Value, layers: Any) -> Value:
-    nodes = [
+def nodes_of(graph: Any) -> list[Any]:
+    """The calls of layers and operations in a graph, each behind those whose results it takes."""
+    return [
         node
         for depth in sorted(graph._nodes_by_depth, reverse=True)
         for node in graph._nodes_by_depth[depth]
         if not node.is_input
     ]
+
+
+def _run(reading: Reading, graph: Any, given: Value, layers: Any) -> Value:
+    nodes = nodes_of(graph)
     uses = Counter(id(node.operation) for node in nodes)
     values = {id(graph.inputs[0]): given}
     for node in nodes:
@@ -149,7 +154,7 @@ def _run(reading: Reading, graph: Any, given: Value, layers: Any) -> Value:
             continue
         if uses[id(operation)] > 1:
             raise Untranslated(f"layer {operation.name!r} is shared: it is used in several places")
-        took = _tensors(node)
+        took = tensors_of(node)
         if any(id(tensor) not in values for tensor in took):
             raise Untranslated(f"layer {operation.name!r} takes what is no layer's result")
         result = _step(reading, operation, [values[id(t)] for t in took], layers)
@@ -171,8 +176,12 @@ def _step(reading: Reading, operation: Any, given: list[Value], layers: Any) -> 
     return layers.translate(reading, operation, given)
 
 
-def _tensors(node: Any) -> list[Any]:
-    """What a node takes, in order; numbers or options beside tensors are not known."""
+def tensors_of(node: Any) -> list[Any]:
+    """What a node takes, in order.
+
+    Raises:
+        Untranslated: numbers or options beside tensors.
+    """
     args = list(node.arguments.args)
     if len(args) == 1 and isinstance(args[0], list | tuple):
         args = list(args[0])
