@@ -10,7 +10,15 @@ from pathlib import Path
 from benchmarks.common.command import Result
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
-from benchmarks.federated import aggregation, backdoor, exchange, inversion, processes, scan
+from benchmarks.federated import (
+    aggregation,
+    backdoor,
+    exchange,
+    inversion,
+    judging,
+    processes,
+    scan,
+)
 
 Results = Sequence[Result]
 
@@ -26,7 +34,7 @@ def _both(table: str, rows: Sequence[Sequence[object]]) -> str:
 
 def _rules(results: Results) -> str:
     given = aggregation.told(results)
-    return _both(aggregation.table(results, given), aggregation.targets(results, given))
+    return _both(aggregation.table(results, given), judging.targets(results, given))
 
 
 def _backdoor(results: Results) -> str:
