@@ -64,7 +64,18 @@ EXPOSED, TARGETS_LEFT = 20, 5
 EVERY = 5  # steps between the snapshots of one training
 FAR = 1e4  # noise of forks that are there only because a population has two members
 FORK_STEPS = 30  # of a refresh, which nothing here makes
-OWN = ("count", "forks", "fork_rate", "soft", "base_weight", "stale_weight", "clip", "rate")
+OWN = (
+    "count",
+    "forks",
+    "basins",
+    "early_steps",
+    "fork_rate",
+    "soft",
+    "base_weight",
+    "stale_weight",
+    "clip",
+    "rate",
+)
 ROWS = ("cost", "clean", "alone", "public", "stale", "iterates")
 
 
@@ -90,6 +101,7 @@ class Whole:
         if given.forks == PUBLIC:
             made = made.override(
                 population__fork_steps=given.fork_steps, population__fork_rate=given.fork_rate,
+                population__basins=given.basins, population__early_steps=given.early_steps,
                 privacy__soft=given.soft, privacy__fork_steps=FORK_STEPS,
                 guidance__base_weight=given.base_weight, harden__stale=given.stale_weight,
             )  # fmt: skip
@@ -319,6 +331,8 @@ def parser() -> ArgumentParser:
     flags(made)
     made.set_defaults(public_steps=600, fork_steps=300)
     made.add_argument("--forks", choices=(PUBLIC, PRIVATE), default=PUBLIC, help="what they learn")
+    made.add_argument("--basins", type=int, default=4, help="of public forks")
+    made.add_argument("--early-steps", type=int, default=1500, help="plain ones, of each basin")
     made.add_argument("--fork-rate", type=float, default=2e-3, help="of public forks")
     made.add_argument("--soft", type=float, default=0.9, help="[privacy] soft, of those")
     made.add_argument(

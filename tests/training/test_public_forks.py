@@ -76,6 +76,27 @@ def test_forks_on_public_data_are_free_and_the_same_whoever_gave_records(apart, 
         assert (again.weights, again.attacks) == (weights, attacks), "nobody's record was read"
 
 
+def test_basins_of_their_own_are_free_too(apart, tmp_path):
+    many = replace(FORKS, basins=2, early_steps=3)
+    jobs = []
+
+    def charge(job):
+        jobs.append(job)
+        return {}
+
+    with Vault.create(tmp_path / "v", "") as vault:
+        build_population(apart, vault, many, SerialEngine(), charge=charge, privacy=PRIVACY)
+        early = [(vault.read(entry), entry.info["learned"]) for entry in vault.entries("early")]
+    assert [bool(cost_of(job.kind, job.index, PRIVACY, many)) for job in jobs] == [
+        True, False, False, False, False,
+    ]  # fmt: skip
+    assert [learned for _, learned in early] == ["public", "public"]
+    for job, (weights, _) in zip([j for j in jobs if j.kind == "early"], early, strict=True):
+        assert job.start is None, "it begins at fresh weights"
+        assert job.base is not None, "and learns what the base answers"
+        assert run_job(replace(job, task=of_others(apart))).weights == weights
+
+
 def test_what_is_charged_is_what_reads_people():
     def of(kind, recipe="repelled", privacy=PRIVACY):
         charged = cost_of(kind, 0, privacy, replace(FORKS, recipe=recipe, early_steps=9))

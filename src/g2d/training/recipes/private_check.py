@@ -15,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from g2d.errors import SettingsError
 from g2d.protect.privacy.accounting import require
 from g2d.settings import HardenSettings, PopulationSettings, PrivacySettings
+from g2d.settings.privacy import PUBLIC
 from g2d.tasks.task import Task
 from g2d.training.recipes.hardened import find, try_out
 from g2d.training.recipes.private import Private, PrivatePlan, require_opacus
@@ -45,7 +46,7 @@ def check_private_training(
     require()
     require_opacus()
     check_numbers(privacy)
-    _check_population(population)
+    _check_population(privacy, population)
     _check_recipes(harden, marked)
     check_public(task, privacy.public_steps)
     check_public_forks(task, privacy, population)
@@ -84,12 +85,14 @@ def check_numbers(p: PrivacySettings) -> None:
             )
 
 
-def _check_population(s: PopulationSettings) -> None:
+def _check_population(privacy: PrivacySettings, s: PopulationSettings) -> None:
+    if privacy.forks == PUBLIC:
+        return  # early checkpoints read nobody either, and are free
     if s.recipe != "seeds" and (s.basins != 1 or s.early_steps != 0):
         raise SettingsError(
             f"[population] basins = {s.basins} and early_steps = {s.early_steps} would train early "
             "checkpoints, which are paid for as a base is; private members begin at the base: set "
-            "basins = 1 and early_steps = 0"
+            "basins = 1 and early_steps = 0, or [privacy] forks = 'public'"
         )
 
 
