@@ -14,12 +14,13 @@ from stand_ins import Harness, wait_for
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn")
 CHROMIUM = shutil.which("chromium")
+TOKEN = "a-token-of-the-page"
 WAIT = 60_000  # ms that anything may take to appear
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium on the PATH")
 def test_who_may_not_know_sees_that_it_answers_and_no_generation():
-    harness = Harness(serving=ServeSettings(policy="sticky"))
+    harness = Harness(serving=ServeSettings(policy="sticky"), token=TOKEN)
     bound = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(harness.service, ws="none", lifespan="on", log_config=None,
                             timeout_graceful_shutdown=1)  # fmt: skip
@@ -44,6 +45,14 @@ def test_who_may_not_know_sees_that_it_answers_and_no_generation():
             assert not shown.get_by_text("live for").is_visible()
             for place in ("#alarms", "#rotations", "#rejected"):
                 assert shown.locator(place).is_hidden()
+            shown.click("#watch")
+            shown.fill("#token", TOKEN)
+            shown.press("#token", "Enter")
+            generation = playwright.expect(shown.locator("#generation"))
+            generation.to_have_text("2", timeout=WAIT)
+            assert "sticky: 1, 2 answer" in shown.locator("#schedule").inner_text()
+            shown.click("#forget")
+            generation.to_have_text("not told", timeout=WAIT)
             assert shown.title() == "G2D g2d"
             assert said == []
             browser.close()

@@ -199,11 +199,11 @@ def test_what_monitors_see_is_shown_to_whoever_has_the_token(made):
     expect(shown, "#watched-note", "are for operators")
     shown.click("#watch")
     enter(shown, TOKEN)
-    expect(shown, "#watched-body", "critical: 1 alarm.*query_attack.*near-duplicates.*near 0.97")
-    expect(shown, "#watched-body", "pinned.*jwt:a.*query_attack.*60")
+    expect(shown, "#watched-body .strong", "query_attack.*near-duplicates.*near 0.97")
+    expect(shown, "#watched-body", "pinned.*for another.*jwt:a.*query_attack.*1 min")
     more = {"level": "notice", "evidence": {}}
     made.harness.rotation.alarm("drift", "the world has moved", rotate=False, **more)
-    expect(shown, "#watched-body", "notice: 1 alarm")  # without a click
+    expect(shown, "#watched-body", "critical: 1 alarm.*notice: 1 alarm")  # without a click
     shown.click("#forget")
     expect(shown, "#watched-body", "^$")
     assert shown.locator("#alarm-line").is_hidden()

@@ -26,14 +26,15 @@ def add_alarms(app: FastAPI, service: Service, desk: Desk) -> None:
     @app.get("/alarms", tags=["status"], dependencies=[Depends(described)],
              responses=wrong(401, 403, 429))  # fmt: skip
     async def alarms() -> Response:
-        """Every alarm with its level and evidence, rotations, numbers, who is pinned, and the
-        basins that nobody has seen."""
+        """Every alarm with its level and evidence, rotations, numbers, who is pinned, what answers
+        under a policy, and the basins that nobody has seen."""
         status = service.rotation.status()
         told = {
             "alarms": service.event_log.alarms(),
             "rotations": service.event_log.rotations(),
             "withheld": status.get("withheld", 0),
             **desk.status(),
+            **service.versions.status(),
         }
         if "growth" in status:
             told["growth"] = status["growth"]

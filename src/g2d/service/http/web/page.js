@@ -16,9 +16,12 @@ function take(fresh) {
 
 /** Under a serving policy only who may observe is told of rotations: see docs/serving.md. */
 function drawHidden() {
+  const serving = watched?.serving; // with the token; the stream comes without it
   for (const id of ["generation", "countdown", "spare"]) write(id, "not told");
   for (const id of ["countdown", "spare"]) $(id).classList.add("words");
-  write("schedule", "a policy says whom which generation answers; who may observe is told which");
+  if (serving) write("generation", String(serving.live.at(-1)));
+  write("schedule", serving ? answering(serving)
+    : "a policy says whom which generation answers; who may observe is told which");
   write("spare-more", "");
   for (const id of ["bar", "live-for"]) $(id).hidden = true;
 }

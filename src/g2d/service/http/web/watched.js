@@ -10,6 +10,7 @@ function takeWatched(fresh) {
   drawWatchedNote();
   $("watch").hidden = Boolean(watched);
   drawAlarmLine(watched);
+  if (state?.hidden) drawHidden();
   $("watched-body").replaceChildren(...(watched ? drawWatched().filter(Boolean) : []));
   if (watched && !$("ask").open && $("said").textContent === CALLS.watch.doing) say("");
 }
@@ -53,7 +54,7 @@ function drawLevel(level, alarms) {
   const details = el("details", toggled.get(level) ?? level !== "notice" ? { open: "" } : {},
     el("summary", {}, `${level}: ${counted(alarms.length, "alarm")}`),
     el("ol", { class: "list" }, ...alarms.slice(0, 50).map((alarm) => el("li",
-      { class: level === "notice" ? "" : "strong" }, moment(alarm.time),
+      { class: level === "critical" ? "strong" : level }, moment(alarm.time),
       el("span", { class: "kind" }, title(alarm)),
       alarm.client ? el("code", {}, String(alarm.client)) : null,
       ` ${alarm.text ?? ""} `, drawEvidence(alarm.evidence)))));
@@ -63,7 +64,7 @@ function drawLevel(level, alarms) {
 
 function drawEvidence(evidence) {
   const facts = Object.entries(evidence ?? {});
-  return facts.length ? el("span", { class: "note" },
+  return facts.length ? el("span", { class: "note facts" },
     facts.map(([key, value]) => `${key} ${isNumber(value) ? short(value) : value}`).join(" · ")) : null;
 }
 
@@ -72,10 +73,10 @@ function drawPinned(pinned) {
   const all = Array.isArray(pinned) ? pinned
     : Object.entries(pinned ?? {}).map(([client, why]) => ({ client, why }));
   if (!all.length) return null;
-  const keys = Object.keys(all[0]);
-  const text = (value) => (isNumber(value) ? short(value) : String(value ?? "–"));
+  const keys = Object.keys(all[0]), names = keys.map((key) => (key === "seconds" ? "for another" : key));
+  const text = (value, key) => (!isNumber(value) ? String(value ?? "–") : key === "seconds" ? span(value) : short(value));
   return table("cards", "Clients that are pinned: they stay with the generation that they know.",
-    keys, all.slice(0, 100).map((one) => keys.map((key) => text(one[key]))));
+    names, all.slice(0, 100).map((one) => keys.map((key) => text(one[key], key))));
 }
 
 setInterval(async () => {
