@@ -27,6 +27,7 @@ import statistics
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,17 +188,18 @@ class Whole:
         return found
 
     def _fork_of(self, model: nn.Module) -> float:
-        """Accuracy of a public fork of a network that is not private, nor needs to be."""
+        """Accuracy of a member's like, of a network that is not private, nor needs to be."""
         defence, s = self.defence, self.defence.settings
         p, task, weights = s.population, defence.task, pack(model.state_dict())
         split = task.splits.pooled
         attacks, index = craft_pool(task, model, split, p.pool, p.pool_steps, self.seed)
         job = TrainingJob(
-            defence.source, "member", 0, 0, "repelled", p, weights,
-            (pack_pool(attacks, index, task),), harden=s.harden, privacy=s.privacy, base=weights,
+            defence.source, "early", 0, 0, "repelled", p, None, (pack_pool(attacks, index, task),),
+            harden=s.harden, privacy=s.privacy, base=weights,
         )  # fmt: skip
-        fork = load_model(task, unpack(run_job(job).weights))
-        return accuracy_rate(fork, task.splits.test).value
+        start = run_job(job).weights if p.early_steps else weights
+        fork = run_job(replace(job, kind="member", start=start)).weights
+        return accuracy_rate(load_model(task, unpack(fork)), task.splits.test).value
 
     def stale(self) -> Result:
         """Joint attacks on the twenty generations before: on the next, and on the newest read."""
