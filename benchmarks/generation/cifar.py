@@ -215,9 +215,9 @@ def main() -> None:
         print(f"a step takes {found:.3f} times a bare one's CPU time (at most {MOST_OVERHEAD})")
         raise SystemExit(found > MOST_OVERHEAD)
     for seed in options.seeds:
-        found = {scope: measured(scope, seed, options) for scope in options.scope}
+        records = {scope: measured(scope, seed, options) for scope in options.scope}
         if options.short:
-            print(markdown(TARGETS, scopes.rows(found)))
+            print(markdown(TARGETS, scopes.rows(records)))
 
 
 def measured(scope: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

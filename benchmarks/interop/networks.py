@@ -44,7 +44,7 @@ def torch_convolutions() -> nn.Module:
     )  # fmt: skip
 
 
-class Block(layers.Layer):
+class Block(layers.Layer):  # type: ignore[misc]  # Keras has no types
     """Two convolutions with batch norm, and a way around them."""
 
     def __init__(self, width: int, **more: Any) -> None:
@@ -59,7 +59,7 @@ class Block(layers.Layer):
         return keras.ops.relu(x + self.norms[1](self.second(found)))
 
 
-class Residual(keras.Model):
+class Residual(keras.Model):  # type: ignore[misc]
     """A residual network as a class with a `call()` of its own: 29,978 parameters."""
 
     def __init__(self, **more: Any) -> None:
@@ -90,7 +90,7 @@ class TorchResidual(nn.Module):
         x = F.relu(self.stem(F.pad(x, (0, 1, 0, 1))))
         found = F.relu(self.norms[0](self.first(x)))
         x = F.relu(x + self.norms[1](self.second(found))).mean((2, 3))
-        return self.head(F.dropout(F.relu(self.middle(x)), 0.2, self.training))  # type: ignore[no-any-return]
+        return self.head(F.dropout(F.relu(self.middle(x)), 0.2, self.training))
 
 
 class Pair(NamedTuple):

@@ -243,7 +243,7 @@ def _call(layer: Any, kind: Kind) -> Call:
     steps = []
     for (name, module), (_, took) in zip(reading.modules, reading.plan, strict=True):
         run = _RUNS.get(type(module))
-        if run is None and (list(module.parameters()) or list(module.buffers())):
+        if run is None and [*module.parameters(), *module.buffers()]:
             raise Untranslated(f"{type(module).__name__} holds tensors of its own")
         held = tuple(
             (move.name.partition(".")[2], id(own[move.index]), move)
@@ -256,7 +256,8 @@ def _call(layer: Any, kind: Kind) -> Call:
 
 def open_to_calls(layer: Any) -> None:
     """Have a layer look for its direct call wherever it is called."""
-    object.__setattr__(layer, "__class__", _quick(type(layer)))
+    kind: Any = type(layer)
+    object.__setattr__(layer, "__class__", _quick(kind))
 
 
 @contextmanager
@@ -278,11 +279,10 @@ def _quick(kind: Any) -> Any:
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         found = _directly(self, args, kwargs)
-        return super(quick, self).__call__(*args, **kwargs) if found is None else found
+        return kind.__call__(self, *args, **kwargs) if found is None else found
 
     names = {"__call__": __call__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    quick = type(kind.__name__, (kind,), names)
-    return quick
+    return type(kind.__name__, (kind,), names)
 
 
 @functools.cache
