@@ -105,6 +105,7 @@ class Whole:
                 population__basins=given.basins, population__early_steps=given.early_steps,
                 privacy__soft=given.soft, privacy__fork_steps=FORK_STEPS,
                 guidance__base_weight=given.base_weight, harden__stale=given.stale_weight,
+                guidance__resting=True,
             )  # fmt: skip
         return made
 
@@ -334,7 +335,7 @@ def parser() -> ArgumentParser:
     # By hand, on held-out train images of seed 7 (docs/privacy.md, "What was tried").
     made.set_defaults(batch=4096, steps=200, public_steps=3000, fork_steps=200)
     made.add_argument("--forks", choices=(PUBLIC, PRIVATE), default=PUBLIC, help="what they learn")
-    made.add_argument("--basins", type=int, default=4, help="of public forks")
+    made.add_argument("--basins", type=int, default=6, help="of public forks")
     made.add_argument("--early-steps", type=int, default=2000, help="plain ones, of each basin")
     made.add_argument("--fork-rate", type=float, default=1e-3, help="of public forks")
     made.add_argument("--soft", type=float, default=0.9, help="[privacy] soft, of those")
