@@ -104,19 +104,21 @@ def measured(given: Namespace, seed: int, f: int, rule: str) -> Result:
     stopped = Stopped(folder.with_name(f"{folder.name}-stopped.json"))
     found: Result = {}
     with Defence.create(given.task, folder, settings_of(given, seed, f, rule)) as defence:
-        began = time.process_time()
+        began, phase = time.process_time(), "population"
         try:
             federate(defence.task, defence.vault, defence.settings, hostile, silent, lambda _: None)
             defence.fit()  # or what is missing of it after a kill
+            phase = OPEN
             made(defence, given.count, partial(stopped.note, OPEN))
+            phase = GATED
             gated = defence.settings.override(gates__backdoor=given.least)
             strict = Defence(defence.task, defence.source, defence.vault, gated)
             made(strict, given.count + given.gated, partial(stopped.note, GATED))
         except (SettingsError, PopulationError, GenerationError) as error:
-            found["refused"] = str(error)
+            found["refused"] = f"{phase}: {error}"
+        found |= {"stopped": stopped.counts} | answers(defence, given)
         found["cpu_seconds"] = round(time.process_time() - began, 1)  # since it last went on
-        found["stopped"] = stopped.counts
-        return found | answers(defence, given)
+        return found
 
 
 def made(defence: Defence, count: int, note: Callable[[Sequence[GateResult]], None]) -> None:
