@@ -110,6 +110,16 @@ def test_a_part_that_stands_apart_and_is_named_otherwise_is_told(truth):
     assert spectral_check(nn.Identity(), answers(known[:10]), few, CLASSES, 0.5) is None
 
 
+@pytest.mark.parametrize(("count", "told"), [(25, True), (46, False)])
+def test_what_nearly_half_of_a_class_has_become_is_no_poison_hidden_in_it(count, told):
+    x = 0.1 * torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    x[:count, 2] += 5.0
+    y = torch.zeros(100, dtype=torch.long)
+    known = torch.where(torch.arange(100) < count, 1, 0)  # by the live networks
+    found = spectral_check(nn.Identity(), answers(known), Split(x, y), CLASSES, 0.25)
+    assert (found is not None and not found.passed) == told
+
+
 def test_features_are_what_the_last_linear_layer_is_given():
     model = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 2)).eval()
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
@@ -203,7 +213,7 @@ def test_a_check_that_fails_says_what_to_do_and_ids_that_nothing_was_searched(di
     said: list[str] = []
     how = SimpleNamespace(accept=False, tell=said.append)
     lost = Check("former_data", False, 0.03, 0.02, "former gate data: 3 % lost")
-    with pytest.raises(DataError, match=r"3 % lost \(forks forget .*effort=\.\.`, it is 0\.15\)"):
+    with pytest.raises(DataError, match=r"3 % lost \(forks forget .*effort=\.\.`, it is 0\.1\)"):
         refuse([lost], how, 0.15)
     assert said == ["REFUSED: former gate data: 3 % lost"]
     names = {"agreement", "backdoor", "canaries", "former_class", "label_noise", "new_data",

@@ -44,7 +44,7 @@ class RefreshSettings(Checked):
     spectral: float = within(
         0.0,
         1.0,
-        0.5,
+        0.25,
         "records that stand apart in a class: how much more often the live networks"
         " name them otherwise",
         since="0.2",

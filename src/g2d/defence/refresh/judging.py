@@ -125,9 +125,9 @@ class Judged:
         )
         made.append(spectral or _unjudged(self.limits.spectral))
         progress("looking for poison", 1, 3)
-        made += influence_checks(
-            old, new, self.defence.task.splits.gate, sides["gate"], self.limits.former_drop
-        )
+        # Gates let every generation lose as much: a base may, too.
+        lost = max(self.limits.former_drop, self.defence.settings.gates.accuracy_drop)
+        made += influence_checks(old, new, self.defence.task.splits.gate, sides["gate"], lost)
         made.append(
             class_check(
                 old, new, self.defence.task.splits.gate, task.classes, self.limits.class_drop
