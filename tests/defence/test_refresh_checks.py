@@ -213,7 +213,7 @@ def test_a_check_that_fails_says_what_to_do_and_ids_that_nothing_was_searched(di
     said: list[str] = []
     how = SimpleNamespace(accept=False, tell=said.append)
     lost = Check("former_data", False, 0.03, 0.02, "former gate data: 3 % lost")
-    with pytest.raises(DataError, match=r"3 % lost \(forks forget .*effort=\.\.`, it is 0\.1\)"):
+    with pytest.raises(DataError, match=r"3 % lost \(forks forget .*effort=\.\.`, it is 0\.15\)"):
         refuse([lost], how, 0.15)
     assert said == ["REFUSED: former gate data: 3 % lost"]
     names = {"agreement", "backdoor", "canaries", "former_class", "label_noise", "new_data",

@@ -7,7 +7,7 @@ import pytest
 from g2d.core.engine import SerialEngine
 from g2d.defence.refresh import Refresh, take_up
 from g2d.defence.refresh.taking_up import READY
-from g2d.defence.refresh.work import _staging
+from g2d.defence.refresh.work import _staging, shortened
 from g2d.defence.staging import Staging
 from g2d.errors import SealingError, VaultError
 from g2d.protect.sealing import make_custodian
@@ -113,3 +113,9 @@ def test_a_challenger_of_a_sealed_vault_waits_sealed(vault, tmp_path):
 
 def files_below(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_the_fits_of_a_refresh_take_their_share_of_steps_and_none_where_there_are_none():
+    made = shortened(Settings().override(autoencoder__steps=0, diffusion__steps=801))
+    assert (made.autoencoder.steps, made.diffusion.steps) == (0, 81)
+    assert made.refresh.fit == 0.1

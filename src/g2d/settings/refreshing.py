@@ -12,11 +12,16 @@ class RefreshSettings(Checked):
     """What a refresh may cost, and which new data it refuses (docs/monitoring.md)."""
 
     effort: float = within(
-        0.001, 10.0, 0.15, "optimiser steps of all forks, as a share of the population's",
+        0.001, 10.0, 0.1, "optimiser steps of all forks, as a share of the population's",
         since="0.2",
     )  # fmt: skip
     rate: float = within(
         0.01, 100.0, 4.0, "peak learning rate of forks, by [population] fork_rate; not of private",
+        since="0.2",
+    )  # fmt: skip
+    # Fitted as long as at first it took as much as all forks together, and won nothing by it.
+    fit: float = within(
+        0.01, 10.0, 0.1, "steps of the generator's two fits, as a share of its first ones'",
         since="0.2",
     )  # fmt: skip
     polish: int = within(

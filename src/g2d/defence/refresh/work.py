@@ -6,6 +6,7 @@ run that is killed goes on where it stopped, and the vault stays as it was until
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from contextlib import AbstractContextManager
@@ -27,6 +28,7 @@ from g2d.defence.refresh.taking_up import (
 from g2d.defence.renewal import records_of
 from g2d.defence.staging import staging
 from g2d.errors import DataError, PopulationError, VaultError
+from g2d.settings import Settings
 from g2d.tasks.keyed import (
     KEY_BYTES,
     Sorted,
@@ -146,8 +148,9 @@ def _challenge(defence: Defence, staged: Vault, found: Sorted, how: Refresh) -> 
     assert base is not None, "the base is forked first"
     retired = retired_of(vault)
     generator = fit_generator(
-        grown, staged, settings, members, unpack(staged.read(base)), how.progress, retired
-    )
+        grown, staged, shortened(settings), members, unpack(staged.read(base)), how.progress,
+        retired,
+    )  # fmt: skip
     trial(defence, grown, staged, generator, how.progress)
     fitted = fitted_members(members, settings.autoencoder.newest_share)
     info = {
@@ -157,6 +160,15 @@ def _challenge(defence: Defence, staged: Vault, found: Sorted, how: Refresh) -> 
     }  # fmt: skip
     staged.put("generator", 0, {"weights": generator.to_bytes()}, info)
     return Told(False, tuple(how.lines), len(members) + 1, forks.steps, cpu, tuple(failed))
+
+
+def shortened(settings: Settings) -> Settings:
+    """Settings whose fits take the share of their steps that a refresh gives them."""
+    share, coder, latent = settings.refresh.fit, settings.autoencoder, settings.diffusion
+    return settings.override(
+        autoencoder__steps=math.ceil(share * coder.steps),  # it may have none
+        diffusion__steps=math.ceil(share * latent.steps),
+    )
 
 
 def _check_there(defence: Defence) -> None:
