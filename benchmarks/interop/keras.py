@@ -113,7 +113,7 @@ def rows(result: command.Result) -> Sequence[Sequence[object]]:
                 mean, low, high = interval(ratios(found, way, what))
                 wanted = f"≤ {most} ×" if most else "shown beside"
                 reached = f"{mean:.2f} × ({low:.2f} to {high:.2f})"
-                table.append([f"{name}, {said[way]}: a {what}", wanted, reached])
+                table.append([f"{name}, {said[way]}: {what}", wanted, reached])
     return table
 
 
