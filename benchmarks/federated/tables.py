@@ -57,7 +57,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "federated-rules": ("federated-mnist-seed*.json", _rules),
     "federated-backdoor": ("federated-backdoor-mnist-seed*.json", _backdoor),
     "federated-processes": (
-        "federated-processes-digits-seed*.json",
+        "federated-processes-mnist-seed*.json",
         lambda results: markdown(TARGETS, processes.rows(results)),
     ),
 }
