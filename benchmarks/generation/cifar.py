@@ -151,7 +151,8 @@ class Cifar(Seed):
                 **last, "white_box": white_box(models[-1], full), "had_it_stayed": stayed["last"],
             }  # fmt: skip
         clean = function_columns(models, [], self.task.splits.test)
-        pretraining = self.record["pretrained"]["seconds"]
+        # Not the seconds of this run, which may have found the network pretrained by another.
+        pretraining = self.record["pretrained"]["cpu_seconds"]
         self.note("short", {
             "generations": count, "rows": rows, "clean_base": clean["clean_each"][0],
             "clean_mean": statistics.mean(clean["clean_each"][1:]), "seconds_each": times,
@@ -224,14 +225,14 @@ def measured(scope: str, seed: int, options: argparse.Namespace) -> dict[str, An
     """Measure what is asked for with one scope and one seed; return its record."""
     run = Cifar(options.network, scope, seed, options)
     run.build(only_population=False)
-    if options.short:
-        run.short(options.generations)
-    else:
-        run.prepare()
-        run.waves()
-        run.product()
-        run.controls()
-    run.defence.close()
+    with run.defence:
+        if options.short:
+            run.short(options.generations)
+        else:
+            run.prepare()
+            run.waves()
+            run.product()
+            run.controls()
     return run.record
 
 
