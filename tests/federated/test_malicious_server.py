@@ -12,7 +12,7 @@ from g2d.tasks.splits import Split
 from g2d.training.federated.client import Client
 from g2d.training.federated.messages import ANSWER, MEMBER, ROUND, Message, decode, encode
 from g2d.training.federated.networks import Networks
-from g2d.training.federated.stages import Asked, rate_of
+from g2d.training.federated.stages import Asked, clean_rounds, rate_of
 
 SETTINGS = settings()  # a base of four rounds, an early checkpoint of one, two members of one
 
@@ -95,3 +95,15 @@ def test_no_pools_are_crafted_on_networks_that_the_settings_do_not_have(client):
         with pytest.raises(FederatedError, match=f"the server sends '{stage}'"):
             client.receive(encode(Message(MEMBER, stage, vector), form))
     client.receive(encode(Message(MEMBER, "early-0", vector), form))
+
+
+def test_early_checkpoints_learn_attacks_once_they_have_learned_something():
+    s = SETTINGS.override(population__recipe="repelled")
+    assert [clean_rounds(stage, 5, s) for stage in ("base-0", "early-1", "member-3")] == [0, 2, 0]
+    assert clean_rounds("early-1", 5, s.override(population__recipe="forks")) == 0
+    f = s.federated
+    asked = Asked("early-1", 4, 32, ("base-0",), f.local_rate, 2)
+    plans = [asked.plan(f, number) for number in range(4)]
+    assert [plan["repelled"] for plan in plans] == [[], [], ["base-0"], ["base-0"]]
+    rates = [f.local_rate, f.local_rate / 2, f.fork_rate, f.fork_rate / 2]
+    assert [plan["rate"] for plan in plans] == pytest.approx(rates)

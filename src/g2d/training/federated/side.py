@@ -25,7 +25,7 @@ from g2d.training.federated.ledgers import ClientLedger
 from g2d.training.federated.messages import ANSWER, decode
 from g2d.training.federated.networks import Networks
 from g2d.training.federated.server import Server
-from g2d.training.federated.stages import Asked, rate_of
+from g2d.training.federated.stages import Asked, clean_rounds, rate_of
 
 ROOT = "server-root"
 """What the server's own training is called where a rule asks for it."""
@@ -111,7 +111,8 @@ class ServerSide(ABC):
         """The server of a stage, as it was left."""
         s = self.settings
         rate = rate_of(stage, s.federated)
-        asked = Asked(stage, rounds, s.population.batch, tuple(repelled), rate)
+        clean = clean_rounds(stage, rounds, s)
+        asked = Asked(stage, rounds, s.population.batch, tuple(repelled), rate, clean)
         folder = None if self.folder is None else make_folder(self.folder, 0o700) / stage
         return Server(
             self.networks.form, start, asked, s.federated, self.identities, folder,

@@ -25,7 +25,9 @@ class Asked:
     Attributes:
         stage: its name, such as "member-12". rounds: how many. batch: examples a local step.
         repelled: stages of the networks whose attacks clients learn. rate: SGD's at first; None:
-            `[federated] local_rate`.
+            `[federated] local_rate`. clean: rounds before they learn attacks; the rate falls to
+            zero in these, and then from that of forks. From fresh weights, attacks from the first
+            round on kept MNIST's networks at chance, at each of three rates.
     """
 
     stage: str
@@ -33,14 +35,20 @@ class Asked:
     batch: int
     repelled: tuple[str, ...] = ()
     rate: float | None = None
+    clean: int = 0
 
     def plan(self, settings: FederatedSettings, number: int) -> dict[str, Any]:
         """How clients train in a round, from 0 on: the rate falls to zero over the rounds."""
         first = settings.local_rate if self.rate is None else self.rate
+        begun, end, repelled = 0, self.rounds, self.repelled
+        if number < self.clean:
+            end, repelled = self.clean, ()
+        elif self.clean:
+            first, begun = settings.fork_rate, self.clean
+        rate = first * (1.0 - (number - begun) / (end - begun))
         return {
-            "steps": settings.local_steps, "rate": float(first * (1.0 - number / self.rounds)),
-            "momentum": float(settings.momentum), "batch": self.batch,
-            "repelled": list(self.repelled),
+            "steps": settings.local_steps, "rate": float(rate),
+            "momentum": float(settings.momentum), "batch": self.batch, "repelled": list(repelled),
         }  # fmt: skip
 
 
@@ -48,6 +56,12 @@ def rate_of(stage: str, settings: FederatedSettings) -> float:
     """SGD's first rate of a stage."""
     # At the base's rate a repelled fork of digits fell from 94 % to 10 % in four rounds.
     return settings.fork_rate if stage.startswith("member-") else settings.local_rate
+
+
+def clean_rounds(stage: str, rounds: int, settings: Settings) -> int:
+    """Rounds of a stage before its clients learn attacks: half of a repelled early checkpoint's."""
+    repels = settings.population.recipe == "repelled" and stage.startswith("early-")
+    return rounds // 2 if repels else 0
 
 
 def agreed_rounds(stage: str, settings: Settings) -> int:
@@ -97,7 +111,8 @@ def check_agreed(asked: Message, base: str, before: Message | None, settings: Se
     repelled = asked.plan.get("repelled")
     names = tuple(repelled) if isinstance(repelled, list) else ()
     rate = rate_of(asked.stage, s.federated)
-    known = Asked(asked.stage, rounds, s.population.batch, names, rate)
+    clean = clean_rounds(asked.stage, rounds, s)
+    known = Asked(asked.stage, rounds, s.population.batch, names, rate, clean)
     agreed = known.plan(s.federated, asked.number)
     if wrong := [name for name in sorted(agreed) if asked.plan.get(name) != agreed[name]]:
         name = wrong[0]
