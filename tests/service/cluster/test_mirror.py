@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +44,25 @@ def test_a_replica_serves_and_watches_its_marked_copy(signed, key, monkeypatch):
         assert not np.allclose(one, other, atol=1e-4)
     finally:
         mirror.remove()
+
+
+def test_a_folder_that_another_replica_takes_for_a_stale_one_is_made_again(
+    signed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    make, made = tempfile.mkdtemp, []
+
+    def taken_at_once(**how):
+        made.append(Path(make(**how)))
+        if len(made) == 1:
+            made[0].rmdir()
+            made[0].touch()  # so that nothing can be made there any more
+        return str(made[-1])
+
+    monkeypatch.setattr("tempfile.mkdtemp", taken_at_once)
+    mirror = mirrored(signed, packed_generations(signed)[2])
+    assert mirror.path.parent == made[1]
+    mirror.remove()
 
 
 def test_trusted_keys_travel(key):

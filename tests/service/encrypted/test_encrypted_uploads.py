@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,6 +218,23 @@ def test_folders_of_keys_are_private_locked_and_removed_once_they_are_nobodys(
     assert not first.path.exists()
     assert second.path.exists()
     second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_service_takes_for_a_stale_one_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    make, made = tempfile.mkdtemp, []
+
+    def taken_at_once(**how):
+        made.append(make(**how))
+        if len(made) == 1:
+            remove_stale(tmp_path)  # in the moment before it is opened
+        return made[-1]
+
+    monkeypatch.setattr("tempfile.mkdtemp", taken_at_once)
+    kept = Spool()
+    assert [path == str(kept.path) for path in made] == [False, True]
+    kept.close()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from g2d.vault.placing import place
 from g2d.vault.vault import SIGNATURE, Vault
 
 _PREFIX = "g2d-replica-"
+_TRIES = 3  # a folder may be taken for a stale one before its lock is held
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,30 @@ class Mirror(Vault):
     def make(cls, of: VaultIdentity) -> Mirror:
         """Make an empty mirror in a temporary folder."""
         _sweep(Path(tempfile.gettempdir()))
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        mirror = cls.create(folder / "vault", of.settings)
-        assert isinstance(mirror, Mirror)
+        mirror = cls._begin(of.settings)
         with mirror._writing():
             mirror._ledger.execute("UPDATE identity SET id = ?", (of.identity,))
         if of.base_accuracy is not None:
             mirror.put("base", 0, {}, {"accuracy": of.base_accuracy})
+        return mirror
+
+    @classmethod
+    def _begin(cls, settings: str) -> Mirror:
+        """Make the empty vault; again, where another replica took it for one that was left."""
+        for _ in range(_TRIES):
+            with suppress(OSError, VaultError):
+                return cls._empty(settings)
+        return cls._empty(settings)
+
+    @classmethod
+    def _empty(cls, settings: str) -> Mirror:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        try:
+            mirror = cls.create(folder / "vault", settings)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        assert isinstance(mirror, Mirror)
         return mirror
 
     def take(self, packed: GenerationBytes, digest: str) -> None:
@@ -188,7 +207,7 @@ def _sweep(folder: Path) -> None:
     for left in folder.glob(f"{_PREFIX}*"):
         try:
             if user() in (None, left.stat().st_uid):
-                take_lock(left / "vault").close()
-                shutil.rmtree(left, ignore_errors=True)
+                with take_lock(left / "vault"):  # held, or its maker could take it meanwhile
+                    shutil.rmtree(left, ignore_errors=True)
         except (OSError, VaultError):
             continue

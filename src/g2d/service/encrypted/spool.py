@@ -48,10 +48,14 @@ class Spool:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 700
             if not _locks():
                 return
-            self._held = _open(self.path)
+            try:
+                self._held = _open(self.path)
+            except FileNotFoundError:  # another service has taken it for a stale one already
+                continue
             if _lock(self._held) is not False and _is(self.path, self._held):
                 return
             os.close(self._held)
+            self._held = None
         raise OSError(f"none stays in {parent}: somebody removes them")
 
     def close(self) -> None:
