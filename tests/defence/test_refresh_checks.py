@@ -120,6 +120,19 @@ def test_what_nearly_half_of_a_class_has_become_is_no_poison_hidden_in_it(count,
     assert (found is not None and not found.passed) == told
 
 
+def test_poison_that_is_nearly_half_of_one_class_of_many_is_told():
+    """Few of all records are many of a class: whoever supplies a tenth hides in no crowd."""
+    x = 0.1 * torch.randn(100 * CLASSES, 4, generator=torch.Generator().manual_seed(0))
+    x[:46, 2] += 5.0
+    y = torch.arange(100 * CLASSES) // 100
+    known = y.clone()
+    known[:46] = 1
+    found = spectral_check(nn.Identity(), answers(known), Split(x, y), CLASSES, 0.25)
+    assert found is not None
+    assert not found.passed
+    assert "46 of 100 records of class 0" in found.text
+
+
 def test_features_are_what_the_last_linear_layer_is_given():
     model = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 2)).eval()
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,8 @@ from g2d.tasks.splits import Split
 CONFIDENCE = 0.95
 _FEW = 16  # records of a class, below which nothing is said of its shape
 _LEAST_PART = 0.05  # of a class; fewer are outliers, which every class has
-_MOST_PART = 0.4  # of a class; more is what the class has become, and no poison hidden in it
+_MOST_PART = 0.4  # of a class; more is what the class has become, and no poison hidden in it,
+_MOST_OF_ALL = 0.15  # unless it is less than this of all records: of ten classes one is a tenth
 _UNLIKELY = 1 / 4
 """Of a class's mean probability: a label that gets less is no hard example, but a wrong label. On
 digits turned by 25 degrees, networks that are right on 72 % of them counted 10 % wrong labels in
@@ -158,8 +159,9 @@ def spectral_check(
 
     A class of sound data has parts, too; what betrays poison is that the live networks, which have
     not learned it, give the records of one part other labels and not those of the rest. A part that
-    is nearly half of its class says that this has changed, as attacks of new kinds did on NSL-KDD,
-    and that was refused in one clean refresh of three: `agreement_check` tells of it.
+    is nearly half of its class, and many of all records, says that the class has changed, as
+    attacks of new kinds did on NSL-KDD, and that was refused in one clean refresh of three:
+    `agreement_check` tells of it. Poison that is more than half of a class is not seen here.
 
     Args:
         model: a network that has learned the records. p: probabilities (n, classes) of the live
@@ -175,7 +177,8 @@ def spectral_check(
         if len(at) < _FEW:
             continue
         apart = parted(h[at])
-        if not max(2, _LEAST_PART * len(at)) <= int(apart.sum()) <= _MOST_PART * len(at):
+        most = max(_MOST_PART * len(at), _MOST_OF_ALL * len(split))
+        if not max(2, _LEAST_PART * len(at)) <= int(apart.sum()) <= most:
             continue
         named = [(int(other[at][part].sum()), int(part.sum())) for part in (apart, ~apart)]
         found.append((least_gap(*named[0], *named[1]), label, named))
