@@ -22,6 +22,7 @@ from benchmarks.generation import basins_tables as basins
 from benchmarks.generation import tables as generation
 from benchmarks.hostile import audit
 from benchmarks.hostile import tables as hostile
+from benchmarks.interop import tables as interop
 from benchmarks.monitoring import policies_tables
 from benchmarks.monitoring import tables as monitoring
 from benchmarks.ownership import tables as ownership
@@ -43,6 +44,7 @@ def blocks() -> dict[str, str]:
         generation, basins, robust, ways_tables, serving, cluster, redteam, tabular, tokens,
         headline, audit, hostile, policies_tables, monitoring, ownership, privacy,
         sealing, multiparty, homomorphic, orion, ciphertexts, rotation, accuracy, federated,
+        interop,
     )  # fmt: skip
     for source in sources:
         own = source.made()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,15 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import command
-from benchmarks.common.measure import interval
 from benchmarks.common.results import record
+from benchmarks.interop import tables
 from benchmarks.interop.networks import IMAGE, PAIRS, Pair
 from g2d.interop import keras as worlds
 from g2d.interop.keras.tasks import factory_of
 from g2d.tasks.splits import split_dataset
-
-MOST = {"translated": 1.1, "adapter": 2.5, "each layer": None}
-"""How much of torch's time a way may take; None: it is shown beside the others."""
 
 Work = Callable[[], None]
 
@@ -94,33 +91,10 @@ def _spent(work: Work, steps: int) -> float:
     return 1e3 * (time.process_time() - began) / steps
 
 
-def ratios(found: dict[str, dict[str, list[float]]], way: str, what: str) -> list[float]:
-    """Each turn's time of a way, by torch's of the same turn."""
-    pairs = zip(found[way][what], found["torch"][what], strict=True)
-    return [one / other for one, other in pairs]
-
-
-def rows(result: command.Result) -> Sequence[Sequence[object]]:
-    """What was wanted, and what was found."""
-    said = {
-        "translated": "translated", "adapter": "run by Keras",
-        "each layer": "run by Keras, each layer",
-    }  # fmt: skip
-    table: list[Sequence[object]] = []
-    for name, found in result["milliseconds"].items():
-        for way, most in MOST.items():
-            for what in ("step", "answer") if way in found else ():
-                mean, low, high = interval(ratios(found, way, what))
-                wanted = f"≤ {most} ×" if most else "shown beside"
-                reached = f"{mean:.2f} × ({low:.2f} to {high:.2f})"
-                table.append([f"{name}, {said[way]}: {what}", wanted, reached])
-    return table
-
-
 if __name__ == "__main__":
     flags = command.parser(__doc__)
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--batch", type=int, default=128)
     flags.add_argument("--steps", type=int, default=20, help="of each turn")
     flags.add_argument("--turns", type=int, default=10)
-    command.carry_out("interop-keras", flags, measure, rows)
+    command.carry_out("interop-keras", flags, measure, tables.rows)
