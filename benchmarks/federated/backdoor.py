@@ -74,6 +74,11 @@ def settings_of(given: Namespace, seed: int, f: int, rule: str) -> Settings:
     return own.override(**changes)
 
 
+def folder(given: Namespace, seed: int, f: int, rule: str) -> Path:
+    """Where a vault lies."""
+    return Path(given.runs, f"federated-{given.task}-{seed}-{f}-{rule}")
+
+
 class Stopped:
     """How many candidates each gate has stopped, kept beside a vault: a kill loses none."""
 
@@ -99,11 +104,11 @@ class Stopped:
 
 def measured(given: Namespace, seed: int, f: int, rule: str) -> Result:
     """Make one vault, and what each stage answers to the trigger; what was refused says why."""
-    folder = given.runs / f"federated-{given.task}-{seed}-{f}-{rule}"
+    path = folder(given, seed, f, rule)
     hostile = Hostile(ATTACKS["backdoor"], f) if f else None
-    stopped = Stopped(folder.with_name(f"{folder.name}-stopped.json"))
+    stopped = Stopped(path.with_name(f"{path.name}-stopped.json"))
     found: Result = {}
-    with Defence.create(given.task, folder, settings_of(given, seed, f, rule)) as defence:
+    with Defence.create(given.task, path, settings_of(given, seed, f, rule)) as defence:
         began, phase = time.process_time(), "population"
         try:
             federate(defence.task, defence.vault, defence.settings, hostile, silent, lambda _: None)

@@ -46,15 +46,20 @@ COLUMNS = ("joint", "stayed", "white-box")
 def opened(given: Namespace, seed: int, kind: str) -> Defence:
     """One vault with its population and generator, made or gone on with."""
     settings = backdoor.settings_of(given, seed, 0, given.rule)
-    stem = f"federated-{given.task}-{seed}"
-    name = f"{stem}-0-{given.rule}" if kind == FEDERATED else f"{stem}-{CENTRAL}"
-    defence = Defence.create(given.task, given.runs / name, settings)
+    defence = Defence.create(given.task, folder(given, seed, kind), settings)
     if kind == FEDERATED:
         federate(defence.task, defence.vault, settings, None, silent, lambda _: None)
     else:
         defence.populate(SerialEngine())
     defence.fit()
     return defence
+
+
+def folder(given: Namespace, seed: int, kind: str) -> Path:
+    """Where a vault lies."""
+    if kind == FEDERATED:
+        return backdoor.folder(given, seed, 0, given.rule)
+    return Path(given.runs, f"federated-{given.task}-{seed}-{CENTRAL}")
 
 
 def measured(given: Namespace, seed: int, kind: str) -> Result:
@@ -65,7 +70,8 @@ def measured(given: Namespace, seed: int, kind: str) -> Result:
             grow(defence, seed)
         task, numbers = defence.task, defence.vault.numbers(1)[:needed]
         networks = [load_model(task, defence.generation(n).state) for n in numbers]
-    trial, rates = Trial.of(task, given.examples, seed=seed), {name: [] for name in COLUMNS}
+    trial = Trial.of(task, given.examples, seed=seed)
+    rates: dict[str, list[Rate]] = {name: [] for name in COLUMNS}
     for place in range(given.exposed, needed):
         crafted = trial.craft(networks[place - given.exposed : place], "joint", place)
         own = trial.craft(networks[place], "white-box", place)

@@ -18,6 +18,7 @@ from benchmarks.federated import (
     judging,
     processes,
     scan,
+    stale,
 )
 
 Results = Sequence[Result]
@@ -41,6 +42,10 @@ def _backdoor(results: Results) -> str:
     return _both(backdoor.table(results), backdoor.targets(results))
 
 
+def _stale(results: Results) -> str:
+    return _both(stale.table(results), stale.targets(results))
+
+
 def _inversion(results: Results) -> str:
     return _both(inversion.table(results), inversion.targets(results, _given(results)))
 
@@ -56,6 +61,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "federated-scan": ("federated-scan-mnist.json", lambda r: scan.table(r[0]["rows"])),
     "federated-rules": ("federated-mnist-seed*.json", _rules),
     "federated-backdoor": ("federated-backdoor-mnist-seed*.json", _backdoor),
+    "federated-stale": ("federated-stale-mnist-seed*.json", _stale),
     "federated-processes": (
         "federated-processes-mnist-seed*.json",
         lambda results: markdown(TARGETS, processes.rows(results)),
