@@ -163,7 +163,14 @@ def opened(given: Namespace, path: Path) -> Result:
 
 
 def choose(task: Task, given: Namespace, path: Path) -> dict[str, str]:
-    """The rule of each target's cell, chosen on a seed of its own; its rows are kept, too."""
+    """The rule of each target's cell, chosen on a seed of its own; its rows are kept, too.
+
+    A choice that is complete is taken whatever commit it was made at: no table has its rows.
+    """
+    if path.exists():
+        known: dict[str, str] = json.loads(path.read_text()).get("chosen", {})
+        if all(key_of(cell) in known for cell in WANTED):
+            return known
     result = opened(given, path)
     found, choice = result["rows"], result.setdefault("chosen", {})
 

@@ -30,6 +30,8 @@ Apply = Callable[[Array], Array]
 """The rule as it stands in this round: updates (n, P) to one (P,)."""
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Of what a paper proposes, as factors."""
+SHARES = (0.25, 0.5, 1.0)
+"""Of the factor that replaces the whole mean: each round of it moves a network too far."""
 TARGET = 0
 """The label that a backdoor answers."""
 POISONED = 0.5
@@ -125,26 +127,29 @@ def _unit(v: Array) -> Array:
     return v / max(_length(v), 1e-30)
 
 
-def replaced(change: Array, clients: int, count: int, seen: Seen) -> Array:
+def replaced(
+    change: Array, clients: int, count: int, seen: Seen, worth: Callable[[Array], float]
+) -> Array:
     """Model replacement (Bagdasaryan et al. 2020, arXiv 1807.00459, equation 3): scaled to survive.
 
-    By n over the number of attackers it replaces the mean; a rule that looks at norms is met by the
-    largest honest norm, and the one that pulls the aggregate nearer to the backdoor is sent.
+    By n over the number of attackers it replaces the mean, if the network bears that; a rule that
+    looks at norms is met by the largest honest one. What makes the aggregate worth most is sent,
+    the shortest of those that are worth as much.
 
     Args:
-        change: what training on poisoned records gave (P,).
+        change: what training on poisoned records gave (P,). worth: of an aggregate (P,), what the
+            attackers make of the network that it leads to.
     """
     whole = change.astype(np.float64)
     longest = max((_length(row.astype(np.float64)) for row in seen.honest), default=_length(whole))
-    hidden = whole * min(1.0, longest / max(_length(whole), 1e-30))
-    tried = [clients / max(1, count) * whole, whole, hidden]
+    hidden = min(1.0, longest / max(_length(whole), 1e-30))
+    scales = sorted({hidden, *(max(1.0, clients / max(1, count) * part) for part in SHARES)})
 
     def gained(sent: Array) -> float:
         rows = np.tile(sent, (seen.count, 1)).astype(np.float32)
-        result = seen.rule(np.concatenate([seen.honest, rows])).astype(np.float64)
-        return -_length(result - whole)
+        return worth(seen.rule(np.concatenate([seen.honest, rows])))
 
-    return np.asarray(max(tried, key=gained), np.float32)
+    return np.asarray(max((scale * whole for scale in scales), key=gained), np.float32)
 
 
 # --- poisoned records ----------------------------------------------------------------------------
