@@ -88,6 +88,7 @@ def run(given: Namespace, seed: int, path: Path) -> Result:
     result = json.loads(path.read_text()) if path.exists() else record(given)
     names = ("task", "clients", "alpha", "rounds", "early_rounds", "fork_rounds", "members",
              "basins", "batch", "member_drop", "root", "rule", "exposed", "targets", "examples",
+             "accuracy_drop", "class_drop",
              )  # fmt: skip
     hold_to(result, {name: getattr(given, name) for name in names} | {"commit": commit()}, path)
     rows = result.setdefault("rows", {})
