@@ -15,8 +15,9 @@ whole budget for itself; with public forks that is the base. `public`: the netwo
 begins, which has learned --public-steps batches of the public records that guide, and nobody's; and
 a public fork of it, made as members are, but of a base that has never seen anybody. `stale`:
 attacks crafted jointly on the last twenty generations, on the next one, and on one of the twenty
-("had it stayed"). `iterates`: the same of snapshots of one training, which cost nothing more. What
-a step costs is measured by `benchmarks.privacy.cost`.
+("had it stayed"). `basin`: the same of all that was exposed of the target's own basin, and
+white-box. `iterates`: the same of snapshots of one training, which cost nothing more. What a step
+costs is measured by `benchmarks.privacy.cost`.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ OWN = (
     "stale_weight",
     "clip",
     "rate",
+    "stale_asr",
 )
-ROWS = ("cost", "clean", "alone", "public", "stale", "iterates")
+ROWS = ("cost", "clean", "alone", "public", "stale", "basin", "iterates")
 
 
 class Whole:
@@ -105,7 +107,7 @@ class Whole:
                 population__basins=given.basins, population__early_steps=given.early_steps,
                 privacy__soft=given.soft, privacy__fork_steps=FORK_STEPS,
                 guidance__base_weight=given.base_weight, harden__stale=given.stale_weight,
-                guidance__resting=True,
+                guidance__resting=True, gates__stale_asr=given.stale_asr,
             )  # fmt: skip
         return made
 
@@ -205,6 +207,24 @@ class Whole:
     def stale(self) -> Result:
         """Joint attacks on the twenty generations before: on the next, and on the newest read."""
         return self._joint(self.models())
+
+    def basin(self) -> Result:
+        """Joint attacks on all that was exposed of the target's own basin, however long ago."""
+        numbers, networks = self.defence.vault.numbers(1), self.models()
+        kept = [self.defence.generation(number).manifest.get("basin") for number in numbers]
+        trial = Trial.of(self.people.task, self.given.examples, seed=self.seed)
+        found: Result = {"exposed": [], "next": [], "stayed": [], "white-box": []}
+        for place in range(max(1, len(networks) - TARGETS_LEFT), len(networks)):
+            own = [k for k in range(place) if kept[k] == kept[place]]
+            if not own:
+                continue
+            crafted = trial.craft([networks[k] for k in own], "basin", place)
+            itself = trial.craft(networks[place], "white-box", place)
+            found["exposed"].append(len(own))
+            found["next"].append(trial.score(networks[place], crafted).value)
+            found["stayed"].append(trial.score(networks[own[-1]], crafted).value)
+            found["white-box"].append(trial.score(networks[place], itself).value)
+        return found
 
     def _joint(self, networks: Sequence[Logits]) -> Result:
         exposed = min(EXPOSED, max(1, len(networks) // 2))
@@ -315,9 +335,14 @@ def _rows_of(target: str, results: Sequence[Mapping[str, Any]]) -> list[tuple[st
         lines.append((f"{at}: the public records alone, %", "", text))
         if forks := [one["fork"] for one in public if "fork" in one]:
             lines.append((f"{at}: a fork of those as members are made, %", "", shown(forks, 2)))
-    for row, what in (("stale", "generations"), ("iterates", "iterates of the base")):
+    for row, what in (("stale", "joint-20, generations"),
+                      ("basin", "joint on all of its own basin"),
+                      ("iterates", "joint-20, iterates of the base")):  # fmt: skip
         if made := [one for one in of(row) if one["next"]]:
-            lines.append(_stale(f"{at}: stale ASR joint-20, {what}, %", made, row == "stale"))
+            lines.append(_stale(f"{at}: stale ASR {what}, %", made, row == "stale"))
+            if row == "basin":
+                white = shown([statistics.mean(one["white-box"]) for one in made])
+                lines.append((f"{at}: white-box ASR, generations, %", "", white))
     return lines
 
 
@@ -333,16 +358,18 @@ def parser() -> ArgumentParser:
     made = ArgumentParser(description=(__doc__ or "").split("\n")[0])
     flags(made)
     # By hand, on held-out train images of seed 7 (docs/privacy.md, "What was tried").
-    made.set_defaults(batch=4096, steps=200, public_steps=3000, fork_steps=200)
+    made.set_defaults(batch=4096, steps=200, public_steps=3000, fork_steps=600, members=48)
     made.add_argument("--forks", choices=(PUBLIC, PRIVATE), default=PUBLIC, help="what they learn")
-    made.add_argument("--basins", type=int, default=6, help="of public forks")
-    made.add_argument("--early-steps", type=int, default=2000, help="plain ones, of each basin")
-    made.add_argument("--fork-rate", type=float, default=1e-3, help="of public forks")
+    made.add_argument("--basins", type=int, default=24, help="of public forks")
+    made.add_argument("--early-steps", type=int, default=1000, help="plain ones, of each basin")
+    made.add_argument("--fork-rate", type=float, default=2e-3, help="of public forks")
     made.add_argument("--soft", type=float, default=0.9, help="[privacy] soft, of those")
     made.add_argument(
         "--base-weight", type=float, default=1.0, help="[guidance] base_weight, with them"
     )
     made.add_argument("--stale-weight", type=float, default=1.0, help="[harden] stale, of those")
+    # A basin's own exposed networks win more than the task's limit of 0.35 once all were served.
+    made.add_argument("--stale-asr", type=float, default=0.6, help="[gates], with public forks")
     made.add_argument("--clip", type=float, default=0.1, help="[privacy] clip")
     made.add_argument("--rate", type=float, default=5e-3, help="[privacy] rate, of the base")
     made.add_argument("--epsilons", type=float, nargs="+", default=[3.0, 1.0])

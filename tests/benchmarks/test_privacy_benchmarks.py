@@ -78,6 +78,7 @@ def test_the_whole_system_is_told_by_budget(tmp_path):
         "clean": {"generations": [0.98, 0.97], "members": [0.98]},
         "alone": {"accuracy": 0.985, "epsilon": 3.0}, "public": {"accuracy": 0.965},
         "stale": {"next": [0.2], "stayed": [0.9]},
+        "basin": {"exposed": [3], "next": [0.4], "stayed": [0.5], "white-box": [0.7]},
     }  # fmt: skip
     result = {"seed": 0, "epsilons": {"3": rows, "1": {}}, "sizes": SIZES, "run": {"commit": "d"}}
     write(tmp_path, "privacy-whole-mnist-seed0.json", result)
@@ -90,6 +91,9 @@ def test_the_whole_system_is_told_by_budget(tmp_path):
     assert made["epsilon 3: the public records alone, %"] == "96.50"
     stale = made["epsilon 3: stale ASR joint-20, generations, %"]
     assert stale == "20.0; had it stayed 90.0"
+    own = made["epsilon 3: stale ASR joint on all of its own basin, %"]
+    assert own == "40.0; had it stayed 50.0"
+    assert made["epsilon 3: white-box ASR, generations, %"] == "70.0"
     assert not [name for name in made if "iterates" in name or name.startswith("epsilon 1")]
     assert whole.rows([]) == []
 
