@@ -65,9 +65,22 @@ class _Judge:
         if default is not None and rule != DEFAULT:
             away = f"{100 * (default - control):+.1f}"
             text += f"; {DEFAULT} (default) {100 * default:.1f} %, {away}"
+        if refused := self.refused(cell, rule):
+            text += f"; {refused}"
         if len(self.given.attacks) < len(ATTACKS):
             text += f"; of {len(self.given.attacks)} of {len(ATTACKS)} attacks alone"
         return text + how
+
+    def refused(self, cell: Cell, rule: str) -> str:
+        """Of how many seeds the product refuses some base of the rule: its gate accuracy is below
+        that of the server's records alone, which the refusal names."""
+        judged, below = 0, 0
+        for result in self.results:
+            own = result["controls"].get(f"{cell[0]:g}", {}).get(ALONE, {}).get("gate")
+            each = [over_seeds([result], (*cell, a, rule), "gate") for a in self.given.attacks]
+            if own is not None and all(each):
+                judged, below = judged + 1, below + (min(min(one) for one in each) < own)
+        return f"refused, with both figures, on {below} of {judged} seeds" if below else ""
 
     def alone(self, alpha: float) -> list[float]:
         kept = [r["controls"].get(f"{alpha:g}", {}).get(ALONE) for r in self.results]
@@ -90,8 +103,8 @@ def targets(results: Sequence[Result], given: Namespace) -> list[list[object]]:
          judge.told((0.5, 4), judge.honest(0.5), honest)],
         ["f = 8, even split", "within 3 points",
          judge.told((0.0, 8), judge.honest(0.0), honest)],
-        ["f = 8, alpha 0.5", "ahead of server data alone",
+        ["f = 8, alpha 0.5", "ahead of server data alone, or refused",
          judge.told((0.5, 8), judge.alone(0.5), ALONE)],
-        ["f = 8, alpha 0.1", "ahead of server data alone",
+        ["f = 8, alpha 0.1", "ahead of server data alone, or refused",
          judge.told((0.1, 8), judge.alone(0.1), ALONE)],
     ]  # fmt: skip
