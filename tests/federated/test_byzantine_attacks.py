@@ -63,14 +63,18 @@ def test_min_max_lies_no_farther_out_than_honest_updates_do_from_each_other():
 
 def test_model_replacement_replaces_the_mean_and_hides_from_a_rule_that_looks_at_norms():
     X, wanted = 0.01 * honest(), np.linspace(-1, 1, 30).astype(np.float32)
-    sent = replaced(wanted, 20, 4, Seen(X, 4, rules.mean))
+
+    def near(aggregate):
+        return -float(np.square(aggregate - wanted).sum())
+
+    sent = replaced(wanted, 20, 4, Seen(X, 4, rules.mean), near)
     rows = np.concatenate([X, np.tile(sent, (4, 1))])
     assert np.linalg.norm(rules.mean(rows) - wanted) < 0.05 * np.linalg.norm(wanted)
 
     def strict(rows):
         return rules.mean(rows[rules.norms(rows) <= 2 * np.median(rules.norms(rows))])
 
-    hidden = replaced(wanted, 20, 4, Seen(X, 4, strict))
+    hidden = replaced(wanted, 20, 4, Seen(X, 4, strict), near)
     assert rules.norms(hidden[None])[0] <= rules.norms(X).max() * 1.0001
 
 
