@@ -30,7 +30,7 @@ from tiny_tables import TINY
 
 FEW = {
     "clients": 6, "f": 1, "rule": "multi-krum", "mix": False, "rounds": 10, "early_rounds": 2,
-    "fork_rounds": 2, "local_steps": 5, "local_rate": 0.5, "root": 8, "alpha": 0.0,
+    "fork_rounds": 2, "local_steps": 5, "local_rate": 0.5, "root": 2, "alpha": 0.0,
     "momentum": 0.3, "member_drop": 0.9,
 }  # fmt: skip
 
