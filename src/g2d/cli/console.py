@@ -21,6 +21,7 @@ from g2d.report.controls import controls, measured
 from g2d.report.results import read_results, results_path, unattacked
 from g2d.vault.basin_costs import basin_lines
 from g2d.vault.basins import GROWN_MEMBER
+from g2d.vault.federated import FEDERATED
 from g2d.vault.records import RENEWAL
 
 if TYPE_CHECKING:
@@ -195,11 +196,22 @@ def _print_population(members: Sequence[Entry], base: Entry | None, settings: Se
     print_line(f"hardened by  {', '.join(named) or 'nothing: plain training'}")
     score = f"accuracy {_accuracy(base)}{_examples(base)}" if base else "none yet"
     print_line(f"base         {score}")
+    if base and (told := base.info.get(FEDERATED)):
+        print_line(f"trained by   {_clients(told)}")
     labels = list(base.info.get("labels", ())) if base else []
     if labels:
         shown = ", ".join(f"{index} {name}" for index, name in enumerate(labels[:12]))
         more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
         print_line(f"labels       {shown}{more}")
+
+
+def _clients(told: Mapping[str, Any]) -> str:
+    """Which clients trained a population, as its base notes it."""
+    one = " of one process (a simulation)" if told["simulated"] else ""
+    text = f"{told['clients']} clients{one}, rule {told['rule']}, f = {told['f']}"
+    if told.get("malicious"):
+        text += f"; {told['malicious']} of them malicious: {told['attack']}"
+    return text
 
 
 def print_basins(vault: Vault) -> None:

@@ -115,6 +115,11 @@ def _base_alone(settings: Settings, attack: str, malicious: int | None) -> None:
     skipped = [closed for closed in found.server.closed if closed.skipped]
     print_line(f"rounds       {len(found.server.closed)}, of which {len(skipped)} were skipped")
     print_line(f"refused      {_refused(found.server.refusals)}")
+    if found.alone is not None and found.accuracy < found.alone:
+        print_line(
+            "This base is worse than the server's own records alone: with --vault it would be"
+            " refused. Give it more rounds, another rule, or clients who can be trusted"
+        )
     print_line("Nothing was kept; --vault FOLDER makes a whole population.")
 
 
@@ -135,15 +140,16 @@ def _hostile(settings: Settings, attack: str, malicious: int | None) -> Hostile 
 
     count = settings.federated.f if malicious is None else malicious
     if not count:
+        none = "f is 0" if malicious is None else "--malicious is 0"
         raise SettingsError(
-            f"--attack {attack} needs clients that attack, and f is 0: give --f, or --malicious"
+            f"--attack {attack} needs clients that attack, and {none}: give --f, or --malicious"
         )
     return Hostile(find_attack(attack), count)
 
 
 def _refused(refusals: Refusals) -> str:
     found: dict[str, Any] = dict(sorted(refusals.counts.items()))
-    return ", ".join(f"{count} ({reason})" for reason, count in found.items()) or "no answer"
+    return ", ".join(f"{count} ({reason})" for reason, count in found.items()) or "none"
 
 
 def _rate(value: float, n: int) -> str:

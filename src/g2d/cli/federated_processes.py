@@ -5,8 +5,11 @@ Thin, like `main`, and as lazy. What they say to each other is in `training.fede
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +27,7 @@ from g2d.cli.shared import (
     prepare,
     task_path_again,
 )
-from g2d.errors import SettingsError
+from g2d.errors import G2DError, SettingsError
 from g2d.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,11 +75,15 @@ def provision(
     task_path: TaskPath = None,
 ) -> None:
     """Make a kit for the server and for each client: certificates, and what all train by."""
+    from g2d.defence.federating import check_settings
+    from g2d.tasks.source import by_name, resolve
     from g2d.training.federated.processes.kits import provision as make
 
     flags = {**merged(given, read_changes(changes or ())), "task__name": task}
     flags["federated__clients"] = len(client)
-    made = make(folder, server, client, asked_settings(settings, flags))
+    asked = asked_settings(settings, flags)
+    check_settings(resolve(by_name(asked.task)), asked, own=False)  # before kits are handed out
+    made = make(folder, server, client, asked)
     for path in made:
         print_line(f"{path}: give it to {path.name} alone, by a way that is safe")
     again = task_path_again(task_path)
@@ -103,10 +110,11 @@ def server(
 ) -> None:
     """Train a population with clients that connect; the same command goes on after a kill."""
     own = _read(kit, server=True)
+    _check_address("--bind", bind)
     folder = None if data is None else str(data)
     flags = {"task__name": task, "task__data": folder, "federated__patience": patience}
     defence, _ = prepare(vault, own.settings_file, flags, accept_code)
-    from g2d.defence.federating import begin_at, federate, folder_of
+    from g2d.defence.federating import begin_at, check_settings, federate, folder_of
     from g2d.training.federated.messages import most_bytes
     from g2d.training.federated.networks import Networks
     from g2d.training.federated.processes.away import AWAY
@@ -118,6 +126,7 @@ def server(
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: what is complete is kept
     with defence:
         s, form = defence.settings, Networks.of(defence.task).form
+        check_settings(defence.task, s, own=False)
         wait = s.federated.patience
         away = folder_of(defence.vault) / AWAY
         desk = Desk(own.clients, settings_digest(s, form), wait, say, away)
@@ -165,11 +174,13 @@ def client(
 ) -> None:
     """Train on this machine's records for as long as the server asks; records stay here."""
     own = _read(kit, server=False)
+    _check_address("--server", address)
     where = address or own.address
     settings = own.settings(task__name=task, task__data=None if data is None else str(data))
     if not accept_code:
         _check_code(settings, own.settings_file)
     configure_torch()
+    from g2d.core.files import make_folder
     from g2d.training.federated.messages import most_bytes
     from g2d.training.federated.processes.cells import ClientCell
     from g2d.training.federated.processes.words import settings_digest
@@ -178,17 +189,19 @@ def client(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    made = _make_client(own, settings, state or kit / "state", ledger or kit / "ledger")
-    form = made.networks.form
-    cell = ClientCell(own, where, most_bytes(form))
-    _say_what_is_guaranteed(made)
-    worker = Worker(made, settings_digest(settings, form), cell, stop, say)
-    cell.start()
-    say(f"{own.name} has {len(made.records)} records and asks {where}")
-    try:
-        over = worker.run()
-    finally:
-        cell.stop()
+    keeps = make_folder(state or kit / "state", 0o700)
+    with _alone(keeps, own.name):
+        made = _make_client(own, settings, keeps, ledger or kit / "ledger")
+        form = made.networks.form
+        cell = ClientCell(own, where, most_bytes(form))
+        _say_what_is_guaranteed(made)
+        worker = Worker(made, settings_digest(settings, form), cell, stop, say)
+        cell.start()
+        say(f"{own.name} has {len(made.records)} records and asks {where}")
+        try:
+            over = worker.run()
+        finally:
+            cell.stop()
     if made.ledger is not None:
         say(f"spent: epsilon {made.ledger.epsilon():.3f} at delta {settings.privacy.delta:g}")
     print_line("The server has ended: the population is complete." if over else "Stopped.")
@@ -196,7 +209,6 @@ def client(
 
 def _make_client(kit: Kit, settings: Settings, state: Path, ledger: Path) -> Client:
     """The client of a kit, with the records of its task and what it knows from before."""
-    from g2d.core.files import make_folder
     from g2d.defence.federating import begin_at, check_settings
     from g2d.tasks.source import by_name, resolve
     from g2d.training.federated.client import Client
@@ -207,8 +219,38 @@ def _make_client(kit: Kit, settings: Settings, state: Path, ledger: Path) -> Cli
     check_settings(task, settings)
     return Client(
         kit.name, task, task.splits.train, settings, Networks.of(task), begin_at(task, settings),
-        make_folder(state, 0o700) / f"{kit.name}.safetensors", ledger=ledger_at(ledger, settings),
+        state / f"{kit.name}.safetensors", ledger=ledger_at(ledger, settings),
     )  # fmt: skip
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold what a client keeps, so that no second process takes part by the same kit.
+
+    Of two connections of one name only one is heard, and a round waits for the other's answer.
+
+    Raises:
+        G2DError: another process holds it.
+    """
+    from g2d.core.platforms import FileLock, open_flags
+
+    path = folder / f"{name}.lock"
+    flags = os.O_RDWR | os.O_CREAT | open_flags("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")
+    handle = os.open(path, flags, 0o600)
+    try:
+        try:
+            lock = FileLock(handle, path)
+        except BlockingIOError as error:
+            raise G2DError(
+                f"another process takes part as {name} and holds {path}: end it first, for two of"
+                " one kit keep each other from the server"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.close()
+    finally:
+        os.close(handle)
 
 
 def _say_what_is_guaranteed(client: Client) -> None:
@@ -245,6 +287,23 @@ def _check_code(settings: Settings, file: Path) -> None:
             f"{file} names code that would run here, {', '.join(named)}: look at it, and say that"
             " you accept it by --accept-code"
         )
+
+
+def _check_address(option: str, address: str) -> None:
+    """Refuse an address that is none, by the option that it was given with; "": it was not.
+
+    Raises:
+        SettingsError: it is no HOST:PORT.
+    """
+    from g2d.training.federated.processes.kits import split_address
+
+    try:
+        if address:
+            split_address(address)
+    except SettingsError:
+        raise SettingsError(
+            f"{option} {address!r} is no HOST:PORT, such as localhost:8002"
+        ) from None
 
 
 def _read(path: Path, server: bool) -> Kit:

@@ -24,12 +24,11 @@ from g2d.core.files import make_folder, read_text, write_bytes
 from g2d.core.seeds import seed_of
 from g2d.core.types import Array, Progress, Say
 from g2d.defence.backdoors import scan
-from g2d.defence.populating import is_federated, note_of
+from g2d.defence.populating import note_of
 from g2d.errors import PopulationError, SealingError, SettingsError, VaultError
 from g2d.settings import Settings
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.task import Task
-from g2d.training.federated import FEDERATED
 from g2d.training.federated.aggregation import Aggregation
 from g2d.training.federated.private import check_private
 from g2d.training.federated.server import Server
@@ -37,6 +36,7 @@ from g2d.training.federated.side import ServerSide
 from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
 from g2d.training.population import fingerprint, fork_start, source_entries, wave_of
 from g2d.training.recipes import check
+from g2d.vault.federated import FEDERATED, is_federated
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import pack, unpack
 
@@ -274,7 +274,7 @@ class _Federation:
             fresh = self.task.model(seed_of(s.seed, "early", basin)).state_dict()
             start = self.sim.networks.vector(fresh)
             repelled = self._sent([("base", 0)]) if s.recipe == "repelled" else ()
-            server = self._trained(f"early-{basin}", start, rounds, repelled)
+            server = self.sim.train(f"early-{basin}", start, rounds, repelled, self.progress)
             notes = {FEDERATED: self._notes(server)}
             state = self._state(server.vector)
             self._keep("early", basin, basin, s.recipe, state, notes, began)
@@ -287,7 +287,7 @@ class _Federation:
             start = fork_start(self.vault, s, index, basin)
             fled = source_entries(self.vault, s, index) if s.recipe == "repelled" else []
             repelled = self._sent([(entry.kind, entry.index) for entry in fled])
-            server = self._trained(
+            server = self.sim.train(
                 f"member-{index}", self._vector(start.kind, start.index),
                 self.settings.federated.fork_rounds, repelled,
             )  # fmt: skip
@@ -299,9 +299,6 @@ class _Federation:
             self.progress("population", len(have), s.members)
 
     # --- parts of it -----------------------------------------------------------------------------
-
-    def _trained(self, stage: str, start: Array, rounds: int, repelled: Sequence[str]) -> Server:
-        return self.sim.train(stage, start, rounds, repelled)
 
     def _sent(self, which: Sequence[tuple[str, int]]) -> tuple[str, ...]:
         """Have every client craft its attacks on networks of the vault; their names."""

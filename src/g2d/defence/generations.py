@@ -33,10 +33,10 @@ from g2d.settings import Settings
 from g2d.tasks.inference import load_model, predict
 from g2d.tasks.splits import Split, Splits
 from g2d.tasks.task import Task
-from g2d.training.federated import FEDERATED
 from g2d.vault.code import CODE, code_of
 from g2d.vault.committed import COMMITTED
 from g2d.vault.confirmed import confirmed_key
+from g2d.vault.federated import FEDERATED
 from g2d.vault.ledger import sha256
 from g2d.vault.records import PLANTED
 from g2d.vault.signing import SigningKey, require_source, sign_generation

@@ -39,6 +39,7 @@ from g2d.tasks.source import (
 )
 from g2d.tasks.task import Task
 from g2d.vault.code import code_of, load_only
+from g2d.vault.federated import is_federated
 from g2d.vault.vault import Vault
 
 Opened = tuple[Task, TaskSource, Vault, Settings]
@@ -73,7 +74,7 @@ def create(
     vault = _open_or_create(Path(path), full.to_toml())
     try:
         kept = Settings.from_vault(vault.settings_text, str(known))
-        other = _differences(kept, full)
+        other = _differences(kept, full, is_federated(vault))
         if not is_named(kept.task.name) and loaded.name == kept.task.name:
             other.pop("task.name", None)  # the same task, by a name that can be found again
         if other and not vault.begun():
@@ -208,8 +209,12 @@ def _is_of(path: Path | str, task: Task | str, known: Path) -> bool:
         return Settings.from_vault(vault.settings_text, str(known)).task.name == name
 
 
-def _differences(kept: Settings, given: Settings) -> dict[str, str]:
-    """Why a vault cannot go on: more members or other workers, a moved data folder are fine."""
+def _differences(kept: Settings, given: Settings, federated: bool) -> dict[str, str]:
+    """Why a vault cannot go on: more members or other workers, a moved data folder are fine.
+
+    Args:
+        federated: whether clients have trained it, by `[federated]`.
+    """
 
     def fixed(s: Settings) -> dict[str, object]:
         hardening = asdict(s.harden)
@@ -218,6 +223,8 @@ def _differences(kept: Settings, given: Settings) -> dict[str, str]:
         if not s.harden.recipe:
             hardening = {"recipe": (), "stale": s.harden.stale}
         sections = {"task": asdict(s.task), "population": asdict(s.population), "harden": hardening}
+        if federated:
+            sections["federated"] = s.federated.of_training
         named = {f"{a}.{k}": v for a, section in sections.items() for k, v in section.items()}
         return {name: value for name, value in named.items() if name not in free}
 

@@ -29,8 +29,8 @@ from g2d.tasks.source import TaskSource, data_digest
 from g2d.tasks.task import Task
 from g2d.training.adopt import GIVEN, adopt_base, adopt_checkpoints
 from g2d.training.charging import free
-from g2d.training.federated import FEDERATED
 from g2d.training.population import build_population
+from g2d.vault.federated import is_federated
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import unpack
 
@@ -108,12 +108,6 @@ def take_zoo(
     if any(e.info.get("recipe") != "adopted" for e in vault.entries("member")):
         raise VaultError(f"{vault.path} has a population already; use a new folder")
     adopt_checkpoints(task, vault, settings.population, folder, progress, note_of(task), say)
-
-
-def is_federated(vault: Vault) -> bool:
-    """Whether clients have trained what a vault holds."""
-    base = vault.entry("base")
-    return base is not None and FEDERATED in base.info
 
 
 def check_whole(vault: Vault, settings: Settings) -> None:

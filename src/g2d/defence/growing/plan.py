@@ -14,13 +14,13 @@ from typing import Any, Self
 
 from g2d.core.types import Progress, Say, silent, unsaid
 from g2d.defence.defence import Defence
-from g2d.defence.populating import is_federated
 from g2d.errors import PopulationError, PrivacyError, SettingsError, VaultError
 from g2d.protect.watermark.mark import Mark
 from g2d.settings import Settings
 from g2d.training.population import fingerprint
 from g2d.training.recipes.distil import teacher_of
 from g2d.vault.basins import GROWN, GROWN_MEMBER, stock_of
+from g2d.vault.federated import is_federated
 from g2d.vault.records import RENEWAL
 from g2d.vault.vault import Entry, Vault
 
@@ -168,7 +168,7 @@ def check(defence: Defence, how: Grow) -> None:
         raise PopulationError(
             f"{vault.path} holds what clients have trained, and they keep their records: a basin"
             " grown here would be of the server's alone. Have them train a population with as many"
-            " basins as it will need (`g2d federated simulate`)"
+            " basins as it will need (`g2d federated`)"
         )
     if s.population.recipe == "seeds":
         raise SettingsError(

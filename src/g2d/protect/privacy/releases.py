@@ -13,6 +13,7 @@ from typing import Any
 from g2d.protect.privacy.accounting import Spending
 from g2d.protect.privacy.ledger import spendings_of
 from g2d.settings.privacy import PUBLIC
+from g2d.vault.federated import is_federated
 from g2d.vault.reading import VaultReader
 from g2d.vault.records import RENEWAL
 from g2d.vault.spendings import Spent, read
@@ -27,6 +28,8 @@ LEARNED = "learned"
 
 ANSWER = "answer"
 """The key of a spending's note where what it paid for left at once: a federated client's answer."""
+
+_PLAIN = "it was made from people's records as they are: private mode was off"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def releases(vault: VaultReader) -> list[Release]:
     """
     spent = read(vault)
     spendings = spendings_of(spent)
+    by_clients = is_federated(vault)
     unbounded = _first_unbounded(spendings)
     found = [
         Release(one.what, "answer", number - 1, number, True)
@@ -72,6 +76,8 @@ def releases(vault: VaultReader) -> list[Release]:
     ]
     for name, kind, index, source, notes in _all(vault):
         why, count = _judged(notes, spent)
+        if why == _PLAIN and by_clients and not source:
+            why = "clients trained it, and what of their records it tells is in their own ledgers"
         if not why and unbounded is not None and count > unbounded:
             why = "people's records were used as they are before it was made"
         found.append(Release(name, kind, index, count, not why, why, source))
@@ -109,7 +115,7 @@ def _judged(notes: Mapping[str, Any], spent: Spent) -> tuple[str, int]:
     if str(notes.get("recipe", "")).startswith("adopted"):
         return "it was adopted: how it was trained is in no ledger", 0
     if not isinstance(mark, Mapping):
-        return "it was made from people's records as they are: private mode was off", 0
+        return _PLAIN, 0
     count, head = mark.get("spent"), mark.get("head")
     if type(count) is not int or count < 1:
         return "nothing was charged for it", 0

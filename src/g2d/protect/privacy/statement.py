@@ -24,6 +24,7 @@ from g2d.protect.privacy.accounting import (
 from g2d.protect.privacy.ledger import spendings_of
 from g2d.protect.privacy.releases import Release, of_public, releases
 from g2d.settings import Settings
+from g2d.vault.federated import is_federated
 from g2d.vault.keys import VerifyKey
 from g2d.vault.reading import VaultReader
 from g2d.vault.spendings import read
@@ -77,7 +78,8 @@ class Guarantee:
     Attributes:
         epsilon: of everything released, at `delta`, for one `unit`; infinite where anything is not
             covered. naive: the same by adding single epsilons. enabled: whether private mode is on.
-        public_forks: members that learned public data and a release's answers alone.
+        public_forks: members that learned public data and a release's answers alone. federated:
+            whether clients trained it.
         lines, signed, torn: of the ledger. unsigned: lines that no given key has signed.
     """
 
@@ -96,6 +98,7 @@ class Guarantee:
     torn: bool
     unsigned: tuple[int, ...] = ()
     public_forks: int = 0
+    federated: bool = False
     not_covered: tuple[str, ...] = NOT_COVERED
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +117,13 @@ class Guarantee:
     def plain(self) -> Iterator[tuple[str, str]]:
         """What it means, in words: a name and a line each."""
         unit = "input, with all records of it" if self.unit == "record" else f"value of {self.unit}"
-        if not self.lines and not self.enabled:
+        if not self.lines and self.federated:
+            yield (
+                "guarantee",
+                "none that this vault knows of: clients trained it, and whoever of them trains"
+                " privately has a ledger of its own (`g2d privacy KIT/ledger`)",
+            )
+        elif not self.lines and not self.enabled:
             yield "guarantee", "none: [privacy] is off, people's records were used as they are"
         elif math.isinf(self.epsilon):
             yield (
@@ -203,7 +212,7 @@ def state(vault: VaultReader, settings: Settings, key: VerifyKey | None = None) 
         tuple((one, _looked_up(one, known)) for one in made), len(spent.lines),
         sum(bool(line.signature) for line in spent.lines), spent.torn,
         tuple(line.number for line in spent.lines if key and not line.signed_by(key)),
-        of_public(vault),
+        of_public(vault), is_federated(vault),
     )  # fmt: skip
 
 

@@ -4,5 +4,6 @@ How messages travel does not live here: everything takes bytes and gives bytes. 
 clients send is in `attacks.byzantine`; what becomes of what was trained is in `defence.federating`.
 """
 
-FEDERATED = "federated"
-"""What is noted with what clients have trained, and in the manifests of what is made of it."""
+from g2d.vault.federated import FEDERATED
+
+__all__ = ["FEDERATED"]

@@ -11,7 +11,6 @@ from g2d.core.types import State
 from g2d.defence.candidates import Judge
 from g2d.defence.federating import begin_at
 from g2d.defence.gates import GateResult
-from g2d.defence.populating import is_federated
 from g2d.errors import G2DError, PopulationError
 from g2d.generator import Generator
 from g2d.redteam.context import AttackContext, Case, RunSpec
@@ -28,6 +27,7 @@ from g2d.settings import Settings
 from g2d.tasks.inference import load_model
 from g2d.tasks.task import Task
 from g2d.training.federated.simulate import Hostile, Simulation
+from g2d.vault.federated import is_federated
 from g2d.vault.vault import Vault
 
 CASE = "federated"
