@@ -29,6 +29,7 @@ def test_planting_makes_a_vault_that_says_what_it_is(tmp_path):
     told = words(succeed(*plant, "--task", "digits", "--guesses", 20).stdout)
     assert "50 mislabelled, each planted or not by a coin of its own" in told
     assert "20 guesses can certify no more than" in told
+    assert "claim none, as [privacy] enabled is false" in told  # nothing else says it before
     assert "Next: g2d population" in told
     assert key.stat().st_mode & 0o077 == 0
     assert "50 planted canaries" in words(succeed("show", vault).stdout)

@@ -81,10 +81,12 @@ def plant(
     made = guesses or max(1, canaries // 5)
     with defence:
         plant_canaries(defence, key, canaries, made, kind, custodian=made_custodian(custodian))
-        delta = defence.settings.privacy.delta
+        private = defence.settings.privacy
     print_line(f"canaries     {canaries} {kind}, each planted or not by a coin of its own")
     print_line(f"key          {key} (mode 600): it alone says which; keep it from who trains")
-    _print_power(canaries, made, delta, 0.05)
+    _print_power(canaries, made, private.delta, 0.05)
+    if not private.enabled:
+        print_line("claim        none, as [privacy] enabled is false: nothing can be refuted")
     print_line("This vault is for an audit: it is not served, and its manifests say so.")
     print_line(f"Next: g2d population {vault}{task_path_again(task_path)}")
 

@@ -247,6 +247,7 @@ def _confidences(
         phi = logit_confidence(predict(model, planting.canaries.x), planting.canaries.y)
         kind = "trained" if release.kind in _TRAINED else release.kind
         found.setdefault(kind, []).append(phi.numpy())
+    progress("auditing", len(known), len(known))
     for kind, each in found.items():
         yield kind, np.stack(each)
 
@@ -282,6 +283,7 @@ def _reference(
         model = load_model(task, unpack(run_job(job).weights))
         phi = logit_confidence(predict(model, planting.canaries.x), planting.canaries.y)
         found.append(phi.numpy())
+    progress("references", count, count)
     return np.mean(found, axis=0)
 
 

@@ -64,7 +64,7 @@ class Shield:
             raise PrivacyError(
                 "[privacy] public names no folder: guidance, attack pools, the autoencoder and the"
                 " gates read data, and in private mode they may only read public ones. Name a"
-                f" folder of at least {2 * ENOUGH} labelled records that may be known to anybody"
+                f" folder of some {2 * ENOUGH} labelled records or more that anybody may know"
             )
         try:
             public = read_labelled(Path(self.public), task)
