@@ -241,8 +241,7 @@ def flags() -> ArgumentParser:
     found.add_argument("--data", type=Path)
     found.add_argument("--seeds", type=int, nargs="+", default=[0])
     found.add_argument("--clients", type=int, default=20)
-    # Of records that differ by client, one network of malicious ones alone is no good network, so
-    # that the mean that it replaces is refused as a base: the even split is the backdoor's best.
+    # Where records differ by client, a backdoor costs a plain mean more of its accuracy.
     found.add_argument("--alpha", type=float, default=0.0)
     found.add_argument("--rounds", type=int, default=100)
     found.add_argument("--early-rounds", type=int, default=80, help="0: members fork off the base")

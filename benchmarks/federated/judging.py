@@ -38,6 +38,11 @@ class _Judge:
         each = [over_seeds(self.results, (*cell, a, rule), split) for a in self.given.attacks]
         return min(map(statistics.mean, each)) if each and all(each) else None
 
+    def least(self, cell: Cell, rule: str) -> float:
+        """What the worst attack leaves on the worst seed."""
+        each = [over_seeds(self.results, (*cell, attack, rule)) for attack in self.given.attacks]
+        return min(map(min, each))
+
     def best(self, cell: Cell) -> tuple[str, float, str] | None:
         """The rule that is put to the target, what it reached, and how it was chosen."""
         before = {result.get("chosen", {}).get(key_of(cell)) for result in self.results}
@@ -61,6 +66,9 @@ class _Judge:
         rule, reached, how = found
         control = statistics.mean(beside)
         text = f"{100 * reached:.1f} % ({rule}), {100 * (reached - control):+.1f} points to {name}"
+        text += (
+            f"; worst seed {100 * self.least(cell, rule):.1f} %" if len(self.results) > 1 else ""
+        )
         default = self.worst(cell, DEFAULT)
         if default is not None and rule != DEFAULT:
             away = f"{100 * (default - control):+.1f}"

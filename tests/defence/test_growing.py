@@ -18,8 +18,8 @@ from g2d.defence.staging import Staging
 from g2d.errors import PopulationError, PrivacyError, SealingError, SettingsError, VaultError
 from g2d.protect import sealing
 from g2d.settings import Settings
-from g2d.training.federated import FEDERATED
 from g2d.vault.basins import GROWING, GROWN, GROWN_MEMBER, stock_of
+from g2d.vault.federated import FEDERATED
 from g2d.vault.sealing import changing
 from g2d.vault.sealing.envelope import is_sealed
 from g2d.vault.vault import Entry, Vault
@@ -56,6 +56,15 @@ def path(soups, tmp_path):
 def entries_of(vault):
     kinds = ("base", "early", "member", "generator")
     return {(e.kind, e.index): e.files for kind in kinds for e in vault.entries(kind)}
+
+
+def test_basins_take_turns_however_few_generations_guidance_remembers(path):
+    """With memory = 1 and by what is remembered alone, one of two would have rested for ever."""
+    with g2d.Defence.open(path) as defence:
+        vault, settings = defence.vault, defence.settings
+        last = stock_of(vault).exposed
+        assert begin_in(vault, settings) == (min(last, key=last.__getitem__),)
+        assert begin_in(vault, settings.override(guidance__resting=False)) == ()
 
 
 def interrupt(monkeypatch):

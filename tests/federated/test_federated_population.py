@@ -17,13 +17,13 @@ from g2d.protect import sealing
 from g2d.settings import Settings, build
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.splits import Split
-from g2d.training.federated import FEDERATED
 from g2d.training.federated.answers import ANSWERS, AnswerFile
 from g2d.training.federated.messages import ANSWER, decode
 from g2d.training.federated.networks import Networks, check_plan
 from g2d.training.federated.server import Server
 from g2d.training.federated.simulate import Hostile
 from g2d.training.federated.stages import Asked
+from g2d.vault.federated import FEDERATED
 from g2d.vault.sealing import changing
 from g2d.vault.vault import Vault
 from tiny_tables import TINY

@@ -8,7 +8,7 @@ from federated_processes import settings
 from g2d.redteam.context import AttackContext, Case, Chain, RunSpec
 from g2d.redteam.threats.poisoning import federated
 from g2d.redteam.threats.poisoning import threat as poisoning
-from g2d.training.federated import FEDERATED
+from g2d.vault.federated import FEDERATED
 from g2d.vault.vault import Vault
 
 pytest.importorskip("art")

@@ -5,11 +5,10 @@ Thin, like `main`, and as lazy. What they say to each other is in `training.fede
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -230,27 +229,25 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
     Of two connections of one name only one is heard, and a round waits for the other's answer.
 
     Raises:
-        G2DError: another process holds it.
+        G2DError: another process holds it, or nobody can.
     """
-    from g2d.core.platforms import FileLock, open_flags
+    from g2d.core.platforms import held
 
     path = folder / f"{name}.lock"
-    flags = os.O_RDWR | os.O_CREAT | open_flags("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")
-    handle = os.open(path, flags, 0o600)
-    try:
+    with ExitStack() as stack:
         try:
-            lock = FileLock(handle, path)
+            stack.enter_context(held(path))
         except BlockingIOError as error:
             raise G2DError(
                 f"another process takes part as {name} and holds {path}: end it first, for two of"
                 " one kit keep each other from the server"
             ) from error
-        try:
-            yield
-        finally:
-            lock.close()
-    finally:
-        os.close(handle)
+        except OSError as error:
+            raise G2DError(
+                f"{path} cannot be held ({error.strerror or error}): let this user write to the"
+                " folder, or name another with --state"
+            ) from error
+        yield
 
 
 def _say_what_is_guaranteed(client: Client) -> None:

@@ -14,6 +14,9 @@ import select
 import sqlite3
 import stat
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import IO
@@ -183,6 +186,36 @@ class FileLock:
         """Give up what is not given up with the file's descriptor."""
         if self._database is not None:
             self._database.close()
+
+
+@contextmanager
+def held(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock file of its own (mode 600), made where it is missing; it stays there.
+
+    Args:
+        patience: seconds to wait for somebody else who holds it.
+
+    Raises:
+        BlockingIOError: somebody else still holds it.
+        OSError: it cannot be made, or is a link.
+    """
+    flags = os.O_RDWR | os.O_CREAT | open_flags("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")
+    descriptor, until = os.open(path, flags, 0o600), time.monotonic() + patience
+    try:
+        lock: FileLock | None = None
+        while lock is None:
+            try:
+                lock = FileLock(descriptor, path)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.005)
+        try:
+            yield
+        finally:
+            lock.close()
+    finally:
+        os.close(descriptor)
 
 
 class Lines:

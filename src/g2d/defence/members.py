@@ -67,11 +67,13 @@ def identity_of(entries: list[Entry], settings: Settings, retired: Collection[in
 
 
 def begin_in(vault: Vault, settings: Settings) -> tuple[int, ...]:
-    """The basins that the next candidate is to begin in: those that nobody has seen; (): in any.
+    """The basins that the next candidate is to begin in: those that nobody has seen, then the one
+    that was seen longest ago; (): in any.
 
-    The ledger says which these are, however far back guidance remembers.
+    Manifests say which these are, however far back guidance remembers: by its memory alone more
+    basins than that would not take turns, and some would never be used again.
     """
-    return stock_of(vault).unseen if settings.guidance.resting else ()
+    return stock_of(vault).rested if settings.guidance.resting else ()
 
 
 class Readable(Protocol):

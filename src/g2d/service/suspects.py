@@ -13,14 +13,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from g2d.core.files import read_plain, replace_file
-from g2d.core.platforms import FileLock, open_flags, private_state
+from g2d.core.platforms import held, private_state
 from g2d.errors import DAMAGE, VaultError
 from g2d.rotation.triggers import AlarmBudget
 from g2d.rotation.window import Keeper, Window
@@ -273,35 +273,13 @@ class Suspects(Keeper):
             OSError: it cannot be written, or another service holds the lock for too long.
         """
         private_state(self._file.parent.name)
-        with self._locked():
+        with held(self._file.with_suffix(".suspects.lock"), _WAIT):  # of all services of it
             ours = self._stamped() == self._stamp
             other = None if ours else self._found()
             whole = known if other is None else known.merged(self.kept, other)
             replace_file(self._file, whole.written(), self._file.with_suffix(".suspects.new"))
             if other is None:
                 self._stamp, self.kept = self._stamped(), known
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock of all services of this vault."""
-        path, until = self._file.with_suffix(".suspects.lock"), time.monotonic() + _WAIT
-        flags = os.O_RDWR | os.O_CREAT | open_flags("O_NOFOLLOW", "O_CLOEXEC")
-        descriptor = os.open(path, flags, 0o600)
-        try:
-            lock: FileLock | None = None
-            while lock is None:
-                try:
-                    lock = FileLock(descriptor, path)
-                except BlockingIOError:
-                    if time.monotonic() >= until:
-                        raise
-                    time.sleep(0.01)
-            try:
-                yield
-            finally:
-                lock.close()
-        finally:
-            os.close(descriptor)
 
     def _stamped(self) -> tuple[int, ...]:
         """What changes when the file does; (): there is none."""

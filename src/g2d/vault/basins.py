@@ -64,6 +64,13 @@ class Stock:
         """The basins that nobody has seen, oldest first."""
         return tuple(b for b in self.basins if b not in self.exposed and b not in self.retired)
 
+    @property
+    def rested(self) -> tuple[int, ...]:
+        """Those that nobody has seen; if there are none, the one seen longest ago; (): any."""
+        if self.unseen or not self.exposed:
+            return self.unseen
+        return (min(self.exposed, key=lambda basin: (self.exposed[basin], basin)),)
+
     def outlived(self, keep: int) -> frozenset[int]:
         """What is retired, and all but the newest `keep` basins that were seen; 0: no more."""
         seen = [b for b in self.basins if b in self.exposed and b not in self.retired]

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from g2d.core.files import read_plain, replace_file
 from g2d.core.folders import PRIVATE
-from g2d.core.platforms import FileLock, open_flags, others_may_read, state_folder
+from g2d.core.platforms import held, others_may_read, state_folder
 from g2d.errors import VaultError
 
 __all__ = ["FileMark", "HighWaterMark", "Mark", "SteadyClock"]
@@ -185,7 +185,7 @@ class FileMark:
             for folder in (self.state, self.file.parent, self.state / "vaults"):
                 folder.mkdir(PRIVATE, exist_ok=True)
             self._check_private()
-            with _locked(self.file.with_suffix(".lock")):
+            with held(self.file.with_suffix(".lock"), _PATIENCE):
                 yield
 
     def _check_private(self) -> None:
@@ -231,27 +231,6 @@ def _parsed(data: bytes) -> Mark:
     if not whole or not texts or type(mark.time) is not float or not math.isfinite(mark.time):
         raise ValueError("its values are not a mark's")
     return mark
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    flags = os.O_RDWR | os.O_CREAT | open_flags("O_CLOEXEC", "O_NOFOLLOW")
-    handle, until = os.open(path, flags, 0o600), time.monotonic() + _PATIENCE
-    try:
-        while True:
-            try:
-                lock = FileLock(handle, path)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.005)
-        try:
-            yield
-        finally:
-            lock.close()
-    finally:
-        os.close(handle)
 
 
 @contextmanager

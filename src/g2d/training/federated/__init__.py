@@ -3,7 +3,3 @@
 How messages travel does not live here: everything takes bytes and gives bytes. What malicious
 clients send is in `attacks.byzantine`; what becomes of what was trained is in `defence.federating`.
 """
-
-from g2d.vault.federated import FEDERATED
-
-__all__ = ["FEDERATED"]
