@@ -11,13 +11,14 @@ from commands import fail, succeed
 from g2d.attacks.byzantine import ATTACKS, Byzantine, flipped
 from g2d.core.engine import SerialEngine
 from g2d.core.types import silent, unsaid
-from g2d.defence.federating import _Federation, check_settings, federate, simulation, train_base
+from g2d.defence.federating import _Federation, check_settings, federate, simulation
 from g2d.errors import PopulationError, SealingError, SettingsError, TaskError, VaultError
 from g2d.protect import sealing
 from g2d.settings import Settings, build
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.splits import Split
 from g2d.training.federated.answers import ANSWERS, AnswerFile
+from g2d.training.federated.bases import train_base
 from g2d.training.federated.messages import ANSWER, decode
 from g2d.training.federated.networks import Networks, check_plan
 from g2d.training.federated.server import Server
@@ -222,6 +223,16 @@ def test_a_base_below_the_servers_own_is_not_kept(digits, tmp_path):
         with pytest.raises(PopulationError, match="the clients add nothing"):
             federate(defence.task, defence.vault, bad, hostile, lambda *_: None, [].append)
         assert defence.vault.entry("base") is None
+
+
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [(0, "root = 0: the base is held against nothing"), (10**6, "root asks for 1000000 records")],
+)
+def test_a_control_that_is_missing_or_smaller_than_asked_for_is_said(digits, root, words):
+    said = []
+    base_of(digits, settings(rounds=1, local_steps=1, root=root), said=said)
+    assert any(words in line for line in said)
 
 
 @pytest.mark.parametrize(

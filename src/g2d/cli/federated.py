@@ -95,8 +95,9 @@ def simulate(
 
 def _base_alone(settings: Settings, attack: str, malicious: int | None) -> None:
     """Train a base, keep nothing, and print what it is worth."""
-    from g2d.defence.federating import check_settings, simulation, train_base
+    from g2d.defence.federating import check_settings, simulation
     from g2d.tasks.source import by_name, resolve
+    from g2d.training.federated.bases import train_base
 
     task = resolve(by_name(settings.task))
     check_settings(task, settings)

@@ -30,30 +30,16 @@ from g2d.settings import Settings
 from g2d.tasks.inference import accuracy, load_model
 from g2d.tasks.task import Task
 from g2d.training.federated.aggregation import Aggregation
+from g2d.training.federated.bases import train_base
 from g2d.training.federated.private import check_private
 from g2d.training.federated.server import Server
 from g2d.training.federated.side import ServerSide
-from g2d.training.federated.simulate import Hostile, Simulation, trained_alone
+from g2d.training.federated.simulate import Hostile, Simulation
 from g2d.training.population import fingerprint, fork_start, source_entries, wave_of
 from g2d.training.recipes import check
 from g2d.vault.federated import FEDERATED, is_federated
 from g2d.vault.vault import Entry, Vault
 from g2d.weights.checkpoints import pack, unpack
-
-
-@dataclass(frozen=True, eq=False)
-class FederatedBase:
-    """A base that clients have trained.
-
-    Attributes:
-        accuracy: share of the gate split. alone: that of a network of the server's own records;
-            None: it has none. server: whose last round this is.
-    """
-
-    state: dict[str, Tensor]
-    accuracy: float
-    alone: float | None
-    server: Server
 
 
 def check_settings(task: Task, settings: Settings, own: bool = True) -> None:
@@ -106,23 +92,6 @@ def check_settings(task: Task, settings: Settings, own: bool = True) -> None:
             "[federated] early_rounds = 0 makes the base the start of all "
             f"{s.population.basins} basins; set basins = 1, or give early checkpoints rounds"
         )
-
-
-def train_base(sim: ServerSide, progress: Progress) -> FederatedBase:
-    """Train a base with all clients, and beside it the control of the server's records alone."""
-    s, task = sim.settings, sim.task
-    start = sim.networks.vector(sim.like)
-    server = sim.train("base-0", start, s.federated.rounds, progress=progress)
-    state = sim.networks.state(server.vector, sim.like)
-    alone = None
-    if len(sim.root):
-        steps = s.federated.rounds * s.federated.local_steps
-        try:
-            own = trained_alone(task, sim.root, s, steps, seed_of(s.population.seed, "alone"))
-            alone = accuracy(load_model(task, own), task.splits.gate)
-        except PopulationError as error:
-            sim.say(f"the base is not held against the server's records alone: {error}")
-    return FederatedBase(state, accuracy(load_model(task, state), task.splits.gate), alone, server)
 
 
 def simulation(

@@ -27,12 +27,12 @@ class FederatedSettings(Checked):
         0.0, 1e6, 2.0, "norms above so many median norms are scaled down; 0: none", since="0.2"
     )
     root: int = within(0, 10**7, 200, "records of the server's own for checks", since="0.2")
-    rounds: int = within(1, 10**6, 60, "rounds of the base", since="0.2")
+    rounds: int = within(1, 10**6, 100, "rounds of the base", since="0.2")
     early_rounds: int = within(
-        0, 10**6, 40, "rounds of a basin's early checkpoint; attacks are learned in the last half",
+        0, 10**6, 80, "rounds of a basin's early checkpoint; attacks are learned in the last half",
         since="0.2",
     )  # fmt: skip
-    fork_rounds: int = within(1, 10**6, 10, "rounds of a member", since="0.2")
+    fork_rounds: int = within(1, 10**6, 30, "rounds of a member", since="0.2")
     local_steps: int = within(1, 10**6, 10, "optimiser steps of a client in a round", since="0.2")
     local_rate: float = within(1e-8, 100.0, 0.2, "SGD's rate at first; it falls", since="0.2")
     fork_rate: float = within(

@@ -133,8 +133,8 @@ class ServerSide(ABC):
         return self.make_client(ROOT, self.root)
 
 
-def check_trained(server: Server) -> None:
-    """Refuse a stage of which no round was aggregated.
+def check_trained(server: Server, advice: str = "Ask more clients, or lower f") -> None:
+    """Refuse a stage of which no round was aggregated; the error ends with what to do.
 
     Raises:
         PopulationError: there is nothing but its start.
@@ -142,5 +142,5 @@ def check_trained(server: Server) -> None:
     if all(closed.skipped for closed in server.closed):
         raise PopulationError(
             f"{server.asked.stage}: not one of {server.asked.rounds} rounds was aggregated, because"
-            f" {server.closed[-1].skipped}. Ask more clients, or lower f"
+            f" {server.closed[-1].skipped}. {advice}"
         )

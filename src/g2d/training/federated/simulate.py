@@ -119,8 +119,18 @@ class Simulation(ServerSide):
             progress(stage, server.number, rounds)
             self._round(server, {name: turn[server.number] for name, turn in turns.items()})
         progress(stage, rounds, rounds)
+        if self._stopped:
+            check_trained(server, self._budget_advice)
         check_trained(server)
         return server
+
+    @property
+    def _budget_advice(self) -> str:
+        stopped = f"{len(self._stopped)} of {len(self.identities)} clients"
+        return (
+            f"{stopped} have used up their privacy budget: begin a new vault with fewer rounds, "
+            "members or basins, more [privacy] noise, or a larger epsilon"
+        )
 
     # --- a round ---------------------------------------------------------------------------------
 
