@@ -6,10 +6,10 @@
     python -m benchmarks.federated.aggregation --rounds 2 --attacks sign-flip --rules mean  # a try
 
 A base is trained for each row, by the product's own messages. Every attack knows the rule and all
-honest updates. `mean` is averaging without any defence (no clipping, no mixing); all others clip
-norms and mix nearest neighbours first. Controls: the server's own records alone, the mean of
-clients that train alone, and averaging without malicious clients. Accuracy is of the test split; a
-backdoor also has its success there. Kept row by row in
+honest updates. `mean` is averaging without any defence (no clipping, no mixing, no balanced loss);
+of all others clients balance their loss, norms are clipped and nearest neighbours mixed first.
+Controls: the server's own records alone, the mean of clients that train alone, and averaging
+without malicious clients. Accuracy is of the test split; a backdoor also has its success there. Kept row by row in
 benchmarks/results/federated-TASK-seedN.json: an interrupted run goes on, and one with other splits,
 f, attacks or rules adds to it. `--decide` chooses a rule for each target on a seed of its own first
 (federated-choice-TASK.json), then measures that rule and the default alone (`deciding`).
@@ -60,6 +60,7 @@ from g2d.core.seeds import seed_of
 from g2d.core.types import State
 from g2d.errors import PopulationError, SettingsError
 from g2d.settings import TaskSettings, build
+from g2d.settings.federated import FederatedSettings
 from g2d.tasks.inference import accuracy, load_model, predict
 from g2d.tasks.source import by_name, resolve
 from g2d.tasks.task import Task
@@ -77,6 +78,7 @@ def settings_of(given: Namespace, seed: int, alpha: float, f: int, rule: str) ->
         "clients": given.clients, "rule": rule, "alpha": alpha, "rounds": given.rounds,
         "local_steps": given.local_steps, "local_rate": given.local_rate, "root": given.root,
         "f": 0 if plain else f, "mix": not plain, "clip": 0.0 if plain else 2.0,
+        "balance": not plain,
     }  # fmt: skip
     tables = {"population": {"seed": seed, "batch": given.batch}, "federated": federated}
     return build(Settings, tables, "benchmark")
@@ -277,7 +279,7 @@ def flags() -> ArgumentParser:
     found.add_argument("--data", type=Path)
     found.add_argument("--seeds", type=int, nargs="+", default=[0])
     found.add_argument("--clients", type=int, default=20)
-    found.add_argument("--rounds", type=int, default=60)
+    found.add_argument("--rounds", type=int, default=FederatedSettings().rounds)
     found.add_argument("--local-steps", type=int, default=10)
     found.add_argument("--local-rate", type=float, default=0.2)
     found.add_argument("--batch", type=int, default=32)

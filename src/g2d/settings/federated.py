@@ -26,6 +26,10 @@ class FederatedSettings(Checked):
     clip: float = within(
         0.0, 1e6, 2.0, "norms above so many median norms are scaled down; 0: none", since="0.2"
     )
+    balance: bool = free(
+        True, "clients' loss leaves out what their own label frequencies explain; not of private"
+        " ones", since="0.2",
+    )  # fmt: skip
     root: int = within(0, 10**7, 200, "records of the server's own for checks", since="0.2")
     rounds: int = within(1, 10**6, 100, "rounds of the base", since="0.2")
     early_rounds: int = within(

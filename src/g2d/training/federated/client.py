@@ -29,6 +29,7 @@ from g2d.tasks.inference import load_model
 from g2d.tasks.placing import on_cpu
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
+from g2d.training.federated.balance import balanced
 from g2d.training.federated.ledgers import ClientLedger
 from g2d.training.federated.messages import (
     ANSWER,
@@ -101,6 +102,9 @@ class Client:
         if ledger is not None:  # gradients of single records, and their noise, are the CPU's
             task, records = on_cpu(task), records_of(records, ledger.identity, settings)
         self.identity, self.task, self.records, self.settings = identity, task, records, settings
+        # How often a label is there is private, too, where records have a ledger.
+        balance = settings.federated.balance and ledger is None and len(records) > 0
+        self._learned = balanced(task, records) if balance else task
         self.networks, self.like, self.file = networks, like, file
         self._pools: dict[str, Split] = {}
         self._released: dict[str, nn.Module] = {}
@@ -204,8 +208,8 @@ class Client:
         model.load_state_dict(self.networks.state(asked.vector, self.like))
         pools = [self._pools[name] for name in plan["repelled"] if name in self._pools]
         training = HardenedTraining(
-            self.task, replace(s.harden, checks=0, patience=0, ramp=0.0),
-            Batches(self.task, self.records, plan["batch"], source), plan["steps"],
+            self._learned, replace(s.harden, checks=0, patience=0, ramp=0.0),
+            Batches(self._learned, self.records, plan["batch"], source), plan["steps"],
             seed=seed, begun=True, extra=self._extra(pools), pools=pools,
             private=self._private(asked.stage, plan["repelled"]),
         )  # fmt: skip
