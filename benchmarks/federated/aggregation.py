@@ -9,10 +9,11 @@ A base is trained for each row, by the product's own messages. Every attack know
 honest updates. `mean` is averaging without any defence (no clipping, no mixing, no balanced loss);
 of all others clients balance their loss, norms are clipped and nearest neighbours mixed first.
 Controls: the server's own records alone, the mean of clients that train alone, and averaging
-without malicious clients. Accuracy is of the test split; a backdoor also has its success there. Kept row by row in
-benchmarks/results/federated-TASK-seedN.json: an interrupted run goes on, and one with other splits,
-f, attacks or rules adds to it. `--decide` chooses a rule for each target on a seed of its own first
-(federated-choice-TASK.json), then measures that rule and the default alone (`deciding`).
+without malicious clients. Accuracy is of the test split; a backdoor also has its success there.
+Kept row by row in benchmarks/results/federated-TASK-seedN.json: an interrupted run goes on, and one
+with other splits, f, attacks or rules adds to it. `--decide` chooses a rule for each
+target on a seed of its own first (federated-choice-TASK.json), then measures that rule and the
+default alone (`deciding`).
 """
 
 from __future__ import annotations
