@@ -92,7 +92,7 @@ class Audits:
             self.record["cases"][case] = found
             self.record["run"] = record(self.given)
             save(self.path, self.record)
-            print(f"seed {self.seed}, {case}: {_line(found)}", flush=True)
+            print(f"seed {self.seed}, {case}: {line_of(found)}", flush=True)
 
     def settings(self, case: str) -> Settings:
         """What a case is trained by; its noise is what keeps the claim within --epsilon."""
@@ -205,7 +205,8 @@ def unmixed(task: Task, planting: Planting, begun: State, own: State, again: Sta
     return found
 
 
-def _line(found: Mapping[str, Any]) -> str:
+def line_of(found: Mapping[str, Any]) -> str:
+    """What came of one case, in a line."""
     told = found["guesses"]
     claim = "none" if found["claim"] is None else f"{found['claim']:.2f}"
     p = "" if found["p"] is None else f", p = {found['p']:.2g}"

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.common.places import RESULTS
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
 from benchmarks.ownership.tables import Table
-from benchmarks.privacy import audit, cost, nslkdd, whole
+from benchmarks.privacy import audit, cost, inside, nslkdd, whole
 
 Result = dict[str, Any]
 
@@ -39,6 +39,7 @@ def _sizes(results: Sequence[Result]) -> str:
 TABLES = {
     "privacy-whole": Table("privacy-whole-mnist-seed*.json", whole.rows, _seeds, _sizes),
     "privacy-audit": Table("privacy-audit-mnist-seed*.json", audit.rows, _seeds, _sizes),
+    "privacy-inside": Table("privacy-inside-mnist-seed*.json", inside.rows, _seeds, _sizes),
     "privacy-nsl-kdd": Table("privacy-nsl-kdd-seed*.json", nslkdd.rows, _seeds, _sizes),
 }
 

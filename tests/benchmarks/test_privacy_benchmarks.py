@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 pytest.importorskip("psutil")
 pytest.importorskip("opacus")
 
-from benchmarks.privacy import audit, faults, nslkdd, tables, whole
+from benchmarks.privacy import audit, faults, inside, nslkdd, tables, whole
 from benchmarks.privacy.data import enlarged, people_and_public
 from benchmarks.privacy.flows import MOST, public_mlp
 from g2d.defence.privacy import charging
@@ -46,7 +47,9 @@ SIZES = {"public": 6000, "way": "held"}
 
 def test_without_json_every_table_says_so(tmp_path):
     made = tables.made(tmp_path)
-    assert set(made) == {"privacy-whole", "privacy-audit", "privacy-nsl-kdd", "privacy-cost"}
+    assert set(made) == {
+        "privacy-whole", "privacy-audit", "privacy-inside", "privacy-nsl-kdd", "privacy-cost"
+    }  # fmt: skip
     assert all("not measured yet" in text for text in made.values())
 
 
@@ -185,3 +188,30 @@ def test_public_records_are_no_ones_else(tmp_path):
     with pytest.raises(SystemExit, match="nobody to train on"):
         people_and_public("digits", "", tmp_path / "all", 5000)
     assert enlarged((1, 28, 28)).x.shape == (1797, 1, 28, 28)
+
+
+def test_who_sees_gradients_guesses_by_noise_and_not_by_what_others_give():
+    """The estimator on numbers of which everything is known: canaries that have much in common."""
+    source = torch.Generator().manual_seed(3)
+    m, size, rate = 60, 3000, 0.9
+    shared = torch.randn(size, generator=source)
+    G = torch.randn(m, size, generator=source) + shared
+    G = G / G.norm(dim=1, keepdim=True)
+    coins = torch.rand(m, generator=source) < 0.5
+    planting = SimpleNamespace(coins=coins, canaries=None)
+    right = {}
+    for noise in (0.1, 30.0):
+        watcher = inside.Inside(
+            None, SimpleNamespace(privacy=None), planting, range(9), 3
+        )  # fmt: skip
+        drawn = torch.rand(m, generator=source) < rate
+        y = (coins & drawn).float() @ G + noise * torch.randn(size, generator=source)
+        watcher._add(rate, G, G * (rate * (1 - rate) / 2) ** 0.5, y - rate / 2 * G.sum(0))
+        right[noise] = int(((torch.from_numpy(watcher.scores()) > 0) == coins).sum())
+    assert right[0.1] > 0.8 * m
+    assert right[30.0] < 0.7 * m
+
+
+def test_gradients_longer_than_the_clip_are_clipped_and_others_are_not():
+    rows = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    assert torch.allclose(inside._clipped(rows), torch.tensor([[0.6, 0.8], [0.3, 0.4]]))
