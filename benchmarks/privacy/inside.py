@@ -249,7 +249,7 @@ def parser() -> ArgumentParser:
     made = ArgumentParser(description=(__doc__ or "").split("\n")[0])
     flags(made)
     made.set_defaults(
-        seeds=[0, 1, 2, 3, 4], light_eps=0.0, public_steps=1000, steps=4, batch=1900, members=12
+        seeds=[0, 1, 2, 3, 4], light_eps=0.0, public_steps=1000, steps=2, batch=1900, members=24
     )
     made.add_argument("--people", type=int, default=2000, help="records, canaries among them")
     made.add_argument("--clip", type=float, default=0.1, help="[privacy] clip")
