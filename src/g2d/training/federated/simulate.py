@@ -6,6 +6,7 @@ processes does, calls the same `Server` and `Client`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from g2d.core.seeds import seed_of
 from g2d.core.types import Array, Progress, silent
 from g2d.errors import PopulationError, PrivacyError, SettingsError
 from g2d.settings import Settings
-from g2d.tasks.inference import accuracy, load_model
+from g2d.tasks.inference import accuracy, load_model, predict
 from g2d.tasks.splits import Split
 from g2d.tasks.task import Task
 from g2d.training.federated.aggregation import Around
@@ -243,8 +244,8 @@ def trained_alone(
     """The control: a network of one owner's records alone, by as many steps as the rounds have.
 
     A rate that averaging over clients bears can be too high for one owner: of lower ones, too, that
-    is taken by which four fifths of the records teach most of the rest, so that the control is no
-    straw man; then all of them are learned.
+    is taken by which four fifths of the records teach most of the rest (the least loss, where some
+    teach as much), so that the control is no straw man; then all of them are learned.
 
     Raises:
         PopulationError: training diverged at every rate, or there are no records.
@@ -254,13 +255,13 @@ def trained_alone(
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed))
     held = len(records) // 5
     rest, own = records.take(order[:held]), records.take(order[held:])
-    rated: dict[float, float] = {}
+    rated: dict[float, tuple[float, float]] = {}
     for part in _ALONE_RATES:
         with suppress(PopulationError):
             model = _alone(task, own, settings, steps, seed, part)
-            rated[part] = accuracy(model.eval(), rest if held else own)
+            rated[part] = _wrong(task, model.eval(), rest if held else own)
     failed: PopulationError | None = None
-    for part in sorted(rated, key=rated.__getitem__, reverse=True):
+    for part in sorted(rated, key=rated.__getitem__):
         try:
             model = _alone(task, records, settings, steps, seed, part).eval()
         except PopulationError as error:  # what a few records bore, all may not
@@ -271,6 +272,12 @@ def trained_alone(
         "training on the server's own records alone diverged at every rate: lower [federated]"
         " local_rate"
     )
+
+
+def _wrong(task: Task, model: torch.nn.Module, split: Split) -> tuple[float, float]:
+    """The share that a network is wrong on, and its loss: of few records the share often ties."""
+    loss = float(task.loss_of(predict(model, split.x), split.y))
+    return 1.0 - accuracy(model, split), loss if math.isfinite(loss) else math.inf
 
 
 def _alone(
