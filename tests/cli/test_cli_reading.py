@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from safetensors.torch import load, load_file
 
 import g2d
@@ -88,6 +89,24 @@ def test_show_of_a_vault_without_a_population(tmp_path):
     assert "my_module:my_task" in shown
     assert "0 of 64 members" in shown
     assert shown.count("none yet") == 3
+    assert "private" not in shown
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (
+            "[privacy]\nenabled = true\nepsilon = 2.0",
+            "within epsilon 2 at delta 1e-05 for each record",
+        ),
+        ("[federated]\nprivate = true", "by its clients' own ledgers"),
+    ],
+)
+def test_show_says_that_a_vault_is_private_and_where_to_read_on(tmp_path, table, words):
+    Vault.create(tmp_path / "vault", f"[task]\nname = 'digits'\n{table}\n").close()
+    shown = " ".join(succeed("show", tmp_path / "vault").stdout.split())
+    assert words in shown
+    assert f"g2d privacy {tmp_path / 'vault'}" in shown
 
 
 def test_show_needs_no_write_access(open_path, tiny_vault):

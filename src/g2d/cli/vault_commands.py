@@ -73,6 +73,11 @@ def show(
         if told := about_canaries(opened):
             print_line(f"canaries     it {told}: it is never served")
         print_line(f"task         {task.name}, {budget}" + (f", {task.data}" if task.data else ""))
+        if (p := settings.privacy).enabled:
+            budget = f"epsilon {p.epsilon:g} at delta {p.delta:g} for each {p.unit}"
+            print_line(f"private      within {budget}; what is spent: g2d privacy {vault}")
+        elif settings.federated.private:
+            print_line(f"private      by its clients' own ledgers; see g2d privacy {vault}")
         print_population(opened, settings)
         if (record := opened.sealing.record) is not None:
             kinds = ", ".join(one.kind for one in record.held)
