@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from federated_rounds import FORM, NAMES, answer, header_only, raw, server, vector
 from g2d.errors import FederatedError, G2DError
-from g2d.training.federated.answers import ANSWERS
+from g2d.training.federated.answers import ANSWERS, AnswerFile
 from g2d.training.federated.form import Form
 from g2d.training.federated.messages import ANSWER, MEMBER, Message, decode, encode
 
@@ -48,8 +48,34 @@ def test_answers_to_an_earlier_round_are_written_over_and_never_taken(tmp_path):
     assert server(tmp_path).taken == {}
     assert asked.take(answer(asked, NAMES[3], seed=7), NAMES[3])
     now = (tmp_path / ANSWERS).read_bytes()
-    assert len(now) == len(before)
+    assert len(now) < len(before)
     assert list(server(tmp_path).taken) == [NAMES[3]]  # and none of those behind it
+
+
+def frame_of(folder, number, sender, data):
+    """The bytes of a frame, which whoever knows this code can make."""
+    made = AnswerFile(folder / "frame", 1 << 20)
+    list(made.read(number))
+    made.add(sender, data)
+    found = made.path.read_bytes()
+    made.remove()
+    return found
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_no_answer_hides_anothers_behind_those_of_a_later_round(tmp_path, cut):
+    """A round is skipped, so that its base is known; one answer of the next ends where another,
+    inside what the first one left, begins; and then the server is killed."""
+    forged = frame_of(tmp_path, 1, NAMES[0], b"forged")
+    file = AnswerFile(tmp_path / ANSWERS, 1 << 20)
+    list(file.read(0))
+    file.add(NAMES[4], bytes(100) + forged)
+    if cut:  # the server is killed here, too
+        file = AnswerFile(tmp_path / ANSWERS, 1 << 20)
+    assert list(file.read(1)) == []
+    file.add(NAMES[4], bytes(100 - 32))
+    again = AnswerFile(tmp_path / ANSWERS, 1 << 20)
+    assert list(again.read(1)) == [(NAMES[4], bytes(68))]
 
 
 def test_answers_that_a_full_disk_cut_off_leave_the_others(tmp_path, monkeypatch):

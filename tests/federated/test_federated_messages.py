@@ -177,6 +177,18 @@ def test_a_killed_server_goes_on_to_the_same_bytes(tmp_path):
     assert states[0] == states[1]
 
 
+def test_a_state_of_many_clients_and_a_long_deadline_is_read_again(tmp_path):
+    names = [f"{k:03d}" + "x" * 60 for k in range(300)]
+    settings = FederatedSettings(clients=300, f=0, rule="median", deadline=1000)
+    asked = Asked("base-0", 2000, 8)
+    first = Server(FORM, START, asked, settings, names, tmp_path)
+    first._state.number = 1500
+    first._state.counted = dict.fromkeys(range(500, 1501), names)
+    first._save()
+    assert (tmp_path / STATE).stat().st_size > 1 << 24
+    assert Server(FORM, START, asked, settings, names, tmp_path).number == 1500
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(FederatedError, match="with another start or other settings"):

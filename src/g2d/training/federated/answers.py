@@ -3,7 +3,8 @@
 A file and a rename for each answer took as much of a round's time as all checks of it. A frame is
 the round's number, the sender's name, the answer, and their SHA-256: of what a kill or a power cut
 has left, the frames of the round that is asked count, up to the first one that is not whole; who
-sent the others is asked again. The next round writes over them. Knows no torch.
+sent the others is asked again. Nothing stays behind the last frame: what a client left there could
+look like another's answer. Knows no torch.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class AnswerFile:
     def read(self, number: int) -> Iterator[tuple[str, bytes]]:
         """Begin, or go on with, a round: sender and answer of each whole frame of it.
 
-        What was kept of other rounds is of no use any more, and `add` writes over it.
+        What was kept of other rounds is of no use any more, and `add` cuts it off.
 
         Raises:
             G2DError: the file cannot be read.
@@ -89,6 +90,8 @@ class AnswerFile:
         try:
             if self._file is None:
                 self._file = self._opened()
+            if os.fstat(self._file.fileno()).st_size > self._end:
+                self._file.truncate(self._end)
             self._file.seek(self._end)
             for part in (head, data, _digest(head, data)):
                 left = memoryview(part)

@@ -238,7 +238,7 @@ class Server:
         if not path.exists():
             return
         try:
-            data = read_plain(path, 8 * self.form.size + (1 << 24))
+            data = read_plain(path, self._most_state)
             length = int.from_bytes(data[:8], "little")
             notes = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["g2d"])
             self._of(notes, safetensors.numpy.load(data))
@@ -247,6 +247,12 @@ class Server:
                 f"{path} is damaged ({type(error).__name__}: {error}): remove {self.folder} to"
                 " train this stage anew"
             ) from error
+
+    @property
+    def _most_state(self) -> int:
+        """Bytes of the state, at most: of it, who has counted in each round that may be late."""
+        counted = (self.settings.deadline + 2) * sum(len(name) + 4 for name in self.clients)
+        return 8 * self.form.size + counted + 512 * self.asked.rounds + (1 << 24)
 
     def _of(self, notes: dict[str, Any], tensors: dict[str, Array]) -> None:
         told = (notes["stage"], notes["rounds"], notes["began"], notes["settings"])
