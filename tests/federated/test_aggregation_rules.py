@@ -111,16 +111,27 @@ def test_norms_are_clipped_by_the_median_norm():
 
 @pytest.mark.parametrize("rule", [name for name in RULES if name != "mean"])
 @pytest.mark.parametrize("mix", [False, True])
-def test_a_rule_bears_what_it_says(rule, mix):
+@pytest.mark.parametrize("far", [-1e4, 3e38])
+def test_a_rule_bears_what_it_says(rule, mix, far):
     X = updates(n=15)
     f = 3
     settings = FederatedSettings(clients=15, f=f, rule=rule, mix=mix, clip=0.0, root=1)
     around = Around(f, np.zeros(P, np.float32), np.ones(P, np.float32))
     honest = X[f:].mean(0)
-    X[:f] = -1e4
+    X[:f] = far
     gap = np.linalg.norm(Aggregation.of(settings)(X, around) - honest)
     assert gap < 0.5 * np.linalg.norm(honest), gap
-    assert np.linalg.norm(rules.mean(X) - honest) > 100 * np.linalg.norm(honest)
+    assert np.linalg.norm(X.mean(0, dtype=np.float64) - honest) > 100 * np.linalg.norm(honest)
+
+
+def test_where_most_may_be_malicious_the_median_norm_is_theirs_and_clips_nobody():
+    """FLTrust bears a majority: one of tiny answers would scale the honest ones down to nothing."""
+    X, f = updates(), 7
+    around = Around(f, np.zeros(P, np.float32), np.ones(P, np.float32))
+    X[:f], X[:f, 0] = 0, 1e-45
+    settings = FederatedSettings(clients=N, f=f, rule="fltrust", mix=False, clip=2.0, root=1)
+    found = Aggregation.of(settings)(X, around)
+    assert np.abs(found).max() < 0.9 * np.linalg.norm(found)
 
 
 def test_equal_rows_give_that_row_and_order_does_not_count():

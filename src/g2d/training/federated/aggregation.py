@@ -104,7 +104,8 @@ class Aggregation:
     """How the updates of a round become one; made by `of`, which checks it.
 
     Attributes:
-        clip: norms above so many median norms are scaled down before anything else; 0: none.
+        clip: norms above so many median norms are scaled down before anything else; 0: none, nor
+            where half or more may be malicious, whose the median norm would be.
         mix: nearest-neighbour mixing before the rule.
     """
 
@@ -167,7 +168,7 @@ class Aggregation:
         """
         assert bool(np.isfinite(X).all()), "what is not sound is refused before"
         self.check_count(len(X))
-        if self.clip:
+        if self.clip and 2 * self.f < len(X):
             X = rules.clip_norms(X, self.clip)
         if self.mix and self.f:
             X = rules.mixed(X, self.f)

@@ -71,18 +71,20 @@ def geometric_median(X: Array, tolerance: float = TOLERANCE) -> Array:
     """The point with the least sum of distances to the rows (Pillutla et al. 2022, Weiszfeld).
 
     Ends once a step is shorter than `tolerance` times the median distance, or after `MOST_STEPS`.
-    Distances are at least a billionth of the largest: at a row itself the weight is not infinite.
+    Distances are at least a billionth of the median one: at a row itself the weight is not
+    infinite. (Of the largest, one row of 1e38 made all others weigh alike, and moved the result.)
     """
     wide = _wide(X)
     z = np.median(wide, axis=0)
     for _ in range(MOST_STEPS):
         away = norms(wide - z)
-        if not away.any():
+        middle = float(np.median(away))
+        if not middle:  # half of the rows lie at z: no point has a lesser sum
             break
-        weights = 1.0 / np.maximum(away, 1e-9 * away.max())
+        weights = 1.0 / np.maximum(away, 1e-9 * middle)
         step = np.einsum("i,ij->j", weights / weights.sum(), wide) - z
         z += step
-        if np.sqrt((step * step).sum()) <= tolerance * np.median(away):
+        if np.sqrt((step * step).sum()) <= tolerance * middle:
             break
     return _narrow(z)
 
