@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import select
 import shutil
 import socket
 
@@ -132,6 +133,43 @@ def test_one_certificate_holds_no_more_connections_than_it_needs(kits, start):
     # It takes nothing from here on; gRPC lets it go when its client sends next, within a minute.
     assert oldest.conn.closing
     assert cell.ask(words.NEXT, b"the newest").kind == words.WAIT
+
+
+def test_a_certificate_names_one_end_and_no_more_is_kept_of_it(kits, start, monkeypatch):
+    """NVFlare keeps every name that a certificate gives its ends, and what it says of each."""
+    from nvflare.fuel.f3.endpoint import Endpoint
+    from nvflare.fuel.f3.sfm.constants import Types
+
+    server, where = serve(kits, start, Heard())
+    one = connect(kits["own"] / A, where, start)
+    until_reply(one, words.NEXT, b"here")
+    ends = server._cell.communicator.conn_manager.sfm_endpoints
+    lines = one._cell.communicator.conn_manager
+    monkeypatch.setattr(lines, "update_endpoint", lambda *_: None)  # which would hang up
+    line = next(iter(lines.sfm_conns.values()))
+    line.local_endpoint = Endpoint(f"{A}.1", {"much": "x" * 1000})
+    line.send_handshake(Types.HELLO)
+    tried = server._cell.communicator.conn_manager.sfm_conns
+    wait_for(lambda: len(ends) > 1 or all(one.conn.closing for one in tried.values()), SECONDS)
+    assert list(ends) == [A]
+
+
+def test_strangers_take_no_more_connections_than_leave_files_to_the_server(
+    kits, start, monkeypatch
+):
+    """Each holds a file descriptor, and a server that has none left can keep nothing and ends."""
+    monkeypatch.setattr(cells, "_most_lines", lambda: 10)
+    monkeypatch.setattr(cells, "_HANDSHAKE", 1000 * int(SECONDS))
+    _, where = serve(kits, start, Heard())
+    one = connect(kits["own"] / A, where, start)
+    until_reply(one, words.NEXT, b"here")
+    strangers = [socket.create_connection(("127.0.0.1", int(where[10:]))) for _ in range(30)]
+    try:
+        wait_for(lambda: len(select.select(strangers, [], [], 0)[0]) >= 20, 60.0)
+        assert one.ask(words.NEXT, b"still here").kind == words.WAIT
+    finally:
+        for held in strangers:
+            held.close()
 
 
 def test_what_is_no_request_of_ours_is_dropped_before_it_is_decoded(kits, start, monkeypatch):

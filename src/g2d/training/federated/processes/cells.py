@@ -56,6 +56,7 @@ def _configure(most: int, clients: int) -> None:
         ["grpc.max_receive_message_length", frame], ["grpc.max_send_message_length", frame],
         ["grpc.so_reuseport", 0], ["grpc.server_handshake_timeout_ms", _HANDSHAKE],
         ["grpc.max_concurrent_streams", _LINES],
+        ["grpc.max_allowed_incoming_connections", _most_lines()],
     ]  # fmt: skip
     told = {
         "allow_adhoc_conns": False,
@@ -68,6 +69,27 @@ def _configure(most: int, clients: int) -> None:
         CommConfigurator.reset()
         if CommConfigurator().get_config() != told:
             raise G2DError("NVFlare reads another comm_config.json than ours; is one set for it?")
+
+
+def _most_lines() -> int:
+    """Connections of all together, strangers' too: half of the files that a process may have open.
+
+    A server that has none left can keep nothing, and ends.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows counts handles, of which there are millions
+        return 1 << 16
+    return min(1 << 16, max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+
+
+class _OneEnd:
+    """Lets a certificate name one end, as itself: NVFlare keeps all that it names, and for good."""
+
+    def require_match(self, name: str, certified: str, line: str) -> None:
+        """Refuse an end (`line` says which) of another name than its certificate's."""
+        if name != certified:
+            raise ValueError(f"{line} is {certified!r} by its certificate, and says {name!r}")
 
 
 def _credentials(kit: Kit) -> dict[str, str]:
@@ -100,6 +122,7 @@ class ServerCell:
 
         self._handle, self._busy, self._lock = handle, Counter[str](), threading.Lock()
         self._cell: Any = CoreCell(SERVER, f"grpc://{bind}", True, _credentials(kit))
+        self._cell.communicator.conn_manager.identity_resolver = _OneEnd()
         self._cell.add_incoming_filter("*", "*", self._sieve)
         for topic in TOPICS:
             self._cell.register_request_cb(CHANNEL, topic, self._take)
