@@ -331,3 +331,14 @@ def test_provision_is_a_command(tmp_path):
     assert "g2d federated server" in told
     text = (tmp_path / "kits" / A / "settings.toml").read_text()
     assert "clients = 2" in text
+
+
+@pytest.mark.parametrize(
+    ("files", "most"), [(-1, 1 << 16), (1024, 512), (4, 8), (1 << 30, 1 << 16)]
+)
+def test_connections_are_half_of_the_files_that_may_be_open(monkeypatch, files, most):
+    """No limit at all is -1 on Linux, and was eight connections."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    monkeypatch.setattr(resource, "RLIM_INFINITY", -1)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert cells._most_lines() == most

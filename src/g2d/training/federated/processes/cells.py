@@ -80,7 +80,10 @@ def _most_lines() -> int:
         import resource
     except ImportError:  # Windows counts handles, of which there are millions
         return 1 << 16
-    return min(1 << 16, max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:  # -1 on Linux
+        return 1 << 16
+    return min(1 << 16, max(8, files // 2))
 
 
 class _OneEnd:
