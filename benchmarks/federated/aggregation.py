@@ -13,7 +13,7 @@ without malicious clients. Accuracy is of the test split; a backdoor also has it
 Kept row by row in benchmarks/results/federated-TASK-seedN.json: an interrupted run goes on, and one
 with other splits, f, attacks or rules adds to it. `--decide` chooses a rule for each
 target on a seed of its own first (federated-choice-TASK.json), then measures that rule and the
-default alone (`deciding`).
+default alone (`deciding`). `--no-balance`: the ablation, in files of its own.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def settings_of(given: Namespace, seed: int, alpha: float, f: int, rule: str) ->
         "clients": given.clients, "rule": rule, "alpha": alpha, "rounds": given.rounds,
         "local_steps": given.local_steps, "local_rate": given.local_rate, "root": given.root,
         "f": 0 if plain else f, "mix": not plain, "clip": 0.0 if plain else 2.0,
-        "balance": not plain,
+        "balance": given.balance and not plain,
     }  # fmt: skip
     tables = {"population": {"seed": seed, "batch": given.batch}, "federated": federated}
     return build(Settings, tables, "benchmark")
@@ -285,6 +285,8 @@ def flags() -> ArgumentParser:
     found.add_argument("--local-rate", type=float, default=0.2)
     found.add_argument("--batch", type=int, default=32)
     found.add_argument("--root", type=int, default=200)
+    found.add_argument("--no-balance", dest="balance", action="store_false",
+                       help="clients do not balance their loss: a table of its own")  # fmt: skip
     found.add_argument("--locals", type=int, default=20, help="clients that also train alone")
     found.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
     found.add_argument("--fs", type=int, nargs="+", default=list(FS))
@@ -303,7 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     named: dict[str, Any] = {"name": given.task, "data": str(given.data or "")}
     task = resolve(by_name(TaskSettings(**named)))
-    paths = {s: given.out / f"federated-{given.task}-seed{s}.json" for s in given.seeds}
+    kind = "federated" if given.balance else "federated-unbalanced"
+    paths = {s: given.out / f"{kind}-{given.task}-seed{s}.json" for s in given.seeds}
     choice = None
     if given.decide:
         if CHOSEN_ON in given.seeds:

@@ -60,6 +60,10 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "federated-inversion": ("federated-inversion-mnist-seed*.json", _inversion),
     "federated-scan": ("federated-scan-mnist.json", lambda r: scan.table(r[0]["rows"])),
     "federated-rules": ("federated-mnist-seed*.json", _rules),
+    "federated-unbalanced": (
+        "federated-unbalanced-mnist-seed*.json",
+        lambda results: aggregation.table(results, aggregation.told(results)),
+    ),
     "federated-backdoor": ("federated-backdoor-mnist-seed*.json", _backdoor),
     "federated-stale": ("federated-stale-mnist-seed*.json", _stale),
     "federated-processes": (

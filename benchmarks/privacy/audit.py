@@ -71,13 +71,15 @@ NEEDED = 4  # of 5 seeds: planted faults that are to be refuted
 class Audits:
     """The cases of one seed."""
 
+    name, own = "privacy-audit", OWN
+
     def __init__(self, given: Namespace, seed: int) -> None:
         self.given, self.seed = given, seed
-        self.path = given.out / f"privacy-audit-{given.task}-seed{seed}.json"
+        self.path = given.out / f"{self.name}-{given.task}-seed{seed}.json"
         self.record: Result = {"seed": seed, "cases": {}}
         if self.path.exists():
             self.record = json.loads(self.path.read_text("utf-8"))
-        sizes = {name: getattr(given, name) for name in (*SIZES, *OWN)}
+        sizes = {name: getattr(given, name) for name in (*SIZES, *self.own)}
         hold_to(self.record, sizes, self.path)
         self.people = People.of(given)
 
@@ -92,7 +94,7 @@ class Audits:
             self.record["cases"][case] = found
             self.record["run"] = record(self.given)
             save(self.path, self.record)
-            print(f"seed {self.seed}, {case}: {line_of(found)}", flush=True)
+            print(f"seed {self.seed}, {case}: {_line(found)}", flush=True)
 
     def settings(self, case: str) -> Settings:
         """What a case is trained by; its noise is what keeps the claim within --epsilon."""
@@ -205,8 +207,7 @@ def unmixed(task: Task, planting: Planting, begun: State, own: State, again: Sta
     return found
 
 
-def line_of(found: Mapping[str, Any]) -> str:
-    """What came of one case, in a line."""
+def _line(found: Mapping[str, Any]) -> str:
     told = found["guesses"]
     claim = "none" if found["claim"] is None else f"{found['claim']:.2f}"
     p = "" if found["p"] is None else f", p = {found['p']:.2g}"
@@ -252,6 +253,16 @@ def _rows_of(case: str, cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, s
     return [(f"refuted: {case}", f">= {NEEDED} of 5", f"{refuted} of {len(cases)}; {bounds}")]
 
 
+def audit_flags(made: ArgumentParser) -> None:
+    """What every audit is told."""
+    made.add_argument("--epsilon", type=float, default=1.0, help="what is claimed")
+    made.add_argument("--canaries", type=int, default=1000)
+    made.add_argument("--guesses", type=int, default=200)
+    made.add_argument("--kind", choices=KINDS, default=MISLABELLED)
+    made.add_argument("--alpha", type=float, default=0.05)
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+
+
 def parser() -> ArgumentParser:
     """The flags."""
     made = ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -260,28 +271,28 @@ def parser() -> ArgumentParser:
     # population's generations stand for as many whether old attacks win of them or not.
     made.set_defaults(seeds=[0, 1, 2, 3, 4], light_eps=0.0, accuracy_drop=0.3, class_drop=0.9)
     made.add_argument("--stale-asr", type=float, default=1.0, help="[gates]")
-    made.add_argument("--epsilon", type=float, default=1.0, help="what is claimed")
-    made.add_argument("--canaries", type=int, default=1000)
-    made.add_argument("--guesses", type=int, default=200)
-    made.add_argument("--kind", choices=KINDS, default=MISLABELLED)
+    audit_flags(made)
     made.add_argument("--generations", type=int, default=120, help="of the sound vault")
     made.add_argument("--member-steps", type=int, default=150)
     made.add_argument("--references", type=int, default=2)
-    made.add_argument("--alpha", type=float, default=0.05)
     made.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return made
+
+
+def measure(given: Namespace, kind: type[Audits]) -> list[Result]:
+    """Measure what is missing of all seeds."""
+    torch.set_num_threads(1)
+    results = []
+    for seed in given.seeds:
+        one = kind(given, seed)
+        one.run()
+        results.append(one.record)
+    return results
 
 
 def main() -> None:
     """Measure what is missing, and print the table."""
-    given = parser().parse_args()
-    torch.set_num_threads(1)
-    results = []
-    for seed in given.seeds:
-        one = Audits(given, seed)
-        one.run()
-        results.append(one.record)
+    results = measure(parser().parse_args(), Audits)
     print(markdown(TARGETS, rows(results) or [(NOTHING, NOTHING, NOTHING)]))
 
 

@@ -16,13 +16,10 @@ claimed. Kept case by case in results/privacy-inside-TASK-seedN.json: an interru
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,13 +29,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.command import Result
-from benchmarks.common.places import RESULTS
-from benchmarks.common.results import hold_to, record, save
 from benchmarks.common.tables import NOTHING, TARGETS, markdown
 from benchmarks.privacy import audit
-from benchmarks.privacy.audit import MEMBERS, SEED, line_of
+from benchmarks.privacy.audit import MEMBERS, SEED, Audits, audit_flags, measure
 from benchmarks.privacy.faults import FAULTS, Repeated
-from benchmarks.privacy.vaults import SIZES, People, calibrated, flags, settings_of
+from benchmarks.privacy.vaults import People, calibrated, flags, settings_of
 from g2d import Settings
 from g2d.core.types import Array
 from g2d.defence.privacy import charging
@@ -48,7 +43,7 @@ from g2d.protect.privacy.audit_bounds import guess, judge, lower_bound, power
 from g2d.protect.privacy.audit_curves import gaussian_lower_bound, of_pairs, tail
 from g2d.redteam.privacy_audit import Audit, claim_of
 from g2d.tasks.inference import load_model
-from g2d.tasks.planted import KINDS, MISLABELLED, Planting, draw, plant
+from g2d.tasks.planted import Planting, draw, plant
 from g2d.tasks.splits import Split, Splits
 from g2d.tasks.task import Task
 from g2d.training.jobs import TrainingJob, run_job
@@ -65,8 +60,10 @@ class Inside:
 
     Args:
         task: a private one, whose train split has the planted canaries. people: records that are in
-            it for certain. seed_known: noise is that of `Repeated`, which the auditor makes again.
-        spread: how many of the people stand for the spread of all.
+            it for certain. spread: how many of the people stand for the spread of all.
+
+    Attributes:
+        known: the noise's source, where the auditor can make it again. steps: gradients seen.
     """
 
     def __init__(
@@ -151,17 +148,14 @@ def _clipped(rows: Tensor) -> Tensor:
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1.0)
 
 
-class Trials:
+class Trials(Audits):
     """The cases of one seed."""
 
+    name, own = "privacy-inside", OWN
+
     def __init__(self, given: Namespace, seed: int) -> None:
-        self.given, self.seed = given, seed
-        self.path = given.out / f"privacy-inside-{given.task}-seed{seed}.json"
-        self.record: Result = {"seed": seed, "cases": {}}
-        if self.path.exists():
-            self.record = json.loads(self.path.read_text("utf-8"))
-        hold_to(self.record, {name: getattr(given, name) for name in (*SIZES, *OWN)}, self.path)
-        people = People.of(given)
+        super().__init__(given, seed)
+        people = self.people
         splits = people.task.splits
         few = Splits(
             splits.train.take(torch.arange(given.people)),
@@ -171,21 +165,8 @@ class Trials:
         # Of a shifted record the auditor would have to guess the shift: it is the training's own.
         self.people = People(replace(people.task, splits=few, augment=None), people.public)
 
-    def run(self) -> None:
-        """Measure what is missing."""
-        for case in self.given.cases:
-            if case in self.record["cases"]:
-                continue
-            began = time.process_time()
-            found = self.measured(case).as_json()
-            found["cpu_seconds"] = round(time.process_time() - began, 1)
-            self.record["cases"][case] = found
-            self.record["run"] = record(self.given)
-            save(self.path, self.record)
-            print(f"seed {self.seed}, {case}: {line_of(found)}", flush=True)
-
-    def settings(self) -> Settings:
-        """What all cases train by; its noise is what keeps one base within --epsilon."""
+    def settings(self, case: str = "") -> Settings:
+        """What every case trains by; its noise is what keeps one base within --epsilon."""
         given = self.given
         made = settings_of(self.people, given, self.seed, given.epsilon).override(
             privacy__records=given.people, privacy__clip=given.clip, privacy__rate=given.rate,
@@ -193,7 +174,7 @@ class Trials:
         )  # fmt: skip
         return calibrated(made, given.noise_ratio, _base_alone)
 
-    def measured(self, case: str) -> Audit:
+    def measured(self, case: str) -> Result:
         """Train under the fault, look on, guess."""
         given, s = self.given, self.settings()
         secret = hashlib.sha256(f"g2d inside {self.seed} {case}".encode()).digest()
@@ -214,7 +195,7 @@ class Trials:
                     task, "base", 0, 0, "base", p, None, (), harden=s.harden, privacy=s.privacy
                 )
                 watcher.watched(job)
-        return self._judged(watcher, planting.coins.numpy(), s)
+        return self._judged(watcher, planting.coins.numpy(), s).as_json()
 
     def _judged(self, watcher: Inside, coins: Array, s: Settings) -> Audit:
         given, delta = self.given, s.privacy.delta
@@ -255,25 +236,14 @@ def parser() -> ArgumentParser:
     made.add_argument("--clip", type=float, default=0.1, help="[privacy] clip")
     made.add_argument("--rate", type=float, default=3e-4, help="[privacy] rate")
     made.add_argument("--spread", type=int, default=700, help="people who stand for the spread")
-    made.add_argument("--epsilon", type=float, default=1.0, help="what is claimed")
-    made.add_argument("--canaries", type=int, default=1000)
-    made.add_argument("--guesses", type=int, default=200)
-    made.add_argument("--kind", choices=KINDS, default=MISLABELLED)
-    made.add_argument("--alpha", type=float, default=0.05)
+    audit_flags(made)
     made.add_argument("--cases", nargs="+", choices=list(FAULTS), default=list(FAULTS))
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return made
 
 
 def main() -> None:
     """Measure what is missing, and print the table."""
-    given = parser().parse_args()
-    torch.set_num_threads(1)
-    results = []
-    for seed in given.seeds:
-        one = Trials(given, seed)
-        one.run()
-        results.append(one.record)
+    results = measure(parser().parse_args(), Trials)
     print(markdown(TARGETS, rows(results) or [(NOTHING, NOTHING, NOTHING)]))
 
 
